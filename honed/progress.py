@@ -1,0 +1,116 @@
+"""Progress of long steps: a bar in a terminal or notebook, a line now and then in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO, TypeVar
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def progress(
+    items: Iterable[T], *, desc: str, total: int | None = None, unit: str = "it", stream: TextIO | None = None
+) -> Iterator[T]:
+    """Yields `items` unchanged while showing how far the step is. Items that a caller does not consume are not counted.
+
+    Args:
+        items: anything iterable.
+        desc: what is being done, in a few words.
+        total: how many there are; taken from `len(items)` where it has one.
+        unit: what is counted.
+        stream: where to write; standard error unless told.
+    """
+    with Progress(desc=desc, total=_length(items) if total is None else total, unit=unit, stream=stream) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+class Progress:
+    """One step's progress, advanced by hand; a context manager.
+
+    In a terminal it is a tqdm bar, in a notebook tqdm's widget; where standard error is a pipe or a file it prints
+    a plain line at most every ten seconds and one at the end, with no carriage returns.
+    """
+
+    def __init__(self, *, desc: str, total: int | None, unit: str = "it", stream: TextIO | None = None) -> None:
+        self.desc, self.total, self.unit = desc, total, unit
+        self.count = 0
+        self.note = ""
+        self._stream = stream or sys.stderr
+        self._started = self._last_line = time.monotonic()
+        self._bar = self._open_bar()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close(finished=exc[0] is None)
+
+    def advance(self, n: int = 1, note: str | None = None) -> None:
+        """Counts `n` more; `note` replaces the text behind the bar (loss, tokens per second)."""
+        self.count += n
+        if note is not None:
+            self.note = note
+        if self._bar is not None:
+            self._bar.set_postfix_str(self.note, refresh=False)
+            self._bar.update(n)
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._write_line()
+
+    def close(self, *, finished: bool = True) -> None:
+        """Ends the bar; in a pipe, prints the last line."""
+        if self._bar is not None:
+            self._bar.close()
+        elif finished and self.count:
+            self._write_line()
+
+    def write(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            self._stream.write(text + "\n")
+
+    def _open_bar(self) -> Any:
+        if not (self._stream.isatty() or in_notebook()):
+            return None
+        from tqdm.auto import tqdm
+
+        return tqdm(desc=self.desc, total=self.total, unit=self.unit, file=self._stream, dynamic_ncols=True)
+
+    def _write_line(self) -> None:
+        self._last_line = time.monotonic()
+        elapsed = self._last_line - self._started
+        of = f"/{self.total}" if self.total is not None else ""
+        left = ""
+        if self.total and 0 < self.count < self.total:
+            left = f", {clock(elapsed / self.count * (self.total - self.count))} left"
+        note = f"  {self.note}" if self.note else ""
+        self._stream.write(f"{self.desc}: {self.count}{of} {self.unit} in {clock(elapsed)}{left}{note}\n")
+        self._stream.flush()
+
+
+def clock(seconds: float) -> str:
+    """75.2 -> '1:15'; 3601 -> '1:00:01'."""
+    whole = int(seconds)
+    hours, minutes, secs = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+def in_notebook() -> bool:
+    """True under a Jupyter or Colab kernel, where standard error is no terminal but widgets work."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return type(shell).__name__ in {"ZMQInteractiveShell", "Shell"}
+
+
+def _length(items: Iterable[Any]) -> int | None:
+    try:
+        return len(items)  # type: ignore[arg-type]
+    except TypeError:
+        return None
