@@ -1,0 +1,86 @@
+"""Every row accounted for: trained, cut or dropped, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from honed.data.example import Source
+
+EXAMPLES_PER_REASON = 3
+
+
+@dataclass(slots=True, kw_only=True)
+class Ledger:
+    """Counts of one data set's preparation. `rows_in` is always `rows_trained` + the sum of `rows_dropped`.
+
+    Attributes:
+        rows_in: rows read.
+        rows_trained: rows of which at least one token is trained.
+        rows_dropped: reason -> rows that are not trained at all.
+        rows_cut: reason -> trained rows that lost tokens.
+        conversations_split_into_views: rows that became several documents, because in one text the model would have
+            seen another history than at inference.
+        documents: what is trained on, before packing.
+        tokens, trained_tokens: of all documents.
+        packed_rows: rows after packing; equals `documents` without it.
+        fill: share of the packed rows' capacity that holds tokens; None without packing.
+        padding_share: share of a batch's positions that hold padding, over an epoch; 0 for flat batches.
+        stop_tokens: token at the end of trained turns -> how many turns.
+        examples: a few rows for each reason.
+        notes: what else the user should know.
+    """
+
+    rows_in: int = 0
+    rows_trained: int = 0
+    rows_dropped: Counter[str] = field(default_factory=Counter)
+    rows_cut: Counter[str] = field(default_factory=Counter)
+    conversations_split_into_views: int = 0
+    documents: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    packed_rows: int = 0
+    fill: float | None = None
+    padding_share: float = 0.0
+    stop_tokens: Counter[str] = field(default_factory=Counter)
+    examples: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def drop(self, source: Source, reason: str, detail: str = "") -> None:
+        """Counts a row that is not trained."""
+        self.rows_dropped[reason] += 1
+        self._example(source, reason, detail, self.rows_dropped[reason])
+
+    def cut(self, source: Source, reason: str, detail: str = "") -> None:
+        """Counts a row that is trained, but lost tokens."""
+        self.rows_cut[reason] += 1
+        self._example(source, reason, detail, self.rows_cut[reason])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `ledger.json`."""
+        return {
+            name: dict(value) if isinstance(value, Counter) else value
+            for name in self.__slots__
+            if (value := getattr(self, name)) is not None
+        }
+
+    def summary(self) -> str:
+        """A few lines for the terminal."""
+        lines = [f"{self.rows_in:,} rows in, {self.rows_trained:,} trained, {self.rows_dropped.total():,} dropped"]
+        lines += [f"  dropped {n:,}: {reason}" for reason, n in self.rows_dropped.most_common()]
+        lines += [f"  cut {n:,}: {reason}" for reason, n in self.rows_cut.most_common()]
+        if self.conversations_split_into_views:
+            lines.append(f"  {self.conversations_split_into_views:,} conversations became one view per answer")
+        share = self.trained_tokens / self.tokens if self.tokens else 0.0
+        lines.append(f"{self.tokens:,} tokens, {self.trained_tokens:,} of them trained ({share:.0%})")
+        if self.fill is not None:
+            lines.append(f"{self.packed_rows:,} packed rows, {self.fill:.1%} full")
+        if self.stop_tokens:
+            ends = ", ".join(f"{token!r} ({n:,})" for token, n in self.stop_tokens.most_common())
+            lines.append(f"trained turns end with {ends}")
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def _example(self, source: Source, reason: str, detail: str, seen: int) -> None:
+        if seen <= EXAMPLES_PER_REASON:
+            self.examples.append({"source": str(source), "reason": reason, "detail": detail})

@@ -1,0 +1,72 @@
+"""Lengths -> rows: which documents share a row. Pure integer work, no tokens are touched."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def pack_best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: each document, longest first, goes where the least space is left over.
+
+        capacity 8, lengths [5, 3, 6, 2]   ->   |2 2 2 2 2 2|3 3|   |0 0 0 0 0|1 1 1|
+                                                 6 + 2 tokens        5 + 3 tokens
+
+    O(n log n). Source: Johnson, Near-optimal bin packing algorithms (1973); Ding et al., arXiv:2404.10830.
+
+    Args:
+        lengths: tokens of each document, each at least 1 and at most `capacity`.
+        capacity: tokens of a row.
+
+    Returns:
+        Rows of document numbers; every number stands in exactly one row. Inside a row the numbers ascend; rows are
+        ordered by their first document, so that the result does not depend on how ties were broken.
+
+    Raises:
+        ValueError: a document is longer than a row, or empty.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if len(lengths) and (lengths.max() > capacity or lengths.min() < 1):
+        raise ValueError(f"lengths must lie in [1, {capacity}], found {lengths.min()} to {lengths.max()}")
+    rows_by_space: dict[int, list[list[int]]] = {}
+    spaces: list[int] = []  # the keys of rows_by_space, ascending
+    for document in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[document])
+        row, space = _take_tightest(rows_by_space, spaces, length, capacity)
+        row.append(document)
+        _put_back(rows_by_space, spaces, row, space - length)
+    rows = [sorted(row) for same in rows_by_space.values() for row in same]
+    return sorted(rows)
+
+
+def one_by_one(count: int) -> list[list[int]]:
+    """Every document in a row of its own."""
+    return [[document] for document in range(count)]
+
+
+def fill_rate(lengths: Sequence[int] | np.ndarray, rows: Sequence[Sequence[int]], capacity: int) -> float:
+    """Share of the rows' capacity that holds tokens, 0 to 1."""
+    return float(np.sum(lengths)) / (len(rows) * capacity) if rows else 0.0
+
+
+def _take_tightest(
+    rows_by_space: dict[int, list[list[int]]], spaces: list[int], length: int, capacity: int
+) -> tuple[list[int], int]:
+    """Removes and returns the row with the least space >= length, or a new one."""
+    at = bisect_left(spaces, length)
+    if at == len(spaces):
+        return [], capacity
+    space = spaces[at]
+    row = rows_by_space[space].pop()
+    if not rows_by_space[space]:
+        del rows_by_space[space], spaces[at]
+    return row, space
+
+
+def _put_back(rows_by_space: dict[int, list[list[int]]], spaces: list[int], row: list[int], space: int) -> None:
+    if space not in rows_by_space:
+        rows_by_space[space] = []
+        insort(spaces, space)
+    rows_by_space[space].append(row)
