@@ -1,0 +1,103 @@
+"""SFTConfig: transformers' TrainingArguments and what supervised fine-tuning adds, under TRL's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from honed.data.prepare import PrepareOptions
+from honed.errors import RecipeError
+
+
+@dataclass
+class SFTConfig(TrainingArguments):
+    """Arguments of a training run.
+
+    Every argument of `transformers.TrainingArguments` is accepted. Names and defaults of the others are TRL's, so that
+    a TRL script runs unchanged; what TRL does not have is marked "honed".
+
+    Args:
+        model_init_kwargs: keywords for `from_pretrained` when the model is given by name.
+        chat_template_path: Jinja file that replaces the tokenizer's chat template.
+        dataset_text_field: column of plain-text rows.
+        max_length: longest row in tokens; None for no limit.
+        packing: pack documents into rows of `max_length`, isolated from each other.
+        eval_packing: the same for the evaluation set; None to follow `packing`.
+        assistant_only_loss: train on the assistant's turns only.
+        completion_only_loss: train on completions only; None means yes where rows have prompt and completion.
+        pad_to_multiple_of: where batches must be padded, pad them to a multiple of this.
+        train_on: honed. "assistant", "last", "all" or "completion"; None to follow the two options above.
+        template: honed. "auto" or "plain".
+        template_arguments: honed. Further variables of the chat template.
+        data_format: honed. A format's name, or "auto".
+        system: honed. System prompt for conversations that have none.
+        overlong: honed. "truncate" (TRL's way, counted), "drop" or "error".
+        bad_rows: honed. "error" or "drop".
+        token_metrics: honed. Log mean_token_accuracy and entropy; costs one more pass over each tile of logits.
+    """
+
+    learning_rate: float = 2e-5
+    logging_steps: float = 10
+    bf16: bool | None = None  # type: ignore[assignment]  # None is resolved below, by what the device can do
+    dataloader_pin_memory: bool | None = None  # type: ignore[assignment]
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
+
+    model_init_kwargs: dict[str, Any] | None = None
+    chat_template_path: str | None = None
+    dataset_text_field: str = "text"
+    max_length: int | None = 1024
+    packing: bool = False
+    eval_packing: bool | None = None
+    assistant_only_loss: bool = False
+    completion_only_loss: bool | None = None
+    pad_to_multiple_of: int | None = None
+
+    train_on: str | None = None
+    template: str = "auto"
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    data_format: str = "auto"
+    system: str | None = None
+    overlong: str = "truncate"
+    bad_rows: str = "error"
+    token_metrics: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = torch.cuda.is_available()  # elsewhere torch warns and does nothing
+        super().__post_init__()
+
+    def prepare_options(self, *, evaluation: bool = False) -> PrepareOptions:
+        """How rows become tokens, for the training or the evaluation set.
+
+        Raises:
+            RecipeError: a value is unknown, or options exclude each other.
+        """
+        packing = self.eval_packing if evaluation and self.eval_packing is not None else self.packing
+        return PrepareOptions(
+            format=self.data_format,
+            template=self.chat_template_path or self.template,
+            template_arguments=self.template_arguments,
+            system=self.system,
+            train_on=self._train_on(),
+            max_length=self.max_length,
+            overlong=self.overlong,
+            packing=packing,
+            bad_rows=self.bad_rows,
+            text_field=self.dataset_text_field,
+        )
+
+    def _train_on(self) -> str:
+        if self.train_on is not None:
+            if self.assistant_only_loss and self.train_on not in ("assistant", "last"):
+                raise RecipeError(
+                    f"assistant_only_loss=True and train_on={self.train_on!r} exclude each other.", fix="set one of them"
+                )
+            return self.train_on
+        if self.assistant_only_loss:
+            return "assistant"
+        return "all" if self.completion_only_loss is False else "completion"

@@ -1,0 +1,77 @@
+"""Training metrics, accumulated on the device and read only when they are logged."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import torch
+
+from honed.loss.head import TokenScores
+
+
+class StepMetrics:
+    """Sums since the last log. `add` never waits for the device; `read` does, once.
+
+    Args:
+        device: where the sums live.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.num_tokens = 0
+        self._reset()
+
+    def add(self, scores: TokenScores, *, tokens: int) -> None:
+        """Counts one micro-batch.
+
+        Args:
+            scores: of its trained tokens.
+            tokens: positions that the model computed, padding left out.
+        """
+        self._tokens += tokens
+        self._trained += scores.nll_N.numel()
+        if scores.entropy_N is not None and scores.correct_N is not None:
+            self._sums[0] += scores.entropy_N.sum()
+            self._sums[1] += scores.correct_N.sum()
+            self._scored += scores.nll_N.numel()
+
+    def read(self) -> dict[str, float]:
+        """mean_token_accuracy, entropy (nats), num_tokens (of the whole run), tokens per second, memory; then resets."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        self.num_tokens += self._tokens
+        logs: dict[str, float] = {
+            "num_tokens": float(self.num_tokens),
+            "tokens_per_second": self._tokens / seconds,
+            "trained_tokens_per_second": self._trained / seconds,
+            "memory_gb": memory_gb(self.device),
+        }
+        if self._scored:
+            entropy, correct = (self._sums / self._scored).tolist()
+            logs |= {"mean_token_accuracy": correct, "entropy": entropy}
+        self._reset()
+        return logs
+
+    def start_clock(self) -> None:
+        """Leaves what happened since the last `read` (evaluation, saving) out of tokens per second."""
+        self._since = time.perf_counter()
+
+    def _reset(self) -> None:
+        self._tokens = self._trained = self._scored = 0
+        self._sums: Any = torch.zeros(2, device=self.device)
+        self._since = time.perf_counter()
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory so far in GB (10^9 bytes): of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "win32":
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset) / 1e9
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9

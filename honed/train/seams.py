@@ -1,0 +1,173 @@
+"""Where a model takes our attention and our head, and the check that both change nothing on this very model.
+
+Two seams, both public interfaces of transformers: `set_attn_implementation` and `set_output_embeddings`. A model that
+does not fit one of them (soft-capped logits, linear attention, ...) is trained the ordinary way, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from honed.data.collate import Batch, FlatCollator
+from honed.data.table import PackedRow
+from honed.loss.head import ScoringHead, TokenScores, score_logits
+from honed.loss.objective import IGNORE_INDEX, next_token_targets
+from honed.ops import attention
+
+PROBE_LENGTHS = (5, 7)
+NOT_FOR_THE_MODEL = ("labels", "loss_weights")
+
+
+@dataclass(slots=True, kw_only=True)
+class Seams:
+    """Which seams a model takes.
+
+    Attributes:
+        flat: documents can share a row without seeing each other.
+        scoring: the head can score trained positions only.
+        notes: why not, where not.
+    """
+
+    flat: bool = False
+    scoring: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model inside a peft model; any other model is returned as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
+    """The model with its seams in place, and as it was again afterwards. Yields the scoring head, if it has one."""
+    inner = base_model(model)
+    attention_before, head_before = inner.config._attn_implementation, inner.get_output_embeddings()
+    head = head_before if isinstance(head_before, ScoringHead) else None
+    if seams.scoring and head is None:
+        head = ScoringHead(head_before)
+        inner.set_output_embeddings(head)
+    if seams.flat:
+        inner.set_attn_implementation(attention.register())
+    try:
+        yield head
+    finally:
+        inner.set_output_embeddings(head_before)
+        if seams.flat:
+            inner.set_attn_implementation(attention_before)
+
+
+def token_scores(
+    model: nn.Module, batch: Batch, head: ScoringHead | None, *, extras: bool = False
+) -> tuple[TokenScores, Any]:
+    """Scores of the batch's trained tokens, and the model's output.
+
+    Args:
+        model: the model, wrapped (DDP, FSDP, peft) or not.
+        batch: as the collators make it; not changed.
+        head: the scoring head inside the model, or None to score the model's own logits.
+        extras: whether entropy and correctness are wanted.
+    """
+    targets_BL = next_token_targets(batch["labels"])
+    inputs = {key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL}
+    if head is None:
+        output = model(**inputs, use_cache=False)
+        chosen_BL = targets_BL != IGNORE_INDEX
+        return score_logits(output.logits[chosen_BL], targets_BL[chosen_BL], extras=extras), output
+    with head.scoring(targets_BL, extras=extras):
+        output = model(**inputs, use_cache=False)
+    return head.take(output.logits), output
+
+
+@torch.no_grad()
+def find_seams(model: nn.Module) -> Seams:
+    """Tries both seams on two short random documents and keeps those that give the plain model's own scores.
+
+    A leak between documents is looked for by changing the first document: the second's scores may not move at all.
+    """
+    seams = Seams()
+    inner = base_model(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        seams.notes.append("the model's weights are not loaded here, so its attention and head were left as they are")
+        return seams
+    was_training = model.training
+    model.eval()
+    try:
+        rows = _probe_rows(inner)
+        plain = _plain_scores(model, rows)
+        seams.scoring = _scoring_fits(model, inner, rows, plain, seams)
+        seams.flat = _flat_fits(model, inner, rows, plain, seams)
+    finally:
+        model.train(was_training)
+    return seams
+
+
+def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:
+    head = inner.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        seams.notes.append(f"the LM head is a {type(head).__name__}, not a linear layer: whole logits are computed")
+        return False
+    with opened(model, Seams(scoring=True)) as scoring_head:
+        scores = [_scores(model, [row], scoring_head, padded=True) for row in rows]
+    if _same(scores, plain, inner.dtype):
+        return True
+    seams.notes.append("the model changes its logits after the head: whole logits are computed")
+    return False
+
+
+def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:
+    if getattr(inner.config.get_text_config(), "attention_chunk_size", None):
+        seams.notes.append("chunked attention: documents cannot share a row")
+        return False
+    other = _row(rows[0].input_ids[::-1].copy())
+    try:
+        with opened(model, Seams(flat=True)):
+            scores = _scores(model, rows, None)
+            moved = _scores(model, [other, rows[1]], None)
+    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        seams.notes.append(f"documents cannot share a row: {error}")
+        return False
+    first = PROBE_LENGTHS[0] - 1
+    if torch.equal(scores[first:], moved[first:]) and _same([scores], [torch.cat(plain)], inner.dtype):
+        return True
+    seams.notes.append("documents would see each other in a shared row: batches are padded instead")
+    return False
+
+
+def _probe_rows(inner: Any) -> list[PackedRow]:
+    vocabulary = inner.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(vocabulary, (n,), generator=generator).numpy() for n in PROBE_LENGTHS]
+    return [_row(i) for i in ids]
+
+
+def _row(ids: Any) -> PackedRow:
+    weights = torch.ones(len(ids)).numpy()
+    weights[0] = 0.0
+    return PackedRow(input_ids=ids, weights=weights, lengths=(len(ids),))
+
+
+def _plain_scores(model: nn.Module, rows: list[PackedRow]) -> list[torch.Tensor]:
+    return [_scores(model, [row], None, padded=True) for row in rows]
+
+
+def _scores(model: nn.Module, rows: list[PackedRow], head: ScoringHead | None, padded: bool = False) -> torch.Tensor:
+    batch = FlatCollator()(rows)
+    if padded:  # one document, no boundaries: the model's ordinary way
+        batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
+    device = next(model.parameters()).device
+    batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    return token_scores(model, batch, head)[0].nll_N
+
+
+def _same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Half-precision models round differently when shapes differ; the leak check does not depend on that."""
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
+    pairs = zip(found, expected, strict=True)
+    return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)

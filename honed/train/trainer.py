@@ -1,0 +1,219 @@
+"""SFTTrainer: transformers' Trainer with honed's data, loss and seams. Hooks only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from honed.data.collate import FlatCollator, PaddedCollator
+from honed.data.ledger import Ledger
+from honed.data.prepare import Prepared, prepare
+from honed.data.table import PackedRows
+from honed.errors import ModelError
+from honed.loss.head import ScoringHead
+from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
+from honed.model.adapters import attach
+from honed.model.load import load_model, load_tokenizer
+from honed.model.vocabulary import agree_on_stops, with_pad_token
+from honed.train import rules, seams
+from honed.train.callbacks import TrainingProgress
+from honed.train.config import SFTConfig
+from honed.train.metrics import StepMetrics
+
+
+class SFTTrainer(Trainer):
+    """Supervised fine-tuning of a causal language model.
+
+    Args:
+        model: a name or folder, a transformers model, or a peft model.
+        args: `SFTConfig`, or plain `TrainingArguments`; None for the defaults.
+        data_collator: replaces honed's batches. It gets the rows of the data set as they are.
+        train_dataset: whatever `honed.data.sources.read_rows` reads: a file, rows, a `datasets.Dataset`. Not changed.
+        eval_dataset: the same, or a dict of several.
+        processing_class: the tokenizer; loaded from the model's folder when absent. Not changed.
+        compute_loss_func, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics: as in transformers.
+        peft_config: attaches this adapter; not changed.
+        formatting_func: row -> text, messages or another row.
+
+    Attributes:
+        ledger: what became of every training row.
+        notes: what the user should know: options without effect, seams that the model did not take.
+
+    Raises:
+        HonedError: rows, template, options or model cannot be used; the message says which and how to mend it.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_loss_func: Callable[..., torch.Tensor] | None = None,
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, Any] | None = None,
+        preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
+        peft_config: Any = None,
+        formatting_func: Callable[[Any], Any] | None = None,
+    ) -> None:
+        args = as_sft_config(args)
+        self.notes = rules.check(args)
+        name = model if isinstance(model, str) else seams.base_model(model).config.name_or_path
+        if isinstance(model, str):
+            model = load_model(model, device=args.device, **(args.model_init_kwargs or {}))
+        tokenizer = with_pad_token(processing_class if processing_class is not None else load_tokenizer(name))
+        model = attach(model, peft_config) if peft_config is not None else model
+        self._plain_loss = compute_loss_func is not None or data_collator is not None
+        self.seams = seams.Seams() if self._plain_loss else seams.find_seams(model)
+        self.notes += self.seams.notes
+        if args.packing and not self.seams.flat and data_collator is None:
+            raise ModelError(
+                "packing=True, but documents cannot share a row in this model: " + "; ".join(self.seams.notes),
+                fix="set packing=False",
+            )
+        self._prepared: dict[str, Prepared] = {}
+        self._head: ScoringHead | None = None
+        self._formatting_func = formatting_func
+        train_rows = self._rows("train", train_dataset, tokenizer, args, custom=data_collator is not None)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or self._collator(tokenizer, args),
+            train_dataset=train_rows,
+            eval_dataset=self._eval_rows(eval_dataset, tokenizer, args, custom=data_collator is not None),
+            processing_class=tokenizer,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        # our loss is divided by the step's token weight already, whatever the model's own loss would do
+        self.model_accepts_loss_kwargs = True
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.remove_callback(PrinterCallback)
+            self.add_callback(TrainingProgress())
+        self.metrics = StepMetrics(self.args.device)
+        if "train" in self._prepared:
+            agree_on_stops(seams.base_model(self.model), tokenizer, self._prepared["train"].stop_ids)
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """What became of every training row; None where a custom collator took the rows as they were."""
+        return self._prepared["train"].ledger if "train" in self._prepared else None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains; see `transformers.Trainer.train`."""
+        with self._seams_open():
+            return super().train(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates or predicts with the same seams as training."""
+        before = self.metrics
+        self.metrics = StepMetrics(self.args.device)
+        try:
+            with self._seams_open():
+                output = super().evaluation_loop(*args, **kwargs)
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            logs = self.metrics.read()
+            shown = {key: logs[key] for key in ("mean_token_accuracy", "entropy") if key in logs}
+            output.metrics.update({f"{prefix}_{key}": value for key, value in shown.items()})
+            return output
+        finally:
+            self.metrics = before
+            self.metrics.start_clock()
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The micro-batch's share of the step's loss: sum of token losses / token weight of the whole step."""
+        if self._plain_loss or "labels" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        extras = getattr(self.args, "token_metrics", True)
+        scores, output = seams.token_scores(model, inputs, self._head, extras=extras)
+        labels, weights = inputs["labels"], inputs.get("loss_weights")
+        total = loss_sum(scores, token_weights(labels, weights, next_token_targets(labels)))
+        if num_items_in_batch is None:
+            num_items_in_batch = total_weight(labels, weights)
+        loss = total / num_items_in_batch
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            loss = loss * self.accelerator.num_processes  # data-parallel wrappers average over ranks
+        mask = inputs.get("attention_mask")
+        self.metrics.add(scores, tokens=inputs["input_ids"].numel() if mask is None else int(mask.sum()))
+        return (loss, output) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The token weight of all micro-batches of this step on all ranks."""
+        if self._plain_loss or not batch_samples or "labels" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        total = sum(total_weight(batch["labels"], batch.get("loss_weights")) for batch in batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total.reshape(1)).sum()
+        return total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds honed's metrics to the training lines."""
+        training = "loss" in logs
+        super().log({**logs, **self.metrics.read()} if training else dict(logs), start_time)
+        self.metrics.start_clock()
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # rows reach the collator as `PackedRow`s, and a custom collator gets them whole
+        self._signature_columns = list(getattr(self.train_dataset, "column_names", None) or [])
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        return data_collator
+
+    @contextmanager
+    def _seams_open(self) -> Iterator[None]:
+        outer = self._head
+        with seams.opened(self.model, self.seams) as head:
+            self._head = head
+            try:
+                yield
+            finally:
+                self._head = outer
+
+    def _collator(self, tokenizer: Any, args: SFTConfig) -> Any:
+        if self.seams.flat:
+            return FlatCollator()
+        return PaddedCollator(pad_token_id=tokenizer.pad_token_id, multiple_of=args.pad_to_multiple_of or 1)
+
+    def _eval_rows(self, dataset: Any, tokenizer: Any, args: SFTConfig, *, custom: bool) -> Any:
+        if isinstance(dataset, dict):
+            return {name: self._rows(name, rows, tokenizer, args, custom=custom) for name, rows in dataset.items()}
+        return self._rows("eval", dataset, tokenizer, args, custom=custom)
+
+    def _rows(self, name: str, dataset: Any, tokenizer: Any, args: SFTConfig, *, custom: bool) -> Any:
+        """The prepared rows; a custom collator gets the data set as it is."""
+        if dataset is None or custom or isinstance(dataset, PackedRows):
+            return dataset
+        options = args.prepare_options(evaluation=name != "train")
+        desc = f"Preparing {name} data"
+        self._prepared[name] = prepare(dataset, tokenizer, options, formatting_func=self._formatting_func, desc=desc)
+        return self._prepared[name].rows
+
+
+def as_sft_config(args: TrainingArguments | None) -> SFTConfig:
+    """The arguments as an SFTConfig of our own; the caller's object is not changed."""
+    if args is None:
+        return SFTConfig(output_dir="trainer_output")
+    if isinstance(args, SFTConfig):
+        return copy.deepcopy(args)
+    given = {key: value for key, value in args.to_dict().items() if key in SFTConfig.__dataclass_fields__}
+    given["hub_token"] = args.hub_token  # to_dict masks it
+    return SFTConfig(**given)
