@@ -124,7 +124,10 @@ def _alpaca(row: Row, source: Source, options: ReadOptions) -> Conversation:
             raise RowError("history is not a list of [question, answer] pairs", f"found {pair!r:.80}")
         turns += [("user", _text(pair[0], "history")), ("assistant", _text(pair[1], "history"))]
     turns += [("user", question), ("assistant", _text(answer, "output"))]
-    messages = tuple(Message(role=role, content=content) for role, content in turns)
+    # questions are marked as not trained, so that an Alpaca row counts as prompt and completion
+    messages = tuple(
+        Message(role=role, content=content, train=None if role == "assistant" else False) for role, content in turns
+    )
     conversation = Conversation(messages=_checked(messages), source=source)
     system = row.get("system") or options.system
     return _with_system(conversation, system) if system else conversation

@@ -35,7 +35,8 @@ class PrepareOptions:
         template: "auto" (the tokenizer's own), "plain", or the path of a Jinja file.
         template_arguments: further variables of the template.
         system: system prompt for conversations that have none.
-        train_on: "assistant" (every answer), "last" (the last one), "all" (the whole text).
+        train_on: "assistant" (every answer), "last" (the last one), "all" (the whole text), or "completion" (answers
+            of rows that separate question and answer, the whole text of the rest: TRL's default).
         max_length: longest document in tokens, and the capacity of a packed row; None for no limit (no packing then).
         overlong: what happens to longer documents: "drop", "truncate" (keeps the start, counts what was cut), "error".
         packing: several documents share a row, isolated from each other.
@@ -136,8 +137,11 @@ def make_template(tokenizer: Any, options: PrepareOptions) -> Template | None:
         return PlainTemplate() if options.system is None else PlainTemplate(system=options.system)
     if options.template != "auto":
         return JinjaTemplate(tokenizer_with_template(tokenizer, options.template), arguments=options.template_arguments)
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    return JinjaTemplate(tokenizer, arguments=options.template_arguments) if has_template else None
+    own = getattr(tokenizer, "chat_template", None)
+    if not own:
+        return None
+    plain = PlainTemplate.from_jinja(own) if isinstance(own, str) else None
+    return plain or JinjaTemplate(tokenizer, arguments=options.template_arguments)
 
 
 def tokenizer_with_template(tokenizer: Any, path: str) -> Any:

@@ -55,7 +55,7 @@ class Renderer:
     Args:
         tokenizer: a transformers tokenizer; it is called with lists of texts, which fast tokenizers encode in parallel.
         template: for conversations; may be None where there are none.
-        train_on: "assistant" (every answer), "last" (the last answer) or "all" (the whole text).
+        train_on: see `PrepareOptions.train_on`.
     """
 
     def __init__(self, tokenizer: Any, template: Template | None, *, train_on: str = "assistant") -> None:
@@ -77,7 +77,7 @@ class Renderer:
         if isinstance(example, Conversation):
             if self.template is None:
                 raise DataError("Conversations need a chat template.", fix="set data.template")
-            return self.template.views(example, train_on=self.train_on, apart=apart)
+            return self.template.views(example, train_on=self._mode(example), apart=apart)
         context = 1.0 if self.train_on == "all" else 0.0
         if isinstance(example, PromptCompletion):
             pieces = (Piece(text=example.prompt, weight=context), Piece(text=example.completion, weight=1.0, turn=0))
@@ -86,6 +86,12 @@ class Renderer:
             piece = Piece(text=example.text, weight=1.0, turn=0)
             return [View(pieces=(piece,), ends_open=True, add_special_tokens=True)]
         return []
+
+    def _mode(self, conversation: Conversation) -> str:
+        if self.train_on != "completion":
+            return self.train_on
+        divided = any(message.train is False for message in conversation.messages)
+        return "assistant" if divided else "all"
 
     def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
         """Encodes the views of many examples in few calls of the tokenizer."""

@@ -21,15 +21,18 @@ from honed.data.example import Conversation, Message
 from honed.data.formats import RowError
 from honed.errors import TemplateError
 
-TRAIN_ON = ("assistant", "last", "all")
+TRAIN_ON = ("assistant", "last", "all", "completion")
 
 PLAIN_SYSTEM_PROMPT = "你是小冬瓜智能体,请安全详细回答用户 USER 的问题"
 PLAIN_START, PLAIN_END = "<|im_start|>", "<|im_end|>"
 # The same text as `PlainTemplate` makes, for tools that only know Jinja. They encode it in one go, which can merge
 # tokens across message borders ("?" + newline); honed itself encodes piece by piece, as in training.
+# The first line tells honed, and whoever reads the file, which it is.
+PLAIN_MARK = "{#- honed: plain template, encoded message by message -#}"
 PLAIN_JINJA = (
+    PLAIN_MARK + "{%- set system_prompt = 'SYSTEM_PROMPT' -%}"
     "{{- '<|im_start|>' }}"
-    "{%- if messages[0]['role'] != 'system' %}{{- '\\n#SYSTEM:SYSTEM_PROMPT' }}{%- endif %}"
+    "{%- if messages[0]['role'] != 'system' %}{{- '\\n#SYSTEM:' + system_prompt }}{%- endif %}"
     "{%- for message in messages %}{{- '\\n#' + message['role'] | upper + ':' + message['content'] }}"
     "{%- if message['role'] == 'assistant' %}{{- '<|im_end|>' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '\\n#ASSISTANT:' }}{%- endif %}"
@@ -112,6 +115,12 @@ class PlainTemplate:
     def jinja(self) -> str:
         """The template for a saved tokenizer."""
         return PLAIN_JINJA.replace("SYSTEM_PROMPT", self.system.replace("\\", "\\\\").replace("'", "\\'"))
+
+    @classmethod
+    def from_jinja(cls, text: str) -> PlainTemplate | None:
+        """The template that `jinja` wrote down; None for any other text."""
+        found = re.match(re.escape(PLAIN_MARK) + r"{%- set system_prompt = '((?:[^'\\\\]|\\\\.)*)' -%}", text, re.DOTALL)
+        return cls(system=re.sub(r"\\(.)", r"\1", found[1])) if found else None
 
     def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         return messages if messages[0].role == "system" else (Message(role="system", content=self.system), *messages)

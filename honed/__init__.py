@@ -1,0 +1,47 @@
+"""honed: supervised fine-tuning of language models that shows what it learns and proves its shortcuts.
+
+Public names are loaded when they are first used, so `import honed` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from honed.data.prepare import PrepareOptions as PrepareOptions
+    from honed.data.prepare import prepare as prepare
+    from honed.errors import HonedError as HonedError
+    from honed.model.load import load_model as load_model
+    from honed.model.load import load_tokenizer as load_tokenizer
+    from honed.recipe import Recipe as Recipe
+    from honed.recipe import load_recipe as load_recipe
+    from honed.train.config import SFTConfig as SFTConfig
+    from honed.train.trainer import SFTTrainer as SFTTrainer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "HonedError": "honed.errors",
+    "PrepareOptions": "honed.data.prepare",
+    "Recipe": "honed.recipe",
+    "SFTConfig": "honed.train.config",
+    "SFTTrainer": "honed.train.trainer",
+    "load_model": "honed.model.load",
+    "load_recipe": "honed.recipe",
+    "load_tokenizer": "honed.model.load",
+    "prepare": "honed.data.prepare",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - the names above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'honed' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

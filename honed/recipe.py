@@ -1,0 +1,261 @@
+"""Recipes: a YAML file and key=value pairs become frozen dataclasses; an unknown key is refused with a suggestion."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from honed.errors import RecipeError
+
+# What honed recommends; `SFTConfig` itself keeps TRL's defaults.
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 1,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "max_grad_norm": 1.0,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "seed": 0,
+}
+
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRecipe:
+    """What is trained on; `files` is what `data: FILE` means in short. See `honed.data.prepare.PrepareOptions`."""
+
+    files: tuple[str, ...] = ("starter",)
+    format: str = "auto"
+    template: str = "auto"
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    train_on: str = "assistant"
+    max_length: int | None = 1024
+    overlong: str = "drop"
+    packing: bool = False
+    bad_rows: str = "error"
+    text_field: str = "text"
+    held_out: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraRecipe:
+    """A LoRA adapter; `lora: null` trains all weights instead."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesRecipe:
+    """Questions that are answered before and after training.
+
+    Attributes:
+        prompts: JSONL of `{"prompt": ...}` rows, or "starter"; None for no samples.
+        max_new_tokens: longest answer.
+        form: regular expression that a whole answer has to match to follow the wanted form.
+        form_says: the same in words.
+    """
+
+    prompts: str | None = None
+    max_new_tokens: int = 96
+    form: str | None = None
+    form_says: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A whole training run.
+
+    Attributes:
+        model: name, folder or Hub id.
+        data, lora, samples: see their classes.
+        train: arguments of `honed.SFTConfig` (and so of transformers' TrainingArguments), by name.
+        output: folder of the run.
+    """
+
+    model: str = "smollm2-135m-instruct"
+    data: DataRecipe = field(default_factory=DataRecipe)
+    lora: LoraRecipe | None = field(default_factory=LoraRecipe)
+    samples: SamplesRecipe = field(default_factory=SamplesRecipe)
+    train: Mapping[str, Any] = field(default_factory=lambda: dict(TRAIN_DEFAULTS))
+    output: str = "runs/latest"
+
+
+SECTIONS: dict[str, type] = {"data": DataRecipe, "lora": LoraRecipe, "samples": SamplesRecipe}
+
+
+def load_recipe(path: str | Path | None = None, changes: Iterable[str] = ()) -> Recipe:
+    """Reads a recipe and applies `key=value` changes.
+
+    Args:
+        path: a YAML file; None for the defaults.
+        changes: such as "learning_rate=1e-4", "data.max_length=2048", "lora=null". A key without a section is looked
+            for in the recipe itself, then in `data`, `lora` and `samples`, and belongs to `train` otherwise.
+
+    Raises:
+        RecipeError: the file, a key or a value is not what a recipe can hold.
+    """
+    tree = _read_yaml(Path(path)) if path is not None else {}
+    for change in changes:
+        _apply(tree, change)
+    return recipe_from(tree)
+
+
+def recipe_from(tree: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain dicts, as YAML gives them.
+
+    Raises:
+        RecipeError: an unknown key or a value of the wrong kind.
+    """
+    tree = dict(tree)
+    _refuse_unknown(tree, _names(Recipe), "")
+    data = tree.get("data")
+    if isinstance(data, (str, list, tuple)):
+        tree["data"] = {"files": data}
+    for section, kind in SECTIONS.items():
+        if section in tree and not (tree[section] is None and section == "lora"):
+            tree[section] = _build(kind, tree[section], f"{section}.")
+    train = tree.get("train") or {}
+    if not isinstance(train, Mapping):
+        raise RecipeError(f"train must hold key: value lines, found {train!r}.", fix="indent the keys below `train:`")
+    tree["train"] = {**TRAIN_DEFAULTS, **train}
+    return _build(Recipe, tree, "")
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
+
+
+def suggest(key: str, known: Iterable[str]) -> str:
+    """'Did you mean ...?' for a key that is not known, else the known keys."""
+    known = sorted(known)
+    close = difflib.get_close_matches(key.split(".")[-1], known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}", fix="name a YAML file") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}", fix="mend that line") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} holds no recipe.", fix="write lines such as `model: ...` and `data: ...`")
+    return dict(_numbers(tree))
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{change!r} is not key=value.", fix="write, for example, learning_rate=1e-4")
+    try:
+        value = _numbers(yaml.safe_load(text)) if text else None
+    except yaml.YAMLError:
+        value = text
+    section, _, name = _path_of(key).rpartition(".")
+    if not section:
+        tree[name] = value
+        return
+    below = tree.get(section)
+    if isinstance(below, (str, list)):  # `data: FILE`, and now one of its options
+        below = {"files": below}
+    tree[section] = {**(below or {}), name: value}
+
+
+def _path_of(key: str) -> str:
+    if "." in key or key in _names(Recipe):
+        if key.split(".")[0] not in _names(Recipe):
+            raise RecipeError(f"Unknown key {key!r}.", fix=suggest(key.split(".")[0], _names(Recipe)))
+        return key
+    holders = [section for section, kind in SECTIONS.items() if key in _names(kind)]
+    return f"{holders[0]}.{key}" if holders else f"train.{key}"
+
+
+def _build(kind: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        where = prefix.rstrip(".") or "the recipe"
+        raise RecipeError(f"{where} must hold key: value lines, found {values!r}.", fix=f"see `honed train --help`")
+    _refuse_unknown(values, _names(kind), prefix)
+    hints = get_type_hints(kind)
+    return kind(**{key: _fit(value, hints[key], f"{prefix}{key}") for key, value in values.items()})
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"Unknown key {prefix}{key}.", fix=suggest(str(key), known))
+
+
+def _fit(value: Any, kind: Any, key: str) -> Any:
+    """The value as the field's type, where that loses nothing; else an error that says what was expected."""
+    choices = get_args(kind) if get_origin(kind) is not tuple and not _is_mapping(kind) else ()
+    for choice in choices or (kind,):
+        fitted = _fit_one(value, choice)
+        if fitted is not _MISFIT:
+            return fitted
+    raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {_in_words(choices or (kind,))}")
+
+
+_MISFIT = object()
+
+
+def _fit_one(value: Any, kind: Any) -> Any:
+    if kind is type(None):
+        return None if value is None else _MISFIT
+    if get_origin(kind) is tuple:
+        items = [value] if isinstance(value, str) else value
+        ok = isinstance(items, (list, tuple)) and items and all(isinstance(item, str) for item in items)
+        return tuple(items) if ok else _MISFIT
+    if _is_mapping(kind):
+        return value if isinstance(value, Mapping) else _MISFIT
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, bool):
+        return _MISFIT
+    return value if isinstance(value, kind) else _MISFIT
+
+
+def _is_mapping(kind: Any) -> bool:
+    return isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping)
+
+
+def _in_words(kinds: Sequence[Any]) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return " or ".join(words.get(kind, "a list of texts" if get_origin(kind) is tuple else "key: value lines") for kind in kinds)
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 2e-4 as text; here it is a number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _names(kind: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind)]

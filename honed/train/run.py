@@ -1,0 +1,264 @@
+"""A recipe, run from end to end: load, answer, prepare, train, answer again, save, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from honed.data.prepare import PrepareOptions, make_template
+from honed.data.sources import STARTER, read_rows, starter_file
+from honed.data.template import PlainTemplate, Template
+from honed.errors import DataError, RecipeError
+from honed.evaluate.before_after import Form, compare
+from honed.generate.answer import Answer, answers, ask, need_template
+from honed.model.adapters import lora_config
+from honed.model.load import load_model, load_tokenizer, resolve
+from honed.recipe import Recipe, as_yaml, suggest
+from honed.report.run_report import write_run_report
+from honed.train.callbacks import MetricsFile
+from honed.train.config import SFTConfig
+from honed.train.metrics import memory_gb
+from honed.train.run_folder import RunFolder, storage_errors
+from honed.train.trainer import SFTTrainer
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """A finished run: its folder and what the before/after comparison gave ({} without samples)."""
+
+    folder: Path
+    samples: dict[str, Any]
+
+
+def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> RunResult:
+    """Trains as the recipe says. What is in the output folder afterwards: see `RunFolder`.
+
+    Args:
+        recipe: what to do.
+        command: the command line, kept in `run.json`.
+        say: gets lines for the user.
+        overwrite: whether a finished run in the folder may be replaced.
+
+    Raises:
+        HonedError: something that the user can mend; the folder is left in a state from which the run can start again.
+    """
+    args = training_arguments(recipe)
+    form = Form(pattern=recipe.samples.form, says=recipe.samples.form_says) if recipe.samples.form else None
+    questions = read_questions(recipe.samples.prompts) if recipe.samples.prompts else []
+    folder = RunFolder(recipe.output)
+    folder.claim(as_yaml(recipe), overwrite=overwrite)
+    record = _Record(folder, recipe, command, args)
+    try:
+        samples = _run(recipe, args, folder, record, questions, form, say)
+    except BaseException as error:
+        record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
+    record.end("finished")
+    write_run_report(folder.path)
+    return RunResult(folder=folder.path, samples=samples)
+
+
+def _run(
+    recipe: Recipe,
+    args: SFTConfig,
+    folder: RunFolder,
+    record: _Record,
+    questions: list[str],
+    form: Form | None,
+    say: Say,
+) -> dict[str, Any]:
+    with record.timed("load"):
+        tokenizer = load_tokenizer(recipe.model)
+        model = load_model(recipe.model, device=args.device, trains_all=recipe.lora is None)
+    say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {_device_name(args.device)}")
+    template = make_template(tokenizer, args.prepare_options())
+    before = _answers(model, tokenizer, template, recipe, questions, "Answering before", record)
+    with record.timed("prepare"):
+        trainer = make_trainer(recipe, args, model, tokenizer)
+    ledger = trainer.ledger
+    assert ledger is not None
+    folder.write_json("ledger.json", ledger.as_dict())
+    say(ledger.summary())
+    for note in trainer.notes:
+        say(f"note: {note}")
+    record.model(trainer.model)
+    folder.need_space(record.trainable_bytes + (64 << 20))
+    trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
+    with record.timed("train"), storage_errors(folder.path):
+        trainer.train()
+    after = _answers(trainer.model, tokenizer, template, recipe, questions, "Answering after", record)
+    with record.timed("save"):
+        save(trainer, folder, template)
+    samples = compare(questions, before, after, form) if questions else {}
+    if samples:
+        folder.write_json("samples.json", samples)
+    return samples
+
+
+def training_arguments(recipe: Recipe) -> SFTConfig:
+    """The recipe's `train` and `data` as an SFTConfig.
+
+    Raises:
+        RecipeError: an unknown key, or a value that transformers refuses.
+    """
+    known = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
+    for key in recipe.train:
+        if key not in known:
+            raise RecipeError(f"Unknown key {key}: it is neither the recipe's nor SFTConfig's.", fix=suggest(key, known))
+    data = recipe.data
+    own = {
+        "output_dir": recipe.output,
+        "data_format": data.format,
+        "template": data.template,
+        "template_arguments": dict(data.template_arguments),
+        "system": data.system,
+        "train_on": data.train_on,
+        "max_length": data.max_length,
+        "overlong": data.overlong,
+        "packing": data.packing,
+        "bad_rows": data.bad_rows,
+        "dataset_text_field": data.text_field,
+    }
+    try:
+        args = SFTConfig(**{**own, **recipe.train})
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"The training arguments do not fit together: {error}", fix="check the keys below `train`") from None
+    args.prepare_options()
+    return args
+
+
+def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) -> SFTTrainer:
+    """The trainer that the recipe describes, with its data prepared."""
+    lora = recipe.lora
+    targets = lora.target_modules if lora else ""
+    adapter = lora and lora_config(
+        r=lora.r,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    return SFTTrainer(
+        model,
+        args=args,
+        train_dataset=list(recipe.data.files),
+        eval_dataset=recipe.data.held_out,
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
+
+
+def save(trainer: SFTTrainer, folder: RunFolder, template: Template | None) -> None:
+    """Weights, tokenizer with the template as trained, and a generation config that stops where training did."""
+    tokenizer = trainer.processing_class
+    if isinstance(template, PlainTemplate):
+        tokenizer.chat_template = template.jinja()
+    with folder.saving() as place:
+        trainer.save_model(str(place))
+        trainer.model.generation_config.save_pretrained(place)
+        # a pickle of the arguments; the recipe says the same, and can be read without running anything
+        (place / "training_args.bin").unlink(missing_ok=True)
+
+
+def read_questions(name: str) -> list[str]:
+    """The `prompt` of every row of a JSONL file, or of the packaged held-out set.
+
+    Raises:
+        DataError: the file cannot be read, or a row has no prompt.
+    """
+    path = starter_file("held_out.jsonl") if name == STARTER else Path(name)
+    questions = []
+    for source, row in read_rows(str(path)):
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise DataError(f"{source}: no `prompt`, found {row!r:.80}", fix='each line must be like {"prompt": "..."}')
+        questions.append(prompt)
+    return questions
+
+
+def template_for(tokenizer: Any, recipe: Recipe) -> Template | None:
+    """The chat template that this recipe trains with."""
+    return make_template(tokenizer, PrepareOptions(template=recipe.data.template, system=recipe.data.system))
+
+
+def _answers(
+    model: Any,
+    tokenizer: Any,
+    template: Template | None,
+    recipe: Recipe,
+    questions: list[str],
+    desc: str,
+    record: _Record,
+) -> list[Answer]:
+    if not questions:
+        return []
+    with record.timed(desc.lower().replace(" ", "_")):
+        return answers(
+            model,
+            tokenizer,
+            need_template(template, recipe.model),
+            [ask(question, recipe.data.system) for question in questions],
+            max_new_tokens=recipe.samples.max_new_tokens,
+            desc=desc,
+        )
+
+
+class _Record:
+    """`run.json`: what ran, on what, for how long; written at the start and at the end."""
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, command: str, args: SFTConfig) -> None:
+        self._folder, self._device = folder, args.device
+        self.trainable_bytes = 0
+        self._seconds: dict[str, float] = {}
+        self._content: dict[str, Any] = {
+            "status": "running",
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "honed_command": command,
+            "model": recipe.model,
+            "model_folder": resolve(recipe.model),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            "device": {"name": _device_name(args.device), "type": args.device.type, "threads": torch.get_num_threads()},
+        }
+        folder.write_text("recipe.yaml", as_yaml(recipe))
+        folder.write_json("run.json", self._content)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[step] = round(time.perf_counter() - start, 2)
+
+    def model(self, model: Any) -> None:
+        parameters = list(model.parameters())
+        trained = [p for p in parameters if p.requires_grad]
+        self.trainable_bytes = sum(p.numel() * p.element_size() for p in trained)
+        self._content["parameters"] = sum(p.numel() for p in parameters)
+        self._content["trainable_parameters"] = sum(p.numel() for p in trained)
+        self._content["device"]["dtype"] = str(next(iter(parameters)).dtype).removeprefix("torch.")
+
+    def end(self, status: str) -> None:
+        peak = round(memory_gb(self._device), 3)
+        self._folder.write_json(
+            "run.json", {**self._content, "status": status, "seconds": self._seconds, "peak_memory_gb": peak}
+        )
+
+
+_PACKAGES = ("honed", "torch", "transformers", "peft", "accelerate", "tokenizers")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type.upper()} ({torch.get_num_threads()} threads)"

@@ -1,0 +1,130 @@
+"""The folder of a run: what is in it, in which state, and how files get there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from honed.errors import RunError
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class RunFolder:
+    """A run's folder.
+
+        adapter_model.safetensors or model.safetensors, tokenizer, generation_config.json   what was trained
+        recipe.yaml      the recipe as run        run.json       status, times, versions, device
+        metrics.jsonl    one line per log         ledger.json    every row accounted for
+        samples.json     before and after         report.html    all of this to look at
+
+    Args:
+        path: created if need be.
+
+    Raises:
+        RunError: it cannot be created or written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".write_test"
+            probe.touch()
+            probe.unlink()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def state(self) -> dict[str, Any]:
+        """`run.json`, or {} where there is none that can be read."""
+        try:
+            found = json.loads((self / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def finished(self, recipe_yaml: str) -> bool:
+        """True when this folder holds a finished run of exactly this recipe."""
+        try:
+            same = (self / "recipe.yaml").read_text(encoding="utf-8") == recipe_yaml
+        except OSError:
+            return False
+        return same and self.state().get("status") == "finished"
+
+    def claim(self, recipe_yaml: str, *, overwrite: bool) -> None:
+        """Makes sure that no other run's results are lost.
+
+        Raises:
+            RunError: the folder holds a finished run, or files that are not a run's.
+        """
+        if overwrite:
+            return
+        if self.state().get("status") == "finished":
+            same = "this recipe" if self.finished(recipe_yaml) else "another recipe"
+            raise RunError(
+                f"{self.path} holds a finished run of {same}.", fix="add output=OTHER_FOLDER, or --overwrite to replace it"
+            )
+        if not self.state() and any(self.path.iterdir()):
+            raise RunError(f"{self.path} is not empty and holds no run.", fix="name a new folder with output=FOLDER")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file beside its place and renames it, so that readers never see half of it."""
+        with storage_errors(self.path):
+            beside = self / f".{name}.{os.getpid()}"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(self / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """The same for JSON."""
+        self.write_text(name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+    @contextmanager
+    def saving(self) -> Iterator[Path]:
+        """A folder to save a model in; its files move to the run's folder when the block ends well."""
+        beside = self / f".saving-{os.getpid()}"
+        with storage_errors(self.path):
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+            try:
+                yield beside
+                for file in sorted(beside.iterdir()):
+                    file.replace(self / file.name)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+
+    def need_space(self, n_bytes: int) -> None:
+        """Refuses to start a run whose result would not fit on the disk.
+
+        Raises:
+            RunError: less than this is free.
+        """
+        free = shutil.disk_usage(self.path).free
+        if free < n_bytes:
+            raise RunError(
+                f"{self.path}: {free / 1e9:.2f} GB free, and the trained weights need {n_bytes / 1e9:.2f} GB.",
+                fix="free some space, or name a folder on another disk with output=FOLDER",
+            )
+
+
+@contextmanager
+def storage_errors(place: Path) -> Iterator[None]:
+    """Turns the operating system's refusals into errors that say what to do.
+
+    Raises:
+        RunError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise RunError(f"No space is left on the disk of {place}.", fix="free some space, then run it again") from None
+        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or error.errno == errno.EROFS:
+            raise RunError(f"{place} cannot be written: {error.strerror}.", fix="name another folder with output=FOLDER") from None
+        raise
