@@ -1,12 +1,12 @@
 """The exceptions that honed raises; every message names what was found and how to mend it.
 
-    HonedError                 base; the command line prints it and exits with status 2
-    |-- DataError              a file, a row or a whole data set that cannot be used
-    |-- TemplateError          a chat template whose spans cannot be verified
-    |-- RecipeError            an unknown key, a wrong value, options that exclude each other
-    |-- ModelError             a model or tokenizer that cannot be found, loaded or trained
-    |-- RunError               an output folder that cannot be written, or is in use
-    `-- MissingExtraError      an optional dependency is absent; names the exact pip line
+HonedError                 base; the command line prints it and exits with status 2
+|-- DataError              a file, a row or a whole data set that cannot be used
+|-- TemplateError          a chat template whose spans cannot be verified
+|-- RecipeError            an unknown key, a wrong value, options that exclude each other
+|-- ModelError             a model or tokenizer that cannot be found, loaded or trained
+|-- RunError               an output folder that cannot be written, or is in use
+`-- MissingExtraError      an optional dependency is absent; names the exact pip line
 """
 
 from __future__ import annotations
@@ -55,4 +55,6 @@ class MissingExtraError(HonedError):
     """
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"This needs the package {package!r}, which is not installed.", fix=f"pip install 'honed[{extra}]'")
+        super().__init__(
+            f"This needs the package {package!r}, which is not installed.", fix=f"pip install 'honed[{extra}]'"
+        )

@@ -144,7 +144,7 @@ def as_yaml(recipe: Recipe) -> str:
 def suggest(key: str, known: Iterable[str]) -> str:
     """'Did you mean ...?' for a key that is not known, else the known keys."""
     known = sorted(known)
-    close = difflib.get_close_matches(key.split(".")[-1], known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(key.rsplit(".", maxsplit=1)[-1], known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
 
 
@@ -182,8 +182,8 @@ def _apply(tree: dict[str, Any], change: str) -> None:
 
 def _path_of(key: str) -> str:
     if "." in key or key in _names(Recipe):
-        if key.split(".")[0] not in _names(Recipe):
-            raise RecipeError(f"Unknown key {key!r}.", fix=suggest(key.split(".")[0], _names(Recipe)))
+        if key.split(".", maxsplit=1)[0] not in _names(Recipe):
+            raise RecipeError(f"Unknown key {key!r}.", fix=suggest(key.split(".", maxsplit=1)[0], _names(Recipe)))
         return key
     holders = [section for section, kind in SECTIONS.items() if key in _names(kind)]
     return f"{holders[0]}.{key}" if holders else f"train.{key}"
@@ -192,7 +192,7 @@ def _path_of(key: str) -> str:
 def _build(kind: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         where = prefix.rstrip(".") or "the recipe"
-        raise RecipeError(f"{where} must hold key: value lines, found {values!r}.", fix=f"see `honed train --help`")
+        raise RecipeError(f"{where} must hold key: value lines, found {values!r}.", fix="see `honed train --help`")
     _refuse_unknown(values, _names(kind), prefix)
     hints = get_type_hints(kind)
     return kind(**{key: _fit(value, hints[key], f"{prefix}{key}") for key, value in values.items()})
@@ -239,7 +239,9 @@ def _is_mapping(kind: Any) -> bool:
 
 def _in_words(kinds: Sequence[Any]) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return " or ".join(words.get(kind, "a list of texts" if get_origin(kind) is tuple else "key: value lines") for kind in kinds)
+    return " or ".join(
+        words.get(kind, "a list of texts" if get_origin(kind) is tuple else "key: value lines") for kind in kinds
+    )
 
 
 def _numbers(value: Any) -> Any:

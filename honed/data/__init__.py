@@ -1,0 +1,1 @@
+"""Rows in, packed rows and masks out."""

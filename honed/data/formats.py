@@ -28,7 +28,7 @@ ROLES = {
 
 
 class RowError(ValueError):
-    """This row cannot be used. `reason` is short and the same for all rows with the same fault, so it can be counted."""
+    """This row cannot be used. `reason` is the same for all rows with the same fault, so that it can be counted."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason, self.detail = reason, detail

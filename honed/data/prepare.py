@@ -61,7 +61,9 @@ class PrepareOptions:
         _one_of("overlong", self.overlong, OVERLONG)
         _one_of("bad_rows", self.bad_rows, BAD_ROWS)
         if self.max_length is not None and self.max_length < 2:
-            raise RecipeError(f"max_length is {self.max_length}.", fix="a document needs at least 2 tokens to be trained")
+            raise RecipeError(
+                f"max_length is {self.max_length}.", fix="a document needs at least 2 tokens to be trained"
+            )
         if self.packing and self.max_length is None:
             raise RecipeError("packing needs max_length.", fix="set max_length: it is the length of a packed row")
 
@@ -114,7 +116,7 @@ def prepare(
     rows = progress(read_rows(data), desc=desc, total=_length(data), unit="rows")
     for chunk in _chunks(rows, ROWS_AT_A_TIME):
         ledger.rows_in += len(chunk)
-        planned = list(_planned(chunk, renderer, reading, options, formatting_func, ledger))
+        planned = list(_planned(chunk, renderer, reading, ledger, options=options, formatting_func=formatting_func))
         for views in renderer.encode(planned):
             documents += _kept(views, options, ledger)
     _stop_on_bad_rows(ledger, options)
@@ -160,9 +162,10 @@ def _planned(
     chunk: list[SourcedRow],
     renderer: Renderer,
     reading: ReadOptions,
+    ledger: Ledger,
+    *,
     options: PrepareOptions,
     formatting_func: Callable[[Any], Any] | None,
-    ledger: Ledger,
 ) -> Iterator[tuple[Example, list[View]]]:
     """Reads and plans the rows of a chunk; rows that cannot be used go to the ledger."""
     for source, row in chunk:
@@ -258,7 +261,9 @@ def _finish(
         ledger.fill = fill_rate(table.lengths, rows, options.max_length)
     ledger.packed_rows = len(rows)
     if isinstance(template, PlainTemplate):
-        ledger.notes.append("the plain template is encoded message by message; serve it with honed, which does the same")
+        ledger.notes.append(
+            "the plain template is encoded message by message; serve it with honed, which does the same"
+        )
     _assert_conserved(rows, table)
     return Prepared(rows=PackedRows(table, rows), ledger=ledger, stop_ids=tuple(stops))
 

@@ -127,7 +127,9 @@ class Renderer:
         return _Codes(plain=plain, special=special)
 
     def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        coded: list[list[int]] = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+        coded: list[list[int]] = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)[
+            "input_ids"
+        ]
         if not special:
             return coded
         # some tokenizers close every text with EOS; a prompt must stay open, and `_assemble` closes the rest itself

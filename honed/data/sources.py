@@ -21,7 +21,7 @@ SourcedRow = tuple[Source, Any]
 
 def starter_file(name: str) -> Path:
     """Path of a packaged file of the starter set: `train.jsonl` or `held_out.jsonl`."""
-    return Path(str(resources.files("honed.data").joinpath("starter", name)))
+    return Path(str(resources.files("honed.data") / "starter" / name))
 
 
 def read_rows(data: Any) -> Iterator[SourcedRow]:
@@ -39,7 +39,7 @@ def read_rows(data: Any) -> Iterator[SourcedRow]:
         for item in data:
             yield from _read_named(str(item))
     elif isinstance(data, Iterable) and not isinstance(data, Mapping):
-        name = getattr(data, "info", None) and getattr(data.info, "dataset_name", None)
+        name = getattr(getattr(data, "info", None), "dataset_name", None)
         yield from _numbered(data, str(name or "row"))
     else:
         raise DataError(
@@ -133,7 +133,9 @@ def _table_rows(path: Path) -> Iterable[Mapping[str, Any]]:
         with pa.memory_map(str(path)) as file:
             return pa.ipc.open_stream(file).read_all().to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable {path.suffix[1:]} file: {error}", fix="check or re-make the file") from None
+        raise DataError(
+            f"{path}: not a readable {path.suffix[1:]} file: {error}", fix="check or re-make the file"
+        ) from None
 
 
 def _read_hub(name: str) -> Iterator[SourcedRow]:

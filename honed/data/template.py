@@ -74,8 +74,13 @@ class View:
 class Template(Protocol):
     """What `render` and generation need of a chat template."""
 
-    name: str
-    alpaca_separator: str
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def alpaca_separator(self) -> str:
+        """What stands between the instruction and the input of an Alpaca row."""
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
         """The texts to train on; `apart` asks for one view per trained turn.
@@ -119,7 +124,9 @@ class PlainTemplate:
     @classmethod
     def from_jinja(cls, text: str) -> PlainTemplate | None:
         """The template that `jinja` wrote down; None for any other text."""
-        found = re.match(re.escape(PLAIN_MARK) + r"{%- set system_prompt = '((?:[^'\\\\]|\\\\.)*)' -%}", text, re.DOTALL)
+        found = re.match(
+            re.escape(PLAIN_MARK) + r"{%- set system_prompt = '((?:[^'\\\\]|\\\\.)*)' -%}", text, re.DOTALL
+        )
         return cls(system=re.sub(r"\\(.)", r"\1", found[1])) if found else None
 
     def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -22,14 +22,18 @@ class Form:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise RecipeError(f"samples.form is not a regular expression: {error}", fix=f"check {self.pattern!r}") from None
+            raise RecipeError(
+                f"samples.form is not a regular expression: {error}", fix=f"check {self.pattern!r}"
+            ) from None
 
     def follows(self, answer: str) -> bool:
         """True when the answer, outer white space aside, has the form."""
         return re.fullmatch(self.pattern, answer.strip()) is not None
 
 
-def compare(prompts: Sequence[str], before: Sequence[Answer], after: Sequence[Answer], form: Form | None) -> dict[str, Any]:
+def compare(
+    prompts: Sequence[str], before: Sequence[Answer], after: Sequence[Answer], form: Form | None
+) -> dict[str, Any]:
     """Counts and answers side by side, as `samples.json` keeps them."""
     rows = [_row(*item, form) for item in zip(prompts, before, after, strict=True)]
     return {

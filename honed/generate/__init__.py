@@ -1,0 +1,1 @@
+"""Generation from prompts made as in training."""

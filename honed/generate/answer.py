@@ -12,7 +12,7 @@ from honed.data.example import Message
 from honed.data.render import Renderer
 from honed.data.template import Template
 from honed.errors import ModelError
-from honed.progress import Progress
+from honed.progress import progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,7 @@ def answers(
     max_new_tokens: int = 128,
     batch_size: int = 8,
     desc: str = "Answering",
+    show: bool = True,
     **sampling: Any,
 ) -> list[Answer]:
     """One answer for each conversation, greedy unless `sampling` says otherwise.
@@ -54,6 +55,7 @@ def answers(
         model: a causal language model; left in the mode (training or not) it was in.
         template: makes the same prompt ids as in training.
         conversations: messages up to the answer that is wanted.
+        show: whether to show a progress bar.
         sampling: further arguments of transformers' `generate`.
     """
     renderer = Renderer(tokenizer, template)
@@ -62,10 +64,9 @@ def answers(
     was_training = model.training
     model.eval()
     try:
-        with Progress(desc=desc, total=len(prompts), unit="prompts") as bar:
-            for batch in _batches(prompts, batch_size):
-                found += _answer_batch(model, tokenizer, batch, max_new_tokens, sampling)
-                bar.advance(len(batch))
+        batches = list(_batches(prompts, batch_size))
+        for batch in progress(batches, desc=desc, unit="batch") if show else batches:
+            found += _answer_batch(model, tokenizer, batch, max_new_tokens, sampling)
     finally:
         model.train(was_training)
     return found

@@ -1,0 +1,1 @@
+"""Scores at the LM head, and the objective."""

@@ -1,0 +1,1 @@
+"""Models, tokenizers, adapters: found, loaded, attached."""

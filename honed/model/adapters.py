@@ -8,13 +8,13 @@ from typing import Any
 from honed.errors import ModelError
 
 
-def lora_config(*, r: int = 16, alpha: int = 32, dropout: float = 0.0, target_modules: str | list[str] = "all-linear") -> Any:
+def lora_config(
+    *, r: int = 16, alpha: int = 32, dropout: float = 0.0, target_modules: str | list[str] = "all-linear"
+) -> Any:
     """LoRA on the named layers (Hu et al., arXiv:2106.09685), on every linear layer but the head unless told."""
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, task_type="CAUSAL_LM"
-    )
+    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, task_type="CAUSAL_LM")
 
 
 def attach(model: Any, peft_config: Any) -> Any:

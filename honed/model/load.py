@@ -26,7 +26,9 @@ def resolve(name: str) -> str:
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"{name} holds no model: there is no config.json in it.", fix="name the folder of a model")
         return str(path)
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in {".gguf", ".safetensors"}
+    looks_like_path = (
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in {".gguf", ".safetensors"}
+    )
     if looks_like_path:
         raise ModelError(
             f"No such model folder: {name}",
@@ -85,6 +87,28 @@ def load_model(
             fix="check the name, the folder's files and the network",
         ) from None
     return model if "device_map" in options or "quantization_config" in options else model.to(device)
+
+
+def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype | str | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer of a run's folder (adapter or whole model) or of any model, ready to generate.
+
+    Raises:
+        ModelError: there is none, or its base model is gone.
+    """
+    from transformers import GenerationConfig
+
+    from honed.model.adapters import load_with_adapter
+
+    folder = resolve(name)
+    tokenizer = load_tokenizer(folder)
+    adapted = (Path(folder) / "adapter_config.json").exists()
+    load = load_with_adapter if adapted else load_model
+    options: dict[str, Any] = {} if adapted else {"trains_all": False}
+    model = load(folder, device=device, dtype=dtype, **options).eval()
+    if adapted and (Path(folder) / "generation_config.json").exists():
+        # peft takes the base model's; the stop tokens that were trained stand in the run's own
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, tokenizer
 
 
 def first_line(error: BaseException) -> str:

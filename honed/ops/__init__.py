@@ -1,0 +1,1 @@
+"""Compute that depends on torch only."""

@@ -10,6 +10,7 @@ Shapes: B batch (1 for flat rows), H query heads, K key/value heads, T tokens, E
 from __future__ import annotations
 
 import weakref
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -57,12 +58,11 @@ def document_attention(
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise NotImplementedError("soft-capped scores and attention sinks need the model's own attention")
     documents = _documents(cu_seq_lens_q, kwargs.get("position_ids"), query_BHTE, attention_mask)
+    options: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "window": sliding_window}
     if documents is None:
-        return _plain(module, query_BHTE, key_BKTE, value_BKTE, attention_mask, scaling, dropout, sliding_window, kwargs)
+        return _plain(module, query_BHTE, key_BKTE, value_BKTE, attention_mask, **options, kwargs=kwargs)
     outputs = [
-        _one_document(
-            query_BHTE[:, :, a:b], key_BKTE[:, :, a:b], value_BKTE[:, :, a:b], scaling, dropout, sliding_window
-        )
+        _one_document(query_BHTE[:, :, a:b], key_BKTE[:, :, a:b], value_BKTE[:, :, a:b], **options)
         for a, b in documents
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
@@ -83,6 +83,7 @@ def _one_document(
     q_BHTE: torch.Tensor,
     k_BKTE: torch.Tensor,
     v_BKTE: torch.Tensor,
+    *,
     scaling: float | None,
     dropout: float,
     window: int | None,
@@ -113,6 +114,7 @@ def _plain(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
+    *,
     scaling: float | None,
     dropout: float,
     window: int | None,
@@ -146,14 +148,14 @@ def _documents(
 
 def _spans_of_bounds(bounds_N: torch.Tensor) -> tuple[tuple[int, int], ...]:
     ends = bounds_N.tolist()
-    return tuple(zip(ends, ends[1:], strict=False))
+    return tuple(pairwise(ends))
 
 
 def _spans_of_positions(positions_1T: torch.Tensor) -> tuple[tuple[int, int], ...]:
     row = positions_1T.reshape(-1)
     starts = (torch.nonzero(row[1:] != row[:-1] + 1).reshape(-1) + 1).tolist()
     ends = [0, *starts, len(row)]
-    return tuple(zip(ends, ends[1:], strict=False))
+    return tuple(pairwise(ends))
 
 
 # Every layer of a step asks for the same tensor's spans, and reading them waits for the device: remember the last.

@@ -41,8 +41,8 @@ class SFTConfig(TrainingArguments):
 
     learning_rate: float = 2e-5
     logging_steps: float = 10
-    bf16: bool | None = None  # type: ignore[assignment]  # None is resolved below, by what the device can do
-    dataloader_pin_memory: bool | None = None  # type: ignore[assignment]
+    bf16: bool | None = None  # None is resolved below, by what the device can do
+    dataloader_pin_memory: bool | None = None
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
     model_init_kwargs: dict[str, Any] | None = None
@@ -95,7 +95,8 @@ class SFTConfig(TrainingArguments):
         if self.train_on is not None:
             if self.assistant_only_loss and self.train_on not in ("assistant", "last"):
                 raise RecipeError(
-                    f"assistant_only_loss=True and train_on={self.train_on!r} exclude each other.", fix="set one of them"
+                    f"assistant_only_loss=True and train_on={self.train_on!r} exclude each other.",
+                    fix="set one of them",
                 )
             return self.train_on
         if self.assistant_only_loss:

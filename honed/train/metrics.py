@@ -38,7 +38,7 @@ class StepMetrics:
             self._scored += scores.nll_N.numel()
 
     def read(self) -> dict[str, float]:
-        """mean_token_accuracy, entropy (nats), num_tokens (of the whole run), tokens per second, memory; then resets."""
+        """Accuracy, entropy (nats), num_tokens (of the whole run), tokens per second, memory (GB); then starts anew."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         self.num_tokens += self._tokens
         logs: dict[str, float] = {

@@ -26,7 +26,7 @@ RULES = (
     Rule(
         name="data_parallel",
         when=lambda args: args.n_gpu > 1 and args.parallel_mode.value == "not_distributed",
-        message="One process sees several GPUs and would use nn.DataParallel, which is slow and averages losses wrongly.",
+        message="One process sees several GPUs and would use nn.DataParallel: slow, and losses averaged wrongly.",
         fix="start it with `torchrun --nproc_per_node N ...` or `accelerate launch ...`, or show it one GPU "
         "(CUDA_VISIBLE_DEVICES=0)",
         refuses=True,

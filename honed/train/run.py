@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from honed.data.prepare import PrepareOptions, make_template
+from honed.data.prepare import make_template
 from honed.data.sources import STARTER, read_rows, starter_file
 from honed.data.template import PlainTemplate, Template
 from honed.errors import DataError, RecipeError
@@ -53,14 +53,12 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     Raises:
         HonedError: something that the user can mend; the folder is left in a state from which the run can start again.
     """
-    args = training_arguments(recipe)
-    form = Form(pattern=recipe.samples.form, says=recipe.samples.form_says) if recipe.samples.form else None
-    questions = read_questions(recipe.samples.prompts) if recipe.samples.prompts else []
+    plan = _Plan.of(recipe)
     folder = RunFolder(recipe.output)
     folder.claim(as_yaml(recipe), overwrite=overwrite)
-    record = _Record(folder, recipe, command, args)
+    record = _Record(folder, recipe, command, plan.args)
     try:
-        samples = _run(recipe, args, folder, record, questions, form, say)
+        samples = _run(plan, folder, record, say)
     except BaseException as error:
         record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
@@ -69,41 +67,60 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     return RunResult(folder=folder.path, samples=samples)
 
 
-def _run(
-    recipe: Recipe,
-    args: SFTConfig,
-    folder: RunFolder,
-    record: _Record,
-    questions: list[str],
-    form: Form | None,
-    say: Say,
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """A recipe with all that can be wrong in it checked, before anything is loaded or written."""
+
+    recipe: Recipe
+    args: SFTConfig
+    questions: list[str]
+    form: Form | None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> _Plan:
+        samples = recipe.samples
+        return cls(
+            recipe=recipe,
+            args=training_arguments(recipe),
+            questions=read_questions(samples.prompts) if samples.prompts else [],
+            form=Form(pattern=samples.form, says=samples.form_says) if samples.form else None,
+        )
+
+
+def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str, Any]:
+    recipe, args = plan.recipe, plan.args
     with record.timed("load"):
         tokenizer = load_tokenizer(recipe.model)
         model = load_model(recipe.model, device=args.device, trains_all=recipe.lora is None)
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {_device_name(args.device)}")
     template = make_template(tokenizer, args.prepare_options())
-    before = _answers(model, tokenizer, template, recipe, questions, "Answering before", record)
+    with record.timed("answer before"):
+        before = _answers(plan, model, tokenizer, template, desc="Answering before")
     with record.timed("prepare"):
         trainer = make_trainer(recipe, args, model, tokenizer)
-    ledger = trainer.ledger
-    assert ledger is not None
-    folder.write_json("ledger.json", ledger.as_dict())
-    say(ledger.summary())
-    for note in trainer.notes:
-        say(f"note: {note}")
+    _tell(trainer, folder, say)
     record.model(trainer.model)
     folder.need_space(record.trainable_bytes + (64 << 20))
     trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
     with record.timed("train"), storage_errors(folder.path):
         trainer.train()
-    after = _answers(trainer.model, tokenizer, template, recipe, questions, "Answering after", record)
+    with record.timed("answer after"):
+        after = _answers(plan, trainer.model, tokenizer, template, desc="Answering after")
     with record.timed("save"):
         save(trainer, folder, template)
-    samples = compare(questions, before, after, form) if questions else {}
+    samples = compare(plan.questions, before, after, plan.form) if plan.questions else {}
     if samples:
         folder.write_json("samples.json", samples)
     return samples
+
+
+def _tell(trainer: SFTTrainer, folder: RunFolder, say: Say) -> None:
+    """Shows and keeps what became of the data, and the notes."""
+    if trainer.ledger is not None:
+        folder.write_json("ledger.json", trainer.ledger.as_dict())
+        say(trainer.ledger.summary())
+    for note in trainer.notes:
+        say(f"note: {note}")
 
 
 def training_arguments(recipe: Recipe) -> SFTConfig:
@@ -115,7 +132,9 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     known = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
     for key in recipe.train:
         if key not in known:
-            raise RecipeError(f"Unknown key {key}: it is neither the recipe's nor SFTConfig's.", fix=suggest(key, known))
+            raise RecipeError(
+                f"Unknown key {key}: it is neither the recipe's nor SFTConfig's.", fix=suggest(key, known)
+            )
     data = recipe.data
     own = {
         "output_dir": recipe.output,
@@ -133,7 +152,9 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     try:
         args = SFTConfig(**{**own, **recipe.train})
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"The training arguments do not fit together: {error}", fix="check the keys below `train`") from None
+        raise RecipeError(
+            f"The training arguments do not fit together: {error}", fix="check the keys below `train`"
+        ) from None
     args.prepare_options()
     return args
 
@@ -186,31 +207,17 @@ def read_questions(name: str) -> list[str]:
     return questions
 
 
-def template_for(tokenizer: Any, recipe: Recipe) -> Template | None:
-    """The chat template that this recipe trains with."""
-    return make_template(tokenizer, PrepareOptions(template=recipe.data.template, system=recipe.data.system))
-
-
-def _answers(
-    model: Any,
-    tokenizer: Any,
-    template: Template | None,
-    recipe: Recipe,
-    questions: list[str],
-    desc: str,
-    record: _Record,
-) -> list[Answer]:
-    if not questions:
+def _answers(plan: _Plan, model: Any, tokenizer: Any, template: Template | None, *, desc: str) -> list[Answer]:
+    if not plan.questions:
         return []
-    with record.timed(desc.lower().replace(" ", "_")):
-        return answers(
-            model,
-            tokenizer,
-            need_template(template, recipe.model),
-            [ask(question, recipe.data.system) for question in questions],
-            max_new_tokens=recipe.samples.max_new_tokens,
-            desc=desc,
-        )
+    return answers(
+        model,
+        tokenizer,
+        need_template(template, plan.recipe.model),
+        [ask(question, plan.recipe.data.system) for question in plan.questions],
+        max_new_tokens=plan.recipe.samples.max_new_tokens,
+        desc=desc,
+    )
 
 
 class _Record:

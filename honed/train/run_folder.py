@@ -69,7 +69,8 @@ class RunFolder:
         if self.state().get("status") == "finished":
             same = "this recipe" if self.finished(recipe_yaml) else "another recipe"
             raise RunError(
-                f"{self.path} holds a finished run of {same}.", fix="add output=OTHER_FOLDER, or --overwrite to replace it"
+                f"{self.path} holds a finished run of {same}.",
+                fix="add output=OTHER_FOLDER, or --overwrite to replace it",
             )
         if not self.state() and any(self.path.iterdir()):
             raise RunError(f"{self.path} is not empty and holds no run.", fix="name a new folder with output=FOLDER")
@@ -124,7 +125,11 @@ def storage_errors(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise RunError(f"No space is left on the disk of {place}.", fix="free some space, then run it again") from None
+            raise RunError(
+                f"No space is left on the disk of {place}.", fix="free some space, then run it again"
+            ) from None
         if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or error.errno == errno.EROFS:
-            raise RunError(f"{place} cannot be written: {error.strerror}.", fix="name another folder with output=FOLDER") from None
+            raise RunError(
+                f"{place} cannot be written: {error.strerror}.", fix="name another folder with output=FOLDER"
+            ) from None
         raise

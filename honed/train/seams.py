@@ -93,7 +93,7 @@ def find_seams(model: nn.Module) -> Seams:
     """
     seams = Seams()
     inner = base_model(model)
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
         seams.notes.append("the model's weights are not loaded here, so its attention and head were left as they are")
         return seams
     was_training = model.training

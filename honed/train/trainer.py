@@ -51,7 +51,7 @@ class SFTTrainer(Trainer):
         HonedError: rows, template, options or model cannot be used; the message says which and how to mend it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the order is transformers' and TRL's, and scripts rely on it
         self,
         model: str | nn.Module,
         args: TrainingArguments | None = None,
@@ -71,12 +71,15 @@ class SFTTrainer(Trainer):
         args = as_sft_config(args)
         self.notes = rules.check(args)
         name = model if isinstance(model, str) else seams.base_model(model).config.name_or_path
-        if isinstance(model, str):
-            model = load_model(model, device=args.device, **(args.model_init_kwargs or {}))
+        loaded = (
+            model
+            if isinstance(model, nn.Module)
+            else load_model(name, device=args.device, **(args.model_init_kwargs or {}))
+        )
         tokenizer = with_pad_token(processing_class if processing_class is not None else load_tokenizer(name))
-        model = attach(model, peft_config) if peft_config is not None else model
+        trained: nn.Module = attach(loaded, peft_config) if peft_config is not None else loaded
         self._plain_loss = compute_loss_func is not None or data_collator is not None
-        self.seams = seams.Seams() if self._plain_loss else seams.find_seams(model)
+        self.seams = seams.Seams() if self._plain_loss else seams.find_seams(trained)
         self.notes += self.seams.notes
         if args.packing and not self.seams.flat and data_collator is None:
             raise ModelError(
@@ -88,7 +91,7 @@ class SFTTrainer(Trainer):
         self._formatting_func = formatting_func
         train_rows = self._rows("train", train_dataset, tokenizer, args, custom=data_collator is not None)
         super().__init__(
-            model=model,
+            model=trained,
             args=args,
             data_collator=data_collator or self._collator(tokenizer, args),
             train_dataset=train_rows,
@@ -160,7 +163,8 @@ class SFTTrainer(Trainer):
         """The token weight of all micro-batches of this step on all ranks."""
         if self._plain_loss or not batch_samples or "labels" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        total = sum(total_weight(batch["labels"], batch.get("loss_weights")) for batch in batch_samples).to(device)
+        weights = [total_weight(batch["labels"], batch.get("loss_weights")) for batch in batch_samples]
+        total = torch.stack(weights).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total.reshape(1)).sum()
         return total

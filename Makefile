@@ -1,0 +1,85 @@
+# From a bare checkout, with only make and Python >= 3.10: `make demo`. `make help` tells the rest.
+
+PYTHON ?= python3
+# Words for every `pip install`, such as another index.
+PIP_FLAGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# Wheels only, so that no compiler is needed; the project itself is built by the pinned setuptools in the environment.
+PIP := $(PY) -m pip install --disable-pip-version-check --only-binary=:all: -c constraints.txt $(PIP_FLAGS)
+FROM := pyproject.toml constraints.txt
+
+# Two pips in one environment would undo each other's work.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+
+help:
+	@echo 'make demo    install into $(VENV), then see the data and train a small model'
+	@echo 'make test    the checks, then all tests'
+	@echo 'make check   format, lint, types and the direction of imports'
+	@echo 'make bench   every script in benchmarks/, against TRL (Python >= 3.11)'
+	@echo 'make clean   remove the environment and all caches'
+	@echo ''
+	@echo 'PYTHON=python3.12   takes another Python; run `make clean` first where $(VENV) exists'
+	@echo 'PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
+	@echo '                    takes the CPU build of torch: on Linux, PyPI'"'"'s brings several GB of CUDA'
+	@echo '                    packages, whether there is a GPU or not'
+
+demo: $(VENV)/.run
+	$(VENV)/bin/honed demo
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+test: check
+	$(PY) -m pytest
+
+bench: $(VENV)/.bench
+	@for script in benchmarks/*.py; do \
+	  test -e "$$script" || { echo 'benchmarks/ holds no script yet'; break; }; \
+	  echo "== $$script"; $(PY) "$$script" || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment, in stages; a stamp is written only after its stage succeeded. While pip runs there is no stamp but
+# .busy. Found again, it tells that a stage was cut short (Ctrl-C, no network, full disk): all is then done anew in an
+# empty environment, from pip's cache.
+BEGIN = @rm -f $(VENV)/.made $(VENV)/.run $(VENV)/.dev $(VENV)/.bench; touch $(VENV)/.busy
+DONE = @rm $(VENV)/.busy; touch $(VENV)/.made
+
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo 'There is no $(PYTHON) here. Install Python >= 3.10, or name one: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "honed needs Python >= 3.10; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo '$(PYTHON) cannot make environments. On Debian or Ubuntu: apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(if $(wildcard $(VENV)/.busy),--clear) $(VENV)
+	$(BEGIN)
+	$(PIP) -q pip setuptools
+	$(DONE)
+
+$(VENV)/.run: $(FROM) | $(VENV)/.made
+	$(BEGIN)
+	$(PIP) --no-build-isolation -e .
+	$(DONE) $@
+
+$(VENV)/.dev: $(FROM) | $(VENV)/.made
+	$(BEGIN)
+	$(PIP) --no-build-isolation -e '.[dev]'
+	$(DONE) $(VENV)/.run $@
+
+$(VENV)/.bench: $(FROM) | $(VENV)/.made
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'The benchmarks compare with a TRL that needs Python >= 3.11: make clean bench PYTHON=python3.12' >&2; exit 1; }
+	$(BEGIN)
+	$(PIP) --no-build-isolation -e '.[bench]'
+	$(DONE) $(VENV)/.run $@

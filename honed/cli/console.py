@@ -1,0 +1,115 @@
+"""What verbs share: quiet libraries, loading a model to talk to, and results side by side."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+SHOWN = 5
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' own bars and advice off the screen; honed has its own. Errors still come through."""
+    import os
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|transformers\.|peft\.")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_speaker(name: str, *, seed: int) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and template for generation.
+
+    Raises:
+        ModelError: there is no such model, or it has no chat template.
+    """
+    from transformers import set_seed
+
+    from honed.data.prepare import PrepareOptions, make_template
+    from honed.generate.answer import need_template
+    from honed.model.device import pick_device
+    from honed.model.load import load_for_generation
+
+    set_seed(seed)
+    model, tokenizer = load_for_generation(name, device=pick_device())
+    return model, tokenizer, need_template(make_template(tokenizer, PrepareOptions()), name)
+
+
+def show_result(folder: Path, samples: dict[str, Any]) -> None:
+    """Before and after, and what to do next."""
+    if samples:
+        print()
+        print(side_by_side(samples, width=min(shutil.get_terminal_size((100, 24)).columns, 140)))
+        print(counts_table(samples))
+    print(f"\n{folder / 'report.html'}   the run to look at: curves, data, answers")
+    print(f"honed chat {folder}   to talk with the model")
+
+
+def counts_table(samples: dict[str, Any]) -> str:
+    """How many answers ended by themselves and how many followed the form, before and after."""
+    before, after = samples["before"], samples["after"]
+    of = after["of"]
+    lines = [
+        f"{'':28}before   after",
+        f"{'ended their turn':28}{before['stopped']:>3}/{of}   {after['stopped']:>3}/{of}",
+    ]
+    if "followed_form" in after:
+        row = f"{'followed the form':28}{before['followed_form']:>3}/{of}   {after['followed_form']:>3}/{of}"
+        lines.append(f"{row}   (form: {samples['rule']})")
+    return "\n".join(lines)
+
+
+def side_by_side(samples: dict[str, Any], *, width: int, shown: int = SHOWN) -> str:
+    """The first answers in two columns."""
+    column = (width - 3) // 2
+    lines = []
+    for row in samples["answers"][:shown]:
+        lines += wrap(f"Q: {row['prompt']}", width)
+        left = ["before", *wrap(row["before"] + ("" if row["before_stopped"] else " [cut]"), column)]
+        right = ["after", *wrap(row["after"] + ("" if row["after_stopped"] else " [cut]"), column)]
+        height = max(len(left), len(right))
+        left += [""] * (height - len(left))
+        right += [""] * (height - len(right))
+        lines += [f"{pad(a, column)} | {b}".rstrip() for a, b in zip(left, right, strict=True)]
+        lines.append("-" * width)
+    more = len(samples["answers"]) - shown
+    return "\n".join(lines + ([f"({more} more in the report)"] if more > 0 else []))
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` columns; Chinese characters count as two."""
+    lines: list[str] = []
+    for line in text.splitlines() or [""]:
+        if columns(line) == len(line):
+            lines += textwrap.wrap(line, width) or [""]
+        else:
+            lines += _wrap_wide(line, width)
+    return lines
+
+
+def pad(text: str, width: int) -> str:
+    """The text followed by spaces up to `width` columns."""
+    return text + " " * max(0, width - columns(text))
+
+
+def columns(text: str) -> int:
+    """Columns that a terminal needs for this text."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _wrap_wide(line: str, width: int) -> list[str]:
+    lines, current = [], ""
+    for character in line:
+        if columns(current + character) > width:
+            lines.append(current)
+            current = ""
+        current += character
+    return [*lines, current]

@@ -1,0 +1,64 @@
+"""The command line: reads the verb, runs it, and turns errors that a user can mend into one screen and status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from honed.cli import chat, demo, generate, train
+from honed.errors import HonedError
+
+VERBS = (train, demo, chat, generate)
+INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, 2 for something to mend, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser().parse_args(arguments)
+    command = "honed " + " ".join(arguments)
+    try:
+        return int(args.run(args, command))
+    except HonedError as error:
+        print(f"honed: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nhoned: stopped. Nothing is broken; the same command starts again.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `honed ... | head`
+        sys.stderr.close()
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="honed",
+        description="Supervised fine-tuning of language models: shows what will be learned, proves its shortcuts.",
+        epilog="Start with `honed demo`. Each verb has its own help: `honed train --help`.",
+    )
+    parser.add_argument("--version", action="version", version=f"honed {_version()}")
+    verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        name = verb.__name__.rsplit(".", 1)[-1]
+        summary = (verb.__doc__ or "").splitlines()[0]
+        below = verbs.add_parser(
+            name,
+            help=summary,
+            description=verb.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_arguments(below)
+        below.set_defaults(run=verb.run)
+    return parser
+
+
+def _version() -> str:
+    from honed import __version__
+
+    return __version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

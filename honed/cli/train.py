@@ -1,0 +1,100 @@
+"""Train a model on your rows, as a recipe or the options say.
+
+  honed train --model Qwen/Qwen3-0.6B --data my_rows.jsonl
+  honed train recipe.yaml learning_rate=1e-4 data.max_length=2048
+  honed train demo output=runs/mine          (a recipe that comes with honed)
+
+Keys that matter most (key=value, or the same in the recipe's YAML):
+  model                 name, folder or Hub id                   [smollm2-135m-instruct]
+  data.files            JSON, JSONL, Parquet or CSV; 'starter'   [starter]
+  data.format           auto, messages, sharegpt, alpaca, prompt_completion, text, tokens
+  data.template         auto (the tokenizer's own), plain, or a Jinja file
+  data.system           system prompt for rows that have none
+  data.train_on         assistant, last, all, completion         [assistant]
+  data.max_length       longest row in tokens                    [1024]
+  data.overlong         drop, truncate, error                    [drop]
+  data.packing          true packs rows, isolated from each other
+  data.bad_rows         error, drop                              [error]
+  data.held_out         file to evaluate on
+  lora                  null trains all weights
+  lora.r, lora.alpha, lora.dropout, lora.target_modules          [16, 32, 0, all-linear]
+  samples.prompts       questions answered before and after; 'starter'
+  samples.form          regular expression that answers should match
+  output                folder of the run                        [runs/latest]
+  learning_rate, num_train_epochs, per_device_train_batch_size, gradient_accumulation_steps,
+  max_steps, warmup_steps, lr_scheduler_type, weight_decay, seed, eval_strategy, save_strategy, ...
+                        every argument of transformers' TrainingArguments and of honed.SFTConfig
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from honed.errors import RecipeError
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("items", nargs="*", metavar="RECIPE | key=value", help="a recipe first, then changes to it")
+    parser.add_argument("--model", help="short for model=...")
+    parser.add_argument("--data", nargs="+", metavar="FILE", help="short for data.files=...")
+    parser.add_argument("--output", metavar="DIR", help="short for output=...")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished run in the output folder")
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """Trains and shows the result."""
+    from honed.cli.console import quiet_libraries, show_result
+    from honed.recipe import load_recipe
+
+    path, changes = divide(args.items)
+    changes += [f"{key}={value}" for key, value in (("model", args.model), ("output", args.output)) if value]
+    if args.data:
+        changes.append(f"data.files=[{', '.join(map(_quoted, args.data))}]")
+    recipe = load_recipe(path, changes)
+    quiet_libraries()
+    from honed.train.run import run as run_recipe
+
+    result = run_recipe(recipe, command=command, say=print, overwrite=args.overwrite)
+    show_result(result.folder, result.samples)
+    return 0
+
+
+def divide(items: list[str]) -> tuple[Path | None, list[str]]:
+    """The recipe's path, if one is named first, and the changes to it.
+
+    Raises:
+        RecipeError: an item is neither a recipe nor key=value.
+    """
+    if not items or "=" in items[0]:
+        return None, list(items)
+    return find_recipe(items[0]), items[1:]
+
+
+def find_recipe(name: str) -> Path:
+    """A YAML file, or a recipe that comes with honed.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
+    packaged = Path(__file__).parent.parent / "recipes"
+    if name.endswith(RECIPE_SUFFIXES):
+        path = Path(name)
+        if path.is_file():
+            return path
+        raise RecipeError(f"No such recipe: {name}", fix="check the path")
+    path = packaged / f"{name}.yaml"
+    if path.is_file():
+        return path
+    known = ", ".join(sorted(file.stem for file in packaged.glob("*.yaml")))
+    raise RecipeError(
+        f"{name!r} is neither a recipe file (.yaml) nor one that comes with honed ({known}) nor key=value.",
+        fix="for data, write --data FILE; for a model, --model NAME",
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

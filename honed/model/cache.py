@@ -1,0 +1,244 @@
+"""Where honed keeps what it makes once and uses again, and how such folders are made safely.
+
+    <root>/                               cache_root(): HONED_CACHE, or the platform's cache folder
+        models/                           a kind; CACHEDIR.TAG marks it as ours (and tells backups to skip it)
+            smollm2-135m-instruct-v1/     an entry: honed_model.json says which files make it whole
+            .work-<host>-<pid>-<random>/  half-made; removed by its maker, or by others once the maker is dead
+
+An entry appears under its final name by one rename of a finished, flushed folder: readers see all or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from honed.errors import RunError
+
+MANIFEST = "honed_model.json"
+TAG_FILE = "CACHEDIR.TAG"
+TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Made by honed; safe to delete. See https://bford.info/cachedir/\n"
+SECONDS_UNTIL_STALE = 24 * 3600.0
+PUBLISH_ATTEMPTS = 5
+
+_WORK_NAME = re.compile(r"\.work-(?P<host>[^-]+)-(?P<pid>\d+)-[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One thing in the cache: `kind` is its parent folder's name, `size` is in bytes."""
+
+    path: Path
+    kind: str
+    size: int
+
+
+def cache_root() -> Path:
+    """The cache folder, made or not: HONED_CACHE, else honed in LOCALAPPDATA, XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("HONED_CACHE"):
+        return Path(own).expanduser().absolute()
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "honed"
+    xdg = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification says that a relative path is to be ignored.
+    return (Path(xdg) if Path(xdg).is_absolute() else Path.home() / ".cache") / "honed"
+
+
+def cache_folder(kind: str, *, root: Path | None = None) -> Path:
+    """Makes (where missing) and returns the folder of one kind of entries.
+
+    Raises:
+        RunError: the folder cannot be made.
+    """
+    folder = (root or cache_root()) / kind
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # A folder with something in it may be a user's own, so only an empty one gets the mark that lets
+        # `clear_cache` delete from it.
+        if not any(folder.iterdir()):
+            (folder / TAG_FILE).write_text(TAG, encoding="utf-8")
+    return folder
+
+
+def cache_entries(*, root: Path | None = None) -> list[CacheEntry]:
+    """What is in the cache, by kind and name; folders that honed did not make are not looked into."""
+    root = root or cache_root()
+    kinds = sorted(tag.parent for tag in root.glob(f"*/{TAG_FILE}"))
+    paths = [path for kind in kinds for path in sorted(kind.iterdir()) if path.name != TAG_FILE]
+    return [CacheEntry(path=path, kind=path.parent.name, size=size_of(path)) for path in paths]
+
+
+def cache_size(*, root: Path | None = None) -> int:
+    """Bytes that the cache holds."""
+    return sum(entry.size for entry in cache_entries(root=root))
+
+
+def clear_cache(*, kind: str | None = None, root: Path | None = None) -> list[CacheEntry]:
+    """Deletes the entries (of one kind, or all) and returns them; folders that a live process fills stay.
+
+    Raises:
+        RunError: an entry cannot be deleted.
+    """
+    chosen = [
+        entry
+        for entry in cache_entries(root=root)
+        if kind in (None, entry.kind) and not (_WORK_NAME.fullmatch(entry.path.name) and in_use(entry.path))
+    ]
+    for entry in chosen:
+        with storage_errors(entry.path):
+            shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink()
+    return chosen
+
+
+def size_of(path: Path) -> int:
+    """Bytes in a file, or in all files below a folder."""
+    if not path.is_dir():
+        return path.lstat().st_size
+    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+
+
+@contextmanager
+def storage_errors(place: Path) -> Iterator[None]:
+    """Turns an OSError of the block (disk full, read-only, a file in the way) into a RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"The cache at {place} cannot be used: {error.strerror or error}.",
+            fix="free some space or permit writing there, or set HONED_CACHE to another folder",
+        ) from error
+
+
+@contextmanager
+def work_folder(parent: Path) -> Iterator[Path]:
+    """A new folder inside `parent`, removed at the end whatever happens; sweeps those of the dead, too."""
+    sweep_stale(parent)
+    folder = parent / f".work-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_stale(parent: Path) -> None:
+    """Removes the work folders below `parent` whose makers are gone."""
+    for folder in parent.glob(".work-*"):
+        if _WORK_NAME.fullmatch(folder.name) and not in_use(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_use(folder: Path) -> bool:
+    """False when a work folder's process is known to be dead, or the folder is a day old."""
+    match = _WORK_NAME.fullmatch(folder.name)
+    if match and match["host"] == _host() and not _alive(int(match["pid"])):
+        return False
+    try:
+        return time.time() - folder.stat().st_mtime < SECONDS_UNTIL_STALE
+    except OSError:  # removed by another process meanwhile
+        return True
+
+
+def publish(made: Path, final: Path, fault: Callable[[Path], str | None]) -> None:
+    """Puts the finished folder `made` at `final` by a rename; where a sound folder is already, that stays.
+
+    Args:
+        made: a finished folder inside a work folder of the same file system; gone afterwards, or left for the
+            work folder's end.
+        final: where readers look.
+        fault: says what is wrong with a folder, or None.
+
+    Raises:
+        OSError: the rename failed for another reason than a folder in the way.
+    """
+    flush_folder(made)
+    for attempt in range(PUBLISH_ATTEMPTS):
+        try:
+            made.rename(final)
+        except OSError:
+            if not final.exists():
+                raise
+            if fault(final) is None:
+                return
+            # Broken: out of the way, into our work folder, to go when it goes. Another process may be first.
+            with suppress(FileNotFoundError):
+                final.rename(made.parent / f"set-aside-{attempt}")
+        else:
+            _flush(final.parent)
+            return
+    raise FileExistsError(f"{final} is in the way")
+
+
+def flush_folder(folder: Path) -> None:
+    """fsync of every file in `folder` and of itself, so that what is renamed next outlives a power cut."""
+    for file in sorted(folder.iterdir()):
+        _flush(file)
+    _flush(folder)
+
+
+def write_manifest(folder: Path, *, source_sha256: str, converter: int) -> None:
+    """Records which files, of how many bytes, make `folder` whole; to be called last."""
+    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    record = {"made_by": "honed", "converter": converter, "source_sha256": source_sha256, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def model_fault(folder: Path, *, source_sha256: str, converter: int) -> str | None:
+    """What is wrong with a model folder, in words, or None. Quick: it compares sizes, not contents."""
+    try:
+        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if (record["source_sha256"], record["converter"]) != (source_sha256, converter):
+            return "it was made from another source or by another version of honed"
+        sizes = {name: _size_or_zero(folder / name) for name in record["files"]}
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return f"its {MANIFEST} cannot be read"
+    wrong = [name for name, size in record["files"].items() if sizes[name] != size]
+    return f"{wrong[0]} has {sizes[wrong[0]]} of {record['files'][wrong[0]]} bytes" if wrong else None
+
+
+def _size_or_zero(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir():
+        if sys.platform == "win32":  # folders cannot be opened there; NTFS journals the rename itself
+            return
+        flags = os.O_RDONLY
+    else:
+        flags = os.O_RDWR
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _host() -> str:
+    """This machine's name with only characters that are safe in the name of a work folder."""
+    return re.sub(r"[^0-9A-Za-z.]", "_", socket.gethostname()) or "unnamed"
+
+
+def _alive(pid: int) -> bool:
+    if sys.platform == "win32":  # os.kill(pid, 0) would send Ctrl-C there: go by the folder's age alone
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # someone else's, or no pid at all: go by the age
+        return True
+    return True

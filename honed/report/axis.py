@@ -1,0 +1,85 @@
+"""One axis of a chart: the stretch of numbers it shows and ticks at round numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from honed.report.quantities import tick_text
+
+# Less than this apart, relative to their size, values differ only by rounding: drawn as a constant.
+SAME = 1e-9
+SMALLEST = 1e-290
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """A linear axis from `low` to `high` (low < high), with `ticks` at multiples of `step` inside it."""
+
+    low: float
+    high: float
+    step: float
+    ticks: tuple[float, ...]
+
+    def position(self, value: float) -> float:
+        """Where `value` lies: 0.0 at `low`, 1.0 at `high`."""
+        return (value - self.low) / (self.high - self.low)
+
+    def label(self, tick: float) -> str:
+        """The text at a tick."""
+        return tick_text(tick, step=self.step, largest=max(abs(self.low), abs(self.high)))
+
+
+def value_axis(values: Sequence[float], *, from_zero: bool = False, intervals: int = 4) -> Axis:
+    """An axis that holds all values and begins and ends at a tick.
+
+    Args:
+        values: finite numbers, at least one.
+        from_zero: begin at 0 where no value is negative. It does so anyway where the least value is under
+            half of the greatest, since the space saved would be small and the impression wrong.
+        intervals: how many gaps between ticks to aim for.
+    """
+    low, high = _spread(min(values), max(values))
+    if low >= 0 and (from_zero or low < high / 2):
+        low = 0.0
+    step = _round_step(low, high, intervals)
+    first, last = math.floor(low / step + SAME), math.ceil(high / step - SAME)
+    ticks = tuple(_multiple(k, step) for k in range(first, last + 1))
+    return Axis(low=ticks[0], high=ticks[-1], step=step, ticks=ticks)
+
+
+def step_axis(steps: Sequence[float], *, intervals: int = 5) -> Axis:
+    """An axis from the first to the last of `steps` (one or more), with ticks at whole steps only."""
+    low, high = min(steps), max(steps)
+    if high - low < 1:
+        low, high = low - 1, high + 1
+    step = max(1.0, _round_step(low, high, intervals))
+    inside = range(math.ceil(low / step - SAME), math.floor(high / step + SAME) + 1)
+    return Axis(low=low, high=high, step=step, ticks=tuple(_multiple(k, step) for k in inside))
+
+
+def _spread(low: float, high: float) -> tuple[float, float]:
+    """Makes room around a constant, so that it is drawn mid-way and not on an axis of no length."""
+    largest = max(abs(low), abs(high))
+    if largest < SMALLEST:
+        return 0.0, 1.0
+    if high - low <= SAME * largest:
+        return low - 0.1 * largest, high + 0.1 * largest
+    return low, high
+
+
+def _round_step(low: float, high: float, intervals: int) -> float:
+    """The 1, 2 or 5 times a power of ten that cuts low..high into about `intervals` pieces."""
+    rough = (high - low) / intervals
+    power = math.floor(math.log10(rough))
+    for factor in (1, 2, 5, 10):
+        step = _multiple(factor, 10.0**power)
+        if step >= rough / 1.4:
+            return step
+    return _multiple(10, 10.0**power)
+
+
+def _multiple(k: int, step: float) -> float:
+    """k * step, without the dust of 3 * 0.1 = 0.30000000000000004."""
+    return float(f"{k * step:.12g}")
