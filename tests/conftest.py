@@ -72,3 +72,82 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name
         return host == "localhost"
+
+
+CHATML = (
+    "{%- for m in messages %}{{- '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """A byte-level BPE tokenizer with ChatML tokens and template, trained on the spot: any text round-trips."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    text = ["the quick brown fox asks why and answers with a word", "user assistant system yes no one two three"] * 8
+    tokenizer.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        model_max_length=512,
+        chat_template=CHATML,
+    )
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., Any]:
+    """Makes a small model of a family ("llama", "qwen3", "mistral", "gemma2", ...) with random weights.
+
+    Weights are drawn wide enough that a leak or a shifted position moves scores by far more than rounding does.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def make(family: str = "llama", *, dtype: Any = torch.float32, **changes: Any) -> Any:
+        shape: dict[str, Any] = {
+            "vocab_size": 400,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.3,
+            "tie_word_embeddings": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        }
+        torch.manual_seed(SEED)
+        config = AutoConfig.for_model(family, **{**shape, **changes})
+        return AutoModelForCausalLM.from_config(config).to(dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def chat_rows() -> list[dict[str, Any]]:
+    """Twelve short conversations of different lengths, two of them with two answers."""
+    rows = []
+    for number in range(12):
+        question = f"why {number} " + "fox " * (number % 5)
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "yes " * (number % 4 + 1)}]
+        if number % 6 == 5:
+            turns += [{"role": "user", "content": "and two"}, {"role": "assistant", "content": "no, three"}]
+        rows.append({"messages": turns})
+    return rows

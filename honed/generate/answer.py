@@ -44,7 +44,7 @@ def answers(
     conversations: Sequence[Sequence[Message]],
     *,
     max_new_tokens: int = 128,
-    batch_size: int = 8,
+    batch_size: int = 16,
     desc: str = "Answering",
     show: bool = True,
     **sampling: Any,

@@ -124,12 +124,12 @@ def score_tokens(
 def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor, *, extras: bool = False) -> TokenScores:
     """Scores from logits that exist already; softmax in float32 (float64 stays float64)."""
     logits_NV = logits_NV.float() if logits_NV.dtype in (torch.float16, torch.bfloat16) else logits_NV
-    nll_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
+    logp_NV = torch.log_softmax(logits_NV, dim=-1)
+    nll_N = -logp_NV.gather(-1, targets_N[:, None]).squeeze(-1)
     if not extras:
         return TokenScores(nll_N=nll_N)
     with torch.no_grad():
-        logp_NV = torch.log_softmax(logits_NV, dim=-1)
-        entropy_N = -(logp_NV.exp() * logp_NV).sum(-1)
+        entropy_N = -logp_NV.exp().mul_(logp_NV).sum(-1)
         correct_N = logp_NV.argmax(-1) == targets_N
     return TokenScores(nll_N=nll_N, entropy_N=entropy_N, correct_N=correct_N)
 

