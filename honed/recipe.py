@@ -82,12 +82,14 @@ class Recipe:
 
     Attributes:
         model: name, folder or Hub id.
+        dtype: number format of its weights, such as "bfloat16"; null picks what suits the device and the training.
         data, lora, samples: see their classes.
         train: arguments of `honed.SFTConfig` (and so of transformers' TrainingArguments), by name.
         output: folder of the run.
     """
 
     model: str = "smollm2-135m-instruct"
+    dtype: str | None = None
     data: DataRecipe = field(default_factory=DataRecipe)
     lora: LoraRecipe | None = field(default_factory=LoraRecipe)
     samples: SamplesRecipe = field(default_factory=SamplesRecipe)

@@ -6,6 +6,7 @@
 
 Keys that matter most (key=value, or the same in the recipe's YAML):
   model                 name, folder or Hub id                   [smollm2-135m-instruct]
+  dtype                 float32, bfloat16; picked by measuring when absent
   data.files            JSON, JSONL, Parquet or CSV; 'starter'   [starter]
   data.format           auto, messages, sharegpt, alpaca, prompt_completion, text, tokens
   data.template         auto (the tokenizer's own), plain, or a Jinja file

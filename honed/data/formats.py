@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,11 +109,7 @@ def _messages(row: Row, source: Source, options: ReadOptions) -> Conversation:
 
 
 def _sharegpt(row: Row, source: Source, options: ReadOptions) -> Conversation:
-    turns = row["conversations"]
-    system = row.get("system") or options.system
-    conversation = _conversation(turns, row, source, options)
-    has_system = conversation.messages[0].role == "system"
-    return conversation if has_system or not system else _with_system(conversation, system)
+    return _conversation(row["conversations"], row, source, options)
 
 
 def _alpaca(row: Row, source: Source, options: ReadOptions) -> Conversation:
@@ -120,7 +118,7 @@ def _alpaca(row: Row, source: Source, options: ReadOptions) -> Conversation:
     question = options.alpaca_separator.join(part for part in (instruction, extra) if part)
     turns: list[tuple[str, str]] = []
     for pair in row.get("history") or ():
-        if not (isinstance(pair, Sequence) and len(pair) == 2):
+        if not (isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2):
             raise RowError("history is not a list of [question, answer] pairs", f"found {pair!r:.80}")
         turns += [("user", _text(pair[0], "history")), ("assistant", _text(pair[1], "history"))]
     turns += [("user", question), ("assistant", _text(answer, "output"))]
@@ -129,8 +127,7 @@ def _alpaca(row: Row, source: Source, options: ReadOptions) -> Conversation:
         Message(role=role, content=content, train=None if role == "assistant" else False) for role, content in turns
     )
     conversation = Conversation(messages=_checked(messages), source=source)
-    system = row.get("system") or options.system
-    return _with_system(conversation, system) if system else conversation
+    return _with_system(conversation, row, options)
 
 
 def _prompt_completion(row: Row, source: Source, options: ReadOptions) -> Example:
@@ -154,19 +151,27 @@ def _text_row(row: Row, source: Source, options: ReadOptions) -> Document:
 
 
 def _tokens(row: Row, source: Source, options: ReadOptions) -> Tokens:
-    ids = tuple(int(i) for i in row["input_ids"])
-    weights = _token_weights(row, len(ids))
+    ids = tuple(operator.index(i) for i in row["input_ids"])  # int() would also take 1.7 and "1"
+    if not all(0 <= i < 2**31 for i in ids):
+        raise RowError("token ids out of range", f"found {min(ids)} to {max(ids)}")
+    weights = _token_weights(row, ids)
     if len(weights) != len(ids):
         raise RowError("mask and input_ids differ in length", f"{len(weights)} and {len(ids)}")
     return Tokens(input_ids=ids, weights=weights, source=source)
 
 
-def _token_weights(row: Row, length: int) -> tuple[float, ...]:
+def _token_weights(row: Row, ids: tuple[int, ...]) -> tuple[float, ...]:
     """Labels say which tokens are trained; masks may come alone or together, and then all must agree."""
     if row.get("labels") is not None:
-        return tuple(0.0 if label == IGNORE_INDEX else 1.0 for label in row["labels"])
+        labels = tuple(row["labels"])
+        if any(label not in (i, IGNORE_INDEX) for label, i in zip(labels, ids, strict=False)):
+            raise RowError("labels differ from input_ids", f"each must be its token's own id, unshifted, or {IGNORE_INDEX}")
+        return tuple(0.0 if label == IGNORE_INDEX else 1.0 for label in labels)
     masks = [row[key] for key in ("completion_mask", "assistant_masks", "loss_mask") if row.get(key) is not None]
-    return tuple(float(min(column)) for column in zip(*masks, strict=True)) if masks else (1.0,) * length
+    weights = tuple(float(min(column)) for column in zip(*masks, strict=True)) if masks else (1.0,) * len(ids)
+    if not all(0 <= weight < math.inf for weight in weights):
+        raise RowError("loss weights out of range", "a mask holds 0, 1 or another finite weight")
+    return weights
 
 
 FORMATS: dict[str, Format] = {
@@ -191,22 +196,24 @@ def _conversation(turns: Any, row: Row, source: Source, options: ReadOptions) ->
         raise RowError("no messages", f"expected a list of messages, found {turns!r:.80}")
     messages = _checked(tuple(_message(turn) for turn in turns))
     conversation = Conversation(messages=messages, source=source, tools=_tools(row.get("tools")))
-    if options.system and messages[0].role != "system":
-        return _with_system(conversation, options.system)
-    return conversation
+    return _with_system(conversation, row, options)
 
 
 def _message(turn: Any) -> Message:
     if not isinstance(turn, Mapping):
         raise RowError("message is not an object", f"found {turn!r:.80}")
-    role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
+    # not get(key, default): Arrow fills the keys that other rows have with None
+    role = turn["role"] if turn.get("role") is not None else turn.get("from")
+    content = turn["content"] if turn.get("content") is not None else turn.get("value")
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise RowError("unknown role", f"found {role!r}; known: {', '.join(ROLES)}")
+    train = turn.get("train")
+    if train not in (None, True, False):
+        raise RowError("train is not true or false", f"found {train!r:.80}")
     known = {"role", "from", "content", "value", "train"}
     extra = {key: value for key, value in turn.items() if key not in known and value is not None}
     text = "" if content is None and extra.get("tool_calls") else _text(content, "content")
-    return Message(role=ROLES[role.lower()], content=text, train=turn.get("train"), extra=extra)
+    return Message(role=ROLES[role.lower()], content=text, train=None if train is None else bool(train), extra=extra)
 
 
 def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -218,8 +225,12 @@ def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages
 
 
-def _with_system(conversation: Conversation, system: str) -> Conversation:
-    message = Message(role="system", content=system)
+def _with_system(conversation: Conversation, row: Row, options: ReadOptions) -> Conversation:
+    """A conversation that starts without a system message gets the row's own, else that of the options."""
+    system = row.get("system") or options.system
+    if not system or conversation.messages[0].role == "system":
+        return conversation
+    message = Message(role="system", content=_text(system, "system"))
     return Conversation(
         messages=(message, *conversation.messages), source=conversation.source, tools=conversation.tools
     )
@@ -231,7 +242,7 @@ def _tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RowError("tools are not JSON", str(error)) from None
     if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RowError("tools are not a list of objects", f"found {tools!r:.80}")

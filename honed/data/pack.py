@@ -11,8 +11,8 @@ import numpy as np
 def pack_best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
     """Best-fit decreasing: each document, longest first, goes where the least space is left over.
 
-        capacity 8, lengths [5, 3, 6, 2]   ->   |2 2 2 2 2 2|3 3|   |0 0 0 0 0|1 1 1|
-                                                 6 + 2 tokens        5 + 3 tokens
+        capacity 8, lengths [5, 3, 6, 2]   ->   |0 0 0 0 0|1 1 1|   |2 2 2 2 2 2|3 3|
+                                                 5 + 3 tokens        6 + 2 tokens
 
     O(n log n). Source: Johnson, Near-optimal bin packing algorithms (1973); Ding et al., arXiv:2404.10830.
 

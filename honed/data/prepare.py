@@ -138,7 +138,7 @@ def make_template(tokenizer: Any, options: PrepareOptions) -> Template | None:
                 )
         return PlainTemplate() if options.system is None else PlainTemplate(system=options.system)
     if options.template != "auto":
-        return JinjaTemplate(tokenizer_with_template(tokenizer, options.template), arguments=options.template_arguments)
+        tokenizer = tokenizer_with_template(tokenizer, options.template)
     own = getattr(tokenizer, "chat_template", None)
     if not own:
         return None
@@ -252,7 +252,7 @@ def _finish(
     table = TokenTable(documents)
     stops = _count_stops(documents)
     for token, n in stops.items():
-        ledger.stop_tokens[tokenizer.decode([token])] = n
+        ledger.stop_tokens[tokenizer.decode([token])] += n
     ledger.documents, ledger.tokens = len(table), len(table.input_ids)
     ledger.trained_tokens = int(np.count_nonzero(table.weights))
     rows = one_by_one(len(table))

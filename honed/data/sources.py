@@ -82,7 +82,7 @@ def _read_json(path: Path) -> Iterator[SourcedRow]:
         return
     try:
         rows = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}", fix="mend the file at that place") from None
     if not rows:
         raise DataError(f"{path} holds an empty list.", fix="it should hold at least one row")
@@ -129,7 +129,13 @@ def _table_rows(path: Path) -> Iterable[Mapping[str, Any]]:
         if path.suffix == ".parquet":
             return parquet.read_table(path).to_pylist()
         if path.suffix == ".csv":
-            return csv.read_csv(path).to_pylist()
+            # every column is text, else an answer "1" or "true" would not stay one; and answers have several lines
+            parse = csv.ParseOptions(newlines_in_values=True)
+            with csv.open_csv(path, parse_options=parse) as first:
+                types = dict.fromkeys(first.schema.names, pa.string())
+            return csv.read_csv(
+                path, parse_options=parse, convert_options=csv.ConvertOptions(column_types=types)
+            ).to_pylist()
         with pa.memory_map(str(path)) as file:
             return pa.ipc.open_stream(file).read_all().to_pylist()
     except (pa.ArrowException, OSError) as error:

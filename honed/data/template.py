@@ -38,6 +38,10 @@ PLAIN_JINJA = (
     "{%- if add_generation_prompt %}{{- '\\n#ASSISTANT:' }}{%- endif %}"
 )
 
+# inside a Jinja string; line ends too, which Jinja and text files would turn into their own
+_ESCAPES = {"\\": r"\\", "'": r"\'", "\n": r"\n", "\r": r"\r"}
+_UNESCAPES = {escape: character for character, escape in _ESCAPES.items()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
@@ -107,6 +111,8 @@ class PlainTemplate:
     alpaca_separator: str = ""
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
+        if conversation.tools or any(message.extra.get("tool_calls") for message in conversation.messages):
+            raise RowError("tools in a plain template", "it can show neither tools nor tool calls")
         messages = self._with_system(conversation.messages)
         chosen = trained_turns(messages, train_on)
         if apart:
@@ -119,15 +125,15 @@ class PlainTemplate:
 
     def jinja(self) -> str:
         """The template for a saved tokenizer."""
-        return PLAIN_JINJA.replace("SYSTEM_PROMPT", self.system.replace("\\", "\\\\").replace("'", "\\'"))
+        return PLAIN_JINJA.replace("SYSTEM_PROMPT", "".join(_ESCAPES.get(c, c) for c in self.system))
 
     @classmethod
     def from_jinja(cls, text: str) -> PlainTemplate | None:
         """The template that `jinja` wrote down; None for any other text."""
         found = re.match(
-            re.escape(PLAIN_MARK) + r"{%- set system_prompt = '((?:[^'\\\\]|\\\\.)*)' -%}", text, re.DOTALL
+            re.escape(PLAIN_MARK) + r"{%- set system_prompt = '((?:[^'\\]|\\.)*)' -%}", text, re.DOTALL
         )
-        return cls(system=re.sub(r"\\(.)", r"\1", found[1])) if found else None
+        return cls(system=re.sub(r"\\.", lambda escape: _UNESCAPES[escape[0]], found[1])) if found else None
 
     def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         return messages if messages[0].role == "system" else (Message(role="system", content=self.system), *messages)
@@ -198,22 +204,32 @@ class JinjaTemplate:
                 fix="set template arguments (data.template_arguments) so that both agree, or use another template",
             )
         tail = text[len(context) :]
-        found = tail.find(answer.content.strip())
-        if found < 0:
+        if answer.content.strip() not in tail:
             raise TemplateError(
                 f"This chat template changes the answer: {answer.content.strip()[:60]!r} became {tail[:60]!r}.",
                 fix="use a template that prints the assistant's content as it is",
             )
-        after = found + len(answer.content.strip())
-        ends = list(self._special.finditer(tail, after))
-        stop = ends[-1 if answer.extra.get("tool_calls") else 0] if ends else None
+        stop = self._stop(tail, answer)
         return _Turn(
             number=number,
             text=text,
             start=len(context),
-            end=len(context) + (stop.end() if stop else len(tail.rstrip()) if tail.rstrip() else len(tail)),
+            end=len(context) + (stop if stop is not None else len(tail.rstrip()) or len(tail)),
             open=stop is None,
         )
+
+    def _stop(self, tail: str, answer: Message) -> int | None:
+        """Where the special token ends that closes the answer in `tail`; None where there is none."""
+        content = answer.content.strip()
+        ends = list(self._special.finditer(tail))
+        if answer.extra.get("tool_calls"):  # they follow the content
+            return ends[-1].end() if ends else None
+        # From the right: the template's own text before the content (reasoning, a channel's name) may hold the same
+        # words and special tokens; what stands behind the content is the end token.
+        closing = [end for end in reversed(ends) if tail[: end.start()].rstrip().endswith(content)]
+        after = tail.find(content) + len(content)
+        later = [end for end in ends if end.start() >= after]
+        return next((end.end() for end in closing + later), None)
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], prompt: bool = False) -> str:
         try:

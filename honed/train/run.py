@@ -91,7 +91,7 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     recipe, args = plan.recipe, plan.args
     with record.timed("load"):
         tokenizer = load_tokenizer(recipe.model)
-        model = load_model(recipe.model, device=args.device, trains_all=recipe.lora is None)
+        model = load_model(recipe.model, device=args.device, dtype=recipe.dtype, trains_all=recipe.lora is None)
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {_device_name(args.device)}")
     template = make_template(tokenizer, args.prepare_options())
     with record.timed("answer before"):

@@ -1,0 +1,56 @@
+"""Every rule of the table: it applies where it should, and not elsewhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from honed.errors import RecipeError
+from honed.train import rules
+from honed.train.config import SFTConfig
+
+
+def several_gpus(args: SFTConfig) -> None:
+    args._n_gpu = 4
+
+
+CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
+    "data_parallel": several_gpus,
+    "packing_without_length": {"packing": True, "max_length": None},
+    "label_smoothing": {"label_smoothing_factor": 0.1},
+    "liger": {"use_liger_kernel": True},
+    "length_grouping": {"train_sampling_strategy": "group_by_length"},
+    "bf16_on_cpu": {"bf16": True},
+}
+
+
+def arguments(tmp_path: Path, case: dict[str, Any] | Callable[[SFTConfig], None]) -> SFTConfig:
+    changes = case if isinstance(case, dict) else {}
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, **changes)
+    args.n_gpu  # noqa: B018 - reading it sets the devices up, which would undo the next line
+    if not isinstance(case, dict):
+        case(args)
+    return args
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {rule.name for rule in rules.RULES} == set(CASES)
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
+def test_the_rule_applies(rule: rules.Rule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "cpu_likes_bf16", lambda: False)
+    args = arguments(tmp_path, CASES[rule.name])
+    assert rule.when(args)
+    if rule.refuses:
+        with pytest.raises(RecipeError) as caught:
+            rules.check(args)
+        assert rule.message in str(caught.value) and rule.fix in str(caught.value)
+    else:
+        assert any(rule.message in note for note in rules.check(args))
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
+def test_the_rule_leaves_plain_arguments_alone(rule: rules.Rule, tmp_path: Path) -> None:
+    assert not rule.when(arguments(tmp_path, {}))
