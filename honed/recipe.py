@@ -28,7 +28,19 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 
-_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+_FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 2e-4 as text; here it is a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would read as numbers."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("+-.0123456789"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +152,7 @@ def recipe_from(tree: Mapping[str, Any]) -> Recipe:
 
 def as_yaml(recipe: Recipe) -> str:
     """The recipe as YAML that `load_recipe` reads back to an equal recipe."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
+    return yaml.dump(_plain(dataclasses.asdict(recipe)), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def suggest(key: str, known: Iterable[str]) -> str:
@@ -156,12 +168,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error}", fix="name a YAML file") from None
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}", fix="mend that line") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} holds no recipe.", fix="write lines such as `model: ...` and `data: ...`")
-    return dict(_numbers(tree))
+    return tree
 
 
 def _apply(tree: dict[str, Any], change: str) -> None:
@@ -169,17 +181,21 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     if not equals or not key:
         raise RecipeError(f"{change!r} is not key=value.", fix="write, for example, learning_rate=1e-4")
     try:
-        value = _numbers(yaml.safe_load(text)) if text else None
+        value = yaml.load(text, _Loader) if text else None
     except yaml.YAMLError:
         value = text
-    section, _, name = _path_of(key).rpartition(".")
-    if not section:
-        tree[name] = value
-        return
-    below = tree.get(section)
-    if isinstance(below, (str, list)):  # `data: FILE`, and now one of its options
-        below = {"files": below}
-    tree[section] = {**(below or {}), name: value}
+    if isinstance(value, str) and text[0] not in "'\"":
+        value = text  # YAML would cut it at " #" and fold its spaces
+    *sections, name = _path_of(key).split(".")
+    for section in sections:
+        below = tree.get(section)
+        if section == "data" and isinstance(below, (str, list)):  # `data: FILE`, and now one of its options
+            below = {"files": below}
+        if below is not None and not isinstance(below, Mapping):
+            raise RecipeError(f"{key} cannot be set: {section} is {below!r}.", fix=f"set {section} to key: value lines")
+        tree[section] = below = dict(below or {})
+        tree = below
+    tree[name] = value
 
 
 def _path_of(key: str) -> str:
@@ -244,15 +260,6 @@ def _in_words(kinds: Sequence[Any]) -> str:
     return " or ".join(
         words.get(kind, "a list of texts" if get_origin(kind) is tuple else "key: value lines") for kind in kinds
     )
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 2e-4 as text; here it is a number."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
 
 
 def _plain(value: Any) -> Any:

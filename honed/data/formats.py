@@ -165,7 +165,7 @@ def _token_weights(row: Row, ids: tuple[int, ...]) -> tuple[float, ...]:
     if row.get("labels") is not None:
         labels = tuple(row["labels"])
         if any(label not in (i, IGNORE_INDEX) for label, i in zip(labels, ids, strict=False)):
-            raise RowError("labels differ from input_ids", f"each must be its token's own id, unshifted, or {IGNORE_INDEX}")
+            raise RowError("labels differ from input_ids", f"each must be its token's id, unshifted, or {IGNORE_INDEX}")
         return tuple(0.0 if label == IGNORE_INDEX else 1.0 for label in labels)
     masks = [row[key] for key in ("completion_mask", "assistant_masks", "loss_mask") if row.get(key) is not None]
     weights = tuple(float(min(column)) for column in zip(*masks, strict=True)) if masks else (1.0,) * len(ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -290,7 +290,11 @@ def _chunks(rows: Iterable[SourcedRow], size: int) -> Iterator[list[tuple[Source
 
 
 def _length(data: Any) -> int | None:
-    return len(data) if hasattr(data, "__len__") and not isinstance(data, (str, Path)) else None
+    """How many rows `data` holds, where that is known before reading; names of files do not tell."""
+    if not hasattr(data, "__len__") or isinstance(data, (str, Path)):
+        return None
+    named = isinstance(data, Sequence) and isinstance(next(iter(data), None), (str, Path))
+    return None if named else len(data)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from honed.data.example import Conversation, Document, Example, PromptCompletion, Source, Tokens
-from honed.data.template import Piece, Template, View
+from honed.data.formats import RowError
+from honed.data.template import Piece, Template, View, special_tokens
 from honed.errors import DataError
+
+_Key = tuple[str | None, str]  # what a text is encoded behind (None: the tokenizer's own BOS), and the text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,10 @@ class Renderer:
         self.template = template
         self.train_on = train_on
         self.eos = tokenizer.eos_token_id
+        self._closes = self.eos is not None and self._code(["a"], special=True)[0][-1:] == [self.eos]
+        newline, both, letter = self._code(["\n", "\na", "a"])
+        self._puts_space_before = both != newline + letter
+        self._special = special_tokens(tokenizer)
 
     def render(self, examples: Sequence[Example]) -> list[list[Rendered]]:
         """For each example its views, in order; one view for all but conversations whose template rewrites history.
@@ -73,7 +80,20 @@ class Renderer:
         return self.encode([(example, self.plan(example)) for example in examples])
 
     def plan(self, example: Example, *, apart: bool = False) -> list[View]:
-        """The texts that this example becomes. Cheap: nothing is encoded."""
+        """The texts that this example becomes. Cheap: nothing is encoded.
+
+        Raises:
+            RowError: the template refuses it, nothing in it is to be trained, or half of a surrogate pair is in it.
+        """
+        views = self._views(example, apart)
+        try:
+            for view in views:
+                view.text.encode()
+        except UnicodeEncodeError as error:
+            raise RowError("text is not valid Unicode", str(error)) from None
+        return views
+
+    def _views(self, example: Example, apart: bool) -> list[View]:
         if isinstance(example, Conversation):
             if self.template is None:
                 raise DataError("Conversations need a chat template.", fix="set data.template")
@@ -95,7 +115,7 @@ class Renderer:
 
     def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
         """Encodes the views of many examples in few calls of the tokenizer."""
-        codes = self._encode_texts(planned)
+        codes = self._encode_texts([view for _, views in planned for view in views])
         rendered = []
         for example, views in planned:
             if isinstance(example, Tokens):
@@ -104,49 +124,61 @@ class Renderer:
                 rendered.append([self._assemble(view, codes, example.source, len(views)) for view in views])
             else:
                 apart = self.plan(example, apart=True)
-                own = self._encode_texts([(example, apart)])
+                own = self._encode_texts(apart)
                 rendered.append([self._assemble(view, own, example.source, len(apart)) for view in apart])
         return rendered
 
     def prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
         """Ids of a prompt, piece by piece as in training."""
-        return [i for piece in pieces for i in self._ids([piece.text], special=False)[0]]
+        view = View(pieces=tuple(pieces))
+        codes = self._encode_texts([view])
+        return [i for key in self._keys(view) for i in codes[key]]
 
-    def _encode_texts(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> _Codes:
-        plain: dict[str, list[int]] = {}
-        special: dict[str, list[int]] = {}
-        for _, views in planned:
-            for view in views:
-                for number, piece in enumerate(view.pieces):
-                    (special if view.add_special_tokens and number == 0 else plain)[piece.text] = []
-                for count in view.checks:
-                    plain[_head(view, count)] = []
-        for texts, with_special in ((plain, False), (special, True)):
-            if texts:
-                texts.update(zip(texts, self._ids(list(texts), special=with_special), strict=True))
-        return _Codes(plain=plain, special=special)
+    def _encode_texts(self, views: Sequence[View]) -> dict[_Key, list[int]]:
+        keys = dict.fromkeys(key for view in views for key in self._keys(view))
+        keys.update(dict.fromkeys(("", _head(view, count)) for view in views for count in view.checks))
+        codes: dict[_Key, list[int]] = {}
+        for mark in dict.fromkeys(mark for mark, _ in keys):
+            texts = [text for own, text in keys if own == mark]
+            codes.update(zip(((mark, text) for text in texts), self._behind(mark, texts), strict=True))
+        return codes
 
-    def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        coded: list[list[int]] = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)[
-            "input_ids"
-        ]
-        if not special:
-            return coded
-        # some tokenizers close every text with EOS; a prompt must stay open, and `_assemble` closes the rest itself
-        return [ids[:-1] if ids and ids[-1] == self.eos else ids for ids in coded]
+    def _keys(self, view: View) -> list[_Key]:
+        marks = [None if view.add_special_tokens else "", *(self._mark(piece.text) for piece in view.pieces[:-1])]
+        return [(mark, piece.text) for mark, piece in zip(marks, view.pieces, strict=True)]
 
-    def _as_served(self, view: View, codes: _Codes) -> bool:
+    def _mark(self, before: str) -> str:
+        """Where the tokenizer puts a space before what it is given: what to encode the next piece behind instead."""
+        if not self._puts_space_before or not before:
+            return ""
+        return next((token for token in self._special if before.endswith(token)), "\n")
+
+    def _code(self, texts: list[str], *, special: bool = False) -> list[list[int]]:
+        coded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
+        return [list(ids) for ids in coded["input_ids"]]
+
+    def _behind(self, mark: str | None, texts: list[str]) -> list[list[int]]:
+        plain = self._code(texts, special=mark is None)
+        if mark is None and self._closes:  # it adds EOS, but a prompt must stay open; `_assemble` closes the rest
+            return [ids[:-1] for ids in plain]
+        if not mark:
+            return plain
+        [head] = self._code([mark])
+        longer = self._code([mark + text for text in texts])
+        return [b[len(head) :] if b[: len(head)] == head else a for a, b in zip(plain, longer, strict=True)]
+
+    def _as_served(self, view: View, codes: dict[_Key, list[int]]) -> bool:
+        keys = self._keys(view)
         return all(
-            codes.plain[_head(view, count)] == [i for piece in view.pieces[:count] for i in codes.plain[piece.text]]
-            for count in view.checks
+            codes["", _head(view, count)] == [i for key in keys[:count] for i in codes[key]] for count in view.checks
         )
 
-    def _assemble(self, view: View, codes: _Codes, source: Source, views: int) -> Rendered:
+    def _assemble(self, view: View, codes: dict[_Key, list[int]], source: Source, views: int) -> Rendered:
         ids: list[int] = []
         weights: list[float] = []
         spans: dict[int, tuple[int, int]] = {}
-        for number, piece in enumerate(view.pieces):
-            own = (codes.special if view.add_special_tokens and number == 0 else codes.plain)[piece.text]
+        for key, piece in zip(self._keys(view), view.pieces, strict=True):
+            own = codes[key]
             if piece.turn is not None:
                 first = spans.get(piece.turn, (len(ids), 0))[0]
                 spans[piece.turn] = (first, len(ids) + len(own))
@@ -154,8 +186,9 @@ class Renderer:
             weights += [piece.weight] * len(own)
         if view.ends_open and self.eos is not None and spans:
             last = max(spans)
-            ids.append(self.eos)
-            weights.append(1.0)
+            if ids[-1:] != [self.eos]:  # the row's own text may end with it
+                ids.append(self.eos)
+                weights.append(1.0)
             spans[last] = (spans[last][0], len(ids))
         if weights:
             weights[0] = 0.0
@@ -166,14 +199,6 @@ class Renderer:
             turns=tuple(Turn(start=a, end=b, stop=ids[b - 1]) for a, b in spans.values() if b > a),
             views=views,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Codes:
-    """Texts with their ids, encoded without and with the tokenizer's own special tokens."""
-
-    plain: dict[str, list[int]]
-    special: dict[str, list[int]]
 
 
 def _head(view: View, count: int) -> str:

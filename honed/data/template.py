@@ -130,10 +130,10 @@ class PlainTemplate:
     @classmethod
     def from_jinja(cls, text: str) -> PlainTemplate | None:
         """The template that `jinja` wrote down; None for any other text."""
-        found = re.match(
-            re.escape(PLAIN_MARK) + r"{%- set system_prompt = '((?:[^'\\]|\\.)*)' -%}", text, re.DOTALL
-        )
-        return cls(system=re.sub(r"\\.", lambda escape: _UNESCAPES[escape[0]], found[1])) if found else None
+        literal = r"{%- set system_prompt = '((?:[^'\\]|\\.)*)' -%}"
+        if (found := re.match(re.escape(PLAIN_MARK) + literal, text, re.DOTALL)) is None:
+            return None
+        return cls(system=re.sub(r"\\.", lambda escape: _UNESCAPES.get(escape[0], escape[0]), found[1]))
 
     def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         return messages if messages[0].role == "system" else (Message(role="system", content=self.system), *messages)
@@ -173,8 +173,7 @@ class JinjaTemplate:
         self.name = "chat template of the tokenizer"
         self._tokenizer = tokenizer
         self._arguments = dict(arguments or {})
-        special = sorted(set(tokenizer.all_special_tokens) | _added_special(tokenizer), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self._special = re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or r"(?!)")
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
         messages, tools = conversation.messages, conversation.tools
@@ -304,6 +303,8 @@ def trained_turns(messages: Sequence[Message], train_on: str) -> set[int]:
     return wanted
 
 
-def _added_special(tokenizer: Any) -> set[str]:
+def special_tokens(tokenizer: Any) -> list[str]:
+    """All special tokens, longest first."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {token.content for token in added.values() if token.special}
+    found = {*tokenizer.all_special_tokens, *(token.content for token in added.values() if token.special)}
+    return sorted(found, key=lambda token: (-len(token), token))

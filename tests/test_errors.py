@@ -1,0 +1,27 @@
+"""The exception tree: what users read, and that one `except` catches all."""
+
+from __future__ import annotations
+
+import pytest
+
+from honed import errors
+
+
+def test_message_and_fix() -> None:
+    assert str(errors.DataError("a.jsonl:3: no.", fix="mend it")) == "a.jsonl:3: no.\n  fix: mend it"
+    assert str(errors.DataError("no.")) == "no."
+    assert str(errors.MissingExtraError("wandb", "track")).endswith("fix: pip install 'honed[track]'")
+
+
+def test_the_docstring_draws_the_tree() -> None:
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
+    lines = [line.replace("|--", "").replace("`--", "").split() for line in (errors.__doc__ or "").split("\n")]
+    drawn = {words[0] for words in lines if words}
+    assert {kind.__name__ for kind in kinds} <= drawn
+    assert all(issubclass(kind, errors.HonedError) for kind in kinds)
+
+
+def test_caught_by_the_base() -> None:
+    with pytest.raises(errors.HonedError) as caught:
+        raise errors.RunError("x is in use.", fix="wait")
+    assert (caught.value.problem, caught.value.fix) == ("x is in use.", "wait")
