@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = 5
+NARROWEST = 20  # columns; a terminal may say that it has fewer
 
 
 def quiet_libraries() -> None:
@@ -69,6 +70,7 @@ def counts_table(samples: dict[str, Any]) -> str:
 
 def side_by_side(samples: dict[str, Any], *, width: int, shown: int = SHOWN) -> str:
     """The first answers in two columns."""
+    width = max(width, NARROWEST)
     column = (width - 3) // 2
     lines = []
     for row in samples["answers"][:shown]:
@@ -87,7 +89,7 @@ def side_by_side(samples: dict[str, Any], *, width: int, shown: int = SHOWN) -> 
 def wrap(text: str, width: int) -> list[str]:
     """Lines of at most `width` columns; Chinese characters count as two."""
     lines: list[str] = []
-    for line in text.splitlines() or [""]:
+    for line in text.expandtabs().splitlines() or [""]:
         if columns(line) == len(line):
             lines += textwrap.wrap(line, width) or [""]
         else:

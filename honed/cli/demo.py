@@ -17,8 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Trains, or shows the finished run of the same recipe."""
-    import json
-
     from honed.cli.console import quiet_libraries, show_result
     from honed.cli.train import find_recipe
     from honed.recipe import as_yaml, load_recipe
@@ -28,7 +26,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     folder = RunFolder(recipe.output)
     if folder.finished(as_yaml(recipe)) and not args.again:
         print(f"This demo ran before; here is its result. `{command} --again` trains again.")
-        show_result(folder.path, json.loads((folder / "samples.json").read_text(encoding="utf-8")))
+        show_result(folder.path, folder.read_json("samples.json"))
         return 0
     quiet_libraries()
     from honed.train.run import run as run_recipe

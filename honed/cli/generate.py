@@ -6,7 +6,10 @@ honed generate runs/demo "Why is the sky blue?"
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import math
+from typing import Any, TypeVar
+
+N = TypeVar("N", int, float)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,14 +22,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Options that `chat` has as well."""
     parser.add_argument("--system", help="system prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer [256]")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token [0]")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling [0]")
+    parser.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N", help="longest answer [256]")
+    parser.add_argument(
+        "--temperature", type=_temperature, default=0.0, metavar="T", help="0 takes the likeliest token [0]"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="of sampling [0]")
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
     """The options as arguments of transformers' `generate`."""
     return {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {"do_sample": False}
+
+
+def _positive(text: str) -> int:
+    return _checked(int(text), 1, "it must be 1 or more")
+
+
+def _seed(text: str) -> int:
+    return _checked(int(text), 0, "it must be 0 or more")
+
+
+def _temperature(text: str) -> float:
+    return _checked(float(text), 0, "it must be 0 or more, and not infinite")
+
+
+def _checked(value: N, least: int, rule: str) -> N:
+    if not least <= value < math.inf:  # NaN is neither
+        raise argparse.ArgumentTypeError(rule)
+    return value
 
 
 def run(args: argparse.Namespace, command: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -16,8 +17,8 @@ INTERRUPTED = 130  # what shells report for Ctrl-C
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 2 for something to mend, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser().parse_args(arguments)
-    command = "honed " + " ".join(arguments)
+    args = read_arguments(arguments)
+    command = shlex.join(["honed", *arguments])
     try:
         return int(args.run(args, command))
     except HonedError as error:
@@ -29,6 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `honed ... | head`
         sys.stderr.close()
         return 0
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments by name; `key=value` items may stand before and after options, which argparse alone refuses."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(args, "items") or any(item.startswith("-") for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.items = [*args.items, *rest]
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:

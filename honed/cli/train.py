@@ -51,10 +51,12 @@ def run(args: argparse.Namespace, command: str) -> int:
     from honed.cli.console import quiet_libraries, show_result
     from honed.recipe import load_recipe
 
-    path, changes = divide(args.items)
-    changes += [f"{key}={value}" for key, value in (("model", args.model), ("output", args.output)) if value]
-    if args.data:
-        changes.append(f"data.files=[{', '.join(map(_quoted, args.data))}]")
+    # `--data FILE learning_rate=1e-4`: argparse takes what follows for files
+    files = [item for item in args.data or () if "=" not in item or Path(item).exists()]
+    path, changes = divide([*args.items, *(item for item in args.data or () if item not in files)])
+    changes += [f"{key}={_quoted(value)}" for key, value in (("model", args.model), ("output", args.output)) if value]
+    if files:
+        changes.append(f"data.files=[{', '.join(map(_quoted, files))}]")
     recipe = load_recipe(path, changes)
     quiet_libraries()
     from honed.train.run import run as run_recipe
@@ -98,4 +100,5 @@ def find_recipe(name: str) -> Path:
 
 
 def _quoted(text: str) -> str:
+    """As YAML that is this text, whatever is in it."""
     return "'" + text.replace("'", "''") + "'"

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from honed.data.example import Message
+from honed.data.formats import RowError
 from honed.data.render import Renderer
-from honed.data.template import Template
-from honed.errors import ModelError
+from honed.data.template import Piece, Template
+from honed.errors import ModelError, TemplateError
 from honed.progress import progress
 
 
@@ -57,9 +58,12 @@ def answers(
         conversations: messages up to the answer that is wanted.
         show: whether to show a progress bar.
         sampling: further arguments of transformers' `generate`.
+
+    Raises:
+        TemplateError: the template refuses a conversation, such as one with a system prompt.
     """
     renderer = Renderer(tokenizer, template)
-    prompts = [renderer.prompt_ids(template.prompt(messages)) for messages in conversations]
+    prompts = [renderer.prompt_ids(_prompt(template, messages)) for messages in conversations]
     found: list[Answer] = []
     was_training = model.training
     model.eval()
@@ -75,7 +79,9 @@ def answers(
 def need_template(template: Template | None, name: str) -> Template:
     """The template, or an error for a model that has none."""
     if template is None:
-        raise ModelError(f"{name} has no chat template.", fix="train it with one first, or pass --template plain")
+        raise ModelError(
+            f"{name} has no chat template.", fix="train it first, with data.template=plain or a Jinja file"
+        )
     return template
 
 
@@ -83,6 +89,16 @@ def stop_ids(model: Any) -> list[int]:
     """Ids at which this model's generation stops."""
     ids = model.generation_config.eos_token_id
     return [ids] if isinstance(ids, int) else list(ids or [])
+
+
+def _prompt(template: Template, messages: Sequence[Message]) -> tuple[Piece, ...]:
+    try:
+        return template.prompt(messages)
+    except RowError as error:
+        roles = ", ".join(message.role for message in messages)
+        raise TemplateError(
+            f"{error}\n  roles: {roles}", fix="leave out the system prompt, or use another template"
+        ) from None
 
 
 def _answer_batch(

@@ -25,7 +25,7 @@ def attach(model: Any, peft_config: Any) -> Any:
     """
     from peft import get_peft_model
 
-    if hasattr(model, "get_base_model"):
+    if hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
             "The model has an adapter already, and peft_config asks for another.",
             fix="pass the peft model without peft_config to go on training it, or merge it first",
@@ -33,15 +33,29 @@ def attach(model: Any, peft_config: Any) -> Any:
     try:
         return get_peft_model(model, copy.deepcopy(peft_config))
     except ValueError as error:
-        raise ModelError(f"The adapter does not fit the model: {error}", fix="check target_modules") from None
+        raise ModelError(
+            f"The adapter does not fit the model: {error}", fix="check r, dropout and target_modules"
+        ) from None
 
 
 def load_with_adapter(folder: str, *, device: Any, **options: Any) -> Any:
-    """The base model that the adapter's folder names, with the adapter on it, ready for generation."""
+    """The base model that the adapter's folder names, with the adapter on it, ready for generation.
+
+    Raises:
+        ModelError: the adapter or its base model cannot be loaded.
+    """
     from peft import PeftConfig, PeftModel
 
-    from honed.model.load import load_model
+    from honed.model.load import first_line, load_model
 
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    model = load_model(str(base), device=device, trains_all=False, **options)
-    return PeftModel.from_pretrained(model, folder)
+    try:
+        base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+        model = load_model(str(base), device=device, trains_all=False, **options)
+        return PeftModel.from_pretrained(model, folder)
+    except ModelError:
+        raise
+    except Exception as error:  # garbled JSON, a truncated file, another model's shapes: each its own kind
+        raise ModelError(
+            f"The adapter in {folder} could not be loaded: {first_line(error)}",
+            fix="train it again, or restore its files",
+        ) from None

@@ -25,7 +25,7 @@ def resolve(name: str) -> str:
     if path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"{name} holds no model: there is no config.json in it.", fix="name the folder of a model")
-        return str(path)
+        return str(path.absolute())  # an adapter records it, and is loaded from other places
     looks_like_path = (
         name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in {".gguf", ".safetensors"}
     )
@@ -69,11 +69,16 @@ def load_model(
         options: keywords of `from_pretrained`.
 
     Raises:
-        ModelError: the model cannot be found or loaded.
+        ModelError: the model cannot be found or loaded, or is an adapter.
     """
     from transformers import AutoModelForCausalLM
 
     folder = resolve(name)
+    if is_adapter(folder):
+        raise ModelError(
+            f"{name} holds an adapter, not a whole model.",
+            fix="name the model that it was trained on, or merge it into that one first (peft: merge_and_unload)",
+        )
     old_name = options.pop("torch_dtype", None)
     chosen = dtype if dtype is not None else old_name
     if chosen is None:
@@ -101,7 +106,7 @@ def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype |
 
     folder = resolve(name)
     tokenizer = load_tokenizer(folder)
-    adapted = (Path(folder) / "adapter_config.json").exists()
+    adapted = is_adapter(folder)
     load = load_with_adapter if adapted else load_model
     options: dict[str, Any] = {} if adapted else {"trains_all": False}
     model = load(folder, device=device, dtype=dtype, **options).eval()
@@ -109,6 +114,11 @@ def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype |
         # peft takes the base model's; the stop tokens that were trained stand in the run's own
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, tokenizer
+
+
+def is_adapter(folder: str) -> bool:
+    """Whether a folder holds an adapter alone."""
+    return (Path(folder) / "adapter_config.json").exists() and not (Path(folder) / "config.json").exists()
 
 
 def first_line(error: BaseException) -> str:

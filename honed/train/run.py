@@ -5,23 +5,25 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
+from transformers import set_seed
 
-from honed.data.prepare import make_template
+from honed.data.prepare import PrepareOptions, make_template, tokenizer_with_template
 from honed.data.sources import STARTER, read_rows, starter_file
 from honed.data.template import PlainTemplate, Template
-from honed.errors import DataError, RecipeError
+from honed.errors import DataError, RecipeError, RunError
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters import lora_config
-from honed.model.load import load_model, load_tokenizer, resolve
+from honed.model.load import first_line, load_model, load_tokenizer, resolve
 from honed.recipe import Recipe, as_yaml, suggest
 from honed.report.run_report import write_run_report
 from honed.train.callbacks import MetricsFile
@@ -31,6 +33,8 @@ from honed.train.run_folder import RunFolder, storage_errors
 from honed.train.trainer import SFTTrainer
 
 Say = Callable[[str], None]
+
+ONE_OR_MORE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,8 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     try:
         samples = _run(plan, folder, record, say)
     except BaseException as error:
-        record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        with suppress(OSError, RunError):  # a full disk must not hide what went wrong
+            record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
     record.end("finished")
     write_run_report(folder.path)
@@ -79,6 +84,10 @@ class _Plan:
     @classmethod
     def of(cls, recipe: Recipe) -> _Plan:
         samples = recipe.samples
+        if samples.max_new_tokens < 1:
+            raise RecipeError(f"samples.max_new_tokens is {samples.max_new_tokens}.", fix="set 1 or more")
+        if Path(recipe.model).is_dir() and Path(recipe.model).resolve() == Path(recipe.output).expanduser().resolve():
+            raise RunError(f"{recipe.output} is the model's own folder.", fix="name another with output=FOLDER")
         return cls(
             recipe=recipe,
             args=training_arguments(recipe),
@@ -94,6 +103,7 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
         model = load_model(recipe.model, device=args.device, dtype=recipe.dtype, trains_all=recipe.lora is None)
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {_device_name(args.device)}")
     template = make_template(tokenizer, args.prepare_options())
+    write_template(tokenizer, template, args.prepare_options())
     with record.timed("answer before"):
         before = _answers(plan, model, tokenizer, template, desc="Answering before")
     with record.timed("prepare"):
@@ -103,11 +113,11 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     folder.need_space(record.trainable_bytes + (64 << 20))
     trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
     with record.timed("train"), storage_errors(folder.path):
-        trainer.train()
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     with record.timed("answer after"):
         after = _answers(plan, trainer.model, tokenizer, template, desc="Answering after")
     with record.timed("save"):
-        save(trainer, folder, template)
+        save(trainer, folder)
     samples = compare(plan.questions, before, after, plan.form) if plan.questions else {}
     if samples:
         folder.write_json("samples.json", samples)
@@ -127,14 +137,9 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     """The recipe's `train` and `data` as an SFTConfig.
 
     Raises:
-        RecipeError: an unknown key, or a value that transformers refuses.
+        RecipeError: an unknown key, or a value that cannot be used.
     """
-    known = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
-    for key in recipe.train:
-        if key not in known:
-            raise RecipeError(
-                f"Unknown key {key}: it is neither the recipe's nor SFTConfig's.", fix=suggest(key, known)
-            )
+    _check_train(recipe.train)
     data = recipe.data
     own = {
         "output_dir": recipe.output,
@@ -149,6 +154,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         "packing": data.packing,
         "bad_rows": data.bad_rows,
         "dataset_text_field": data.text_field,
+        "eval_strategy": "epoch" if data.held_out else "no",
     }
     try:
         args = SFTConfig(**{**own, **recipe.train})
@@ -157,11 +163,38 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
             f"The training arguments do not fit together: {error}", fix="check the keys below `train`"
         ) from None
     args.prepare_options()
+    if args.eval_strategy.value != "no" and not data.held_out:
+        raise RecipeError("eval_strategy is set, and there is nothing to evaluate on.", fix="set data.held_out=FILE")
     return args
+
+
+def _check_train(train: Mapping[str, Any]) -> None:
+    """Refuses what transformers would only stumble over in the middle of a run."""
+    hints = get_type_hints(SFTConfig)
+    known = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
+    for key, value in train.items():
+        if key not in known:
+            hint = suggest(key, known)
+            fix = hint if hint.startswith("did") else "the keys are those of transformers' TrainingArguments"
+            raise RecipeError(f"Unknown key {key}: it is neither the recipe's nor SFTConfig's.", fix=fix)
+        kinds = get_args(hints[key]) or (hints[key],)
+        if set(kinds) <= {int, float, bool, NoneType} and not _is_one_of(value, kinds):
+            raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {' or '.join(kind.__name__ for kind in kinds)}")
+        if (key in ONE_OR_MORE and value < 1) or (key == "seed" and value < 0):
+            raise RecipeError(f"{key} is {value}.", fix=f"set {0 if key == 'seed' else 1} or more")
+    resume = train.get("resume_from_checkpoint")
+    if resume is not None and not (isinstance(resume, str) and Path(resume).is_dir()):
+        raise RecipeError(f"resume_from_checkpoint: no such folder: {resume}", fix="name a checkpoint-N of the run")
+
+
+def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    """A whole number is a number too; true and false are neither."""
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) -> SFTTrainer:
     """The trainer that the recipe describes, with its data prepared."""
+    set_seed(args.seed)  # the trainer does so too, but after the adapter is drawn
     lora = recipe.lora
     targets = lora.target_modules if lora else ""
     adapter = lora and lora_config(
@@ -170,21 +203,33 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) ->
         dropout=lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
-    return SFTTrainer(
-        model,
-        args=args,
-        train_dataset=list(recipe.data.files),
-        eval_dataset=recipe.data.held_out,
-        processing_class=tokenizer,
-        peft_config=adapter,
-    )
+    try:
+        return SFTTrainer(
+            model,
+            args=args,
+            train_dataset=list(recipe.data.files),
+            eval_dataset=recipe.data.held_out,
+            processing_class=tokenizer,
+            peft_config=adapter,
+        )
+    except (ImportError, RuntimeError) as error:
+        if "install" not in str(error):
+            raise
+        raise RecipeError(
+            f"A package is missing: {first_line(error)}", fix="install it, or leave report_to out"
+        ) from None
 
 
-def save(trainer: SFTTrainer, folder: RunFolder, template: Template | None) -> None:
-    """Weights, tokenizer with the template as trained, and a generation config that stops where training did."""
-    tokenizer = trainer.processing_class
+def write_template(tokenizer: Any, template: Template | None, options: PrepareOptions) -> None:
+    """Gives the tokenizer the template that is trained, so that both are saved together."""
     if isinstance(template, PlainTemplate):
         tokenizer.chat_template = template.jinja()
+    elif options.template != "auto":
+        tokenizer.chat_template = tokenizer_with_template(tokenizer, options.template).chat_template
+
+
+def save(trainer: SFTTrainer, folder: RunFolder) -> None:
+    """Weights, tokenizer with its template, and a generation config that stops where training did."""
     with folder.saving() as place:
         trainer.save_model(str(place))
         trainer.model.generation_config.save_pretrained(place)

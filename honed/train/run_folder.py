@@ -14,6 +14,10 @@ from typing import Any
 from honed.errors import RunError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+UNWRITABLE = {errno.EROFS, errno.ENAMETOOLONG}
+# What tells of an earlier run and would be taken for the new one's.
+RECORDS = ("ledger.json", "samples.json", "report.html")
+WEIGHTS = ("adapter_config.json", "adapter_model*", "config.json", "model*.safetensors*")
 
 
 class RunFolder:
@@ -44,11 +48,7 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         """`run.json`, or {} where there is none that can be read."""
-        try:
-            found = json.loads((self / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return self.read_json("run.json")
 
     def finished(self, recipe_yaml: str) -> bool:
         """True when this folder holds a finished run of exactly this recipe."""
@@ -59,14 +59,12 @@ class RunFolder:
         return same and self.state().get("status") == "finished"
 
     def claim(self, recipe_yaml: str, *, overwrite: bool) -> None:
-        """Makes sure that no other run's results are lost.
+        """Makes sure that no other run's results are lost, and that none are taken for this run's.
 
         Raises:
             RunError: the folder holds a finished run, or files that are not a run's.
         """
-        if overwrite:
-            return
-        if self.state().get("status") == "finished":
+        if not overwrite and self.state().get("status") == "finished":
             same = "this recipe" if self.finished(recipe_yaml) else "another recipe"
             raise RunError(
                 f"{self.path} holds a finished run of {same}.",
@@ -74,13 +72,27 @@ class RunFolder:
             )
         if not self.state() and any(self.path.iterdir()):
             raise RunError(f"{self.path} is not empty and holds no run.", fix="name a new folder with output=FOLDER")
+        with storage_errors(self.path):
+            for name in RECORDS:
+                (self / name).unlink(missing_ok=True)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A file's JSON object, or {} where there is none that can be read."""
+        try:
+            found = json.loads((self / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file beside its place and renames it, so that readers never see half of it."""
         with storage_errors(self.path):
             beside = self / f".{name}.{os.getpid()}"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(self / name)
+            try:
+                beside.write_text(text, encoding="utf-8")
+                beside.replace(self / name)
+            finally:
+                beside.unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Any) -> None:
         """The same for JSON."""
@@ -88,13 +100,16 @@ class RunFolder:
 
     @contextmanager
     def saving(self) -> Iterator[Path]:
-        """A folder to save a model in; its files move to the run's folder when the block ends well."""
+        """A folder to save a model in; its files replace an earlier model's when the block ends well."""
         beside = self / f".saving-{os.getpid()}"
         with storage_errors(self.path):
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
             try:
                 yield beside
+                # an adapter beside a whole model would be taken for a part of it
+                for stale in [file for pattern in WEIGHTS for file in self.path.glob(pattern)]:
+                    stale.unlink()
                 for file in sorted(beside.iterdir()):
                     file.replace(self / file.name)
             finally:
@@ -123,12 +138,14 @@ def storage_errors(place: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in FULL:
+    except Exception as error:
+        # safetensors raises a kind of its own that only quotes the system's words
+        if getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in str(error):
             raise RunError(
                 f"No space is left on the disk of {place}.", fix="free some space, then run it again"
             ) from None
-        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) or error.errno == errno.EROFS:
+        refused = isinstance(error, (PermissionError, NotADirectoryError, FileExistsError))
+        if isinstance(error, OSError) and (refused or error.errno in UNWRITABLE):
             raise RunError(
                 f"{place} cannot be written: {error.strerror}.", fix="name another folder with output=FOLDER"
             ) from None

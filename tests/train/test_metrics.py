@@ -1,5 +1,6 @@
 """Metrics add up over micro-batches and start anew after each read."""
 
+import pytest
 import torch
 
 from honed.loss.head import TokenScores
@@ -20,7 +21,7 @@ def test_means_are_over_tokens_not_over_micro_batches() -> None:
     metrics.add(scores([2.0, 2.0, 2.0], [False, False, True]), tokens=30)
     logs = metrics.read()
     assert (logs["entropy"], logs["mean_token_accuracy"], logs["num_tokens"]) == (1.75, 0.5, 40)
-    assert logs["tokens_per_second"] / logs["trained_tokens_per_second"] == 10
+    assert logs["tokens_per_second"] / logs["trained_tokens_per_second"] == pytest.approx(10)
 
 
 def test_a_read_starts_anew_but_the_run_goes_on_counting() -> None:
