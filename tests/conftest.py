@@ -18,6 +18,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
+    OMP_NUM_THREADS="1",  # tiny tensors: threads cost more than they give, most of all beside another run
     TOKENIZERS_PARALLELISM="false",  # its threads do not outlive a fork, and it warns of that
 )
 

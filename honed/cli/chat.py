@@ -8,9 +8,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from honed.cli.generate import add_sampling, sampling
+
+if TYPE_CHECKING:
+    from honed.cli.console import Speaker
+    from honed.data.example import Message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +29,9 @@ def run(args: argparse.Namespace, command: str) -> int:
     from honed.data.example import Message
 
     quiet_libraries()
-    model, tokenizer, template = load_speaker(args.model, seed=args.seed)
-    opening = [Message(role="system", content=args.system)] if args.system else []
+    speaker = load_speaker(args.model, seed=args.seed)
+    system = args.system or speaker.system
+    opening = [Message(role="system", content=system)] if system else []
     messages = list(opening)
     print("Ask something; /reset begins anew, /exit ends.")
     while (question := _read()) not in (None, "/exit"):
@@ -35,7 +40,7 @@ def run(args: argparse.Namespace, command: str) -> int:
             print("(begun anew)")
         elif question:
             messages.append(Message(role="user", content=question))
-            text = _stream(model, tokenizer, template, messages, args)
+            text = _stream(speaker, messages, args)
             messages.append(Message(role="assistant", content=text))
     return 0
 
@@ -48,14 +53,14 @@ def _read() -> str | None:
         return None
 
 
-def _stream(model: Any, tokenizer: Any, template: Any, messages: Any, args: argparse.Namespace) -> str:
+def _stream(speaker: Speaker, messages: list[Message], args: argparse.Namespace) -> str:
     from transformers import TextStreamer
 
     from honed.generate.answer import answers
 
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = TextStreamer(speaker.tokenizer, skip_prompt=True, skip_special_tokens=True)
     options = {**sampling(args), "streamer": streamer, "max_new_tokens": args.max_new_tokens}
-    answer = answers(model, tokenizer, template, [messages], show=False, **options)[0]
+    answer = answers(speaker.model, speaker.tokenizer, speaker.template, [messages], show=False, **options)[0]
     if not answer.stopped:
         print(f"[cut after {answer.tokens} tokens]")
     return answer.text

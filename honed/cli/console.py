@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 import textwrap
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from honed.recipe import DataRecipe
 
 SHOWN = 5
 NARROWEST = 20  # columns; a terminal may say that it has fewer
@@ -26,8 +30,18 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def load_speaker(name: str, *, seed: int) -> tuple[Any, Any, Any]:
-    """Model, tokenizer and template for generation.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speaker:
+    """A model to talk to, with the template and the system prompt that it was trained with."""
+
+    model: Any
+    tokenizer: Any
+    template: Any
+    system: str | None
+
+
+def load_speaker(name: str, *, seed: int) -> Speaker:
+    """The model of a run's folder, or any other.
 
     Raises:
         ModelError: there is no such model, or it has no chat template.
@@ -41,7 +55,18 @@ def load_speaker(name: str, *, seed: int) -> tuple[Any, Any, Any]:
 
     set_seed(seed)
     model, tokenizer = load_for_generation(name, device=pick_device())
-    return model, tokenizer, need_template(make_template(tokenizer, PrepareOptions()), name)
+    data = _trained_with(Path(name))
+    options = PrepareOptions(template_arguments=data.template_arguments)
+    template = need_template(make_template(tokenizer, options), name)
+    return Speaker(model=model, tokenizer=tokenizer, template=template, system=data.system)
+
+
+def _trained_with(folder: Path) -> DataRecipe:
+    """The data section of the run's recipe; the defaults for a folder that is no run's."""
+    from honed.recipe import DataRecipe, load_recipe
+
+    recipe = folder / "recipe.yaml"
+    return load_recipe(recipe).data if recipe.is_file() else DataRecipe()
 
 
 def show_result(folder: Path, samples: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from honed.errors import RunError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
@@ -28,6 +30,8 @@ def run(args: argparse.Namespace, command: str) -> int:
         print(f"This demo ran before; here is its result. `{command} --again` trains again.")
         show_result(folder.path, folder.read_json("samples.json"))
         return 0
+    if folder.state().get("status") == "finished" and not args.again:
+        raise RunError(f"{folder.path} holds a finished run of another recipe.", fix="add --again to replace it")
     quiet_libraries()
     from honed.train.run import run as run_recipe
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Options that `chat` has as well."""
-    parser.add_argument("--system", help="system prompt")
+    parser.add_argument("--system", help="system prompt [the one of the run]")
     parser.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N", help="longest answer [256]")
     parser.add_argument(
         "--temperature", type=_temperature, default=0.0, metavar="T", help="0 takes the likeliest token [0]"
@@ -60,12 +60,12 @@ def run(args: argparse.Namespace, command: str) -> int:
     from honed.generate.answer import answers, ask
 
     quiet_libraries()
-    model, tokenizer, template = load_speaker(args.model, seed=args.seed)
+    speaker = load_speaker(args.model, seed=args.seed)
     answer = answers(
-        model,
-        tokenizer,
-        template,
-        [ask(args.prompt, args.system)],
+        speaker.model,
+        speaker.tokenizer,
+        speaker.template,
+        [ask(args.prompt, args.system or speaker.system)],
         max_new_tokens=args.max_new_tokens,
         show=False,
         **sampling(args),

@@ -14,7 +14,6 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import torch
-from transformers import set_seed
 
 from honed.data.prepare import PrepareOptions, make_template, tokenizer_with_template
 from honed.data.sources import STARTER, read_rows, starter_file
@@ -194,7 +193,6 @@ def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
 
 def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) -> SFTTrainer:
     """The trainer that the recipe describes, with its data prepared."""
-    set_seed(args.seed)  # the trainer does so too, but after the adapter is drawn
     lora = recipe.lora
     targets = lora.target_modules if lora else ""
     adapter = lora and lora_config(

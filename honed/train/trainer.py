@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from honed.data.collate import FlatCollator, PaddedCollator
@@ -77,6 +77,7 @@ class SFTTrainer(Trainer):
             else load_model(name, device=args.device, **(args.model_init_kwargs or {}))
         )
         tokenizer = with_pad_token(processing_class if processing_class is not None else load_tokenizer(name))
+        set_seed(args.seed)  # Trainer does so too, but after the adapter's weights are drawn
         trained: nn.Module = attach(loaded, peft_config) if peft_config is not None else loaded
         self._plain_loss = compute_loss_func is not None or data_collator is not None
         self.seams = seams.Seams() if self._plain_loss else seams.find_seams(trained)

@@ -1,5 +1,6 @@
 """Metrics add up over micro-batches and start anew after each read."""
 
+import psutil
 import pytest
 import torch
 
@@ -32,7 +33,6 @@ def test_a_read_starts_anew_but_the_run_goes_on_counting() -> None:
     assert "entropy" not in logs and logs["num_tokens"] == 10 and logs["tokens_per_second"] == 0
 
 
-def test_memory_grows_when_it_is_used() -> None:
-    before = memory_gb(CPU)
-    block = torch.ones(100_000_000, dtype=torch.float32)
-    assert memory_gb(CPU) - before > 0.2 and block[-1] == 1
+def test_peak_memory_is_at_least_what_is_used_now() -> None:
+    used, there = psutil.Process().memory_info().rss, psutil.virtual_memory().total
+    assert 0.9 * used <= memory_gb(CPU) * 1e9 <= there
