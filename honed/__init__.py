@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from honed.data.completion_collator import DataCollatorForCompletionOnlyLM as DataCollatorForCompletionOnlyLM
     from honed.data.prepare import PrepareOptions as PrepareOptions
     from honed.data.prepare import prepare as prepare
     from honed.errors import HonedError as HonedError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DataCollatorForCompletionOnlyLM": "honed.data.completion_collator",
     "HonedError": "honed.errors",
     "PrepareOptions": "honed.data.prepare",
     "Recipe": "honed.recipe",

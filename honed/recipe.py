@@ -45,20 +45,37 @@ for _yaml in (_Loader, _Dumper):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRecipe:
-    """What is trained on; `files` is what `data: FILE` means in short. See `honed.data.prepare.PrepareOptions`."""
+    """What is trained on; `files` is what `data: FILE` means in short. See `honed.data.prepare.PrepareOptions`.
+
+    Attributes:
+        files: files, folders, patterns and Hub ids (see `honed.data.sources.shards`).
+        sources: instead of `files`, several with weights, caps and options of their own (see `honed.data.mixture`).
+        held_out: file to evaluate on.
+        eval_share: instead of `held_out`, the share of the rows to hold out (see `honed.data.split`).
+        streaming: read, render and pack rows while training, in constant memory (see `honed.data.stream`).
+        shuffle_buffer: while streaming, rows held and shuffled at a time.
+    """
 
     files: tuple[str, ...] = ("starter",)
+    sources: tuple[Mapping[str, Any], ...] | None = None
     format: str = "auto"
     template: str = "auto"
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
     train_on: str = "assistant"
+    train_roles: tuple[str, ...] = ("assistant",)
+    train_reasoning: bool = True
+    train_tool_calls: bool = True
     max_length: int | None = 1024
     overlong: str = "drop"
     packing: bool = False
     bad_rows: str = "error"
     text_field: str = "text"
     held_out: str | None = None
+    eval_share: float | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,8 +256,9 @@ def _fit_one(value: Any, kind: Any) -> Any:
     if kind is type(None):
         return None if value is None else _MISFIT
     if get_origin(kind) is tuple:
+        [item_kind, _] = get_args(kind)
         items = [value] if isinstance(value, str) else value
-        ok = isinstance(items, (list, tuple)) and items and all(isinstance(item, str) for item in items)
+        ok = isinstance(items, (list, tuple)) and items and all(_fit_one(i, item_kind) is not _MISFIT for i in items)
         return tuple(items) if ok else _MISFIT
     if _is_mapping(kind):
         return value if isinstance(value, Mapping) else _MISFIT
@@ -256,10 +274,17 @@ def _is_mapping(kind: Any) -> bool:
 
 
 def _in_words(kinds: Sequence[Any]) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return " or ".join(
-        words.get(kind, "a list of texts" if get_origin(kind) is tuple else "key: value lines") for kind in kinds
-    )
+    words: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+    }
+    for kind in kinds:
+        if get_origin(kind) is tuple:
+            words[kind] = "a list of texts" if get_args(kind)[0] is str else "a list of key: value lines"
+    return " or ".join(words.get(kind, "key: value lines") for kind in kinds)
 
 
 def _plain(value: Any) -> Any:

@@ -7,16 +7,23 @@
 Keys that matter most (key=value, or the same in the recipe's YAML):
   model                 name, folder or Hub id                   [smollm2-135m-instruct]
   dtype                 float32, bfloat16; picked by measuring when absent
-  data.files            JSON, JSONL, Parquet or CSV; 'starter'   [starter]
+  data.files            JSON, JSONL (also .gz, .zst), Parquet, CSV, Arrow; a folder, 'data/*.jsonl',
+                        a Hub id (owner/name or owner/name@config:split); 'starter'   [starter]
+  data.sources          in a recipe: several {files, weight, cap, repeat, system, format, template_arguments}
   data.format           auto, messages, sharegpt, alpaca, prompt_completion, text, tokens
   data.template         auto (the tokenizer's own), plain, or a Jinja file
+  data.columns          other names of columns: {messages: chat, role: who} or {prompt: question, completion: answer}
   data.system           system prompt for rows that have none
   data.train_on         assistant, last, all, completion         [assistant]
+  data.train_roles      roles whose turns are trained            [assistant]
+  data.train_reasoning, data.train_tool_calls   false gives them weight 0 inside trained turns
   data.max_length       longest row in tokens                    [1024]
   data.overlong         drop, truncate, error                    [drop]
   data.packing          true packs rows, isolated from each other
   data.bad_rows         error, drop                              [error]
   data.held_out         file to evaluate on
+  data.eval_share       or a share of the rows, such as 0.02; rows alike stay on one side
+  data.streaming        true reads rows while training, in constant memory; needs max_steps
   lora                  null trains all weights
   lora.r, lora.alpha, lora.dropout, lora.target_modules          [16, 32, 0, all-linear]
   samples.prompts       questions answered before and after; 'starter'

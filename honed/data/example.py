@@ -6,6 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# Names that data sets use -> the role that templates know.
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+# The same thing under the names of different data sets and templates.
+REASONING = ("reasoning_content", "thinking", "reasoning")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
@@ -26,26 +46,53 @@ class Message:
         role: lower case, `system`, `user`, `assistant` or `tool`.
         content: the text.
         train: True or False where the row itself says so, None to follow `train_on`.
+        weight: loss weight of this turn's tokens where the row says so; 0 is not trained, as is `train=False`.
         extra: further keys that a chat template may read (`name`, `tool_calls`, `reasoning_content`), as found.
+        parts: OpenAI's typed parts as found, where there are others than text; only models that see can use them.
     """
 
     role: str
     content: str
     train: bool | None = None
+    weight: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[Any, ...] = ()
+
+    @property
+    def loss_weight(self) -> float:
+        """Of this turn, if its role is trained."""
+        if self.train is False:
+            return 0.0
+        return 1.0 if self.weight is None else self.weight
+
+    @property
+    def reasoning(self) -> str | None:
+        """The reasoning that stands in a key of its own."""
+        found = (self.extra.get(key) for key in REASONING)
+        return next((text for text in found if isinstance(text, str) and text.strip()), None)
 
     def as_template_input(self) -> dict[str, Any]:
-        """The dict that chat templates expect."""
-        return {"role": self.role, "content": self.content, **self.extra}
+        """The dict that chat templates expect; reasoning is given under both names that templates read."""
+        if not self.extra:
+            return {"role": self.role, "content": self.content}
+        given = {"role": self.role, "content": self.content, **self.extra}
+        reasoning = next((given[key] for key in REASONING if given.get(key) is not None), None)
+        return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Messages in order, with the tools that the template should announce."""
+    """Messages in order, with the tools that the template should announce, and the images that they speak of."""
 
     messages: tuple[Message, ...]
     source: Source
     tools: tuple[Mapping[str, Any], ...] = ()
+    images: tuple[Any, ...] = ()
+
+    @property
+    def has_images(self) -> bool:
+        """True where it shows one (or other media), in a message or beside them."""
+        return bool(self.images) or any(message.parts for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

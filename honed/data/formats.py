@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from honed.data.example import Conversation, Document, Example, Message, PromptCompletion, Source, Tokens
+from honed.data.messages import RowError, checked, read_messages, read_text, read_tools
+from honed.errors import RecipeError
+from honed.recipe import suggest
 
 Row = Mapping[str, Any]
+# What `columns` may rename: keys of rows, and keys of the messages in them.
+LISTS_OF_MESSAGES = ("messages", "conversations", "prompt", "completion")
+ROW_KEYS = (*LISTS_OF_MESSAGES, "instruction", "input", "output", "response", "history", "system", "tools", "images",
+            "text", "input_ids", "labels", "completion_mask", "assistant_masks", "loss_mask")  # fmt: skip
+MESSAGE_KEYS = ("role", "content", "from", "value", "train", "weight", "name", "tool_calls", "tool_call_id",
+                "reasoning_content", "thinking")  # fmt: skip
 IGNORE_INDEX = -100  # PyTorch's own default for labels that are not trained
-
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
-
-
-class RowError(ValueError):
-    """This row cannot be used. `reason` is the same for all rows with the same fault, so that it can be counted."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        self.reason, self.detail = reason, detail
-        super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +31,13 @@ class ReadOptions:
         system: system prompt for conversations that have none of their own.
         alpaca_separator: what stands between `instruction` and a non-empty `input`.
         text_field: the column of plain-text rows.
+        columns: what a format expects -> the row's own name of it; keys of messages too.
     """
 
     system: str | None = None
     alpaca_separator: str = "\n"
     text_field: str = "text"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 Reader = Callable[[Row, Source, ReadOptions], Example]
@@ -82,6 +70,7 @@ def read_example(row: Any, source: Source, options: ReadOptions, *, format: str 
     """
     if not isinstance(row, Mapping):
         raise RowError("row is not an object", f"found {type(row).__name__}")
+    row = _renamed(row, options.columns) if options.columns else row
     chosen = _format_of(row, format, options)
     try:
         return chosen.read(row, source, options)
@@ -90,6 +79,46 @@ def read_example(row: Any, source: Source, options: ReadOptions, *, format: str 
     except (TypeError, ValueError, KeyError, AttributeError, StopIteration) as error:
         # a wrong type deep inside a row: the row is at fault, and the reader of the message can only mend the row
         raise RowError(f"not a {chosen.name} row", f"{type(error).__name__}: {error}") from None
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Refuses names that no format knows.
+
+    Raises:
+        RecipeError: a key is unknown, or a value is not a column's name.
+    """
+    for key, column in columns.items():
+        if key not in (*ROW_KEYS, *MESSAGE_KEYS):
+            raise RecipeError(f"columns: no format has {key!r}.", fix=suggest(str(key), (*ROW_KEYS, *MESSAGE_KEYS)))
+        if not isinstance(column, str):
+            raise RecipeError(f"columns: {key} is {column!r}.", fix="name a column of the rows")
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row, and the messages in it, under the names that formats know."""
+    own = {key: column for key, column in columns.items() if key in ROW_KEYS}
+    renamed = _with_names(row, own, "column not found", needed=tuple(own))
+    inner = {key: column for key, column in columns.items() if key in MESSAGE_KEYS}
+    lists = [key for key in LISTS_OF_MESSAGES if isinstance(renamed.get(key), Sequence)] if inner else []
+    for key in lists:
+        if not isinstance(renamed[key], str):
+            renamed[key] = [_renamed_message(turn, inner) for turn in renamed[key]]
+    return renamed
+
+
+def _renamed_message(turn: Any, columns: Mapping[str, str]) -> Any:
+    if not isinstance(turn, Mapping):
+        return turn
+    return _with_names(turn, columns, "key not found in a message", needed=("role", "from"))
+
+
+def _with_names(row: Row, names: Mapping[str, str], reason: str, *, needed: Sequence[str]) -> dict[str, Any]:
+    absent = [column for key, column in names.items() if column not in row and key in needed]
+    if absent:
+        raise RowError(reason, f"{absent[0]!r} of data.columns; keys seen: {', '.join(map(str, row)) or 'none'}")
+    taken = set(names.values())
+    kept = {key: value for key, value in row.items() if key not in taken}
+    return kept | {key: row[column] for key, column in names.items() if column in row}
 
 
 def _format_of(row: Row, name: str, options: ReadOptions) -> Format:
@@ -105,29 +134,28 @@ def _format_of(row: Row, name: str, options: ReadOptions) -> Format:
 
 
 def _messages(row: Row, source: Source, options: ReadOptions) -> Conversation:
-    return _conversation(row["messages"], row, source, options)
+    return _conversation(read_messages(row["messages"]), row, source, options)
 
 
 def _sharegpt(row: Row, source: Source, options: ReadOptions) -> Conversation:
-    return _conversation(row["conversations"], row, source, options)
+    return _conversation(read_messages(row["conversations"]), row, source, options)
 
 
 def _alpaca(row: Row, source: Source, options: ReadOptions) -> Conversation:
     answer = next(row[key] for key in ("output", "response") if row.get(key) is not None)
-    instruction, extra = _text(row["instruction"], "instruction"), _text(row.get("input") or "", "input")
+    instruction, extra = read_text(row["instruction"], "instruction"), read_text(row.get("input") or "", "input")
     question = options.alpaca_separator.join(part for part in (instruction, extra) if part)
     turns: list[tuple[str, str]] = []
     for pair in row.get("history") or ():
         if not (isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2):
             raise RowError("history is not a list of [question, answer] pairs", f"found {pair!r:.80}")
-        turns += [("user", _text(pair[0], "history")), ("assistant", _text(pair[1], "history"))]
-    turns += [("user", question), ("assistant", _text(answer, "output"))]
+        turns += [("user", read_text(pair[0], "history")), ("assistant", read_text(pair[1], "history"))]
+    turns += [("user", question), ("assistant", read_text(answer, "output"))]
     # questions are marked as not trained, so that an Alpaca row counts as prompt and completion
     messages = tuple(
         Message(role=role, content=content, train=None if role == "assistant" else False) for role, content in turns
     )
-    conversation = Conversation(messages=_checked(messages), source=source)
-    return _with_system(conversation, row, options)
+    return _conversation(checked(messages), row, source, options)
 
 
 def _prompt_completion(row: Row, source: Source, options: ReadOptions) -> Example:
@@ -135,16 +163,18 @@ def _prompt_completion(row: Row, source: Source, options: ReadOptions) -> Exampl
     if isinstance(prompt, str) and isinstance(completion, str):
         if not completion.strip():
             raise RowError("empty answer", "`completion` holds no text")
+        if _images(row):
+            raise RowError("images in a text-only template", "images need messages, a vision model and its processor")
         return PromptCompletion(prompt=prompt, completion=completion, source=source)
     if isinstance(prompt, str) or isinstance(completion, str):
         raise RowError("prompt and completion differ in kind", "both must be texts, or both lists of messages")
     # conversational: what stands in the prompt is context, whatever its role
     asked = [{**message, "train": False} for message in prompt]
-    return _conversation([*asked, *completion], row, source, options)
+    return _conversation(read_messages([*asked, *completion]), row, source, options)
 
 
 def _text_row(row: Row, source: Source, options: ReadOptions) -> Document:
-    text = _text(row.get(options.text_field), options.text_field)
+    text = read_text(row.get(options.text_field), options.text_field)
     if not text.strip():
         raise RowError("empty text", f"`{options.text_field}` holds no text")
     return Document(text=text, source=source)
@@ -191,38 +221,24 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def _conversation(turns: Any, row: Row, source: Source, options: ReadOptions) -> Conversation:
-    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
-        raise RowError("no messages", f"expected a list of messages, found {turns!r:.80}")
-    messages = _checked(tuple(_message(turn) for turn in turns))
-    conversation = Conversation(messages=messages, source=source, tools=_tools(row.get("tools")))
+def _conversation(messages: tuple[Message, ...], row: Row, source: Source, options: ReadOptions) -> Conversation:
+    conversation = Conversation(messages=messages, source=source, tools=_tools(row), images=_images(row))
     return _with_system(conversation, row, options)
 
 
-def _message(turn: Any) -> Message:
-    if not isinstance(turn, Mapping):
-        raise RowError("message is not an object", f"found {turn!r:.80}")
-    # not get(key, default): Arrow fills the keys that other rows have with None
-    role = turn["role"] if turn.get("role") is not None else turn.get("from")
-    content = turn["content"] if turn.get("content") is not None else turn.get("value")
-    if not isinstance(role, str) or role.lower() not in ROLES:
-        raise RowError("unknown role", f"found {role!r}; known: {', '.join(ROLES)}")
-    train = turn.get("train")
-    if train not in (None, True, False):
-        raise RowError("train is not true or false", f"found {train!r:.80}")
-    known = {"role", "from", "content", "value", "train"}
-    extra = {key: value for key, value in turn.items() if key not in known and value is not None}
-    text = "" if content is None and extra.get("tool_calls") else _text(content, "content")
-    return Message(role=ROLES[role.lower()], content=text, train=None if train is None else bool(train), extra=extra)
+def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
+    """The row's own, or those that MiniMind's rows put into their system message."""
+    for key in ("tools", "functions"):
+        if tools := read_tools(row.get(key)):
+            return tools
+    first = next(iter(row.get("conversations") or row.get("messages") or ()), None)
+    return read_tools(first.get("tools")) if isinstance(first, Mapping) else ()
 
 
-def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    for number, message in enumerate(messages, start=1):
-        if message.role == "assistant" and not message.content.strip() and not message.extra.get("tool_calls"):
-            raise RowError("empty answer", f"message {number} (assistant) holds no text")
-    if not any(message.role == "assistant" for message in messages):
-        raise RowError("nothing to train", "the conversation has no assistant message")
-    return messages
+def _images(row: Row) -> tuple[Any, ...]:
+    """What stands in the row's columns for images; one or several."""
+    found = next((row[key] for key in ("images", "image") if row.get(key) is not None), ())
+    return tuple(found) if isinstance(found, (list, tuple)) else (found,)
 
 
 def _with_system(conversation: Conversation, row: Row, options: ReadOptions) -> Conversation:
@@ -230,32 +246,5 @@ def _with_system(conversation: Conversation, row: Row, options: ReadOptions) -> 
     system = row.get("system") or options.system
     if not system or conversation.messages[0].role == "system":
         return conversation
-    message = Message(role="system", content=_text(system, "system"))
-    return Conversation(
-        messages=(message, *conversation.messages), source=conversation.source, tools=conversation.tools
-    )
-
-
-def _tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
-    if not tools:
-        return ()
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
-            raise RowError("tools are not JSON", str(error)) from None
-    if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise RowError("tools are not a list of objects", f"found {tools!r:.80}")
-    return tuple(tools)
-
-
-def _text(value: Any, key: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Sequence) and value and all(_is_text_part(part) for part in value):
-        return "".join(part["text"] for part in value)  # OpenAI's typed parts
-    raise RowError("text expected", f"`{key}` holds {type(value).__name__}: {value!r:.80}")
-
-
-def _is_text_part(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    message = Message(role="system", content=read_text(system, "system"))
+    return replace(conversation, messages=(message, *conversation.messages))

@@ -9,6 +9,7 @@ from typing import Any
 from honed.data.example import Source
 
 EXAMPLES_PER_REASON = 3
+COLUMNS_NAMED = 10
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,12 +23,17 @@ class Ledger:
         rows_cut: reason -> trained rows that lost tokens.
         conversations_split_into_views: rows that became several documents, because in one text the model would have
             seen another history than at inference.
+        rows_with_control_tokens: rows whose own text spells control tokens; they are encoded as plain text.
         documents: what is trained on, before packing.
         tokens, trained_tokens: of all documents.
         packed_rows: rows after packing; equals `documents` without it.
         fill: share of the packed rows' capacity that holds tokens; None without packing.
         padding_share: share of a batch's positions that hold padding, over an epoch; 0 for flat batches.
         stop_tokens: token at the end of trained turns -> how many turns.
+        by_source: name of a source -> its own rows_in, rows_trained, documents, tokens and trained_tokens; only where
+            several are mixed.
+        evaluation: what `as_dict` says of the held-out side, where a share of the rows was held out.
+        columns_unused: column that no format reads -> rows that have it.
         examples: a few rows for each reason.
         notes: what else the user should know.
     """
@@ -37,6 +43,7 @@ class Ledger:
     rows_dropped: Counter[str] = field(default_factory=Counter)
     rows_cut: Counter[str] = field(default_factory=Counter)
     conversations_split_into_views: int = 0
+    rows_with_control_tokens: int = 0
     documents: int = 0
     tokens: int = 0
     trained_tokens: int = 0
@@ -44,6 +51,9 @@ class Ledger:
     fill: float | None = None
     padding_share: float = 0.0
     stop_tokens: Counter[str] = field(default_factory=Counter)
+    by_source: dict[str, dict[str, int]] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+    columns_unused: Counter[str] = field(default_factory=Counter)
     examples: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -79,6 +89,17 @@ class Ledger:
         if self.stop_tokens:
             ends = ", ".join(f"{token!r} ({n:,})" for token, n in self.stop_tokens.most_common())
             lines.append(f"trained turns end with {ends}")
+        lines += [
+            f"  {name}: {n['rows_trained']:,} rows, {n['tokens']:,} tokens, {n['trained_tokens']:,} trained"
+            for name, n in self.by_source.items()
+        ]
+        if self.evaluation is not None:
+            held = self.evaluation
+            lines.append(f"held out for evaluation: {held['rows_in']:,} rows, {held['trained_tokens']:,} scored tokens")
+        if self.columns_unused:
+            named = ", ".join(f"{name} ({n:,} rows)" for name, n in self.columns_unused.most_common(COLUMNS_NAMED))
+            more = len(self.columns_unused) - COLUMNS_NAMED
+            lines.append(f"columns not used: {named}" + (f" and {more:,} more" if more > 0 else ""))
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def _example(self, source: Source, reason: str, detail: str, seen: int) -> None:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from honed.data.example import Example, Source
-from honed.data.formats import FORMATS, ReadOptions, RowError, read_example
+from honed.data.example import Source
+from honed.data.formats import FORMATS, check_columns
 from honed.data.ledger import Ledger
+from honed.data.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
 from honed.data.pack import fill_rate, one_by_one, pack_best_fit
-from honed.data.render import Rendered, Renderer
-from honed.data.sources import SourcedRow, read_rows
+from honed.data.reader import KeptRow, RowReader
+from honed.data.render import Rendered
 from honed.data.table import PackedRows, TokenTable
-from honed.data.template import TRAIN_ON, JinjaTemplate, PlainTemplate, Template, View
+from honed.data.template import PLAIN_SYSTEM_PROMPT, TRAIN_ON, JinjaTemplate, Masks, PlainTemplate, Template
 from honed.errors import DataError, RecipeError
 from honed.progress import progress
 
-ROWS_AT_A_TIME = 1000
 OVERLONG = ("drop", "truncate", "error")
 BAD_ROWS = ("error", "drop")
 
@@ -34,9 +33,14 @@ class PrepareOptions:
         format: a name of `formats.FORMATS`, or "auto": recognised row by row.
         template: "auto" (the tokenizer's own), "plain", or the path of a Jinja file.
         template_arguments: further variables of the template.
+        columns: what the format expects -> the row's own name of it, as in `{messages: chat, role: who}`.
         system: system prompt for conversations that have none.
-        train_on: "assistant" (every answer), "last" (the last one), "all" (the whole text), or "completion" (answers
-            of rows that separate question and answer, the whole text of the rest: TRL's default).
+        train_on: "assistant" (every answer), "last" (the last one), "all" (the whole text, as in TRL: `train` and
+            `weight` of messages are not looked at), or "completion" (answers of rows that separate question and
+            answer, the whole text of the rest: TRL's default).
+        train_roles: roles whose turns are trained.
+        train_reasoning: False gives the reasoning inside trained turns weight 0.
+        train_tool_calls: False gives the tool calls inside trained turns weight 0.
         max_length: longest document in tokens, and the capacity of a packed row; None for no limit (no packing then).
         overlong: what happens to longer documents: "drop", "truncate" (keeps the start, counts what was cut), "error".
         packing: several documents share a row, isolated from each other.
@@ -47,8 +51,12 @@ class PrepareOptions:
     format: str = "auto"
     template: str = "auto"
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
     train_on: str = "assistant"
+    train_roles: tuple[str, ...] = ("assistant",)
+    train_reasoning: bool = True
+    train_tool_calls: bool = True
     max_length: int | None = 1024
     overlong: str = "drop"
     packing: bool = False
@@ -57,6 +65,8 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         _one_of("format", self.format, ("auto", *FORMATS))
+        check_columns(self.columns)
+        self.masks()
         _one_of("train_on", self.train_on, TRAIN_ON)
         _one_of("overlong", self.overlong, OVERLONG)
         _one_of("bad_rows", self.bad_rows, BAD_ROWS)
@@ -66,6 +76,10 @@ class PrepareOptions:
             )
         if self.packing and self.max_length is None:
             raise RecipeError("packing needs max_length.", fix="set max_length: it is the length of a packed row")
+
+    def masks(self) -> Masks:
+        """Whose turns are trained, and what of them."""
+        return Masks(roles=tuple(self.train_roles), reasoning=self.train_reasoning, tool_calls=self.train_tool_calls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,33 +108,66 @@ def prepare(
     """Turns source rows into packed rows. Neither `data` nor `tokenizer` is changed.
 
     Args:
-        data: whatever `sources.read_rows` reads.
+        data: whatever `sources.read_rows` reads, or a `Mixture`.
         tokenizer: a transformers tokenizer.
         options: see `PrepareOptions`.
-        formatting_func: row -> text, messages, or another row; applied before the format is recognised.
+        formatting_func: row -> text, messages, a pair or another row (see `Formatting`); applied before the format is
+            recognised.
         desc: text of the progress bar.
 
     Raises:
         DataError: rows cannot be used (with `bad_rows="error"`), or none is left.
-        TemplateError: the chat template's spans cannot be verified.
+        TemplateError: the chat template's spans cannot be verified; names the row. With `bad_rows="drop"` such rows
+            are dropped, unless that would be every row of the first chunk.
     """
-    template = make_template(tokenizer, options)
-    renderer = Renderer(tokenizer, template, train_on=options.train_on)
-    reading = ReadOptions(
-        system=options.system,
-        alpaca_separator=template.alpaca_separator if template else "\n",
-        text_field=options.text_field,
-    )
+    mixture = as_mixture(data)
     ledger = Ledger()
-    documents: list[Rendered] = []
-    rows = progress(read_rows(data), desc=desc, total=_length(data), unit="rows")
-    for chunk in _chunks(rows, ROWS_AT_A_TIME):
-        ledger.rows_in += len(chunk)
-        planned = list(_planned(chunk, renderer, reading, ledger, options=options, formatting_func=formatting_func))
-        for views in renderer.encode(planned):
-            documents += _kept(views, options, ledger)
-    _stop_on_bad_rows(ledger, options)
-    return _finish(documents, tokenizer, options, ledger, template)
+    templates = [make_template(tokenizer, part_options(part, options)) for part in mixture.parts]
+    kept = []
+    for part, template in zip(mixture.parts, templates, strict=True):
+        read = RowReader(tokenizer, template, part_options(part, options), formatting_func)
+        kept.append(list(_read_part(mixture, part, read, ledger, desc=desc)))
+    stop_on_bad_rows(ledger, options)
+    times = mixture.times(list(map(len, kept)))
+    documents = [
+        _trained(rows, repeats, part.name, ledger)
+        for part, rows, repeats in zip(mixture.parts, kept, times, strict=True)
+    ]
+    if len(documents) == 1:
+        ledger.by_source.clear()  # the ledger itself says it
+    return _finish([d for own in documents for d in own], tokenizer, options, ledger, templates)
+
+
+def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:
+    """The options for the rows of one source."""
+    return replace(options, **part.reading())
+
+
+def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *, desc: str) -> Iterator[KeptRow]:
+    """The rows of one source that can be trained; counts those that cannot."""
+    before = ledger.rows_in
+
+    def left_out(source: Source) -> None:
+        ledger.rows_in += 1
+        ledger.drop(source, LEFT_OUT_BY_CAP)
+
+    rows = mixture.rows(part, left_out)
+    yield from read(progress(rows, desc=desc, total=_length(part.data), unit="rows"), ledger)
+    ledger.by_source[part.name] = {"rows_in": ledger.rows_in - before}
+
+
+def _trained(rows: list[KeptRow], times: np.ndarray, name: str, ledger: Ledger) -> list[Rendered]:
+    """The documents of one source in one epoch; counts its rows, once each."""
+    for row, n in zip(rows, times.tolist(), strict=True):
+        row.count(ledger) if n else ledger.drop(row.source, LEFT_OUT_BY_WEIGHT)
+    documents = [view for row, n in zip(rows, times.tolist(), strict=True) for _ in range(n) for view in row.views]
+    ledger.by_source[name] |= {
+        "rows_trained": int(np.count_nonzero(times)),
+        "documents": len(documents),
+        "tokens": sum(map(len, documents)),
+        "trained_tokens": sum(document.trained for document in documents),
+    }
+    return documents
 
 
 def make_template(tokenizer: Any, options: PrepareOptions) -> Template | None:
@@ -136,14 +183,16 @@ def make_template(tokenizer: Any, options: PrepareOptions) -> Template | None:
                     f"template=plain needs {token} as one token, and this tokenizer does not have it.",
                     fix="use a tokenizer with ChatML tokens, or another template",
                 )
-        return PlainTemplate() if options.system is None else PlainTemplate(system=options.system)
+        system = PLAIN_SYSTEM_PROMPT if options.system is None else options.system
+        return PlainTemplate(system=system, masks=options.masks())
     if options.template != "auto":
         tokenizer = tokenizer_with_template(tokenizer, options.template)
     own = getattr(tokenizer, "chat_template", None)
     if not own:
         return None
-    plain = PlainTemplate.from_jinja(own) if isinstance(own, str) else None
-    return plain or JinjaTemplate(tokenizer, arguments=options.template_arguments)
+    masks = options.masks()
+    plain = PlainTemplate.from_jinja(own, masks=masks) if isinstance(own, str) else None
+    return plain or JinjaTemplate(tokenizer, arguments=options.template_arguments, masks=masks)
 
 
 def tokenizer_with_template(tokenizer: Any, path: str) -> Any:
@@ -158,77 +207,10 @@ def tokenizer_with_template(tokenizer: Any, path: str) -> Any:
     return changed
 
 
-def _planned(
-    chunk: list[SourcedRow],
-    renderer: Renderer,
-    reading: ReadOptions,
-    ledger: Ledger,
-    *,
-    options: PrepareOptions,
-    formatting_func: Callable[[Any], Any] | None,
-) -> Iterator[tuple[Example, list[View]]]:
-    """Reads and plans the rows of a chunk; rows that cannot be used go to the ledger."""
-    for source, row in chunk:
-        try:
-            shaped = row if formatting_func is None else _as_row(formatting_func(row), options.text_field)
-            example = read_example(shaped, source, reading, format=options.format)
-            yield example, renderer.plan(example)
-        except RowError as error:
-            ledger.drop(source, error.reason, error.detail)
-
-
-def _as_row(result: Any, text_field: str) -> Any:
-    """What a formatting function may return, as a row."""
-    if isinstance(result, str):
-        return {text_field: result}
-    if isinstance(result, list) and result and all(isinstance(item, Mapping) for item in result):
-        return {"messages": result}
-    if isinstance(result, Mapping):
-        return result
-    raise RowError("formatting_func", f"must return a text, messages or a row; returned {type(result).__name__}")
-
-
-def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> list[Rendered]:
-    """The views of one row that are trained, after the length policy; counts the row once."""
-    source = views[0].source
-    kept = [fitted for view in views if (fitted := _fitted(view, options)) is not None and fitted.trained]
-    too_long = max(map(len, views)) > (options.max_length or np.inf)
-    if not kept:
-        ledger.drop(source, "overlong" if too_long else "nothing to train", f"{max(map(len, views))} tokens")
-        return []
-    ledger.rows_trained += 1
-    if too_long:
-        what = "views dropped" if options.overlong == "drop" else "cut at the end"
-        ledger.cut(source, f"overlong: {what}", f"{max(map(len, views))} tokens, max_length {options.max_length}")
-    if views[0].views > 1:
-        ledger.conversations_split_into_views += 1
-    return kept
-
-
-def _fitted(view: Rendered, options: PrepareOptions) -> Rendered | None:
-    """The view within the length limit, or None where it is to be dropped."""
-    limit = options.max_length
-    if limit is None or len(view) <= limit:
-        return view
-    if options.overlong == "drop":
-        return None
-    if options.overlong == "error":
-        raise DataError(
-            f"{view.source}: {len(view)} tokens, more than max_length {limit}.",
-            fix="raise max_length, or set overlong=drop or overlong=truncate",
-        )
-    return Rendered(
-        input_ids=view.input_ids[:limit],
-        weights=view.weights[:limit],
-        source=view.source,
-        turns=tuple(turn for turn in view.turns if turn.end <= limit),
-        views=view.views,
-    )
-
-
-def _stop_on_bad_rows(ledger: Ledger, options: PrepareOptions) -> None:
-    mended_by_length = {"overlong"}
-    bad = {reason: n for reason, n in ledger.rows_dropped.items() if reason not in mended_by_length}
+def stop_on_bad_rows(ledger: Ledger, options: PrepareOptions) -> None:
+    """Raises DataError where rows were dropped that should not be, unless `bad_rows="drop"`."""
+    chosen = {"overlong", LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT}
+    bad = {reason: n for reason, n in ledger.rows_dropped.items() if reason not in chosen}
     if not bad or options.bad_rows == "drop":
         return
     shown = [example for example in ledger.examples if example["reason"] in bad]
@@ -242,7 +224,11 @@ def _stop_on_bad_rows(ledger: Ledger, options: PrepareOptions) -> None:
 
 
 def _finish(
-    documents: list[Rendered], tokenizer: Any, options: PrepareOptions, ledger: Ledger, template: Template | None
+    documents: list[Rendered],
+    tokenizer: Any,
+    options: PrepareOptions,
+    ledger: Ledger,
+    templates: Sequence[Template | None],
 ) -> Prepared:
     if not documents:
         raise DataError(
@@ -250,7 +236,7 @@ def _finish(
             fix="raise max_length or mend the data; `overlong` rows are longer than max_length",
         )
     table = TokenTable(documents)
-    stops = _count_stops(documents)
+    stops = count_stops(documents)
     for token, n in stops.items():
         ledger.stop_tokens[tokenizer.decode([token])] += n
     ledger.documents, ledger.tokens = len(table), len(table.input_ids)
@@ -260,7 +246,9 @@ def _finish(
         rows = pack_best_fit(table.lengths, options.max_length)
         ledger.fill = fill_rate(table.lengths, rows, options.max_length)
     ledger.packed_rows = len(rows)
-    if isinstance(template, PlainTemplate):
+    if n := ledger.rows_with_control_tokens:
+        ledger.notes.append(f"control tokens in the text of {n:,} rows were encoded as plain text")
+    if any(isinstance(template, PlainTemplate) for template in templates):
         ledger.notes.append(
             "the plain template is encoded message by message; serve it with honed, which does the same"
         )
@@ -268,7 +256,7 @@ def _finish(
     return Prepared(rows=PackedRows(table, rows), ledger=ledger, stop_ids=tuple(stops))
 
 
-def _count_stops(documents: list[Rendered]) -> dict[int, int]:
+def count_stops(documents: list[Rendered]) -> dict[int, int]:
     """Last id of the trained turns -> how often, most frequent first."""
     stops: dict[int, int] = {}
     for document in documents:
@@ -281,12 +269,6 @@ def _assert_conserved(rows: list[list[int]], table: TokenTable) -> None:
     """Trained tokens in = trained tokens out: every document stands in exactly one row."""
     if sorted(d for row in rows for d in row) != list(range(len(table))):
         raise AssertionError("packing lost or repeated a document; this is a bug in honed")
-
-
-def _chunks(rows: Iterable[SourcedRow], size: int) -> Iterator[list[tuple[Source, Any]]]:
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def _length(data: Any) -> int | None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from honed.data.encode import Encoder
 from honed.data.example import Conversation, Document, Example, PromptCompletion, Source, Tokens
 from honed.data.formats import RowError
 from honed.data.template import Piece, Template, View, special_tokens
 from honed.errors import DataError
 
-_Key = tuple[str | None, str]  # what a text is encoded behind (None: the tokenizer's own BOS), and the text
+# What a text is encoded behind (None: the tokenizer's own BOS), the text, and whether special tokens in it are text.
+_Key = tuple[str | None, str, bool]
+_Codes = dict[_Key, np.ndarray]
+_ONE = np.ones(1, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +71,12 @@ class Renderer:
         self.template = template
         self.train_on = train_on
         self.eos = tokenizer.eos_token_id
-        self._closes = self.eos is not None and self._code(["a"], special=True)[0][-1:] == [self.eos]
-        newline, both, letter = self._code(["\n", "\na", "a"])
-        self._puts_space_before = both != newline + letter
+        self._encoder = Encoder(tokenizer)
+        self._opening = opening_ids(tokenizer)
+        newline, both, letter = self._encoder(["\n", "\na", "a"])
+        self._puts_space_before = not np.array_equal(both, np.concatenate([newline, letter]))
         self._special = special_tokens(tokenizer)
+        self._control = re.compile("|".join(map(re.escape, self._special)) or "(?!)")
 
     def render(self, examples: Sequence[Example]) -> list[list[Rendered]]:
         """For each example its views, in order; one view for all but conversations whose template rewrites history.
@@ -115,94 +122,182 @@ class Renderer:
 
     def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
         """Encodes the views of many examples in few calls of the tokenizer."""
-        codes = self._encode_texts([view for _, views in planned for view in views])
+        keyed = [[(view, self._keys(view)) for view in views] for _, views in planned]
+        codes = self._encode_texts([pair for pairs in keyed for pair in pairs])
         rendered = []
-        for example, views in planned:
+        for (example, _), pairs in zip(planned, keyed, strict=True):
             if isinstance(example, Tokens):
                 rendered.append([_from_tokens(example)])
-            elif all(self._as_served(view, codes) for view in views):
-                rendered.append([self._assemble(view, codes, example.source, len(views)) for view in views])
+            elif all(self._as_served(view, keys, codes) for view, keys in pairs):
+                rendered.append(
+                    [self._assemble(view, keys, codes, example.source, of=len(pairs)) for view, keys in pairs]
+                )
             else:
-                apart = self.plan(example, apart=True)
+                apart = [(view, self._keys(view)) for view in self.plan(example, apart=True)]
                 own = self._encode_texts(apart)
-                rendered.append([self._assemble(view, own, example.source, len(apart)) for view in apart])
+                rendered.append(
+                    [self._assemble(view, keys, own, example.source, of=len(apart)) for view, keys in apart]
+                )
         return rendered
 
     def prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
         """Ids of a prompt, piece by piece as in training."""
         view = View(pieces=tuple(pieces))
-        codes = self._encode_texts([view])
-        return [i for key in self._keys(view) for i in codes[key]]
+        keys = self._keys(view)
+        codes = self._encode_texts([(view, keys)])
+        return [i for key in keys for i in codes[key].tolist()]
 
-    def _encode_texts(self, views: Sequence[View]) -> dict[_Key, list[int]]:
-        keys = dict.fromkeys(key for view in views for key in self._keys(view))
-        keys.update(dict.fromkeys(("", _head(view, count)) for view in views for count in view.checks))
-        codes: dict[_Key, list[int]] = {}
-        for mark in dict.fromkeys(mark for mark, _ in keys):
-            texts = [text for own, text in keys if own == mark]
-            codes.update(zip(((mark, text) for text in texts), self._behind(mark, texts), strict=True))
+    def spells_control_tokens(self, views: Sequence[View]) -> bool:
+        """True where the row's own text holds control tokens, which are encoded as plain text."""
+        return any(self._is_text(piece) for view in views for piece in view.pieces if piece.literal)
+
+    def _is_text(self, piece: Piece) -> bool:
+        return piece.literal and self._control.search(piece.text) is not None
+
+    def _encode_texts(self, keyed: Sequence[tuple[View, list[_Key]]]) -> _Codes:
+        wanted: dict[tuple[str | None, bool], dict[str, None]] = {}
+        for view, keys in keyed:
+            heads = [key for count in view.checks for key in self._head(view, count)]
+            for mark, text, literal in (*keys, *heads, *_borders(view, keys)):
+                wanted.setdefault((mark, literal), {})[text] = None
+        codes: _Codes = {}
+        for (mark, literal), texts in wanted.items():
+            own = self._behind(mark, list(texts), literal)
+            codes.update(zip(((mark, text, literal) for text in texts), own, strict=True))
         return codes
 
     def _keys(self, view: View) -> list[_Key]:
-        marks = [None if view.add_special_tokens else "", *(self._mark(piece.text) for piece in view.pieces[:-1])]
-        return [(mark, piece.text) for mark, piece in zip(marks, view.pieces, strict=True)]
+        marks = [None if view.add_special_tokens else "", *(self._mark(piece) for piece in view.pieces[:-1])]
+        return [(mark, piece.text, self._is_text(piece)) for mark, piece in zip(marks, view.pieces, strict=True)]
 
-    def _mark(self, before: str) -> str:
+    def _head(self, view: View, count: int) -> list[_Key]:
+        """The first pieces as inference encodes them: in one go, but for what is literal."""
+        runs: list[Piece] = []
+        for piece in view.pieces[:count]:
+            if runs and not self._is_text(piece) and not self._is_text(runs[-1]):
+                runs[-1] = Piece(text=runs[-1].text + piece.text)
+            else:
+                runs.append(piece)
+        return self._keys(View(pieces=tuple(runs)))
+
+    def _mark(self, before: Piece) -> str:
         """Where the tokenizer puts a space before what it is given: what to encode the next piece behind instead."""
-        if not self._puts_space_before or not before:
+        if not self._puts_space_before or not before.text:
             return ""
-        return next((token for token in self._special if before.endswith(token)), "\n")
+        if self._is_text(before):
+            return "\n"
+        return next((token for token in self._special if before.text.endswith(token)), "\n")
 
-    def _code(self, texts: list[str], *, special: bool = False) -> list[list[int]]:
-        coded = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
-        return [list(ids) for ids in coded["input_ids"]]
+    def _as_text(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of texts whose special tokens are plain text."""
+        coded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True)
+        # fast tokenizers keep the last call's way in their state
+        self.tokenizer([""], add_special_tokens=False, return_attention_mask=False)
+        return [np.array(ids, dtype=np.int32) for ids in coded["input_ids"]]
 
-    def _behind(self, mark: str | None, texts: list[str]) -> list[list[int]]:
-        plain = self._code(texts, special=mark is None)
-        if mark is None and self._closes:  # it adds EOS, but a prompt must stay open; `_assemble` closes the rest
-            return [ids[:-1] for ids in plain]
+    def _behind(self, mark: str | None, texts: list[str], literal: bool = False) -> list[np.ndarray]:
+        if mark is None:
+            return self._opened(texts)
+        encode = self._as_text if literal else self._encoder
         if not mark:
-            return plain
-        [head] = self._code([mark])
-        longer = self._code([mark + text for text in texts])
-        return [b[len(head) :] if b[: len(head)] == head else a for a, b in zip(plain, longer, strict=True)]
+            return encode(texts)
+        mark = "\n" if literal else mark  # a special token would be read as text as well
+        [head] = encode([mark])
+        pairs = zip(encode(texts), encode([mark + text for text in texts]), strict=True)
+        return [b[len(head) :] if np.array_equal(b[: len(head)], head) else a for a, b in pairs]
 
-    def _as_served(self, view: View, codes: dict[_Key, list[int]]) -> bool:
-        keys = self._keys(view)
+    def _opened(self, texts: list[str]) -> list[np.ndarray]:
+        """With the tokenizer's own BOS, but no EOS: a prompt must stay open, and `_assemble` closes the rest."""
+        plain = self._encoder(texts)
+        return [np.concatenate([self._opening, ids]) for ids in plain] if len(self._opening) else plain
+
+    def _as_served(self, view: View, keys: Sequence[_Key], codes: _Codes) -> bool:
         return all(
-            codes["", _head(view, count)] == [i for key in keys[:count] for i in codes[key]] for count in view.checks
+            np.array_equal(_joined(self._head(view, count), codes), _joined(keys[:count], codes))
+            for count in view.checks
         )
 
-    def _assemble(self, view: View, codes: dict[_Key, list[int]], source: Source, views: int) -> Rendered:
-        ids: list[int] = []
-        weights: list[float] = []
+    def _assemble(self, view: View, keys: Sequence[_Key], codes: _Codes, source: Source, *, of: int) -> Rendered:
+        parts = [codes[key] for key in keys]
+        lengths = [len(part) for part in parts]
+        weights = np.repeat(np.array([piece.weight for piece in view.pieces], dtype=np.float32), lengths)
         spans: dict[int, tuple[int, int]] = {}
-        for key, piece in zip(self._keys(view), view.pieces, strict=True):
-            own = codes[key]
+        position = 0
+        for key, piece, length in zip(keys, view.pieces, lengths, strict=True):
             if piece.turn is not None:
-                first = spans.get(piece.turn, (len(ids), 0))[0]
-                spans[piece.turn] = (first, len(ids) + len(own))
-            ids += own
-            weights += [piece.weight] * len(own)
+                head = _before(key, piece.head, codes) if piece.head else 0
+                spans[piece.turn] = (spans.get(piece.turn, (position + head, 0))[0], position + length)
+            if piece.mutes or piece.head:
+                _mute(weights, position, piece, key, codes)
+            position += length
         if view.ends_open and self.eos is not None and spans:
             last = max(spans)
-            if ids[-1:] != [self.eos]:  # the row's own text may end with it
-                ids.append(self.eos)
-                weights.append(1.0)
-            spans[last] = (spans[last][0], len(ids))
-        if weights:
-            weights[0] = 0.0
+            if not position or parts[-1][-1:] != self.eos:  # the row's own text may end with it
+                parts.append(np.array([self.eos], dtype=np.int32))
+                own = next(piece.weight for piece in reversed(view.pieces) if piece.turn == last)
+                weights = np.concatenate([weights, own * _ONE])
+                position += 1
+            spans[last] = (spans[last][0], position)
+        weights[:1] = 0.0
+        ids = np.concatenate(parts)
         return Rendered(
-            input_ids=np.asarray(ids, dtype=np.int32),
-            weights=np.asarray(weights, dtype=np.float32),
+            input_ids=ids,
+            weights=weights,
             source=source,
-            turns=tuple(Turn(start=a, end=b, stop=ids[b - 1]) for a, b in spans.values() if b > a),
-            views=views,
+            turns=tuple(Turn(start=a, end=b, stop=int(ids[b - 1])) for a, b in spans.values() if b > a),
+            views=of,
         )
 
 
-def _head(view: View, count: int) -> str:
-    return "".join(piece.text for piece in view.pieces[:count])
+def opening_ids(tokenizer: Any) -> np.ndarray:
+    """What the tokenizer puts before a text by itself (BOS, or nothing), int32.
+
+    Raises:
+        DataError: it adds something else than fixed tokens around the text.
+    """
+    texts = ["a", "b c", ""]
+    with_own = [list(ids) for ids in tokenizer(texts, return_attention_mask=False)["input_ids"]]
+    plain = [list(ids) for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]]
+    around = len(with_own[0]) - len(plain[0])
+    for n in range(around + 1):
+        opening, closing = with_own[0][:n], with_own[0][n + len(plain[0]) :]
+        if all(own == [*opening, *ids, *closing] for own, ids in zip(with_own, plain, strict=True)):
+            return np.array(opening, dtype=np.int32)
+    raise DataError(
+        "The tokenizer changes a text's tokens when it adds its special ones.",
+        fix="use one that adds them around the text",
+    )
+
+
+def _joined(keys: Sequence[_Key], codes: _Codes) -> np.ndarray:
+    return np.concatenate([codes[key] for key in keys])
+
+
+def _borders(view: View, keys: Sequence[_Key]) -> list[_Key]:
+    """What stands in a piece before the borders of its silent stretches."""
+    if not any(piece.mutes or piece.head for piece in view.pieces):
+        return []
+    pairs = zip(keys, view.pieces, strict=True)
+    return [(mark, text[:n], plain) for (mark, text, plain), piece in pairs for n in _edges(piece)]
+
+
+def _edges(piece: Piece) -> list[int]:
+    return [n for stretch in ((0, piece.head), *piece.mutes) for n in stretch]
+
+
+def _mute(weights: np.ndarray, position: int, piece: Piece, key: _Key, codes: _Codes) -> None:
+    """Sets 0 within a piece's silent stretches; a token over a border belongs to where it begins."""
+    for start, end in ((0, piece.head), *piece.mutes):
+        weights[position + _before(key, start, codes) : position + _before(key, end, codes)] = 0.0
+
+
+def _before(key: _Key, border: int, codes: _Codes) -> int:
+    """How many tokens of a piece stand before this character: those that also open the text cut there."""
+    mark, text, plain = key
+    ids, cut = codes[key], codes[mark, text[:border], plain]
+    shorter = min(len(ids), len(cut))
+    differ = np.flatnonzero(ids[:shorter] != cut[:shorter])
+    return int(differ[0]) if len(differ) else shorter
 
 
 def _from_tokens(example: Tokens) -> Rendered:

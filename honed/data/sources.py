@@ -1,22 +1,36 @@
-"""Files, the packaged starter set and Hub data sets as rows that know where they came from."""
+"""Whatever holds rows, as rows that know where they came from: files, folders, globs, the Hub, data sets in memory."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from glob import glob, has_magic
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from honed.data.example import Source
+from honed.data.files import COMPRESSED, KINDS, SourcedRow, kind_of, numbered, read_file
 from honed.errors import DataError
 
 STARTER = "starter"
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 
-SourcedRow = tuple[Source, Any]
+# owner/name, owner/name:split, owner/name@config, owner/name@config:split
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>\S+))?")
+
+Reader = Callable[[], Iterator[SourcedRow]]
+
+
+class SourcedRows:
+    """Rows that carry their `Source` already; `read` starts from the first row each time it is called.
+
+    Args:
+        read: gives the rows.
+    """
+
+    def __init__(self, read: Reader) -> None:
+        self.read = read
 
 
 def starter_file(name: str) -> Path:
@@ -28,135 +42,141 @@ def read_rows(data: Any) -> Iterator[SourcedRow]:
     """Rows of anything that holds rows, each with its source. Nothing that the caller passed is changed.
 
     Args:
-        data: "starter"; a path or Hub id; a `datasets` data set; any iterable of mappings; or a list of the former.
+        data: what `shards` takes.
 
     Raises:
         DataError: a file is missing, empty or garbled; names the file and the line.
     """
+    for read in shards(data):
+        yield from read()
+
+
+def shards(data: Any, *, streaming: bool = False) -> list[Reader]:
+    """The parts of which `data` consists, one for each file; each can be read by itself, from its start.
+
+    Args:
+        data: "starter"; a file, folder, glob or Hub id (`owner/name`, `owner/name@config:split`); a `datasets` data
+            set; any iterable of mappings; `SourcedRows`; or a list of the former names.
+        streaming: read Hub data sets over the network instead of downloading them first.
+
+    Raises:
+        DataError: a name leads nowhere, or `data` holds no rows of its own.
+    """
+    if isinstance(data, SourcedRows):
+        return [data.read]
     if isinstance(data, (str, os.PathLike)):
-        yield from _read_named(str(data))
-    elif isinstance(data, Sequence) and data and all(isinstance(item, (str, os.PathLike)) for item in data):
-        for item in data:
-            yield from _read_named(str(item))
-    elif isinstance(data, Iterable) and not isinstance(data, Mapping):
-        name = getattr(getattr(data, "info", None), "dataset_name", None)
-        yield from _numbered(data, str(name or "row"))
-    else:
+        return _named(str(data), streaming)
+    if isinstance(data, Sequence) and data and all(isinstance(item, (str, os.PathLike)) for item in data):
+        return [reader for item in data for reader in _named(str(item), streaming)]
+    if isinstance(data, Iterable) and not isinstance(data, Mapping):
+        return [lambda: numbered(_as_python(data), _name_of(data))]
+    if isinstance(data, Mapping) and data and all(hasattr(split, "column_names") for split in data.values()):
+        names = ", ".join(map(repr, data))
         raise DataError(
-            f"Cannot read rows from {type(data).__name__}.",
-            fix="pass a file, a list of rows or a `datasets.Dataset`; of a DatasetDict, one split",
+            f"A {type(data).__name__} holds several splits: {names}.",
+            fix=f"pass one of them, data[{next(iter(data))!r}]",
         )
-
-
-def _read_named(name: str) -> Iterator[SourcedRow]:
-    if name == STARTER:
-        return _read_file(starter_file("train.jsonl"))
-    path = Path(name).expanduser()
-    if path.exists() or path.suffix in SUFFIXES:
-        return _read_file(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _read_hub(name)
     raise DataError(
-        f"No such file: {name}", fix=f"name a file ending in {', '.join(SUFFIXES)}, a Hub id (owner/name) or 'starter'"
+        f"Cannot read rows from {type(data).__name__}.",
+        fix="pass a file, a list of rows or a `datasets.Dataset`; of a DatasetDict, one split",
     )
 
 
-def _read_file(path: Path) -> Iterator[SourcedRow]:
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {what}.", fix="check the path; relative paths start at the current folder")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty.", fix="it should hold one JSON object per line")
-    if path.suffix in {".parquet", ".csv", ".arrow"}:
-        return _numbered(_table_rows(path), str(path))
-    if path.suffix == ".json":
-        return _read_json(path)
-    return _read_json_lines(path, _decode(path))
+def files_of(data: Any) -> list[Path] | None:
+    """The files that `data` names, in the order in which they are read; None where it names anything else."""
+    if isinstance(data, (str, os.PathLike)):
+        return _paths(str(data))
+    if isinstance(data, Sequence) and data and all(isinstance(item, (str, os.PathLike)) for item in data):
+        found = [_paths(str(item)) for item in data]
+        return None if None in found else [path for paths in found for path in paths or ()]
+    return None
 
 
-def _read_json(path: Path) -> Iterator[SourcedRow]:
-    """A JSON list of rows; files that hold JSON lines under this name are read as such."""
-    text = _decode(path)
-    if not text.lstrip().startswith("["):
-        yield from _read_json_lines(path, text)
-        return
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}", fix="mend the file at that place") from None
-    if not rows:
-        raise DataError(f"{path} holds an empty list.", fix="it should hold at least one row")
-    yield from _numbered(rows, str(path))
+def _named(name: str, streaming: bool) -> list[Reader]:
+    paths = _paths(name)
+    if paths is not None:
+        return [_reader(path) for path in paths]
+    if found := _HUB.fullmatch(name):
+        return [lambda: _read_hub(name, found["id"], found["config"], found["split"] or "train", streaming)]
+    raise DataError(
+        f"No such file: {name}",
+        fix=f"name a file ending in {', '.join(KINDS)} (or one of these and {' or '.join(COMPRESSED)}), a folder, "
+        "a pattern such as data/*.jsonl, a Hub id (owner/name or owner/name:split) or 'starter'",
+    )
 
 
-def _read_json_lines(path: Path, text: str) -> Iterator[SourcedRow]:
-    found = 0
-    # not splitlines(): that also cuts at U+2028 and its like, which JSON allows inside strings
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}:{number}: this line is not JSON ({error}): {line.strip()[:80]!r}",
-                fix="each line must be one JSON object",
-            ) from None
-        found += 1
-        yield Source(file=str(path), row=number), row
+def _paths(name: str) -> list[Path] | None:
+    """The files of a name; None where it can only be one of the Hub's."""
+    path = Path(name).expanduser()
+    if name == STARTER:
+        return [starter_file("train.jsonl")]
+    if path.is_dir():
+        return files_in(path)
+    if path.exists():
+        return [path]
+    if has_magic(name) and not _HUB.fullmatch(name):  # a split may look like a pattern: owner/name:train[:5%]
+        return _matches(name, path)
+    return [path] if kind_of(path) in KINDS else None  # reading it says that it is missing
+
+
+def _reader(path: Path) -> Reader:
+    return lambda: read_file(path)
+
+
+def _matches(name: str, path: Path) -> list[Path]:
+    """The files that a pattern names, sorted."""
+    matches = map(Path, glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    found = sorted(match for match in matches if match.is_file())
     if not found:
-        raise DataError(f"{path} holds no rows.", fix="it should hold one JSON object per line")
+        raise DataError(f"No file matches {name}.", fix="check the pattern; relative ones start at the current folder")
+    return found
 
 
-def _decode(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+def files_in(folder: Path) -> list[Path]:
+    """The data files of a folder and the folders in it, sorted by path; of one that `datasets` saved, its tables.
+
+    Raises:
+        DataError: there are none, or the folder holds several splits.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        names = json.loads((folder / "dataset_dict.json").read_text("utf-8")).get("splits", [])
         raise DataError(
-            f"{path}:{line}: not UTF-8 text (byte {error.start}).",
-            fix="save the file as UTF-8; a compressed or binary file must be unpacked first",
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.", fix="check its permissions") from None
-
-
-def _table_rows(path: Path) -> Iterable[Mapping[str, Any]]:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    try:
-        if path.suffix == ".parquet":
-            return parquet.read_table(path).to_pylist()
-        if path.suffix == ".csv":
-            # every column is text, else an answer "1" or "true" would not stay one; and answers have several lines
-            parse = csv.ParseOptions(newlines_in_values=True)
-            with csv.open_csv(path, parse_options=parse) as first:
-                types = dict.fromkeys(first.schema.names, pa.string())
-            return csv.read_csv(
-                path, parse_options=parse, convert_options=csv.ConvertOptions(column_types=types)
-            ).to_pylist()
-        with pa.memory_map(str(path)) as file:
-            return pa.ipc.open_stream(file).read_all().to_pylist()
-    except (pa.ArrowException, OSError) as error:
+            f"{folder} is a DatasetDict with the splits {', '.join(names)}.",
+            fix=f"name one of them, {folder / names[0]}",
+        )
+    if (folder / "state.json").is_file():
+        state = json.loads((folder / "state.json").read_text("utf-8"))
+        return [folder / file["filename"] for file in state.get("_data_files", [])]
+    inside = ((file, file.relative_to(folder)) for file in folder.rglob("*"))
+    found = sorted(f for f, name in inside if f.is_file() and kind_of(f) in KINDS and not _hidden(name))
+    if not found:
         raise DataError(
-            f"{path}: not a readable {path.suffix[1:]} file: {error}", fix="check or re-make the file"
-        ) from None
+            f"{folder} is a folder that holds no data files.", fix=f"name one with files ending in {', '.join(KINDS)}"
+        )
+    return found
 
 
-def _read_hub(name: str) -> Iterator[SourcedRow]:
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _as_python(data: Any) -> Iterable[Any]:
+    """A `datasets` data set whose rows come as plain values, whatever format is set on it; others as they are."""
+    return data.with_format(None) if hasattr(data, "with_format") and hasattr(data, "features") else data
+
+
+def _name_of(data: Any) -> str:
+    return str(getattr(getattr(data, "info", None), "dataset_name", None) or "row")
+
+
+def _read_hub(name: str, hub_id: str, config: str | None, split: str, streaming: bool) -> Iterator[SourcedRow]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, split="train")
+        rows = datasets.load_dataset(hub_id, config, split=split, streaming=streaming)
     except Exception as error:  # the Hub's client raises dozens of kinds; the user needs only one line
         raise DataError(
             f"The data set {name!r} is neither a file here nor loadable from the Hub: {error}",
-            fix="check the name and the network, or pass a local file",
+            fix="check the name, the split (owner/name:split) and the network, or pass a local file",
         ) from None
-    return _numbered(rows, name)
-
-
-def _numbered(rows: Iterable[Any], name: str) -> Iterator[SourcedRow]:
-    for number, row in enumerate(rows, start=1):
-        yield Source(file=name, row=number), row
+    return numbered(rows, name)

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import IO
 
 from honed.errors import ModelError
-from honed.model.cache import (
+from honed.cache import (
     cache_folder,
     cache_root,
-    model_fault,
+    manifest_fault,
     publish,
     size_of,
     storage_errors,
@@ -113,7 +113,7 @@ def converted_path(cache_dir: Path | None = None) -> Path:
 
 def converted_fault(folder: Path) -> str | None:
     """What is wrong with a converted folder, or None; quick enough for every start."""
-    return model_fault(folder, source_sha256=PUBLISHED.gguf_sha256, converter=CONVERTER)
+    return manifest_fault(folder, source_sha256=PUBLISHED.gguf_sha256, converter=CONVERTER)
 
 
 def published_file(named: Path) -> Path:

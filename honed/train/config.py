@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from honed.data.prepare import PrepareOptions
+from honed.data.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
 
 
@@ -33,9 +34,15 @@ class SFTConfig(TrainingArguments):
         template: honed. "auto" or "plain".
         template_arguments: honed. Further variables of the chat template.
         data_format: honed. A format's name, or "auto".
+        columns: honed. What a format expects -> the rows' own name of it, such as {"messages": "chat"}.
         system: honed. System prompt for conversations that have none.
+        train_roles: honed. Roles whose turns are trained.
+        train_reasoning: honed. False gives the reasoning inside trained turns weight 0.
+        train_tool_calls: honed. False gives the tool calls inside trained turns weight 0.
         overlong: honed. "truncate" (TRL's way, counted), "drop" or "error".
         bad_rows: honed. "error" or "drop".
+        streaming: honed. Read, render and pack rows while training, in constant memory; needs max_steps.
+        shuffle_buffer: honed. While streaming, rows held and shuffled at a time; 0 keeps their order.
         token_metrics: honed. Log mean_token_accuracy and entropy; costs one more pass over each tile of logits.
     """
 
@@ -59,9 +66,15 @@ class SFTConfig(TrainingArguments):
     template: str = "auto"
     template_arguments: dict[str, Any] = field(default_factory=dict)
     data_format: str = "auto"
+    columns: dict[str, str] = field(default_factory=dict)
     system: str | None = None
+    train_roles: list[str] = field(default_factory=lambda: ["assistant"])
+    train_reasoning: bool = True
+    train_tool_calls: bool = True
     overlong: str = "truncate"
     bad_rows: str = "error"
+    streaming: bool = False
+    shuffle_buffer: int = SHUFFLE_BUFFER
     token_metrics: bool = True
 
     def __post_init__(self) -> None:
@@ -82,7 +95,11 @@ class SFTConfig(TrainingArguments):
             format=self.data_format,
             template=self.chat_template_path or self.template,
             template_arguments=self.template_arguments,
+            columns=self.columns,
             system=self.system,
+            train_roles=tuple(self.train_roles),
+            train_reasoning=self.train_reasoning,
+            train_tool_calls=self.train_tool_calls,
             train_on=self._train_on(),
             max_length=self.max_length,
             overlong=self.overlong,

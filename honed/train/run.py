@@ -28,6 +28,7 @@ from honed.report.run_report import write_run_report
 from honed.train.callbacks import MetricsFile
 from honed.train.config import SFTConfig
 from honed.train.metrics import memory_gb
+from honed.train.run_data import check_data, run_data
 from honed.train.run_folder import RunFolder, storage_errors
 from honed.train.trainer import SFTTrainer
 
@@ -113,6 +114,8 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
     with record.timed("train"), storage_errors(folder.path):
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if trainer.stream_loader is not None:  # now it is known what was read
+        _tell_rows(trainer, folder, say)
     with record.timed("answer after"):
         after = _answers(plan, trainer.model, tokenizer, template, desc="Answering after")
     with record.timed("save"):
@@ -125,11 +128,15 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
 
 def _tell(trainer: SFTTrainer, folder: RunFolder, say: Say) -> None:
     """Shows and keeps what became of the data, and the notes."""
+    _tell_rows(trainer, folder, say)
+    for note in trainer.notes:
+        say(f"note: {note}")
+
+
+def _tell_rows(trainer: SFTTrainer, folder: RunFolder, say: Say) -> None:
     if trainer.ledger is not None:
         folder.write_json("ledger.json", trainer.ledger.as_dict())
         say(trainer.ledger.summary())
-    for note in trainer.notes:
-        say(f"note: {note}")
 
 
 def training_arguments(recipe: Recipe) -> SFTConfig:
@@ -140,20 +147,27 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     """
     _check_train(recipe.train)
     data = recipe.data
+    evaluates = data.held_out is not None or data.eval_share is not None
     own = {
         "output_dir": recipe.output,
         "disable_tqdm": False,  # transformers would decide by its own log level
         "data_format": data.format,
         "template": data.template,
         "template_arguments": dict(data.template_arguments),
+        "columns": dict(data.columns),
         "system": data.system,
+        "train_roles": list(data.train_roles),
+        "train_reasoning": data.train_reasoning,
+        "train_tool_calls": data.train_tool_calls,
         "train_on": data.train_on,
         "max_length": data.max_length,
         "overlong": data.overlong,
         "packing": data.packing,
         "bad_rows": data.bad_rows,
+        "streaming": data.streaming,
+        "shuffle_buffer": data.shuffle_buffer,
         "dataset_text_field": data.text_field,
-        "eval_strategy": "epoch" if data.held_out else "no",
+        "eval_strategy": "epoch" if evaluates else "no",
     }
     try:
         args = SFTConfig(**{**own, **recipe.train})
@@ -162,8 +176,12 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
             f"The training arguments do not fit together: {error}", fix="check the keys below `train`"
         ) from None
     args.prepare_options()
-    if args.eval_strategy.value != "no" and not data.held_out:
-        raise RecipeError("eval_strategy is set, and there is nothing to evaluate on.", fix="set data.held_out=FILE")
+    check_data(data, seed=args.seed, max_steps=args.max_steps)
+    if args.eval_strategy.value != "no" and not evaluates:
+        raise RecipeError(
+            "eval_strategy is set, and there is nothing to evaluate on.",
+            fix="set data.held_out=FILE, or data.eval_share=0.02",
+        )
     return args
 
 
@@ -201,12 +219,13 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) ->
         dropout=lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
+    data = run_data(recipe.data, seed=args.seed)
     try:
-        return SFTTrainer(
+        trainer = SFTTrainer(
             model,
             args=args,
-            train_dataset=list(recipe.data.files),
-            eval_dataset=recipe.data.held_out,
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
             processing_class=tokenizer,
             peft_config=adapter,
         )
@@ -216,6 +235,9 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) ->
         raise RecipeError(
             f"A package is missing: {first_line(error)}", fix="install it, or leave report_to out"
         ) from None
+    if data.note and trainer.ledger is not None:
+        trainer.ledger.notes.append(data.note)
+    return trainer
 
 
 def write_template(tokenizer: Any, template: Template | None, options: PrepareOptions) -> None:

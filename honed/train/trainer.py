@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,16 +14,18 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from honed.data.collate import FlatCollator, PaddedCollator
+from honed.data.completion_collator import DataCollatorForCompletionOnlyLM, TokenRows
 from honed.data.ledger import Ledger
-from honed.data.prepare import Prepared, prepare
+from honed.data.prepare import Prepared, PrepareOptions, prepare
+from honed.data.stream import Place, RowStream
 from honed.data.table import PackedRows
-from honed.errors import ModelError
+from honed.errors import ModelError, RecipeError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
 from honed.model.adapters import attach
 from honed.model.load import load_model, load_tokenizer
 from honed.model.vocabulary import agree_on_stops, with_pad_token
-from honed.train import rules, seams
+from honed.train import rules, seams, stream
 from honed.train.callbacks import TrainingProgress
 from honed.train.config import SFTConfig
 from honed.train.metrics import StepMetrics
@@ -34,14 +37,15 @@ class SFTTrainer(Trainer):
     Args:
         model: a name or folder, a transformers model, or a peft model.
         args: `SFTConfig`, or plain `TrainingArguments`; None for the defaults.
-        data_collator: replaces honed's batches. It gets the rows of the data set as they are.
+        data_collator: replaces honed's batches. It gets the rows of the data set as they are; a
+            `DataCollatorForCompletionOnlyLM` gets their token ids.
         train_dataset: whatever `honed.data.sources.read_rows` reads: a file, rows, a `datasets.Dataset`. Not changed.
         eval_dataset: the same, or a dict of several.
         processing_class: the tokenizer; loaded from the model's folder when absent. Not changed.
         compute_loss_func, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics: as in transformers.
         peft_config: attaches this adapter; not changed.
-        formatting_func: row -> text, messages or another row.
+        formatting_func: row -> text, messages, a pair or another row; see `honed.data.formatting.Formatting`.
 
     Attributes:
         ledger: what became of every training row.
@@ -87,16 +91,20 @@ class SFTTrainer(Trainer):
                 "packing=True, but documents cannot share a row in this model: " + "; ".join(self.seams.notes),
                 fix="set packing=False",
             )
+        if args.packing and isinstance(data_collator, DataCollatorForCompletionOnlyLM):
+            raise RecipeError("packing=True packs nothing for a DataCollatorForCompletionOnlyLM.", fix="leave it out")
         self._prepared: dict[str, Prepared] = {}
+        self.stream_loader: stream.StreamLoader | None = None
+        self._stream_after: Place | None = None
         self._head: ScoringHead | None = None
         self._formatting_func = formatting_func
-        train_rows = self._rows("train", train_dataset, tokenizer, args, custom=data_collator is not None)
+        train_rows = self._rows("train", train_dataset, tokenizer, args, data_collator)
         super().__init__(
             model=trained,
             args=args,
             data_collator=data_collator or self._collator(tokenizer, args),
             train_dataset=train_rows,
-            eval_dataset=self._eval_rows(eval_dataset, tokenizer, args, custom=data_collator is not None),
+            eval_dataset=self._eval_rows(eval_dataset, tokenizer, args, data_collator),
             processing_class=tokenizer,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
@@ -112,18 +120,36 @@ class SFTTrainer(Trainer):
             self.remove_callback(PrinterCallback)
             self.add_callback(TrainingProgress())
         self.metrics = StepMetrics(self.args.device)
+        if self.ledger is not None and "eval" in self._prepared:
+            self.ledger.evaluation = self._prepared["eval"].ledger.as_dict()
         if "train" in self._prepared:
             agree_on_stops(seams.base_model(self.model), tokenizer, self._prepared["train"].stop_ids)
+        elif isinstance(self.train_dataset, stream.StreamDataset):
+            agree_on_stops(seams.base_model(self.model), tokenizer, self.train_dataset.stream.stop_ids())
+            self.add_callback(stream.KeepsPlace(lambda: self.stream_loader))
 
     @property
     def ledger(self) -> Ledger | None:
-        """What became of every training row; None where a custom collator took the rows as they were."""
+        """What became of the training rows (of a stream: so far); None where a custom collator took them whole."""
+        if self.stream_loader is not None:
+            return self.stream_loader.ledger
         return self._prepared["train"].ledger if "train" in self._prepared else None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; see `transformers.Trainer.train`."""
+        if isinstance(self.train_dataset, stream.StreamDataset):
+            resume = args[0] if args else kwargs.get("resume_from_checkpoint")
+            self._stream_after = stream.place_to_resume(resume, self.args.output_dir)
         with self._seams_open():
             return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
+        if not isinstance(self.train_dataset, stream.StreamDataset):
+            return super().get_train_dataloader()
+        size, after = self._train_batch_size, self._stream_after
+        self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
+        return self.stream_loader
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates or predicts with the same seams as training."""
@@ -198,19 +224,37 @@ class SFTTrainer(Trainer):
             return FlatCollator()
         return PaddedCollator(pad_token_id=tokenizer.pad_token_id, multiple_of=args.pad_to_multiple_of or 1)
 
-    def _eval_rows(self, dataset: Any, tokenizer: Any, args: SFTConfig, *, custom: bool) -> Any:
+    def _eval_rows(self, dataset: Any, tokenizer: Any, args: SFTConfig, collator: Any) -> Any:
         if isinstance(dataset, dict):
-            return {name: self._rows(name, rows, tokenizer, args, custom=custom) for name, rows in dataset.items()}
-        return self._rows("eval", dataset, tokenizer, args, custom=custom)
+            return {name: self._rows(name, rows, tokenizer, args, collator) for name, rows in dataset.items()}
+        return self._rows("eval", dataset, tokenizer, args, collator)
 
-    def _rows(self, name: str, dataset: Any, tokenizer: Any, args: SFTConfig, *, custom: bool) -> Any:
-        """The prepared rows; a custom collator gets the data set as it is."""
-        if dataset is None or custom or isinstance(dataset, PackedRows):
+    def _rows(self, name: str, dataset: Any, tokenizer: Any, args: SFTConfig, collator: Any) -> Any:
+        """The prepared rows; a custom collator gets the data set as it is, but for the one that needs token ids."""
+        finds_completions = isinstance(collator, DataCollatorForCompletionOnlyLM)
+        if dataset is None or isinstance(dataset, PackedRows) or (collator is not None and not finds_completions):
             return dataset
         options = args.prepare_options(evaluation=name != "train")
+        if name == "train" and not finds_completions and stream.is_streamed(dataset, args):
+            return self._streamed(dataset, tokenizer, options, args)
+        if finds_completions:  # which tells apart what is trained; so all is rendered, each document in its own row
+            options = replace(options, train_on="all", packing=False)
         desc = f"Preparing {name} data"
         self._prepared[name] = prepare(dataset, tokenizer, options, formatting_func=self._formatting_func, desc=desc)
-        return self._prepared[name].rows
+        rows = self._prepared[name].rows
+        return TokenRows(rows) if finds_completions else rows
+
+    def _streamed(self, dataset: Any, tokenizer: Any, options: PrepareOptions, args: SFTConfig) -> stream.StreamDataset:
+        rows = RowStream(
+            dataset,
+            tokenizer,
+            options,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            shuffle_buffer=args.shuffle_buffer,
+            formatting_func=self._formatting_func,
+        )
+        args.ignore_data_skip = True  # a resumed stream starts at its place; nothing is read only to be skipped
+        return stream.StreamDataset(rows, args.per_device_train_batch_size, self._collator(tokenizer, args))
 
 
 def as_sft_config(args: TrainingArguments | None) -> SFTConfig:

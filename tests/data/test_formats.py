@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from honed.data.example import Conversation, Document, PromptCompletion, Source, Tokens
-from honed.data.formats import FORMATS, ReadOptions, RowError, read_example
+from honed.data.formats import FORMATS, ReadOptions, RowError, check_columns, read_example
+from honed.errors import RecipeError
 
 SOURCE = Source(file="f", row=1)
 USER, ANSWER = {"role": "user", "content": "why"}, {"role": "assistant", "content": "yes"}
@@ -93,6 +97,126 @@ def test_train_flags() -> None:
     assert trains({"instruction": "a", "output": "b"}) == [False, None]
 
 
+def test_weights_of_messages() -> None:
+    row = {
+        "messages": [USER, {**ANSWER, "weight": 0.3}, {**ANSWER, "weight": 0}, {**ANSWER, "weight": 2, "train": False}]
+    }
+    assert [message.loss_weight for message in read(row).messages] == [1.0, 0.3, 0.0, 0.0]
+
+
+def test_columns_of_other_names() -> None:
+    talk = {"chat": [{"who": "human", "text": "a"}, {"who": "bot", "text": "b"}], "sys": "hm", "text": "not this"}
+    columns = {"messages": "chat", "role": "who", "content": "text", "system": "sys"}
+    assert turns(talk, columns=columns) == [("system", "hm"), ("user", "a"), ("assistant", "b")]
+    pair = read({"question": "a", "answer": "b"}, columns={"prompt": "question", "completion": "answer"})
+    assert pair == PromptCompletion(prompt="a", completion="b", source=SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "problem"),
+    [
+        ({"talk": [], "id": 1}, {"messages": "chat"}, "column not found: 'chat' of data.columns; keys seen: talk, id"),
+        ({"messages": [{"name": "a", "content": "b"}]}, {"role": "who"},
+         "key not found in a message: 'who' of data.columns; keys seen: name, content"),
+    ],
+)  # fmt: skip
+def test_mapped_columns_that_are_absent(row: dict[str, Any], columns: dict[str, str], problem: str) -> None:
+    with pytest.raises(RowError, match=re.escape(problem)):
+        read(row, columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [({"mesages": "chat"}, "did you mean 'messages'"), ({"messages": 5}, "columns: messages is 5")],
+)
+def test_columns_that_no_format_has(columns: Any, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        check_columns(columns)
+
+
+SUM = {"name": "sum", "arguments": {"a": 1}}
+FUNCTION = {"type": "function", "function": SUM}
+
+
+@pytest.mark.parametrize(
+    ("turn", "calls"),
+    [
+        ({"from": "function_call", "value": json.dumps(SUM)}, [FUNCTION]),
+        ({"from": "function_call", "value": json.dumps([SUM, SUM])}, [FUNCTION, FUNCTION]),
+        ({"role": "assistant", "content": "", "tool_calls": json.dumps([FUNCTION])}, [FUNCTION]),
+        ({"role": "assistant", "content": None, "tool_calls": [SUM]}, [FUNCTION]),
+        ({"role": "assistant", "content": None, "function_call": {**SUM, "arguments": '{"a": 1}'}}, [FUNCTION]),
+        ({"role": "assistant", "tool_calls": [{"id": "x", "type": "function", "index": None,
+                                              "function": {"name": "sum", "arguments": '{"a": 1}'}}]},
+         [{"id": "x", **FUNCTION}]),
+        # not an object: the template gets the text
+        ({"role": "assistant", "tool_calls": [{"name": "sum", "arguments": "[1]"}]},
+         [{"type": "function", "function": {"name": "sum", "arguments": "[1]"}}]),
+    ],
+)  # fmt: skip
+def test_tool_calls(turn: dict[str, Any], calls: list[Any]) -> None:
+    result = {"role": "tool", "content": "3", "tool_call_id": "x", "name": "sum"}
+    talk = read({"messages": [USER, turn, result, ANSWER]})
+    assert (talk.messages[1].role, talk.messages[1].content) == ("assistant", "")
+    assert talk.messages[1].extra["tool_calls"] == calls
+    assert talk.messages[2].as_template_input() == result
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER], "tools": [{"name": "sum", "parameters": {}}]},
+        {"messages": [USER, ANSWER], "tools": '[{"name": "sum", "parameters": {}}]'},
+        {"messages": [USER, ANSWER], "functions": [{"name": "sum", "parameters": {}}]},
+        {"conversations": [{"role": "system", "content": "", "tools": '[{"name": "sum", "parameters": {}}]'},
+                           USER, ANSWER]},
+        {"messages": [USER, ANSWER], "tools": {"type": "function", "function": {"name": "sum", "parameters": {}}}},
+    ],
+)  # fmt: skip
+def test_tools(row: dict[str, Any]) -> None:
+    assert read(row).tools == ({"type": "function", "function": {"name": "sum", "parameters": {}}},)
+
+
+@pytest.mark.parametrize("tools", [None, "", [], "[]"])
+def test_no_tools(tools: Any) -> None:
+    assert read({"messages": [USER, ANSWER], "tools": tools}).tools == ()
+
+
+def test_all_tool_calls_of_glaive(shared_data: Path) -> None:
+    rows = json.loads((shared_data / "lf_glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
+    talks = [read(row) for row in rows]
+    calls = [m.extra["tool_calls"] for talk in talks for m in talk.messages if "tool_calls" in m.extra]
+    assert (len(talks), len(calls)) == (300, 211)
+    assert all(isinstance(call["function"]["arguments"], dict) for [call] in calls)
+    assert sum(bool(talk.tools) for talk in talks) == 191
+
+
+def test_thinking_under_every_name() -> None:
+    thought = {"thinking": "hm", "reasoning_content": "hm"}
+    for extra in ({"thinking": "hm"}, {"reasoning_content": "hm"}, {"reasoning": "hm"}):
+        found = read({"messages": [USER, {**ANSWER, **extra}]}).messages[1].as_template_input()
+        assert found == {**ANSWER, **thought, **extra}
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "yes"}]
+    assert read({"messages": [USER, {"role": "assistant", "content": parts}]}).messages[1].reasoning == "hm"
+    channels = [{"role": "assistant", "channel": "analysis", "content": "hm"}, {**ANSWER, "channel": "final"}]
+    merged = read({"messages": [USER, *channels]}).messages
+    assert [(m.role, m.content, m.reasoning) for m in merged[1:]] == [("assistant", "yes", "hm")]
+
+
+def test_images_are_passed_on() -> None:
+    image = {"type": "image_url", "image_url": {"url": "a.png"}}
+    asked = {"role": "user", "content": [{"type": "text", "text": "what"}, image]}
+    talk = read({"messages": [asked, ANSWER]})
+    assert (talk.messages[0].content, talk.messages[0].parts, talk.has_images) == (
+        "what",
+        tuple(asked["content"]),
+        True,
+    )
+    assert read({"messages": [USER, ANSWER], "images": ["a.png", "b.png"]}).images == ("a.png", "b.png")
+    assert read({"conversations": [USER, ANSWER], "image": "a.png"}).images == ("a.png",)
+    assert not read({"messages": [USER, ANSWER], "images": []}).has_images
+
+
 def test_further_keys_and_tools_reach_the_template() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "sum"}], "name": None}
     talk = read({"messages": [USER, call], "tools": '[{"name": "sum"}]'})
@@ -115,6 +239,14 @@ def test_further_keys_and_tools_reach_the_template() -> None:
         ({"messages": [{"role": "wizard", "content": "a"}]}, "unknown role: found 'wizard'; known: system"),
         ({"messages": ["why"]}, "message is not an object: found 'why'"),
         ({"messages": [USER, {**ANSWER, "train": "no"}]}, "train is not true or false: found 'no'"),
+        ({"messages": [USER, {**ANSWER, "weight": -1}]}, "weight is not a number from 0 on: found -1"),
+        ({"messages": [USER, {**ANSWER, "weight": True}]}, "weight is not a number from 0 on: found True"),
+        ({"conversations": [USER, {"from": "function_call", "value": "{sum"}]}, "tool calls are not JSON"),
+        ({"conversations": [USER, {"from": "function_call", "value": "[1]"}]}, "tool calls are not objects"),
+        ({"conversations": [USER, {"from": "function_call", "value": None}]}, "tool calls are not objects: found None"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{"function": {"name": ""}}]}]}, "tool call without a name"),
+        ({"messages": [{"role": "user", "content": [{"type": "smell"}]}, ANSWER]}, "text expected"),
+        ({"prompt": "a", "completion": "b", "images": ["a.png"]}, "images in a text-only template"),
         ({"messages": [USER, ANSWER], "tools": "[{"}, "tools are not JSON"),
         ({"messages": [USER, ANSWER], "tools": "[" * 100_000}, "tools are not JSON"),
         ({"messages": [USER, ANSWER], "tools": [1]}, "tools are not a list of objects"),
@@ -150,9 +282,10 @@ def test_unknown_format_lists_the_keys_seen_and_the_formats_known() -> None:
 
 KEYS = ["messages", "conversations", "instruction", "input", "output", "response", "history", "system", "prompt",
         "completion", "text", "input_ids", "labels", "completion_mask", "tools", "role", "from", "content", "value",
-        "train", "tool_calls", "type"]  # fmt: skip
+        "train", "tool_calls", "type", "weight", "function_call", "function", "arguments", "name", "channel",
+        "thinking", "images"]  # fmt: skip
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-leaves |= st.sampled_from(["user", "assistant", "text", "[]", "{}", "[[]]"])
+leaves |= st.sampled_from(["user", "assistant", "function_call", "text", "image", "[]", "{}", "[[]]"])
 values = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner), max_leaves=8
 )

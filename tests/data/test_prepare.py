@@ -169,7 +169,7 @@ def test_formatting_func(tiny_tokenizer: Any, result: Any, text: str, text_field
 
 
 def test_formatting_func_that_returns_something_else(tiny_tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="row:1: formatting_func: must return a text, messages or a row; returned int"):
+    with pytest.raises(DataError, match=r"row:1: formatting_func: it must return a text, .* a row; returned int: 5"):
         prepare([CHAT], tiny_tokenizer, PrepareOptions(), formatting_func=lambda row: 5)
 
 

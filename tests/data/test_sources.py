@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from honed.data.sources import read_rows, starter_file
+from honed.data.sources import files_of, read_rows, starter_file
 from honed.errors import DataError
 
 ROWS = [{"text": "a"}, {"text": "b\u2028c"}, {"text": "答案\n🦊"}]
@@ -111,9 +113,140 @@ def test_what_holds_no_rows(data: Any, problem: str) -> None:
         list(read_rows(data))
 
 
-def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is a folder, not a file"):
+def test_a_folder_gives_its_data_files_in_order(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder that holds no data files"):
         list(read_rows(tmp_path))
+    for name in ("b/1.jsonl", "a.json", "c.jsonl.gz", ".hidden/a.jsonl", "notes.md"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        content = json.dumps({"text": name}).encode()
+        file.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert [row["text"] for _, row in read_rows(tmp_path)] == ["a.json", "b/1.jsonl", "c.jsonl.gz"]
+
+
+def test_a_pattern_gives_the_files_that_match_in_order(tmp_path: Path) -> None:
+    for name in ("2.jsonl", "1.jsonl", "3.json"):
+        (tmp_path / name).write_bytes(lines([{"text": name}]))
+    assert [row["text"] for _, row in read_rows(f"{tmp_path}/*.jsonl")] == ["1.jsonl", "2.jsonl"]
+    assert [row["text"] for _, row in read_rows([f"{tmp_path}/[23].*"])] == ["2.jsonl", "3.json"]
+    with pytest.raises(DataError, match=r"No file matches .*\*\.csv"):
+        list(read_rows(f"{tmp_path}/*.csv"))
+
+
+def packed(content: bytes, suffix: str) -> bytes:
+    if suffix == ".gz":
+        return gzip.compress(content)
+    import pyarrow as pa
+
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    first, second = lines(ROWS) + b"\n", lines([{"text": "z"}])
+    path.write_bytes(packed(first, suffix) + packed(second, suffix))  # as `cat a.gz b.gz` gives it
+    assert found(path) == list(enumerate([*ROWS, {"text": "z"}], start=1))
+    path.write_bytes(packed(first, suffix)[:-9])
+    with pytest.raises(DataError, match=r"a\.jsonl\.\w+ cannot be read"):
+        list(read_rows(path))
+    path.write_bytes(b"plain text, not packed")
+    with pytest.raises(DataError, match=r"a\.jsonl\.\w+ cannot be read: .*\n.*re-make"):
+        list(read_rows(path))
+    table = tmp_path / f"b.csv{suffix}"
+    table.write_bytes(packed(b"text\nwhy\n", suffix))
+    assert found(table) == [(1, {"text": "why"})]
+
+
+def test_long_lines_and_control_characters(tmp_path: Path) -> None:
+    path, long = tmp_path / "a.jsonl", "x" * 10_000_000
+    path.write_bytes(b'{"text": "a\x00b"}\r\n{"text": "a\\u0000b"}\r\n' + json.dumps({"text": long}).encode())
+    texts = [row["text"] for _, row in read_rows(path)]
+    assert texts[:2] == ["a\0b"] * 2 and texts[2] == long
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
+    def peak(copies: int) -> int:
+        path = write_big(tmp_path / f"{copies}.{kind}", copies)
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in read_rows(path)) == 500 * copies
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # imports
+    assert peak(20) < 2 * peak(4)
+
+
+def write_big(path: Path, copies: int) -> Path:
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    rows = [{"text": f"{n} " * 200} for n in range(500)]
+    if path.suffix in (".parquet", ".csv"):
+        table = pa.Table.from_pylist(rows * copies)
+        if path.suffix == ".csv":
+            csv.write_csv(table, path)
+        else:
+            parquet.write_table(table, path, row_group_size=500)
+        return path
+    content = (lines(rows) + b"\n") * copies
+    path.write_bytes(content if path.suffix == ".jsonl" else packed(content, path.suffix))
+    return path
+
+
+def test_feather_and_tab_separated_files(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    table, path = pa.Table.from_pylist(ROWS), tmp_path / "a.arrow"
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    assert found(path) == list(enumerate(ROWS, start=1))
+    (tmp_path / "a.tsv").write_text("prompt\tcompletion\na, b\tc\n")
+    assert found(tmp_path / "a.tsv") == [(1, {"prompt": "a, b", "completion": "c"})]
+
+
+def test_what_datasets_saved(tmp_path: Path) -> None:
+    import datasets
+
+    split = datasets.Dataset.from_list(ROWS)
+    split.save_to_disk(tmp_path / "one")
+    assert found(tmp_path / "one") == list(enumerate(ROWS, start=1))
+    both = datasets.DatasetDict({"train": split, "test": split})
+    both.save_to_disk(tmp_path / "both")
+    with pytest.raises(DataError, match=r"splits train, test\.\n.*both/train"):
+        list(read_rows(tmp_path / "both"))
+    with pytest.raises(DataError, match=r"DatasetDict holds several splits: 'train', 'test'\.\n.*data\['train'\]"):
+        list(read_rows(both))
+
+
+def test_a_data_set_with_a_format_gives_plain_values() -> None:
+    import datasets
+
+    data = datasets.Dataset.from_list([{"input_ids": [1, 2]}]).with_format("numpy")
+    assert found(data) == [(1, {"input_ids": [1, 2]})]
+    assert data.format["type"] == "numpy"
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("me/data", ("me/data", None, "train")),
+        ("me/data:test", ("me/data", None, "test")),
+        ("me/data@en:train[:5%]", ("me/data", "en", "train[:5%]")),
+        ("me/da.ta-1@en", ("me/da.ta-1", "en", "train")),
+    ],
+)
+def test_names_of_the_hub(name: str, asked: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load(hub_id: str, config: str | None, *, split: str, streaming: bool) -> list[Any]:
+        return [(hub_id, config, split)]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert [(str(source), row) for source, row in read_rows(name)] == [(f"{name}:1", asked)]
 
 
 def test_starter_rows_and_several_files(tmp_path: Path) -> None:
@@ -140,3 +273,12 @@ def test_rows_in_memory_are_left_as_they_are(kind: str) -> None:
     for _ in range(2):
         assert found(data) == list(enumerate(ROWS, start=1))
     assert rows == ROWS
+
+
+def test_the_files_that_data_name(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.json"):
+        (tmp_path / name).touch()
+    both = [tmp_path / "a.json", tmp_path / "b.jsonl"]
+    assert files_of(tmp_path) == both == files_of(str(tmp_path / "*.json*"))
+    assert files_of(["starter", tmp_path]) == [starter_file("train.jsonl"), *both]
+    assert [files_of(data) for data in ("me/data", [tmp_path, "me/data"], [], [{"text": "a"}], 5)] == [None] * 5

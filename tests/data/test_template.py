@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 
 from honed.data.example import Conversation, Message, Source
 from honed.data.formats import RowError
+from honed.data.jinja import ChatJinja
 from honed.data.render import Renderer
-from honed.data.template import PLAIN_SYSTEM_PROMPT, JinjaTemplate, PlainTemplate
-from honed.errors import TemplateError
+from honed.data.template import PLAIN_SYSTEM_PROMPT, JinjaTemplate, Masks, PlainTemplate, special_tokens
+from honed.errors import RecipeError, TemplateError
 
 SOURCE = Source(file="f", row=1)
+# transformers' own way with control tokens in messages, in its newer versions
+SANITIZES = "sanitize_control_tokens" in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
 quick = settings(deadline=None, derandomize=True, max_examples=40)
 
 
@@ -120,10 +125,16 @@ def dicts(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
 
 
 def served(tokenizer: Any, messages: tuple[Message, ...]) -> list[int]:
+    """What transformers feeds; control tokens that the messages spell are plain text."""
+    sanitize = {"sanitize_control_tokens": True} if SANITIZES else {}
     ids: list[int] = tokenizer.apply_chat_template(
-        dicts(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        dicts(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **sanitize
     )
     return ids
+
+
+def served_by_honed(tokenizer: Any, messages: tuple[Message, ...], **fields: Any) -> list[int]:
+    return Renderer(tokenizer, None).prompt_ids(JinjaTemplate(tokenizer).prompt(messages, **fields))
 
 
 def texts_of_turns(tokenizer: Any, views: list[Any]) -> list[str]:
@@ -143,7 +154,10 @@ def test_what_is_trained_is_what_is_served(family: tuple[Family, Any], turns: tu
     found = [(view, turn) for view in views for turn in view.turns]
     assert len(found) == 2
     for (view, turn), number in zip(found, (1, 3), strict=True):
-        assert view.input_ids[: turn.start].tolist() == served(tokenizer, talk.messages[:number])
+        prompt = view.input_ids[: turn.start].tolist()
+        assert prompt == served_by_honed(tokenizer, talk.messages[:number])
+        if SANITIZES or not any(special in text for special in special_tokens(tokenizer) for text in turns):
+            assert prompt == served(tokenizer, talk.messages[:number])
         assert turn.stop == view.input_ids[turn.end - 1] == tokenizer.convert_tokens_to_ids(kind.end)
         text, end = tokenizer.decode(view.input_ids[turn.start : turn.end]), kind.end
         answer = kind.answer(talk.messages[number].content)
@@ -344,9 +358,154 @@ def test_plain_template_round_trips_through_jinja(tokenizer_with: Any, system: s
     assert PlainTemplate.from_jinja(template.jinja()) == template
     talk = conversation("why", "yes", "b", "no")
     [view] = template.views(talk, train_on="assistant")
-    assert JinjaTemplate(tokenizer_with(template.jinja()))._render(talk.messages, ()) == view.text
+    assert ChatJinja(tokenizer_with(template.jinja()), {})(dicts(talk.messages), ()) == view.text
 
 
 @pytest.mark.parametrize("text", ["", "{{ messages }}", FAMILIES["chatml"].jinja])
 def test_other_templates_are_not_taken_for_the_plain_one(text: str) -> None:
     assert PlainTemplate.from_jinja(text) is None
+
+
+def trained_text(tokenizer: Any, views: list[Any]) -> list[str]:
+    return [tokenizer.decode(view.input_ids[view.weights > 0]) for view in views]
+
+
+@pytest.mark.parametrize("template", ["jinja", "plain"])
+def test_weights_of_messages(tiny_tokenizer: Any, template: str) -> None:
+    maker = JinjaTemplate(tiny_tokenizer) if template == "jinja" else PlainTemplate()
+    user, answers = Message(role="user", content="why"), {"yes": 0.5, "no": 0.0, "three": None}
+    messages = [m for text, w in answers.items() for m in (user, Message(role="assistant", content=text, weight=w))]
+    talk = Conversation(messages=tuple(messages), source=SOURCE)
+    [[view]] = Renderer(tiny_tokenizer, maker).render([talk])
+    assert trained_text(tiny_tokenizer, [view]) == ["yes<|im_end|>three<|im_end|>"]
+    first, second = (view.weights[turn.start : turn.end] for turn in view.turns)
+    assert (set(first.tolist()), set(second.tolist())) == ({0.5}, {1.0})
+    flags = Renderer(tiny_tokenizer, maker, train_on="all").render([talk])[0][0].weights
+    assert set(flags[1:].tolist()) == {1.0}  # the whole text, whatever messages say of themselves
+
+
+def test_eos_that_is_added_weighs_what_its_turn_does(tokenizer_with: Any) -> None:
+    tokenizer = tokenizer_with(FAMILIES["open"].jinja)
+    messages = (Message(role="user", content="why"), Message(role="assistant", content="yes", weight=0.5))
+    [[view]] = Renderer(tokenizer, JinjaTemplate(tokenizer)).render([Conversation(messages=messages, source=SOURCE)])
+    assert view.input_ids[-1] == tokenizer.eos_token_id
+    assert set(view.weights[view.turns[0].start :].tolist()) == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("template", "roles", "trained"),
+    [
+        ("jinja", ("user",), "why<|im_end|>b<|im_end|>"),
+        ("jinja", ("user", "assistant"), "why<|im_end|>yes<|im_end|>b<|im_end|>no<|im_end|>"),
+        ("plain", ("user",), "whyb"),
+        ("plain", ("user", "assistant"), "whyyes<|im_end|>bno<|im_end|>"),
+    ],
+)
+def test_other_roles_are_trained_and_ids_stay(
+    tiny_tokenizer: Any, template: str, roles: tuple[str, ...], trained: str
+) -> None:
+    def views(masks: Masks) -> list[Any]:
+        maker = JinjaTemplate(tiny_tokenizer, masks=masks) if template == "jinja" else PlainTemplate(masks=masks)
+        return Renderer(tiny_tokenizer, maker).render([conversation("why", "yes", "b", "no")])[0]
+
+    found = views(Masks(roles=roles))
+    assert "".join(trained_text(tiny_tokenizer, found)) == trained
+    assert "".join(texts_of_turns(tiny_tokenizer, found)) == trained
+    assert found[0].input_ids.tolist() == views(Masks())[0].input_ids.tolist()
+
+
+@quick
+@given(reasoning=answers, content=answers)
+@example(reasoning="yes", content="yes")
+@example(reasoning=" hm\n", content="a")
+def test_reasoning_is_left_out_of_the_loss_but_not_of_the_text(
+    tokenizer_with: Any, reasoning: str, content: str
+) -> None:
+    tokenizer = tokenizer_with(THINKING)
+    answer = Message(role="assistant", content=content, extra={"reasoning_content": reasoning})
+    talk = Conversation(messages=(Message(role="user", content="why"), answer), source=SOURCE)
+    [[with_it], [without]] = (
+        Renderer(tokenizer, JinjaTemplate(tokenizer, masks=Masks(reasoning=trained))).render([talk])[0]
+        for trained in (True, False)
+    )
+    assert without.input_ids.tolist() == with_it.input_ids.tolist()
+    assert tokenizer.decode(with_it.input_ids[with_it.weights > 0]) == f"<think>{reasoning}</think>{content}<|im_end|>"
+    silent = tokenizer.decode(without.input_ids[(with_it.weights > 0) & (without.weights == 0)])
+    # a token over a border belongs to where it begins
+    assert reasoning in f"{silent}</think>" and len(silent) <= len(reasoning) + 8
+
+
+def test_inline_reasoning_is_left_out_of_the_loss(tiny_tokenizer: Any) -> None:
+    talk = conversation("why", "<think>\nhm\n</think>\n\nyes")
+    template = JinjaTemplate(tiny_tokenizer, masks=Masks(reasoning=False))
+    views = Renderer(tiny_tokenizer, template).render([talk])[0]
+    assert trained_text(tiny_tokenizer, views) == ["<think>\n\n</think>\n\nyes<|im_end|>"]
+
+
+def test_what_cannot_be_located_is_refused(tokenizer_with: Any) -> None:
+    twice = tokenizer_with(
+        "{% for m in messages %}{{ m.reasoning_content or '' }}<|im_start|>{{ m.reasoning_content or '' }}"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    answer = Message(role="assistant", content="yes", extra={"reasoning_content": "hm"})
+    talk = Conversation(messages=(Message(role="user", content="why"), answer), source=SOURCE)
+    with pytest.raises(TemplateError, match=r"The reasoning of message 2 \(assistant\) cannot be located"):
+        JinjaTemplate(twice, masks=Masks(reasoning=False)).views(talk, train_on="assistant")
+
+
+@pytest.mark.parametrize("roles", [(), ("wizard",), "user"])
+def test_roles_that_there_are_not(roles: Any) -> None:
+    with pytest.raises(RecipeError, match="train_roles is"):
+        Masks(roles=roles)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [({"images": ("a.png",)}, "images need a vision model and its processor")],
+)
+@pytest.mark.parametrize("template", ["jinja", "plain"])
+def test_images_are_refused(tiny_tokenizer: Any, template: str, fields: Any, problem: str) -> None:
+    maker = JinjaTemplate(tiny_tokenizer) if template == "jinja" else PlainTemplate()
+    with pytest.raises(RowError, match=problem):
+        maker.views(conversation("why", "yes", **fields), train_on="assistant")
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        ({"tool_calls": [{"function": {"name": "sum"}}]}, "does not show the tool calls of an answer: no 'sum'"),
+        ({"reasoning_content": "hm so"}, "does not show the reasoning of an answer: no 'hm so'"),
+    ],
+)
+def test_what_the_template_leaves_out_is_said(tiny_tokenizer: Any, extra: Any, problem: str) -> None:
+    messages = (Message(role="user", content="why"), Message(role="assistant", content="yes", extra=extra))
+    with pytest.raises(TemplateError, match=problem):
+        JinjaTemplate(tiny_tokenizer).views(Conversation(messages=messages, source=SOURCE), train_on="assistant")
+
+
+def test_conversation_that_begins_with_the_assistant(tiny_tokenizer: Any, tokenizer_with: Any) -> None:
+    talk = Conversation(messages=conversation("why", "yes", "b", "no").messages[1:], source=SOURCE)
+    [[view]] = Renderer(tiny_tokenizer, JinjaTemplate(tiny_tokenizer)).render([talk])
+    assert texts_of_turns(tiny_tokenizer, [view]) == ["yes<|im_end|>", "no<|im_end|>"]
+    first = tokenizer_with("{{ messages[0].role }}" + FAMILIES["chatml"].jinja)
+    with pytest.raises(RowError, match="begins with the assistant: nothing to answer"):
+        JinjaTemplate(first).views(talk, train_on="assistant")
+    assert JinjaTemplate(first).views(talk, train_on="last")
+
+
+def test_system_prompt_that_only_prompts_show(tokenizer_with: Any) -> None:
+    """As in Mistral's templates; a question that the generation prompt spells too must not lead astray."""
+    tokenizer = tokenizer_with(
+        "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}<|im_start|>"
+        "{{ messages[0].content + ' ' if loop.last and messages[0].role == 'system' else '' }}{{ m.content }}[ANSWER]"
+        "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    for question in ("why", "S", "]"):
+        talk = conversation(("system", "Be kind"), ("user", question), ("assistant", "yes"), ("user", "b"),
+                            ("assistant", "no"))  # fmt: skip
+        views = Renderer(tokenizer, JinjaTemplate(tokenizer)).render([talk])[0]
+        assert [tokenizer.decode(view.input_ids) for view in views] == [
+            f"<|im_start|>Be kind {question}[ANSWER]yes<|im_end|>",
+            f"<|im_start|>{question}[ANSWER]yes<|im_end|><|im_start|>Be kind b[ANSWER]no<|im_end|>",
+        ]
+        assert trained_text(tokenizer, views) == ["yes<|im_end|>", "no<|im_end|>"]

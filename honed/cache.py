@@ -194,8 +194,8 @@ def write_manifest(folder: Path, *, source_sha256: str, converter: int) -> None:
     (folder / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def model_fault(folder: Path, *, source_sha256: str, converter: int) -> str | None:
-    """What is wrong with a model folder, in words, or None. Quick: it compares sizes, not contents."""
+def manifest_fault(folder: Path, *, source_sha256: str, converter: int) -> str | None:
+    """What is wrong with a folder, in words, or None. Quick: it compares sizes, not contents."""
     try:
         record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if (record["source_sha256"], record["converter"]) != (source_sha256, converter):

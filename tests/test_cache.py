@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from honed.errors import RunError
-from honed.model import cache
-from honed.model.cache import (
+from honed import cache
+from honed.cache import (
     MANIFEST,
     TAG_FILE,
     cache_entries,
@@ -22,7 +22,7 @@ from honed.model.cache import (
     cache_root,
     cache_size,
     clear_cache,
-    model_fault,
+    manifest_fault,
     publish,
     storage_errors,
     work_folder,
@@ -58,7 +58,7 @@ def sound_model(folder: Path, content: str = "weights") -> Path:
 
 
 def fault(folder: Path) -> str | None:
-    return model_fault(folder, source_sha256="abc", converter=1)
+    return manifest_fault(folder, source_sha256="abc", converter=1)
 
 
 # -- where --
@@ -223,8 +223,8 @@ def test_faults(tmp_path: Path) -> None:
     folder = sound_model(tmp_path / "a")
     assert fault(folder) is None
     assert fault(tmp_path / "none") == f"it has no {MANIFEST}"
-    assert model_fault(folder, source_sha256="abd", converter=1) is not None
-    assert model_fault(folder, source_sha256="abc", converter=2) is not None
+    assert manifest_fault(folder, source_sha256="abd", converter=1) is not None
+    assert manifest_fault(folder, source_sha256="abc", converter=2) is not None
     (folder / "model.safetensors").write_text("weigh")
     assert fault(folder) == "model.safetensors has 5 of 7 bytes"
     (folder / "model.safetensors").unlink()

@@ -1,0 +1,200 @@
+"""One file as rows, each with its line or row number; read piece by piece, so that memory does not grow with the file.
+
+.jsonl .ndjson .json   one object per line, or (.json) one list; also .gz and .zst
+.parquet .arrow .csv .tsv
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from honed.data.example import Source
+from honed.errors import DataError
+
+SourcedRow = tuple[Source, Any]
+
+COMPRESSED = (".gz", ".zst")
+TABLES = (".parquet", ".arrow", ".csv", ".tsv")
+KINDS = (".jsonl", ".ndjson", ".json", *TABLES)
+ROWS_AT_A_TIME = 1000
+_CSV_BLOCK = 16 << 20  # bytes; no row of a CSV file may be longer
+_BOM = b"\xef\xbb\xbf"
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that tells what is inside: `.jsonl` of `a.jsonl.gz`; "" where there is none."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
+
+
+def read_file(path: Path) -> Iterator[SourcedRow]:
+    """The rows of a file, with 1-based line numbers (JSON lines) or row numbers (the rest).
+
+    Raises:
+        DataError: it is missing, empty or garbled; names the file and, where there is one, the line.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.", fix="check the path; relative paths start at the current folder")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty.", fix="it should hold one JSON object per line")
+    if kind_of(path) in TABLES:
+        return _some(_read_table(path), path)
+    if kind_of(path) == ".json" and _starts_a_list(path):
+        return _read_json_list(path)
+    return _some(_read_json_lines(path), path)
+
+
+def _some(rows: Iterator[SourcedRow], path: Path) -> Iterator[SourcedRow]:
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{path} holds no rows.", fix="it should hold at least one row")
+    yield first
+    yield from rows
+
+
+def _read_json_lines(path: Path) -> Iterator[SourcedRow]:
+    name, offset = str(path), 0
+    # bytes are cut at \n only; text would also be cut at U+2028 and its like, which JSON allows inside strings
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            yield Source(file=name, row=number), _parse(line, name, number, offset)
+        offset += len(line)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with _open(path) as file:
+        try:
+            first = file.readline()
+            yield first.removeprefix(_BOM)
+            yield from file
+        except (OSError, EOFError, zlib.error) as error:
+            raise _broken(path, error) from None
+
+
+def _parse(line: bytes, name: str, number: int, offset: int) -> Any:
+    try:
+        return json.loads(line.decode(), strict=False)  # control characters inside strings are text like any other
+    except UnicodeDecodeError as error:
+        raise _not_utf8(f"{name}:{number}", offset + error.start) from None
+    except (ValueError, RecursionError) as error:
+        start = line[:400].decode(errors="replace").strip()[:80]
+        raise DataError(
+            f"{name}:{number}: this line is not JSON ({error}): {start!r}", fix="each line must be one JSON object"
+        ) from None
+
+
+def _starts_a_list(path: Path) -> bool:
+    for line in _lines(path):
+        if line.strip():
+            return line.lstrip().startswith(b"[")
+    return False
+
+
+def _read_json_list(path: Path) -> Iterator[SourcedRow]:
+    """A JSON list of rows, parsed as a whole: unlike lines, it has no places at which it could be cut."""
+    content = b"".join(_lines(path))
+    try:
+        rows = json.loads(content.decode(), strict=False)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(f"{path}:{content[: error.start].count(10) + 1}", error.start) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}", fix="mend the file at that place") from None
+    if not rows:
+        raise DataError(f"{path} holds an empty list.", fix="it should hold at least one row")
+    return numbered(rows, str(path))
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked on the fly."""
+    try:
+        if path.suffix.lower() == ".gz":
+            return io.BufferedReader(gzip.open(path))
+        if path.suffix.lower() == ".zst":
+            import pyarrow as pa
+
+            return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)
+        return path.open("rb", buffering=1 << 20)
+    except OSError as error:
+        raise _broken(path, error) from None
+
+
+def _read_table(path: Path) -> Iterator[SourcedRow]:
+    import pyarrow as pa
+
+    read = {".parquet": _parquet, ".arrow": _arrow}.get(kind_of(path), _csv)
+    try:
+        yield from numbered(_rows_of(read(path)), str(path))
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: not a readable {kind_of(path)[1:]} file: {error}", fix="check or re-make the file"
+        ) from None
+
+
+def _rows_of(batches: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+            yield from batch.slice(start, ROWS_AT_A_TIME).to_pylist()
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(str(path)) as file:
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(batch_size=ROWS_AT_A_TIME, row_groups=[group])
+
+
+def _arrow(path: Path) -> Iterator[Any]:
+    """Both of Arrow's formats: streams (which `datasets` writes) and files (Feather)."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as file:
+        if file.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(file)
+            yield from (reader.get_batch(n) for n in range(reader.num_record_batches))
+        else:
+            file.seek(0)
+            yield from pa.ipc.open_stream(file)
+
+
+def _csv(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    options = {
+        "read_options": csv.ReadOptions(block_size=_CSV_BLOCK),
+        # answers have several lines
+        "parse_options": csv.ParseOptions(newlines_in_values=True, delimiter="\t" if kind_of(path) == ".tsv" else ","),
+    }
+    with _open(path) as file, csv.open_csv(file, **options) as first:
+        # every column is text, else an answer "1" or "true" would not stay one
+        types = dict.fromkeys(first.schema.names, pa.string())
+    convert = csv.ConvertOptions(column_types=types)
+    with _open(path) as file, csv.open_csv(file, convert_options=convert, **options) as reader:
+        yield from reader
+
+
+def numbered(rows: Iterable[Any], name: str) -> Iterator[SourcedRow]:
+    """Rows with their numbers, from 1."""
+    for number, row in enumerate(rows, start=1):
+        yield Source(file=name, row=number), row
+
+
+def _not_utf8(place: str, byte: int) -> DataError:
+    return DataError(
+        f"{place}: not UTF-8 text (byte {byte}).",
+        fix="save the file as UTF-8; a compressed file must end in .gz or .zst, a binary one must be unpacked first",
+    )
+
+
+def _broken(path: Path, error: BaseException) -> DataError:
+    packed = path.suffix.lower() in COMPRESSED
+    what = getattr(error, "strerror", None) or error
+    return DataError(
+        f"{path} cannot be read: {what}.", fix="re-make the compressed file" if packed else "check its permissions"
+    )

@@ -1,0 +1,141 @@
+"""The part of a check that needs a tokenizer: the ledger as `prepare` keeps it, lengths, and stop tokens.
+
+Everything that depends on how masks are made goes through here, and through `Renderer` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from honed.data.example import Example
+from honed.data.formats import ReadOptions, RowError
+from honed.data.ledger import Ledger
+from honed.data.lint_kinds import Findings
+from honed.data.pack import fill_rate, one_by_one, pack_best_fit
+from honed.data.prepare import PrepareOptions, make_template
+from honed.data.render import Rendered, Renderer
+from honed.data.template import Template, View, special_tokens
+from honed.errors import TemplateError
+
+NOT_VERIFIED = "the chat template's spans cannot be verified"
+
+
+def reading_of(options: PrepareOptions, template: Template | None = None) -> ReadOptions:
+    """How rows are read, as `prepare` reads them."""
+    return ReadOptions(
+        system=options.system,
+        alpaca_separator=template.alpaca_separator if template else "\n",
+        text_field=options.text_field,
+        columns=options.columns,
+    )
+
+
+class TokenCheck:
+    """Renders rows, applies the length policy and looks at how trained turns end.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        options: as for `prepare`.
+        stop_ids: ids at which the model's own generation config stops, beside the tokenizer's EOS.
+    """
+
+    def __init__(self, tokenizer: Any, options: PrepareOptions, stop_ids: Sequence[int] = ()) -> None:
+        template = make_template(tokenizer, options)
+        self.tokenizer, self.options = tokenizer, options
+        self.renderer = Renderer(tokenizer, template, train_on=options.train_on)
+        self.reading = reading_of(options, template)
+        self.special = special_tokens(tokenizer)
+        eos = tokenizer.eos_token_id
+        self._stops = {*stop_ids, *(() if eos is None else (eos,))}
+        self.special_ids = set(tokenizer.convert_tokens_to_ids(self.special))
+        self._lengths: list[int] = []  # of the documents that are trained
+        self._ends: dict[int, int] = {}
+
+    def plan(self, example: Example) -> list[View]:
+        """The texts that this example becomes.
+
+        Raises:
+            RowError: it cannot be rendered.
+        """
+        try:
+            return self.renderer.plan(example)
+        except TemplateError as error:  # of this row; others may do
+            raise RowError(NOT_VERIFIED, error.problem.partition("\n")[0]) from None
+
+    def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
+        """Ids and masks of many examples."""
+        return self.renderer.encode(planned)
+
+    def settle(self, views: Sequence[Rendered], ledger: Ledger, findings: Findings) -> tuple[list[str], str]:
+        """Enters one row into the ledger as `prepare` does; returns the kinds of its faults, and why it is dropped."""
+        source, limit = views[0].source, self.options.max_length or np.inf
+        kept = [fitted for view in views if (fitted := self._fitted(view)) is not None and fitted.trained]
+        longest = max(map(len, views))
+        faults = []
+        if longest > limit:
+            what = "left out" if not kept else "views left out" if self.options.overlong == "drop" else "cut at the end"
+            if self.options.overlong == "error":
+                what = "training stops at them"
+            findings.add("overlong", source, f"{longest:,} tokens, max_length {limit:,}", subject=what)
+            faults.append("overlong")
+        if not kept:
+            reason = "overlong" if longest > limit else "nothing to train"
+            ledger.drop(source, reason, f"{longest} tokens")
+            if reason != "overlong":
+                findings.add("unusable", source, "no token of it is trained", subject=reason)
+            return [*faults, *(["unusable"] if reason != "overlong" else [])], reason
+        self._count(kept, ledger, longest if longest > limit else 0)
+        return faults + self._check_ends(kept, findings), ""
+
+    def finish(self, ledger: Ledger) -> np.ndarray:
+        """Completes the ledger; returns the tokens of each row as packing fills it, whether the options pack or not."""
+        for token, count in sorted(self._ends.items(), key=lambda item: -item[1]):
+            ledger.stop_tokens[self.tokenizer.decode([token])] += count
+        capacity = self.options.max_length
+        rows = pack_best_fit(self._lengths, capacity) if capacity is not None else one_by_one(len(self._lengths))
+        ledger.packed_rows = len(rows) if self.options.packing else len(self._lengths)
+        if self.options.packing and rows:
+            ledger.fill = fill_rate(self._lengths, rows, capacity or 0)
+        return np.array([sum(self._lengths[d] for d in row) for row in rows if capacity is not None], dtype=np.int64)
+
+    def _fitted(self, view: Rendered) -> Rendered | None:
+        limit = self.options.max_length
+        if limit is None or len(view) <= limit:
+            return view
+        if self.options.overlong != "truncate":
+            return None
+        return replace(
+            view,
+            input_ids=view.input_ids[:limit],
+            weights=view.weights[:limit],
+            turns=tuple(turn for turn in view.turns if turn.end <= limit),
+        )
+
+    def _count(self, kept: Sequence[Rendered], ledger: Ledger, cut_from: int) -> None:
+        ledger.rows_trained += 1
+        ledger.documents += len(kept)
+        ledger.tokens += sum(map(len, kept))
+        ledger.trained_tokens += sum(view.trained for view in kept)
+        ledger.conversations_split_into_views += kept[0].views > 1
+        self._lengths += map(len, kept)
+        if cut_from:
+            what = "cut at the end" if self.options.overlong == "truncate" else "views dropped"
+            detail = f"{cut_from} tokens, max_length {self.options.max_length}"
+            ledger.cut(kept[0].source, f"overlong: {what}", detail)
+
+    def _check_ends(self, kept: Sequence[Rendered], findings: Findings) -> list[str]:
+        ends = [turn.stop for view in kept for turn in view.turns]
+        faults = {}
+        for end in ends:
+            self._ends[end] = self._ends.get(end, 0) + 1
+            if end not in self._stops:
+                faults["foreign_stop" if end in self.special_ids else "untrained_stop"] = end
+        for kind, end in faults.items():
+            stops = ", ".join(repr(self.tokenizer.decode([stop])) for stop in sorted(self._stops)) or "no token at all"
+            detail = f"ends with {self.tokenizer.decode([end])!r}; generation stops at {stops}"
+            findings.add(kind, kept[0].source, detail)
+        return list(faults)

@@ -1,0 +1,207 @@
+"""The messages of a row as `Message`s, whatever its data set calls things; their tools and tool calls."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from honed.data.example import REASONING, ROLES, Message
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_REASONING_PARTS = ("thinking", "reasoning")
+_MEDIA_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
+_READ = {"role", "from", "content", "value", "train", "weight", "tool_calls", "function_call", "tools"}
+
+
+class RowError(ValueError):
+    """This row cannot be used. `reason` is the same for all rows with the same fault, so that it can be counted."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+
+
+def read_messages(turns: Any) -> tuple[Message, ...]:
+    """All turns of a conversation.
+
+    Raises:
+        RowError: there is none, or one is not a message that can be trained on or shown.
+    """
+    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
+        raise RowError("no messages", f"expected a list of messages, found {turns!r:.80}")
+    return checked(_with_analysis_as_thinking([_read_message(turn) for turn in turns]))
+
+
+def checked(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages, if there is an answer and no answer is empty.
+
+    Raises:
+        RowError: otherwise.
+    """
+    for number, message in enumerate(messages, start=1):
+        if message.role == "assistant" and not message.content.strip() and not message.extra.get("tool_calls"):
+            raise RowError("empty answer", f"message {number} (assistant) holds no text")
+    if not any(message.role == "assistant" for message in messages):
+        raise RowError("nothing to train", "the conversation has no assistant message")
+    return tuple(messages)
+
+
+def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
+    """Tools as templates expect them; a bare function schema is put under `function`.
+
+    Raises:
+        RowError: they are no list of objects, also not as JSON.
+    """
+    tools = _from_json(tools, "tools are not JSON") if isinstance(tools, str) and tools.strip() else tools
+    if tools is None or (isinstance(tools, (str, Sequence)) and not tools):
+        return ()
+    tools = [tools] if isinstance(tools, Mapping) else tools
+    if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise RowError("tools are not a list of objects", f"found {tools!r:.80}")
+    return tuple(_wrapped(tool, "parameters") for tool in tools)
+
+
+def read_text(value: Any, key: str) -> str:
+    """A text, or OpenAI's typed parts that are texts.
+
+    Raises:
+        RowError: it is something else.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and value and all(_kind(part) in _TEXT_PARTS for part in value):
+        return "".join(part["text"] for part in value)
+    raise RowError("text expected", f"`{key}` holds {type(value).__name__}: {value!r:.80}")
+
+
+def _read_message(turn: Any) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowError("message is not an object", f"found {turn!r:.80}")
+    # not get(key, default): Arrow fills the keys that other rows have with None
+    name = turn["role"] if turn.get("role") is not None else turn.get("from")
+    content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    if not isinstance(name, str) or name.lower() not in ROLES:
+        raise RowError("unknown role", f"found {name!r}; known: {', '.join(ROLES)}")
+    role = ROLES[name.lower()]
+    extra = {key: value for key, value in turn.items() if key not in _READ and value is not None}
+    calls = _tool_calls(turn)
+    if name.lower() == "function_call" and not calls:
+        calls, content = _calls_in(content), ""
+    if calls:
+        extra["tool_calls"] = calls
+    text, reasoning, parts = ("", "", ()) if content is None and calls else _content(content)
+    if reasoning and not any(extra.get(key) for key in REASONING):
+        extra["reasoning_content"] = reasoning
+    return Message(role=role, content=text, train=_train(turn), weight=_weight(turn), extra=extra, parts=parts)
+
+
+def _train(turn: Mapping[str, Any]) -> bool | None:
+    train = turn.get("train")
+    if train not in (None, True, False):
+        raise RowError("train is not true or false", f"found {train!r:.80}")
+    return None if train is None else bool(train)
+
+
+def _weight(turn: Mapping[str, Any]) -> float | None:
+    weight = turn.get("weight")
+    if weight is None:
+        return None
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        raise RowError("weight is not a number from 0 on", f"found {weight!r:.80}")
+    return float(weight)
+
+
+def _content(content: Any) -> tuple[str, str, tuple[Any, ...]]:
+    """Text, reasoning, and all parts where there are others than those two."""
+    if isinstance(content, str):
+        return content, "", ()
+    if not isinstance(content, Sequence) or not content:
+        return read_text(content, "content"), "", ()
+    kinds = [_kind(part) for part in content]
+    if None in kinds:
+        read_text(content, "content")
+    parts = list(zip(kinds, content, strict=True))
+    text = "".join(part["text"] for kind, part in parts if kind in _TEXT_PARTS)
+    reasoning = "".join(part[kind] for kind, part in parts if kind in _REASONING_PARTS)
+    return text, reasoning, tuple(content) if any(kind in _MEDIA_PARTS for kind in kinds) else ()
+
+
+def _kind(part: Any) -> str | None:
+    """The type of a typed part; None where it is unknown or the part does not hold what its type says."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(kind, str):
+        return None
+    if kind in _TEXT_PARTS or kind in _REASONING_PARTS:
+        return kind if isinstance(part.get("text" if kind in _TEXT_PARTS else kind), str) else None
+    return kind if kind in _MEDIA_PARTS else None
+
+
+def _tool_calls(turn: Mapping[str, Any]) -> list[Any]:
+    """`tool_calls`, or the one `function_call` of older data."""
+    calls = turn.get("tool_calls")
+    if calls is None or (isinstance(calls, (str, Sequence)) and not calls):
+        calls = turn.get("function_call")
+    return [] if calls is None else _calls_in(calls)
+
+
+def _calls_in(calls: Any) -> list[Any]:
+    """Tool calls from JSON or objects, one or several; their arguments as objects where they are."""
+    calls = _from_json(calls, "tool calls are not JSON") if isinstance(calls, str) else calls
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if not isinstance(calls, Sequence) or not all(isinstance(call, Mapping) and call for call in calls):
+        raise RowError("tool calls are not objects", f"found {calls!r:.80}")
+    return [_call(_wrapped(call, "arguments")) for call in calls]
+
+
+def _wrapped(function: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A bare function as OpenAI writes it: {"type": "function", "function": {...}}."""
+    if "name" in function and key in function and function.get("function") is None:
+        bare = {k: v for k, v in function.items() if k not in ("id", "type", "function")}
+        ident = {"id": function["id"]} if function.get("id") is not None else {}
+        return {**ident, "type": "function", "function": bare}
+    return function
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The call without absent keys, its arguments parsed."""
+    call = {key: value for key, value in call.items() if value is not None}
+    function = call.get("function")
+    if not isinstance(function, Mapping):
+        return call
+    function = {key: value for key, value in function.items() if value is not None}
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise RowError("tool call without a name", f"found {call!r:.80}")
+    if isinstance(arguments := function.get("arguments"), str):
+        function["arguments"] = _object_or_text(arguments)
+    return {**call, "function": function}
+
+
+def _object_or_text(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _from_json(text: str, reason: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RowError(reason, f"{error}, in {text!r:.60}") from None
+
+
+def _with_analysis_as_thinking(messages: list[Message]) -> list[Message]:
+    """Harmony's analysis channel, where it is a message of its own, is the thinking of the answer that follows."""
+    merged: list[Message] = []
+    for message in messages:
+        before = merged[-1] if merged else None
+        thought = before is not None and before.role == "assistant" and before.extra.get("channel") == "analysis"
+        if before is not None and thought and message.role == "assistant" and message.reasoning is None:
+            merged[-1] = replace(message, extra={**message.extra, "thinking": before.content})
+        else:
+            merged.append(message)
+    return merged

@@ -1,0 +1,157 @@
+"""Near-duplicate texts by MinHash: signatures made for many texts at once, compared in groups.
+
+    text -> words -> shingles (3 words in a row) -> the least of each of 64 hashes of them: the signature
+
+Two signatures agree in about as many places as the two texts share shingles (Jaccard similarity; the standard error
+at 64 places is at most 0.06). Texts of which four neighbouring places agree somewhere are candidates; a candidate
+counts where the whole signatures agree well enough. Only numpy is needed, and no text is kept.
+
+Source: Broder, On the resemblance and containment of documents (1997); bands as in Leskovec, Rajaraman and Ullman,
+Mining of Massive Datasets, ch. 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+PLACES = 64  # hashes of a signature
+BAND = 4  # neighbouring places of which all must agree: at 0.8 alike, 99.98% of pairs are found
+NEAR = 0.8
+SHINGLE = 3  # words
+WORD_BYTES = 8  # a word is known by its first 8 bytes, with what follows it where it is shorter
+_ODD = np.random.default_rng(20).integers(0, 2**63, size=PLACES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_NONE = np.uint64(2**64 - 1)
+_END = (b" " + b"\0" * WORD_BYTES) * 2 + b" "  # two words that are none: no shingle reaches into the next text
+# ASCII letters to lower case; what is neither letter nor digit parts words; bytes of other scripts stay
+_FOLD = bytes(c + 32 if 65 <= c <= 90 else c if c >= 128 or chr(c).isalnum() else 32 for c in range(256))
+
+
+def signatures(texts: Sequence[str]) -> np.ndarray:
+    """One signature per text: uint32, shape (texts, PLACES). Texts without any word are all alike."""
+    hashes, starts = _shingles(texts)
+    made = np.empty((len(texts), PLACES), dtype=np.uint32)
+    for place, odd in enumerate(_ODD):
+        made[:, place] = np.minimum.reduceat((hashes * odd) >> np.uint64(32), starts) if len(texts) else 0
+    return made
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Share of places at which signatures agree, along the last axis: an estimate of `jaccard`."""
+    return np.mean(first == second, axis=-1)
+
+
+def jaccard(first: str, second: str) -> float:
+    """Shingles in both texts over shingles in either, exactly; slow, for tests and single pairs."""
+    one, two = (set(_shingles([text])[0].tolist()) - {int(_NONE)} for text in (first, second))
+    return len(one & two) / len(one | two) if one or two else 1.0
+
+
+def near_groups(signed: np.ndarray, *, least: float = NEAR) -> np.ndarray:
+    """Number of the first text that each text resembles, directly or through others; its own where there is none.
+
+    In each bucket of candidates all are compared with the first only, so the time grows with the texts and not with
+    their pairs.
+
+    Args:
+        signed: signatures, shape (texts, PLACES).
+        least: similarity from which two texts are near.
+    """
+    parents = np.arange(len(signed))
+    for first, others in _buckets(signed):
+        for other in others[similarity(signed[others], signed[first]) >= least].tolist():
+            _unite(parents, first, other)
+    return np.array([_root(parents, number) for number in range(len(parents))], dtype=np.int64)
+
+
+def nearest_in(known: np.ndarray, signed: np.ndarray, *, least: float = NEAR) -> np.ndarray:
+    """For each row of `signed` the number of a row of `known` that is near, -1 where none is."""
+    found = np.full(len(signed), -1, dtype=np.int64)
+    if not len(known):
+        return found
+    for band in range(0, PLACES, BAND):
+        first_with = {key: n for n, key in reversed(list(enumerate(_keys(known, band))))}
+        open_ = np.flatnonzero(found < 0)
+        keys = _keys(signed[open_], band)
+        candidates = np.array([first_with.get(key, -1) for key in keys], dtype=np.int64)
+        met = candidates >= 0
+        rows, others = open_[met], candidates[met]
+        near = similarity(signed[rows], known[others]) >= least
+        found[rows[near]] = others[near]
+    return found
+
+
+def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the shingles of all texts, one at each word, and where those of each text start (never empty)."""
+    folded = [b" ".join(text.encode("utf-8", "replace").translate(_FOLD).split()) for text in texts]
+    data = np.frombuffer(b"".join(one + _END for one in folded) + _END, dtype=np.uint8)
+    lengths = np.array([len(one) + len(_END) for one in folded], dtype=np.int64)
+    begins = _word_starts(data[: -len(_END)])
+    words = _mixed(_eight_bytes(data, begins))
+    hashes = words.copy()
+    for step in range(1, SHINGLE):
+        hashes[:-step] = _mixed(hashes[:-step] * _MIX[0] + words[step:])
+    hashes[data[begins] == 0] = _NONE
+    firsts = np.cumsum(lengths) - lengths
+    return hashes, np.searchsorted(begins, firsts)
+
+
+def _word_starts(data: np.ndarray) -> np.ndarray:
+    """Places where a word begins: behind a space, and at each character of more than two bytes (Chinese, ...)."""
+    is_word = data != 32
+    start = is_word.copy()
+    start[1:] &= ~is_word[:-1]
+    start |= data >= 0xE0
+    return np.flatnonzero(start)
+
+
+def _eight_bytes(data: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    words = np.zeros(len(begins), dtype=np.uint64)
+    for byte in range(WORD_BYTES):
+        words |= data[begins + byte].astype(np.uint64) << np.uint64(8 * byte)
+    return words
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Every bit of the result depends on every bit of the value (the finaliser of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * _MIX[1]
+    values = (values ^ (values >> np.uint64(27))) * _MIX[2]
+    return values ^ (values >> np.uint64(31))
+
+
+def _buckets(signed: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The first and the other members of each group of texts that agree in a whole band."""
+    for band in range(0, PLACES, BAND):
+        keys = _keys_array(signed, band)
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+        for start, end in pairwise(edges.tolist()):
+            if end - start > 1:
+                yield int(order[start]), order[start + 1 : end]
+
+
+def _keys_array(signed: np.ndarray, band: int) -> np.ndarray:
+    keys = np.zeros(len(signed), dtype=np.uint64)
+    for place in range(band, band + BAND):
+        keys = _mixed(keys * _MIX[0] + signed[:, place])
+    return keys
+
+
+def _keys(signed: np.ndarray, band: int) -> list[int]:
+    return list(_keys_array(signed, band).tolist())
+
+
+def _root(parents: np.ndarray, number: int) -> int:
+    while parents[number] != number:
+        parents[number] = parents[parents[number]]
+        number = int(parents[number])
+    return number
+
+
+def _unite(parents: np.ndarray, first: int, second: int) -> None:
+    one, two = sorted((_root(parents, first), _root(parents, second)))
+    parents[two] = one

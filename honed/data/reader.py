@@ -1,0 +1,146 @@
+"""Source rows -> rendered rows: reading, rendering and the length policy, a thousand rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from honed.data.example import Example, Source
+from honed.data.formats import ROW_KEYS, ReadOptions, RowError, read_example
+from honed.data.formatting import Formatting
+from honed.data.ledger import Ledger
+from honed.data.render import Rendered, Renderer
+from honed.data.sources import SourcedRow
+from honed.data.template import Template, View
+from honed.errors import DataError, TemplateError
+
+if TYPE_CHECKING:
+    from honed.data.prepare import PrepareOptions
+
+ROWS_AT_A_TIME = 1000
+MADE_BY_TOKENIZERS = ("attention_mask", "position_ids", "token_type_ids", "special_tokens_mask")  # beside input_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRow:
+    """A row that can be trained: its documents after the length policy, and what that policy did to it."""
+
+    source: Source
+    views: list[Rendered]
+    cut: tuple[str, str] | None = None
+
+    def count(self, ledger: Ledger) -> None:
+        """As trained, once."""
+        ledger.rows_trained += 1
+        if self.cut is not None:
+            ledger.cut(self.source, *self.cut)
+        if self.views[0].views > 1:
+            ledger.conversations_split_into_views += 1
+
+
+class RowReader:
+    """Reads rows with one template and one tokenizer.
+
+    Args:
+        tokenizer, template, options: see `prepare`.
+        formatting_func: applied before the format is recognised; see `Formatting`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template | None,
+        options: PrepareOptions,
+        formatting_func: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._options = options
+        self._renderer = Renderer(tokenizer, template, train_on=options.train_on)
+        self._formatting = Formatting(formatting_func, options.text_field) if formatting_func is not None else None
+        self._reading = ReadOptions(
+            system=options.system,
+            alpaca_separator=template.alpaca_separator if template else "\n",
+            text_field=options.text_field,
+            columns=options.columns,
+        )
+        self._used = {*ROW_KEYS, *MADE_BY_TOKENIZERS, options.text_field, *options.columns.values()}
+
+    def __call__(self, rows: Iterable[SourcedRow], ledger: Ledger) -> Iterator[KeptRow]:
+        """The rows that can be trained, in order; `ledger` gets the count of all, and what became of the others.
+
+        Raises:
+            DataError, TemplateError: see `prepare`.
+        """
+        iterator = iter(rows)
+        while chunk := list(islice(iterator, ROWS_AT_A_TIME)):
+            ledger.rows_in += len(chunk)
+            self._count_columns(chunk, ledger)
+            for views in self._renderer.encode(list(self._planned(chunk, ledger))):
+                if row := _kept(views, self._options, ledger):
+                    yield row
+
+    def _count_columns(self, chunk: list[SourcedRow], ledger: Ledger) -> None:
+        """Counts the columns that no format reads; a formatting function may read any."""
+        if self._formatting is None:
+            keys = (key for _, row in chunk if isinstance(row, Mapping) for key in row if key not in self._used)
+            ledger.columns_unused.update(map(str, keys))
+
+    def _planned(self, chunk: list[SourcedRow], ledger: Ledger) -> Iterator[tuple[Example, list[View]]]:
+        """Reads and plans the rows of a chunk; rows that cannot be used go to the ledger."""
+        first: TemplateError | None = None
+        planned = 0
+        for source, row in chunk:
+            try:
+                shaped = row if self._formatting is None else self._formatting(row)
+                example = read_example(shaped, source, self._reading, format=self._options.format)
+                views = self._renderer.plan(example)
+            except RowError as error:
+                ledger.drop(source, error.reason, error.detail)
+            except TemplateError as error:
+                first = first or TemplateError(f"{source}: {error.problem}", fix=error.fix)
+                if self._options.bad_rows == "error":
+                    raise first from None
+                ledger.drop(source, "the chat template's spans cannot be verified", error.problem.partition("\n")[0])
+            else:
+                planned += 1
+                ledger.rows_with_control_tokens += self._renderer.spells_control_tokens(views)
+                yield example, views
+        if first and not planned and ledger.rows_in == len(chunk):
+            raise first  # not one row of the first chunk could be rendered: the template is at fault
+
+
+def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> KeptRow | None:
+    """The row after the length policy; None, and counted as dropped, where nothing of it is trained."""
+    source, longest = views[0].source, max(map(len, views))
+    kept = [fitted for view in views if (fitted := _fitted(view, options)) is not None and fitted.trained]
+    too_long = longest > (options.max_length or np.inf)
+    if not kept:
+        ledger.drop(source, "overlong" if too_long else "nothing to train", f"{longest} tokens")
+        return None
+    what = "views dropped" if options.overlong == "drop" else "cut at the end"
+    cut = (f"overlong: {what}", f"{longest} tokens, max_length {options.max_length}") if too_long else None
+    return KeptRow(source=source, views=kept, cut=cut)
+
+
+def _fitted(view: Rendered, options: PrepareOptions) -> Rendered | None:
+    """The view within the length limit, or None where it is to be dropped."""
+    limit = options.max_length
+    if limit is None or len(view) <= limit:
+        return view
+    if options.overlong == "drop":
+        return None
+    if options.overlong == "error":
+        raise DataError(
+            f"{view.source}: {len(view)} tokens, more than max_length {limit}.",
+            fix="raise max_length, or set overlong=drop or overlong=truncate",
+        )
+    return Rendered(
+        input_ids=view.input_ids[:limit],
+        weights=view.weights[:limit],
+        source=view.source,
+        turns=tuple(turn for turn in view.turns if turn.end <= limit),
+        views=view.views,
+    )
