@@ -54,6 +54,7 @@ class DataRecipe:
         eval_share: instead of `held_out`, the share of the rows to hold out (see `honed.data.split`).
         streaming: read, render and pack rows while training, in constant memory (see `honed.data.stream`).
         shuffle_buffer: while streaming, rows held and shuffled at a time.
+        cache: keep prepared data on disk (`honed cache` shows and clears it).
     """
 
     files: tuple[str, ...] = ("starter",)
@@ -70,12 +71,14 @@ class DataRecipe:
     max_length: int | None = 1024
     overlong: str = "drop"
     packing: bool = False
+    packing_strategy: str = "bfd"
     bad_rows: str = "error"
     text_field: str = "text"
     held_out: str | None = None
     eval_share: float | None = None
     streaming: bool = False
     shuffle_buffer: int = 10_000
+    cache: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

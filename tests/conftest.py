@@ -152,3 +152,20 @@ def chat_rows() -> list[dict[str, Any]]:
             turns += [{"role": "user", "content": "and two"}, {"role": "assistant", "content": "no, three"}]
         rows.append({"messages": turns})
     return rows
+
+
+@pytest.fixture(autouse=True)
+def own_prepared_data(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared data of a test stays out of the user's cache."""
+    from honed.data import prepared_cache
+
+    made: list[Path] = []
+
+    def folder(kind: str, *, root: Path | None = None) -> Path:
+        if root is None and not made:
+            made.append(tmp_path_factory.mktemp("prepared"))
+        from honed.cache import cache_folder
+
+        return cache_folder(kind, root=root or made[0])
+
+    monkeypatch.setattr(prepared_cache, "cache_folder", folder)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from honed.errors import RunError
 from honed import cache
 from honed.cache import (
     MANIFEST,
@@ -28,6 +27,7 @@ from honed.cache import (
     work_folder,
     write_manifest,
 )
+from honed.errors import RunError
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot tell a dead process by its number")
 

@@ -1,7 +1,7 @@
 """Show what honed keeps on disk and how large it is; `honed cache clear` deletes it.
 
-  honed cache
-  honed cache clear [prepared | models]
+honed cache
+honed cache clear [prepared | models]
 """
 
 from __future__ import annotations

@@ -18,8 +18,10 @@ Keys that matter most (key=value, or the same in the recipe's YAML):
   data.train_roles      roles whose turns are trained            [assistant]
   data.train_reasoning, data.train_tool_calls   false gives them weight 0 inside trained turns
   data.max_length       longest row in tokens                    [1024]
-  data.overlong         drop, truncate, error                    [drop]
+  data.overlong         drop, truncate, split, error                    [drop]
   data.packing          true packs rows, isolated from each other
+  data.packing_strategy bfd (tears no document), bfd_split, wrapped
+  data.cache            false prepares anew each time            [true]
   data.bad_rows         error, drop                              [error]
   data.held_out         file to evaluate on
   data.eval_share       or a share of the rows, such as 0.02; rows alike stay on one side

@@ -92,12 +92,15 @@ class _Table:
 
     def __init__(self, learn: Learn) -> None:
         self._learn = learn
-        self._forget()
+        self._number: dict[str, int] = {}
+        self._ids = np.empty(0, dtype=np.int32)
+        self._starts = self._lengths = np.empty(0, dtype=np.int64)
 
     def __call__(self, strings: list[str]) -> Coded:
         """Ids of all strings, one after the other, int32, and how many each has, int64."""
         if len(self._ids) > _MOST_TOKENS:
-            self._forget()
+            self._number, self._ids = {}, self._ids[:0]
+            self._starts, self._lengths = self._starts[:0], self._lengths[:0]
         found = np.fromiter(map(self._number.get, strings, repeat(-1)), dtype=np.int64, count=len(strings))
         unknown = np.flatnonzero(found < 0).tolist()
         if unknown:
@@ -116,11 +119,6 @@ class _Table:
         self._starts = np.concatenate([self._starts, first + np.cumsum(lengths) - lengths])
         self._lengths = np.concatenate([self._lengths, lengths])
         self._ids = np.concatenate([self._ids, ids])
-
-    def _forget(self) -> None:
-        self._number: dict[str, int] = {}
-        self._ids = np.empty(0, dtype=np.int32)
-        self._starts = self._lengths = np.empty(0, dtype=np.int64)
 
 
 def _word_table(tokenizer: Any, encode: Encode, separator: tuple[str, int]) -> _Table:

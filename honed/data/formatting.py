@@ -49,9 +49,7 @@ class Formatting:
     def _wants_batches(self, row: Any) -> bool:
         try:
             result = self._function(row)
-        except (
-            Exception
-        ):  # the caller's code, on a row that may not be what it expects; told below if it fails again
+        except Exception:  # the caller's code, on a row that may not be what it expects; told below if it fails again
             result = []
         if not isinstance(result, list) or not (not result or _is_texts(result)) or not isinstance(row, Mapping):
             return False

@@ -41,6 +41,25 @@ def pack_best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[li
     return sorted(rows)
 
 
+def pack_wrapped(starts: np.ndarray, capacity: int) -> tuple[np.ndarray, list[list[int]]]:
+    """Documents end to end, cut wherever a row is full: every row but the last is full, documents may be torn.
+
+        capacity 4, lengths [5, 2]   ->   |0 0 0 0|0 1 1|   as documents [0 0 0 0], [0], [1 1]
+
+    Args:
+        starts: int64 (documents + 1,), where each begins and the last ends.
+        capacity: tokens of a row.
+
+    Returns:
+        Where the parts of the documents begin (as `starts`), and the rows of part numbers.
+    """
+    cuts = np.union1d(starts, np.arange(0, starts[-1], capacity))
+    rows: list[list[int]] = [[] for _ in range(-(-int(starts[-1]) // capacity))]
+    for part, row in enumerate((cuts[:-1] // capacity).tolist()):
+        rows[row].append(part)
+    return cuts, rows
+
+
 def one_by_one(count: int) -> list[list[int]]:
     """Every document in a row of its own."""
     return [[document] for document in range(count)]

@@ -13,7 +13,7 @@ from honed.data.example import Source
 from honed.data.formats import FORMATS, check_columns
 from honed.data.ledger import Ledger
 from honed.data.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
-from honed.data.pack import fill_rate, one_by_one, pack_best_fit
+from honed.data.pack import fill_rate, one_by_one, pack_best_fit, pack_wrapped
 from honed.data.reader import KeptRow, RowReader
 from honed.data.render import Rendered
 from honed.data.table import PackedRows, TokenTable
@@ -21,7 +21,8 @@ from honed.data.template import PLAIN_SYSTEM_PROMPT, TRAIN_ON, JinjaTemplate, Ma
 from honed.errors import DataError, RecipeError
 from honed.progress import progress
 
-OVERLONG = ("drop", "truncate", "error")
+OVERLONG = ("drop", "truncate", "split", "error")
+PACKING_STRATEGIES = ("bfd", "wrapped")
 BAD_ROWS = ("error", "drop")
 
 
@@ -42,8 +43,11 @@ class PrepareOptions:
         train_reasoning: False gives the reasoning inside trained turns weight 0.
         train_tool_calls: False gives the tool calls inside trained turns weight 0.
         max_length: longest document in tokens, and the capacity of a packed row; None for no limit (no packing then).
-        overlong: what happens to longer documents: "drop", "truncate" (keeps the start, counts what was cut), "error".
+        overlong: what happens to longer documents: "drop", "truncate" (keeps the start, counts what was cut),
+            "split" (into parts, each a document of its own), "error".
         packing: several documents share a row, isolated from each other.
+        packing_strategy: "bfd" (best fit, decreasing: no document is torn) or "wrapped" (rows are full to the last
+            token and tear the documents at their ends; for continued pre-training).
         bad_rows: "error" (stop and list them) or "drop" (count them).
         text_field: column of plain-text rows.
     """
@@ -60,6 +64,7 @@ class PrepareOptions:
     max_length: int | None = 1024
     overlong: str = "drop"
     packing: bool = False
+    packing_strategy: str = "bfd"
     bad_rows: str = "error"
     text_field: str = "text"
 
@@ -70,12 +75,18 @@ class PrepareOptions:
         _one_of("train_on", self.train_on, TRAIN_ON)
         _one_of("overlong", self.overlong, OVERLONG)
         _one_of("bad_rows", self.bad_rows, BAD_ROWS)
+        _one_of("packing_strategy", self.packing_strategy, PACKING_STRATEGIES)
         if self.max_length is not None and self.max_length < 2:
             raise RecipeError(
                 f"max_length is {self.max_length}.", fix="a document needs at least 2 tokens to be trained"
             )
         if self.packing and self.max_length is None:
             raise RecipeError("packing needs max_length.", fix="set max_length: it is the length of a packed row")
+
+    @property
+    def longest_document(self) -> int | None:
+        """In tokens; None for no limit. Wrapped packing tears documents, so it takes any."""
+        return None if self.packing and self.packing_strategy == "wrapped" else self.max_length
 
     def masks(self) -> Masks:
         """Whose turns are trained, and what of them."""
@@ -241,10 +252,7 @@ def _finish(
         ledger.stop_tokens[tokenizer.decode([token])] += n
     ledger.documents, ledger.tokens = len(table), len(table.input_ids)
     ledger.trained_tokens = int(np.count_nonzero(table.weights))
-    rows = one_by_one(len(table))
-    if options.packing and options.max_length:
-        rows = pack_best_fit(table.lengths, options.max_length)
-        ledger.fill = fill_rate(table.lengths, rows, options.max_length)
+    table, rows = _packed(table, options, ledger)
     ledger.packed_rows = len(rows)
     if n := ledger.rows_with_control_tokens:
         ledger.notes.append(f"control tokens in the text of {n:,} rows were encoded as plain text")
@@ -254,6 +262,25 @@ def _finish(
         )
     _assert_conserved(rows, table)
     return Prepared(rows=PackedRows(table, rows), ledger=ledger, stop_ids=tuple(stops))
+
+
+def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple[TokenTable, list[list[int]]]:
+    """Documents (parts of them, where rows are wrapped) and which share a row."""
+    if not options.packing or not options.max_length:
+        return table, one_by_one(len(table))
+    if options.packing_strategy == "wrapped":
+        starts, rows = pack_wrapped(table.starts, options.max_length)
+        table = table.recut(starts)
+        lost = ledger.trained_tokens - int(np.count_nonzero(table.weights))
+        ledger.trained_tokens -= lost
+        ledger.notes.append(
+            f"wrapped packing tore {len(table) - ledger.documents:,} documents; "
+            f"{lost:,} trained tokens stand at a tear, where nothing predicts them"
+        )
+    else:
+        rows = pack_best_fit(table.lengths, options.max_length)
+    ledger.fill = fill_rate(table.lengths, rows, options.max_length)
+    return table, rows
 
 
 def count_stops(documents: list[Rendered]) -> dict[int, int]:

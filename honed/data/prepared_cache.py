@@ -120,7 +120,8 @@ class _StoredRows(Sequence[Sequence[int]]):
 
 def _ledger(record: dict[str, Any]) -> Ledger:
     counters = {f.name for f in dataclasses.fields(Ledger) if str(f.type).startswith("Counter")}
-    return Ledger(**{name: Counter(value) if name in counters else value for name, value in record.items()})
+    values: dict[str, Any] = {name: Counter(own) if name in counters else own for name, own in record.items()}
+    return Ledger(**values)
 
 
 def chain_parts(*parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -135,7 +136,9 @@ def _rows_state(data: Any) -> Iterator[bytes] | None:
     if isinstance(fingerprint, str) and hasattr(data, "column_names"):
         return iter([fingerprint.encode()])
     files = files_of(data)
-    return None if files is None else _file_bytes(files)
+    if files is None or not all(path.is_file() for path in files):
+        return None  # where one is missing, `prepare` says so
+    return _file_bytes(files)
 
 
 def _file_bytes(files: Sequence[Path]) -> Iterator[bytes]:

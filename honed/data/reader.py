@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from honed.data.example import Example, Source
 from honed.data.formats import ROW_KEYS, ReadOptions, RowError, read_example
 from honed.data.formatting import Formatting
 from honed.data.ledger import Ledger
-from honed.data.render import Rendered, Renderer
+from honed.data.render import Rendered, Renderer, Turn
 from honed.data.sources import SourcedRow
 from honed.data.template import Template, View
 from honed.errors import DataError, TemplateError
@@ -115,32 +115,45 @@ class RowReader:
 def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> KeptRow | None:
     """The row after the length policy; None, and counted as dropped, where nothing of it is trained."""
     source, longest = views[0].source, max(map(len, views))
-    kept = [fitted for view in views if (fitted := _fitted(view, options)) is not None and fitted.trained]
-    too_long = longest > (options.max_length or np.inf)
+    kept = [fitted for view in views for fitted in _fitted(view, options) if fitted.trained]
+    too_long = longest > (options.longest_document or np.inf)
     if not kept:
         ledger.drop(source, "overlong" if too_long else "nothing to train", f"{longest} tokens")
         return None
-    what = "views dropped" if options.overlong == "drop" else "cut at the end"
-    cut = (f"overlong: {what}", f"{longest} tokens, max_length {options.max_length}") if too_long else None
+    cut = (
+        (f"overlong: {_DONE_TO_LONG_ROWS[options.overlong]}", f"{longest} tokens, max_length {options.max_length}")
+        if too_long
+        else None
+    )
     return KeptRow(source=source, views=kept, cut=cut)
 
 
-def _fitted(view: Rendered, options: PrepareOptions) -> Rendered | None:
-    """The view within the length limit, or None where it is to be dropped."""
-    limit = options.max_length
+_DONE_TO_LONG_ROWS = {"drop": "views dropped", "truncate": "cut at the end", "split": "split into parts"}
+
+
+def _fitted(view: Rendered, options: PrepareOptions) -> list[Rendered]:
+    """The view within the length limit: itself, its start, its parts, or nothing."""
+    limit = options.longest_document
     if limit is None or len(view) <= limit:
-        return view
-    if options.overlong == "drop":
-        return None
+        return [view]
     if options.overlong == "error":
         raise DataError(
             f"{view.source}: {len(view)} tokens, more than max_length {limit}.",
-            fix="raise max_length, or set overlong=drop or overlong=truncate",
+            fix="raise max_length, or set overlong=drop, overlong=truncate or overlong=split",
         )
+    starts = {"drop": [], "truncate": [0], "split": list(range(0, len(view), limit))}[options.overlong]
+    return [_part(view, start, start + limit) for start in starts]
+
+
+def _part(view: Rendered, start: int, end: int) -> Rendered:
+    """The tokens [start, end) as a document of its own, whose first token nothing predicts."""
+    weights = view.weights[start:end].copy()
+    weights[:1] = 0.0
+    turns = (Turn(start=t.start - start, end=t.end - start, stop=t.stop) for t in view.turns if start < t.end <= end)
     return Rendered(
-        input_ids=view.input_ids[:limit],
-        weights=view.weights[:limit],
+        input_ids=view.input_ids[start:end],
+        weights=weights,
         source=view.source,
-        turns=tuple(turn for turn in view.turns if turn.end <= limit),
+        turns=tuple(replace(turn, start=max(turn.start, 0)) for turn in turns),
         views=view.views,
     )

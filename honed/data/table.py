@@ -37,6 +37,13 @@ class TokenTable:
         starts: int64, shape (documents + 1,); document i is [starts[i], starts[i + 1]).
     """
 
+    @classmethod
+    def of(cls, input_ids: np.ndarray, weights: np.ndarray, starts: np.ndarray) -> TokenTable:
+        """A table over arrays that exist already."""
+        table = cls([])
+        table.input_ids, table.weights, table.starts = input_ids, weights, starts
+        return table
+
     def __init__(self, documents: Sequence[Rendered]) -> None:
         self.input_ids = _joined([d.input_ids for d in documents], np.int32)
         self.weights = _joined([d.weights for d in documents], np.float32)
@@ -49,6 +56,12 @@ class TokenTable:
     def lengths(self) -> np.ndarray:
         """Tokens of each document, int64, shape (documents,)."""
         return np.diff(self.starts)
+
+    def recut(self, starts: np.ndarray) -> TokenTable:
+        """The same tokens as other documents; the first of each is predicted by nothing, so its weight is 0."""
+        weights = self.weights.copy()
+        weights[starts[:-1]] = 0.0
+        return TokenTable.of(self.input_ids, weights, starts)
 
     def row(self, documents: Sequence[int]) -> PackedRow:
         """These documents one behind the other."""

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from honed.errors import ModelError
 from honed.cache import (
     cache_folder,
     cache_root,
@@ -39,6 +38,7 @@ from honed.cache import (
     work_folder,
     write_manifest,
 )
+from honed.errors import ModelError
 from honed.progress import Progress
 
 MODEL_NAME = "smollm2-135m-instruct"

@@ -26,6 +26,7 @@ class SFTConfig(TrainingArguments):
         dataset_text_field: column of plain-text rows.
         max_length: longest row in tokens; None for no limit.
         packing: pack documents into rows of `max_length`, isolated from each other.
+        packing_strategy: "bfd" (no document is torn), "bfd_split" (overlong documents are split first) or "wrapped".
         eval_packing: the same for the evaluation set; None to follow `packing`.
         assistant_only_loss: train on the assistant's turns only.
         completion_only_loss: train on completions only; None means yes where rows have prompt and completion.
@@ -43,6 +44,7 @@ class SFTConfig(TrainingArguments):
         bad_rows: honed. "error" or "drop".
         streaming: honed. Read, render and pack rows while training, in constant memory; needs max_steps.
         shuffle_buffer: honed. While streaming, rows held and shuffled at a time; 0 keeps their order.
+        data_cache: honed. Keep prepared data on disk and open it when the same is asked for (see `prepared_cache`).
         token_metrics: honed. Log mean_token_accuracy and entropy; costs one more pass over each tile of logits.
     """
 
@@ -57,6 +59,7 @@ class SFTConfig(TrainingArguments):
     dataset_text_field: str = "text"
     max_length: int | None = 1024
     packing: bool = False
+    packing_strategy: str = "bfd"
     eval_packing: bool | None = None
     assistant_only_loss: bool = False
     completion_only_loss: bool | None = None
@@ -75,6 +78,7 @@ class SFTConfig(TrainingArguments):
     bad_rows: str = "error"
     streaming: bool = False
     shuffle_buffer: int = SHUFFLE_BUFFER
+    data_cache: bool = False
     token_metrics: bool = True
 
     def __post_init__(self) -> None:
@@ -102,8 +106,9 @@ class SFTConfig(TrainingArguments):
             train_tool_calls=self.train_tool_calls,
             train_on=self._train_on(),
             max_length=self.max_length,
-            overlong=self.overlong,
+            overlong="split" if packing and self.packing_strategy == "bfd_split" else self.overlong,
             packing=packing,
+            packing_strategy=self.packing_strategy.removesuffix("_split"),
             bad_rows=self.bad_rows,
             text_field=self.dataset_text_field,
         )

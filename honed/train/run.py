@@ -163,6 +163,8 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         "max_length": data.max_length,
         "overlong": data.overlong,
         "packing": data.packing,
+        "packing_strategy": data.packing_strategy,
+        "data_cache": data.cache,
         "bad_rows": data.bad_rows,
         "streaming": data.streaming,
         "shuffle_buffer": data.shuffle_buffer,

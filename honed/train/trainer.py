@@ -17,6 +17,7 @@ from honed.data.collate import FlatCollator, PaddedCollator
 from honed.data.completion_collator import DataCollatorForCompletionOnlyLM, TokenRows
 from honed.data.ledger import Ledger
 from honed.data.prepare import Prepared, PrepareOptions, prepare
+from honed.data.prepared_cache import prepare_cached
 from honed.data.stream import Place, RowStream
 from honed.data.table import PackedRows
 from honed.errors import ModelError, RecipeError
@@ -240,7 +241,8 @@ class SFTTrainer(Trainer):
         if finds_completions:  # which tells apart what is trained; so all is rendered, each document in its own row
             options = replace(options, train_on="all", packing=False)
         desc = f"Preparing {name} data"
-        self._prepared[name] = prepare(dataset, tokenizer, options, formatting_func=self._formatting_func, desc=desc)
+        prepared = prepare_cached if args.data_cache else prepare
+        self._prepared[name] = prepared(dataset, tokenizer, options, formatting_func=self._formatting_func, desc=desc)
         rows = self._prepared[name].rows
         return TokenRows(rows) if finds_completions else rows
 

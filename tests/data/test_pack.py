@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from honed.data.pack import fill_rate, one_by_one, pack_best_fit
+from honed.data.pack import fill_rate, one_by_one, pack_best_fit, pack_wrapped
 
 CAPACITY = 24
 lengths_within = st.lists(st.integers(1, CAPACITY), max_size=40)
@@ -61,3 +62,14 @@ def test_one_by_one_and_fill_rate() -> None:
     assert one_by_one(3) == [[0], [1], [2]]
     assert fill_rate([5, 3, 6], [[0, 1], [2]], 8) == 14 / 16
     assert fill_rate([], [], 8) == 0.0
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.integers(1, 20))
+def test_wrapped_rows_are_full_and_hold_every_token_in_order(lengths: list[int], capacity: int) -> None:
+    starts = np.cumsum([0, *lengths])
+    cuts, rows = pack_wrapped(starts, capacity)
+    parts = np.diff(cuts)
+    assert set(starts.tolist()) <= set(cuts.tolist()) and parts.min() >= 1 and cuts[-1] == sum(lengths)
+    assert [part for row in rows for part in row] == list(range(len(parts)))
+    fills = [int(sum(parts[part] for part in row)) for row in rows]
+    assert fills[:-1] == [capacity] * (len(rows) - 1) and 0 < fills[-1] <= capacity

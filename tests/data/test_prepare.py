@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -216,7 +217,7 @@ def test_nothing_left(tiny_tokenizer: Any) -> None:
     [
         ({"format": "sharegtp"}, "choose one of: auto, tokens, messages"),
         ({"train_on": "user"}, "train_on is 'user'"),
-        ({"overlong": "cut"}, "choose one of: drop, truncate, error"),
+        ({"overlong": "cut"}, "choose one of: drop, truncate, split, error"),
         ({"bad_rows": "skip"}, "choose one of: error, drop"),
         ({"max_length": 1}, "at least 2 tokens"),
         ({"max_length": None, "packing": True}, "packing needs max_length"),
@@ -268,3 +269,28 @@ def test_starter_set_in_the_plain_template(tiny_tokenizer: Any) -> None:
     assert ledger.notes == [
         "the plain template is encoded message by message; serve it with honed, which does the same"
     ]
+
+
+def test_split_keeps_every_token_and_counts_the_row(tiny_tokenizer: Any) -> None:
+    row = {"text": "the quick brown fox asks why " * 10}
+    whole = prepare([row], tiny_tokenizer, PrepareOptions(max_length=None)).rows.table
+    parts = prepare([row], tiny_tokenizer, PrepareOptions(max_length=16, overlong="split"))
+    table = parts.rows.table
+    assert table.input_ids.tolist() == whole.input_ids.tolist() and table.lengths.max() == 16
+    assert parts.ledger.rows_cut == {"overlong: split into parts": 1} and parts.ledger.rows_trained == 1
+    untrained = np.flatnonzero(table.weights == 0).tolist()
+    assert untrained == table.starts[:-1].tolist()  # only what stands first, which nothing predicts
+
+
+def test_wrapped_packing_fills_rows_and_says_what_it_tore(tiny_tokenizer: Any) -> None:
+    rows = [{"text": "fox " * n} for n in (3, 40, 7, 25)]
+    bfd = prepare(rows, tiny_tokenizer, PrepareOptions(max_length=16, packing=True, overlong="split"))
+    wrapped = prepare(rows, tiny_tokenizer, PrepareOptions(max_length=16, packing=True, packing_strategy="wrapped"))
+    assert (
+        wrapped.rows.table.input_ids.tolist()
+        == prepare(rows, tiny_tokenizer, PrepareOptions()).rows.table.input_ids.tolist()
+    )
+    lengths = [sum(wrapped.rows[n].lengths) for n in range(len(wrapped.rows))]
+    assert set(lengths[:-1]) == {16} and len(wrapped.rows) <= len(bfd.rows)
+    assert wrapped.ledger.rows_dropped.total() == 0 and "tore" in wrapped.ledger.notes[0]
+    assert wrapped.ledger.trained_tokens == int((wrapped.rows.table.weights > 0).sum())

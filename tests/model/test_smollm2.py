@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
+from honed.cache import MANIFEST, TAG_FILE
 from honed.errors import ModelError, RunError
 from honed.model import gguf_folder, smollm2
-from honed.cache import MANIFEST, TAG_FILE
 from honed.model.smollm2 import PUBLISHED, converted_fault, converted_path, resolve_default_model
 
 REAL_SOURCE = os.environ.get(smollm2.SOURCE_VARIABLE)
