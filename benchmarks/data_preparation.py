@@ -209,7 +209,8 @@ def distinct_pairs() -> list[tuple[str, str]]:
         for row in json.loads((SHARED / f"{name}.json").read_text(encoding="utf-8")):
             question = "\n".join(part for part in (row["instruction"], row["input"]) if part)
             pairs.append((question, row.get("response") or row.get("output") or ""))
-    kept = list(dict.fromkeys((q, a) for q, a in pairs if q.strip() and a.strip()))
+    # stripped, so that question + " answer" has one tokenization: TRL encodes both in one go, honed as inference does
+    kept = list(dict.fromkeys((q.strip(), a.strip()) for q, a in pairs if q.strip() and a.strip()))
     random.Random(0).shuffle(kept)
     return kept
 
@@ -219,7 +220,7 @@ def write(pairs: list[tuple[str, str]], kind: str, file: Path) -> Path:
         for question, answer in pairs:
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             row = {
-                "prompt_completion": {"prompt": question, "completion": answer},
+                "prompt_completion": {"prompt": question, "completion": f" {answer}"},
                 "messages": {"messages": messages},
                 "text": {"text": f"{question}\n{answer}"},
             }[kind]

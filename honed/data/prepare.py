@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,9 +137,10 @@ def prepare(
     ledger = Ledger()
     templates = [make_template(tokenizer, part_options(part, options)) for part in mixture.parts]
     kept = []
-    for part, template in zip(mixture.parts, templates, strict=True):
-        read = RowReader(tokenizer, template, part_options(part, options), formatting_func)
-        kept.append(list(_read_part(mixture, part, read, ledger, desc=desc)))
+    with _fewer_collections():
+        for part, template in zip(mixture.parts, templates, strict=True):
+            read = RowReader(tokenizer, template, part_options(part, options), formatting_func)
+            kept.append(list(_read_part(mixture, part, read, ledger, desc=desc)))
     stop_on_bad_rows(ledger, options)
     times = mixture.times(list(map(len, kept)))
     documents = [
@@ -147,6 +150,17 @@ def prepare(
     if len(documents) == 1:
         ledger.by_source.clear()  # the ledger itself says it
     return _finish([d for own in documents for d in own], tokenizer, options, ledger, templates)
+
+
+@contextmanager
+def _fewer_collections() -> Iterator[None]:
+    """Python's garbage collector looks through all rows kept so far, again and again: up to a third of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:

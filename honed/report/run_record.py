@@ -160,7 +160,7 @@ def parse_ledger(raw: Mapping[str, object]) -> Ledger:
         trained_tokens=_take(rest, "trained_tokens", finite),
         padding_share=_take(rest, "padding_share", finite),
         examples=_take(rest, "examples", _examples) or (),
-        stop_tokens=_take(rest, "stop_tokens", _texts) or (),
+        stop_tokens=_take(rest, "stop_tokens", _names) or (),
         notes=_take(rest, "notes", _texts) or (),
         others=rest,
     )
@@ -203,6 +203,11 @@ def _counts(value: object) -> Mapping[str, float] | None:
     counts = {str(key): finite(number) for key, number in value.items()}
     known = {key: number for key, number in counts.items() if number is not None}
     return known if len(known) == len(counts) else None
+
+
+def _names(value: object) -> tuple[str, ...] | None:
+    """Names in a list, or the keys of counts by name."""
+    return tuple(map(str, value)) if isinstance(value, dict) else _texts(value)
 
 
 def _texts(value: object) -> tuple[str, ...] | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from honed.data.ledger import Ledger
 from honed.errors import RunError
 from honed.report.markup import Html, tag
 from honed.report.run_ledger import ledger_problem
@@ -306,3 +308,8 @@ def test_markup_escapes_whatever_is_not_html() -> None:
     assert tag("p", "<b>", tag("i", "&"), title='"') == '<p title="&quot;">&lt;b&gt;<i>&amp;</i></p>'
     assert tag("p", tag("i") + tag("b")) == "<p>&lt;i&gt;&lt;/i&gt;&lt;b&gt;&lt;/b&gt;</p>"
     assert isinstance(tag("details", open=True, hidden=None), Html)
+
+
+def test_stop_tokens_are_shown_as_the_ledger_writes_them() -> None:
+    ledger = parse_ledger(Ledger(stop_tokens=Counter({"<|im_end|>": 3})).as_dict())
+    assert ledger.stop_tokens == ("<|im_end|>",) and "stop_tokens" not in ledger.others
