@@ -15,8 +15,9 @@ from honed.data.example import Example
 from honed.data.formats import ReadOptions, RowError
 from honed.data.ledger import Ledger
 from honed.data.lint_kinds import Findings
-from honed.data.pack import fill_rate, one_by_one, pack_best_fit
+from honed.data.pack import pack_best_fit
 from honed.data.prepare import PrepareOptions, make_template
+from honed.data.reader import Fitted, fit
 from honed.data.render import Rendered, Renderer
 from honed.data.template import Template, View, special_tokens
 from honed.errors import TemplateError
@@ -52,6 +53,8 @@ class TokenCheck:
         eos = tokenizer.eos_token_id
         self._stops = {*stop_ids, *(() if eos is None else (eos,))}
         self.special_ids = set(tokenizer.convert_tokens_to_ids(self.special))
+        # training would stop at the first overlong row; a check goes on
+        self._policy = replace(options, overlong="drop") if options.overlong_policy == "error" else options
         self._lengths: list[int] = []  # of the documents that are trained
         self._ends: dict[int, int] = {}
 
@@ -72,60 +75,59 @@ class TokenCheck:
 
     def settle(self, views: Sequence[Rendered], ledger: Ledger, findings: Findings) -> tuple[list[str], str]:
         """Enters one row into the ledger as `prepare` does; returns the kinds of its faults, and why it is dropped."""
-        source, limit = views[0].source, self.options.max_length or np.inf
-        kept = [fitted for view in views if (fitted := self._fitted(view)) is not None and fitted.trained]
-        longest = max(map(len, views))
+        source = views[0].source
+        fitted = fit(views, self._policy)
         faults = []
-        if longest > limit:
-            what = "left out" if not kept else "views left out" if self.options.overlong == "drop" else "cut at the end"
-            if self.options.overlong == "error":
-                what = "training stops at them"
-            findings.add("overlong", source, f"{longest:,} tokens, max_length {limit:,}", subject=what)
+        if fitted.overlong:
+            detail = f"{fitted.longest:,} tokens, max_length {self.options.max_length:,}"
+            findings.add("overlong", source, detail, subject=self._done_to(fitted))
             faults.append("overlong")
-        if not kept:
-            reason = "overlong" if longest > limit else "nothing to train"
-            ledger.drop(source, reason, f"{longest} tokens")
+        if not fitted.kept:
+            reason = "overlong" if fitted.overlong else "nothing to train"
+            ledger.drop(source, reason, f"{fitted.longest} tokens")
             if reason != "overlong":
                 findings.add("unusable", source, "no token of it is trained", subject=reason)
             return [*faults, *(["unusable"] if reason != "overlong" else [])], reason
-        self._count(kept, ledger, longest if longest > limit else 0)
-        return faults + self._check_ends(kept, findings), ""
+        self._count(fitted, ledger)
+        return faults + self._check_ends(fitted.kept, findings), ""
+
+    def _done_to(self, fitted: Fitted) -> str:
+        if self.options.overlong_policy == "error":
+            return "training stops at them"
+        return fitted.cut[0].removeprefix("overlong: ").replace("dropped", "left out") if fitted.cut else "left out"
 
     def finish(self, ledger: Ledger) -> np.ndarray:
         """Completes the ledger; returns the tokens of each row as packing fills it, whether the options pack or not."""
         for token, count in sorted(self._ends.items(), key=lambda item: -item[1]):
             ledger.stop_tokens[self.tokenizer.decode([token])] += count
         capacity = self.options.max_length
-        rows = pack_best_fit(self._lengths, capacity) if capacity is not None else one_by_one(len(self._lengths))
-        ledger.packed_rows = len(rows) if self.options.packing else len(self._lengths)
-        if self.options.packing and rows:
-            ledger.fill = fill_rate(self._lengths, rows, capacity or 0)
-        return np.array([sum(self._lengths[d] for d in row) for row in rows if capacity is not None], dtype=np.int64)
+        if capacity is None:
+            ledger.packed_rows = len(self._lengths)
+            return np.empty(0, dtype=np.int64)
+        fills = self._fills(capacity)
+        ledger.packed_rows = len(fills) if self.options.packing else len(self._lengths)
+        if self.options.packing and len(fills):
+            ledger.fill = float(fills.sum()) / (len(fills) * capacity)
+        return fills
 
-    def _fitted(self, view: Rendered) -> Rendered | None:
-        limit = self.options.max_length
-        if limit is None or len(view) <= limit:
-            return view
-        if self.options.overlong != "truncate":
-            return None
-        return replace(
-            view,
-            input_ids=view.input_ids[:limit],
-            weights=view.weights[:limit],
-            turns=tuple(turn for turn in view.turns if turn.end <= limit),
-        )
+    def _fills(self, capacity: int) -> np.ndarray:
+        """Tokens of each packed row."""
+        if self.options.packing and self.options.packing_strategy == "wrapped":
+            total = sum(self._lengths)
+            return np.array([min(capacity, total - start) for start in range(0, total, capacity)], dtype=np.int64)
+        rows = pack_best_fit(self._lengths, capacity)
+        return np.array([sum(self._lengths[d] for d in row) for row in rows], dtype=np.int64)
 
-    def _count(self, kept: Sequence[Rendered], ledger: Ledger, cut_from: int) -> None:
+    def _count(self, fitted: Fitted, ledger: Ledger) -> None:
+        kept = fitted.kept
         ledger.rows_trained += 1
         ledger.documents += len(kept)
         ledger.tokens += sum(map(len, kept))
         ledger.trained_tokens += sum(view.trained for view in kept)
         ledger.conversations_split_into_views += kept[0].views > 1
         self._lengths += map(len, kept)
-        if cut_from:
-            what = "cut at the end" if self.options.overlong == "truncate" else "views dropped"
-            detail = f"{cut_from} tokens, max_length {self.options.max_length}"
-            ledger.cut(kept[0].source, f"overlong: {what}", detail)
+        if fitted.cut:
+            ledger.cut(kept[0].source, *fitted.cut)
 
     def _check_ends(self, kept: Sequence[Rendered], findings: Findings) -> list[str]:
         ends = [turn.stop for view in kept for turn in view.turns]

@@ -24,7 +24,7 @@ from honed.errors import DataError, RecipeError
 from honed.progress import progress
 
 OVERLONG = ("drop", "truncate", "split", "error")
-PACKING_STRATEGIES = ("bfd", "wrapped")
+PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
 BAD_ROWS = ("error", "drop")
 
 
@@ -48,8 +48,8 @@ class PrepareOptions:
         overlong: what happens to longer documents: "drop", "truncate" (keeps the start, counts what was cut),
             "split" (into parts, each a document of its own), "error".
         packing: several documents share a row, isolated from each other.
-        packing_strategy: "bfd" (best fit, decreasing: no document is torn) or "wrapped" (rows are full to the last
-            token and tear the documents at their ends; for continued pre-training).
+        packing_strategy: "bfd" (best fit, decreasing: no document is torn), "bfd_split" (also overlong=split) or
+            "wrapped" (rows are full to the last token and tear the documents at their ends; for pre-training).
         bad_rows: "error" (stop and list them) or "drop" (count them).
         text_field: column of plain-text rows.
     """
@@ -84,6 +84,11 @@ class PrepareOptions:
             )
         if self.packing and self.max_length is None:
             raise RecipeError("packing needs max_length.", fix="set max_length: it is the length of a packed row")
+
+    @property
+    def overlong_policy(self) -> str:
+        """What happens to longer documents, packing considered."""
+        return "split" if self.packing and self.packing_strategy == "bfd_split" else self.overlong
 
     @property
     def longest_document(self) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -112,23 +112,53 @@ class RowReader:
             raise first  # not one row of the first chunk could be rendered: the template is at fault
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A row's documents after the length policy.
+
+    Attributes:
+        kept: those of which anything is trained.
+        longest: tokens of the longest document before.
+        overlong: whether that was too long.
+        cut: what the policy did, as reason and detail; None where it did nothing or nothing is kept.
+    """
+
+    kept: list[Rendered]
+    longest: int
+    overlong: bool
+    cut: tuple[str, str] | None
+
+
+def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
+    """Applies the length policy to the documents of one row.
+
+    Raises:
+        DataError: one is too long, and `overlong` is "error".
+    """
+    kept = [fitted for view in views for fitted in _fitted(view, options) if fitted.trained]
+    longest = max(map(len, views))
+    overlong = longest > (options.longest_document or np.inf)
+    reason = f"overlong: {_DONE_TO_LONG_ROWS[options.overlong_policy]}" if overlong else ""
+    detail = f"{longest} tokens, max_length {options.max_length}"
+    return Fitted(kept=kept, longest=longest, overlong=overlong, cut=(reason, detail) if overlong and kept else None)
+
+
 def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> KeptRow | None:
     """The row after the length policy; None, and counted as dropped, where nothing of it is trained."""
-    source, longest = views[0].source, max(map(len, views))
-    kept = [fitted for view in views for fitted in _fitted(view, options) if fitted.trained]
-    too_long = longest > (options.longest_document or np.inf)
-    if not kept:
-        ledger.drop(source, "overlong" if too_long else "nothing to train", f"{longest} tokens")
+    fitted = fit(views, options)
+    if not fitted.kept:
+        reason = "overlong" if fitted.overlong else "nothing to train"
+        ledger.drop(views[0].source, reason, f"{fitted.longest} tokens")
         return None
-    cut = (
-        (f"overlong: {_DONE_TO_LONG_ROWS[options.overlong]}", f"{longest} tokens, max_length {options.max_length}")
-        if too_long
-        else None
-    )
-    return KeptRow(source=source, views=kept, cut=cut)
+    return KeptRow(source=views[0].source, views=fitted.kept, cut=fitted.cut)
 
 
-_DONE_TO_LONG_ROWS = {"drop": "views dropped", "truncate": "cut at the end", "split": "split into parts"}
+_DONE_TO_LONG_ROWS = {
+    "drop": "views dropped",
+    "truncate": "cut at the end",
+    "split": "split into parts",
+    "error": "refused",
+}
 
 
 def _fitted(view: Rendered, options: PrepareOptions) -> list[Rendered]:
@@ -136,12 +166,12 @@ def _fitted(view: Rendered, options: PrepareOptions) -> list[Rendered]:
     limit = options.longest_document
     if limit is None or len(view) <= limit:
         return [view]
-    if options.overlong == "error":
+    if options.overlong_policy == "error":
         raise DataError(
             f"{view.source}: {len(view)} tokens, more than max_length {limit}.",
             fix="raise max_length, or set overlong=drop, overlong=truncate or overlong=split",
         )
-    starts = {"drop": [], "truncate": [0], "split": list(range(0, len(view), limit))}[options.overlong]
+    starts = {"drop": [], "truncate": [0], "split": list(range(0, len(view), limit))}[options.overlong_policy]
     return [_part(view, start, start + limit) for start in starts]
 
 

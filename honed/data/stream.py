@@ -64,7 +64,8 @@ class RowStream:
         ledger: of the rows read so far, in this process.
 
     Raises:
-        RecipeError: a source has a cap or repeats, for which it would have to be read to its end first.
+        RecipeError: a source has a cap or repeats, for which it would have to be read to its end first, or rows are to
+            be wrapped.
     """
 
     def __init__(
@@ -79,6 +80,10 @@ class RowStream:
     ) -> None:
         if shuffle_buffer < 0:
             raise RecipeError(f"shuffle_buffer is {shuffle_buffer}.", fix="set a number of rows; 0 does not shuffle")
+        if options.packing and options.packing_strategy == "wrapped":
+            raise RecipeError(
+                "packing_strategy=wrapped while streaming.", fix="use bfd or bfd_split, or streaming=false"
+            )
         self._parts = as_mixture(data).parts
         for part in self._parts:
             if part.cap is not None or part.repeat != 1:

@@ -106,9 +106,9 @@ class SFTConfig(TrainingArguments):
             train_tool_calls=self.train_tool_calls,
             train_on=self._train_on(),
             max_length=self.max_length,
-            overlong="split" if packing and self.packing_strategy == "bfd_split" else self.overlong,
+            overlong=self.overlong,
             packing=packing,
-            packing_strategy=self.packing_strategy.removesuffix("_split"),
+            packing_strategy=self.packing_strategy,
             bad_rows=self.bad_rows,
             text_field=self.dataset_text_field,
         )
