@@ -66,7 +66,7 @@ KINDS: dict[str, Kind] = {
         Kind(
             name="overlong",
             severity="warning",
-            says="Rows are longer than max_length: with overlong=drop they are left out, with truncate cut at the end.",
+            says="Rows are longer than max_length: overlong=drop leaves them out, truncate cuts, split divides them.",
             fix="raise data.max_length, shorten the rows, or accept it; data.overlong chooses what happens",
         ),
         Kind(

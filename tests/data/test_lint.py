@@ -165,7 +165,7 @@ def test_answers_without_any_end(tokenizer_with: Callable[..., Any]) -> None:
     assert only(checked, "untrained_stop").kind.severity == "error"
 
 
-@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+@pytest.mark.parametrize("overlong", ["drop", "truncate", "split"])
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_ledger_is_that_of_training(
     overlong: str, packing: bool, tiny_tokenizer: Any, chat_rows: list[Row]
