@@ -32,7 +32,8 @@ EVERYTHING = (
 def test_text_is_transformers_own(tokenizer_with: Any, messages: list[Any], tools: Any, prompt: bool) -> None:
     tokenizer = tokenizer_with(EVERYTHING)
     render = ChatJinja(tokenizer, {"mood": "glad"})
-    plain = [{k: v for k, v in message.items() if k not in ("extra", "list")} for message in messages]
+    # absent keys are left out, as `formats` does: older transformers would show them as defined
+    plain = [{k: v for k, v in m.items() if v is not None and k not in ("extra", "list")} for m in messages]
     render(TALK, ())  # decides on the fast way
     assert render._render is render._fast
     expected = tokenizer.apply_chat_template(
