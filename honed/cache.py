@@ -79,11 +79,6 @@ def cache_entries(*, root: Path | None = None) -> list[CacheEntry]:
     return [CacheEntry(path=path, kind=path.parent.name, size=size_of(path)) for path in paths]
 
 
-def cache_size(*, root: Path | None = None) -> int:
-    """Bytes that the cache holds."""
-    return sum(entry.size for entry in cache_entries(root=root))
-
-
 def clear_cache(*, kind: str | None = None, root: Path | None = None) -> list[CacheEntry]:
     """Deletes the entries (of one kind, or all) and returns them; folders that a live process fills stay.
 

@@ -19,7 +19,6 @@ from honed.cache import (
     cache_entries,
     cache_folder,
     cache_root,
-    cache_size,
     clear_cache,
     manifest_fault,
     publish,
@@ -102,7 +101,7 @@ def test_entries_and_size(models: Path, tmp_path: Path) -> None:
         ("a", "models"),
         ("b", "models"),
     ]
-    assert cache_size(root=root) == 5 + (models / "b" / MANIFEST).stat().st_size
+    assert sum(entry.size for entry in cache_entries(root=root)) == 5 + (models / "b" / MANIFEST).stat().st_size
 
 
 def test_an_absent_cache_is_empty(tmp_path: Path) -> None:

@@ -41,11 +41,8 @@ def ids(loader: Any, count: int) -> list[list[int]]:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 3)])
 def test_the_sequence_is_one_however_many_read_it(stream: RowStream, world: int, workers: int) -> None:
-    if world * workers > 3 and (world, workers) != (2, 2):
-        pytest.skip("enough processes")
     expected = ids(StreamLoader(StreamDataset(stream, 2, FlatCollator())), 12)
     assert len({str(batch) for batch in expected}) > 6
     readers = [StreamDataset(stream, 2, FlatCollator(), rank=rank, world=world) for rank in range(world)]
