@@ -76,9 +76,12 @@ def _lines(path: Path) -> Iterator[bytes]:
             raise _broken(path, error) from None
 
 
+_DECODER = json.JSONDecoder(strict=False)  # `json.loads` would make one for every line
+
+
 def _parse(line: bytes, name: str, number: int, offset: int) -> Any:
     try:
-        return json.loads(line.decode(), strict=False)  # control characters inside strings are text like any other
+        return _DECODER.decode(line.decode())  # control characters inside strings are text like any other
     except UnicodeDecodeError as error:
         raise _not_utf8(f"{name}:{number}", offset + error.start) from None
     except (ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from honed.data.example import Conversation, Document, Example, Message, PromptCompletion, Source, Tokens
@@ -51,9 +52,9 @@ class Format:
     keys: tuple[frozenset[str], ...]
     read: Reader
 
-    def matches(self, row: Row) -> bool:
-        """True when the row has all keys of one of the sets."""
-        return any(all(row.get(key) is not None for key in keys) for keys in self.keys)
+    def matches(self, found: frozenset[Any]) -> bool:
+        """True when these keys of a row, those without None, are all of one of the sets."""
+        return any(keys <= found for keys in self.keys)
 
 
 def read_example(row: Any, source: Source, options: ReadOptions, *, format: str = "auto") -> Example:
@@ -124,13 +125,19 @@ def _with_names(row: Row, names: Mapping[str, str], reason: str, *, needed: Sequ
 def _format_of(row: Row, name: str, options: ReadOptions) -> Format:
     if name != "auto":
         return FORMATS[name]
-    for candidate in FORMATS.values():
-        if candidate.matches(row):
-            return candidate
+    if (found := _recognised(tuple(key for key, value in row.items() if value is not None))) is not None:
+        return FORMATS[found]
     if isinstance(row.get(options.text_field), str):
         return FORMATS["text"]
     known = "; ".join(f"{f.name} ({' or '.join('+'.join(sorted(k)) for k in f.keys)})" for f in FORMATS.values())
     raise RowError("unknown format", f"keys seen: {', '.join(map(str, row)) or 'none'}. Formats known: {known}")
+
+
+@lru_cache(maxsize=1024)  # rows of a file have few sets of keys
+def _recognised(keys: tuple[Any, ...]) -> str | None:
+    """The first format that a row with these keys has."""
+    found = frozenset(keys)
+    return next((candidate.name for candidate in FORMATS.values() if candidate.matches(found)), None)
 
 
 def _messages(row: Row, source: Source, options: ReadOptions) -> Conversation:

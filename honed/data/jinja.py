@@ -29,9 +29,13 @@ class ChatJinja:
         tokenizer: a transformers tokenizer with a chat template; not changed.
         arguments: further variables of the template.
         seconds: time limit of the first text.
+
+    Attributes:
+        source: the template's text; of all templates, where the tokenizer has several.
     """
 
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], *, seconds: float = SECONDS_FOR_THE_FIRST) -> None:
+        self.source = str(tokenizer.chat_template)
         self._slow = _as_transformers(tokenizer, arguments)
         self._fast = _compiled(tokenizer, arguments)
         self._seconds = seconds

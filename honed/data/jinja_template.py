@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from honed.data.control_tokens import choose_marks, find, marked, marked_message, unmarked
 from honed.data.example import Conversation, Message, Source
 from honed.data.jinja import ChatJinja
 from honed.data.plain_template import refuse_images
+from honed.data.shapes import LookedAt, Shapes, opaque
 from honed.data.shown import INLINE_REASONING, need_tools_shown, shown_content
 from honed.data.talk import Talk
 from honed.data.turn import Turn, joined
-from honed.data.view import Masks, Piece, View, special_tokens, trained_turns
+from honed.data.view import TRAIN_ON, Masks, Piece, View, special_tokens, trained_turns
 from honed.errors import TemplateError
 
 _NOWHERE = Source(file="prompt", row=0)
@@ -43,10 +45,23 @@ class JinjaTemplate:
         self._jinja = ChatJinja(tokenizer, dict(arguments or {}))
         self._masks = masks or Masks()
         self._special = re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or r"(?!)")
+        treated_apart = re.compile(f"{self._special.pattern}|{INLINE_REASONING.pattern}")
+        self._shapes = {
+            mode: Shapes(self._jinja.source, partial(self._any_views, train_on=mode, apart=False), treated_apart)
+            for mode in TRAIN_ON
+        }
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
         refuse_images(conversation)
+        if apart:
+            return self._any_views(conversation, train_on=train_on, apart=True)
+        return self._shapes[train_on].views(conversation)
+
+    def _any_views(self, conversation: Conversation, hide: bool = False, *, train_on: str, apart: bool) -> list[View]:
+        """The views of any conversation; with `hide`, a LookedAt where the template looks at its contents."""
         talk = self._talk(conversation)
+        if hide:
+            talk = Talk(partial(_hidden, self._jinja), talk.messages, talk.tools)
         views = self._views(talk, train_on, apart)
         return [unmarked(view, talk.marks) for view in views] if talk.marks else views
 
@@ -142,6 +157,14 @@ class JinjaTemplate:
         """Where the last special token of `text` starts."""
         found = [end.start() for end in self._special.finditer(text) if not talk.is_literal(text, end.start())]
         return found[-1] if found else len(text)
+
+
+def _hidden(jinja: ChatJinja, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, prompt: bool) -> str:
+    """The text, made a second time of contents that cannot be looked at."""
+    text = jinja(messages, tools, prompt=prompt)
+    if jinja(list(map(opaque, messages)), tools, prompt=prompt) != text:
+        raise LookedAt
+    return text
 
 
 def _behind_prompt(text: str, context: str, ending: str) -> str:

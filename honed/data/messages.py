@@ -13,6 +13,7 @@ from honed.data.example import REASONING, ROLES, Message
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("thinking", "reasoning")
 _MEDIA_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
+_PLAIN_ROLES = {"system", "user", "assistant", "tool"}
 _READ = {"role", "from", "content", "value", "train", "weight", "tool_calls", "function_call", "tools"}
 
 
@@ -80,6 +81,8 @@ def read_text(value: Any, key: str) -> str:
 def _read_message(turn: Any) -> Message:
     if not isinstance(turn, Mapping):
         raise RowError("message is not an object", f"found {turn!r:.80}")
+    if _is_plain(turn):  # as most are: nothing else to look for
+        return Message(role=turn["role"], content=turn["content"])
     # not get(key, default): Arrow fills the keys that other rows have with None
     name = turn["role"] if turn.get("role") is not None else turn.get("from")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
@@ -96,6 +99,11 @@ def _read_message(turn: Any) -> Message:
     if reasoning and not any(extra.get(key) for key in REASONING):
         extra["reasoning_content"] = reasoning
     return Message(role=role, content=text, train=_train(turn), weight=_weight(turn), extra=extra, parts=parts)
+
+
+def _is_plain(turn: Mapping[str, Any]) -> bool:
+    role, content = turn.get("role"), turn.get("content")
+    return len(turn) == 2 and isinstance(content, str) and isinstance(role, str) and role in _PLAIN_ROLES
 
 
 def _train(turn: Mapping[str, Any]) -> bool | None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from honed.data.example import Example, Source
 from honed.data.formats import ROW_KEYS, ReadOptions, RowError, read_example
 from honed.data.formatting import Formatting
@@ -135,12 +133,13 @@ def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
     Raises:
         DataError: one is too long, and `overlong` is "error".
     """
+    longest, limit = max(map(len, views)), options.longest_document
+    if limit is None or longest <= limit:
+        return Fitted(kept=[view for view in views if view.trained], longest=longest, overlong=False, cut=None)
     kept = [fitted for view in views for fitted in _fitted(view, options) if fitted.trained]
-    longest = max(map(len, views))
-    overlong = longest > (options.longest_document or np.inf)
-    reason = f"overlong: {_DONE_TO_LONG_ROWS[options.overlong_policy]}" if overlong else ""
+    reason = f"overlong: {_DONE_TO_LONG_ROWS[options.overlong_policy]}"
     detail = f"{longest} tokens, max_length {options.max_length}"
-    return Fitted(kept=kept, longest=longest, overlong=overlong, cut=(reason, detail) if overlong and kept else None)
+    return Fitted(kept=kept, longest=longest, overlong=True, cut=(reason, detail) if kept else None)
 
 
 def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> KeptRow | None:

@@ -18,7 +18,6 @@ from honed.errors import DataError
 # What a text is encoded behind (None: the tokenizer's own BOS), the text, and whether special tokens in it are text.
 _Key = tuple[str | None, str, bool]
 _Codes = dict[_Key, np.ndarray]
-_ONE = np.ones(1, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,34 +218,29 @@ class Renderer:
 
     def _assemble(self, view: View, keys: Sequence[_Key], codes: _Codes, source: Source, *, of: int) -> Rendered:
         parts = [codes[key] for key in keys]
-        lengths = [len(part) for part in parts]
-        weights = np.repeat(np.array([piece.weight for piece in view.pieces], dtype=np.float32), lengths)
+        if view.ends_open and self.eos is not None and not (len(parts[-1]) and parts[-1][-1] == self.eos):
+            parts.append(np.array([self.eos], dtype=np.int32))  # unless the row's own text ends with it
+        ids = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        weights = np.zeros(len(ids), dtype=np.float32)
         spans: dict[int, tuple[int, int]] = {}
         position = 0
-        for key, piece, length in zip(keys, view.pieces, lengths, strict=True):
+        for key, piece, part in zip(keys, view.pieces, parts, strict=False):
+            end = position + len(part)
+            if piece.weight:
+                weights[position:end] = piece.weight
             if piece.turn is not None:
                 head = _before(key, piece.head, codes) if piece.head else 0
-                spans[piece.turn] = (spans.get(piece.turn, (position + head, 0))[0], position + length)
+                spans[piece.turn] = (spans.get(piece.turn, (position + head, 0))[0], end)
             if piece.mutes or piece.head:
                 _mute(weights, position, piece, key, codes)
-            position += length
-        if view.ends_open and self.eos is not None and spans:
+            position = end
+        if view.ends_open and spans:
             last = max(spans)
-            if not position or parts[-1][-1:] != self.eos:  # the row's own text may end with it
-                parts.append(np.array([self.eos], dtype=np.int32))
-                own = next(piece.weight for piece in reversed(view.pieces) if piece.turn == last)
-                weights = np.concatenate([weights, own * _ONE])
-                position += 1
-            spans[last] = (spans[last][0], position)
+            weights[position:] = next(piece.weight for piece in reversed(view.pieces) if piece.turn == last)
+            spans[last] = (spans[last][0], len(ids))
         weights[:1] = 0.0
-        ids = np.concatenate(parts)
-        return Rendered(
-            input_ids=ids,
-            weights=weights,
-            source=source,
-            turns=tuple(Turn(start=a, end=b, stop=int(ids[b - 1])) for a, b in spans.values() if b > a),
-            views=of,
-        )
+        turns = tuple([Turn(start=a, end=b, stop=int(ids[b - 1])) for a, b in spans.values() if b > a])
+        return Rendered(input_ids=ids, weights=weights, source=source, turns=turns, views=of)
 
 
 def opening_ids(tokenizer: Any) -> np.ndarray:

@@ -7,14 +7,13 @@ before and behind the probe is the template's; the rest is what was looked for, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from honed.data.control_tokens import Marks
 from honed.data.example import REASONING, Message
 from honed.data.formats import RowError
-from honed.data.jinja import ChatJinja
 from honed.errors import TemplateError
 
 _THINK_BLOCK = re.compile(r"(?<=<think>)(\s*)(\S.*?)(\s*)(?=</think>)", re.DOTALL)
@@ -27,7 +26,7 @@ class Talk:
     """A conversation under a template.
 
     Args:
-        jinja: renders.
+        jinja: renders, as `ChatJinja` does.
         messages, tools: as the template is to see them.
         marks: what stands around control tokens in them, if anything.
         plain: the same without marks; both must give the same text.
@@ -35,7 +34,7 @@ class Talk:
 
     def __init__(
         self,
-        jinja: ChatJinja,
+        jinja: Callable[..., str],
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]],
         marks: Marks | None = None,

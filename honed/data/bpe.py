@@ -1,0 +1,251 @@
+"""Byte-level BPE by the tiktoken library: several times sooner, for tokenizers that are shown to give the same ids.
+
+Both libraries merge neighbouring parts of a word, lowest rank first. They differ in three things, and each is looked at
+for the tokenizer at hand:
+
+- **Which neighbours merge.** `tokenizers` merges the pairs in its list, tiktoken any two parts that make up a token,
+  and ranks them by the token's id. `ranks` proves that both come to the same, or gives up.
+- **Where words end.** The pattern is the same, the engines that run it are not. All short strings of all classes of
+  characters are tried, and every character beyond ASCII when it is met for the first time.
+- **What happens before.** Texts that the tokenizer would normalise, and very long ones, are left to it.
+
+A tokenizer or a text that does not fit is encoded as usual.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+Encode = Callable[[list[str]], list[list[int]]]
+
+# One of each class of characters that pre-tokenizers tell apart, and some that they might.
+_CLASSES = ("a", "Z", "1", ".", "'", "\n", " ", "\r", "é", "s", "_", "\t", "中", "\u0301", "\u3000", "😀", "$", "/")
+_RUNS = ("'s", "'LL", "1234", "  ", "\n\n", "\r\n", "aB", "...", "ſ")
+# What stands around a character that is tried: every class before it and behind it, and itself.
+_CONTEXT = "a{0}a {0} {0}a 1{0}1.{0}.\n{0}\n {0}{0} '{0}'s{0}S\r\n{0}"
+_LONGEST = 200_000  # characters; tiktoken's regular expressions are not made for more
+_ABSENT = 1 << 30  # added to a byte, its id where the tokenizer has none
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# the same where single digits were split off before
+_GPT2_BEHIND_DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
+
+
+class FastBPE:
+    """tiktoken's encoding for one tokenizer.
+
+    Args:
+        encoding: of tiktoken.
+        special: texts that tiktoken knows as added tokens.
+        encode: the tokenizer's own way.
+        normalizes: whether it brings texts into Unicode's form NFC.
+    """
+
+    def __init__(self, encoding: Any, special: Iterable[str], encode: Encode, *, normalizes: bool) -> None:
+        self._encoding, self._usual, self._normalizes = encoding, encode, normalizes
+        self._special = set(special)
+        self._proven: set[str] = set()
+        self._refused: set[str] = set()
+        self._prove(set(map(chr, range(128))))
+        self._all_of_ascii = not self._refused
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text; those of the tokenizer."""
+        met = set().union(*(text for text in texts if not text.isascii()))
+        self._prove(met - self._proven - self._refused)
+        fits = [self.fits(text) for text in texts]
+        others = iter(self._usual([text for text, fit in zip(texts, fits, strict=True) if not fit]))
+        return [self.encode(text) if fit else next(others) for text, fit in zip(texts, fits, strict=True)]
+
+    def encode(self, text: str) -> list[int]:
+        """tiktoken's ids."""
+        ids: list[int] = self._encoding.encode(text, allowed_special=self._special, disallowed_special=())
+        return ids
+
+    def fits(self, text: str) -> bool:
+        """True for a text that the tokenizer would not change, and none of whose characters failed when tried."""
+        if len(text) > _LONGEST:
+            return False
+        if self._all_of_ascii and text.isascii():
+            return True
+        return (not self._normalizes or unicodedata.is_normalized("NFC", text)) and self._refused.isdisjoint(text)
+
+    def _prove(self, characters: set[str]) -> None:
+        """Tries each character between all classes of others."""
+        if not characters:
+            return
+        tried = sorted(characters)
+        texts = [_CONTEXT.format(character) for character in tried]
+        for character, text, expected in zip(tried, texts, self._usual(texts), strict=True):
+            normal = not self._normalizes or unicodedata.is_normalized("NFC", text)
+            known = self._proven if not normal or self.encode(text) == expected else self._refused
+            known.add(character)
+
+
+def fast_bpe(tokenizer: Any, encode: Encode) -> FastBPE | None:
+    """tiktoken's encoding of this tokenizer, if it is shown to be the same; None otherwise.
+
+    Args:
+        tokenizer: a transformers tokenizer; not changed.
+        encode: its own way: texts -> ids, without special tokens around them.
+    """
+    if not getattr(tokenizer, "is_fast", False) or getattr(tokenizer, "split_special_tokens", False):
+        return None
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    pattern, model, normalizer = split_pattern(state["pre_tokenizer"]), state["model"], state["normalizer"]
+    added = {token["content"]: token["id"] for token in state["added_tokens"]}
+    if pattern is None or (normalizer or {"type": "NFC"})["type"] != "NFC" or not _are_plain(state["added_tokens"]):
+        return None
+    if (known := ranks(model, set(added))) is None:
+        return None
+    try:
+        from tiktoken import Encoding
+    except ImportError:  # only slower
+        return None
+
+    encoding = Encoding(tokenizer.name_or_path, pat_str=pattern, mergeable_ranks=known, special_tokens=added)
+    fast = FastBPE(encoding, added, encode, normalizes=normalizer is not None)
+    return fast if _alike(fast, encode) else None
+
+
+def split_pattern(pre_tokenizer: Any) -> str | None:
+    """The pre-tokenizer as one pattern; None where it is none of those known."""
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
+    kinds = [step["type"] if step else None for step in steps]
+    if not kinds or kinds[-1] != "ByteLevel" or steps[-1]["add_prefix_space"]:
+        return None
+    if kinds == ["Split", "ByteLevel"] and not steps[-1]["use_regex"]:
+        own = steps[0]
+        plain = own["behavior"] == "Isolated" and not own["invert"] and "Regex" in own["pattern"]
+        return str(own["pattern"]["Regex"]) if plain else None
+    if not steps[-1]["use_regex"]:
+        return None
+    if kinds == ["ByteLevel"]:
+        return _GPT2
+    return _GPT2_BEHIND_DIGITS if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] else None
+
+
+def ranks(model: dict[str, Any], added: set[str]) -> dict[bytes, int] | None:
+    """Token -> id for tiktoken, where both libraries make the same merges; None where that is not shown.
+
+    Two parts x, y that stand side by side after all merges of lower rank than the token xy are also what remains of
+    the text "xy" after these merges: nothing that merged across their outer ends could have left them whole. So each
+    token can come about from one pair only, its `valid` one, whatever surrounds it. Where that pair is in the list of
+    merges, and the list is in the order of the tokens' ids, both libraries merge it, and at the same time. Tokens
+    without such a pair come about in neither, if tiktoken is not told of them.
+
+    Source for the check: Berglund and van der Merwe, Formalizing BPE Tokenization, 2023 (arXiv 2309.08715).
+    """
+    options = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    if model["type"] != "BPE" or any(model.get(option) for option in options):
+        return None
+    vocabulary: dict[str, int] = model["vocab"]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    try:
+        spelled = {_as_bytes(token): i for token, i in vocabulary.items() if token not in added}
+        left = np.array([vocabulary[a] for a, _ in pairs], dtype=np.int64)
+        right = np.array([vocabulary[b] for _, b in pairs], dtype=np.int64)
+        made = np.array([vocabulary[a + b] for a, b in pairs], dtype=np.int64)
+    except (KeyError, UnicodeError):  # not byte-level, or a merge of tokens that are not there
+        return None
+    alone = [i for token, i in spelled.items() if len(token) == 1]
+    if len(pairs) == 0 or (np.diff(made) < 0).any() or made[0] < max(alone):
+        return None
+    reachable = {*alone, *made[valid(left, right, made)].tolist()}
+    if model.get("ignore_merges") and len(reachable) < len(spelled):
+        return None  # `tokenizers` takes such a token where it is a whole word
+    # tiktoken needs an id for every byte; `FastBPE` is given no text that would show those that are made up here
+    absent = {bytes([value]): _ABSENT + value for value in range(256)}
+    return absent | {token: i for token, i in spelled.items() if i in reachable}
+
+
+def valid(left: np.ndarray, right: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """bool (merges,): whether `made` comes about from this pair, when all merges of lower ids have been made before.
+
+    Args:
+        left, right, made: int64 (merges,), ids; `made` does not decrease. Ids that are never made are single bytes.
+    """
+    size = int(made[-1]) + 1
+    parts = np.tile(np.arange(size), (2, 1))  # of each token its left and right part; of a byte itself
+    first = np.unique(made, return_index=True)[1]
+    parts[:, made[first]] = left[first], right[first]
+    lookup, chosen = _Pairs(left, right, made), np.zeros(len(made), dtype=bool)
+    while True:
+        # right for the lowest ids at first, then for more and more: each needs the parts of lower ids only
+        found = _stand_side_by_side(lookup, parts)
+        if np.array_equal(found, chosen):
+            return chosen
+        chosen = found
+        parts[:, made[chosen]] = left[chosen], right[chosen]
+
+
+class _Pairs:
+    """The merges, and a look-up of what a pair makes."""
+
+    def __init__(self, left: np.ndarray, right: np.ndarray, made: np.ndarray) -> None:
+        self.left, self.right, self.made = left, right, made
+        self._size = int(made[-1]) + 1
+        keys = left * self._size + right
+        order = np.argsort(keys)
+        self._keys, self._made = keys[order], made[order]
+
+    def made_before(self, a: np.ndarray, b: np.ndarray, limit: np.ndarray) -> np.ndarray:
+        """bool: whether each pair (a, b) makes a token of an id below its limit."""
+        key = a * self._size + b
+        at = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
+        return (self._keys[at] == key) & (self._made[at] < limit)
+
+
+def _stand_side_by_side(pairs: _Pairs, parts: np.ndarray) -> np.ndarray:
+    """bool (merges,): no merge of a lower id goes across the border of the pair.
+
+    The merges at the border are undone, latest first; at each stage the two tokens that touch it must be no pair that
+    would have been merged by then.
+    """
+    answer = np.ones(len(pairs.made), dtype=bool)
+    index, a, b, limit = np.arange(len(answer)), pairs.left.copy(), pairs.right.copy(), pairs.made.copy()
+    while len(index):
+        merged = pairs.made_before(a, b, limit)
+        answer[index[merged]] = False
+        inner_a, inner_b = parts[1, a], parts[0, b]
+        # bytes cannot be undone; of two tokens the later is undone first, at equal ids the right one
+        undo_a = (inner_a != a) & ((a > b) | (inner_b == b))
+        undo_b = ~undo_a & (inner_b != b)
+        limit = np.where(undo_a, a, b + 1)
+        a, b = np.where(undo_a, inner_a, a), np.where(undo_b, inner_b, b)
+        left_over = ~merged & (undo_a | undo_b)
+        index, a, b, limit = index[left_over], a[left_over], b[left_over], limit[left_over]
+    return answer
+
+
+def _alike(fast: FastBPE, encode: Encode) -> bool:
+    """True when all short strings of classes have the same ids."""
+    classes = (*_CLASSES, *_RUNS)
+    groups = (product(classes, repeat=2), product(_CLASSES[:9], classes, _CLASSES[:9]))
+    texts = [text for group in groups for text in map("".join, group) if fast.fits(text)]
+    return [fast.encode(text) for text in texts] == encode(texts)
+
+
+def _are_plain(added: list[dict[str, Any]]) -> bool:
+    """Found wherever they are spelled, none inside another, and none changes the text beside it."""
+    texts = [token["content"] for token in added]
+    changing = ("lstrip", "rstrip", "single_word")
+    if any(token[option] for token in added for option in changing):
+        return False
+    return not any(a != b and a in b for a in texts for b in texts)
+
+
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = [value for value in range(256) if value not in set(_PRINTABLE)]
+# GPT-2's alphabet: a printable character for each byte -> the byte, as the code point of the same number; other
+# characters -> one that is no byte
+_BYTE_OF = {**dict.fromkeys(_OTHERS, 0xFFFF), **{256 + n: value for n, value in enumerate(_OTHERS)}}
+
+
+def _as_bytes(token: str) -> bytes:
+    return token.translate(_BYTE_OF).encode("latin-1")
