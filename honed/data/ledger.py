@@ -67,6 +67,18 @@ class Ledger:
         self.rows_cut[reason] += 1
         self._example(source, reason, detail, self.rows_cut[reason])
 
+    def add(self, other: Ledger) -> None:
+        """Counts what another ledger of the same data counted; its examples come after the own ones."""
+        for name in ("rows_in", "rows_trained", "conversations_split_into_views", "rows_with_control_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        before = {**self.rows_dropped, **self.rows_cut}
+        for name in ("rows_dropped", "rows_cut", "columns_unused"):
+            getattr(self, name).update(getattr(other, name))
+        for example in other.examples:
+            seen = before[example["reason"]] = before.get(example["reason"], 0) + 1
+            if seen <= EXAMPLES_PER_REASON:
+                self.examples.append(example)
+
     def as_dict(self) -> dict[str, Any]:
         """For `ledger.json`."""
         return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,15 +14,16 @@ import numpy as np
 
 from honed.data.example import Source
 from honed.data.formats import FORMATS, check_columns
+from honed.data.kept import KeptRows
 from honed.data.ledger import Ledger
 from honed.data.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
 from honed.data.pack import fill_rate, one_by_one, pack_best_fit, pack_wrapped
-from honed.data.reader import KeptRow, RowReader
-from honed.data.render import Rendered
+from honed.data.reader import RowReader
 from honed.data.table import PackedRows, TokenTable
 from honed.data.template import PLAIN_SYSTEM_PROMPT, TRAIN_ON, JinjaTemplate, Masks, PlainTemplate, Template
+from honed.data.workers import can_fork, kept_rows, kept_rows_by_workers
 from honed.errors import DataError, RecipeError
-from honed.progress import progress
+from honed.progress import Progress
 
 OVERLONG = ("drop", "truncate", "split", "error")
 PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
@@ -122,6 +124,7 @@ def prepare(
     *,
     formatting_func: Callable[[Any], Any] | None = None,
     desc: str = "Preparing data",
+    workers: int = 1,
 ) -> Prepared:
     """Turns source rows into packed rows. Neither `data` nor `tokenizer` is changed.
 
@@ -132,6 +135,8 @@ def prepare(
         formatting_func: row -> text, messages, a pair or another row (see `Formatting`); applied before the format is
             recognised.
         desc: text of the progress bar.
+        workers: processes to read and render in; the result is the same. Where rows can be read only once, or Python
+            cannot fork safely (macOS, Windows), one is used.
 
     Raises:
         DataError: rows cannot be used (with `bad_rows="error"`), or none is left.
@@ -145,16 +150,16 @@ def prepare(
     with _fewer_collections():
         for part, template in zip(mixture.parts, templates, strict=True):
             read = RowReader(tokenizer, template, part_options(part, options), formatting_func)
-            kept.append(list(_read_part(mixture, part, read, ledger, desc=desc)))
+            kept.append(_read_part(mixture, part, read, ledger, desc=desc, workers=workers))
     stop_on_bad_rows(ledger, options)
     times = mixture.times(list(map(len, kept)))
-    documents = [
+    parts = [
         _trained(rows, repeats, part.name, ledger)
         for part, rows, repeats in zip(mixture.parts, kept, times, strict=True)
     ]
-    if len(documents) == 1:
+    if len(parts) == 1:
         ledger.by_source.clear()  # the ledger itself says it
-    return _finish([d for own in documents for d in own], tokenizer, options, ledger, templates)
+    return _finish(parts, tokenizer, options, ledger, templates)
 
 
 @contextmanager
@@ -173,7 +178,7 @@ def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:
     return replace(options, **part.reading())
 
 
-def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *, desc: str) -> Iterator[KeptRow]:
+def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *, desc: str, workers: int) -> KeptRows:
     """The rows of one source that can be trained; counts those that cannot."""
     before = ledger.rows_in
 
@@ -181,21 +186,30 @@ def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *,
         ledger.rows_in += 1
         ledger.drop(source, LEFT_OUT_BY_CAP)
 
-    rows = mixture.rows(part, left_out)
-    yield from read(progress(rows, desc=desc, total=_length(part.data), unit="rows"), ledger)
+    with Progress(desc=desc, total=_length(part.data), unit="rows") as bar:
+        if workers > 1 and can_fork() and part.cap is None and not isinstance(part.data, Iterator):
+            chunks = kept_rows_by_workers(lambda: mixture.rows(part, left_out), read, ledger, workers)
+        else:
+            chunks = kept_rows(mixture.rows(part, left_out), read, ledger)
+        kept = []
+        for chunk in chunks:
+            kept.append(chunk)
+            bar.advance(ledger.rows_in - before - bar.count)
     ledger.by_source[part.name] = {"rows_in": ledger.rows_in - before}
+    return KeptRows.joined(kept)
 
 
-def _trained(rows: list[KeptRow], times: np.ndarray, name: str, ledger: Ledger) -> list[Rendered]:
-    """The documents of one source in one epoch; counts its rows, once each."""
-    for row, n in zip(rows, times.tolist(), strict=True):
-        row.count(ledger) if n else ledger.drop(row.source, LEFT_OUT_BY_WEIGHT)
-    documents = [view for row, n in zip(rows, times.tolist(), strict=True) for _ in range(n) for view in row.views]
+def _trained(rows: KeptRows, times: np.ndarray, name: str, ledger: Ledger) -> KeptRows:
+    """The rows of one source in one epoch; counts them, once each."""
+    for row in np.flatnonzero(times == 0).tolist():
+        ledger.drop(rows.source(row), LEFT_OUT_BY_WEIGHT)
+    rows.repeated(np.minimum(times, 1)).count(ledger)
+    documents = rows.repeated(times)
     ledger.by_source[name] |= {
         "rows_trained": int(np.count_nonzero(times)),
-        "documents": len(documents),
-        "tokens": sum(map(len, documents)),
-        "trained_tokens": sum(document.trained for document in documents),
+        "documents": len(documents.lengths),
+        "tokens": len(documents.input_ids),
+        "trained_tokens": int(np.count_nonzero(documents.weights)),
     }
     return documents
 
@@ -254,33 +268,34 @@ def stop_on_bad_rows(ledger: Ledger, options: PrepareOptions) -> None:
 
 
 def _finish(
-    documents: list[Rendered],
+    parts: Sequence[KeptRows],
     tokenizer: Any,
     options: PrepareOptions,
     ledger: Ledger,
     templates: Sequence[Template | None],
 ) -> Prepared:
-    if not documents:
+    rows = KeptRows.joined(parts) if len(parts) > 1 else parts[0]
+    if not len(rows):
         raise DataError(
             f"No row is left to train on.\n{ledger.summary()}",
             fix="raise max_length or mend the data; `overlong` rows are longer than max_length",
         )
-    table = TokenTable(documents)
-    stops = count_stops(documents)
+    table = TokenTable.of(rows.input_ids, rows.weights, np.concatenate([[0], np.cumsum(rows.lengths)]))
+    stops = count_stops(rows.stops.tolist())
     for token, n in stops.items():
         ledger.stop_tokens[tokenizer.decode([token])] += n
     ledger.documents, ledger.tokens = len(table), len(table.input_ids)
     ledger.trained_tokens = int(np.count_nonzero(table.weights))
-    table, rows = _packed(table, options, ledger)
-    ledger.packed_rows = len(rows)
+    table, packed = _packed(table, options, ledger)
+    ledger.packed_rows = len(packed)
     if n := ledger.rows_with_control_tokens:
         ledger.notes.append(f"control tokens in the text of {n:,} rows were encoded as plain text")
     if any(isinstance(template, PlainTemplate) for template in templates):
         ledger.notes.append(
             "the plain template is encoded message by message; serve it with honed, which does the same"
         )
-    _assert_conserved(rows, table)
-    return Prepared(rows=PackedRows(table, rows), ledger=ledger, stop_ids=tuple(stops))
+    _assert_conserved(packed, table)
+    return Prepared(rows=PackedRows(table, packed), ledger=ledger, stop_ids=tuple(stops))
 
 
 def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple[TokenTable, list[list[int]]]:
@@ -302,13 +317,9 @@ def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple
     return table, rows
 
 
-def count_stops(documents: list[Rendered]) -> dict[int, int]:
-    """Last id of the trained turns -> how often, most frequent first."""
-    stops: dict[int, int] = {}
-    for document in documents:
-        for turn in document.turns:
-            stops[turn.stop] = stops.get(turn.stop, 0) + 1
-    return dict(sorted(stops.items(), key=lambda item: -item[1]))
+def count_stops(ids: Iterable[int]) -> dict[int, int]:
+    """Last ids of trained turns -> how often, most frequent first."""
+    return dict(Counter(ids).most_common())
 
 
 def _assert_conserved(rows: list[list[int]], table: TokenTable) -> None:

@@ -38,6 +38,7 @@ def prepare_cached(
     *,
     formatting_func: Callable[[Any], Any] | None = None,
     desc: str = "Preparing data",
+    workers: int = 1,
     root: Path | None = None,
 ) -> Prepared:
     """`prepare`, or what it gave before for the same input; see there for arguments and errors.
@@ -47,11 +48,11 @@ def prepare_cached(
     """
     key = None if formatting_func is not None else cache_key(data, tokenizer, options)
     if key is None:
-        return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc)
+        return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)
     folder = cache_folder(KIND, root=root) / key
     if manifest_fault(folder, source_sha256=key, converter=LAYOUT) is None:
         return load(folder)
-    prepared = prepare(data, tokenizer, options, desc=desc)
+    prepared = prepare(data, tokenizer, options, desc=desc, workers=workers)
     with storage_errors(folder), work_folder(folder.parent) as work:
         save(prepared, work / "made")
         write_manifest(work / "made", source_sha256=key, converter=LAYOUT)

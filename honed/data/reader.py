@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from honed.data.example import Example, Source
+from honed.data.example import Example
 from honed.data.formats import ROW_KEYS, ReadOptions, RowError, read_example
 from honed.data.formatting import Formatting
+from honed.data.kept import KeptRow
 from honed.data.ledger import Ledger
 from honed.data.render import Rendered, Renderer, Turn
 from honed.data.sources import SourcedRow
@@ -21,23 +22,6 @@ if TYPE_CHECKING:
 
 ROWS_AT_A_TIME = 1000
 MADE_BY_TOKENIZERS = ("attention_mask", "position_ids", "token_type_ids", "special_tokens_mask")  # beside input_ids
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRow:
-    """A row that can be trained: its documents after the length policy, and what that policy did to it."""
-
-    source: Source
-    views: list[Rendered]
-    cut: tuple[str, str] | None = None
-
-    def count(self, ledger: Ledger) -> None:
-        """As trained, once."""
-        ledger.rows_trained += 1
-        if self.cut is not None:
-            ledger.cut(self.source, *self.cut)
-        if self.views[0].views > 1:
-            ledger.conversations_split_into_views += 1
 
 
 class RowReader:

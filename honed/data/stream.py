@@ -129,7 +129,7 @@ class RowStream:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which trained turns of the first block end, most frequent first. Errors of its rows are told here."""
         _, drawn = next(self._blocks(0, 0), (0, []))
-        return tuple(count_stops(self._documents(drawn, Ledger())))
+        return tuple(_stops(self._documents(drawn, Ledger())))
 
     def _packed(self, drawn: list[_Drawn], order: np.random.Generator) -> PackedRows:
         documents = self._documents(drawn, self.ledger)
@@ -157,7 +157,7 @@ class RowStream:
         ledger.tokens += len(table.input_ids)
         ledger.trained_tokens += int(np.count_nonzero(table.weights))
         ledger.packed_rows += len(rows)
-        for token, n in count_stops(documents).items():
+        for token, n in _stops(documents).items():
             ledger.stop_tokens[self._tokenizer.decode([token])] += n
         if self._options.packing and self._options.max_length and rows:
             fill = fill_rate(table.lengths, rows, self._options.max_length)
@@ -211,3 +211,7 @@ class RowStream:
                 raise DataError(f"The source {self._parts[part].name} holds no rows.", fix="leave it out")
             yield from chain([first], rows)
             epoch += 1
+
+
+def _stops(documents: list[Rendered]) -> dict[int, int]:
+    return count_stops(turn.stop for document in documents for turn in document.turns)
