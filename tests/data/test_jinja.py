@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from honed.data.formats import RowError
-from honed.data.jinja import ChatJinja, within
+from honed.data.jinja import ChatJinja, time_limit, within
 from honed.data.prepare import PrepareOptions, prepare
 from honed.errors import TemplateError
 
@@ -113,3 +114,29 @@ def test_template_errors_drop_rows_on_request(tiny_tokenizer: Any) -> None:
     assert ledger.rows_dropped == {"the chat template's spans cannot be verified": 1}
     with pytest.raises(TemplateError, match=r"^row:1: This chat template does not announce the tools"):
         prepare(ROWS[1:] * 2, tiny_tokenizer, PrepareOptions(bad_rows="drop"))
+
+
+def test_a_template_that_hangs_on_a_later_row_is_stopped(tokenizer_with: Any) -> None:
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    text = (
+        f"{{% for m in messages %}}{{{{ m.content }}}}{{% if 'loop' in m.content %}}{loops}{{% endif %}}{{% endfor %}}"
+    )
+    render = ChatJinja(tokenizer_with(text), {}, seconds=0.5)
+    assert render([{"role": "user", "content": "fine"}], ()) == "fine"
+    with pytest.raises(TemplateError, match="does not come to an end"):
+        render([{"role": "user", "content": "loop"}], ())
+
+
+def test_a_timer_of_someone_else_is_left_alone() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: heard.append(number))
+    try:
+        with time_limit(0.01):
+            assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with time_limit(0.01):
+            time.sleep(0.1)
+        assert heard == [signal.SIGALRM]
+    finally:
+        signal.signal(signal.SIGALRM, before)
