@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from honed.errors import DataError, RecipeError
+from honed.errors import DataError, ModelError, RecipeError
 
 if TYPE_CHECKING:
     from honed.data.prepare import PrepareOptions
@@ -77,7 +78,7 @@ def check_rows(args: argparse.Namespace) -> int:
     from honed.data.lint import check
 
     plan = read_plan(args)
-    tokenizer, stops = load_tokenizer_and_stops(plan.model)
+    tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)
     checked = check(
         list(plan.files), plan.options, tokenizer=tokenizer, stop_ids=stops, evaluation=plan.evaluation or None
     )
@@ -97,7 +98,7 @@ def show_rows(args: argparse.Namespace, command: str = "") -> int:
 
     from honed.cli.data_text import Style, row_text
 
-    tokenizer, _ = load_tokenizer_and_stops(plan.model)
+    tokenizer, _ = load_tokenizer_and_stops(plan.model, plan.files)
     style = Style.of(sys.stdout, tokens=args.tokens or args.ids, ids=args.ids, whole=args.context == "all")
     print(row_text(find_row(plan.files, args.row), plan.options, tokenizer, style))
     return 0
@@ -110,7 +111,7 @@ def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
 
     first, last = args.rows or (1, args.limit)
     wanted = range(first - 1, min(last, first - 1 + args.limit))
-    tokenizer, stops = load_tokenizer_and_stops(plan.model)
+    tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)
     checked = check(
         list(plan.files),
         plan.options,
@@ -120,7 +121,7 @@ def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
         keep=wanted,
     )
     facts = PageFacts(files=plan.files, model=plan.model, command=command, options=plan.options)
-    path = write_data_page(args.html, checked, facts, tokenizer)
+    path = write_data_page(args.html, checked, facts, getattr(tokenizer, "tokenizer", tokenizer))
     print(f"{path}   {checked.ledger.rows_in:,} rows checked, {len(checked.kept):,} of them to look at")
     return 0
 
@@ -195,8 +196,10 @@ def find_row(files: tuple[str, ...], number: int) -> tuple[Any, Any]:
     raise DataError(f"{files[0]} has no row {number}; its last is {last}.", fix="choose a row up to that one")
 
 
-def load_tokenizer_and_stops(model: str | None) -> tuple[Any, tuple[int, ...]]:
+def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...] = ()) -> tuple[Any, tuple[int, ...]]:
     """The model's tokenizer and the ids at which its own generation config stops; nothing of it without a model.
+
+    Where the files show images, it is the model's processor, if it has one.
 
     Raises:
         ModelError: there is no such model.
@@ -204,10 +207,15 @@ def load_tokenizer_and_stops(model: str | None) -> tuple[Any, tuple[int, ...]]:
     if model is None:
         return None, ()
     from honed.cli.console import quiet_libraries
-    from honed.model.load import load_tokenizer, resolve
+    from honed.data.vision import shows_images
+    from honed.model.load import load_processor, load_tokenizer, resolve
 
     quiet_libraries()
-    return load_tokenizer(model), configured_stops(resolve(model))
+    stops = configured_stops(resolve(model))
+    if shows_images(list(files)):
+        with suppress(ModelError):  # a model of text alone: the check says which rows it cannot use
+            return load_processor(model), stops
+    return load_tokenizer(model), stops
 
 
 def configured_stops(folder: str) -> tuple[int, ...]:

@@ -50,9 +50,7 @@ class VisionRows:
 
     def __getitem__(self, index: int) -> VisionRow:
         row = self.table.row([index])
-        return VisionRow(
-            input_ids=row.input_ids, weights=row.weights, lengths=row.lengths, images=self.images[index]
-        )
+        return VisionRow(input_ids=row.input_ids, weights=row.weights, lengths=row.lengths, images=self.images[index])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +88,7 @@ def prepare_vision(
         MissingExtraError: Pillow is absent.
     """
     need_pillow()
-    options, note = _without_cuts(options)
+    options, note = without_cuts(options)
     mixture, ledger = as_mixture(data), Ledger()
     folder = None if image_folder is None else Path(image_folder)
     kept = []
@@ -112,8 +110,12 @@ def prepare_vision(
     return _counted(documents, processor.tokenizer, ledger)
 
 
-def _without_cuts(options: PrepareOptions) -> tuple[PrepareOptions, str]:
-    """The options with which no row is cut or packed, and what to say of it."""
+def without_cuts(options: PrepareOptions) -> tuple[PrepareOptions, str]:
+    """The options with which no row is cut, and what to say of it ("" for nothing).
+
+    Raises:
+        RecipeError: rows are to be packed.
+    """
     if options.packing:
         raise RecipeError(
             "packing=True, but rows with images cannot share one: their images would be seen by their neighbours.",

@@ -132,7 +132,9 @@ def vision_tower(model: nn.Module) -> nn.Module:
     inner = base_model(model)
     tower: nn.Module = inner.get_encoder(modality="image")
     if tower is inner or tower is inner.base_model:
-        raise ModelError(f"{type(inner).__name__} has no vision tower that could be found.", fix="leave freeze_vision out")
+        raise ModelError(
+            f"{type(inner).__name__} has no vision tower that could be found.", fix="leave freeze_vision out"
+        )
     return tower
 
 
