@@ -58,9 +58,9 @@ class Expansions:
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self.placeholder = getattr(processor, "image_token", None)
         self._known: dict[tuple[tuple[int, int], ...], list[str]] = {}
-        if not isinstance(self.placeholder, str):
+        self.placeholder: str = getattr(processor, "image_token", None) or ""
+        if not self.placeholder:
             raise DataError(
                 f"{type(processor).__name__} has no `image_token`, so it is not known where images stand in its text.",
                 fix="pass a data_collator of your own",
@@ -115,8 +115,8 @@ class VisionRenderer(Renderer):
         super().__init__(processor.tokenizer, template, train_on=train_on)
         self._processor, self._template, self._folder, self._data_set = processor, template, image_folder, data_set
         self._expansions = Expansions(processor)
-        own = {self._expansions.placeholder, getattr(processor.tokenizer, "image_token", None)} - {None}
-        spelled = sorted(own - {*special_tokens(processor.tokenizer)})
+        own = {self._expansions.placeholder, getattr(processor.tokenizer, "image_token", None) or ""}
+        spelled = sorted(own - {"", *special_tokens(processor.tokenizer)})
         self._unspeakable = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
         self._is_proven = False
 
@@ -127,7 +127,9 @@ class VisionRenderer(Renderer):
         self._need_no_placeholders(conversation)
         refs = [self._ref(example, number, value) for number, value in enumerate(values)]
         images = [load(ref) for ref in refs]
-        views = [self._seen(view, conversation, refs, images) for view in super().plan(conversation, apart=apart)]
+        views: list[View] = [
+            self._seen(view, conversation, refs, images) for view in super().plan(conversation, apart=apart)
+        ]
         if refs and not self._is_proven:
             self._prove(conversation, views[0], images)
             self._is_proven = True
@@ -135,7 +137,7 @@ class VisionRenderer(Renderer):
 
     def _ref(self, example: Conversation, number: int, value: Any) -> ImageRef:
         ref = image_ref(value, example.source, self._folder)
-        if self._data_set is None:
+        if self._data_set is None or isinstance(ref.value, Path):  # a path takes no memory
             return ref
         rows, read = self._data_set
         return replace(ref, value=FromDataSet(rows, example.source.row - 1, number, read))

@@ -101,7 +101,8 @@ class _Plan:
 def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str, Any]:
     recipe, args = plan.recipe, plan.args
     with record.timed("load"):
-        rows = run_data(dataclasses.replace(recipe.data, eval_share=None), seed=args.seed).train
+        whole = dataclasses.replace(recipe.data, eval_share=None)
+        rows = None if args.streaming else run_data(whole, seed=args.seed).train
         processing_class = vision.load_processing_class(recipe.model, rows)
         sees = vision.is_processor(processing_class)
         model = load_model(

@@ -80,7 +80,8 @@ class SFTTrainer(Trainer):
         self.notes = rules.check(args)
         name = model if isinstance(model, str) else seams.base_model(model).config.name_or_path
         if processing_class is None:
-            processing_class = vision.load_processing_class(name, None if data_collator else train_dataset)
+            looked_at = None if data_collator is not None or args.streaming else train_dataset
+            processing_class = vision.load_processing_class(name, looked_at)
         processing_class = vision.with_padding(processing_class)
         sees = vision.is_processor(processing_class)
         tokenizer = processing_class.tokenizer if sees else processing_class
@@ -261,7 +262,7 @@ class SFTTrainer(Trainer):
             prepared, tokenizer = partial(prepare_vision, image_folder=args.image_folder), self._processor
         self._prepared[name] = prepared(dataset, tokenizer, options, formatting_func=self._formatting_func, desc=desc)
         rows = self._prepared[name].rows
-        return TokenRows(rows) if finds_completions else rows
+        return TokenRows(rows) if finds_completions and isinstance(rows, PackedRows) else rows
 
     def _streamed(self, dataset: Any, tokenizer: Any, options: PrepareOptions, args: SFTConfig) -> stream.StreamDataset:
         rows = RowStream(

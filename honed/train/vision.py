@@ -64,7 +64,7 @@ def prepare_model(model: nn.Module, args: SFTConfig, peft_config: Any) -> tuple[
                 f"{option}=True does not work with images yet.",
                 fix=f"set {option}=False, or train on text alone with processing_class=processor.tokenizer",
             )
-    notes = []
+    notes: list[str] = []
     if peft_config is not None:
         peft_config, notes = language_only(peft_config, model)
         model = attach(model, peft_config)
