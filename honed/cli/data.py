@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from honed.errors import DataError, ModelError, RecipeError
+from honed.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from honed.data.prepare import PrepareOptions
@@ -199,7 +198,7 @@ def find_row(files: tuple[str, ...], number: int) -> tuple[Any, Any]:
 def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...] = ()) -> tuple[Any, tuple[int, ...]]:
     """The model's tokenizer and the ids at which its own generation config stops; nothing of it without a model.
 
-    Where the files show images, it is the model's processor, if it has one.
+    Where the files show images, it is the model's processor, if it sees.
 
     Raises:
         ModelError: there is no such model.
@@ -208,14 +207,12 @@ def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...] = ()) -> 
         return None, ()
     from honed.cli.console import quiet_libraries
     from honed.data.vision import shows_images
-    from honed.model.load import load_processor, load_tokenizer, resolve
+    from honed.model.load import load_processor, load_tokenizer, resolve, sees_images
 
     quiet_libraries()
     stops = configured_stops(resolve(model))
-    if shows_images(list(files)):
-        with suppress(ModelError):  # a model of text alone: the check says which rows it cannot use
-            return load_processor(model), stops
-    return load_tokenizer(model), stops
+    sees = shows_images(list(files)) and sees_images(model)  # of a model of text alone, the check names such rows
+    return (load_processor if sees else load_tokenizer)(model), stops
 
 
 def configured_stops(folder: str) -> tuple[int, ...]:

@@ -128,19 +128,28 @@ def load_model(
     return model if "device_map" in options or "quantization_config" in options else model.to(device)
 
 
+def sees_images(name: str) -> bool:
+    """Whether the model's configuration is that of a vision-language model; False where it cannot be read."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    try:
+        return type(AutoConfig.from_pretrained(resolve(name))) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    except Exception:  # each missing or garbled file raises its own kind; loading the model tells
+        return False
+
+
 def _model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
     """The Auto class for this folder: that with images where asked for, or where the model comes in no other."""
     import transformers
 
-    if sees:
-        return transformers.AutoModelForImageTextToText
-    known = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
-    kind = type(transformers.AutoConfig.from_pretrained(folder, **known))
-    with_images, alone = (
-        kind in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-    )
-    return transformers.AutoModelForImageTextToText if with_images and not alone else transformers.AutoModelForCausalLM
+    if not sees:
+        known = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
+        kind = type(transformers.AutoConfig.from_pretrained(folder, **known))
+        sees = (
+            kind in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+            and kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        )
+    return transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
 
 
 def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype | str | None = None) -> tuple[Any, Any]:

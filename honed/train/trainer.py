@@ -99,6 +99,8 @@ class SFTTrainer(Trainer):
             trained = attach(loaded, peft_config) if peft_config is not None else loaded
             self.seams = seams.Seams() if self._plain_loss else seams.find_seams(trained)
         self.notes += self.seams.notes
+        if args.freeze_vision:
+            self.notes.append(vision.freeze_vision(trained))
         if args.packing and not self.seams.flat and data_collator is None:
             raise ModelError(
                 "packing=True, but documents cannot share a row in this model: " + "; ".join(self.seams.notes),

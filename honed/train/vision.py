@@ -18,7 +18,7 @@ from honed.data.vision_images import ImageRef, load
 from honed.data.vision_prepare import VisionRow
 from honed.errors import DataError, ModelError, RecipeError
 from honed.model.adapters import attach
-from honed.model.load import load_processor, load_tokenizer
+from honed.model.load import load_processor, load_tokenizer, sees_images
 from honed.model.vocabulary import with_pad_token
 from honed.train.config import SFTConfig
 from honed.train.seams import Seams, base_model, find_seams
@@ -33,8 +33,8 @@ def is_processor(processing_class: Any) -> bool:
 
 
 def load_processing_class(name: str, data: Any) -> Any:
-    """The model's processor if the rows show images, else its tokenizer."""
-    return load_processor(name) if shows_images(data) else load_tokenizer(name)
+    """The processor of a model that sees if the rows show images, else the model's tokenizer."""
+    return load_processor(name) if shows_images(data) and sees_images(name) else load_tokenizer(name)
 
 
 def with_padding(processing_class: Any) -> Any:
@@ -50,13 +50,13 @@ def with_padding(processing_class: Any) -> Any:
 
 
 def prepare_model(model: nn.Module, args: SFTConfig, peft_config: Any) -> tuple[nn.Module, Seams]:
-    """The model with its adapter, its vision tower frozen if so asked, and the seams that it takes.
+    """The model with its adapter, and the seams that it takes.
 
     Only the scoring head is a seam here: rows are padded, since vision towers have an attention of their own.
 
     Raises:
         RecipeError: packing or streaming is asked for.
-        ModelError: the adapter does not fit, or no vision tower is found that could be frozen.
+        ModelError: the adapter does not fit.
     """
     for option in ("packing", "streaming"):
         if getattr(args, option):
@@ -68,8 +68,6 @@ def prepare_model(model: nn.Module, args: SFTConfig, peft_config: Any) -> tuple[
     if peft_config is not None:
         peft_config, notes = language_only(peft_config, model)
         model = attach(model, peft_config)
-    if args.freeze_vision:
-        notes.append(freeze_vision(model))
     if args.ddp_find_unused_parameters is None and args.world_size > 1:
         args.ddp_find_unused_parameters = True  # a batch without images gives the vision tower no gradient
     found = find_seams(model)

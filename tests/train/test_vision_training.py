@@ -309,6 +309,16 @@ def test_model_and_processor_are_loaded_by_name_where_rows_show_images(folder: P
     assert trainer.ledger.rows_trained == 3 and math.isfinite(trainer.train().training_loss)
 
 
+def test_a_model_of_text_alone_refuses_rows_with_images_one_by_one(
+    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    rows = [row("hi"), row(images=[picture()])]
+    trainer = SFTTrainer(str(tmp_path), args=arguments(tmp_path / "out", bad_rows="drop"), train_dataset=rows)
+    assert trainer.ledger.rows_dropped == {"images in a text-only template": 1}
+
+
 def test_a_model_that_comes_with_images_only_is_loaded_so_for_text(tmp_path: Path) -> None:
     model, processor = vlm("qwen2_vl")
     model.save_pretrained(tmp_path)
