@@ -77,7 +77,7 @@ def check_rows(args: argparse.Namespace) -> int:
     from honed.data.lint import check
 
     plan = read_plan(args)
-    tokenizer, stops = load_tokenizer_and_stops(plan.model)
+    tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)
     checked = check(
         list(plan.files), plan.options, tokenizer=tokenizer, stop_ids=stops, evaluation=plan.evaluation or None
     )
@@ -97,7 +97,7 @@ def show_rows(args: argparse.Namespace, command: str = "") -> int:
 
     from honed.cli.data_text import Style, row_text
 
-    tokenizer, _ = load_tokenizer_and_stops(plan.model)
+    tokenizer, _ = load_tokenizer_and_stops(plan.model, plan.files)
     style = Style.of(sys.stdout, tokens=args.tokens or args.ids, ids=args.ids, whole=args.context == "all")
     print(row_text(find_row(plan.files, args.row), plan.options, tokenizer, style))
     return 0
@@ -110,7 +110,7 @@ def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
 
     first, last = args.rows or (1, args.limit)
     wanted = range(first - 1, min(last, first - 1 + args.limit))
-    tokenizer, stops = load_tokenizer_and_stops(plan.model)
+    tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)
     checked = check(
         list(plan.files),
         plan.options,
@@ -120,7 +120,7 @@ def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
         keep=wanted,
     )
     facts = PageFacts(files=plan.files, model=plan.model, command=command, options=plan.options)
-    path = write_data_page(args.html, checked, facts, tokenizer)
+    path = write_data_page(args.html, checked, facts, getattr(tokenizer, "tokenizer", tokenizer))
     print(f"{path}   {checked.ledger.rows_in:,} rows checked, {len(checked.kept):,} of them to look at")
     return 0
 
@@ -195,8 +195,10 @@ def find_row(files: tuple[str, ...], number: int) -> tuple[Any, Any]:
     raise DataError(f"{files[0]} has no row {number}; its last is {last}.", fix="choose a row up to that one")
 
 
-def load_tokenizer_and_stops(model: str | None) -> tuple[Any, tuple[int, ...]]:
+def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...] = ()) -> tuple[Any, tuple[int, ...]]:
     """The model's tokenizer and the ids at which its own generation config stops; nothing of it without a model.
+
+    Where the files show images, it is the model's processor, if it sees.
 
     Raises:
         ModelError: there is no such model.
@@ -204,10 +206,13 @@ def load_tokenizer_and_stops(model: str | None) -> tuple[Any, tuple[int, ...]]:
     if model is None:
         return None, ()
     from honed.cli.console import quiet_libraries
-    from honed.model.load import load_tokenizer, resolve
+    from honed.data.vision import shows_images
+    from honed.model.load import load_processor, load_tokenizer, resolve, sees_images
 
     quiet_libraries()
-    return load_tokenizer(model), configured_stops(resolve(model))
+    stops = configured_stops(resolve(model))
+    sees = shows_images(list(files)) and sees_images(model)  # of a model of text alone, the check names such rows
+    return (load_processor if sees else load_tokenizer)(model), stops
 
 
 def configured_stops(folder: str) -> tuple[int, ...]:

@@ -161,7 +161,7 @@ def row_text(found: tuple[Any, Any], options: PrepareOptions, tokenizer: Any, st
     except RowError as error:
         raw = visible(json.dumps(row, ensure_ascii=False, indent=2, default=str))
         return f"{visible(str(source))}\nThis row cannot be trained on: {visible(str(error))}\n\n{raw}"
-    viewer = TokenViewer(tokenizer, tokens.special_ids)
+    viewer = TokenViewer(tokens.tokenizer, tokens.special_ids)
     parts = [visible(str(source))]
     for number, view in enumerate(views, start=1):
         parts += ["", _view_head(number, len(views), view, options), _view_text(viewer.tokens(view), style)]

@@ -20,6 +20,9 @@ from honed.data.prepare import PrepareOptions, make_template
 from honed.data.reader import Fitted, fit
 from honed.data.render import Rendered, Renderer
 from honed.data.template import Template, View, special_tokens
+from honed.data.vision import VisionTemplate
+from honed.data.vision_prepare import without_cuts
+from honed.data.vision_render import VisionRenderer
 from honed.errors import TemplateError
 
 NOT_VERIFIED = "the chat template's spans cannot be verified"
@@ -39,15 +42,21 @@ class TokenCheck:
     """Renders rows, applies the length policy and looks at how trained turns end.
 
     Args:
-        tokenizer: a transformers tokenizer.
+        tokenizer: a transformers tokenizer, or for rows with images a processor.
         options: as for `prepare`.
         stop_ids: ids at which the model's own generation config stops, beside the tokenizer's EOS.
     """
 
     def __init__(self, tokenizer: Any, options: PrepareOptions, stop_ids: Sequence[int] = ()) -> None:
-        template = make_template(tokenizer, options)
+        template: Template | None
+        if hasattr(tokenizer, "image_processor"):
+            options, processor = without_cuts(options)[0], tokenizer
+            template, tokenizer = VisionTemplate(processor, options), processor.tokenizer
+            self.renderer: Renderer = VisionRenderer(processor, template, train_on=options.train_on)
+        else:
+            template = make_template(tokenizer, options)
+            self.renderer = Renderer(tokenizer, template, train_on=options.train_on)
         self.tokenizer, self.options = tokenizer, options
-        self.renderer = Renderer(tokenizer, template, train_on=options.train_on)
         self.reading = reading_of(options, template)
         self.special = special_tokens(tokenizer)
         eos = tokenizer.eos_token_id

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from honed.errors import ModelError
+from honed.errors import MissingExtraError, ModelError
 from honed.model.device import pick_dtype
 from honed.model.smollm2 import MODEL_NAME as DEFAULT_MODEL
 from honed.model.smollm2 import resolve_default_model
@@ -55,8 +55,43 @@ def load_tokenizer(name: str, **options: Any) -> Any:
         ) from None
 
 
+def load_processor(name: str, **options: Any) -> Any:
+    """The processor of a vision-language model: its tokenizer and what turns images into pixels.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+        MissingExtraError: Pillow is absent.
+    """
+    from importlib.util import find_spec
+
+    from transformers import AutoProcessor
+
+    if find_spec("PIL") is None:
+        raise MissingExtraError("PIL", "vision")
+    folder = resolve(name)
+    try:
+        processor = AutoProcessor.from_pretrained(folder, **options)
+    except Exception as error:  # a missing file, an absent package: each its own kind
+        raise ModelError(
+            f"No processor could be loaded from {name}: {first_line(error)}",
+            fix="put the files of processor.save_pretrained into the model's folder, or pass processing_class=",
+        ) from None
+    if not hasattr(processor, "image_processor"):
+        raise ModelError(
+            f"{name} sees no images: what AutoProcessor finds there is a {type(processor).__name__}.",
+            fix="name a vision-language model, or leave the images out",
+        )
+    return processor
+
+
 def load_model(
-    name: str, *, device: torch.device, dtype: torch.dtype | str | None = None, trains_all: bool = True, **options: Any
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | str | None = None,
+    trains_all: bool = True,
+    sees: bool = False,
+    **options: Any,
 ) -> Any:
     """A causal language model on the device.
 
@@ -66,13 +101,12 @@ def load_model(
         dtype: number format, as a torch dtype or its name; None picks one: float32 for weights that are trained (their
             updates are too small for bfloat16), else what the device is good at.
         trains_all: whether the model's own weights are trained (full fine-tuning).
+        sees: load the model with its vision tower, where the same folder also holds a model of text alone.
         options: keywords of `from_pretrained`.
 
     Raises:
         ModelError: the model cannot be found or loaded, or is an adapter.
     """
-    from transformers import AutoModelForCausalLM
-
     folder = resolve(name)
     if is_adapter(folder):
         raise ModelError(
@@ -84,7 +118,7 @@ def load_model(
     if chosen is None:
         chosen = torch.float32 if trains_all else pick_dtype(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, **options)
+        model = _model_class(folder, sees, options).from_pretrained(folder, dtype=chosen, **options)
     except Exception as error:
         # a wrong name, a missing file, a truncated shard and an unknown architecture each raise their own kind
         raise ModelError(
@@ -92,6 +126,30 @@ def load_model(
             fix="check the name, the folder's files and the network",
         ) from None
     return model if "device_map" in options or "quantization_config" in options else model.to(device)
+
+
+def sees_images(name: str) -> bool:
+    """Whether the model's configuration is that of a vision-language model; False where it cannot be read."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    try:
+        return type(AutoConfig.from_pretrained(resolve(name))) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    except Exception:  # each missing or garbled file raises its own kind; loading the model tells
+        return False
+
+
+def _model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
+    """The Auto class for this folder: that with images where asked for, or where the model comes in no other."""
+    import transformers
+
+    if not sees:
+        known = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
+        kind = type(transformers.AutoConfig.from_pretrained(folder, **known))
+        sees = (
+            kind in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+            and kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        )
+    return transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
 
 
 def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype | str | None = None) -> tuple[Any, Any]:

@@ -45,6 +45,9 @@ class SFTConfig(TrainingArguments):
         streaming: honed. Read, render and pack rows while training, in constant memory; needs max_steps.
         shuffle_buffer: honed. While streaming, rows held and shuffled at a time; 0 keeps their order.
         data_cache: honed. Keep prepared data on disk and open it when the same is asked for (see `prepared_cache`).
+        dataset_kwargs: accepted for TRL's scripts; rows that are tokenized already are recognised without it.
+        image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
+        freeze_vision: honed. Leave the vision tower as it is.
         token_metrics: honed. Log mean_token_accuracy and entropy; costs one more pass over each tile of logits.
     """
 
@@ -80,6 +83,9 @@ class SFTConfig(TrainingArguments):
     shuffle_buffer: int = SHUFFLE_BUFFER
     data_cache: bool = False
     token_metrics: bool = True
+    dataset_kwargs: dict[str, Any] | None = None
+    image_folder: str | None = None
+    freeze_vision: bool = False
 
     def __post_init__(self) -> None:
         if self.bf16 is None:

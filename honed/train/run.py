@@ -18,13 +18,15 @@ import torch
 from honed.data.prepare import PrepareOptions, make_template, tokenizer_with_template
 from honed.data.sources import STARTER, read_rows, starter_file
 from honed.data.template import PlainTemplate, Template
+from honed.data.vision import VisionTemplate
 from honed.errors import DataError, RecipeError, RunError
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters import lora_config
-from honed.model.load import first_line, load_model, load_tokenizer, resolve
+from honed.model.load import first_line, load_model, resolve
 from honed.recipe import Recipe, as_yaml, suggest
 from honed.report.run_report import write_run_report
+from honed.train import vision
 from honed.train.callbacks import MetricsFile
 from honed.train.config import SFTConfig
 from honed.train.metrics import memory_gb
@@ -99,15 +101,22 @@ class _Plan:
 def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str, Any]:
     recipe, args = plan.recipe, plan.args
     with record.timed("load"):
-        tokenizer = load_tokenizer(recipe.model)
-        model = load_model(recipe.model, device=args.device, dtype=recipe.dtype, trains_all=recipe.lora is None)
+        whole = dataclasses.replace(recipe.data, eval_share=None)
+        rows = None if args.streaming else run_data(whole, seed=args.seed).train
+        processing_class = vision.load_processing_class(recipe.model, rows)
+        sees = vision.is_processor(processing_class)
+        model = load_model(
+            recipe.model, device=args.device, dtype=recipe.dtype, trains_all=recipe.lora is None, sees=sees
+        )
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {_device_name(args.device)}")
-    template = make_template(tokenizer, args.prepare_options())
-    write_template(tokenizer, template, args.prepare_options())
+    tokenizer = processing_class.tokenizer if sees else processing_class
+    make = VisionTemplate if sees else make_template
+    template = make(processing_class, args.prepare_options())
+    write_template(processing_class, template, args.prepare_options())
     with record.timed("answer before"):
         before = _answers(plan, model, tokenizer, template, desc="Answering before")
     with record.timed("prepare"):
-        trainer = make_trainer(recipe, args, model, tokenizer)
+        trainer = make_trainer(recipe, args, model, processing_class)
     _tell(trainer, folder, say)
     record.model(trainer.model)
     folder.need_space(record.trainable_bytes + (64 << 20))
@@ -211,7 +220,7 @@ def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
-def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) -> SFTTrainer:
+def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any) -> SFTTrainer:
     """The trainer that the recipe describes, with its data prepared."""
     lora = recipe.lora
     targets = lora.target_modules if lora else ""
@@ -228,7 +237,7 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) ->
             args=args,
             train_dataset=data.train,
             eval_dataset=data.held_out,
-            processing_class=tokenizer,
+            processing_class=processing_class,
             peft_config=adapter,
         )
     except (ImportError, RuntimeError) as error:
@@ -242,12 +251,14 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) ->
     return trainer
 
 
-def write_template(tokenizer: Any, template: Template | None, options: PrepareOptions) -> None:
-    """Gives the tokenizer the template that is trained, so that both are saved together."""
+def write_template(processing_class: Any, template: Template | None, options: PrepareOptions) -> None:
+    """Gives the tokenizer (or processor) the template that is trained, so that both are saved together."""
     if isinstance(template, PlainTemplate):
-        tokenizer.chat_template = template.jinja()
+        processing_class.chat_template = template.jinja()
+    elif isinstance(template, VisionTemplate):
+        processing_class.chat_template = template.chat_template
     elif options.template != "auto":
-        tokenizer.chat_template = tokenizer_with_template(tokenizer, options.template).chat_template
+        processing_class.chat_template = tokenizer_with_template(processing_class, options.template).chat_template
 
 
 def save(trainer: SFTTrainer, folder: RunFolder) -> None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +21,14 @@ from honed.data.prepare import Prepared, PrepareOptions, prepare
 from honed.data.prepared_cache import prepare_cached
 from honed.data.stream import Place, RowStream
 from honed.data.table import PackedRows
+from honed.data.vision_prepare import VisionPrepared, VisionRows, prepare_vision
 from honed.errors import ModelError, RecipeError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
 from honed.model.adapters import attach
-from honed.model.load import load_model, load_tokenizer
-from honed.model.vocabulary import agree_on_stops, with_pad_token
-from honed.train import rules, seams, stream
+from honed.model.load import load_model
+from honed.model.vocabulary import agree_on_stops
+from honed.train import rules, seams, stream, vision
 from honed.train.callbacks import TrainingProgress
 from honed.train.config import SFTConfig
 from honed.train.metrics import StepMetrics
@@ -42,7 +44,8 @@ class SFTTrainer(Trainer):
             `DataCollatorForCompletionOnlyLM` gets their token ids.
         train_dataset: whatever `honed.data.sources.read_rows` reads: a file, rows, a `datasets.Dataset`. Not changed.
         eval_dataset: the same, or a dict of several.
-        processing_class: the tokenizer; loaded from the model's folder when absent. Not changed.
+        processing_class: the tokenizer, or for rows with images the processor; loaded from the model's folder when
+            absent. Not changed.
         compute_loss_func, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics: as in transformers.
         peft_config: attaches this adapter; not changed.
@@ -76,17 +79,28 @@ class SFTTrainer(Trainer):
         args = as_sft_config(args)
         self.notes = rules.check(args)
         name = model if isinstance(model, str) else seams.base_model(model).config.name_or_path
+        if processing_class is None:
+            looked_at = None if data_collator is not None or args.streaming else train_dataset
+            processing_class = vision.load_processing_class(name, looked_at)
+        processing_class = vision.with_padding(processing_class)
+        sees = vision.is_processor(processing_class)
+        tokenizer = processing_class.tokenizer if sees else processing_class
         loaded = (
             model
             if isinstance(model, nn.Module)
-            else load_model(name, device=args.device, **(args.model_init_kwargs or {}))
+            else load_model(name, device=args.device, sees=sees, **(args.model_init_kwargs or {}))
         )
-        tokenizer = with_pad_token(processing_class if processing_class is not None else load_tokenizer(name))
         set_seed(args.seed)  # Trainer does so too, but after the adapter's weights are drawn
-        trained: nn.Module = attach(loaded, peft_config) if peft_config is not None else loaded
         self._plain_loss = compute_loss_func is not None or data_collator is not None
-        self.seams = seams.Seams() if self._plain_loss else seams.find_seams(trained)
+        self._processor = processing_class if sees and data_collator is None else None
+        if self._processor is not None:
+            trained, self.seams = vision.prepare_model(loaded, args, peft_config)
+        else:
+            trained = attach(loaded, peft_config) if peft_config is not None else loaded
+            self.seams = seams.Seams() if self._plain_loss else seams.find_seams(trained)
         self.notes += self.seams.notes
+        if args.freeze_vision:
+            self.notes.append(vision.freeze_vision(trained))
         if args.packing and not self.seams.flat and data_collator is None:
             raise ModelError(
                 "packing=True, but documents cannot share a row in this model: " + "; ".join(self.seams.notes),
@@ -94,7 +108,7 @@ class SFTTrainer(Trainer):
             )
         if args.packing and isinstance(data_collator, DataCollatorForCompletionOnlyLM):
             raise RecipeError("packing=True packs nothing for a DataCollatorForCompletionOnlyLM.", fix="leave it out")
-        self._prepared: dict[str, Prepared] = {}
+        self._prepared: dict[str, Prepared | VisionPrepared] = {}
         self.stream_loader: stream.StreamLoader | None = None
         self._stream_after: Place | None = None
         self._head: ScoringHead | None = None
@@ -106,7 +120,7 @@ class SFTTrainer(Trainer):
             data_collator=data_collator or self._collator(tokenizer, args),
             train_dataset=train_rows,
             eval_dataset=self._eval_rows(eval_dataset, tokenizer, args, data_collator),
-            processing_class=tokenizer,
+            processing_class=processing_class,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
@@ -221,6 +235,8 @@ class SFTTrainer(Trainer):
                 self._head = outer
 
     def _collator(self, tokenizer: Any, args: SFTConfig) -> Any:
+        if self._processor is not None:
+            return vision.VisionCollator(processor=self._processor, multiple_of=args.pad_to_multiple_of or 1)
         if self.seams.flat:
             return FlatCollator()
         return PaddedCollator(pad_token_id=tokenizer.pad_token_id, multiple_of=args.pad_to_multiple_of or 1)
@@ -233,7 +249,9 @@ class SFTTrainer(Trainer):
     def _rows(self, name: str, dataset: Any, tokenizer: Any, args: SFTConfig, collator: Any) -> Any:
         """The prepared rows; a custom collator gets the data set as it is, but for the one that needs token ids."""
         finds_completions = isinstance(collator, DataCollatorForCompletionOnlyLM)
-        if dataset is None or isinstance(dataset, PackedRows) or (collator is not None and not finds_completions):
+        if dataset is None or isinstance(dataset, (PackedRows, VisionRows)):
+            return dataset
+        if collator is not None and not finds_completions:
             return dataset
         options = args.prepare_options(evaluation=name != "train")
         if name == "train" and not finds_completions and stream.is_streamed(dataset, args):
@@ -241,10 +259,12 @@ class SFTTrainer(Trainer):
         if finds_completions:  # which tells apart what is trained; so all is rendered, each document in its own row
             options = replace(options, train_on="all", packing=False)
         desc = f"Preparing {name} data"
-        prepared = prepare_cached if args.data_cache else prepare
+        prepared: Callable[..., Prepared | VisionPrepared] = prepare_cached if args.data_cache else prepare
+        if self._processor is not None:
+            prepared, tokenizer = partial(prepare_vision, image_folder=args.image_folder), self._processor
         self._prepared[name] = prepared(dataset, tokenizer, options, formatting_func=self._formatting_func, desc=desc)
         rows = self._prepared[name].rows
-        return TokenRows(rows) if finds_completions else rows
+        return TokenRows(rows) if finds_completions and isinstance(rows, PackedRows) else rows
 
     def _streamed(self, dataset: Any, tokenizer: Any, options: PrepareOptions, args: SFTConfig) -> stream.StreamDataset:
         rows = RowStream(
