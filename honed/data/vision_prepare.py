@@ -147,7 +147,7 @@ def _documents(mixture: Mixture, kept: list[list[KeptRow]], ledger: Ledger) -> l
 
 def _counted(documents: list[Rendered], tokenizer: Any, ledger: Ledger) -> VisionPrepared:
     rows = VisionRows(documents)
-    stops = count_stops(documents)
+    stops = count_stops(turn.stop for document in documents for turn in document.turns)
     for token, n in stops.items():
         ledger.stop_tokens[tokenizer.decode([token])] += n
     ledger.documents = ledger.packed_rows = len(rows)
