@@ -5,9 +5,10 @@ Registered with transformers under the name "honed", so unmodified models use it
 transformers' own SDPA path.
 
 On CUDA in half precision one variable-length kernel computes the whole row (`attention_varlen.py`). Elsewhere each
-document is a call of its own (`attention_tiles.py`): on a CPU, documents of near-equal length padded into one call, or
-packed into small masked blocks, were not faster (benchmarks/attention.py); what is slow is to slice a row per document,
-for each slice's gradient is as long as the row, so rows are split once.
+document is a call of its own (`attention_tiles.py`), neighbours of equal length one together: on a CPU, documents of
+near-equal length padded into one call are slower at real lengths, and faster only where all are tiny
+(benchmarks/attention.py). What costs most is to slice a row per document, for each slice's gradient is as long as the
+row; so rows are split once.
 
 Shapes: B batch (1 for flat rows), H query heads, K key/value heads, T tokens, E head size, N segments.
 """
