@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from honed.data.formats import IGNORE_INDEX
+from honed.data.prefix import shared_row
 from honed.data.table import PackedRow
 
 Batch = dict[str, Any]
@@ -27,15 +28,35 @@ class FlatCollator:
         cu_seq_lens_q   [0       4   6     9]
 
     The names of the boundaries are those that transformers hands to flash attention.
+
+    Attributes:
+        share_prefixes: what documents of the batch have in common at their beginning stands in the row once, and
+            boundaries are those of segments (see `prefix`). For models whose attention is honed's.
     """
 
+    share_prefixes: bool = False
+
     def __call__(self, rows: Sequence[PackedRow]) -> Batch:
-        """input_ids, labels, position_ids int64 (1, T); loss_weights float32 (1, T); cu_seq_lens int32 (N + 1,)."""
+        """The batch.
+
+        Returns:
+            input_ids, labels, position_ids int64 (1, T); loss_weights float32 (1, T); cu_seq_lens int32 (N + 1,).
+            Where prefixes are shared also shared_prefixes, int32 (2, N): the parent of each segment, -1 for none,
+            and how many tokens come before it.
+        """
+        tree = shared_row(rows) if self.share_prefixes else None
+        if tree is None:
+            return self._flat(rows, np.zeros(sum(len(row.lengths) for row in rows), dtype=np.int64))
+        structure = np.array([tree.parents, tree.starts], dtype=np.int32)
+        return {**self._flat([tree], structure[1]), "shared_prefixes": torch.from_numpy(structure)}
+
+    @staticmethod
+    def _flat(rows: Sequence[PackedRow], starts: np.ndarray) -> Batch:
         lengths = np.array([length for row in rows for length in row.lengths], dtype=np.int64)
         ends = np.cumsum(lengths)
         ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
         weights = np.concatenate([row.weights for row in rows])
-        positions = np.arange(len(ids)) - np.repeat(ends - lengths, lengths)
+        positions = np.arange(len(ids)) - np.repeat(ends - lengths - starts, lengths)
         bounds = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
         longest = int(lengths.max())
         return {

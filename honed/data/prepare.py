@@ -18,6 +18,7 @@ from honed.data.kept import KeptRows
 from honed.data.ledger import Ledger
 from honed.data.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
 from honed.data.pack import fill_rate, one_by_one, pack_best_fit, pack_wrapped
+from honed.data.prefix import pack_shared
 from honed.data.reader import RowReader
 from honed.data.table import PackedRows, TokenTable
 from honed.data.template import PLAIN_SYSTEM_PROMPT, TRAIN_ON, JinjaTemplate, Masks, PlainTemplate, Template
@@ -52,6 +53,7 @@ class PrepareOptions:
         packing: several documents share a row, isolated from each other.
         packing_strategy: "bfd" (best fit, decreasing: no document is torn), "bfd_split" (also overlong=split) or
             "wrapped" (rows are full to the last token and tear the documents at their ends; for pre-training).
+        share_prefixes: packing puts documents that begin alike into one row, which holds what they share once.
         bad_rows: "error" (stop and list them) or "drop" (count them).
         text_field: column of plain-text rows.
     """
@@ -69,6 +71,7 @@ class PrepareOptions:
     overlong: str = "drop"
     packing: bool = False
     packing_strategy: str = "bfd"
+    share_prefixes: bool = False
     bad_rows: str = "error"
     text_field: str = "text"
 
@@ -311,6 +314,12 @@ def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple
             f"wrapped packing tore {len(table) - ledger.documents:,} documents; "
             f"{lost:,} trained tokens stand at a tear, where nothing predicts them"
         )
+    elif options.share_prefixes:
+        rows, tokens = pack_shared(table, options.max_length)
+        if shared := ledger.tokens - tokens:
+            ledger.notes.append(f"{shared:,} of {ledger.tokens:,} tokens repeat a prefix in their row: computed once")
+        ledger.fill = tokens / (len(rows) * options.max_length)
+        return table, rows
     else:
         rows = pack_best_fit(table.lengths, options.max_length)
     ledger.fill = fill_rate(table.lengths, rows, options.max_length)

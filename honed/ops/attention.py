@@ -1,22 +1,32 @@
-"""Attention over flat rows: every document attends to itself only, and no dense T x T mask is built.
+"""Attention over flat rows: every document attends to itself and to the prefix it shares, and nothing is padded.
 
 Registered with transformers under the name "honed", so unmodified models use it through
 `model.set_attn_implementation("honed")`. Batches without document boundaries (generation, padded rows) take
 transformers' own SDPA path.
 
-Shapes: B batch (1 for flat rows), H query heads, K key/value heads, T tokens, E head size, N documents.
+On CUDA in half precision one variable-length kernel computes the whole row (`attention_varlen.py`). Elsewhere each
+document is a call of its own (`attention_tiles.py`), neighbours of equal length one together: on a CPU, documents of
+near-equal length padded into one call are slower at real lengths, and faster only where all are tiny
+(benchmarks/attention.py). What costs most is to slice a row per document, for each slice's gradient is as long as the
+row; so rows are split once.
+
+Shapes: B batch (1 for flat rows), H query heads, K key/value heads, T tokens, E head size, N segments.
 """
 
 from __future__ import annotations
 
-import weakref
-from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+
+from honed.errors import ModelError
+from honed.ops.attention_layout import Layout, Remembered, Run, layout_of_bounds, layout_of_positions
+from honed.ops.attention_tiles import Rule, attend, attend_masked
+from honed.ops.attention_varlen import Kernel, Qkv, attend_varlen, choose_kernel, compute_dtype, machine
 
 NAME = "honed"
+
+_layouts = Remembered()
 
 
 def register() -> str:
@@ -38,7 +48,11 @@ def document_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    shared_prefixes: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document.
@@ -47,25 +61,35 @@ def document_attention(
         module: the attention layer that calls.
         attention_mask: must be None where boundaries are given.
         sliding_window: a token sees this many tokens including itself; None for all before it.
-        cu_seq_lens_q: int32 (N + 1,), where documents start and end; absent for ordinary batches.
+        softcap: scores become softcap * tanh(score / softcap).
+        s_aux: (H,) attention sinks.
+        cu_seq_lens_q: int32 (N + 1,), where segments start and the last ends; absent for ordinary batches.
+        max_length_q: tokens of the longest segment; spares a look at the device.
+        shared_prefixes: int32 (2, N), the parent of each segment (-1 for none) and how many tokens it sees of what
+            its parent sees and is; see `attention_layout`.
 
     Returns:
         Output of shape (B, T, H, E), and no weights.
 
     Raises:
-        NotImplementedError: the layer caps its scores or has attention sinks, which SDPA cannot do.
+        ModelError: the layer has dropout, and prefixes are shared.
+        NotImplementedError: the layer looks ahead.
     """
-    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
-        raise NotImplementedError("soft-capped scores and attention sinks need the model's own attention")
-    documents = _documents(cu_seq_lens_q, kwargs.get("position_ids"), query_BHTE, attention_mask)
-    options: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "window": sliding_window}
-    if documents is None:
-        return _plain(module, query_BHTE, key_BKTE, value_BKTE, attention_mask, **options, kwargs=kwargs)
-    outputs = [
-        _one_document(query_BHTE[:, :, a:b], key_BKTE[:, :, a:b], value_BKTE[:, :, a:b], **options)
-        for a, b in documents
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    if cu_seq_lens_q is not None and not _is_causal(module, kwargs):
+        raise NotImplementedError("the model's attention looks ahead")
+    rule = Rule(scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks_H=s_aux)
+    qkv = (query_BHTE, key_BKTE, value_BKTE)
+    kernel = _kernel(query_BHTE, value_BKTE, rule)
+    if kernel and cu_seq_lens_q is not None and shared_prefixes is None and max_length_q is not None:
+        # nothing is read from the device
+        bounds, longest = cu_seq_lens_q.to(torch.int32), max_length_q
+        return attend_varlen(kernel, qkv, rule, bounds=(bounds, bounds), longest=(longest, longest)), None
+    layout = _layout(query_BHTE, attention_mask, cu_seq_lens_q, shared_prefixes, kwargs.get("position_ids"))
+    if layout is None:
+        return _ordinary(module, qkv, attention_mask, rule, kwargs), None
+    if layout.shares and dropout:
+        raise ModelError("documents cannot share a prefix's dropout", fix="set dropout to 0 or share_prefixes=False")
+    return _whole_row(kernel, layout, qkv, rule) if kernel else _by_document(layout, qkv, rule), None
 
 
 def document_mask(
@@ -79,93 +103,78 @@ def document_mask(
     return sdpa_mask(*args, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs)
 
 
-def _one_document(
-    q_BHTE: torch.Tensor,
-    k_BKTE: torch.Tensor,
-    v_BKTE: torch.Tensor,
-    *,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
+def _by_document(layout: Layout, qkv: Qkv, rule: Rule) -> torch.Tensor:
+    sizes = [run.tokens for run in layout.runs]
+    queries, keys, values = (x.split(sizes, dim=2) for x in qkv)
+    outputs = [
+        attend(_folded(queries[n], run), _with_path(keys, n, run), _with_path(values, n, run), rule).flatten(0, 1)
+        for n, run in enumerate(layout.runs)
+    ]
+    return torch.cat(outputs)[None]
+
+
+def _folded(x_1HTE: torch.Tensor, run: Run) -> torch.Tensor:
+    """(count, H, length, E), a view: neighbours of equal length are a batch already."""
+    return x_1HTE if run.count == 1 else x_1HTE[0].unflatten(1, (run.count, run.length)).transpose(0, 1)
+
+
+def _with_path(parts: tuple[torch.Tensor, ...], number: int, run: Run) -> torch.Tensor:
+    if not run.path:
+        return _folded(parts[number], run)
+    return torch.cat([*(parts[n][:, :, :tokens] for n, tokens in run.path), parts[number]], dim=2)
+
+
+def _kernel(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> Kernel | None:
+    on = machine(query.device)
+    if on.capability is None:
+        return None
+    return choose_kernel(on, rule, dtype=compute_dtype(query), head_size=query.shape[-1], value_size=value.shape[-1])
+
+
+def _whole_row(kernel: Kernel, layout: Layout, qkv: Qkv, rule: Rule) -> torch.Tensor:
+    q, k, v = qkv
+    bounds = (layout.bounds, layout.bounds)
+    if layout.shares:
+        places, bounds_k = layout.keys
+        k, v, bounds = k.index_select(2, places), v.index_select(2, places), (layout.bounds, bounds_k)
+    return attend_varlen(kernel, (q, k, v), rule, bounds=bounds, longest=(layout.longest, layout.most_keys))
+
+
+def _ordinary(
+    module: torch.nn.Module, qkv: Qkv, mask: torch.Tensor | None, rule: Rule, kwargs: dict[str, Any]
 ) -> torch.Tensor:
-    length = q_BHTE.shape[2]
-    mask = _window_mask(length, window, q_BHTE.device) if window is not None and window < length else None
-    return F.scaled_dot_product_attention(
-        q_BHTE,
-        k_BKTE,
-        v_BKTE,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=q_BHTE.shape[1] != k_BKTE.shape[1],
-    )
-
-
-def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """bool (length, length): True where the query may look."""
-    ages = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
-    return (ages >= 0) & (ages < window)
-
-
-def _plain(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-    kwargs: dict[str, Any],
-) -> tuple[torch.Tensor, None]:
+    """Padded rows and decoding with a cache: (B, T, H, E)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    length = query.shape[2]
-    if mask is None and window is not None and window < length == key.shape[2]:
-        mask = _window_mask(length, window, query.device)
-    output, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
-    return output, None
+    query, key, value = qkv
+    queries = query.shape[2]
+    whole = mask is None and queries > 1 and _is_causal(module, kwargs)
+    if whole and (not rule.plain or rule.window is not None):  # keys beyond the queries are an empty cache's room
+        return attend(query, key[:, :, :queries], value[:, :, :queries], rule).contiguous()
+    if not rule.plain:
+        return attend_masked(query, key, value, mask, rule).transpose(1, 2).contiguous()
+    options = {"dropout": rule.dropout, "scaling": rule.scaling, **kwargs}
+    output: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+    return output
 
 
-def _documents(
-    bounds: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
+def _is_causal(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.get("is_causal", getattr(module, "is_causal", True)))
+
+
+def _layout(
     query: torch.Tensor,
     mask: torch.Tensor | None,
-) -> tuple[tuple[int, int], ...] | None:
-    """Start and end of each document, or None for an ordinary batch."""
+    bounds: torch.Tensor | None,
+    tree: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+) -> Layout | None:
+    """The segments of a flat row; None for an ordinary batch."""
     if bounds is not None:
-        return _known(bounds, _spans_of_bounds)
+        return _layouts.get(layout_of_bounds, bounds, *([] if tree is None else [tree]))
     flat = position_ids is not None and mask is None and query.shape[0] == 1 and query.shape[2] > 1
-    if flat and position_ids is not None and position_ids.shape[-1] == query.shape[2]:
-        # someone else's flat batch: a position that does not continue the one before starts a document
-        documents = _known(position_ids, _spans_of_positions)
-        return documents if len(documents) > 1 else None
-    return None
-
-
-def _spans_of_bounds(bounds_N: torch.Tensor) -> tuple[tuple[int, int], ...]:
-    ends = bounds_N.tolist()
-    return tuple(pairwise(ends))
-
-
-def _spans_of_positions(positions_1T: torch.Tensor) -> tuple[tuple[int, int], ...]:
-    row = positions_1T.reshape(-1)
-    starts = (torch.nonzero(row[1:] != row[:-1] + 1).reshape(-1) + 1).tolist()
-    ends = [0, *starts, len(row)]
-    return tuple(pairwise(ends))
-
-
-# Every layer of a step asks for the same tensor's spans, and reading them waits for the device: remember the last.
-_last: tuple[weakref.ref[torch.Tensor], tuple[tuple[int, int], ...]] | None = None
-
-
-def _known(tensor: torch.Tensor, spans_of: Any) -> tuple[tuple[int, int], ...]:
-    global _last  # noqa: PLW0603 - one slot, keyed by the tensor itself
-    if _last is not None and _last[0]() is tensor:
-        return _last[1]
-    spans: tuple[tuple[int, int], ...] = spans_of(tensor)
-    _last = (weakref.ref(tensor), spans)
-    return spans
+    if not flat or position_ids is None or position_ids.numel() != query.shape[2]:
+        return None
+    # someone else's flat row: a position that does not continue the one before starts a document
+    layout = _layouts.get(layout_of_positions, position_ids)
+    return layout if layout.segments > 1 else None

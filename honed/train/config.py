@@ -31,6 +31,8 @@ class SFTConfig(TrainingArguments):
         assistant_only_loss: train on the assistant's turns only.
         completion_only_loss: train on completions only; None means yes where rows have prompt and completion.
         pad_to_multiple_of: where batches must be padded, pad them to a multiple of this.
+        share_prefixes: honed. What documents of a batch have in common at their beginning is computed once; packing
+            then puts such documents together. "auto": where the model and its dropout allow it; True: or stop.
         train_on: honed. "assistant", "last", "all" or "completion"; None to follow the two options above.
         template: honed. "auto" or "plain".
         template_arguments: honed. Further variables of the chat template.
@@ -68,6 +70,7 @@ class SFTConfig(TrainingArguments):
     completion_only_loss: bool | None = None
     pad_to_multiple_of: int | None = None
 
+    share_prefixes: bool | str = False
     train_on: str | None = None
     template: str = "auto"
     template_arguments: dict[str, Any] = field(default_factory=dict)

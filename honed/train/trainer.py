@@ -28,7 +28,7 @@ from honed.loss.objective import loss_sum, next_token_targets, token_weights, to
 from honed.model.adapters import attach
 from honed.model.load import load_model
 from honed.model.vocabulary import agree_on_stops
-from honed.train import rules, seams, stream, vision
+from honed.train import rules, seams, shared_prefixes, stream, vision
 from honed.train.callbacks import TrainingProgress
 from honed.train.config import SFTConfig
 from honed.train.metrics import StepMetrics
@@ -108,6 +108,7 @@ class SFTTrainer(Trainer):
             )
         if args.packing and isinstance(data_collator, DataCollatorForCompletionOnlyLM):
             raise RecipeError("packing=True packs nothing for a DataCollatorForCompletionOnlyLM.", fix="leave it out")
+        self._shares = shared_prefixes.decide(args.share_prefixes, trained, self.seams)
         self._prepared: dict[str, Prepared | VisionPrepared] = {}
         self.stream_loader: stream.StreamLoader | None = None
         self._stream_after: Place | None = None
@@ -238,7 +239,7 @@ class SFTTrainer(Trainer):
         if self._processor is not None:
             return vision.VisionCollator(processor=self._processor, multiple_of=args.pad_to_multiple_of or 1)
         if self.seams.flat:
-            return FlatCollator()
+            return FlatCollator(share_prefixes=self._shares)
         return PaddedCollator(pad_token_id=tokenizer.pad_token_id, multiple_of=args.pad_to_multiple_of or 1)
 
     def _eval_rows(self, dataset: Any, tokenizer: Any, args: SFTConfig, collator: Any) -> Any:
@@ -253,7 +254,7 @@ class SFTTrainer(Trainer):
             return dataset
         if collator is not None and not finds_completions:
             return dataset
-        options = args.prepare_options(evaluation=name != "train")
+        options = replace(args.prepare_options(evaluation=name != "train"), share_prefixes=self._shares)
         if name == "train" and not finds_completions and stream.is_streamed(dataset, args):
             return self._streamed(dataset, tokenizer, options, args)
         if finds_completions:  # which tells apart what is trained; so all is rendered, each document in its own row

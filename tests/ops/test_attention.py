@@ -1,87 +1,229 @@
-"""Attention over flat rows, held against one dense masked SDPA in float64."""
+"""Attention over flat rows, held against one dense masked softmax in float64: outputs and gradients."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from honed.ops import attention
+from honed.errors import ModelError
+from honed.ops import attention, attention_tiles
 
-LENGTHS = (5, 1, 9, 3)
 B, H, K, E = 1, 4, 2, 8
-T = sum(LENGTHS)
+LAYER = torch.nn.Identity()
+RULES: list[dict[str, Any]] = [
+    {},
+    {"scaling": 0.7},
+    {"sliding_window": 4},
+    {"sliding_window": 1},
+    {"sliding_window": 100},
+    {"softcap": 0.5},
+    {"s_aux": True},
+    {"softcap": 2.0, "s_aux": True, "sliding_window": 3, "scaling": 0.4},
+]
+# (length, parent, how many tokens of the parent's path and text are seen); a parent stands before its children
+TREE = [(5, -1, 0), (3, 0, 5), (3, 0, 4), (6, 2, 6), (1, 3, 12), (4, -1, 0), (4, -1, 0), (7, -1, 0)]
 
 
-def bounds() -> torch.Tensor:
-    return torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
+@st.composite
+def trees(draw: st.DrawFn) -> list[tuple[int, int, int]]:
+    tree: list[tuple[int, int, int]] = []
+    for number in range(draw(st.integers(1, 8))):
+        parent = draw(st.integers(-1, number - 1))
+        most = tree[parent][0] + tree[parent][2] if parent >= 0 else 0
+        seen = draw(st.integers(1, most)) if parent >= 0 else 0
+        tree.append((draw(st.integers(1, 9)), parent, seen))
+    return tree
 
 
-def draw() -> tuple[torch.Tensor, ...]:
-    return tuple(torch.randn(B, heads, T, E, dtype=torch.float64, requires_grad=True) for heads in (H, K, K))
+def bounds(lengths: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
-def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, scaling: float | None) -> torch.Tensor:
-    """The reference: one mask over all positions, keys and values repeated for grouped heads."""
-    document = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
-    age = torch.arange(T)[:, None] - torch.arange(T)[None, :]
-    mask = (document[:, None] == document[None, :]) & (age >= 0)
-    if window is not None:
-        mask &= age < window
+def places(tree: list[tuple[int, int, int]], segment: int) -> list[int]:
+    """Where in the row the tokens stand that lead to and make up a segment."""
+    length, parent, seen = tree[segment]
+    start = sum(n for n, _, _ in tree[:segment])
+    return (places(tree, parent)[:seen] if parent >= 0 else []) + list(range(start, start + length))
+
+
+def visible(tree: list[tuple[int, int, int]], window: int | None) -> torch.Tensor:
+    """bool (T, T), token by token."""
+    total = sum(length for length, _, _ in tree)
+    mask = torch.zeros(total, total, dtype=torch.bool)
+    for segment, (length, _, _) in enumerate(tree):
+        path = places(tree, segment)
+        for n in range(len(path) - length, len(path)):
+            first = 0 if window is None else max(0, n + 1 - window)
+            mask[path[n], path[first : n + 1]] = True
+    return mask
+
+
+def draw_qkv(tokens: int) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn(B, heads, tokens, E, dtype=torch.float64, requires_grad=True) for heads in (H, K, K))
+
+
+def dense(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    sliding_window: int | None = None,  # in the mask already
+) -> torch.Tensor:
+    """The reference: all scores, keys and values repeated for grouped heads."""
     k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling).transpose(1, 2)
+    scores = torch.einsum("bhqe,bhse->bhqs", q, k) * (E**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    exps = torch.where(mask, scores, -torch.inf).exp()
+    total = exps.sum(-1, keepdim=True)
+    if s_aux is not None:
+        total = total + s_aux.exp()[None, :, None, None]
+    return torch.einsum("bhqs,bhse->bqhe", exps / total, v)
 
 
-@pytest.mark.parametrize("window", [None, 4, 1, 100])
-@pytest.mark.parametrize("scaling", [None, 0.7])
-def test_output_and_gradients_equal_the_dense_mask(window: int | None, scaling: float | None) -> None:
-    q, k, v = draw()
-    out, weights = attention.document_attention(
-        torch.nn.Identity(), q, k, v, None, scaling=scaling, sliding_window=window, cu_seq_lens_q=bounds()
-    )
-    expected = dense(q, k, v, window, scaling)
+def assert_like_dense(tree: list[tuple[int, int, int]], rule: dict[str, Any]) -> None:
+    leaves = draw_qkv(sum(length for length, _, _ in tree))
+    if rule.get("s_aux"):
+        rule = {**rule, "s_aux": torch.randn(H, dtype=torch.float64, requires_grad=True)}
+        leaves = (*leaves, rule["s_aux"])
+    lengths, parents, seen = zip(*tree, strict=True)
+    structure = {"cu_seq_lens_q": bounds(list(lengths))}
+    if any(parent >= 0 for parent in parents):
+        structure["shared_prefixes"] = torch.tensor([parents, seen], dtype=torch.int32)
+    found, weights = attention.document_attention(LAYER, *leaves[:3], None, **structure, **rule)
+    expected = dense(*leaves[:3], visible(tree, rule.get("sliding_window")), **rule)
     assert weights is None
-    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    upstream = torch.randn_like(out)
-    found = torch.autograd.grad(out, (q, k, v), upstream)
-    wanted = torch.autograd.grad(expected, (q, k, v), upstream)
-    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    upstream = torch.randn_like(found)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, leaves, upstream),
+        torch.autograd.grad(expected, leaves, upstream),
+        rtol=1e-10,
+        atol=1e-10,
+    )
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("tile", [2, 128])
+def test_documents_and_trees_equal_the_dense_mask(
+    rule: dict[str, Any], tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_tiles, "TILE_QUERIES", tile)
+    assert_like_dense([(5, -1, 0), (1, -1, 0), (9, -1, 0), (3, -1, 0), (3, -1, 0)], rule)
+    assert_like_dense(TREE, rule)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(tree=trees(), rule=st.sampled_from(RULES))
+def test_any_tree_equals_the_dense_mask(tree: list[tuple[int, int, int]], rule: dict[str, Any]) -> None:
+    assert_like_dense(tree, rule)
+
+
+def test_a_long_document_is_computed_in_tiles_of_its_window() -> None:
+    assert_like_dense([(300, -1, 0), (40, -1, 0), (150, 0, 290)], {"sliding_window": 20})
 
 
 def test_a_document_does_not_see_another() -> None:
-    q, k, v = (t.detach() for t in draw())
+    q, k, v = (t.detach() for t in draw_qkv(18))
     run = attention.document_attention
-    before, _ = run(torch.nn.Identity(), q, k, v, None, cu_seq_lens_q=bounds())
+    before, _ = run(LAYER, q, k, v, None, cu_seq_lens_q=bounds([5, 1, 9, 3]))
     k, v = k.clone(), v.clone()
-    k[:, :, : LENGTHS[0]] += 1.0
-    v[:, :, : LENGTHS[0]] -= 3.0
-    after, _ = run(torch.nn.Identity(), q, k, v, None, cu_seq_lens_q=bounds())
-    assert not torch.equal(before[:, : LENGTHS[0]], after[:, : LENGTHS[0]])
-    assert torch.equal(before[:, LENGTHS[0] :], after[:, LENGTHS[0] :])
+    k[:, :, :5] += 1.0
+    v[:, :, :5] -= 3.0
+    after, _ = run(LAYER, q, k, v, None, cu_seq_lens_q=bounds([5, 1, 9, 3]))
+    assert not torch.equal(before[:, :5], after[:, :5])
+    assert torch.equal(before[:, 5:], after[:, 5:])
 
 
 def test_positions_alone_isolate_someone_elses_flat_batch() -> None:
-    q, k, v = (t.detach() for t in draw())
-    positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
-    by_positions, _ = attention.document_attention(torch.nn.Identity(), q, k, v, None, position_ids=positions)
-    by_bounds, _ = attention.document_attention(torch.nn.Identity(), q, k, v, None, cu_seq_lens_q=bounds())
+    q, k, v = (t.detach() for t in draw_qkv(18))
+    positions = torch.cat([torch.arange(n) for n in (5, 1, 9, 3)])[None]
+    by_positions, _ = attention.document_attention(LAYER, q, k, v, None, position_ids=positions)
+    by_bounds, _ = attention.document_attention(LAYER, q, k, v, None, cu_seq_lens_q=bounds([5, 1, 9, 3]))
     assert torch.equal(by_positions, by_bounds)
 
 
-def test_an_ordinary_batch_takes_the_ordinary_way() -> None:
-    q, k, v = (t.detach() for t in draw())
-    layer = torch.nn.Identity()
-    layer.num_key_value_groups = H // K  # type: ignore[assignment]
-    layer.is_causal = True  # type: ignore[assignment]
-    out, _ = attention.document_attention(layer, q, k, v, None)
-    k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
-    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-    torch.testing.assert_close(out, expected)
+def test_boundaries_are_read_once_per_batch_and_again_when_they_change() -> None:
+    q, k, v = (t.detach() for t in draw_qkv(6))
+    ends, calls = bounds([2, 4]), []
+
+    class Counted(torch.Tensor):
+        def tolist(self) -> Any:
+            calls.append(1)
+            return super().tolist()
+
+    ends = ends.as_subclass(Counted)
+    first, _ = attention.document_attention(LAYER, q, k, v, None, cu_seq_lens_q=ends)
+    attention.document_attention(LAYER, q, k, v, None, cu_seq_lens_q=ends)
+    assert len(calls) == 1
+    ends[1] = 3
+    moved, _ = attention.document_attention(LAYER, q, k, v, None, cu_seq_lens_q=ends)
+    assert len(calls) == 2 and not torch.equal(first, moved)
 
 
-@pytest.mark.parametrize("option", ["softcap", "s_aux"])
-def test_what_sdpa_cannot_do_is_refused(option: str) -> None:
-    q, k, v = draw()
-    with pytest.raises(NotImplementedError, match="model's own attention"):
-        attention.document_attention(torch.nn.Identity(), q, k, v, None, cu_seq_lens_q=bounds(), **{option: 1.0})
+def ordinary_layer() -> Any:
+    layer: Any = torch.nn.Identity()
+    layer.num_key_value_groups, layer.is_causal = H // K, True
+    return layer
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_an_ordinary_batch_of_two_rows(rule: dict[str, Any]) -> None:
+    rule = {**rule, "s_aux": torch.randn(H, dtype=torch.float64)} if "s_aux" in rule else rule
+    rows = [tuple(t.detach() for t in draw_qkv(7)) for _ in range(2)]
+    q, k, v = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    found, _ = attention.document_attention(ordinary_layer(), q, k, v, None, **rule)
+    mask = visible([(7, -1, 0)], rule.get("sliding_window"))
+    expected = torch.cat([dense(*row, mask, **rule) for row in rows])
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("rule", [{}, {"softcap": 0.5, "s_aux": True}], ids=str)
+def test_padding_and_decoding_with_a_cache(rule: dict[str, Any]) -> None:
+    rule = {**rule, "s_aux": torch.randn(H, dtype=torch.float64)} if "s_aux" in rule else rule
+    q, k, v = (t.detach() for t in draw_qkv(7))
+    mask = visible([(7, -1, 0)], None) & (torch.arange(7) >= 2)
+    mask[:2, :2] = torch.eye(2, dtype=torch.bool)  # padding sees itself, or nothing would be left of its softmax
+    padded, _ = attention.document_attention(ordinary_layer(), q, k, v, mask[None, None], **rule)
+    torch.testing.assert_close(padded, dense(q, k, v, mask, **rule), rtol=1e-11, atol=1e-11)
+    last, _ = attention.document_attention(ordinary_layer(), q[:, :, -1:], k, v, None, **rule)
+    torch.testing.assert_close(last, dense(q[:, :, -1:], k, v, torch.ones(1, 7, dtype=torch.bool), **rule))
+
+
+def test_dropout_and_shared_prefixes_exclude_each_other() -> None:
+    structure = {"cu_seq_lens_q": bounds([4, 2]), "shared_prefixes": torch.tensor([[-1, 0], [0, 4]])}
+    with pytest.raises(ModelError, match="dropout"):
+        attention.document_attention(LAYER, *draw_qkv(6), None, dropout=0.1, **structure)
+
+
+@pytest.mark.parametrize("rule", [{}, {"softcap": 50.0}], ids=str)
+def test_dropout_keeps_the_expectation(rule: dict[str, Any]) -> None:
+    q, k, v = (t.detach() for t in draw_qkv(300))
+    found, _ = attention.document_attention(
+        LAYER, q, k, torch.ones_like(v), None, dropout=0.3, cu_seq_lens_q=bounds([200, 100]), **rule
+    )
+    assert (found - 1).abs().max() > 0.1
+    assert abs(found.mean() - 1) < 0.02
+
+
+def test_a_segment_cannot_see_more_than_stands_before_it() -> None:
+    structure = {"cu_seq_lens_q": bounds([4, 2]), "shared_prefixes": torch.tensor([[-1, 0], [0, 5]])}
+    with pytest.raises(ValueError, match="1 tokens more"):
+        attention.document_attention(LAYER, *draw_qkv(6), None, **structure)
+
+
+def test_attention_that_looks_ahead_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="looks ahead"):
+        attention.document_attention(LAYER, *draw_qkv(6), None, cu_seq_lens_q=bounds([6]), is_causal=False)
 
 
 def test_padded_batches_get_a_mask_and_flat_ones_none() -> None:

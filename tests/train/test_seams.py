@@ -12,6 +12,7 @@ from honed.loss.head import ScoringHead
 from honed.model.adapters import attach, lora_config
 from honed.train import seams
 
+SMALL_MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 FITTING = ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi3", "olmo2", "smollm3"]
 
 
@@ -57,10 +58,25 @@ def test_soft_capped_logits_are_found_out(tiny_model: Callable[..., Any]) -> Non
     assert not found.scoring and any("after the head" in note for note in found.notes)
 
 
-def test_soft_capped_attention_is_found_out(tiny_model: Callable[..., Any]) -> None:
-    model = tiny_model("gemma2", attn_logit_softcapping=5.0)
+@pytest.mark.parametrize(("family", "options"), [("gemma2", {"attn_logit_softcapping": 5.0}), ("gpt_oss", SMALL_MOE)])
+def test_soft_capped_scores_and_attention_sinks_fit(
+    family: str, options: dict[str, Any], tiny_model: Callable[..., Any]
+) -> None:
+    model = tiny_model(family, sliding_window=4, **options).eval()  # float32: their own softmax is, whatever the model
+    model.set_attn_implementation("eager")  # transformers 5.17 leaves soft-capping out of its SDPA
+    documents = rows(12, 3, 20)
+    expected = torch.cat([plain_scores(model, row) for row in documents])
     found = seams.find_seams(model)
-    assert not found.flat and any("documents" in note for note in found.notes)
+    assert found.flat
+    with seams.opened(model, found) as head:
+        scores, _ = seams.token_scores(model, FlatCollator()(documents), head)
+    torch.testing.assert_close(scores.nll_N.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_that_looks_ahead_is_found_out(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("gemma3_text", use_bidirectional_attention=True)
+    found = seams.find_seams(model)
+    assert not found.flat and any("looks ahead" in note for note in found.notes)
 
 
 def test_a_model_that_ignores_boundaries_is_found_out(tiny_model: Callable[..., Any]) -> None:

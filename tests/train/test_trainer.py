@@ -212,7 +212,7 @@ def test_generation_stops_where_training_did(
 def test_packing_is_refused_where_documents_would_see_each_other(
     make: Callable[..., SFTTrainer], tiny_model: Callable[..., Any], chat_rows: Rows
 ) -> None:
-    model = tiny_model("gemma2", attn_logit_softcapping=5.0)
+    model = tiny_model("llama", attention_chunk_size=4)
     with pytest.raises(ModelError, match="packing=True"):
         make(chat_rows, model=model, packing=True)
     padded = make(chat_rows, model=model, max_steps=1)

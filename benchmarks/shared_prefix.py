@@ -1,0 +1,205 @@
+"""One forward and backward over several answers to one question: ours with and without sharing, and TRL.
+
+    python benchmarks/shared_prefix.py [--question 48] [--answer 48] [--answers 8] [--repeats 3] [--out NAME.json]
+
+Random tokens through a model of SmolLM2-135M's shape with random weights, float32, one thread, interleaved. The loss is
+on the answers. TRL gets the same documents as rows with a completion mask, one batch in each of its settings that a CPU
+allows (padded rows, padding_free, packing); documents are equally long, so padding costs it nothing. The ratio is
+printed against the fastest of them. Losses and gradients of all sides are compared first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+import numpy as np
+import torch
+
+from honed.data.collate import FlatCollator
+from honed.data.table import PackedRow
+from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
+from honed.train import seams
+
+TRL_SETTINGS: dict[str, dict[str, Any]] = {
+    "trl padded": {},
+    "trl padding_free": {"padding_free": True},
+    "trl packing": {"packing": True},
+}
+Step = Callable[[], tuple[float, int]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--question", type=int, default=48)
+    parser.add_argument("--answer", type=int, default=48)
+    parser.add_argument("--answers", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    documents = draw_documents(args.question, args.answer, args.answers)
+    model, trls_model = new_model(args.layers), new_model(args.layers)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {
+            "honed shared": ours(model, documents, args.question, share=True),
+            "honed unshared": ours(model, documents, args.question, share=False),
+            **{
+                name: trls(trls_model, documents, args.question, folder, options)
+                for name, options in TRL_SETTINGS.items()
+            },
+        }
+        tokens = check(steps, model, trls_model)
+        seconds = measure(steps, args.repeats)
+    result = summary(seconds, tokens)
+    print(json.dumps(result, indent=1))
+    if args.out:
+        machine = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1}
+        record = {"date": date.today().isoformat(), "machine": machine, "arguments": vars(args), **result}
+        Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def new_model(layers: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def draw_documents(question: int, answer: int, answers: int) -> list[np.ndarray]:
+    draw = np.random.default_rng(0)
+    asked = draw.integers(3, 49152, question)
+    return [np.concatenate([asked, draw.integers(3, 49152, answer)]) for _ in range(answers)]
+
+
+def ours(model: Any, documents: list[np.ndarray], question: int, *, share: bool) -> Step:
+    found = seams.find_seams(model)
+    weights = np.r_[np.zeros(question), np.ones(len(documents[0]) - question)].astype(np.float32)
+    rows = [PackedRow(input_ids=ids.astype(np.int32), weights=weights, lengths=(len(ids),)) for ids in documents]
+
+    def step() -> tuple[float, int]:
+        batch = FlatCollator(share_prefixes=share)(rows)
+        labels, weights = batch["labels"], batch["loss_weights"]
+        model.zero_grad()
+        with seams.opened(model, found) as head:
+            scores, _ = seams.token_scores(model, batch, head, extras=True)
+            weights_N = token_weights(labels, weights, next_token_targets(labels))
+            loss = loss_sum(scores, weights_N) / total_weight(labels, weights)
+            loss.backward()
+        return loss.item(), batch["input_ids"].numel()
+
+    return step
+
+
+def trls(model: Any, documents: list[np.ndarray], question: int, folder: str, options: dict[str, Any]) -> Step:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    mask = [0] * question + [1] * (len(documents[0]) - question)
+    rows = Dataset.from_list([{"input_ids": ids.tolist(), "completion_mask": mask} for ids in documents])
+    tokens = sum(map(len, documents))
+    config = SFTConfig(
+        output_dir=folder,
+        per_device_train_batch_size=1 if options.get("packing") else len(documents),
+        max_length=tokens if options.get("packing") else None,
+        completion_only_loss=True,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        report_to=[],
+        **options,
+    )
+    trainer = SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer(PreTrainedTokenizerFast))
+    batch = next(iter(trainer.get_train_dataloader()))
+
+    def step() -> tuple[float, int]:
+        model.zero_grad()
+        loss = trainer.compute_loss(model, dict(batch))
+        loss.backward()
+        return loss.item(), batch["input_ids"].numel()
+
+    return step
+
+
+def tokenizer(fast: Any) -> Any:
+    """TRL wants one, though the rows are tokens already."""
+    from tokenizers import Tokenizer, models
+
+    return fast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>")),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+
+
+def check(steps: dict[str, Step], model: Any, trls_model: Any) -> dict[str, int]:
+    """Tokens that each side computes; stops where losses or gradients differ."""
+    tokens, expected = {}, None
+    for name, step in steps.items():
+        loss, tokens[name] = step()
+        parameters = (trls_model if name.startswith("trl") else model).parameters()
+        found = (torch.tensor(loss), torch.cat([p.grad.flatten() for p in parameters]))
+        expected = expected or found
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=0)
+        apart = float((found[1] - expected[1]).norm() / expected[1].norm())
+        if apart > 1e-4:
+            raise SystemExit(f"{name}: its gradient is {apart:.1e} away from that of the first side")
+    return tokens
+
+
+def measure(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(seconds: dict[str, list[float]], tokens: dict[str, int]) -> dict[str, Any]:
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    best = min((name for name in medians if name.startswith("trl")), key=medians.__getitem__)
+
+    def ratio(name: str) -> float:
+        pairs = zip(seconds["honed shared"], seconds[name], strict=True)
+        return round(statistics.median(b / a for a, b in pairs), 2)
+
+    return {
+        "seconds": {name: round(taken, 2) for name, taken in medians.items()},
+        "tokens": tokens,
+        "speedup_over_unshared": ratio("honed unshared"),
+        "fastest_trl": best,
+        "speedup_over_fastest_trl": ratio(best),
+        "speedup_over_trl_packing": ratio("trl packing"),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Which tokens of a flat row see which: documents side by side, or branches behind prefixes that they share.
+
+    row        | p p p p | a a | b b b |      cu_seq_lens      0 4 6 9
+    segments        0       1      2          shared_prefixes  [[-1, 0, 0],     the parent of each, -1 for none
+                                                                [ 0, 4, 3]]     tokens of the parent's path it sees
+    keys of 0: p p p p    keys of 1: p p p p a a    keys of 2: p p p b b b
+
+A segment without a parent is a document by itself. The path of a segment is what its parent sees, followed by the
+parent's own tokens; attention is causal along path and segment.
+
+Shapes: T tokens, S keys of all segments, N segments.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, chain, groupby, pairwise
+from typing import NamedTuple
+
+import torch
+
+
+class Part(NamedTuple):
+    """The first `tokens` tokens of run number `run`."""
+
+    run: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Segments that attention computes in one call: one segment, or neighbours of equal length without a path.
+
+    Attributes:
+        count: how many segments.
+        length: tokens of each.
+        path: what they see before their own tokens, in order.
+    """
+
+    count: int
+    length: int
+    path: tuple[Part, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the run in the row."""
+        return self.count * self.length
+
+
+class Layout:
+    """The segments of a row, read once per batch and used by every layer.
+
+    Args:
+        lengths: tokens of each segment, in row order.
+        parents: the segment before which each stands in the tree, -1 for none; a parent comes before its children.
+        seen: how many tokens of its parent's path and text each sees.
+        device: of the row.
+
+    Attributes:
+        runs: the segments, grouped into calls.
+        segments: how many there are.
+        shares: whether a segment sees another.
+        longest: tokens of the longest segment.
+        most_keys: keys of the segment that sees most.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        parents: Sequence[int] = (),
+        seen: Sequence[int] = (),
+        *,
+        device: torch.device | None = None,
+    ) -> None:
+        self.runs = _runs(lengths, parents or [-1] * len(lengths), seen or [0] * len(lengths))
+        self.segments = len(lengths)
+        self.shares = any(run.path for run in self.runs)
+        self.longest = max(lengths)
+        self.most_keys = max(run.length + sum(part.tokens for part in run.path) for run in self.runs)
+        self._ends = list(accumulate(lengths))
+        self._device = device
+
+    @cached_property
+    def bounds(self) -> torch.Tensor:
+        """int32 (N + 1,): where segments start and the last ends."""
+        return torch.tensor([0, *self._ends], dtype=torch.int32, device=self._device)
+
+    @cached_property
+    def keys(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """For kernels that read one stretch of keys per segment.
+
+        Returns:
+            Where each key stands in the row, int64 (S,); and where the stretches start and the last ends, int32
+            (N + 1,).
+        """
+        starts = [0, *accumulate(run.tokens for run in self.runs)]
+        stretches = [
+            [range(starts[part.run], starts[part.run] + part.tokens) for part in run.path]
+            + [range(start + n * run.length, start + (n + 1) * run.length)]
+            for start, run in zip(starts, self.runs, strict=False)
+            for n in range(run.count)
+        ]
+        ends = accumulate(sum(map(len, stretch)) for stretch in stretches)
+        places = torch.tensor(list(chain.from_iterable(chain.from_iterable(stretches))), device=self._device)
+        return places, torch.tensor([0, *ends], dtype=torch.int32, device=self._device)
+
+
+def layout_of_bounds(bounds_N: torch.Tensor, tree_2N: torch.Tensor | None = None) -> Layout:
+    """The layout that `cu_seq_lens` and, where prefixes are shared, `shared_prefixes` describe. Reads the device."""
+    ends = bounds_N.tolist()
+    lengths = [end - start for start, end in pairwise(ends)]
+    return Layout(lengths, *([] if tree_2N is None else tree_2N.tolist()), device=bounds_N.device)
+
+
+def layout_of_positions(positions_1T: torch.Tensor) -> Layout:
+    """Documents of somebody else's flat row: a position that does not continue the one before starts a document."""
+    row = positions_1T.reshape(-1)
+    starts = (torch.nonzero(row[1:] != row[:-1] + 1).reshape(-1) + 1).tolist()
+    lengths = [end - start for start, end in zip([0, *starts], [*starts, len(row)], strict=True)]
+    return Layout(lengths, device=row.device)
+
+
+class Remembered:
+    """The last value made from tensors: every layer of a step asks for the same, and reading tensors waits for the
+    device. Tensors are told apart by identity and by whether they were changed in place since."""
+
+    def __init__(self) -> None:
+        self._of: tuple[tuple[weakref.ref[torch.Tensor], int], ...] = ()
+        self._value: Layout | None = None
+
+    def get(self, make: Callable[..., Layout], *tensors: torch.Tensor) -> Layout:
+        """`make(*tensors)`, or what it gave the last time for the same tensors."""
+        known = len(self._of) == len(tensors) and all(
+            ref() is tensor and version == _version(tensor)
+            for (ref, version), tensor in zip(self._of, tensors, strict=True)
+        )
+        if self._value is None or not known:
+            self._value = make(*tensors)
+            self._of = tuple((weakref.ref(tensor), _version(tensor)) for tensor in tensors)
+        return self._value
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _runs(lengths: Sequence[int], parents: Sequence[int], seen: Sequence[int]) -> tuple[Run, ...]:
+    has_children = set(parents)
+    runs: list[Run] = []
+    paths: dict[int, tuple[Part, ...]] = {}  # of segments with children: what a child may see, their own tokens last
+
+    def alone(segment: int) -> bool:
+        return segment in has_children or parents[segment] >= 0
+
+    def kind(segment: int) -> tuple[int, int]:
+        return lengths[segment], segment if alone(segment) else -1
+
+    for (length, _), group in groupby(range(len(lengths)), key=kind):
+        segments = list(group)
+        first, parent = segments[0], parents[segments[0]]
+        path = _first_tokens(paths[parent], seen[first]) if parent >= 0 else ()
+        paths[first] = (*path, Part(len(runs), length))
+        runs.append(Run(count=len(segments), length=length, path=path))
+    return tuple(runs)
+
+
+def _first_tokens(path: tuple[Part, ...], tokens: int) -> tuple[Part, ...]:
+    kept = []
+    for run, length in path:
+        if tokens > 0:
+            kept.append(Part(run, min(length, tokens)))
+        tokens -= length
+    if tokens > 0:
+        raise ValueError(f"a segment sees {tokens} tokens more than stand before it")
+    return tuple(kept)

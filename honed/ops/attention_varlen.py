@@ -1,0 +1,116 @@
+"""Flash attention over all documents of a row in one call, where a CUDA device and a kernel allow it.
+
+Not measured on a GPU: the choice is tested with doubles, the kernels' arguments are those that torch 2.11 and 2.13 and
+flash-attn 2 document. Both kernels align causal masks and windows at the last query and the last key, which is what a
+branch behind a shared prefix needs.
+
+Shapes: T tokens, S keys of all documents, H query heads, K key/value heads, E head size, N documents.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+
+from honed.ops.attention_tiles import Rule
+
+Kernel = Literal["torch", "flash_attn"]
+Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+HALF = (torch.float16, torch.bfloat16)
+# Between 193 and 256 the backward pass needs the shared memory of these.
+LARGE_HEADS_ON = ((8, 0), (9, 0), (10, 0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What there is to compute with.
+
+    Attributes:
+        capability: of the CUDA device; None elsewhere, and on ROCm.
+        torch_flash: whether this torch was built with its flash attention.
+        flash_attn: whether the package flash-attn is installed.
+    """
+
+    capability: tuple[int, int] | None
+    torch_flash: bool
+    flash_attn: bool
+
+
+@cache
+def machine(device: torch.device) -> Machine:
+    """The machine that holds this device's tensors."""
+    cuda = device.type == "cuda" and torch.version.hip is None
+    return Machine(
+        capability=torch.cuda.get_device_capability(device) if cuda else None,
+        torch_flash=cuda and torch.backends.cuda.is_flash_attention_available(),
+        flash_attn=cuda and importlib.util.find_spec("flash_attn") is not None,
+    )
+
+
+def choose_kernel(on: Machine, rule: Rule, *, dtype: torch.dtype, head_size: int, value_size: int) -> Kernel | None:
+    """The kernel that computes exactly what the layer wants, torch's own first; None where there is none.
+
+    torch's kernel has no dropout and no soft-capping, neither has sinks.
+    """
+    if on.capability is None or on.capability < (8, 0) or dtype not in HALF or rule.sinks_H is not None:
+        return None
+    if head_size != value_size or head_size % 8 or head_size > (256 if on.capability in LARGE_HEADS_ON else 192):
+        return None
+    if on.torch_flash and rule.dropout == 0.0 and rule.softcap is None:
+        return "torch"
+    return "flash_attn" if on.flash_attn else None
+
+
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """What SDPA would compute in: autocast's type inside autocast, else the tensor's own."""
+    if torch.is_autocast_enabled(tensor.device.type):
+        return torch.get_autocast_dtype(tensor.device.type)
+    return tensor.dtype
+
+
+def attend_varlen(
+    kernel: Kernel, qkv: Qkv, rule: Rule, *, bounds: tuple[torch.Tensor, torch.Tensor], longest: tuple[int, int]
+) -> torch.Tensor:
+    """Causal attention inside each document.
+
+    Args:
+        kernel: as `choose_kernel` gave it.
+        qkv: queries (1, H, T, E), keys and values (1, K, S, E); a document's queries are the last of its keys.
+        rule: scaling, dropout, window, soft-capping.
+        bounds: int32 (N + 1,), where the queries of each document start and the last end; the same for its keys.
+        longest: most queries and most keys of a document; may be larger than the true numbers.
+
+    Returns:
+        (1, T, H, E), in the dtype of `compute_dtype`.
+    """
+    dtype = compute_dtype(qkv[0])
+    q_THE, k_SKE, v_SKE = (x[0].transpose(0, 1).to(dtype) for x in qkv)
+    args = (*bounds, *longest)
+    window = (-1 if rule.window is None else rule.window - 1, 0)
+    options: dict[str, Any]
+    if kernel == "flash_attn":
+        from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+
+        options = {"dropout_p": rule.dropout, "softmax_scale": rule.scaling, "softcap": rule.softcap or 0.0}
+        output = flash_attn_varlen_func(q_THE, k_SKE, v_SKE, *args, causal=True, window_size=window, **options)
+    else:
+        from torch.nn.attention import varlen
+
+        groups = q_THE.shape[1] // k_SKE.shape[1]
+        options = {"enable_gqa": True} if _takes_groups(varlen.varlen_attn) else {}
+        if groups > 1 and not options:
+            k_SKE, v_SKE = k_SKE.repeat_interleave(groups, dim=1), v_SKE.repeat_interleave(groups, dim=1)
+        output = varlen.varlen_attn(q_THE, k_SKE, v_SKE, *args, scale=rule.scaling, window_size=window, **options)
+    return output[None]
+
+
+@cache
+def _takes_groups(varlen_attn: Callable[..., Any]) -> bool:
+    """torch 2.11 documents equal numbers of heads only; later ones have an option."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
