@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from honed.errors import ModelError
+from honed.model import quantize
 from honed.model.device import pick_dtype
 from honed.model.smollm2 import MODEL_NAME as DEFAULT_MODEL
 from honed.model.smollm2 import resolve_default_model
@@ -65,11 +66,12 @@ def load_model(
         device: where it goes, unless `device_map` is among the options.
         dtype: number format, as a torch dtype or its name; None picks one: float32 for weights that are trained (their
             updates are too small for bfloat16), else what the device is good at.
-        trains_all: whether the model's own weights are trained (full fine-tuning).
-        options: keywords of `from_pretrained`.
+        trains_all: whether the model's own weights are trained (full fine-tuning); not asked of a quantised model.
+        options: keywords of `from_pretrained`; `load_in_4bit=True` and its companions are understood as well.
 
     Raises:
         ModelError: the model cannot be found or loaded, or is an adapter.
+        MissingExtraError: it is to be quantised, and the package for that is absent.
     """
     from transformers import AutoModelForCausalLM
 
@@ -81,17 +83,26 @@ def load_model(
         )
     old_name = options.pop("torch_dtype", None)
     chosen = dtype if dtype is not None else old_name
+    quantised = quantize.asks_for_bits(options)
     if chosen is None:
-        chosen = torch.float32 if trains_all else pick_dtype(device)
+        chosen = torch.float32 if trains_all and not quantised else pick_dtype(device)
+    if quantised:
+        products = pick_dtype(device) if chosen == "auto" else chosen
+        options = quantize.with_quantization_config({"device_map": {"": device}, **options}, dtype=products)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, **options)
+    except ImportError as error:  # of a quantisation's package, mostly
+        raise ModelError(f"The model {name} needs more packages: {first_line(error)}", fix="install them") from None
     except Exception as error:
         # a wrong name, a missing file, a truncated shard and an unknown architecture each raise their own kind
         raise ModelError(
             f"The model {name} could not be loaded: {first_line(error)}",
             fix="check the name, the folder's files and the network",
         ) from None
-    return model if "device_map" in options or "quantization_config" in options else model.to(device)
+    if quantize.is_quantized(model):
+        quantize.keep_differentiable(model)
+        return model
+    return model if "device_map" in options else model.to(device)
 
 
 def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype | str | None = None) -> tuple[Any, Any]:

@@ -23,10 +23,12 @@ from honed.data.table import PackedRows
 from honed.errors import ModelError, RecipeError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
-from honed.model.adapters import attach
+from honed.model.adapters import ready_to_train
 from honed.model.load import load_model, load_tokenizer
+from honed.model.quantize import quantized_options
 from honed.model.vocabulary import agree_on_stops, with_pad_token
 from honed.train import rules, seams, stream
+from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
 from honed.train.config import SFTConfig
 from honed.train.metrics import StepMetrics
@@ -47,6 +49,7 @@ class SFTTrainer(Trainer):
             preprocess_logits_for_metrics: as in transformers.
         peft_config: attaches this adapter; not changed.
         formatting_func: row -> text, messages, a pair or another row; see `honed.data.formatting.Formatting`.
+        quantization_config: loads the model quantised, when it is given by name.
 
     Attributes:
         ledger: what became of every training row.
@@ -72,18 +75,23 @@ class SFTTrainer(Trainer):
         preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
         peft_config: Any = None,
         formatting_func: Callable[[Any], Any] | None = None,
+        quantization_config: Any = None,
     ) -> None:
         args = as_sft_config(args)
         self.notes = rules.check(args)
+        from_pretrained_options = quantized_options(model, args.model_init_kwargs, quantization_config)
         name = model if isinstance(model, str) else seams.base_model(model).config.name_or_path
         loaded = (
             model
             if isinstance(model, nn.Module)
-            else load_model(name, device=args.device, **(args.model_init_kwargs or {}))
+            else load_model(name, device=args.device, **from_pretrained_options)
         )
         tokenizer = with_pad_token(processing_class if processing_class is not None else load_tokenizer(name))
         set_seed(args.seed)  # Trainer does so too, but after the adapter's weights are drawn
-        trained: nn.Module = attach(loaded, peft_config) if peft_config is not None else loaded
+        trained, notes = ready_to_train(
+            loaded, peft_config, tokenizer=tokenizer, checkpointing=args.gradient_checkpointing
+        )
+        self.notes += notes
         self._plain_loss = compute_loss_func is not None or data_collator is not None
         self.seams = seams.Seams() if self._plain_loss else seams.find_seams(trained)
         self.notes += self.seams.notes
@@ -116,6 +124,8 @@ class SFTTrainer(Trainer):
         )
         # our loss is divided by the step's token weight already, whatever the model's own loss would do
         self.model_accepts_loss_kwargs = True
+        for callback in adapter_callbacks(trained, fp16=args.fp16):
+            self.add_callback(callback)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
