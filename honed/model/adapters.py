@@ -119,7 +119,7 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
     if config.task_type is None:
         config.task_type = "CAUSAL_LM"
     notes = _unknown_names(model, config)
-    if _tied(model) and set(_ends(model)) & set(_last_parts(getattr(config, "modules_to_save", None))):
+    if _tied(model) and _last_parts(_ends(model)) & _last_parts(getattr(config, "modules_to_save", None)):
         config.ensure_weight_tying = True
     return config, notes + _train_rows(model, config, kind, new_rows)
 
@@ -183,24 +183,24 @@ def _refuse_what_cannot_train(model: Any, checkpointing: bool) -> None:
 
 def _train_rows(model: Any, config: Any, kind: str, rows: Sequence[int]) -> list[str]:
     """Adds the rows to `trainable_token_indices`, unless the adapter trains their layers whole; says so."""
-    saved = set(_last_parts(getattr(config, "modules_to_save", None)))
-    ends = [name for name in _ends(model) if name.rsplit(".", 1)[-1] not in saved]
+    whole = _last_parts(getattr(config, "modules_to_save", None))
+    ends = [name for name in _ends(model) if not _last_parts([name]) & whole]
+    if _tied(model):  # one layer does for both, and peft makes the other follow
+        ends = ends[:1] if len(ends) == 2 else []
     if not rows or not ends:
         return []
     if not hasattr(config, "trainable_token_indices"):
         return [f"the rows of tokens {list(rows)} are untrained, and {kind} cannot train rows: use LoRA for new tokens"]
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        return [f"the rows of tokens {list(rows)} are untrained; peft cannot train rows beside a head with a bias"]
     given = config.trainable_token_indices or {}
-    given = given if isinstance(given, dict) else {_ends(model)[0]: list(given)}
-    missing = sorted(set(rows).difference(*given.values()) if given else set(rows))
+    given = given if isinstance(given, dict) else {ends[0]: given}
+    by_last = {name.rsplit(".", 1)[-1]: set(ids) for name, ids in given.items()}
+    wanted = {name: by_last.get(name.rsplit(".", 1)[-1], set()) for name in ends}
+    missing = sorted({row for row in rows if any(row not in ids for ids in wanted.values())})
     if not missing:
         return []
-    head = model.get_output_embeddings()
-    if getattr(head, "bias", None) is not None:
-        return [f"the rows of tokens {missing} are untrained, and peft cannot train rows of a head that has a bias"]
-    by_last = {name.rsplit(".", 1)[-1]: ids for name, ids in given.items()}
-    config.trainable_token_indices = {
-        name: sorted({*by_last.get(name.rsplit(".", 1)[-1], ()), *missing}) for name in ends
-    }
+    config.trainable_token_indices = {name: sorted(ids | set(missing)) for name, ids in wanted.items()}
     return [f"the rows of {len(missing)} new tokens {missing} are untrained, and are trained with the adapter"]
 
 
@@ -229,16 +229,15 @@ def _unknown_names(model: Any, config: Any) -> list[str]:
     return notes
 
 
-def _last_parts(names: Iterable[str] | None) -> list[str]:
-    return [name.rsplit(".", 1)[-1] for name in names or ()]
+def _last_parts(names: Iterable[str] | None) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name in names or ()}
 
 
 def _ends(model: Any) -> list[str]:
-    """Names of the embedding and, where its weights are its own, of the head."""
+    """Names of the embedding and the head."""
     names = {id(module): name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    ends = [names[id(embedding)]]
-    return ends if head is None or _tied(model) else [*ends, names[id(head)]]
+    return [names[id(embedding)], *([names[id(head)]] if head is not None else [])]
 
 
 def _tied(model: Any) -> bool:

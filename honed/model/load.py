@@ -46,7 +46,8 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder = resolve(name)
+    place = Path(name).expanduser()
+    folder = str(place.absolute()) if place.is_dir() else resolve(name)  # a tokenizer may come without a model
     try:
         return AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer

@@ -82,9 +82,7 @@ class SFTTrainer(Trainer):
         from_pretrained_options = quantized_options(model, args.model_init_kwargs, quantization_config)
         name = model if isinstance(model, str) else seams.base_model(model).config.name_or_path
         loaded = (
-            model
-            if isinstance(model, nn.Module)
-            else load_model(name, device=args.device, **from_pretrained_options)
+            model if isinstance(model, nn.Module) else load_model(name, device=args.device, **from_pretrained_options)
         )
         tokenizer = with_pad_token(processing_class if processing_class is not None else load_tokenizer(name))
         set_seed(args.seed)  # Trainer does so too, but after the adapter's weights are drawn
