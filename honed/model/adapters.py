@@ -124,8 +124,14 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
     return config, notes + _train_rows(model, config, kind, new_rows)
 
 
-def load_with_adapter(folder: str, *, device: Any, **options: Any) -> Any:
+def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: Any) -> Any:
     """The base model that the adapter's folder names, with the adapter on it, ready for generation.
+
+    Args:
+        folder: of the adapter.
+        device: where the base is loaded.
+        base: a model to put the adapter on (in place) instead of loading the one that the folder names.
+        options: for `load_model`.
 
     Raises:
         ModelError: the adapter or its base model cannot be loaded.
@@ -135,9 +141,10 @@ def load_with_adapter(folder: str, *, device: Any, **options: Any) -> Any:
     from honed.model.load import first_line, load_model
 
     try:
-        base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-        model = load_model(str(base), device=device, trains_all=False, **options)
-        return PeftModel.from_pretrained(model, folder)
+        if base is None:
+            name = PeftConfig.from_pretrained(folder).base_model_name_or_path
+            base = load_model(str(name), device=device, trains_all=False, **options)
+        return PeftModel.from_pretrained(base, folder)
     except ModelError:
         raise
     except Exception as error:  # garbled JSON, a truncated file, another model's shapes: each its own kind

@@ -12,6 +12,7 @@ from honed.model import quantize
 from honed.model.device import pick_dtype
 from honed.model.smollm2 import MODEL_NAME as DEFAULT_MODEL
 from honed.model.smollm2 import resolve_default_model
+from honed.recipe import load_recipe
 
 
 def resolve(name: str) -> str:
@@ -58,7 +59,13 @@ def load_tokenizer(name: str, **options: Any) -> Any:
 
 
 def load_model(
-    name: str, *, device: torch.device, dtype: torch.dtype | str | None = None, trains_all: bool = True, **options: Any
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | str | None = None,
+    trains_all: bool = True,
+    quantization: str | None = None,
+    **options: Any,
 ) -> Any:
     """A causal language model on the device.
 
@@ -68,6 +75,7 @@ def load_model(
         dtype: number format, as a torch dtype or its name; None picks one: float32 for weights that are trained (their
             updates are too small for bfloat16), else what the device is good at.
         trains_all: whether the model's own weights are trained (full fine-tuning); not asked of a quantised model.
+        quantization: "nf4", "fp4" or "int8"; see `honed.model.quantize`.
         options: keywords of `from_pretrained`; `load_in_4bit=True` and its companions are understood as well.
 
     Raises:
@@ -84,11 +92,14 @@ def load_model(
         )
     old_name = options.pop("torch_dtype", None)
     chosen = dtype if dtype is not None else old_name
-    quantised = quantize.asks_for_bits(options)
+    quantised = quantization is not None or quantize.asks_for_bits(options)
     if chosen is None:
         chosen = torch.float32 if trains_all and not quantised else pick_dtype(device)
     if quantised:
         products = pick_dtype(device) if chosen == "auto" else chosen
+        if quantization is not None:
+            own = quantize.quantization_config(quantization, dtype=products)
+            options = quantize.quantized_options(name, options, own)
         options = quantize.with_quantization_config({"device_map": {"": device}, **options}, dtype=products)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, **options)
@@ -120,12 +131,22 @@ def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype |
     tokenizer = load_tokenizer(folder)
     adapted = is_adapter(folder)
     load = load_with_adapter if adapted else load_model
-    options: dict[str, Any] = {} if adapted else {"trains_all": False}
+    options: dict[str, Any] = {"quantization": trained_on(folder)} if adapted else {"trains_all": False}
     model = load(folder, device=device, dtype=dtype, **options).eval()
     if adapted and (Path(folder) / "generation_config.json").exists():
         # peft takes the base model's; the stop tokens that were trained stand in the run's own
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, tokenizer
+
+
+def trained_on(folder: str) -> str | None:
+    """How the base was quantised when honed trained the adapter in this folder; None where it was not.
+
+    Raises:
+        RecipeError: the folder's recipe.yaml is none.
+    """
+    recipe = Path(folder) / "recipe.yaml"
+    return load_recipe(recipe).quantization if recipe.is_file() else None
 
 
 def is_adapter(folder: str) -> bool:

@@ -19,7 +19,7 @@ OLD_KEYWORDS = ("load_in_4bit", "load_in_8bit")
 COMPANIONS = ("bnb_4bit_", "llm_int8_")
 
 
-def quantization_config(kind: str, *, dtype: torch.dtype) -> Any:
+def quantization_config(kind: str, *, dtype: torch.dtype | str) -> Any:
     """The `BitsAndBytesConfig` behind a short name.
 
     Args:
@@ -74,7 +74,7 @@ def with_quantization_config(options: Mapping[str, Any], *, dtype: torch.dtype |
 
 
 def quantized_options(model: Any, options: Mapping[str, Any] | None, config: Any) -> dict[str, Any]:
-    """Keywords of `from_pretrained` with a trainer's own `quantization_config` among them.
+    """Keywords of `from_pretrained` with a `quantization_config` that came another way among them.
 
     Raises:
         ModelError: the model is loaded already, or the keywords hold a configuration, too.
@@ -84,7 +84,7 @@ def quantized_options(model: Any, options: Mapping[str, Any] | None, config: Any
     if not isinstance(model, str):
         raise ModelError("quantization_config is given, and the model is loaded already.", fix="give its name instead")
     if options and asks_for_bits(options):
-        raise ModelError("model_init_kwargs and quantization_config both quantise the model.", fix="give one of them")
+        raise ModelError("The model is quantised twice: by keywords, and by a configuration.", fix="give one of them")
     return {**(options or {}), "quantization_config": config}
 
 
