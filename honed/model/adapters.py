@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from honed.errors import ModelError
+from honed.errors import HonedError, ModelError
 from honed.model.chat_tokens import new_token_rows, template_tokens
 from honed.model.quantize import is_quantized, keep_differentiable
 
@@ -119,7 +119,8 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
     if config.task_type is None:
         config.task_type = "CAUSAL_LM"
     notes = _unknown_names(model, config)
-    if _tied(model) and _last_parts(_ends(model)) & _last_parts(getattr(config, "modules_to_save", None)):
+    whole_ends = _last_parts(_ends(model)) & _last_parts(getattr(config, "modules_to_save", None))
+    if _tied(model) and whole_ends and hasattr(config, "ensure_weight_tying"):
         config.ensure_weight_tying = True
     return config, notes + _train_rows(model, config, kind, new_rows)
 
@@ -145,7 +146,7 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
             name = PeftConfig.from_pretrained(folder).base_model_name_or_path
             base = load_model(str(name), device=device, trains_all=False, **options)
         return PeftModel.from_pretrained(base, folder)
-    except ModelError:
+    except HonedError:
         raise
     except Exception as error:  # garbled JSON, a truncated file, another model's shapes: each its own kind
         raise ModelError(
