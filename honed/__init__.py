@@ -12,11 +12,19 @@ if TYPE_CHECKING:
     from honed.data.prepare import PrepareOptions as PrepareOptions
     from honed.data.prepare import prepare as prepare
     from honed.errors import HonedError as HonedError
+    from honed.model.chat_tokens import clone_chat_template as clone_chat_template
+    from honed.model.chat_tokens import setup_chat_format as setup_chat_format
     from honed.model.load import load_model as load_model
     from honed.model.load import load_tokenizer as load_tokenizer
     from honed.recipe import Recipe as Recipe
     from honed.recipe import load_recipe as load_recipe
     from honed.train.config import SFTConfig as SFTConfig
+    from honed.train.model_config import ModelConfig as ModelConfig
+    from honed.train.model_config import get_kbit_device_map as get_kbit_device_map
+    from honed.train.model_config import get_peft_config as get_peft_config
+    from honed.train.model_config import get_quantization_config as get_quantization_config
+    from honed.train.script_arguments import ScriptArguments as ScriptArguments
+    from honed.train.script_arguments import TrlParser as TrlParser
     from honed.train.trainer import SFTTrainer as SFTTrainer
 
 __version__ = "0.1.0"
@@ -24,14 +32,22 @@ __version__ = "0.1.0"
 _HOMES = {
     "DataCollatorForCompletionOnlyLM": "honed.data.completion_collator",
     "HonedError": "honed.errors",
+    "ModelConfig": "honed.train.model_config",
     "PrepareOptions": "honed.data.prepare",
     "Recipe": "honed.recipe",
     "SFTConfig": "honed.train.config",
     "SFTTrainer": "honed.train.trainer",
+    "ScriptArguments": "honed.train.script_arguments",
+    "TrlParser": "honed.train.script_arguments",
+    "clone_chat_template": "honed.model.chat_tokens",
+    "get_kbit_device_map": "honed.train.model_config",
+    "get_peft_config": "honed.train.model_config",
+    "get_quantization_config": "honed.train.model_config",
     "load_model": "honed.model.load",
     "load_recipe": "honed.recipe",
     "load_tokenizer": "honed.model.load",
     "prepare": "honed.data.prepare",
+    "setup_chat_format": "honed.model.chat_tokens",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - the names above

@@ -83,12 +83,21 @@ class DataRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraRecipe:
-    """A LoRA adapter; `lora: null` trains all weights instead."""
+    """A LoRA adapter; `lora: null` trains all weights instead. See `honed.model.adapters.lora_config`.
+
+    Attributes:
+        init: peft's `init_lora_weights`, such as "pissa"; true for the ordinary one.
+        modules_to_save: layers that are trained whole, such as lm_head.
+    """
 
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
+    use_dora: bool = False
+    use_rslora: bool = False
+    init: bool | str = True
+    modules_to_save: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +124,7 @@ class Recipe:
     Attributes:
         model: name, folder or Hub id.
         dtype: number format of its weights, such as "bfloat16"; null picks what suits the device and the training.
+        quantization: "nf4", "fp4" or "int8" loads it quantised, to train an adapter on (see `honed.model.quantize`).
         data, lora, samples: see their classes.
         train: arguments of `honed.SFTConfig` (and so of transformers' TrainingArguments), by name.
         output: folder of the run.
@@ -122,6 +132,7 @@ class Recipe:
 
     model: str = "smollm2-135m-instruct"
     dtype: str | None = None
+    quantization: str | None = None
     data: DataRecipe = field(default_factory=DataRecipe)
     lora: LoraRecipe | None = field(default_factory=LoraRecipe)
     samples: SamplesRecipe = field(default_factory=SamplesRecipe)

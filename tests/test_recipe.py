@@ -84,7 +84,11 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path: Path, text: str) -> None
     [
         (["data.max_lenght=5"], "Unknown key data.max_lenght.", "did you mean 'max_length'?"),
         (["dat.files=a"], "Unknown key 'dat.files'.", "did you mean 'data'?"),
-        (["lora.zzz=a"], "Unknown key lora.zzz.", "known keys: alpha, dropout, r, target_modules"),
+        (
+            ["lora.zzz=a"],
+            "Unknown key lora.zzz.",
+            "known keys: alpha, dropout, init, modules_to_save, r, target_modules, use_dora, use_rslora",
+        ),
         (["max_length=long"], "data.max_length is 'long'.", "it takes a whole number or null"),
         (["max_length=1.5"], "data.max_length is 1.5.", "it takes a whole number or null"),
         (["r=true"], "lora.r is True.", "it takes a whole number"),

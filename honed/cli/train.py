@@ -28,6 +28,8 @@ Keys that matter most (key=value, or the same in the recipe's YAML):
   data.streaming        true reads rows while training, in constant memory; needs max_steps
   lora                  null trains all weights
   lora.r, lora.alpha, lora.dropout, lora.target_modules          [16, 32, 0, all-linear]
+  lora.use_dora, lora.use_rslora, lora.init (pissa, ...), lora.modules_to_save (lm_head, ...)
+  quantization          nf4, fp4, int8: train the adapter on a quantised model
   samples.prompts       questions answered before and after; 'starter'
   samples.form          regular expression that answers should match
   output                folder of the run                        [runs/latest]

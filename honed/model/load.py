@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from honed.errors import MissingExtraError, ModelError
+from honed.model import quantize
 from honed.model.device import pick_dtype
 from honed.model.smollm2 import MODEL_NAME as DEFAULT_MODEL
 from honed.model.smollm2 import resolve_default_model
+from honed.recipe import load_recipe
 
 
 def resolve(name: str) -> str:
@@ -45,7 +47,8 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder = resolve(name)
+    place = Path(name).expanduser()
+    folder = str(place.absolute()) if place.is_dir() else resolve(name)  # a tokenizer may come without a model
     try:
         return AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
@@ -91,6 +94,7 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     trains_all: bool = True,
     sees: bool = False,
+    quantization: str | None = None,
     **options: Any,
 ) -> Any:
     """A causal language model on the device.
@@ -100,12 +104,14 @@ def load_model(
         device: where it goes, unless `device_map` is among the options.
         dtype: number format, as a torch dtype or its name; None picks one: float32 for weights that are trained (their
             updates are too small for bfloat16), else what the device is good at.
-        trains_all: whether the model's own weights are trained (full fine-tuning).
+        trains_all: whether the model's own weights are trained (full fine-tuning); not asked of a quantised model.
         sees: load the model with its vision tower, where the same folder also holds a model of text alone.
-        options: keywords of `from_pretrained`.
+        quantization: "nf4", "fp4" or "int8"; see `honed.model.quantize`.
+        options: keywords of `from_pretrained`; `load_in_4bit=True` and its companions are understood as well.
 
     Raises:
         ModelError: the model cannot be found or loaded, or is an adapter.
+        MissingExtraError: it is to be quantised, and the package for that is absent.
     """
     folder = resolve(name)
     if is_adapter(folder):
@@ -115,17 +121,29 @@ def load_model(
         )
     old_name = options.pop("torch_dtype", None)
     chosen = dtype if dtype is not None else old_name
+    quantised = quantization is not None or quantize.asks_for_bits(options)
     if chosen is None:
-        chosen = torch.float32 if trains_all else pick_dtype(device)
+        chosen = torch.float32 if trains_all and not quantised else pick_dtype(device)
+    if quantised:
+        products = pick_dtype(device) if chosen == "auto" else chosen
+        if quantization is not None:
+            own = quantize.quantization_config(quantization, dtype=products)
+            options = quantize.quantized_options(name, options, own)
+        options = quantize.with_quantization_config({"device_map": {"": device}, **options}, dtype=products)
     try:
         model = _model_class(folder, sees, options).from_pretrained(folder, dtype=chosen, **options)
+    except ImportError as error:  # of a quantisation's package, mostly
+        raise ModelError(f"The model {name} needs more packages: {first_line(error)}", fix="install them") from None
     except Exception as error:
         # a wrong name, a missing file, a truncated shard and an unknown architecture each raise their own kind
         raise ModelError(
             f"The model {name} could not be loaded: {first_line(error)}",
             fix="check the name, the folder's files and the network",
         ) from None
-    return model if "device_map" in options or "quantization_config" in options else model.to(device)
+    if quantize.is_quantized(model):
+        quantize.keep_differentiable(model)
+        return model
+    return model if "device_map" in options else model.to(device)
 
 
 def sees_images(name: str) -> bool:
@@ -166,12 +184,22 @@ def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype |
     tokenizer = load_tokenizer(folder)
     adapted = is_adapter(folder)
     load = load_with_adapter if adapted else load_model
-    options: dict[str, Any] = {} if adapted else {"trains_all": False}
+    options: dict[str, Any] = {"quantization": trained_on(folder)} if adapted else {"trains_all": False}
     model = load(folder, device=device, dtype=dtype, **options).eval()
     if adapted and (Path(folder) / "generation_config.json").exists():
         # peft takes the base model's; the stop tokens that were trained stand in the run's own
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, tokenizer
+
+
+def trained_on(folder: str) -> str | None:
+    """How the base was quantised when honed trained the adapter in this folder; None where it was not.
+
+    Raises:
+        RecipeError: the folder's recipe.yaml is none.
+    """
+    recipe = Path(folder) / "recipe.yaml"
+    return load_recipe(recipe).quantization if recipe.is_file() else None
 
 
 def is_adapter(folder: str) -> bool:

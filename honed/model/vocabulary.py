@@ -1,10 +1,12 @@
-"""Special tokens: a pad token that exists, and stop tokens that agree with what was trained."""
+"""Special tokens: a pad token that exists, ids that agree everywhere, and stop tokens that were trained."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from typing import Any
+
+ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def with_pad_token(tokenizer: Any) -> Any:
@@ -14,6 +16,20 @@ def with_pad_token(tokenizer: Any) -> Any:
     changed = copy.deepcopy(tokenizer)
     changed.pad_token = changed.eos_token if changed.eos_token is not None else changed.convert_ids_to_tokens(0)
     return changed
+
+
+def agree_on_special_tokens(model: Any, tokenizer: Any) -> None:
+    """Gives the model's config and generation config the tokenizer's bos, eos and pad, so that all three agree.
+
+    Args:
+        model: both of its configs are changed; a role that the tokenizer does not have is left as it is.
+    """
+    places = [model.config.get_text_config(), getattr(model, "generation_config", None)]
+    for role in ROLES:
+        token_id = getattr(tokenizer, role)
+        for place in places:
+            if place is not None and token_id is not None:
+                setattr(place, role, token_id)
 
 
 def agree_on_stops(model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> None:

@@ -24,7 +24,8 @@ from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters import lora_config
 from honed.model.load import first_line, load_model, resolve
-from honed.recipe import Recipe, as_yaml, suggest
+from honed.model.quantize import quantization_config
+from honed.recipe import LoraRecipe, Recipe, as_yaml, suggest
 from honed.report.run_report import write_run_report
 from honed.train import vision
 from honed.train.callbacks import MetricsFile
@@ -90,6 +91,10 @@ class _Plan:
             raise RecipeError(f"samples.max_new_tokens is {samples.max_new_tokens}.", fix="set 1 or more")
         if Path(recipe.model).is_dir() and Path(recipe.model).resolve() == Path(recipe.output).expanduser().resolve():
             raise RunError(f"{recipe.output} is the model's own folder.", fix="name another with output=FOLDER")
+        if recipe.quantization is not None:
+            quantization_config(recipe.quantization, dtype=torch.float32)  # known, and its package is here
+            if recipe.lora is None:
+                raise RecipeError("A quantised model's own weights cannot be trained.", fix="leave lora=null out")
         return cls(
             recipe=recipe,
             args=training_arguments(recipe),
@@ -106,7 +111,12 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
         processing_class = vision.load_processing_class(recipe.model, rows)
         sees = vision.is_processor(processing_class)
         model = load_model(
-            recipe.model, device=args.device, dtype=recipe.dtype, trains_all=recipe.lora is None, sees=sees
+            recipe.model,
+            device=args.device,
+            dtype=recipe.dtype,
+            trains_all=recipe.lora is None,
+            sees=sees,
+            quantization=recipe.quantization,
         )
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {_device_name(args.device)}")
     tokenizer = processing_class.tokenizer if sees else processing_class
@@ -222,13 +232,8 @@ def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
 
 def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any) -> SFTTrainer:
     """The trainer that the recipe describes, with its data prepared."""
-    lora = recipe.lora
-    targets = lora.target_modules if lora else ""
-    adapter = lora and lora_config(
-        r=lora.r,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+    adapter = recipe.lora and lora_config(
+        **{f.name: getattr(recipe.lora, f.name) for f in dataclasses.fields(LoraRecipe)}
     )
     data = run_data(recipe.data, seed=args.seed)
     try:

@@ -18,6 +18,7 @@ from honed.data.collate import Batch, FlatCollator
 from honed.data.table import PackedRow
 from honed.loss.head import ScoringHead, TokenScores, score_logits
 from honed.loss.objective import IGNORE_INDEX, next_token_targets
+from honed.model.adapters import prompt_tokens
 from honed.ops import attention
 
 PROBE_LENGTHS = (5, 7)
@@ -80,7 +81,8 @@ def token_scores(
     if head is None:
         output = model(**inputs, use_cache=False)
         chosen_BL = targets_BL != IGNORE_INDEX
-        return score_logits(output.logits[chosen_BL], targets_BL[chosen_BL], extras=extras), output
+        logits_BLV = output.logits[:, -targets_BL.shape[1] :]  # prompt-learning adapters put virtual tokens before
+        return score_logits(logits_BLV[chosen_BL], targets_BL[chosen_BL], extras=extras), output
     with head.scoring(targets_BL, extras=extras):
         output = model(**inputs, use_cache=False)
     return head.take(output.logits), output
@@ -96,6 +98,9 @@ def find_seams(model: nn.Module) -> Seams:
     inner = base_model(model)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         seams.notes.append("the model's weights are not loaded here, so its attention and head were left as they are")
+        return seams
+    if prompt_tokens(model) is not None:
+        seams.notes.append("the adapter puts virtual tokens before each row: batches are padded, whole logits computed")
         return seams
     was_training = model.training
     model.eval()

@@ -25,10 +25,12 @@ from honed.data.vision_prepare import VisionPrepared, VisionRows, prepare_vision
 from honed.errors import ModelError, RecipeError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
-from honed.model.adapters import attach
+from honed.model.adapters import ready_to_train
 from honed.model.load import load_model
+from honed.model.quantize import quantized_options
 from honed.model.vocabulary import agree_on_stops
 from honed.train import rules, seams, shared_prefixes, stream, vision
+from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
 from honed.train.config import SFTConfig
 from honed.train.metrics import StepMetrics
@@ -50,6 +52,7 @@ class SFTTrainer(Trainer):
             preprocess_logits_for_metrics: as in transformers.
         peft_config: attaches this adapter; not changed.
         formatting_func: row -> text, messages, a pair or another row; see `honed.data.formatting.Formatting`.
+        quantization_config: loads the model quantised, when it is given by name.
 
     Attributes:
         ledger: what became of every training row.
@@ -75,9 +78,11 @@ class SFTTrainer(Trainer):
         preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
         peft_config: Any = None,
         formatting_func: Callable[[Any], Any] | None = None,
+        quantization_config: Any = None,
     ) -> None:
         args = as_sft_config(args)
         self.notes = rules.check(args)
+        from_pretrained_options = quantized_options(model, args.model_init_kwargs, quantization_config)
         name = model if isinstance(model, str) else seams.base_model(model).config.name_or_path
         if processing_class is None:
             looked_at = None if data_collator is not None or args.streaming else train_dataset
@@ -88,15 +93,18 @@ class SFTTrainer(Trainer):
         loaded = (
             model
             if isinstance(model, nn.Module)
-            else load_model(name, device=args.device, sees=sees, **(args.model_init_kwargs or {}))
+            else load_model(name, device=args.device, sees=sees, **from_pretrained_options)
         )
         set_seed(args.seed)  # Trainer does so too, but after the adapter's weights are drawn
         self._plain_loss = compute_loss_func is not None or data_collator is not None
         self._processor = processing_class if sees and data_collator is None else None
         if self._processor is not None:
-            trained, self.seams = vision.prepare_model(loaded, args, peft_config)
+            trained, self.seams = vision.prepare_model(loaded, args, peft_config, tokenizer)
         else:
-            trained = attach(loaded, peft_config) if peft_config is not None else loaded
+            trained, notes = ready_to_train(
+                loaded, peft_config, tokenizer=tokenizer, checkpointing=args.gradient_checkpointing
+            )
+            self.notes += notes
             self.seams = seams.Seams() if self._plain_loss else seams.find_seams(trained)
         self.notes += self.seams.notes
         if args.freeze_vision:
@@ -131,6 +139,8 @@ class SFTTrainer(Trainer):
         )
         # our loss is divided by the step's token weight already, whatever the model's own loss would do
         self.model_accepts_loss_kwargs = True
+        for callback in adapter_callbacks(trained, fp16=args.fp16):
+            self.add_callback(callback)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)

@@ -17,7 +17,7 @@ from honed.data.vision import shows_images
 from honed.data.vision_images import ImageRef, load
 from honed.data.vision_prepare import VisionRow
 from honed.errors import DataError, ModelError, RecipeError
-from honed.model.adapters import attach
+from honed.model.adapters import ready_to_train
 from honed.model.load import load_processor, load_tokenizer, sees_images
 from honed.model.vocabulary import with_pad_token
 from honed.train.config import SFTConfig
@@ -49,7 +49,7 @@ def with_padding(processing_class: Any) -> Any:
     return changed
 
 
-def prepare_model(model: nn.Module, args: SFTConfig, peft_config: Any) -> tuple[nn.Module, Seams]:
+def prepare_model(model: nn.Module, args: SFTConfig, peft_config: Any, tokenizer: Any) -> tuple[nn.Module, Seams]:
     """The model with its adapter, and the seams that it takes.
 
     Only the scoring head is a seam here: rows are padded, since vision towers have an attention of their own.
@@ -67,7 +67,8 @@ def prepare_model(model: nn.Module, args: SFTConfig, peft_config: Any) -> tuple[
     notes: list[str] = []
     if peft_config is not None:
         peft_config, notes = language_only(peft_config, model)
-        model = attach(model, peft_config)
+    model, more = ready_to_train(model, peft_config, tokenizer=tokenizer, checkpointing=args.gradient_checkpointing)
+    notes += more
     if args.ddp_find_unused_parameters is None and args.world_size > 1:
         args.ddp_find_unused_parameters = True  # a batch without images gives the vision tower no gradient
     found = find_seams(model)

@@ -1,0 +1,145 @@
+"""Quantised bases: what is asked for becomes a quantization config; a loaded one is made fit to carry an adapter.
+
+A quantised base is frozen: gradients pass through its weights and never into them (QLoRA, Dettmers et al.,
+arXiv:2305.14314). Embeddings, norms and LM head stay in the model's own number format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from honed.errors import MissingExtraError, ModelError
+
+KINDS = ("nf4", "fp4", "int8")
+OLD_KEYWORDS = ("load_in_4bit", "load_in_8bit")
+COMPANIONS = ("bnb_4bit_", "llm_int8_")
+
+
+def quantization_config(kind: str, *, dtype: torch.dtype | str) -> Any:
+    """The `BitsAndBytesConfig` behind a short name.
+
+    Args:
+        kind: "nf4" or "fp4" (4 bits, the scales quantised once more), "int8" (LLM.int8(), arXiv:2208.07339).
+        dtype: number format of the products in 4 bits.
+
+    Raises:
+        ModelError: no such kind.
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if kind not in KINDS:
+        raise ModelError(f"quantization is {kind!r}.", fix=f"known are {', '.join(KINDS)}")
+    need_bitsandbytes()
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def asks_for_bits(options: Mapping[str, Any]) -> bool:
+    """Whether keywords of `from_pretrained` ask for a quantised model."""
+    return options.get("quantization_config") is not None or any(options.get(key) for key in OLD_KEYWORDS)
+
+
+def with_quantization_config(options: Mapping[str, Any], *, dtype: torch.dtype | str) -> dict[str, Any]:
+    """The keywords with `load_in_4bit=True`, `bnb_4bit_quant_type=...` and their like as one `quantization_config`.
+
+    transformers 5 no longer takes the short form. Products are done in `dtype` where nothing else is said; by itself
+    bitsandbytes would take float32.
+
+    Raises:
+        ModelError: both forms are given.
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    short = {key: value for key, value in options.items() if key in OLD_KEYWORDS or key.startswith(COMPANIONS)}
+    rest = {key: value for key, value in options.items() if key not in short}
+    if rest.get("quantization_config") is None:
+        rest.pop("quantization_config", None)
+    if any(short.get(key) for key in OLD_KEYWORDS):
+        if "quantization_config" in rest:
+            raise ModelError("load_in_4bit/load_in_8bit and quantization_config are both given.", fix="give one")
+        from transformers import BitsAndBytesConfig
+
+        need_bitsandbytes()
+        rest["quantization_config"] = BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": dtype, **short})
+    elif _is_bitsandbytes(rest.get("quantization_config")):
+        need_bitsandbytes()
+    return rest
+
+
+def quantized_options(model: Any, options: Mapping[str, Any] | None, config: Any) -> dict[str, Any]:
+    """Keywords of `from_pretrained` with a `quantization_config` that came another way among them.
+
+    Raises:
+        ModelError: the model is loaded already, or the keywords hold a configuration, too.
+    """
+    if config is None:
+        return dict(options or {})
+    if not isinstance(model, str):
+        raise ModelError("quantization_config is given, and the model is loaded already.", fix="give its name instead")
+    if options and asks_for_bits(options):
+        raise ModelError("The model is quantised twice: by keywords, and by a configuration.", fix="give one of them")
+    return {**(options or {}), "quantization_config": config}
+
+
+def need_bitsandbytes() -> None:
+    """Raises MissingExtraError where the package is absent."""
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtraError("bitsandbytes", "quant")
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether the weights of a transformers model (in a peft model or not) are quantised."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def keep_differentiable(model: Any) -> None:
+    """Makes 4-bit layers on the CPU stay in the layout that gradients pass through.
+
+    On CPUs with AVX512-BF16 a bitsandbytes layer packs its weight anew at its first forward in eval mode, and stays
+    so. The kernel for that layout has no backward (0.50.2 warns, and gives no gradient to what comes before), so one
+    evaluation would spoil all training after it; and packing rounds the scales to bfloat16, which its undoing does not
+    bring back. Does nothing on other devices.
+
+    Raises:
+        ModelError: a layer is packed already.
+    """
+    for module in model.modules():
+        if getattr(getattr(getattr(module, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
+            raise ModelError(
+                "bitsandbytes has packed the model's 4-bit weights for inference, which cannot be undone without loss.",
+                fix="load the model anew, with honed.load_model, or run nothing on it before it is trained",
+            )
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def dequantized(model: Any, dtype: torch.dtype) -> Any:
+    """The quantised model as an ordinary one: the weights that its layers compute with, in this number format.
+
+    Args:
+        model: is used up; only what is returned may be used afterwards.
+
+    Raises:
+        ModelError: the method cannot be undone.
+    """
+    keep_differentiable(model)
+    try:
+        return model.dequantize(dtype=dtype).to(dtype)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        method = getattr(getattr(model, "quantization_method", None), "value", "unknown")
+        raise ModelError(
+            f"A base quantised by {method} cannot be dequantised: {error}",
+            fix="merge into the base model before it was quantised",
+        ) from None
+
+
+def _is_bitsandbytes(config: Any) -> bool:
+    known = config.to_dict() if hasattr(config, "to_dict") else (config or {})
+    return any(known.get(key) for key in OLD_KEYWORDS)

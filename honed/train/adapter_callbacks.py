@@ -1,0 +1,63 @@
+"""What an adapter's method asks for in every step beside gradients: AdaLoRA moves ranks to where they count.
+
+Source: Zhang et al., arXiv:2303.10512. transformers' Trainer calls none of this, and peft adds the penalty only to a
+loss that the model computes itself; without them AdaLoRA is LoRA that never gives up a rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from honed.errors import ModelError
+
+
+class AdaLoraSchedule(TrainerCallback):
+    """Keeps AdaLoRA's singular vectors orthogonal and moves its budget of ranks.
+
+    The penalty's gradient is there before the step's first micro-batch, so it counts once a step, whatever the number
+    of micro-batches, and is clipped with the rest.
+    """
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Starts the step's gradients with that of the orthogonality penalty."""
+        adapter = _unwrapped(model)
+        config = adapter.active_peft_config
+        (config.orth_reg_weight * orthogonality_penalty(adapter)).backward()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Weighs each rank by the gradients that are still there, and masks those over the budget."""
+        _unwrapped(model).base_model.update_and_allocate(state.global_step)
+
+
+def adapter_callbacks(model: Any, *, fp16: bool) -> list[TrainerCallback]:
+    """The callbacks that the model's active adapter needs; mostly none.
+
+    Raises:
+        ModelError: AdaLoRA with fp16, whose scaled gradients the penalty's would not match.
+    """
+    if not hasattr(model, "get_base_model"):
+        return []
+    if getattr(model.active_peft_config.peft_type, "value", "") != "ADALORA":
+        return []
+    if fp16:
+        raise ModelError("AdaLoRA cannot be trained with fp16=True.", fix="use bf16=True, or LoRA")
+    return [AdaLoraSchedule()]
+
+
+def orthogonality_penalty(model: Any) -> torch.Tensor:
+    """Mean over the active adapter's matrices of || A A^T - I || and || B^T B - I || (Frobenius), a scalar."""
+    mark = f".{model.active_adapter}"
+    norms = []
+    for name, weight in model.named_parameters():
+        if name.endswith(mark) and (".lora_A." in name or ".lora_B." in name):
+            square = weight @ weight.T if ".lora_A." in name else weight.T @ weight
+            norms.append(torch.linalg.matrix_norm(square - torch.eye(len(square)).to(square)))
+    return torch.stack(norms).mean()
+
+
+def _unwrapped(model: Any) -> Any:
+    """The peft model inside a data-parallel wrapper."""
+    return getattr(model, "module", model)

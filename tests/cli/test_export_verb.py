@@ -1,0 +1,56 @@
+"""`honed export`: from a run to a whole model, with its numbers on the screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> Path:
+    tiny_model(hidden_size=64, head_dim=16).save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_a_run_is_exported(honed: Any, model: Path, tmp_path: Path, chat_rows: list[Any]) -> None:
+    import json
+
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, chat_rows)), encoding="utf-8")
+    trained = honed(
+        *("train", "--model", model, "--data", data, "--output", tmp_path / "run"),
+        *("max_steps=2", "use_cpu=true", "report_to=none", "lora.use_dora=true", "lora.modules_to_save=[lm_head]"),
+    )
+    assert trained.status == 0, trained.err
+    shown = honed("export", tmp_path / "run", tmp_path / "out", "--dtype", "bfloat16", "--ollama")
+    assert shown.status == 0, shown.err
+    assert "the trained model as bfloat16" in shown.out and "6 greedy answers" in shown.out
+    assert 'PARAMETER stop "<|im_end|>"' in (tmp_path / "out" / "Modelfile").read_text()
+    again = honed("export", tmp_path / "run", tmp_path / "out")
+    assert again.status == 2 and "not empty" in again.err
+    data.unlink()
+    other = honed("export", tmp_path / "run", tmp_path / "other")
+    assert other.status == 0, other.err
+    assert "starter set" in other.out
+    said = honed("generate", tmp_path / "out", "why 3", "--max-new-tokens", "4")
+    assert said.status == 0, said.err
+
+
+def test_no_run(honed: Any, tmp_path: Path) -> None:
+    shown = honed("export", tmp_path / "nope", tmp_path / "out")
+    assert shown.status == 2 and "holds no model" in shown.err
+
+
+def test_quantised_and_all_weights(honed: Any, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install 'honed[quant]'")
+    arguments = ("train", "--model", model, "--output", tmp_path / "run", "quantization=nf4")
+    shown = honed(*arguments, "lora=null")
+    assert shown.status == 2 and "own weights cannot be trained" in shown.err
+    shown = honed(*arguments, "max_steps=1", "use_cpu=true", "report_to=none", "data.max_length=400")
+    assert shown.status == 0, shown.err
+    shown = honed("generate", tmp_path / "run", "why", "--max-new-tokens", "2")
+    assert shown.status == 0, shown.err
+    assert honed("train", "quantization=int3", "--output", tmp_path / "x").status == 2
