@@ -73,6 +73,9 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    from honed.model.minimind import register
+
+    register()
     folder = resolve(name)
     if is_adapter(folder):
         raise ModelError(
