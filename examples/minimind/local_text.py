@@ -36,8 +36,8 @@ def texts() -> Iterator[str]:
     from pydoc_data.topics import topics
 
     seen: set[str] = set()
-    for text in (*topics.values(), *docstrings(Path(sysconfig.get_path("stdlib")))):
-        text = text.strip()
+    found = (*topics.values(), *docstrings(Path(sysconfig.get_path("stdlib"))))
+    for text in map(str.strip, found):
         if len(text) >= SHORTEST and text not in seen:
             seen.add(text)
             yield text

@@ -257,11 +257,25 @@ def test_generate_is_greedy_search_by_hand_also_with_left_padding(kind: str) -> 
     assert found[:, 7:].tolist() == expected
 
 
-@pytest.mark.parametrize("kind", ["dense", "qk_norm", "yarn"])
+@each_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_both_seams_fit(kind: str, dtype: torch.dtype) -> None:
     found = seams.find_seams(make(kind, dtype=dtype))
     assert (found.flat, found.scoring, found.notes) == (True, True, [])
+
+
+def test_experts_that_leak_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without boundaries the second document attends to the first."""
+    model = make("moe", dtype=torch.float32)
+    plain = attention.document_attention
+
+    def leaking(*args: Any, cu_seq_lens_q: Any = None, position_ids: Any = None, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "document_attention", leaking)
+    assert not seams.find_seams(model).flat
+    monkeypatch.undo()
+    attention.register()
 
 
 def packed(*lengths: int) -> list[PackedRow]:
