@@ -107,7 +107,8 @@ def _random(args: argparse.Namespace, shape: dict[str, int], tokenizer: Any) -> 
     from transformers import set_seed
 
     from honed.model.load import first_line
-    from honed.model.minimind import MiniMindConfig, MiniMindForCausalLM
+    from honed.model.minimind import MiniMindForCausalLM
+    from honed.model.minimind_config import MiniMindConfig
 
     try:
         config = MiniMindConfig(**shape, use_moe=args.moe, vocab_size=len(tokenizer))

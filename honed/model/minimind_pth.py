@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from honed.errors import ModelError
-from honed.model.minimind import MiniMindConfig, MiniMindForCausalLM
+from honed.model.minimind import MiniMindForCausalLM
+from honed.model.minimind_config import MiniMindConfig
 
 State = dict[str, torch.Tensor]
 

@@ -16,7 +16,8 @@ from honed.data.collate import FlatCollator, PaddedCollator
 from honed.data.table import PackedRow
 from honed.errors import ModelError
 from honed.model.load import load_model
-from honed.model.minimind import YARN, MiniMindConfig, MiniMindForCausalLM, as_llama, count_parameters, register
+from honed.model.minimind import MiniMindForCausalLM, as_llama, count_parameters, register
+from honed.model.minimind_config import YARN, MiniMindConfig
 from honed.model.minimind_rope import rope_frequencies
 from honed.ops import attention
 from honed.train import seams

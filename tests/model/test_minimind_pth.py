@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from honed.errors import ModelError
-from honed.model.minimind import MiniMindConfig, MiniMindForCausalLM
+from honed.model.minimind import MiniMindForCausalLM
+from honed.model.minimind_config import MiniMindConfig
 from honed.model.minimind_pth import halves_first, load_pth, neighbours_first, save_pth
 
 HEADS, KV_HEADS, SIZE, D, VOCAB = 8, 2, 4, 32, 50
