@@ -82,6 +82,10 @@ def new_minimind(args: argparse.Namespace) -> None:
             "--tokenizer names a tokenizer, and --data, --vocab or --thinking would train another.",
             fix="leave one of them out",
         )
+    if (args.num_experts or args.num_experts_per_tok) and not (args.moe or args.weights):
+        raise RecipeError(
+            "--experts and --top-k shape a mixture of experts, and this is a dense model.", fix="add --moe"
+        )
     tokenizer = _read_tokenizer(args.tokenizer) if args.tokenizer else _trained_tokenizer(args)
     shape = {field: value for field, _ in SHAPE.values() if (value := getattr(args, field)) is not None}
     model = _imported(args, shape) if args.weights else _random(args, shape, tokenizer)

@@ -104,6 +104,7 @@ def test_weights_of_a_minimind_file(honed: Any, tmp_path: Path, tokenizer: Path)
     [
         (("minimind", "NEW", "--heads", "3", "--kv-heads", "2", "--vocab", "300"), "cannot be shared out"),
         (("minimind", "NEW", "--moe", "--top-k", "9", "--vocab", "300"), "9 of 4 experts"),
+        (("minimind", "NEW", "--experts", "3"), "add --moe"),
         (("minimind", "NEW", "--weights", "absent.pth"), "No such file: absent.pth"),
         (("minimind", "NEW", "--tokenizer", "TOKENIZER", "--vocab", "300"), "leave one of them out"),
         (("minimind", "NEW", "--tokenizer", "./absent"), "No such model folder"),
@@ -134,3 +135,22 @@ def test_numbers_out_of_range_are_the_parsers_to_refuse(option: tuple[str, str],
     with pytest.raises(SystemExit) as stopped:
         honed("new", "minimind", tmp_path / "new", *option)
     assert stopped.value.code == 2
+
+
+def test_the_recipes_train_from_random_weights_to_answers(
+    honed: Any, tmp_path: Path, tokenizer: Path, rows_file: Path
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": "the quick brown fox " * 40}) + "\n" for _ in range(9)))
+    honed("new", "minimind", tmp_path / "model", *TINY, "--moe", "--tokenizer", tokenizer)
+    short = ("max_steps=2", "data.max_length=64")
+    places = (f"model={tmp_path / 'model'}", f"output={tmp_path / 'pretrained'}")
+    shown = honed("train", "minimind_pretrain", f"data.files={texts}", *places, *short)
+    assert shown.status == 0, shown.err
+    assert "packed rows" in shown.out
+    places = (f"model={tmp_path / 'pretrained'}", f"output={tmp_path / 'sft'}", "samples.prompts=null")
+    shown = honed("train", "minimind_sft", "--data", rows_file, *places, *short)
+    assert shown.status == 0, shown.err
+    before, after = weights(tmp_path / "pretrained"), weights(tmp_path / "sft")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"model.embed_tokens.weight", "model.layers.1.mlp.gate.weight"} <= moved
