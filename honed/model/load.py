@@ -113,6 +113,9 @@ def load_model(
         ModelError: the model cannot be found or loaded, or is an adapter.
         MissingExtraError: it is to be quantised, and the package for that is absent.
     """
+    from honed.model.minimind import register
+
+    register()
     folder = resolve(name)
     if is_adapter(folder):
         raise ModelError(

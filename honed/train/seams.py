@@ -92,7 +92,9 @@ def token_scores(
 def find_seams(model: nn.Module) -> Seams:
     """Tries both seams on two short random documents and keeps those that give the plain model's own scores.
 
-    A leak between documents is looked for by changing the first document: the second's scores may not move at all.
+    A leak between documents is looked for by changing the first document: the second's scores may not move at all. The
+    experts of a mixture are an exception: they compute the tokens of all documents in one product, whose rounding
+    depends on how many there are. There the gradient must show that nothing flows from one document to the other.
     """
     seams = Seams()
     inner = base_model(model)
@@ -136,14 +138,31 @@ def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[
         with opened(model, Seams(flat=True)):
             scores = _scores(model, rows, None)
             moved = _scores(model, [other, rows[1]], None)
+            first = PROBE_LENGTHS[0] - 1
+            rounded = _same([scores[first:]], [moved[first:]], inner.dtype)
+            isolated = torch.equal(scores[first:], moved[first:]) or (rounded and _nothing_flows(model, inner, rows))
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
         seams.notes.append(f"documents cannot share a row: {error}")
         return False
-    first = PROBE_LENGTHS[0] - 1
-    if torch.equal(scores[first:], moved[first:]) and _same([scores], [torch.cat(plain)], inner.dtype):
+    if isolated and _same([scores], [torch.cat(plain)], inner.dtype):
         return True
     seams.notes.append("documents would see each other in a shared row: batches are padded instead")
     return False
+
+
+def _nothing_flows(model: nn.Module, inner: Any, rows: list[PackedRow]) -> bool:
+    """True when the second document's scores have no gradient at all with respect to the first one's embeddings."""
+    batch = _on_device(FlatCollator()(rows), model)
+    with torch.enable_grad():
+        embedded_1TD = inner.get_input_embeddings()(batch.pop("input_ids")).detach().requires_grad_()
+        scores, _ = token_scores(model, {**batch, "inputs_embeds": embedded_1TD}, None)
+        [gradient_1TD] = torch.autograd.grad(scores.nll_N[PROBE_LENGTHS[0] - 1 :].sum(), embedded_1TD)
+    return not gradient_1TD[:, : PROBE_LENGTHS[0]].any()
+
+
+def _on_device(batch: Batch, model: nn.Module) -> Batch:
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def _probe_rows(inner: Any) -> list[PackedRow]:
@@ -167,9 +186,7 @@ def _scores(model: nn.Module, rows: list[PackedRow], head: ScoringHead | None, p
     batch = FlatCollator()(rows)
     if padded:  # one document, no boundaries: the model's ordinary way
         batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
-    device = next(model.parameters()).device
-    batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    return token_scores(model, batch, head)[0].nll_N
+    return token_scores(model, _on_device(batch, model), head)[0].nll_N
 
 
 def _same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:

@@ -1,0 +1,225 @@
+"""Make a tokenizer or a small model from nothing, to be trained with `honed train`.
+
+  honed new tokenizer runs/tokenizer --data texts.jsonl --vocab 6400
+  honed new minimind runs/model --dim 512 --layers 8 --tokenizer runs/tokenizer
+  honed new minimind runs/model --weights minimind_sft_512.pth --tokenizer runs/tokenizer
+
+A model is a folder with random weights (or those of a MiniMind file), tokenizer and chat template.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from honed.errors import ModelError, RecipeError, RunError
+
+if TYPE_CHECKING:
+    from honed.data.example import Example
+
+STARTER = "starter"
+VOCABULARY = 6400
+SHAPE = {
+    "dim": ("hidden_size", "hidden size [512]"),
+    "layers": ("num_hidden_layers", "[8]"),
+    "heads": ("num_attention_heads", "query heads [8]"),
+    "kv_heads": ("num_key_value_heads", "key/value heads [2]"),
+    "experts": ("num_experts", "routed experts, with --moe [4]"),
+    "top_k": ("num_experts_per_tok", "routed experts that a token goes through [2]"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The things to make, and their options."""
+    things = parser.add_subparsers(title="things", dest="thing", required=True, metavar="THING")
+    below = things.add_parser("tokenizer", help="a byte-level BPE tokenizer", description=new_tokenizer.__doc__)
+    below.set_defaults(make=new_tokenizer)
+    add_tokenizer(below)
+    below = things.add_parser("minimind", help="a small language model", description=new_minimind.__doc__)
+    below.set_defaults(make=new_minimind)
+    below.add_argument("--tokenizer", metavar="DIR", help="its tokenizer; trained on --data when left out")
+    for name, (field, text) in SHAPE.items():
+        below.add_argument(f"--{name.replace('_', '-')}", dest=field, type=_at_least(1), metavar="N", help=text)
+    below.add_argument("--moe", action="store_true", help="a mixture of experts")
+    below.add_argument("--weights", metavar="FILE", help="weights of a MiniMind .pth file instead of random ones")
+    below.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of the random weights [0]")
+    add_tokenizer(below)
+
+
+def add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    """Where it goes, and how a tokenizer is trained."""
+    parser.add_argument("folder", metavar="DIR", type=Path, help="what is made; must not hold anything yet")
+    parser.add_argument("--data", nargs="+", metavar="FILE", help=f"rows whose text the tokenizer learns [{STARTER}]")
+    parser.add_argument("--vocab", type=_at_least(1), metavar="N", help=f"most tokens [{VOCABULARY}]")
+    parser.add_argument("--thinking", action="store_true", help="answers begin with <think>, as MiniMind 3's do")
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """Makes the thing in its folder."""
+    from honed.cli.console import quiet_libraries
+
+    quiet_libraries()
+    _need_free(args.folder)
+    args.make(args)
+    return 0
+
+
+def new_tokenizer(args: argparse.Namespace) -> None:
+    """Trains a tokenizer on the text of rows of any format."""
+    _save(args.folder, _trained_tokenizer(args))
+    print(f"{args.folder}   the tokenizer")
+
+
+def new_minimind(args: argparse.Namespace) -> None:
+    """Makes a MiniMind model, dense or a mixture of experts."""
+    from honed.model.minimind import count_parameters
+
+    if args.tokenizer and (args.data or args.vocab or args.thinking):
+        raise RecipeError(
+            "--tokenizer names a tokenizer, and --data, --vocab or --thinking would train another.",
+            fix="leave one of them out",
+        )
+    if (args.num_experts or args.num_experts_per_tok) and not (args.moe or args.weights):
+        raise RecipeError(
+            "--experts and --top-k shape a mixture of experts, and this is a dense model.", fix="add --moe"
+        )
+    tokenizer = _read_tokenizer(args.tokenizer) if args.tokenizer else _trained_tokenizer(args)
+    shape = {field: value for field, _ in SHAPE.values() if (value := getattr(args, field)) is not None}
+    model = _imported(args, shape) if args.weights else _random(args, shape, tokenizer)
+    if len(tokenizer) > model.config.vocab_size:
+        raise ModelError(
+            f"The tokenizer has {len(tokenizer):,} tokens, the weights only {model.config.vocab_size:,}.",
+            fix="give the tokenizer that the weights were trained with",
+        )
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    for holder in (model.config, model.generation_config):
+        holder.update(ids)
+    _save(args.folder, model, tokenizer)
+    million = count_parameters(model) / 1e6
+    config = model.config
+    kind = f"{config.num_experts} experts" if config.use_moe else "dense"
+    print(
+        f"{args.folder}   {million:.3f} million parameters ({kind}, {config.num_hidden_layers} layers of "
+        f"{config.hidden_size}, vocabulary {config.vocab_size:,})"
+    )
+
+
+def _random(args: argparse.Namespace, shape: dict[str, int], tokenizer: Any) -> Any:
+    from transformers import set_seed
+
+    from honed.model.load import first_line
+    from honed.model.minimind import MiniMindForCausalLM
+    from honed.model.minimind_config import MiniMindConfig
+
+    try:
+        config = MiniMindConfig(**shape, use_moe=args.moe, vocab_size=len(tokenizer))
+    except Exception as error:  # the library's own kind, for numbers that do not fit together
+        raise ModelError(
+            f"No such model can be made: {first_line(error.__cause__ or error)}", fix="change it"
+        ) from None
+    set_seed(args.seed)
+    return MiniMindForCausalLM(config)
+
+
+def _imported(args: argparse.Namespace, shape: dict[str, int]) -> Any:
+    from honed.model.minimind_pth import load_pth
+
+    changes: dict[str, Any] = {**shape, **({"use_moe": True} if args.moe else {})}
+    return load_pth(args.weights, **changes)
+
+
+def _read_tokenizer(name: str) -> Any:
+    """Of a folder that holds nothing else, or of a model."""
+    from honed.model.load import first_line, load_tokenizer
+
+    if not (Path(name) / "tokenizer.json").is_file():
+        return load_tokenizer(name)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # garbled JSON, another version's file: each its own kind
+        raise ModelError(f"The tokenizer in {name} cannot be read: {first_line(error)}", fix="make it again") from None
+
+
+def _trained_tokenizer(args: argparse.Namespace) -> Any:
+    from honed.model.tokenizer_training import train_tokenizer
+
+    unread: Counter[str] = Counter()
+    vocab_size = args.vocab or VOCABULARY
+    texts = read_texts(args.data or [STARTER], unread)
+    tokenizer = train_tokenizer(texts, vocab_size=vocab_size, thinking=args.thinking)
+    for reason, count in unread.most_common():
+        print(f"note: {count:,} rows were left out: {reason}")
+    if len(tokenizer) < vocab_size:
+        print(f"note: the text gave {len(tokenizer):,} tokens, not {vocab_size:,}; more text gives more")
+    return tokenizer
+
+
+def read_texts(files: list[str], unread: Counter[str]) -> Iterator[str]:
+    """The texts in rows of any format; `unread` counts the rows without, by reason.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    from honed.data.formats import ReadOptions, RowError, read_example
+    from honed.data.sources import read_rows
+
+    for source, row in read_rows(files):
+        try:
+            yield from texts_of(read_example(row, source, ReadOptions()))
+        except RowError as error:
+            unread[error.reason] += 1
+
+
+def texts_of(example: Example) -> Iterator[str]:
+    """What a row says, without roles and templates.
+
+    Raises:
+        RowError: it holds token ids.
+    """
+    from honed.data.example import Conversation, Document, PromptCompletion
+    from honed.data.formats import RowError
+
+    if isinstance(example, Conversation):
+        for message in example.messages:
+            yield from filter(None, (message.reasoning, message.content))
+    elif isinstance(example, PromptCompletion):
+        yield from (example.prompt, example.completion)
+    elif isinstance(example, Document):
+        yield example.text
+    else:
+        raise RowError("token ids, which have no text", "train on the text that they were made from")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"it must be {least} or more")
+        return value
+
+    return number
+
+
+def _need_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists already.", fix="name a new folder, or delete that one")
+
+
+def _save(folder: Path, *parts: Any) -> None:
+    """Saves all parts beside the folder and renames, so that it is there whole or not at all."""
+    from honed.cache import work_folder
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with work_folder(folder.parent) as beside:
+            for part in parts:
+                part.save_pretrained(beside)
+            if folder.exists():
+                folder.rmdir()
+            beside.rename(folder)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror or error}", fix="name another folder") from None
