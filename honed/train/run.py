@@ -25,8 +25,10 @@ from honed.model.adapters import lora_config
 from honed.model.load import first_line, load_model, load_tokenizer, resolve
 from honed.recipe import Recipe, as_yaml, suggest
 from honed.report.run_report import write_run_report
+from honed.train import checkpoint
 from honed.train.callbacks import MetricsFile
 from honed.train.config import SFTConfig
+from honed.train.loop_recipe import PlainTrainer, Stopped, config_of, known_to_transformers
 from honed.train.metrics import memory_gb
 from honed.train.run_data import check_data, run_data
 from honed.train.run_folder import RunFolder, storage_errors
@@ -34,15 +36,17 @@ from honed.train.trainer import SFTTrainer
 
 Say = Callable[[str], None]
 
+ENGINES = ("trainer", "plain")
 ONE_OR_MORE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """A finished run: its folder and what the before/after comparison gave ({} without samples)."""
+    """A run: its folder, what the before/after comparison gave ({} without samples), and whether it came to its end."""
 
     folder: Path
     samples: dict[str, Any]
+    finished: bool = True
 
 
 def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> RunResult:
@@ -61,8 +65,14 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     folder = RunFolder(recipe.output)
     folder.claim(as_yaml(recipe), overwrite=overwrite)
     record = _Record(folder, recipe, command, plan.args)
+    if overwrite and recipe.engine == "plain":
+        checkpoint.clear(folder.path)  # else the run would go on from the end of the one that it replaces
     try:
         samples = _run(plan, folder, record, say)
+    except Stopped as stopped:
+        record.end("interrupted")
+        say(str(stopped))
+        return RunResult(folder=folder.path, samples={}, finished=False)
     except BaseException as error:
         with suppress(OSError, RunError):  # a full disk must not hide what went wrong
             record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -88,9 +98,14 @@ class _Plan:
             raise RecipeError(f"samples.max_new_tokens is {samples.max_new_tokens}.", fix="set 1 or more")
         if Path(recipe.model).is_dir() and Path(recipe.model).resolve() == Path(recipe.output).expanduser().resolve():
             raise RunError(f"{recipe.output} is the model's own folder.", fix="name another with output=FOLDER")
+        if recipe.engine not in ENGINES:
+            raise RecipeError(f"engine is {recipe.engine!r}.", fix=f"set one of {', '.join(ENGINES)}")
+        args = training_arguments(recipe)
+        if recipe.engine == "plain":
+            config_of(args)
         return cls(
             recipe=recipe,
-            args=training_arguments(recipe),
+            args=args,
             questions=read_questions(samples.prompts) if samples.prompts else [],
             form=Form(pattern=samples.form, says=samples.form_says) if samples.form else None,
         )
@@ -111,7 +126,8 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     _tell(trainer, folder, say)
     record.model(trainer.model)
     folder.need_space(record.trainable_bytes + (64 << 20))
-    trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
+    if isinstance(trainer, SFTTrainer):  # the plain loop writes it too, and knows where a resumed one begins
+        trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
     with record.timed("train"), storage_errors(folder.path):
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.stream_loader is not None:  # now it is known what was read
@@ -126,14 +142,14 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     return samples
 
 
-def _tell(trainer: SFTTrainer, folder: RunFolder, say: Say) -> None:
+def _tell(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:
     """Shows and keeps what became of the data, and the notes."""
     _tell_rows(trainer, folder, say)
     for note in trainer.notes:
         say(f"note: {note}")
 
 
-def _tell_rows(trainer: SFTTrainer, folder: RunFolder, say: Say) -> None:
+def _tell_rows(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:
     if trainer.ledger is not None:
         folder.write_json("ledger.json", trainer.ledger.as_dict())
         say(trainer.ledger.summary())
@@ -145,7 +161,8 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     Raises:
         RecipeError: an unknown key, or a value that cannot be used.
     """
-    _check_train(recipe.train)
+    train = known_to_transformers(recipe.train) if recipe.engine == "plain" else recipe.train
+    _check_train(train)
     data = recipe.data
     evaluates = data.held_out is not None or data.eval_share is not None
     own = {
@@ -172,7 +189,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         "eval_strategy": "epoch" if evaluates else "no",
     }
     try:
-        args = SFTConfig(**{**own, **recipe.train})
+        args = SFTConfig(**{**own, **train})
     except (TypeError, ValueError) as error:
         raise RecipeError(
             f"The training arguments do not fit together: {error}", fix="check the keys below `train`"
@@ -211,7 +228,7 @@ def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
-def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) -> SFTTrainer:
+def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) -> SFTTrainer | PlainTrainer:
     """The trainer that the recipe describes, with its data prepared."""
     lora = recipe.lora
     targets = lora.target_modules if lora else ""
@@ -222,8 +239,9 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any) ->
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
     data = run_data(recipe.data, seed=args.seed)
+    engine: Any = PlainTrainer if recipe.engine == "plain" else SFTTrainer
     try:
-        trainer = SFTTrainer(
+        trainer: SFTTrainer | PlainTrainer = engine(
             model,
             args=args,
             train_dataset=data.train,
@@ -250,7 +268,7 @@ def write_template(tokenizer: Any, template: Template | None, options: PrepareOp
         tokenizer.chat_template = tokenizer_with_template(tokenizer, options.template).chat_template
 
 
-def save(trainer: SFTTrainer, folder: RunFolder) -> None:
+def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder) -> None:
     """Weights, tokenizer with its template, and a generation config that stops where training did."""
     with folder.saving() as place:
         trainer.save_model(str(place))
