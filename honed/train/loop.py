@@ -205,14 +205,8 @@ def forward(run: Run, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def measured(run: Run, norm: torch.Tensor) -> dict[str, float]:
-    """What is logged: the mean loss of the steps since the last log, and where the run stands.
-
-    Raises:
-        RunError: the loss is not a number any more.
-    """
-    loss = run.ranks.sum(float(run.loss))[0] / run.unlogged
-    if not math.isfinite(loss):
-        raise RunError(f"The loss is {loss} at step {run.step}.", fix="lower learning_rate, or raise warmup_steps")
+    """What is logged: the mean loss of the steps since the last log, and where the run stands."""
+    loss = unlogged_loss(run) / run.unlogged
     run.loss, run.unlogged = torch.zeros_like(run.loss), 0
     epoch, done = run.plan.place(run.step)
     return {
@@ -222,6 +216,18 @@ def measured(run: Run, norm: torch.Tensor) -> dict[str, float]:
         "epoch": epoch + done / run.plan.micro_batches,
         **run.metrics.read(),
     }
+
+
+def unlogged_loss(run: Run) -> float:
+    """The sum of the losses of the steps since the last log, all ranks together; asked before logging and saving.
+
+    Raises:
+        RunError: it is not a number any more.
+    """
+    loss = run.ranks.sum(float(run.loss))[0]
+    if not math.isfinite(loss):
+        raise RunError(f"The loss is {loss} at step {run.step}.", fix="lower learning_rate, or warm up for longer")
+    return loss
 
 
 @torch.no_grad()
@@ -245,7 +251,7 @@ def evaluate(run: Run, rows: Sequence[PackedRow], collate: Any) -> dict[str, flo
 
 def save(run: Run, folder: Path, log: Log, *, must: bool) -> None:
     """Keeps everything that the next step depends on; `must` makes a full disk an error instead of a note."""
-    state = state_of(run)
+    state = state_of(run, loss=unlogged_loss(run))
     if run.ranks.rank != 0:
         return
     try:

@@ -43,6 +43,10 @@ class PlainTrainer:
         processing_class: Any,
         peft_config: Any = None,
     ) -> None:
+        if args.world_size > 1:
+            raise RecipeError(
+                "A recipe's plain engine is one process.", fix="set engine=trainer, or call honed.train.loop.train"
+            )
         self.config, self.notes, self.stream_loader = config_of(args), rules.check(args), None
         self._args, self._tokenizer = args, with_pad_token(processing_class)
         seed_everything(args.seed)  # the adapter's first weights are drawn
@@ -63,6 +67,9 @@ class PlainTrainer:
 
     def train(self, resume_from_checkpoint: Any = None) -> None:
         """Trains, from the newest checkpoint in the run's folder on if there is one.
+
+        Args:
+            resume_from_checkpoint: in the config already, which was made of the same arguments.
 
         Raises:
             Stopped: SIGTERM came.
@@ -153,14 +160,14 @@ _TAKEN = {
 }
 _DATA = {
     *("dataset_text_field", "max_length", "packing", "packing_strategy", "eval_packing", "assistant_only_loss"),
-    *("completion_only_loss", "pad_to_multiple_of", "train_on", "template", "template_arguments", "data_format"),
+    *("completion_only_loss", "train_on", "template", "template_arguments", "data_format"),
     *("columns", "system", "train_roles", "train_reasoning", "train_tool_calls", "overlong", "bad_rows"),
     *("data_cache", "chat_template_path", "shuffle_buffer"),
 }
 _NO_BEARING = {
     *("output_dir", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "do_train", "do_eval"),
     *("do_predict", "dataloader_pin_memory", "remove_unused_columns", "label_names", "local_rank", "hub_token"),
-    *("logging_nan_inf_filter", "prediction_loss_only", "average_tokens_across_devices", "accelerator_config"),
+    *("logging_nan_inf_filter", "prediction_loss_only", "accelerator_config"),
     *("ddp_timeout", "skip_memory_metrics", "include_num_input_tokens_seen"),
 }
 

@@ -52,8 +52,12 @@ class Run:
     identity: dict[str, Any]
 
 
-def state_of(run: Run) -> checkpoint.State:
-    """All that the next step depends on. Every rank must ask for it; the first one keeps it."""
+def state_of(run: Run, *, loss: float) -> checkpoint.State:
+    """All that the next step and the next log depend on. Every rank must ask for it; the first one keeps it.
+
+    Args:
+        loss: sum of all ranks' `run.loss`.
+    """
     epoch, micro_batch = run.plan.place(run.step)
     return checkpoint.State(
         weights=trained(run.model),
@@ -64,7 +68,7 @@ def state_of(run: Run) -> checkpoint.State:
             "step": run.step,
             "epoch": epoch,
             "micro_batch": micro_batch,
-            "loss": run.ranks.sum(float(run.loss))[0],
+            "loss": loss,
             "unlogged": run.unlogged,
             "metrics": run.ranks.gather(run.metrics.state()),
         },

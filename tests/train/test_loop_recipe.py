@@ -115,6 +115,8 @@ def test_minimind_s_schedule_can_be_asked_for(tree: dict[str, Any]) -> None:
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy"),
         ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}, "load_best"),
         ({"dataloader_drop_last": True}, "dataloader_drop_last"),
+        ({"pad_to_multiple_of": 8}, "pad_to_multiple_of"),
+        ({"streaming": True, "max_steps": 3}, "streaming"),
     ],
 )
 def test_what_the_loop_does_not_have_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:

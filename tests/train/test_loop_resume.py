@@ -64,16 +64,15 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("stops", [(1,), (3, 4), (7, 9)], ids=str)
-def test_an_interrupted_run_ends_with_the_same_bits(way: str, stops: tuple[int, ...], tmp_path: Path) -> None:
-    """Stops are counted in steps; each run begins anew in a process that knows nothing of the one before."""
+def test_an_interrupted_run_ends_with_the_same_bits(way: str, tmp_path: Path) -> None:
+    """It breaks in the midst of its first, fourth and ninth step, and each time a new model goes on."""
     job = {**WAYS[way], "out": str(tmp_path / "run")}
     _, model = run_loop({**job, "out": str(tmp_path / "whole")})
     config = LoopConfig(**job["settings"])
     alone = replace(config, workers=0)  # a crash in a worker would be another error
     rows = make_rows(job["rows"], packed=job.get("packed", False))
     done = 0
-    for stop in stops:
+    for stop in (1, 4, 9):
         broken = make_model(lora=job.get("lora", False))
         at = (stop - done) * config.batch_size * config.accumulation - 1
         with pytest.raises(KeyboardInterrupt):
@@ -206,13 +205,13 @@ def test_sigterm_saves_and_ends_well(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_random_it_still_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Real processes and a real kill -9, wherever it strikes: in a step, or while a checkpoint is written."""
-    settings = {**WAYS["dropout"]["settings"], "max_steps": 20 * (KILLS + 1), "keep": 2, "accumulation": 2}
+    settings = {**WAYS["dropout"]["settings"], "max_steps": 10 * (KILLS + 1), "keep": 2, "accumulation": 2}
     job = {**WAYS["dropout"], "out": str(tmp_path / "run"), "settings": {**settings, "neftune_alpha": 5.0}}
     draw, metrics = random.Random(1), tmp_path / "run" / "metrics.jsonl"
     killed = 0
     while True:
         child = forked(lambda: save_file(trained(run_loop(job)[1]), tmp_path / "weights.safetensors"))
-        target = 20 * killed + draw.randint(3, 18)
+        target = 10 * killed + draw.randint(2, 9)
         while not (ended := os.waitpid(child, os.WNOHANG)[0]):
             if killed < KILLS and metrics.exists() and metrics.read_bytes().count(b"\n") >= target:
                 time.sleep(draw.random() / 50)
