@@ -127,6 +127,7 @@ class Recipe:
         quantization: "nf4", "fp4" or "int8" loads it quantised, to train an adapter on (see `honed.model.quantize`).
         data, lora, samples: see their classes.
         train: arguments of `honed.SFTConfig` (and so of transformers' TrainingArguments), by name.
+        engine: "trainer" trains with `honed.SFTTrainer`, "plain" with the loop of `honed.train.loop`.
         output: folder of the run.
     """
 
@@ -137,6 +138,7 @@ class Recipe:
     lora: LoraRecipe | None = field(default_factory=LoraRecipe)
     samples: SamplesRecipe = field(default_factory=SamplesRecipe)
     train: Mapping[str, Any] = field(default_factory=lambda: dict(TRAIN_DEFAULTS))
+    engine: str = "trainer"
     output: str = "runs/latest"
 
 

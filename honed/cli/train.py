@@ -32,6 +32,7 @@ Keys that matter most (key=value, or the same in the recipe's YAML):
   quantization          nf4, fp4, int8: train the adapter on a quantised model
   samples.prompts       questions answered before and after; 'starter'
   samples.form          regular expression that answers should match
+  engine                trainer, or plain: the loop of docs/loop.md, which goes on by itself after a kill   [trainer]
   output                folder of the run                        [runs/latest]
   learning_rate, num_train_epochs, per_device_train_batch_size, gradient_accumulation_steps,
   max_steps, warmup_steps, lr_scheduler_type, weight_decay, seed, eval_strategy, save_strategy, ...
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("items", nargs="*", metavar="RECIPE | key=value", help="a recipe first, then changes to it")
     parser.add_argument("--model", help="short for model=...")
     parser.add_argument("--data", nargs="+", metavar="FILE", help="short for data.files=...")
+    parser.add_argument("--engine", choices=("trainer", "plain"), help="short for engine=...")
     parser.add_argument("--output", metavar="DIR", help="short for output=...")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in the output folder")
 
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     # `--data FILE learning_rate=1e-4`: argparse takes what follows for files
     files = [item for item in args.data or () if "=" not in item or Path(item).exists()]
     path, changes = divide([*args.items, *(item for item in args.data or () if item not in files)])
-    changes += [f"{key}={_quoted(value)}" for key, value in (("model", args.model), ("output", args.output)) if value]
+    changes += [f"{key}={_quoted(value)}" for key, value in _shorts(args) if value]
     if files:
         changes.append(f"data.files=[{', '.join(map(_quoted, files))}]")
     recipe = load_recipe(path, changes)
@@ -73,8 +75,13 @@ def run(args: argparse.Namespace, command: str) -> int:
     from honed.train.run import run as run_recipe
 
     result = run_recipe(recipe, command=command, say=print, overwrite=args.overwrite)
-    show_result(result.folder, result.samples)
+    if result.finished:
+        show_result(result.folder, result.samples)
     return 0
+
+
+def _shorts(args: argparse.Namespace) -> list[tuple[str, str | None]]:
+    return [("model", args.model), ("engine", args.engine), ("output", args.output)]
 
 
 def divide(items: list[str]) -> tuple[Path | None, list[str]]:

@@ -53,6 +53,18 @@ class StepMetrics:
         self._reset()
         return logs
 
+    def state(self) -> dict[str, Any]:
+        """What has been counted since the last `read`, and of the whole run; as JSON, for `restore`."""
+        sums: list[float] = self._sums.tolist()
+        counts = {"tokens": self._tokens, "trained": self._trained, "scored": self._scored}
+        return {"num_tokens": self.num_tokens, "sums": sums, **counts}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on counting from there."""
+        self.num_tokens = state["num_tokens"]
+        self._sums.copy_(torch.tensor(state["sums"]))
+        self._tokens, self._trained, self._scored = state["tokens"], state["trained"], state["scored"]
+
     def start_clock(self) -> None:
         """Leaves what happened since the last `read` (evaluation, saving) out of tokens per second."""
         self._since = time.perf_counter()

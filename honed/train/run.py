@@ -27,9 +27,10 @@ from honed.model.load import first_line, load_model, resolve
 from honed.model.quantize import quantization_config
 from honed.recipe import LoraRecipe, Recipe, as_yaml, suggest
 from honed.report.run_report import write_run_report
-from honed.train import vision
+from honed.train import checkpoint, vision
 from honed.train.callbacks import MetricsFile
 from honed.train.config import SFTConfig
+from honed.train.loop_recipe import PlainTrainer, Stopped, config_of, known_to_transformers
 from honed.train.metrics import memory_gb
 from honed.train.run_data import check_data, run_data
 from honed.train.run_folder import RunFolder, storage_errors
@@ -37,15 +38,17 @@ from honed.train.trainer import SFTTrainer
 
 Say = Callable[[str], None]
 
+ENGINES = ("trainer", "plain")
 ONE_OR_MORE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """A finished run: its folder and what the before/after comparison gave ({} without samples)."""
+    """A run: its folder, what the before/after comparison gave ({} without samples), and whether it came to its end."""
 
     folder: Path
     samples: dict[str, Any]
+    finished: bool = True
 
 
 def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> RunResult:
@@ -64,8 +67,14 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     folder = RunFolder(recipe.output)
     folder.claim(as_yaml(recipe), overwrite=overwrite)
     record = _Record(folder, recipe, command, plan.args)
+    if overwrite and recipe.engine == "plain":
+        checkpoint.clear(folder.path)  # else the run would go on from the end of the one that it replaces
     try:
         samples = _run(plan, folder, record, say)
+    except Stopped as stopped:
+        record.end("interrupted")
+        say(str(stopped))
+        return RunResult(folder=folder.path, samples={}, finished=False)
     except BaseException as error:
         with suppress(OSError, RunError):  # a full disk must not hide what went wrong
             record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -95,9 +104,14 @@ class _Plan:
             quantization_config(recipe.quantization, dtype=torch.float32)  # known, and its package is here
             if recipe.lora is None:
                 raise RecipeError("A quantised model's own weights cannot be trained.", fix="leave lora=null out")
+        if recipe.engine not in ENGINES:
+            raise RecipeError(f"engine is {recipe.engine!r}.", fix=f"set one of {', '.join(ENGINES)}")
+        args = training_arguments(recipe)
+        if recipe.engine == "plain":
+            config_of(args)
         return cls(
             recipe=recipe,
-            args=training_arguments(recipe),
+            args=args,
             questions=read_questions(samples.prompts) if samples.prompts else [],
             form=Form(pattern=samples.form, says=samples.form_says) if samples.form else None,
         )
@@ -130,7 +144,8 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     _tell(trainer, folder, say)
     record.model(trainer.model)
     folder.need_space(record.trainable_bytes + (64 << 20))
-    trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
+    if isinstance(trainer, SFTTrainer):  # the plain loop writes it too, and knows where a resumed one begins
+        trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
     with record.timed("train"), storage_errors(folder.path):
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.stream_loader is not None:  # now it is known what was read
@@ -145,14 +160,14 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     return samples
 
 
-def _tell(trainer: SFTTrainer, folder: RunFolder, say: Say) -> None:
+def _tell(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:
     """Shows and keeps what became of the data, and the notes."""
     _tell_rows(trainer, folder, say)
     for note in trainer.notes:
         say(f"note: {note}")
 
 
-def _tell_rows(trainer: SFTTrainer, folder: RunFolder, say: Say) -> None:
+def _tell_rows(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:
     if trainer.ledger is not None:
         folder.write_json("ledger.json", trainer.ledger.as_dict())
         say(trainer.ledger.summary())
@@ -164,7 +179,8 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     Raises:
         RecipeError: an unknown key, or a value that cannot be used.
     """
-    _check_train(recipe.train)
+    train = known_to_transformers(recipe.train) if recipe.engine == "plain" else recipe.train
+    _check_train(train)
     data = recipe.data
     evaluates = data.held_out is not None or data.eval_share is not None
     own = {
@@ -191,7 +207,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         "eval_strategy": "epoch" if evaluates else "no",
     }
     try:
-        args = SFTConfig(**{**own, **recipe.train})
+        args = SFTConfig(**{**own, **train})
     except (TypeError, ValueError) as error:
         raise RecipeError(
             f"The training arguments do not fit together: {error}", fix="check the keys below `train`"
@@ -230,14 +246,15 @@ def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
-def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any) -> SFTTrainer:
+def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any) -> SFTTrainer | PlainTrainer:
     """The trainer that the recipe describes, with its data prepared."""
     adapter = recipe.lora and lora_config(
         **{f.name: getattr(recipe.lora, f.name) for f in dataclasses.fields(LoraRecipe)}
     )
     data = run_data(recipe.data, seed=args.seed)
+    engine: Any = PlainTrainer if recipe.engine == "plain" else SFTTrainer
     try:
-        trainer = SFTTrainer(
+        trainer: SFTTrainer | PlainTrainer = engine(
             model,
             args=args,
             train_dataset=data.train,
@@ -266,7 +283,7 @@ def write_template(processing_class: Any, template: Template | None, options: Pr
         processing_class.chat_template = tokenizer_with_template(processing_class, options.template).chat_template
 
 
-def save(trainer: SFTTrainer, folder: RunFolder) -> None:
+def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder) -> None:
     """Weights, tokenizer with its template, and a generation config that stops where training did."""
     with folder.saving() as place:
         trainer.save_model(str(place))

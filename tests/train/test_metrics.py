@@ -1,5 +1,7 @@
 """Metrics add up over micro-batches and start anew after each read."""
 
+import json
+
 import psutil
 import pytest
 import torch
@@ -36,3 +38,19 @@ def test_a_read_starts_anew_but_the_run_goes_on_counting() -> None:
 def test_peak_memory_is_at_least_what_is_used_now() -> None:
     used, there = psutil.Process().memory_info().rss, psutil.virtual_memory().total
     assert 0.9 * used <= memory_gb(CPU) * 1e9 <= there
+
+
+def test_counting_goes_on_from_a_state() -> None:
+    whole, first = StepMetrics(CPU), StepMetrics(CPU)
+    for metrics in (whole, first):
+        metrics.add(scores([9.0], [True]), tokens=5)
+        metrics.read()
+        metrics.add(scores([1.0, 0.1], [True, False]), tokens=10)
+    second = StepMetrics(CPU)
+    second.restore(json.loads(json.dumps(first.state())))
+    found, expected = [], []
+    for metrics, logs in ((second, found), (whole, expected)):
+        metrics.add(scores([2.0], [False]), tokens=30)
+        read = metrics.read()
+        logs += [read[key] for key in ("entropy", "mean_token_accuracy", "num_tokens")]
+    assert found == expected and found[2] == 45
