@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,23 +13,22 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from honed.data.collate import FlatCollator, PaddedCollator
-from honed.data.completion_collator import DataCollatorForCompletionOnlyLM, TokenRows
+from honed.data.collate import FlatCollator
 from honed.data.ledger import Ledger
-from honed.data.prepare import Prepared, PrepareOptions, prepare
-from honed.data.prepared_cache import prepare_cached
-from honed.data.stream import Place, RowStream
+from honed.data.stream import Place
 from honed.data.table import PackedRows
-from honed.errors import ModelError, RecipeError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
 from honed.model.adapters import attach
-from honed.model.load import load_model, load_tokenizer
-from honed.model.vocabulary import agree_on_stops, with_pad_token
-from honed.train import rules, seams, stream
+from honed.model.vocabulary import agree_on_stops
+from honed.train import legacy, rules, seams, start, stream
 from honed.train.callbacks import TrainingProgress
-from honed.train.config import SFTConfig
 from honed.train.metrics import StepMetrics
+from honed.train.neftune import noisy_embeddings
+from honed.train.offload import offloaded
+from honed.train.rows import TOKEN_COLUMNS, Datasets, grouped_by_length
+
+logger = logging.getLogger(__name__)
 
 
 class SFTTrainer(Trainer):
@@ -38,23 +37,27 @@ class SFTTrainer(Trainer):
     Args:
         model: a name or folder, a transformers model, or a peft model.
         args: `SFTConfig`, or plain `TrainingArguments`; None for the defaults.
-        data_collator: replaces honed's batches. It gets the rows of the data set as they are; a
-            `DataCollatorForCompletionOnlyLM` gets their token ids.
+        data_collator: replaces honed's batches. It gets the token ids of each prepared row, and labels unless it makes
+            its own; with `dataset_kwargs={"skip_prepare_dataset": True}`, the rows as they are.
         train_dataset: whatever `honed.data.sources.read_rows` reads: a file, rows, a `datasets.Dataset`. Not changed.
         eval_dataset: the same, or a dict of several.
         processing_class: the tokenizer; loaded from the model's folder when absent. Not changed.
         compute_loss_func, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics: as in transformers.
+        quantization_config: how to quantise a model that is given by name.
         peft_config: attaches this adapter; not changed.
         formatting_func: row -> text, messages, a pair or another row; see `honed.data.formatting.Formatting`.
+        **old: arguments that TRL's trainer took in the past; see `honed.train.legacy`.
 
     Attributes:
         ledger: what became of every training row.
-        notes: what the user should know: options without effect, seams that the model did not take.
+        notes: what the user should know: options without effect, seams that the model did not take. Logged as well.
 
     Raises:
         HonedError: rows, template, options or model cannot be used; the message says which and how to mend it.
     """
+
+    data_collator: Any
 
     def __init__(  # noqa: PLR0917 - the order is transformers' and TRL's, and scripts rely on it
         self,
@@ -70,42 +73,34 @@ class SFTTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         optimizer_cls_and_kwargs: tuple[Any, Any] | None = None,
         preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
+        quantization_config: Any = None,
         peft_config: Any = None,
         formatting_func: Callable[[Any], Any] | None = None,
+        **old: Any,
     ) -> None:
-        args = as_sft_config(args)
-        self.notes = rules.check(args)
-        name = model if isinstance(model, str) else seams.base_model(model).config.name_or_path
-        loaded = (
-            model
-            if isinstance(model, nn.Module)
-            else load_model(name, device=args.device, **(args.model_init_kwargs or {}))
-        )
-        tokenizer = with_pad_token(processing_class if processing_class is not None else load_tokenizer(name))
+        args = start.own_arguments(args, model)
+        processing_class, notes = legacy.adopt(args, old, processing_class, inspect.signature(SFTTrainer))
+        self.notes: list[str] = [*args.old_names, *notes, *rules.check(args)]
+        loaded = start.make_model(model, args, quantization_config, self.notes)
+        tokenizer = start.make_tokenizer(processing_class, start.model_name(model), args)
+        self.notes += start.fit_to_model(args, loaded, tokenizer)
         set_seed(args.seed)  # Trainer does so too, but after the adapter's weights are drawn
         trained: nn.Module = attach(loaded, peft_config) if peft_config is not None else loaded
-        self._plain_loss = compute_loss_func is not None or data_collator is not None
-        self.seams = seams.Seams() if self._plain_loss else seams.find_seams(trained)
+        self._plain_loss = compute_loss_func is not None
+        found = seams.Seams() if self._plain_loss else seams.find_seams(trained)
+        self.seams, flat = start.choose_attention(found, model, trained, args)
         self.notes += self.seams.notes
-        if args.packing and not self.seams.flat and data_collator is None:
-            raise ModelError(
-                "packing=True, but documents cannot share a row in this model: " + "; ".join(self.seams.notes),
-                fix="set packing=False",
-            )
-        if args.packing and isinstance(data_collator, DataCollatorForCompletionOnlyLM):
-            raise RecipeError("packing=True packs nothing for a DataCollatorForCompletionOnlyLM.", fix="leave it out")
-        self._prepared: dict[str, Prepared] = {}
+        self._datasets = Datasets(args, tokenizer, formatting_func=formatting_func, collator=data_collator, flat=flat)
         self.stream_loader: stream.StreamLoader | None = None
         self._stream_after: Place | None = None
         self._head: ScoringHead | None = None
-        self._formatting_func = formatting_func
-        train_rows = self._rows("train", train_dataset, tokenizer, args, data_collator)
+        use_cache = seams.base_model(trained).config.use_cache
         super().__init__(
             model=trained,
             args=args,
-            data_collator=data_collator or self._collator(tokenizer, args),
-            train_dataset=train_rows,
-            eval_dataset=self._eval_rows(eval_dataset, tokenizer, args, data_collator),
+            data_collator=self._datasets.collator,
+            train_dataset=self._datasets.make("train", train_dataset),
+            eval_dataset=self._datasets.make_evaluation(eval_dataset),
             processing_class=tokenizer,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
@@ -114,35 +109,68 @@ class SFTTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        seams.base_model(self.model).config.use_cache = use_cache  # Trainer switches it off, also for what is saved
         # our loss is divided by the step's token weight already, whatever the model's own loss would do
         self.model_accepts_loss_kwargs = True
+        self.neftune_noise_alpha = None  # see `training_step`
+        self._progress = TrainingProgress()
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
-            self.add_callback(TrainingProgress())
+            self.add_callback(self._progress)
         self.metrics = StepMetrics(self.args.device)
-        if self.ledger is not None and "eval" in self._prepared:
-            self.ledger.evaluation = self._prepared["eval"].ledger.as_dict()
-        if "train" in self._prepared:
-            agree_on_stops(seams.base_model(self.model), tokenizer, self._prepared["train"].stop_ids)
-        elif isinstance(self.train_dataset, stream.StreamDataset):
-            agree_on_stops(seams.base_model(self.model), tokenizer, self.train_dataset.stream.stop_ids())
+        self._evaluated = torch.zeros(2)
+        if stop_ids := self._datasets.stop_ids():
+            agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
+        if self._datasets.streamed is not None:
             self.add_callback(stream.KeepsPlace(lambda: self.stream_loader))
+        self.notes += self._datasets.notes
+        for note in self.notes if self.is_world_process_zero() else ():
+            logger.warning(note)
 
     @property
     def ledger(self) -> Ledger | None:
-        """What became of the training rows (of a stream: so far); None where a custom collator took them whole."""
+        """What became of the training rows (of a stream: so far); None where they were not prepared."""
         if self.stream_loader is not None:
             return self.stream_loader.ledger
-        return self._prepared["train"].ledger if "train" in self._prepared else None
+        return self._datasets.ledger()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; see `transformers.Trainer.train`."""
         if isinstance(self.train_dataset, stream.StreamDataset):
             resume = args[0] if args else kwargs.get("resume_from_checkpoint")
             self._stream_after = stream.place_to_resume(resume, self.args.output_dir)
-        with self._seams_open():
-            return super().train(*args, **kwargs)
+        try:
+            with self._seams_open(), start.checkpointing_undone(self.model):
+                return super().train(*args, **kwargs)
+        finally:
+            self._progress.close(finished=False)  # which training that broke off has not done
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch, forward and backward: with NEFTune's noise and offloaded activations, if asked for."""
+        embeddings = seams.base_model(self.model).get_input_embeddings()
+        offload = self.args.activation_offloading and self.args.device.type != "cpu"
+        with (
+            noisy_embeddings(embeddings, self.args.neftune_noise_alpha, inputs),
+            offloaded(self.args.device) if offload else nullcontext(),
+        ):
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if not self._plain_loss:
+            return inputs
+        return {**{key: value for key, value in inputs.items() if key != "loss_weights"}, "use_cache": False}
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates; a data set that is passed here is prepared as the one at construction was."""
+        if not isinstance(eval_dataset, str):
+            eval_dataset = self._datasets.make_evaluation(eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Logits and labels of rows, one document each; see `transformers.Trainer.predict`."""
+        return super().predict(self._datasets.make("test", test_dataset), *args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
@@ -152,21 +180,53 @@ class SFTTrainer(Trainer):
         self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
         return self.stream_loader
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Batches to evaluate on: padded, a document in each row, where somebody looks at the logits."""
+        with self._rows_apart(self.compute_metrics is not None, eval_dataset):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Batches to predict on, padded."""
+        with self._rows_apart(True, test_dataset):
+            return super().get_test_dataloader(test_dataset)
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates or predicts with the same seams as training."""
+        """Evaluates or predicts with the same seams as training; the loss is the mean over all trained tokens."""
         before = self.metrics
         self.metrics = StepMetrics(self.args.device)
+        self._evaluated = torch.zeros(2, device=self.args.device)
         try:
             with self._seams_open():
                 output = super().evaluation_loop(*args, **kwargs)
             prefix = kwargs.get("metric_key_prefix", "eval")
             logs = self.metrics.read()
-            shown = {key: logs[key] for key in ("mean_token_accuracy", "entropy") if key in logs}
+            shown: dict[str, float] = {key: logs[key] for key in ("mean_token_accuracy", "entropy") if key in logs}
+            loss, weight = self.accelerator.gather(self._evaluated[None]).sum(0).tolist()
+            if weight > 0:
+                shown["loss"] = loss / weight
             output.metrics.update({f"{prefix}_{key}": value for key, value in shown.items()})
             return output
         finally:
             self.metrics = before
             self.metrics.start_clock()
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Loss of a batch; logits and labels as well unless `prediction_loss_only`, from a plain forward pass."""
+        if self._plain_loss or "labels" not in inputs:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        items = self._get_num_items_in_batch([inputs], self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs, num_items_in_batch=items)
+            ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            weight = total_weight(inputs["labels"], inputs.get("loss_weights"))
+            self._evaluated += torch.stack([loss * items / ranks, weight])
+            if prediction_loss_only:
+                return loss, None, None
+            plain = {key: value for key, value in inputs.items() if key not in seams.NOT_FOR_THE_MODEL}
+            return loss, model(**plain, use_cache=False).logits, inputs["labels"]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -203,9 +263,17 @@ class SFTTrainer(Trainer):
         super().log({**logs, **self.metrics.read()} if training else dict(logs), start_time)
         self.metrics.start_clock()
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, PackedRows):
+            return super()._get_train_sampler(train_dataset)
+        return grouped_by_length(rows, self.args.train_batch_size * self.args.gradient_accumulation_steps)
+
     def _set_signature_columns_if_needed(self) -> None:
-        # rows reach the collator as `PackedRow`s, and a custom collator gets them whole
-        self._signature_columns = list(getattr(self.train_dataset, "column_names", None) or [])
+        # prepared rows have no columns; of rows as they are, a collator gets the token ids or, without any, all
+        columns = list(getattr(self.train_dataset, "column_names", None) or [])
+        tokenised = "input_ids" in columns
+        self._signature_columns = [name for name in columns if not tokenised or name in TOKEN_COLUMNS]
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator
@@ -220,51 +288,15 @@ class SFTTrainer(Trainer):
             finally:
                 self._head = outer
 
-    def _collator(self, tokenizer: Any, args: SFTConfig) -> Any:
-        if self.seams.flat:
-            return FlatCollator()
-        return PaddedCollator(pad_token_id=tokenizer.pad_token_id, multiple_of=args.pad_to_multiple_of or 1)
-
-    def _eval_rows(self, dataset: Any, tokenizer: Any, args: SFTConfig, collator: Any) -> Any:
-        if isinstance(dataset, dict):
-            return {name: self._rows(name, rows, tokenizer, args, collator) for name, rows in dataset.items()}
-        return self._rows("eval", dataset, tokenizer, args, collator)
-
-    def _rows(self, name: str, dataset: Any, tokenizer: Any, args: SFTConfig, collator: Any) -> Any:
-        """The prepared rows; a custom collator gets the data set as it is, but for the one that needs token ids."""
-        finds_completions = isinstance(collator, DataCollatorForCompletionOnlyLM)
-        if dataset is None or isinstance(dataset, PackedRows) or (collator is not None and not finds_completions):
-            return dataset
-        options = args.prepare_options(evaluation=name != "train")
-        if name == "train" and not finds_completions and stream.is_streamed(dataset, args):
-            return self._streamed(dataset, tokenizer, options, args)
-        if finds_completions:  # which tells apart what is trained; so all is rendered, each document in its own row
-            options = replace(options, train_on="all", packing=False)
-        desc = f"Preparing {name} data"
-        prepared = prepare_cached if args.data_cache else prepare
-        self._prepared[name] = prepared(dataset, tokenizer, options, formatting_func=self._formatting_func, desc=desc)
-        rows = self._prepared[name].rows
-        return TokenRows(rows) if finds_completions else rows
-
-    def _streamed(self, dataset: Any, tokenizer: Any, options: PrepareOptions, args: SFTConfig) -> stream.StreamDataset:
-        rows = RowStream(
-            dataset,
-            tokenizer,
-            options,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffle_buffer=args.shuffle_buffer,
-            formatting_func=self._formatting_func,
+    @contextmanager
+    def _rows_apart(self, apart: bool, rows: Any) -> Iterator[None]:
+        rows = self.eval_dataset if rows is None or isinstance(rows, str) else rows
+        packed = isinstance(rows, PackedRows) and len(rows) < len(rows.table)
+        before = self.data_collator
+        self.data_collator = (
+            self._datasets.padded if apart and not packed and isinstance(before, FlatCollator) else before
         )
-        args.ignore_data_skip = True  # a resumed stream starts at its place; nothing is read only to be skipped
-        return stream.StreamDataset(rows, args.per_device_train_batch_size, self._collator(tokenizer, args))
-
-
-def as_sft_config(args: TrainingArguments | None) -> SFTConfig:
-    """The arguments as an SFTConfig of our own; the caller's object is not changed."""
-    if args is None:
-        return SFTConfig(output_dir="trainer_output")
-    if isinstance(args, SFTConfig):
-        return copy.deepcopy(args)
-    given = {key: value for key, value in args.to_dict().items() if key in SFTConfig.__dataclass_fields__}
-    given["hub_token"] = args.hub_token  # to_dict masks it
-    return SFTConfig(**given)
+        try:
+            yield
+        finally:
+            self.data_collator = before

@@ -163,7 +163,7 @@ def test_arguments_are_copied_and_plain_ones_are_taken(
     trainer = SFTTrainer(tiny_model(), args=args, train_dataset=chat_rows, processing_class=tiny_tokenizer)
     trainer.train()
     assert args.to_dict() == before
-    assert isinstance(trainer.args, SFTConfig) and trainer.args.max_length == 1024 and trainer.args.max_steps == 1
+    assert isinstance(trainer.args, SFTConfig) and trainer.args.max_length == 512 and trainer.args.max_steps == 1
 
 
 @pytest.mark.parametrize("adapter", [False, True])
