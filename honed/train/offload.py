@@ -52,6 +52,11 @@ def offloaded(device: torch.device, *, smallest: int = SMALLEST) -> Iterator[Non
         yield
 
 
+def on_host(device: torch.device) -> bool:
+    """Whether what is on this device is in the host's memory anyway."""
+    return device.type == "cpu"
+
+
 def _is_weight(tensor: torch.Tensor) -> bool:
     owner = tensor._base if tensor._base is not None else tensor
     return isinstance(owner, torch.nn.Parameter)

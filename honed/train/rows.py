@@ -133,7 +133,7 @@ class Datasets:
         """What the trainer takes as its data set; rows that were made before are returned as they are.
 
         Args:
-            name: "train", "eval", or that of one of several evaluation sets.
+            name: "train", or what else to call it.
             dataset: the caller's; not changed.
 
         Raises:
@@ -142,6 +142,8 @@ class Datasets:
         if dataset is None or isinstance(dataset, (PackedRows, Features, stream.StreamDataset)):
             return dataset
         if self.args.skips_preparation:
+            if not hasattr(dataset, "__len__"):  # else one rank would cut the others' batches out of its own
+                self.args.accelerator_config.dispatch_batches = False
             return dataset
         _refuse_transform(dataset)
         formatting_func = self._formatting(dataset)
@@ -166,7 +168,7 @@ class Datasets:
     def make_evaluation(self, dataset: Any) -> Any:
         """The same for an evaluation set, or a dict of several."""
         if isinstance(dataset, dict):
-            return {name: self.make(name, rows) for name, rows in dataset.items()}
+            return {name: self.make(f"eval {name}", rows) for name, rows in dataset.items()}
         return self.make("eval", dataset)
 
     def ledger(self) -> Ledger | None:

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from honed.data.collate import FlatCollator
 from honed.data.ledger import Ledger
 from honed.data.stream import Place
 from honed.data.table import PackedRows
-from honed.loss.head import ScoringHead
 from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
 from honed.model.adapters import attach
 from honed.model.vocabulary import agree_on_stops
 from honed.train import legacy, rules, seams, start, stream
 from honed.train.callbacks import TrainingProgress
+from honed.train.evaluation import EvaluatingTrainer
 from honed.train.metrics import StepMetrics
 from honed.train.neftune import noisy_embeddings
-from honed.train.offload import offloaded
+from honed.train.offload import offloaded, on_host
 from honed.train.rows import TOKEN_COLUMNS, Datasets, grouped_by_length
 
 logger = logging.getLogger(__name__)
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(EvaluatingTrainer):
     """Supervised fine-tuning of a causal language model.
 
     Args:
@@ -56,8 +55,6 @@ class SFTTrainer(Trainer):
     Raises:
         HonedError: rows, template, options or model cannot be used; the message says which and how to mend it.
     """
-
-    data_collator: Any
 
     def __init__(  # noqa: PLR0917 - the order is transformers' and TRL's, and scripts rely on it
         self,
@@ -93,7 +90,6 @@ class SFTTrainer(Trainer):
         self._datasets = Datasets(args, tokenizer, formatting_func=formatting_func, collator=data_collator, flat=flat)
         self.stream_loader: stream.StreamLoader | None = None
         self._stream_after: Place | None = None
-        self._head: ScoringHead | None = None
         use_cache = seams.base_model(trained).config.use_cache
         super().__init__(
             model=trained,
@@ -119,7 +115,6 @@ class SFTTrainer(Trainer):
             self.remove_callback(PrinterCallback)
             self.add_callback(self._progress)
         self.metrics = StepMetrics(self.args.device)
-        self._evaluated = torch.zeros(2)
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
         if self._datasets.streamed is not None:
@@ -149,7 +144,7 @@ class SFTTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, forward and backward: with NEFTune's noise and offloaded activations, if asked for."""
         embeddings = seams.base_model(self.model).get_input_embeddings()
-        offload = self.args.activation_offloading and self.args.device.type != "cpu"
+        offload = self.args.activation_offloading and not on_host(self.args.device)
         with (
             noisy_embeddings(embeddings, self.args.neftune_noise_alpha, inputs),
             offloaded(self.args.device) if offload else nullcontext(),
@@ -162,16 +157,6 @@ class SFTTrainer(Trainer):
             return inputs
         return {**{key: value for key, value in inputs.items() if key != "loss_weights"}, "use_cache": False}
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates; a data set that is passed here is prepared as the one at construction was."""
-        if not isinstance(eval_dataset, str):
-            eval_dataset = self._datasets.make_evaluation(eval_dataset)
-        return super().evaluate(eval_dataset, *args, **kwargs)
-
-    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Logits and labels of rows, one document each; see `transformers.Trainer.predict`."""
-        return super().predict(self._datasets.make("test", test_dataset), *args, **kwargs)
-
     def get_train_dataloader(self) -> Any:
         """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
         if not isinstance(self.train_dataset, stream.StreamDataset):
@@ -179,54 +164,6 @@ class SFTTrainer(Trainer):
         size, after = self._train_batch_size, self._stream_after
         self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
         return self.stream_loader
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Batches to evaluate on: padded, a document in each row, where somebody looks at the logits."""
-        with self._rows_apart(self.compute_metrics is not None, eval_dataset):
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """Batches to predict on, padded."""
-        with self._rows_apart(True, test_dataset):
-            return super().get_test_dataloader(test_dataset)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates or predicts with the same seams as training; the loss is the mean over all trained tokens."""
-        before = self.metrics
-        self.metrics = StepMetrics(self.args.device)
-        self._evaluated = torch.zeros(2, device=self.args.device)
-        try:
-            with self._seams_open():
-                output = super().evaluation_loop(*args, **kwargs)
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            logs = self.metrics.read()
-            shown: dict[str, float] = {key: logs[key] for key in ("mean_token_accuracy", "entropy") if key in logs}
-            loss, weight = self.accelerator.gather(self._evaluated[None]).sum(0).tolist()
-            if weight > 0:
-                shown["loss"] = loss / weight
-            output.metrics.update({f"{prefix}_{key}": value for key, value in shown.items()})
-            return output
-        finally:
-            self.metrics = before
-            self.metrics.start_clock()
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> Any:
-        """Loss of a batch; logits and labels as well unless `prediction_loss_only`, from a plain forward pass."""
-        if self._plain_loss or "labels" not in inputs:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
-        items = self._get_num_items_in_batch([inputs], self.args.device)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs, num_items_in_batch=items)
-            ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            weight = total_weight(inputs["labels"], inputs.get("loss_weights"))
-            self._evaluated += torch.stack([loss * items / ranks, weight])
-            if prediction_loss_only:
-                return loss, None, None
-            plain = {key: value for key, value in inputs.items() if key not in seams.NOT_FOR_THE_MODEL}
-            return loss, model(**plain, use_cache=False).logits, inputs["labels"]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -277,26 +214,3 @@ class SFTTrainer(Trainer):
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator
-
-    @contextmanager
-    def _seams_open(self) -> Iterator[None]:
-        outer = self._head
-        with seams.opened(self.model, self.seams) as head:
-            self._head = head
-            try:
-                yield
-            finally:
-                self._head = outer
-
-    @contextmanager
-    def _rows_apart(self, apart: bool, rows: Any) -> Iterator[None]:
-        rows = self.eval_dataset if rows is None or isinstance(rows, str) else rows
-        packed = isinstance(rows, PackedRows) and len(rows) < len(rows.table)
-        before = self.data_collator
-        self.data_collator = (
-            self._datasets.padded if apart and not packed and isinstance(before, FlatCollator) else before
-        )
-        try:
-            yield
-        finally:
-            self.data_collator = before
