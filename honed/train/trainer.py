@@ -157,6 +157,11 @@ class SFTTrainer(EvaluatingTrainer):
             return inputs
         return {**{key: value for key, value in inputs.items() if key != "loss_weights"}, "use_cache": False}
 
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Uploads the model; see `transformers.Trainer.push_to_hub`."""
+        seams.base_model(self.model).add_model_tags(["honed", "sft"])
+        return super().push_to_hub(*args, **kwargs)
+
     def get_train_dataloader(self) -> Any:
         """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
         if not isinstance(self.train_dataset, stream.StreamDataset):
