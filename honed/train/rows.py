@@ -261,7 +261,8 @@ def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:
 
 
 def _refuse_transform(dataset: Any) -> None:
-    if (getattr(dataset, "format", None) or {}).get("type") == "custom":
+    format_set = getattr(dataset, "format", None)  # a text has a method of this name
+    if isinstance(format_set, Mapping) and format_set.get("type") == "custom":
         raise RecipeError(
             "The data set has a transform (with_transform), which would run only once, while rows are prepared.",
             fix="apply it with dataset.map(...), or let it give token ids and set "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -133,6 +135,13 @@ def test_a_transform_is_refused(make: Make, chat_rows: Rows) -> None:
     rows = datasets.Dataset.from_list(chat_rows).with_transform(lambda batch: batch)
     with pytest.raises(RecipeError, match="has a transform"):
         make(rows)
+
+
+def test_a_file_is_named_by_a_text(make: Make, chat_rows: Rows, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in chat_rows))
+    trainer = make(str(file), eval_dataset=file, shuffle_dataset=True)
+    assert trainer.ledger.rows_in == trainer.ledger.evaluation["rows_in"] == 12
 
 
 def test_a_formatting_function_is_not_called_for_token_ids(make: Make, tokenised: Rows) -> None:

@@ -195,11 +195,10 @@ def test_the_callers_objects_stay_as_they_were(
     tiny_model: Callable[..., Any], tiny_tokenizer: Any, quick: dict[str, Any], chat_rows: Rows
 ) -> None:
     """Arguments, adapter, tokenizer, data and the model's configuration, through every step of a run."""
-    args = SFTConfig(**quick, max_steps=1, packing=True, eos_token="<|im_end|>", model_init_kwargs={"dtype": "auto"},
-                     neftune_noise_alpha=5.0, eval_strategy="steps", eval_steps=1, max_seq_length=100
-                     ) if "max_length" not in quick else None  # fmt: skip
-    args = args or SFTConfig(**quick, max_steps=1, packing=True, eos_token="<|endoftext|>", eval_strategy="steps",
-                             eval_steps=1, neftune_noise_alpha=5.0, model_init_kwargs={"dtype": "auto"})  # fmt: skip
+    args = SFTConfig(
+        **quick, max_steps=1, packing=True, eos_token="<|endoftext|>", eval_strategy="steps", eval_steps=1,
+        neftune_noise_alpha=5.0, model_init_kwargs={"dtype": "auto"},
+    )  # fmt: skip
     peft_config, dataset, rows = lora_config(r=2), Dataset.from_list(chat_rows), copy.deepcopy(chat_rows)
     model = tiny_model(eos_token_id=0)
 
