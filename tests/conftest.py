@@ -136,7 +136,10 @@ def tiny_model() -> Callable[..., Any]:
         }
         torch.manual_seed(SEED)
         config = AutoConfig.for_model(family, **{**shape, **changes})
-        return AutoModelForCausalLM.from_config(config).to(dtype)
+        model = AutoModelForCausalLM.from_config(config)
+        # transformers leaves the pad token's row at zero, which would count as a token that was never trained
+        torch.nn.init.normal_(model.get_input_embeddings().weight.data[0], std=0.3)
+        return model.to(dtype)
 
     return make
 

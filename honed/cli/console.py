@@ -18,11 +18,12 @@ NARROWEST = 20  # columns; a terminal may say that it has fewer
 
 def quiet_libraries() -> None:
     """Keeps the libraries' own bars and advice off the screen; honed has its own. Errors still come through."""
-    import logging as standard_logging
+    import logging as python_logging
     import os
     import warnings
 
-    standard_logging.getLogger("bitsandbytes").setLevel(standard_logging.ERROR)
+    python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
+    python_logging.getLogger("honed").setLevel(python_logging.ERROR)  # what it warns of, a verb shows as a note
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|transformers\.|peft\.")

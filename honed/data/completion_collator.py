@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from honed.data.formats import IGNORE_INDEX
-from honed.data.table import PackedRow, PackedRows
+from honed.data.table import PackedRow
 from honed.errors import RecipeError
 
 SHOWN = 80  # characters of a row in a warning
@@ -144,23 +144,6 @@ class DataCollatorForCompletionOnlyLM:
         if not text.strip():
             raise RecipeError(f"A template holds no text: {template!r}.", fix="pass the text before each response")
         return (text,) if isinstance(template, str) else (text, text.strip())
-
-
-class TokenRows:
-    """Prepared rows as the features that this collator takes: `{"input_ids": [...]}`.
-
-    Args:
-        rows: one document in each.
-    """
-
-    def __init__(self, rows: PackedRows) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        return {"input_ids": self._rows[index].input_ids.tolist()}
 
 
 def _ends(text: str, templates: Sequence[str]) -> list[int]:

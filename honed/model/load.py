@@ -131,7 +131,7 @@ def load_model(
         products = pick_dtype(device) if chosen == "auto" else chosen
         if quantization is not None:
             own = quantize.quantization_config(quantization, dtype=products)
-            options = quantize.quantized_options(name, options, own)
+            options = quantize.quantized_options(options, own)
         options = quantize.with_quantization_config({"device_map": {"": device}, **options}, dtype=products)
     try:
         model = _model_class(folder, sees, options).from_pretrained(folder, dtype=chosen, **options)

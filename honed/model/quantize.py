@@ -73,16 +73,14 @@ def with_quantization_config(options: Mapping[str, Any], *, dtype: torch.dtype |
     return rest
 
 
-def quantized_options(model: Any, options: Mapping[str, Any] | None, config: Any) -> dict[str, Any]:
+def quantized_options(options: Mapping[str, Any] | None, config: Any) -> dict[str, Any]:
     """Keywords of `from_pretrained` with a `quantization_config` that came another way among them.
 
     Raises:
-        ModelError: the model is loaded already, or the keywords hold a configuration, too.
+        ModelError: the keywords hold a configuration, too.
     """
     if config is None:
         return dict(options or {})
-    if not isinstance(model, str):
-        raise ModelError("quantization_config is given, and the model is loaded already.", fix="give its name instead")
     if options and asks_for_bits(options):
         raise ModelError("The model is quantised twice: by keywords, and by a configuration.", fix="give one of them")
     return {**(options or {}), "quantization_config": config}

@@ -41,8 +41,12 @@ class TrainingProgress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes the bar."""
+        self.close()
+
+    def close(self, *, finished: bool = True) -> None:
+        """Closes the bar, if it is open; `finished` is False when training broke off."""
         if self._bar is not None:
-            self._bar.close()
+            self._bar.close(finished=finished)
             self._bar = None
 
 

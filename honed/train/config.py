@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -11,26 +12,45 @@ from transformers import TrainingArguments
 from honed.data.prepare import PrepareOptions
 from honed.data.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
+from honed.train.legacy import takes_old_names
+
+OLD_VALUES = {  # option -> value that it had in older releases of TRL -> the same today
+    "packing_strategy": {"bfd-requeue": "bfd_split", "ffd": "bfd"},
+    "loss_type": {"chunked_nll": "nll"},
+}
 
 
+@takes_old_names
 @dataclass
 class SFTConfig(TrainingArguments):
     """Arguments of a training run.
 
     Every argument of `transformers.TrainingArguments` is accepted. Names and defaults of the others are TRL's, so that
-    a TRL script runs unchanged; what TRL does not have is marked "honed".
+    a TRL script runs unchanged; what TRL does not have is marked "honed". Old names are taken too (see `legacy`), and
+    told of in `old_names`.
 
     Args:
         model_init_kwargs: keywords for `from_pretrained` when the model is given by name.
-        chat_template_path: Jinja file that replaces the tokenizer's chat template.
+        trust_remote_code: let models and tokenizers run code of their own when they are loaded.
+        router_aux_loss_coef: weight of the load-balancing loss of mixture-of-experts models; None for the model's own.
+        chat_template_path: what replaces the tokenizer's chat template: a Jinja file, or a model whose template it is.
+        eos_token: token that ends turns and texts, instead of the tokenizer's.
+        pad_token: token that fills up padded batches, instead of the tokenizer's.
         dataset_text_field: column of plain-text rows.
-        max_length: longest row in tokens; None for no limit.
+        dataset_kwargs: {"skip_prepare_dataset": True} hands rows to the collator as they are.
+        dataset_num_proc: processes that prepare the rows; the result is the same. None for one.
+        max_length: longest row in tokens; None for no limit. The default is lowered to the tokenizer's limit.
+        truncation_mode: "keep_start", the only one.
+        shuffle_dataset: shuffle the rows once, before they are packed.
         packing: pack documents into rows of `max_length`, isolated from each other.
         packing_strategy: "bfd" (no document is torn), "bfd_split" (overlong documents are split first) or "wrapped".
-        eval_packing: the same for the evaluation set; None to follow `packing`.
-        assistant_only_loss: train on the assistant's turns only.
+        padding_free: accepted; batches have no padding wherever the model allows it.
+        pad_to_multiple_of: where batches must be padded, pad them to a multiple of this; "auto": to the longest row.
+        eval_packing: the same as `packing` for the evaluation set; None to follow it.
         completion_only_loss: train on completions only; None means yes where rows have prompt and completion.
-        pad_to_multiple_of: where batches must be padded, pad them to a multiple of this.
+        assistant_only_loss: train on the assistant's turns only.
+        loss_type: the objective; "nll" is the negative log-likelihood.
+        activation_offloading: keep activations in the host's memory between forward and backward.
         share_prefixes: honed. What documents of a batch have in common at their beginning is computed once; packing
             then puts such documents together. "auto": where the model and its dropout allow it; True: or stop.
         train_on: honed. "assistant", "last", "all" or "completion"; None to follow the two options above.
@@ -47,28 +67,48 @@ class SFTConfig(TrainingArguments):
         streaming: honed. Read, render and pack rows while training, in constant memory; needs max_steps.
         shuffle_buffer: honed. While streaming, rows held and shuffled at a time; 0 keeps their order.
         data_cache: honed. Keep prepared data on disk and open it when the same is asked for (see `prepared_cache`).
-        dataset_kwargs: accepted for TRL's scripts; rows that are tokenized already are recognised without it.
         image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
         freeze_vision: honed. Leave the vision tower as it is.
         token_metrics: honed. Log mean_token_accuracy and entropy; costs one more pass over each tile of logits.
     """
 
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # which a command line gives as JSON
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "dataset_kwargs",
+        "template_arguments",
+        "columns",
+    ]
+
+    # TRL's defaults, where transformers has others
     learning_rate: float = 2e-5
     logging_steps: float = 10
+    gradient_checkpointing: bool = True
     bf16: bool | None = None  # None is resolved below, by what the device can do
     dataloader_pin_memory: bool | None = None
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
-    model_init_kwargs: dict[str, Any] | None = None
+    model_init_kwargs: dict[str, Any] | str | None = None
+    trust_remote_code: bool = False
+    router_aux_loss_coef: float | None = None
     chat_template_path: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
     dataset_text_field: str = "text"
+    dataset_kwargs: dict[str, Any] | str | None = None
+    dataset_num_proc: int | None = None
     max_length: int | None = 1024
+    truncation_mode: str = "keep_start"
+    shuffle_dataset: bool = False
     packing: bool = False
     packing_strategy: str = "bfd"
+    padding_free: bool = False
+    pad_to_multiple_of: int | str | None = "auto"
     eval_packing: bool | None = None
-    assistant_only_loss: bool = False
     completion_only_loss: bool | None = None
-    pad_to_multiple_of: int | None = None
+    assistant_only_loss: bool = False
+    loss_type: str = "nll"
+    activation_offloading: bool = False
 
     share_prefixes: bool | str = False
     train_on: str | None = None
@@ -85,17 +125,30 @@ class SFTConfig(TrainingArguments):
     streaming: bool = False
     shuffle_buffer: int = SHUFFLE_BUFFER
     data_cache: bool = False
-    token_metrics: bool = True
-    dataset_kwargs: dict[str, Any] | None = None
     image_folder: str | None = None
     freeze_vision: bool = False
+    token_metrics: bool = True
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = torch.cuda.is_available()  # elsewhere torch warns and does nothing
+        if getattr(self, "activation_checkpointing", False) is None:  # its newer name, which transformers prefers
+            self.activation_checkpointing = self.gradient_checkpointing
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        for name, values in OLD_VALUES.items():
+            value = getattr(self, name)
+            if value in values:
+                setattr(self, name, values[value])
+                self.old_names.append(f"{name}={value!r} is called {values[value]!r} now.")
+        self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         super().__post_init__()
+
+    @property
+    def skips_preparation(self) -> bool:
+        """Whether the collator gets the rows as they are."""
+        return isinstance(self.dataset_kwargs, dict) and bool(self.dataset_kwargs.get("skip_prepare_dataset"))
 
     def prepare_options(self, *, evaluation: bool = False) -> PrepareOptions:
         """How rows become tokens, for the training or the evaluation set.
@@ -106,7 +159,7 @@ class SFTConfig(TrainingArguments):
         packing = self.eval_packing if evaluation and self.eval_packing is not None else self.packing
         return PrepareOptions(
             format=self.data_format,
-            template=self.chat_template_path or self.template,
+            template=self._template(),
             template_arguments=self.template_arguments,
             columns=self.columns,
             system=self.system,
@@ -122,6 +175,11 @@ class SFTConfig(TrainingArguments):
             text_field=self.dataset_text_field,
         )
 
+    def _template(self) -> str:
+        """The template of another model stands in the tokenizer already (see `start.make_tokenizer`)."""
+        path = self.chat_template_path
+        return path if path is not None and Path(path).expanduser().is_file() else self.template
+
     def _train_on(self) -> str:
         if self.train_on is not None:
             if self.assistant_only_loss and self.train_on not in ("assistant", "last"):
@@ -133,3 +191,14 @@ class SFTConfig(TrainingArguments):
         if self.assistant_only_loss:
             return "assistant"
         return "all" if self.completion_only_loss is False else "completion"
+
+
+def _multiple(value: int | str | None) -> int | None:
+    """A command line gives a text."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("auto", "none", "null"):
+        return None
+    if not value.isdigit():
+        raise RecipeError(f"pad_to_multiple_of is {value!r}.", fix="set a whole number, or 'auto'")
+    return int(value)

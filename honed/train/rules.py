@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,11 +47,102 @@ RULES = (
         refuses=True,
     ),
     Rule(
-        name="liger",
-        when=lambda args: args.use_liger_kernel,
-        message="use_liger_kernel replaces the model's forward, which the scoring head needs unchanged.",
-        fix="leave it off; honed computes no whole logits anyway",
+        name="liger_absent",
+        when=lambda args: args.use_liger_kernel and is_missing("liger_kernel"),
+        message="use_liger_kernel=True needs Liger's kernels, which are not installed.",
+        fix="pip install liger-kernel",
         refuses=True,
+    ),
+    Rule(
+        name="liger_without_gpu",
+        when=lambda args: args.use_liger_kernel and not runs_triton(args),
+        message="use_liger_kernel=True needs a GPU: Liger's kernels are written in Triton.",
+        fix="leave it out",
+        refuses=True,
+    ),
+    Rule(
+        name="liger_loss",
+        when=lambda args: bool((args.liger_kernel_config or {}).get("fused_linear_cross_entropy")),
+        message="Liger's fused_linear_cross_entropy replaces the model's forward, which honed's head needs unchanged.",
+        fix="leave it out of liger_kernel_config; honed's head computes no whole logits either",
+        refuses=True,
+    ),
+    Rule(
+        name="truncation_mode",
+        when=lambda args: args.truncation_mode != "keep_start",
+        message="truncation_mode can only be 'keep_start': answers without their questions would be trained.",
+        fix="leave it out, and raise max_length or set overlong='drop'",
+        refuses=True,
+    ),
+    Rule(
+        name="selective_checkpointing",
+        when=lambda args: bool((args.gradient_checkpointing_kwargs or {}).get("selective")),
+        message="gradient_checkpointing_kwargs={'selective': True} is TRL's own and not supported.",
+        fix="leave 'selective' out; whole layers are recomputed then",
+        refuses=True,
+    ),
+    Rule(
+        name="liger_config",
+        when=lambda args: bool(args.liger_kernel_config) and not args.use_liger_kernel,
+        message="liger_kernel_config has no effect without use_liger_kernel=True.",
+        fix="set it, or leave the configuration out",
+        refuses=False,
+    ),
+    Rule(
+        name="checkpointing_kwargs",
+        when=lambda args: bool(args.gradient_checkpointing_kwargs) and not args.gradient_checkpointing,
+        message="gradient_checkpointing_kwargs has no effect without gradient_checkpointing=True.",
+        fix="set it, or leave the keywords out",
+        refuses=False,
+    ),
+    Rule(
+        name="offloading_on_cpu",
+        when=lambda args: args.activation_offloading and args.device.type == "cpu",
+        message="activation_offloading has no effect on a CPU: activations are in the host's memory already.",
+        fix="leave it out",
+        refuses=False,
+    ),
+    Rule(
+        name="dataset_num_proc",
+        when=lambda args: (args.dataset_num_proc or 1) > 1,
+        message="dataset_num_proc has no effect: one process prepares the rows.",
+        fix="leave it out; data_cache=True keeps prepared rows on disk",
+        refuses=False,
+    ),
+    Rule(
+        name="dataset_kwargs",
+        when=lambda args: bool(set(args.dataset_kwargs or ()) - {"skip_prepare_dataset"}),
+        message="dataset_kwargs has no effect but for skip_prepare_dataset.",
+        fix="leave its other keys out",
+        refuses=False,
+    ),
+    Rule(
+        name="packing_unprepared",
+        when=lambda args: args.packing and args.skips_preparation,
+        message="packing has no effect with skip_prepare_dataset: rows go to the collator as they are.",
+        fix="leave one of them out",
+        refuses=False,
+    ),
+    Rule(
+        name="strategy_without_packing",
+        when=lambda args: args.packing_strategy != "bfd" and not (args.packing or args.eval_packing),
+        message="packing_strategy has no effect without packing=True.",
+        fix="set packing=True",
+        refuses=False,
+    ),
+    Rule(
+        name="completion_and_train_on",
+        when=lambda args: args.completion_only_loss is not None and args.train_on is not None,
+        message="completion_only_loss has no effect beside train_on, which says what is trained.",
+        fix="leave one of them out",
+        refuses=False,
+    ),
+    Rule(
+        name="shuffled_stream",
+        when=lambda args: args.shuffle_dataset and args.streaming,
+        message="shuffle_dataset has no effect on streamed rows, which are shuffled shuffle_buffer at a time.",
+        fix="leave it out",
+        refuses=False,
     ),
     Rule(
         name="length_grouping",
@@ -83,6 +175,16 @@ def check(args: SFTConfig) -> list[str]:
             raise RecipeError(rule.message, fix=rule.fix)
         notes.append(f"{rule.message} {rule.fix[0].upper()}{rule.fix[1:]}.")
     return notes
+
+
+def is_missing(package: str) -> bool:
+    """True when a package is not installed."""
+    return importlib.util.find_spec(package) is None
+
+
+def runs_triton(args: SFTConfig) -> bool:
+    """True on devices that Triton compiles for."""
+    return args.device.type in ("cuda", "xpu")
 
 
 def cpu_likes_bf16() -> bool:

@@ -2,61 +2,57 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+import inspect
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from honed.data.collate import FlatCollator, PaddedCollator
-from honed.data.completion_collator import DataCollatorForCompletionOnlyLM, TokenRows
 from honed.data.ledger import Ledger
-from honed.data.prepare import Prepared, PrepareOptions, prepare
-from honed.data.prepared_cache import prepare_cached
-from honed.data.stream import Place, RowStream
+from honed.data.stream import Place
 from honed.data.table import PackedRows
-from honed.data.vision_prepare import VisionPrepared, VisionRows, prepare_vision
-from honed.errors import ModelError, RecipeError
-from honed.loss.head import ScoringHead
 from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
 from honed.model.adapters import ready_to_train
-from honed.model.load import load_model
-from honed.model.quantize import quantized_options
 from honed.model.vocabulary import agree_on_stops
-from honed.train import rules, seams, shared_prefixes, stream, vision
+from honed.train import legacy, rules, seams, shared_prefixes, start, stream, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
-from honed.train.config import SFTConfig
+from honed.train.evaluation import EvaluatingTrainer
 from honed.train.metrics import StepMetrics
+from honed.train.neftune import noisy_embeddings
+from honed.train.offload import offloaded, on_host
+from honed.train.rows import TOKEN_COLUMNS, Datasets, grouped_by_length
+
+logger = logging.getLogger(__name__)
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(EvaluatingTrainer):
     """Supervised fine-tuning of a causal language model.
 
     Args:
         model: a name or folder, a transformers model, or a peft model.
         args: `SFTConfig`, or plain `TrainingArguments`; None for the defaults.
-        data_collator: replaces honed's batches. It gets the rows of the data set as they are; a
-            `DataCollatorForCompletionOnlyLM` gets their token ids.
+        data_collator: replaces honed's batches. It gets the token ids of each prepared row, and labels unless it makes
+            its own; with `dataset_kwargs={"skip_prepare_dataset": True}`, the rows as they are.
         train_dataset: whatever `honed.data.sources.read_rows` reads: a file, rows, a `datasets.Dataset`. Not changed.
         eval_dataset: the same, or a dict of several.
         processing_class: the tokenizer, or for rows with images the processor; loaded from the model's folder when
             absent. Not changed.
         compute_loss_func, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics: as in transformers.
+        quantization_config: how to quantise a model that is given by name.
         peft_config: attaches this adapter; not changed.
         formatting_func: row -> text, messages, a pair or another row; see `honed.data.formatting.Formatting`.
-        quantization_config: loads the model quantised, when it is given by name.
+        **old: arguments that TRL's trainer took in the past; see `honed.train.legacy`.
 
     Attributes:
         ledger: what became of every training row.
-        notes: what the user should know: options without effect, seams that the model did not take.
+        notes: what the user should know: options without effect, seams that the model did not take. Logged as well.
 
     Raises:
         HonedError: rows, template, options or model cannot be used; the message says which and how to mend it.
@@ -76,59 +72,52 @@ class SFTTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         optimizer_cls_and_kwargs: tuple[Any, Any] | None = None,
         preprocess_logits_for_metrics: Callable[..., torch.Tensor] | None = None,
+        quantization_config: Any = None,
         peft_config: Any = None,
         formatting_func: Callable[[Any], Any] | None = None,
-        quantization_config: Any = None,
+        **old: Any,
     ) -> None:
-        args = as_sft_config(args)
-        self.notes = rules.check(args)
-        from_pretrained_options = quantized_options(model, args.model_init_kwargs, quantization_config)
-        name = model if isinstance(model, str) else seams.base_model(model).config.name_or_path
-        if processing_class is None:
-            looked_at = None if data_collator is not None or args.streaming else train_dataset
-            processing_class = vision.load_processing_class(name, looked_at)
-        processing_class = vision.with_padding(processing_class)
+        args = start.own_arguments(args, model)
+        processing_class, notes = legacy.adopt(args, old, processing_class, inspect.signature(SFTTrainer))
+        self.notes: list[str] = [*args.old_names, *notes, *rules.check(args)]
+        looked_at = None if data_collator is not None or args.streaming else train_dataset
+        processing_class = start.make_processing_class(processing_class, start.model_name(model), args, looked_at)
         sees = vision.is_processor(processing_class)
         tokenizer = processing_class.tokenizer if sees else processing_class
-        loaded = (
-            model
-            if isinstance(model, nn.Module)
-            else load_model(name, device=args.device, sees=sees, **from_pretrained_options)
-        )
-        set_seed(args.seed)  # Trainer does so too, but after the adapter's weights are drawn
-        self._plain_loss = compute_loss_func is not None or data_collator is not None
-        self._processor = processing_class if sees and data_collator is None else None
-        if self._processor is not None:
-            trained, self.seams = vision.prepare_model(loaded, args, peft_config, tokenizer)
-        else:
-            trained, notes = ready_to_train(
-                loaded, peft_config, tokenizer=tokenizer, checkpointing=args.gradient_checkpointing
-            )
+        loaded = start.make_model(model, args, quantization_config, self.notes, sees=sees)
+        self.notes += start.fit_to_model(args, loaded, tokenizer)
+        processor = processing_class if sees and data_collator is None else None
+        if processor is not None:
+            peft_config, notes = vision.fit(args, loaded, peft_config)
             self.notes += notes
-            self.seams = seams.Seams() if self._plain_loss else seams.find_seams(trained)
+        set_seed(args.seed)  # Trainer does so too, but after the adapter's weights are drawn
+        checkpointing = args.gradient_checkpointing
+        trained, notes = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=checkpointing)
+        self._plain_loss = compute_loss_func is not None
+        found = seams.Seams() if self._plain_loss else seams.find_seams(trained)
+        found = vision.scoring_only(found) if sees else found
+        self.seams, flat = start.choose_attention(found, model, trained, args)
+        self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
+        shares = shared_prefixes.decide(args.share_prefixes, trained, self.seams)
         self.notes += self.seams.notes
-        if args.freeze_vision:
-            self.notes.append(vision.freeze_vision(trained))
-        if args.packing and not self.seams.flat and data_collator is None:
-            raise ModelError(
-                "packing=True, but documents cannot share a row in this model: " + "; ".join(self.seams.notes),
-                fix="set packing=False",
-            )
-        if args.packing and isinstance(data_collator, DataCollatorForCompletionOnlyLM):
-            raise RecipeError("packing=True packs nothing for a DataCollatorForCompletionOnlyLM.", fix="leave it out")
-        self._shares = shared_prefixes.decide(args.share_prefixes, trained, self.seams)
-        self._prepared: dict[str, Prepared | VisionPrepared] = {}
+        self._datasets = Datasets(
+            args,
+            tokenizer,
+            formatting_func=formatting_func,
+            collator=data_collator,
+            flat=flat,
+            shares_prefixes=shares,
+            processor=processor,
+        )
         self.stream_loader: stream.StreamLoader | None = None
         self._stream_after: Place | None = None
-        self._head: ScoringHead | None = None
-        self._formatting_func = formatting_func
-        train_rows = self._rows("train", train_dataset, tokenizer, args, data_collator)
+        use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
             model=trained,
             args=args,
-            data_collator=data_collator or self._collator(tokenizer, args),
-            train_dataset=train_rows,
-            eval_dataset=self._eval_rows(eval_dataset, tokenizer, args, data_collator),
+            data_collator=self._datasets.collator,
+            train_dataset=self._datasets.make("train", train_dataset),
+            eval_dataset=self._datasets.make_evaluation(eval_dataset),
             processing_class=processing_class,
             compute_loss_func=compute_loss_func,
             compute_metrics=compute_metrics,
@@ -137,37 +126,65 @@ class SFTTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if use_cache is not None:  # Trainer switches it off, also for what is saved
+            seams.base_model(self.model).config.use_cache = use_cache
         # our loss is divided by the step's token weight already, whatever the model's own loss would do
         self.model_accepts_loss_kwargs = True
+        self.neftune_noise_alpha = None  # see `training_step`
         for callback in adapter_callbacks(trained, fp16=args.fp16):
             self.add_callback(callback)
+        self._progress = TrainingProgress()
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
-            self.add_callback(TrainingProgress())
+            self.add_callback(self._progress)
         self.metrics = StepMetrics(self.args.device)
-        if self.ledger is not None and "eval" in self._prepared:
-            self.ledger.evaluation = self._prepared["eval"].ledger.as_dict()
-        if "train" in self._prepared:
-            agree_on_stops(seams.base_model(self.model), tokenizer, self._prepared["train"].stop_ids)
-        elif isinstance(self.train_dataset, stream.StreamDataset):
-            agree_on_stops(seams.base_model(self.model), tokenizer, self.train_dataset.stream.stop_ids())
+        if stop_ids := self._datasets.stop_ids():
+            agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
+        if self._datasets.streamed is not None:
             self.add_callback(stream.KeepsPlace(lambda: self.stream_loader))
+        self.notes += self._datasets.notes
+        for note in self.notes if self.is_world_process_zero() else ():
+            logger.warning(note)
 
     @property
     def ledger(self) -> Ledger | None:
-        """What became of the training rows (of a stream: so far); None where a custom collator took them whole."""
+        """What became of the training rows (of a stream: so far); None where they were not prepared."""
         if self.stream_loader is not None:
             return self.stream_loader.ledger
-        return self._prepared["train"].ledger if "train" in self._prepared else None
+        return self._datasets.ledger()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; see `transformers.Trainer.train`."""
         if isinstance(self.train_dataset, stream.StreamDataset):
             resume = args[0] if args else kwargs.get("resume_from_checkpoint")
             self._stream_after = stream.place_to_resume(resume, self.args.output_dir)
-        with self._seams_open():
-            return super().train(*args, **kwargs)
+        try:
+            with self._seams_open(), start.checkpointing_undone(self.model):
+                return super().train(*args, **kwargs)
+        finally:
+            self._progress.close(finished=False)  # which training that broke off has not done
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch, forward and backward: with NEFTune's noise and offloaded activations, if asked for."""
+        embeddings = seams.base_model(self.model).get_input_embeddings()
+        offload = self.args.activation_offloading and not on_host(self.args.device)
+        with (
+            noisy_embeddings(embeddings, self.args.neftune_noise_alpha, inputs),
+            offloaded(self.args.device) if offload else nullcontext(),
+        ):
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if not self._plain_loss:
+            return inputs
+        return {**{key: value for key, value in inputs.items() if key != "loss_weights"}, "use_cache": False}
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Uploads the model; see `transformers.Trainer.push_to_hub`."""
+        seams.base_model(self.model).add_model_tags(["honed", "sft"])
+        return super().push_to_hub(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
@@ -176,22 +193,6 @@ class SFTTrainer(Trainer):
         size, after = self._train_batch_size, self._stream_after
         self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
         return self.stream_loader
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates or predicts with the same seams as training."""
-        before = self.metrics
-        self.metrics = StepMetrics(self.args.device)
-        try:
-            with self._seams_open():
-                output = super().evaluation_loop(*args, **kwargs)
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            logs = self.metrics.read()
-            shown = {key: logs[key] for key in ("mean_token_accuracy", "entropy") if key in logs}
-            output.metrics.update({f"{prefix}_{key}": value for key, value in shown.items()})
-            return output
-        finally:
-            self.metrics = before
-            self.metrics.start_clock()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -228,74 +229,17 @@ class SFTTrainer(Trainer):
         super().log({**logs, **self.metrics.read()} if training else dict(logs), start_time)
         self.metrics.start_clock()
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, PackedRows):
+            return super()._get_train_sampler(train_dataset)
+        return grouped_by_length(rows, self.args.train_batch_size * self.args.gradient_accumulation_steps)
+
     def _set_signature_columns_if_needed(self) -> None:
-        # rows reach the collator as `PackedRow`s, and a custom collator gets them whole
-        self._signature_columns = list(getattr(self.train_dataset, "column_names", None) or [])
+        # prepared rows have no columns; of rows as they are, a collator gets the token ids or, without any, all
+        columns = list(getattr(self.train_dataset, "column_names", None) or [])
+        tokenised = "input_ids" in columns
+        self._signature_columns = [name for name in columns if not tokenised or name in TOKEN_COLUMNS]
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator
-
-    @contextmanager
-    def _seams_open(self) -> Iterator[None]:
-        outer = self._head
-        with seams.opened(self.model, self.seams) as head:
-            self._head = head
-            try:
-                yield
-            finally:
-                self._head = outer
-
-    def _collator(self, tokenizer: Any, args: SFTConfig) -> Any:
-        if self._processor is not None:
-            return vision.VisionCollator(processor=self._processor, multiple_of=args.pad_to_multiple_of or 1)
-        if self.seams.flat:
-            return FlatCollator(share_prefixes=self._shares)
-        return PaddedCollator(pad_token_id=tokenizer.pad_token_id, multiple_of=args.pad_to_multiple_of or 1)
-
-    def _eval_rows(self, dataset: Any, tokenizer: Any, args: SFTConfig, collator: Any) -> Any:
-        if isinstance(dataset, dict):
-            return {name: self._rows(name, rows, tokenizer, args, collator) for name, rows in dataset.items()}
-        return self._rows("eval", dataset, tokenizer, args, collator)
-
-    def _rows(self, name: str, dataset: Any, tokenizer: Any, args: SFTConfig, collator: Any) -> Any:
-        """The prepared rows; a custom collator gets the data set as it is, but for the one that needs token ids."""
-        finds_completions = isinstance(collator, DataCollatorForCompletionOnlyLM)
-        if dataset is None or isinstance(dataset, (PackedRows, VisionRows)):
-            return dataset
-        if collator is not None and not finds_completions:
-            return dataset
-        options = replace(args.prepare_options(evaluation=name != "train"), share_prefixes=self._shares)
-        if name == "train" and not finds_completions and stream.is_streamed(dataset, args):
-            return self._streamed(dataset, tokenizer, options, args)
-        if finds_completions:  # which tells apart what is trained; so all is rendered, each document in its own row
-            options = replace(options, train_on="all", packing=False)
-        desc = f"Preparing {name} data"
-        prepared: Callable[..., Prepared | VisionPrepared] = prepare_cached if args.data_cache else prepare
-        if self._processor is not None:
-            prepared, tokenizer = partial(prepare_vision, image_folder=args.image_folder), self._processor
-        self._prepared[name] = prepared(dataset, tokenizer, options, formatting_func=self._formatting_func, desc=desc)
-        rows = self._prepared[name].rows
-        return TokenRows(rows) if finds_completions and isinstance(rows, PackedRows) else rows
-
-    def _streamed(self, dataset: Any, tokenizer: Any, options: PrepareOptions, args: SFTConfig) -> stream.StreamDataset:
-        rows = RowStream(
-            dataset,
-            tokenizer,
-            options,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffle_buffer=args.shuffle_buffer,
-            formatting_func=self._formatting_func,
-        )
-        args.ignore_data_skip = True  # a resumed stream starts at its place; nothing is read only to be skipped
-        return stream.StreamDataset(rows, args.per_device_train_batch_size, self._collator(tokenizer, args))
-
-
-def as_sft_config(args: TrainingArguments | None) -> SFTConfig:
-    """The arguments as an SFTConfig of our own; the caller's object is not changed."""
-    if args is None:
-        return SFTConfig(output_dir="trainer_output")
-    if isinstance(args, SFTConfig):
-        return copy.deepcopy(args)
-    given = {key: value for key, value in args.to_dict().items() if key in SFTConfig.__dataclass_fields__}
-    given["hub_token"] = args.hub_token  # to_dict masks it
-    return SFTConfig(**given)

@@ -17,11 +17,9 @@ from honed.data.vision import shows_images
 from honed.data.vision_images import ImageRef, load
 from honed.data.vision_prepare import VisionRow
 from honed.errors import DataError, ModelError, RecipeError
-from honed.model.adapters import ready_to_train
 from honed.model.load import load_processor, load_tokenizer, sees_images
-from honed.model.vocabulary import with_pad_token
 from honed.train.config import SFTConfig
-from honed.train.seams import Seams, base_model, find_seams
+from honed.train.seams import Seams, base_model
 
 TYPES = ("mm_token_type_ids", "token_type_ids")  # 1 at the tokens of an image; which name depends on the model
 MADE_FROM_TEXT = ("input_ids", "attention_mask", *TYPES)
@@ -37,26 +35,20 @@ def load_processing_class(name: str, data: Any) -> Any:
     return load_processor(name) if shows_images(data) and sees_images(name) else load_tokenizer(name)
 
 
-def with_padding(processing_class: Any) -> Any:
-    """What was passed if its tokenizer has a pad token, else a copy that pads with EOS."""
-    if not is_processor(processing_class):
-        return with_pad_token(processing_class)
-    tokenizer = with_pad_token(processing_class.tokenizer)
-    if tokenizer is processing_class.tokenizer:
-        return processing_class
-    changed = copy.copy(processing_class)
+def with_tokenizer(processor: Any, tokenizer: Any) -> Any:
+    """The processor if this is its tokenizer, else a copy that has it."""
+    if tokenizer is processor.tokenizer:
+        return processor
+    changed = copy.copy(processor)
     changed.tokenizer = tokenizer
     return changed
 
 
-def prepare_model(model: nn.Module, args: SFTConfig, peft_config: Any, tokenizer: Any) -> tuple[nn.Module, Seams]:
-    """The model with its adapter, and the seams that it takes.
-
-    Only the scoring head is a seam here: rows are padded, since vision towers have an attention of their own.
+def fit(args: SFTConfig, model: nn.Module, peft_config: Any) -> tuple[Any, list[str]]:
+    """The adapter's configuration for this model, and notes; changes our own `args` where images ask for it.
 
     Raises:
         RecipeError: packing or streaming is asked for.
-        ModelError: the adapter does not fit.
     """
     for option in ("packing", "streaming"):
         if getattr(args, option):
@@ -64,15 +56,14 @@ def prepare_model(model: nn.Module, args: SFTConfig, peft_config: Any, tokenizer
                 f"{option}=True does not work with images yet.",
                 fix=f"set {option}=False, or train on text alone with processing_class=processor.tokenizer",
             )
-    notes: list[str] = []
-    if peft_config is not None:
-        peft_config, notes = language_only(peft_config, model)
-    model, more = ready_to_train(model, peft_config, tokenizer=tokenizer, checkpointing=args.gradient_checkpointing)
-    notes += more
     if args.ddp_find_unused_parameters is None and args.world_size > 1:
         args.ddp_find_unused_parameters = True  # a batch without images gives the vision tower no gradient
-    found = find_seams(model)
-    return model, Seams(scoring=found.scoring, notes=notes + ([] if found.scoring else found.notes))
+    return (None, []) if peft_config is None else language_only(peft_config, model)
+
+
+def scoring_only(found: Seams) -> Seams:
+    """The scoring head is the only seam here: rows are padded, since vision towers have an attention of their own."""
+    return Seams(scoring=found.scoring, notes=[] if found.scoring else found.notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

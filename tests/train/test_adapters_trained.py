@@ -76,6 +76,7 @@ def make(tiny_tokenizer: Any, tmp_path: Path, chat_rows: list[Any]) -> Callable[
             "max_length": 128,
             "learning_rate": 2e-2,
             "max_steps": 5,
+            "gradient_checkpointing": False,
             "per_device_train_batch_size": 4,
             "disable_tqdm": True,
         }

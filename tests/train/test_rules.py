@@ -19,7 +19,23 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
     "packing_without_length": {"packing": True, "max_length": None},
     "label_smoothing": {"label_smoothing_factor": 0.1},
-    "liger": {"use_liger_kernel": True},
+    "liger_absent": {"use_liger_kernel": True},
+    "liger_without_gpu": {"use_liger_kernel": True},
+    "liger_loss": {"liger_kernel_config": {"fused_linear_cross_entropy": True}},
+    "truncation_mode": {"truncation_mode": "keep_end"},
+    "selective_checkpointing": {"gradient_checkpointing_kwargs": {"selective": True}},
+    "liger_config": {"liger_kernel_config": {"rope": False}},
+    "checkpointing_kwargs": {
+        "gradient_checkpointing": False,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    },
+    "offloading_on_cpu": {"activation_offloading": True},
+    "dataset_num_proc": {"dataset_num_proc": 4},
+    "dataset_kwargs": {"dataset_kwargs": {"add_special_tokens": False}},
+    "packing_unprepared": {"packing": True, "dataset_kwargs": {"skip_prepare_dataset": True}},
+    "strategy_without_packing": {"packing_strategy": "wrapped"},
+    "completion_and_train_on": {"completion_only_loss": True, "train_on": "all"},
+    "shuffled_stream": {"shuffle_dataset": True, "streaming": True},
     "length_grouping": {"train_sampling_strategy": "group_by_length"},
     "bf16_on_cpu": {"bf16": True},
 }
@@ -41,6 +57,7 @@ def test_every_rule_has_a_case() -> None:
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
 def test_the_rule_applies(rule: rules.Rule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "cpu_likes_bf16", lambda: False)
+    monkeypatch.setattr(rules, "is_missing", lambda package: rule.name == "liger_absent")
     args = arguments(tmp_path, CASES[rule.name])
     assert rule.when(args)
     if rule.refuses:

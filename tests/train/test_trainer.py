@@ -20,37 +20,6 @@ from honed.train.trainer import SFTTrainer
 Rows = list[dict[str, Any]]
 
 
-@pytest.fixture
-def make(tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., SFTTrainer]:
-    def make_trainer(
-        rows: Any, *, model: Any = None, eval_dataset: Any = None, peft_config: Any = None, **changes: Any
-    ):
-        options: dict[str, Any] = {
-            "output_dir": str(tmp_path / "out"),
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "train_on": "assistant",
-            "max_length": 128,
-            "logging_steps": 1,
-            "lr_scheduler_type": "constant",
-            "optim": "sgd",
-            "learning_rate": 0.05,
-            "max_grad_norm": 0.0,
-            "disable_tqdm": True,
-        }
-        return SFTTrainer(
-            model if model is not None else tiny_model(dtype=torch.float64),
-            args=SFTConfig(**{**options, **changes}),
-            train_dataset=rows,
-            eval_dataset=eval_dataset,
-            processing_class=tiny_tokenizer,
-            peft_config=peft_config,
-        )
-
-    return make_trainer
-
-
 def gradients(trainer: SFTTrainer, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Gradients of one optimizer step over these micro-batches, through the trainer's own hooks."""
     trainer.model.zero_grad()
@@ -163,7 +132,7 @@ def test_arguments_are_copied_and_plain_ones_are_taken(
     trainer = SFTTrainer(tiny_model(), args=args, train_dataset=chat_rows, processing_class=tiny_tokenizer)
     trainer.train()
     assert args.to_dict() == before
-    assert isinstance(trainer.args, SFTConfig) and trainer.args.max_length == 1024 and trainer.args.max_steps == 1
+    assert isinstance(trainer.args, SFTConfig) and trainer.args.max_length == 512 and trainer.args.max_steps == 1
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -229,24 +198,3 @@ def test_a_second_adapter_is_refused(make: Callable[..., SFTTrainer], chat_rows:
 def test_rows_that_cannot_be_used_are_named(make: Callable[..., SFTTrainer], chat_rows: Rows) -> None:
     with pytest.raises(DataError, match="row:13: unknown format"):
         make([*chat_rows, {"question": "?"}])
-
-
-def test_a_custom_collator_gets_the_rows_as_they_are(
-    tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
-) -> None:
-    seen: list[Any] = []
-
-    def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
-        seen.extend(rows)
-        ids = torch.tensor([[1, 5, 6, 2]])
-        return {"input_ids": ids, "labels": ids.clone()}
-
-    trainer = SFTTrainer(
-        tiny_model(),
-        args=SFTConfig(output_dir=str(tmp_path), use_cpu=True, max_steps=1, report_to="none", disable_tqdm=True),
-        data_collator=collate,
-        train_dataset=Dataset.from_list([{"anything": "x"}] * 4),
-        processing_class=tiny_tokenizer,
-    )
-    trainer.train()
-    assert seen[0] == {"anything": "x"} and trainer.ledger is None

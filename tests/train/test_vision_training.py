@@ -18,7 +18,8 @@ from honed.data.prepare import PrepareOptions
 from honed.data.vision_prepare import prepare_vision
 from honed.errors import DataError, HonedError, ModelError, RecipeError
 from honed.model.load import load_model, load_processor
-from honed.train.vision import VisionCollator, vision_tower, with_padding
+from honed.model.vocabulary import with_pad_token
+from honed.train.vision import VisionCollator, vision_tower, with_tokenizer
 
 ROW = dict[str, Any]
 
@@ -279,9 +280,9 @@ def test_what_does_not_work_with_images_is_refused(option: str, tmp_path: Path) 
 def test_a_processor_without_a_pad_token_is_not_changed() -> None:
     _, processor = vlm("gemma3")
     processor.tokenizer.pad_token = None
-    padded = with_padding(processor)
+    padded = with_tokenizer(processor, with_pad_token(processor.tokenizer))
     assert processor.tokenizer.pad_token is None and padded.tokenizer.pad_token == "<eos>"
-    assert with_padding(padded) is padded
+    assert with_tokenizer(padded, with_pad_token(padded.tokenizer)) is padded
 
 
 # --- from folders ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,166 @@
+"""Names that TRL and transformers had for options before, and what they are called now.
+
+Scripts written for older releases run unchanged: an old name is taken, put in its place, and told of in a note.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from honed.errors import RecipeError
+from honed.recipe import suggest
+
+C = TypeVar("C")
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renamed:
+    """An option that has another name now; `value` turns an old value into a new one, None for "as it is"."""
+
+    new: str
+    value: Callable[[Any], Any] | None = None
+
+
+# Options of SFTConfig, and of TrainingArguments before transformers 5.
+RENAMED: Mapping[str, Renamed] = {
+    "max_seq_length": Renamed(new="max_length"),
+    "use_liger": Renamed(new="use_liger_kernel"),
+    "evaluation_strategy": Renamed(new="eval_strategy"),
+    "warmup_ratio": Renamed(new="warmup_steps"),  # which takes a share of all steps as well
+    "no_cuda": Renamed(new="use_cpu"),
+    "per_gpu_train_batch_size": Renamed(new="per_device_train_batch_size"),
+    "per_gpu_eval_batch_size": Renamed(new="per_device_eval_batch_size"),
+    "push_to_hub_token": Renamed(new="hub_token"),
+    "push_to_hub_model_id": Renamed(new="hub_model_id"),
+    "group_by_length": Renamed(new="train_sampling_strategy", value=lambda on: "group_by_length" if on else "random"),
+    "adafactor": Renamed(new="optim", value=lambda on: "adafactor" if on else "adamw_torch_fused"),
+    "include_inputs_for_metrics": Renamed(new="include_for_metrics", value=lambda on: ["inputs"] if on else []),
+}
+
+# Options that need no successor: name -> why.
+WITHOUT_EFFECT: Mapping[str, str] = {
+    "dataset_batch_size": "rows are prepared in one pass",
+    "num_of_sequences": "rows are packed by their real lengths",
+    "chars_per_token": "rows are packed by their real lengths",
+    "infinite": "max_steps alone says how long to train",
+    "prepare_in_int8_kwargs": "quantised models are prepared by peft when the adapter is attached",
+    "overwrite_output_dir": "checkpoints are resumed from only when resume_from_checkpoint says so",
+    "save_safetensors": "weights are always saved as safetensors",
+    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR says it now",
+    "half_precision_backend": "bf16 and fp16 use torch's own autocast",
+    "fp16_backend": "bf16 and fp16 use torch's own autocast",
+    "fp16_opt_level": "bf16 and fp16 use torch's own autocast",
+    "use_mps_device": "an Apple GPU is found by itself",
+    "ray_scope": "it belongs to hyperparameter search",
+    "past_index": "no model of this kind is left",
+    "jit_mode_eval": "torch_compile took its place",
+    "use_ipex": "torch has these kernels itself",
+    "tpu_metrics_debug": "debug='tpu_metrics_debug' says it now",
+    "include_tokens_per_second": "tokens per second are always logged",
+}
+
+# Arguments that SFTTrainer took before TRL 0.13, and that are SFTConfig's now.
+MOVED = (
+    "dataset_text_field", "max_seq_length", "max_length", "packing", "eval_packing", "neftune_noise_alpha",
+    "model_init_kwargs", "dataset_kwargs", "dataset_num_proc",
+)  # fmt: skip
+
+REFUSED: Mapping[str, str] = {
+    "model_init": "pass the model itself, or its name",
+    "load_in_8bit": "pass quantization_config=BitsAndBytesConfig(load_in_8bit=True)",
+    "load_in_4bit": "pass quantization_config=BitsAndBytesConfig(load_in_4bit=True)",
+}
+
+
+def takes_old_names(cls: type[C]) -> type[C]:
+    """Class decorator for a dataclass: its constructor takes old names too, and notes them in `old_names`.
+
+    Raises:
+        RecipeError: from the constructor, for a name that never was an option, or one given under both its names.
+    """
+    generated: Any = cls.__init__
+
+    @functools.wraps(generated)
+    def init(self: Any, *args: Any, **given: Any) -> None:
+        known = {field.name for field in fields(self) if field.init}
+        values, self.old_names = modern(given, known, where=cls.__name__)
+        generated(self, *args, **values)
+
+    setattr(cls, "__init__", init)  # noqa: B010 - mypy allows no assignment to a method
+    return cls
+
+
+def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> tuple[Values, list[str]]:
+    """The options under the names that they have now, and a note for each old one.
+
+    Args:
+        given: as the caller wrote them; not changed.
+        known: the names of today.
+        where: whose options they are, for messages.
+
+    Raises:
+        RecipeError: see `takes_old_names`.
+    """
+    values: Values = {}
+    notes: list[str] = []
+    for name, value in given.items():
+        if name in known:
+            _put(values, name, value, name)
+        elif name in RENAMED:
+            renamed = RENAMED[name]
+            _put(values, renamed.new, renamed.value(value) if renamed.value else value, name)
+            notes.append(f"{name} is called {renamed.new} now.")
+        elif name in WITHOUT_EFFECT:
+            notes.append(f"{name} has no effect: {WITHOUT_EFFECT[name]}.")
+        else:
+            raise RecipeError(f"{where} has no option {name!r}.", fix=suggest(name, known))
+    return values, notes
+
+
+def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: inspect.Signature) -> tuple[Any, Any]:
+    """Puts arguments that SFTTrainer took in the past where they belong now.
+
+    Args:
+        args: the trainer's own SFTConfig. It is changed.
+        old: what SFTTrainer was given beyond its signature.
+        processing_class: as given.
+        signature: SFTTrainer's own.
+
+    Returns:
+        The processing class, and notes.
+
+    Raises:
+        RecipeError: an argument that SFTTrainer never had, or that cannot work any more.
+    """
+    moved, notes = {}, []
+    for name, value in old.items():
+        if name == "tokenizer":
+            if processing_class is not None:
+                raise RecipeError("tokenizer and processing_class name the same.", fix="pass processing_class only")
+            processing_class = value
+            notes.append("tokenizer is called processing_class now.")
+        elif name in MOVED:
+            moved[name] = value
+            notes.append(f"{name} is an option of SFTConfig now.")
+        elif name in WITHOUT_EFFECT:
+            notes.append(f"{name} has no effect: {WITHOUT_EFFECT[name]}.")
+        elif name in REFUSED:
+            raise RecipeError(f"SFTTrainer takes no {name}.", fix=REFUSED[name])
+        else:
+            raise RecipeError(f"SFTTrainer has no argument {name!r}.", fix=suggest(name, signature.parameters))
+    values, _ = modern(moved, MOVED[:1] + MOVED[2:], where="SFTTrainer")
+    for name, value in values.items():
+        if value is not None:  # what these arguments were when a script left them out
+            setattr(args, name, value)
+    return processing_class, notes
+
+
+def _put(values: Values, name: str, value: Any, as_given: str) -> None:
+    if name in values:
+        raise RecipeError(f"{name} is given twice, once as {as_given}.", fix=f"leave {as_given} out")
+    values[name] = value
