@@ -17,6 +17,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from honed.cli.generate import SAMPLING, add_sampling, sampling
+from honed.errors import HonedError
 
 if TYPE_CHECKING:
     from honed.cli.chat_session import Session
@@ -54,8 +55,16 @@ def run(args: argparse.Namespace, command: str) -> int:
             if line and line.startswith("/"):
                 print(session.command(line))
             elif line:
-                session.turns.append((line, _answers(names, talkers, session, line)))
+                _ask(names, talkers, session, line)
     return 0
+
+
+def _ask(names: Sequence[str], talkers: Sequence[Talker], session: Session, question: str) -> None:
+    """One question and its answers; what can be mended, such as a setting out of its range, does not end the talk."""
+    try:
+        session.turns.append((question, _answers(names, talkers, session, question)))
+    except HonedError as error:
+        print(f"honed: {error}")
 
 
 def _read() -> str | None:

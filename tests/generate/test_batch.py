@@ -128,7 +128,7 @@ LONG = "the quick brown fox jumps over the lazy dog while the cat sleeps in the 
          ["cut before its end", None]),
         ({}, [candidate("", reason="context")], ["prompt longer than the model's context"]),
         ({}, [candidate("yes"), candidate("yes "), candidate("yes", question="r")], [None, "duplicate", None]),
-        ({"near": 0.8}, [candidate(LONG), candidate(LONG + " today"), candidate("other words here")],
+        ({"near": 0.7}, [candidate(LONG), candidate(LONG + " today"), candidate("other words here")],
          [None, "near duplicate", None]),
         ({"near": None}, [candidate(LONG), candidate(LONG + " today")], [None, None]),
         ({"verify": "json:loads_of"}, None, None),
@@ -170,7 +170,7 @@ def test_prompts_from_rows() -> None:
     ]  # fmt: skip
     [filled] = read_prompts([{"text": "{lang} x", "lang": 3}], template="To {lang}: {text} {not a column}")
     assert filled.messages[0].content == "To 3: {lang} x {not a column}"
-    with pytest.raises(DataError, match=r"list:1: the prompt template names 'nope', and the row has text"):
+    with pytest.raises(DataError, match=r"row:1: the prompt template names 'nope', and the row has text"):
         list(read_prompts([{"text": "x"}], template="{nope}"))
     with pytest.raises(DataError, match="no `prompt`"):
         list(read_prompts([{"text": "x"}]))
