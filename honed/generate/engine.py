@@ -80,7 +80,7 @@ class Engine:
             raise RuntimeError("an engine answers within its `with` block only")
         schedule = Schedule(requests, slots=self._slots, prompt_tokens=self._prompt_tokens)
         cache = RowCache(self._slots)
-        while True:
+        while schedule.busy():
             yield from self._start_answers(schedule, cache, pieces)
             jobs = schedule.prompts()
             too_long = [job for job in jobs if len(job.request.prompt_ids) >= self._context]
@@ -96,8 +96,6 @@ class Engine:
                     job.logits_V = logits_V if job.request.answers > 1 else None
                 begun = [self._with_text(schedule.start(job, job.slot), pieces) for job in jobs]
                 yield from self._advance(schedule, [*begun, *rows], logits_NV, pieces)
-            elif not too_long:
-                return
 
     @torch.no_grad()
     def forward(self, step: Step) -> torch.Tensor:

@@ -17,7 +17,7 @@ from honed.generate.request import Request
 from honed.generate.text import TextStream
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Job:
     """A request under way: `slot` holds its prompt, `started` answers have begun, `logits_V` follow the prompt."""
 
@@ -28,7 +28,7 @@ class Job:
     logits_V: torch.Tensor | None = None
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Row:
     """An answer under way, in its slot."""
 
@@ -60,6 +60,10 @@ class Schedule:
         self._requests: Iterator[tuple[int, Request]] = enumerate(requests)
         self._next: tuple[int, Request] | None = None
         self._waiting: list[Job] = []
+
+    def busy(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self.rows or self._waiting or self._peek() is not None)
 
     def answers(self) -> Iterator[tuple[Row, int]]:
         """Answers that start now from a prompt that was computed before, each with the slot where the prompt lies."""

@@ -168,6 +168,16 @@ def test_several_answers_are_those_of_requests_of_their_own(slots: int, tiny_mod
         assert len({one.ids for one in answers}) == 4
 
 
+@pytest.mark.parametrize("slots", [1, 2, 16])
+def test_answers_of_one_token_are_all_given(slots: int, tiny_model: Make, prompts: Prompts) -> None:
+    """They end in the step in which they start, and their slots are free at once."""
+    model = make(tiny_model, "llama")
+    requests = asked(prompts, answers=5, max_new_tokens=1, sampling=Sampling(temperature=2.0))
+    found = told(model, requests, slots=slots)
+    assert [len(answers) for answers in found] == [5] * len(prompts)
+    assert found == told(model, requests)
+
+
 def test_a_prompt_with_several_answers_is_computed_once(tiny_model: Make, prompts: Prompts) -> None:
     model = make(tiny_model, "llama")
     lengths: list[int] = []
