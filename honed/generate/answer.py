@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,11 @@ from honed.data.formats import RowError
 from honed.data.render import Renderer
 from honed.data.template import Piece, Template
 from honed.errors import ModelError, TemplateError
+from honed.generate.choice import OWN, open_engine, sampling_of, stop_ids
+from honed.generate.request import Completion, Request, TextEngine
 from honed.progress import progress
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,6 @@ def ask(text: str, system: str | None = None) -> tuple[Message, ...]:
     return (*before, Message(role="user", content=text))
 
 
-@torch.no_grad()
 def answers(
     model: Any,
     tokenizer: Any,
@@ -48,6 +52,7 @@ def answers(
     batch_size: int = 16,
     desc: str = "Answering",
     show: bool = True,
+    seed: int | None = None,
     **sampling: Any,
 ) -> list[Answer]:
     """One answer for each conversation, greedy unless `sampling` says otherwise.
@@ -56,24 +61,37 @@ def answers(
         model: a causal language model; left in the mode (training or not) it was in.
         template: makes the same prompt ids as in training.
         conversations: messages up to the answer that is wanted.
+        batch_size: rows at a time; what is answered does not depend on it.
         show: whether to show a progress bar.
-        sampling: further arguments of transformers' `generate`.
+        seed: of sampling; None draws one from torch's own random numbers.
+        sampling: arguments of transformers' `generate`. Those that honed's engine does not know, and models that it
+            does not fit, are answered by `generate` itself; the log says so.
 
     Raises:
         TemplateError: the template refuses a conversation, such as one with a system prompt.
     """
+    prompts = prompt_ids(tokenizer, template, conversations)
+    if not prompts:
+        return []
+    first = int(torch.randint(2**31, ())) if seed is None else seed
+    chosen = sampling_of(model, sampling)
+    stops = frozenset(stop_ids(model))
+    requests = [
+        Request(prompt_ids=ids, max_new_tokens=max_new_tokens, sampling=chosen, stop_ids=stops, seed=first + number)
+        for number, ids in enumerate(prompts)
+    ]
+    further = {name: value for name, value in sampling.items() if name not in OWN}
+    with open_engine(model, tokenizer, slots=batch_size, options=further) as picked:
+        if picked.note:
+            log.warning(picked.note)
+        done = _completions(picked.engine, requests, desc if show else None)
+    return [Answer(text=one.text, stopped=one.stopped, tokens=len(one.ids)) for one in done]
+
+
+def prompt_ids(tokenizer: Any, template: Template, conversations: Iterable[Sequence[Message]]) -> list[list[int]]:
+    """The ids with which each conversation's next answer begins, as in training."""
     renderer = Renderer(tokenizer, template)
-    prompts = [renderer.prompt_ids(_prompt(template, messages)) for messages in conversations]
-    found: list[Answer] = []
-    was_training = model.training
-    model.eval()
-    try:
-        batches = list(_batches(prompts, batch_size))
-        for batch in progress(batches, desc=desc, unit="batch") if show else batches:
-            found += _answer_batch(model, tokenizer, batch, max_new_tokens, sampling)
-    finally:
-        model.train(was_training)
-    return found
+    return [renderer.prompt_ids(_prompt(template, messages)) for messages in conversations]
 
 
 def need_template(template: Template | None, name: str) -> Template:
@@ -83,12 +101,6 @@ def need_template(template: Template | None, name: str) -> Template:
             f"{name} has no chat template.", fix="train it first, with data.template=plain or a Jinja file"
         )
     return template
-
-
-def stop_ids(model: Any) -> list[int]:
-    """Ids at which this model's generation stops."""
-    ids = model.generation_config.eos_token_id
-    return [ids] if isinstance(ids, int) else list(ids or [])
 
 
 def _prompt(template: Template, messages: Sequence[Message]) -> tuple[Piece, ...]:
@@ -101,36 +113,10 @@ def _prompt(template: Template, messages: Sequence[Message]) -> tuple[Piece, ...
         ) from None
 
 
-def _answer_batch(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int, sampling: dict[str, Any]
-) -> list[Answer]:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    ids_BL, mask_BL = _left_padded(prompts, pad)
-    output_BL = model.generate(
-        input_ids=ids_BL.to(model.device),
-        attention_mask=mask_BL.to(model.device),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
-        **{"do_sample": False, **sampling},
-    )
-    stops = set(stop_ids(model))
-    return [_answer(row, tokenizer, stops) for row in output_BL[:, ids_BL.shape[1] :].tolist()]
-
-
-def _answer(ids: list[int], tokenizer: Any, stops: set[int]) -> Answer:
-    end = next((n for n, token in enumerate(ids) if token in stops), None)
-    kept = ids if end is None else ids[:end]
-    text = tokenizer.decode(kept, skip_special_tokens=True)
-    return Answer(text=text, stopped=end is not None, tokens=len(kept) + (end is not None))
-
-
-def _left_padded(prompts: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 (B, L) ids and mask; prompts end at the same column, where the answers begin."""
-    width = max(map(len, prompts))
-    ids_BL = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-    mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    return ids_BL, mask_BL
-
-
-def _batches(items: Sequence[list[int]], size: int) -> Iterator[Sequence[list[int]]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _completions(engine: TextEngine, requests: Sequence[Request], desc: str | None) -> list[Completion]:
+    done: dict[int, Completion] = {}
+    pieces = engine.run(requests)
+    for piece in progress(pieces, desc=desc, total=len(requests), unit="answer") if desc else pieces:
+        if piece.done is not None:
+            done[piece.request] = piece.done
+    return [done[number] for number in range(len(requests))]

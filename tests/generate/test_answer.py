@@ -1,4 +1,4 @@
-"""Answers of a left-padded batch are those of transformers to each prompt alone."""
+"""Answers of a batch are those of transformers to each prompt alone."""
 
 from __future__ import annotations
 
@@ -84,31 +84,34 @@ def test_padding_with_the_stop_token_is_no_stop(model: Any, tiny_tokenizer: Any,
 def test_the_mode_is_restored(training: bool, model: Any, tiny_tokenizer: Any, template: Any) -> None:
     model.train(training)
     modes: list[bool] = []
-    real = model.generate
-    model.generate = lambda **options: (modes.append(model.training), real(**options))[1]
+    handle = model.register_forward_pre_hook(lambda *_: modes.append(model.training))
     told(model, tiny_tokenizer, template)
-    assert (modes, model.training) == ([False], training)
-
-    def broken(**options: Any) -> Any:
-        raise ValueError("broken")
-
-    model.generate = broken
-    with pytest.raises(ValueError, match="broken"):
-        told(model, tiny_tokenizer, template)
-    assert model.training is training
+    handle.remove()
+    assert (set(modes), model.training) == ({False}, training)
 
 
-def test_sampling_reaches_generate(model: Any, tiny_tokenizer: Any, template: Any) -> None:
+def test_sampling_is_by_the_seed(model: Any, tiny_tokenizer: Any, template: Any) -> None:
+    options = {"do_sample": True, "temperature": 3.0, "top_k": 7}
+    found = [told(model, tiny_tokenizer, template, seed=seed, **options) for seed in (1, 1, 2)]
+    assert found[0] == found[1] != found[2]
+    torch.manual_seed(5)
+    by_torch = told(model, tiny_tokenizer, template, **options)
+    assert by_torch != told(model, tiny_tokenizer, template, **options)
+    torch.manual_seed(5)
+    assert by_torch == told(model, tiny_tokenizer, template, **options)
+
+
+def test_options_that_only_transformers_knows_go_there(
+    model: Any, tiny_tokenizer: Any, template: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     taken: list[dict[str, Any]] = []
     real = model.generate
     model.generate = lambda **options: (taken.append(options), real(**options))[1]
-    told(model, tiny_tokenizer, template, do_sample=True, temperature=3.0, top_k=7)
-    told(model, tiny_tokenizer, template)
-    chosen = [{key: options.get(key) for key in ("do_sample", "temperature", "top_k")} for options in taken]
-    assert chosen == [
-        {"do_sample": True, "temperature": 3.0, "top_k": 7},
-        {"do_sample": False, "temperature": None, "top_k": None},
-    ]
+    found = told(model, tiny_tokenizer, template, num_beams=3)
+    assert [options["num_beams"] for options in taken] == [3]
+    assert "does not know num_beams" in caplog.text
+    assert found != told(model, tiny_tokenizer, template)
+    assert len(taken) == 1
 
 
 def test_no_questions_no_answers(model: Any, tiny_tokenizer: Any, template: Any) -> None:

@@ -1,0 +1,100 @@
+"""Which engine answers, and with what settings: those of the call, else the model's own generation settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from honed.generate.engine import SLOTS, Engine
+from honed.generate.fits import why_not
+from honed.generate.library import TransformersEngine
+from honed.generate.request import TextEngine
+from honed.generate.sampling import Sampling
+
+OWN = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+TOP_K = 50  # transformers' default where neither the call nor the model says otherwise
+# Settings of transformers' generation that change tokens and that honed's engine does not know, with the values at
+# which they do nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "typical_p": (None, 1.0),
+    "epsilon_cutoff": (None, 0.0),
+    "eta_cutoff": (None, 0.0),
+    "guidance_scale": (None, 1.0),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "stop_strings": (None,),
+    "max_time": (None,),
+    "top_h": (None,),
+    "bad_words_ids": (None,),
+    "sequence_bias": (None,),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "watermarking_config": (None,),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """An engine, and why it is not honed's own where it is not."""
+
+    engine: TextEngine
+    note: str | None = None
+
+
+@contextmanager
+def open_engine(
+    model: Any, tokenizer: Any, *, slots: int = SLOTS, options: Mapping[str, Any] | None = None
+) -> Iterator[Chosen]:
+    """honed's engine where it fits the model and the options, else transformers' `generate`.
+
+    Args:
+        options: arguments of transformers' `generate` beyond those in `OWN`.
+    """
+    reason = _unknown(model, options or {}) or why_not(model)
+    if reason is None:
+        with Engine(model, tokenizer, slots=slots) as engine:
+            yield Chosen(engine=engine)
+    else:
+        library = TransformersEngine(model, tokenizer, batch_size=slots, options=options)
+        yield Chosen(engine=library, note=f"transformers' generate answers for this model: {reason}")
+
+
+def sampling_of(model: Any, options: Mapping[str, Any]) -> Sampling:
+    """Sampling as transformers' `generate` would read these arguments, greedy unless they say otherwise."""
+    own = model.generation_config
+
+    def value(name: str, default: float) -> Any:
+        given = options.get(name)
+        given = getattr(own, name, None) if given is None else given
+        return default if given is None else given
+
+    penalty = value("repetition_penalty", 1.0)
+    if not options.get("do_sample"):
+        return Sampling(repetition_penalty=penalty)
+    return Sampling(
+        temperature=value("temperature", 1.0),
+        top_k=value("top_k", TOP_K),
+        top_p=value("top_p", 1.0),
+        min_p=value("min_p", 0.0),
+        repetition_penalty=penalty,
+    )
+
+
+def stop_ids(model: Any) -> list[int]:
+    """Ids at which this model's generation stops."""
+    ids = model.generation_config.eos_token_id
+    return [ids] if isinstance(ids, int) else list(ids or [])
+
+
+def _unknown(model: Any, options: Mapping[str, Any]) -> str | None:
+    own = [name for name, values in NEUTRAL.items() if getattr(model.generation_config, name, None) not in values]
+    names = [*options, *own]
+    return f"honed's engine does not know {', '.join(names)}" if names else None

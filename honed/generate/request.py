@@ -1,0 +1,111 @@
+"""What is asked of an engine, and what it gives back; every engine takes and gives the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from honed.errors import DataError
+from honed.generate.sampling import Sampling
+
+Reason = Literal["stop", "stop_string", "length", "context"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt, and how it is to be answered.
+
+    Attributes:
+        prompt_ids: the prompt's tokens, without padding; at least one.
+        max_new_tokens: most tokens of an answer, its stop token included.
+        sampling: how tokens are chosen.
+        stop_ids: tokens that end an answer.
+        stop_strings: texts that end an answer, wherever token borders fall; they are not part of it.
+        seed: of sampling; together with the answer's number it fixes the draws, whatever else is in the batch.
+        answers: how many are wanted; the prompt is computed once.
+        first: number of the first of them, from which its draws follow: a batch that goes on asks for later ones.
+    """
+
+    prompt_ids: Sequence[int]
+    max_new_tokens: int = 128
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 0
+    answers: int = 1
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.prompt_ids):
+            raise DataError("A prompt without tokens cannot be answered.", fix="give at least one token")
+        for name in ("max_new_tokens", "answers"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} is {getattr(self, name)}.", fix="it must be 1 or more")
+        if "" in self.stop_strings:
+            raise DataError("A stop string is empty.", fix="leave it out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        ids: the tokens that were made, the stop token included.
+        text: their text without special tokens, up to the stop string; "" where the engine has no tokenizer.
+        reason: why it ended: a stop token, a stop string, `max_new_tokens`, or the model's longest context.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    reason: Reason
+
+    @property
+    def stopped(self) -> bool:
+        """It ended by itself and was not cut."""
+        return self.reason in ("stop", "stop_string")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Something new of an answer; the texts of all its pieces joined are its text.
+
+    Attributes:
+        request: number of the request, from 0 in the order given.
+        answer: number of the answer, from the request's `first`.
+        text: what is new.
+        done: the whole answer, with its last piece only.
+    """
+
+    request: int
+    answer: int
+    text: str
+    done: Completion | None = None
+
+
+class TextEngine(Protocol):
+    """Whatever answers requests: honed's own engine, transformers' `generate`, vLLM."""
+
+    def run(self, requests: Iterable[Request], *, pieces: bool = False) -> Iterator[Piece]:
+        """Pieces of answers as they come; one per answer, the whole of it, unless `pieces` asks for all."""
+
+
+def complete(engine: TextEngine, requests: Sequence[Request]) -> list[list[Completion]]:
+    """All answers to each request, in order."""
+    found: list[dict[int, Completion]] = [{} for _ in requests]
+    for piece in engine.run(requests):
+        if piece.done is not None:
+            found[piece.request][piece.answer] = piece.done
+    return [[answers[number] for number in sorted(answers)] for answers in found]
+
+
+def unpadded(input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> list[list[int]]:
+    """The prompts of a padded batch, whichever side the padding is on.
+
+    Args:
+        input_ids_BL: int64 (B, L).
+        attention_mask_BL: (B, L), 0 at padding.
+    """
+    return [ids[keep].tolist() for ids, keep in zip(input_ids_BL, attention_mask_BL.bool(), strict=True)]

@@ -1,0 +1,113 @@
+"""Which request is answered in which slot: a slot that falls free is taken by the next answer at once.
+
+An answer that shares its prompt with others starts from the prompt's keys and values: in the slot where they lie when
+that is free, else from a copy. They stay whole until the last such answer has started, for a row only writes behind
+its prompt and free slots go to waiting answers before they go to new prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from honed.generate.request import Request
+from honed.generate.text import TextStream
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """A request under way: `slot` holds its prompt, `started` answers have begun, `logits_V` follow the prompt."""
+
+    number: int
+    request: Request
+    slot: int
+    started: int = 0
+    logits_V: torch.Tensor | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Row:
+    """An answer under way, in its slot."""
+
+    job: Job
+    answer: int
+    slot: int
+    draws: random.Random
+    text: TextStream | None = None
+    ids: list[int] = field(default_factory=list)
+
+    @property
+    def place(self) -> int:
+        """Position of the newest token, which is computed next."""
+        return len(self.job.request.prompt_ids) + len(self.ids) - 1
+
+
+class Schedule:
+    """Requests that wait, jobs whose answers wait, and rows that run.
+
+    Args:
+        requests: drawn from only when a slot is free.
+        slots: rows at a time.
+        prompt_tokens: most tokens of prompts that begin together; a single longer one begins alone.
+    """
+
+    def __init__(self, requests: Iterable[Request], *, slots: int, prompt_tokens: int) -> None:
+        self.rows: dict[int, Row] = {}
+        self._slots, self._prompt_tokens = slots, prompt_tokens
+        self._requests: Iterator[tuple[int, Request]] = enumerate(requests)
+        self._next: tuple[int, Request] | None = None
+        self._waiting: list[Job] = []
+
+    def busy(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self.rows or self._waiting or self._peek() is not None)
+
+    def answers(self) -> Iterator[tuple[Row, int]]:
+        """Answers that start now from a prompt that was computed before, each with the slot where the prompt lies."""
+        for slot in self._free():
+            if not self._waiting:
+                return
+            job = next((job for job in self._waiting if job.slot == slot), self._waiting[0])
+            yield self.start(job, slot), job.slot
+
+    def prompts(self) -> list[Job]:
+        """Requests whose prompts are computed now, in slots of rising length: neighbours are then read together."""
+        free = list(self._free()) if not self._waiting else []
+        taken: list[tuple[int, Request]] = []
+        tokens = 0
+        while len(taken) < len(free) and (request := self._peek()) is not None:
+            tokens += len(request[1].prompt_ids)
+            if taken and tokens > self._prompt_tokens:
+                break
+            taken.append(request)
+            self._next = None
+        ordered = sorted(taken, key=lambda item: len(item[1].prompt_ids))
+        return [Job(number=n, request=request, slot=slot) for slot, (n, request) in zip(free, ordered, strict=False)]
+
+    def start(self, job: Job, slot: int) -> Row:
+        """The job's next answer, running in this slot."""
+        answer = job.request.first + job.started
+        draws = random.Random(f"{job.request.seed}:{answer}")
+        row = self.rows[slot] = Row(job=job, answer=answer, slot=slot, draws=draws)
+        job.started += 1
+        waits = job.started < job.request.answers
+        if waits and job not in self._waiting:
+            self._waiting.append(job)
+        elif not waits and job in self._waiting:
+            self._waiting.remove(job)
+        return row
+
+    def running(self) -> list[Row]:
+        """Rows in the order of their slots."""
+        return [self.rows[slot] for slot in sorted(self.rows)]
+
+    def _free(self) -> Iterator[int]:
+        return (slot for slot in range(self._slots) if slot not in self.rows)
+
+    def _peek(self) -> tuple[int, Request] | None:
+        if self._next is None:
+            self._next = next(self._requests, None)
+        return self._next
