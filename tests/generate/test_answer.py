@@ -107,7 +107,8 @@ def test_options_that_only_transformers_knows_go_there(
     taken: list[dict[str, Any]] = []
     real = model.generate
     model.generate = lambda **options: (taken.append(options), real(**options))[1]
-    found = told(model, tiny_tokenizer, template, num_beams=3)
+    with caplog.at_level("WARNING", logger="honed"):
+        found = told(model, tiny_tokenizer, template, num_beams=3)
     assert [options["num_beams"] for options in taken] == [3]
     assert "does not know num_beams" in caplog.text
     assert found != told(model, tiny_tokenizer, template)

@@ -174,9 +174,7 @@ def test_what_is_said_twice() -> None:
     with pytest.raises(ModelError, match="both given"):
         quantize.with_quantization_config({"load_in_4bit": True, "quantization_config": config}, dtype=torch.float32)
     with pytest.raises(ModelError, match="quantised twice"):
-        quantize.quantized_options("name", {"load_in_8bit": True}, config)
-    with pytest.raises(ModelError, match="loaded already"):
-        quantize.quantized_options(object(), None, config)
+        quantize.quantized_options({"load_in_8bit": True}, config)
 
 
 def test_unknown_kind() -> None:
