@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import random
 import socket
@@ -155,6 +156,13 @@ def chat_rows() -> list[dict[str, Any]]:
             turns += [{"role": "user", "content": "and two"}, {"role": "assistant", "content": "no, three"}]
         rows.append({"messages": turns})
     return rows
+
+
+@pytest.fixture(autouse=True)
+def loud_logger() -> Iterator[None]:
+    """The command line quiets honed's logger for the whole process."""
+    yield
+    logging.getLogger("honed").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
