@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from honed.data.prepare import PrepareOptions
 from honed.data.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
+from honed.loss.objective import Objective
 
 
 @dataclass
@@ -31,6 +32,9 @@ class SFTConfig(TrainingArguments):
         assistant_only_loss: train on the assistant's turns only.
         completion_only_loss: train on completions only; None means yes where rows have prompt and completion.
         pad_to_multiple_of: where batches must be padded, pad them to a multiple of this.
+        loss_type: "nll" or "dft" (see `honed.loss.objective.Objective`); "chunked_nll" is TRL's old name of "nll".
+        router_aux_loss_coef: factor of a mixture-of-experts model's load-balancing loss; None for the model's own, 0
+            for none.
         train_on: honed. "assistant", "last", "all" or "completion"; None to follow the two options above.
         template: honed. "auto" or "plain".
         template_arguments: honed. Further variables of the chat template.
@@ -45,7 +49,7 @@ class SFTConfig(TrainingArguments):
         streaming: honed. Read, render and pack rows while training, in constant memory; needs max_steps.
         shuffle_buffer: honed. While streaming, rows held and shuffled at a time; 0 keeps their order.
         data_cache: honed. Keep prepared data on disk and open it when the same is asked for (see `prepared_cache`).
-        token_metrics: honed. Log mean_token_accuracy and entropy; costs one more pass over each tile of logits.
+        token_metrics: honed. Log mean_token_accuracy and entropy; costs next to nothing.
     """
 
     learning_rate: float = 2e-5
@@ -64,6 +68,8 @@ class SFTConfig(TrainingArguments):
     assistant_only_loss: bool = False
     completion_only_loss: bool | None = None
     pad_to_multiple_of: int | None = None
+    loss_type: str = "nll"
+    router_aux_loss_coef: float | None = None
 
     train_on: str | None = None
     template: str = "auto"
@@ -112,6 +118,15 @@ class SFTConfig(TrainingArguments):
             bad_rows=self.bad_rows,
             text_field=self.dataset_text_field,
         )
+
+    def objective(self) -> Objective:
+        """The loss of a token.
+
+        Raises:
+            RecipeError: an unknown loss_type, or label smoothing that does not go with it.
+        """
+        kind = "nll" if self.loss_type == "chunked_nll" else self.loss_type
+        return Objective(kind=kind, label_smoothing=self.label_smoothing_factor)
 
     def _train_on(self) -> str:
         if self.train_on is not None:

@@ -39,11 +39,11 @@ RULES = (
         refuses=True,
     ),
     Rule(
-        name="label_smoothing",
-        when=lambda args: args.label_smoothing_factor > 0,
-        message="label_smoothing_factor is not supported by honed's loss yet, and would be ignored.",
-        fix="leave it at 0",
-        refuses=True,
+        name="chunked_nll",
+        when=lambda args: args.loss_type == "chunked_nll",
+        message="loss_type='chunked_nll' is TRL's old name for 'nll'; no whole logits are computed either way.",
+        fix="write loss_type='nll'",
+        refuses=False,
     ),
     Rule(
         name="liger",
@@ -73,8 +73,9 @@ def check(args: SFTConfig) -> list[str]:
     """The notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies.
+        RecipeError: a rule that refuses applies, or the loss is not one there is.
     """
+    args.objective()
     notes = []
     for rule in RULES:
         if not rule.when(args):
