@@ -18,7 +18,7 @@ def several_gpus(args: SFTConfig) -> None:
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
     "packing_without_length": {"packing": True, "max_length": None},
-    "label_smoothing": {"label_smoothing_factor": 0.1},
+    "chunked_nll": {"loss_type": "chunked_nll"},
     "liger": {"use_liger_kernel": True},
     "length_grouping": {"train_sampling_strategy": "group_by_length"},
     "bf16_on_cpu": {"bf16": True},
