@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from honed.loss.head import LogitTransform, ScoringHead, score_logits
-from honed.loss.objective import IGNORE_INDEX, Objective, Targets, targets_of
+from honed.loss.objective import IGNORE_INDEX, Objective, Targets, targets_of, total_weight
 
 B, L, D, V = 3, 7, 6, 31
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -89,6 +90,29 @@ def test_an_evaluation_between_forward_and_backward_does_no_harm() -> None:
         evaluated = loss()
     assert not evaluated.requires_grad and evaluated == training
     torch.testing.assert_close(torch.autograd.grad(training, linear.weight), torch.autograd.grad(loss(), linear.weight))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails whatever would wait for a device: reading a value, or making a tensor whose shape depends on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in self.WAITS, func
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device_where_the_collator_has_counted() -> None:
+    labels = torch.randint(V, (B, L))
+    labels[0, 3:] = IGNORE_INDEX
+    h, head = draw()[0], ScoringHead(torch.nn.Linear(D, V, dtype=torch.float64))
+    count = int((labels[:, 1:] != IGNORE_INDEX).sum())
+    with NoWaiting():
+        targets = targets_of(labels, torch.rand(B, L), count=count, total=total_weight(labels, None))
+        with head.scoring(targets, extras=True):
+            head.take(head(h))
+    with pytest.raises(AssertionError, match="nonzero"), NoWaiting():
+        targets_of(labels, None)
 
 
 def test_an_error_inside_leaves_the_head_as_it_was() -> None:
