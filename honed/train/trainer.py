@@ -173,7 +173,13 @@ class SFTTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The micro-batch's share of the step's loss: sum of token losses / token weight of the whole step."""
+        objective = self.args.objective()
         if self._plain_loss or "labels" not in inputs:
+            if objective.kind != "nll":
+                raise RecipeError(
+                    f"loss_type={objective.kind!r} has no effect beside your own compute_loss_func or data_collator.",
+                    fix="leave one of them out",
+                )
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         own = total_weight(inputs["labels"], inputs.get("loss_weights"))
         total = own if num_items_in_batch is None else num_items_in_batch
@@ -182,11 +188,12 @@ class SFTTrainer(Trainer):
             total = total / self.accelerator.num_processes  # data-parallel wrappers average over ranks
         config = seams.base_model(self.model).config.get_text_config()
         aux_coefficient = aux_loss_coefficient(config, self.args.router_aux_loss_coef)
+        logits_wanted = return_outputs and bool(self.compute_metrics or self.preprocess_logits_for_metrics)
         scores, output = seams.token_scores(
             model,
             inputs,
-            self._head,
-            objective=self.args.objective(),
+            None if logits_wanted else self._head,
+            objective=objective,
             total=total,
             extras=self.args.token_metrics,
             router_logits=aux_coefficient > 0,
@@ -195,6 +202,8 @@ class SFTTrainer(Trainer):
         if aux_loss is not None:
             loss = loss + aux_coefficient * aux_loss * (own / total)
         self.metrics.add(scores, tokens=seams.token_count(inputs), aux_loss=aux_loss)
+        if self._head is not None and not logits_wanted:  # what stands there are none
+            output = type(output)(**{key: value for key, value in output.items() if key != "logits"})
         return (loss, output) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:

@@ -224,3 +224,35 @@ def test_evaluation_between_steps_changes_nothing(
         trainer.train()
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+def test_predictions_are_logits_or_nothing(metrics: bool, make: Callable[..., SFTTrainer]) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        seen.append(prediction.predictions.shape)
+        return {}
+
+    trainer = make(per_device_eval_batch_size=12)
+    trainer.compute_metrics = compute_metrics if metrics else None
+    output = trainer.predict(trainer.eval_dataset)
+    length = sum(len(row.input_ids) for row in (trainer.eval_dataset[n] for n in range(12)))
+    assert seen == ([(1, length, 400)] if metrics else [])
+    assert output.metrics["test_loss"] > 0
+    if not metrics:
+        assert output.predictions is None or not len(output.predictions)
+
+
+def test_dft_beside_a_loss_of_ones_own_is_refused(
+    tiny_model: Callable[..., Any], tiny_tokenizer: Any, chat_rows: Rows, tmp_path: Path
+) -> None:
+    trainer = SFTTrainer(
+        tiny_model(),
+        args=SFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, loss_type="dft"),
+        train_dataset=chat_rows,
+        processing_class=tiny_tokenizer,
+        compute_loss_func=lambda output, labels, num_items_in_batch: output.logits.sum(),
+    )
+    with pytest.raises(RecipeError, match="loss_type='dft'"):
+        trainer.train()
