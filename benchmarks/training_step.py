@@ -293,9 +293,10 @@ def fold(ids: list[int], case: Case) -> list[int]:
 def load(case: Case) -> Any:
     from transformers import AutoTokenizer
 
-    if (SHARED / case.tokenizer).is_dir():
-        return AutoTokenizer.from_pretrained(SHARED / case.tokenizer)
-    return load_tokenizer()
+    there = (SHARED / case.tokenizer).is_dir()
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / case.tokenizer) if there else load_tokenizer()
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # within every case's vocabulary
+    return tokenizer
 
 
 def describe(result: dict[str, Any]) -> str:
