@@ -308,7 +308,11 @@ class _Sum:
                 self._sum_VD[part].add_(a_Vn[part] @ b_nD)
 
     def result(self) -> torch.Tensor | None:
-        return None if self._sum_VD is None else self._sum_VD.to(self._dtype).reshape(self._shape)
+        if self._sum_VD is None:
+            return None
+        total = self._sum_VD.to(self._dtype)
+        # no view of itself: autograd adds in place only to what nobody else can see
+        return total if total.shape == self._shape else total.reshape(self._shape)
 
 
 def _linear(h_nD: torch.Tensor, layer: _Layer, *, out: torch.Tensor) -> torch.Tensor:

@@ -59,31 +59,14 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
     if seams.scoring and head is None:
         head = ScoringHead(head_before, seams.transform)
         inner.set_output_embeddings(head)
-    embedding = inner.get_input_embeddings()
-    sparse_before = getattr(embedding, "sparse", None)
-    if head is not None and _gradient_joins_the_heads(embedding, head):
-        embedding.sparse = True
     if seams.flat:
         inner.set_attn_implementation(attention.register())
     try:
         yield head
     finally:
         inner.set_output_embeddings(head_before)
-        if sparse_before is not None:
-            embedding.sparse = sparse_before
         if seams.flat:
             inner.set_attn_implementation(attention_before)
-
-
-def _gradient_joins_the_heads(embedding: Any, head: ScoringHead) -> bool:
-    """Whether the rows of the embedding's gradient can be added to the tied head's, which comes first and is dense.
-
-    Otherwise a second gradient of the size of the vocabulary is made, zeroed and added. On a GPU to add rows waits for
-    the device, and data-parallel training asks beforehand which gradients are sparse: both keep the ordinary way.
-    """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    tied = isinstance(embedding, nn.Embedding) and embedding.weight is head.weight
-    return tied and head.weight.requires_grad and head.weight.device.type == "cpu" and not distributed
 
 
 def token_scores(

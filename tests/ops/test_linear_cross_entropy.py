@@ -158,17 +158,23 @@ def test_backward_runs_again_with_the_graph_retained(above: float) -> None:
 
 
 def test_autograd_keeps_the_weights_gradient_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And adds a tied embedding's to it in place, which it does only to a tensor that is no view."""
     made: list[int] = []
     result: Callable[[Any], Any] = module._Sum.result
 
     def noted(self: Any) -> Any:
-        made.append(result(self).data_ptr())
-        return result(self)
+        gradient = result(self)
+        assert gradient._base is None
+        made.append(gradient.data_ptr())
+        return gradient
 
     monkeypatch.setattr(module._Sum, "result", noted)
-    drawn = draw()
-    ours(drawn, rows=5).loss.backward()
-    assert made == [drawn["weight"].grad.data_ptr()]
+    for tied in (False, True):
+        drawn = draw()
+        if tied:
+            drawn["h"] = F.embedding(torch.randint(V, (N,)), drawn["weight"])
+        ours(drawn, rows=5).loss.backward()
+        assert made.pop() == drawn["weight"].grad.data_ptr()
 
 
 def test_tied_weights_get_both_gradients() -> None:

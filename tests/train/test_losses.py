@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from honed.data.collate import FlatCollator, PaddedCollator
 from honed.errors import RecipeError
-from honed.loss.head import ScoringHead
 from honed.model.adapters import lora_config
 from honed.train.config import SFTConfig
 from honed.train.trainer import SFTTrainer
@@ -200,19 +199,6 @@ def test_a_frozen_head_gets_no_gradient_and_gradient_checkpointing_changes_nothi
         found.append(trained(trainer, batches_of(trainer, "flat")))
     assert found[0][1] and all("lora" in name for name in found[0][1])
     assert_same(found[1], found[0])
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_embedding_is_left_as_it_was(
-    tied: bool, make: Callable[..., SFTTrainer], tiny_model: Callable[..., Any]
-) -> None:
-    trainer = make(tiny_model(tie_word_embeddings=tied))
-    embedding = trainer.model.get_input_embeddings()
-    with trainer._seams_open():
-        assert embedding.sparse is tied
-        trained(trainer, batches_of(trainer, "flat"))
-        assert not embedding.weight.grad.is_sparse
-    assert not embedding.sparse and not isinstance(trainer.model.get_output_embeddings(), ScoringHead)
 
 
 def test_evaluation_between_steps_changes_nothing(
