@@ -41,8 +41,9 @@ class FlatCollator:
 
         Returns:
             input_ids, labels, position_ids int64 (1, T); loss_weights float32 (1, T); cu_seq_lens int32 (N + 1,).
-            Where prefixes are shared also shared_prefixes, int32 (2, N): the parent of each segment, -1 for none,
-            and how many tokens come before it.
+            Two integers, so that nobody has to ask the device: `num_tokens`, and `num_targets`, positions with a
+            label to their right. Where prefixes are shared also shared_prefixes, int32 (2, N): the parent of each
+            segment, -1 for none, and how many tokens come before it.
         """
         tree = shared_row(rows) if self.share_prefixes else None
         if tree is None:
@@ -59,15 +60,18 @@ class FlatCollator:
         positions = np.arange(len(ids)) - np.repeat(ends - lengths - starts, lengths)
         bounds = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
         longest = int(lengths.max())
+        labels = _labels(ids, weights)
         return {
             "input_ids": torch.from_numpy(ids)[None],
-            "labels": torch.from_numpy(_labels(ids, weights))[None],
+            "labels": torch.from_numpy(labels)[None],
             "loss_weights": torch.from_numpy(weights)[None],
             "position_ids": torch.from_numpy(positions)[None],
             "cu_seq_lens_q": bounds,
             "cu_seq_lens_k": bounds,
             "max_length_q": longest,
             "max_length_k": longest,
+            "num_tokens": len(ids),
+            "num_targets": _num_targets(labels),
         }
 
 
@@ -86,7 +90,7 @@ class PaddedCollator:
     multiple_of: int = 1
 
     def __call__(self, rows: Sequence[PackedRow]) -> Batch:
-        """input_ids, labels, attention_mask int64 (B, L); loss_weights float32 (B, L).
+        """input_ids, labels, attention_mask int64 (B, L); loss_weights float32 (B, L); num_tokens, num_targets.
 
         Raises:
             ValueError: a row holds several documents; padded rows cannot isolate them.
@@ -101,14 +105,22 @@ class PaddedCollator:
         for number, row in enumerate(rows):
             length = len(row.input_ids)
             ids[number, :length], weights[number, :length], mask[number, :length] = row.input_ids, row.weights, 1
+        labels = _labels(ids, weights)
         return {
             "input_ids": torch.from_numpy(ids),
-            "labels": torch.from_numpy(_labels(ids, weights)),
+            "labels": torch.from_numpy(labels),
             "loss_weights": torch.from_numpy(weights),
             "attention_mask": torch.from_numpy(mask),
+            "num_tokens": int(mask.sum()),
+            "num_targets": _num_targets(labels),
         }
 
 
 def _labels(ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The ids where they are trained, else -100; not shifted (the objective shifts)."""
     return np.where(weights > 0, ids, IGNORE_INDEX)
+
+
+def _num_targets(labels: np.ndarray) -> int:
+    """Labels that are predicted from a position to their left."""
+    return int((labels[..., 1:] != IGNORE_INDEX).sum())

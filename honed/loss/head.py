@@ -7,134 +7,113 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-IGNORE_INDEX = -100
-# logits of one tile: 16M float32 are 64 MB, small beside the model and large enough for a full-speed GEMM
-TILE_ELEMENTS = 1 << 24
+from honed.loss.objective import Objective, Targets
+from honed.ops.linear_cross_entropy import TokenScores, linear_cross_entropy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenScores:
-    """How well each trained token was predicted.
+class LogitTransform:
+    """What a model does to its logits behind the LM head: softcap * tanh(scale * logits / softcap).
 
     Attributes:
-        nll_N: negative log-likelihood in nats, float32, with gradient.
-        entropy_N: entropy of the prediction in nats, float32, no gradient; None unless asked for.
-        correct_N: bool, whether the most likely token was the right one; None unless asked for.
+        scale: factor, applied first (Cohere's `logit_scale`, 1 / Granite's `logits_scaling`).
+        softcap: the greatest logit (Gemma 2); None for no cap.
     """
 
-    nll_N: torch.Tensor
-    entropy_N: torch.Tensor | None = None
-    correct_N: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
 
 
 class ScoringHead(nn.Linear):
     """Stands in for a model's LM head and shares its parameters.
 
-    Outside `scoring` it is the same linear layer. Inside, its forward takes the hidden states of the positions that
-    have a target and returns their negative log-likelihoods, shape (1, N, 1), where logits would be; the model's own
-    `forward` runs unchanged. Models that transform logits after the head would transform these: `fits` tells.
+    Outside `scoring` it is the same linear layer. Inside, its forward computes the loss (and its gradient) of the
+    positions that have a target, and returns a ticket of shape (1, 1, 1) where logits would be: its value is 0, its
+    gradient that of the loss. The model's own `forward` runs unchanged; what it does to logits afterwards leaves a zero
+    a zero and multiplies the gradient by `transform.scale`, which `take` divides out. `find_seams` proves both.
     """
 
-    def __init__(self, head: nn.Linear) -> None:
+    def __init__(self, head: nn.Linear, transform: LogitTransform | None = None) -> None:
         super().__init__(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
         self.weight = head.weight
         self.bias = head.bias
         self.training = head.training
-        self._targets_BL: torch.Tensor | None = None
-        self._extras = False
+        self.transform = transform or LogitTransform()
+        self._task: tuple[Targets, Objective, bool] | None = None
         self._scores: TokenScores | None = None
 
     @contextmanager
-    def scoring(self, targets_BL: torch.Tensor, *, extras: bool = False) -> Iterator[None]:
-        """Within this block, the model's forward scores these targets (int64, -100 where there is none)."""
-        self._targets_BL, self._extras, self._scores = targets_BL, extras, None
+    def scoring(self, targets: Targets, *, objective: Objective | None = None, extras: bool = False) -> Iterator[None]:
+        """Within this block, the model's forward scores these targets.
+
+        Args:
+            targets: which positions, their tokens, and what each counts; so the gradient can be computed at once.
+            objective: the loss of a token; None for the negative log-likelihood.
+            extras: whether entropy and correctness are wanted.
+        """
+        self._task, self._scores = (targets, objective or Objective(), extras), None
         try:
             yield
         finally:
-            self._targets_BL = None
+            self._task = None
 
     def forward(self, h_BLD: torch.Tensor) -> torch.Tensor:
-        """Logits (B, L, V), or inside `scoring` the negative log-likelihoods (1, N, 1)."""
-        if self._targets_BL is None:
+        """Logits (B, L, V), or inside `scoring` the ticket (1, 1, 1)."""
+        if self._task is None:
             return super().forward(h_BLD)
-        chosen_BL = self._targets_BL != IGNORE_INDEX
-        self._scores = score_tokens(
-            h_BLD[chosen_BL], self.weight, self._targets_BL[chosen_BL], bias_V=self.bias, extras=self._extras
+        targets, objective, extras = self._task
+        h_ND = h_BLD.reshape(-1, h_BLD.shape[-1]).index_select(0, targets.index_N)
+        scale = self.transform.scale
+        bias_V: torch.Tensor | None = self.bias
+        if scale != 1:  # scale * (W h + b) = W (scale * h) + scale * b, and autograd sees to the rest
+            h_ND, bias_V = h_ND * scale, None if bias_V is None else bias_V * scale
+        scores = linear_cross_entropy(
+            h_ND,
+            self.weight,
+            targets.ids_N,
+            targets.shares_N(h_ND.dtype),  # not divided afterwards: the gradient, computed here, would be once more
+            bias_V=bias_V,
+            label_smoothing=objective.label_smoothing,
+            dft=objective.kind == "dft",
+            softcap=self.transform.softcap,
+            extras=extras,
         )
-        return self._scores.nll_N[None, :, None]
+        self._scores = replace(scores, loss=scores.loss.detach())
+        return (scores.loss - self._scores.loss).reshape(1, 1, 1)
 
-    def take(self, output_1N1: torch.Tensor) -> TokenScores:
-        """The scores of the forward that just ran.
+    def take(self, output_111: torch.Tensor) -> TokenScores:
+        """The scores of the forward that just ran, once.
 
         Args:
-            output_1N1: the `logits` of the model's output; taken from there, so that wrappers that hook a module's
-                outputs (FSDP, DDP) see the loss depend on them.
+            output_111: the `logits` of the model's output. The loss takes its gradient from there, so that wrappers
+                that hook a module's outputs (FSDP, DDP) see that it depends on them.
+
+        Raises:
+            RuntimeError: the model's forward did not call this head.
         """
         scores, self._scores = self._scores, None
         if scores is None:
             raise RuntimeError("the model's forward did not call its LM head")
-        nll_N = output_1N1.reshape(-1)
-        return TokenScores(nll_N=nll_N, entropy_N=scores.entropy_N, correct_N=scores.correct_N)
+        return replace(scores, loss=scores.loss + output_111.reshape(()) / self.transform.scale)
 
 
-def score_tokens(
-    h_ND: torch.Tensor,
-    weight_VD: torch.Tensor,
-    targets_N: torch.Tensor,
-    *,
-    bias_V: torch.Tensor | None = None,
-    extras: bool = False,
-    tile_elements: int = TILE_ELEMENTS,
-) -> TokenScores:
-    """Scores of tokens from hidden states, tile by tile: at most `tile_elements` logits exist at a time.
-
-    With several tiles the backward pass computes each tile's logits again instead of keeping them.
-
-    Args:
-        h_ND: hidden states at trained positions.
-        weight_VD: the head.
-        targets_N: int64 token ids.
-        extras: whether to compute entropy and correctness as well.
-        tile_elements: logits per tile.
-    """
-    rows = max(1, tile_elements // weight_VD.shape[0])
-    if len(targets_N) <= rows:
-        return _score_tile(h_ND, weight_VD, targets_N, bias_V, extras)
-    tiles = []
-    for h_nD, targets_n in zip(h_ND.split(rows), targets_N.split(rows), strict=True):
-        tile: Any = checkpoint(
-            _score_tile, h_nD, weight_VD, targets_n, bias_V, extras, use_reentrant=False, preserve_rng_state=False
-        )
-        tiles.append(tile)
-    return TokenScores(
-        nll_N=torch.cat([tile.nll_N for tile in tiles]),
-        entropy_N=torch.cat([tile.entropy_N for tile in tiles]) if extras else None,
-        correct_N=torch.cat([tile.correct_N for tile in tiles]) if extras else None,
-    )
-
-
-def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor, *, extras: bool = False) -> TokenScores:
+def score_logits(logits_NV: torch.Tensor, targets: Targets, objective: Objective, *, extras: bool) -> TokenScores:
     """Scores from logits that exist already; softmax in float32 (float64 stays float64)."""
     logits_NV = logits_NV.float() if logits_NV.dtype in (torch.float16, torch.bfloat16) else logits_NV
     logp_NV = torch.log_softmax(logits_NV, dim=-1)
-    nll_N = -logp_NV.gather(-1, targets_N[:, None]).squeeze(-1)
+    nll_N = loss_N = -logp_NV.gather(-1, targets.ids_N[:, None]).squeeze(-1)
+    if objective.label_smoothing:
+        loss_N = torch.lerp(nll_N, -logp_NV.mean(-1), objective.label_smoothing)
+    if objective.kind == "dft":
+        loss_N = loss_N * nll_N.detach().neg().exp()
+    scores = TokenScores(loss=(loss_N * targets.shares_N(logits_NV.dtype)).sum(), nll_N=nll_N.detach())
     if not extras:
-        return TokenScores(nll_N=nll_N)
+        return scores
     with torch.no_grad():
         entropy_N = -logp_NV.exp().mul_(logp_NV).sum(-1)
-        correct_N = logp_NV.argmax(-1) == targets_N
-    return TokenScores(nll_N=nll_N, entropy_N=entropy_N, correct_N=correct_N)
-
-
-def _score_tile(
-    h_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, bias_V: torch.Tensor | None, extras: bool
-) -> TokenScores:
-    return score_logits(F.linear(h_ND, weight_VD, bias_V), targets_N, extras=extras)
+        return replace(scores, entropy_N=entropy_N, correct_N=logp_NV.amax(-1) <= -nll_N)

@@ -1,4 +1,4 @@
-"""The one shift and the one denominator.
+"""The loss of a token, the one shift and the one denominator.
 
 The loss of an optimizer step is the sum of the weighted token losses of all its micro-batches on all ranks, divided by
 the sum of their weights. It is never a mean of means, so it does not depend on how rows were batched.
@@ -8,9 +8,94 @@ Shapes: B rows, L tokens, N trained tokens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from honed.loss.head import IGNORE_INDEX, TokenScores
+from honed.errors import RecipeError
+
+IGNORE_INDEX = -100
+KINDS = ("nll", "dft")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """The loss of one token, before its weight.
+
+    Attributes:
+        kind: "nll", the negative log-likelihood; or "dft", that times the token's probability, which is taken as a
+            constant (Dynamic Fine-Tuning, arXiv:2508.05629).
+        label_smoothing: e in (1 - e) * nll + e * mean over the vocabulary of -log p.
+
+    Raises:
+        RecipeError: an unknown kind, a label smoothing outside [0, 1), or both at once.
+    """
+
+    kind: str = "nll"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise RecipeError(f"loss_type={self.kind!r} is not known.", fix=f"use one of {', '.join(KINDS)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise RecipeError(
+                f"label_smoothing_factor={self.label_smoothing} is not within [0, 1).", fix="0.1 is a common value"
+            )
+        if self.kind == "dft" and self.label_smoothing:
+            raise RecipeError(
+                "loss_type='dft' and label_smoothing_factor exclude each other: the one trusts what the model "
+                "predicts already, the other distrusts it.",
+                fix="leave one of them out",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What is to be predicted at the N trained positions of a batch.
+
+    Attributes:
+        index_N: int64, the positions, counted through all rows of the batch.
+        ids_N: int64, the token that follows.
+        weights_N: float32, what its loss counts.
+        total: what all losses are divided by.
+    """
+
+    index_N: torch.Tensor
+    ids_N: torch.Tensor
+    weights_N: torch.Tensor
+    total: torch.Tensor | float = 1.0
+
+    def shares_N(self, dtype: torch.dtype) -> torch.Tensor:
+        """weights_N / total, for logits of this dtype: in float32, or float64."""
+        return self.weights_N.to(torch.promote_types(dtype, torch.float32)) / self.total
+
+
+def targets_of(
+    labels_BL: torch.Tensor,
+    weights_BL: torch.Tensor | None,
+    *,
+    count: int | None = None,
+    total: torch.Tensor | float = 1.0,
+) -> Targets:
+    """The targets of a batch.
+
+    Args:
+        labels_BL: int64, -100 where a token is not trained.
+        weights_BL: float32; None for 1 everywhere.
+        count: how many targets there are, if known: then nothing waits for the device to find out.
+        total: the token weight of the whole step, which the sum of losses is divided by.
+    """
+    ids_M = next_token_targets(labels_BL).reshape(-1)
+    if count is None:
+        index_N = torch.nonzero(ids_M != IGNORE_INDEX).squeeze(1)
+    else:
+        index_N = torch.nonzero_static(ids_M != IGNORE_INDEX, size=count).squeeze(1)
+    ids_N = ids_M.index_select(0, index_N)
+    if weights_BL is None:
+        weights_N = torch.ones_like(ids_N, dtype=torch.float32)
+    else:  # a target never sits at the end of a row, so what stands behind it is in the same row
+        weights_N = weights_BL.reshape(-1).index_select(0, index_N + 1)
+    return Targets(index_N=index_N, ids_N=ids_N, weights_N=weights_N, total=total)
 
 
 def next_token_targets(labels_BL: torch.Tensor) -> torch.Tensor:
@@ -27,22 +112,8 @@ def next_token_targets(labels_BL: torch.Tensor) -> torch.Tensor:
     return targets_BL
 
 
-def token_weights(labels_BL: torch.Tensor, weights_BL: torch.Tensor | None, targets_BL: torch.Tensor) -> torch.Tensor:
-    """float32 (N,): the weight of each trained token, in the order of `targets_BL[targets_BL != -100]`."""
-    if weights_BL is None:
-        weights_BL = torch.ones_like(labels_BL, dtype=torch.float32)
-    shifted_BL = torch.zeros_like(weights_BL)
-    shifted_BL[..., :-1] = weights_BL[..., 1:]
-    return shifted_BL[targets_BL != IGNORE_INDEX]
-
-
-def loss_sum(scores: TokenScores, weights_N: torch.Tensor) -> torch.Tensor:
-    """Weighted sum of the negative log-likelihoods, float32 scalar. Divide it by the step's total weight, once."""
-    return (scores.nll_N * weights_N).sum()
-
-
 def total_weight(labels_BL: torch.Tensor, weights_BL: torch.Tensor | None) -> torch.Tensor:
-    """Sum of the weights of the tokens that are trained in this batch; what `loss_sum` is to be divided by."""
+    """Sum of the weights of the tokens that are trained in this batch: its part of the one denominator."""
     trained_BL = labels_BL[..., 1:] != IGNORE_INDEX
     if weights_BL is None:
         return trained_BL.sum()

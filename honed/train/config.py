@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from honed.data.prepare import PrepareOptions
 from honed.data.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
+from honed.loss.objective import Objective
 from honed.train.legacy import takes_old_names
 
 OLD_VALUES = {  # option -> value that it had in older releases of TRL -> the same today
@@ -49,7 +50,7 @@ class SFTConfig(TrainingArguments):
         eval_packing: the same as `packing` for the evaluation set; None to follow it.
         completion_only_loss: train on completions only; None means yes where rows have prompt and completion.
         assistant_only_loss: train on the assistant's turns only.
-        loss_type: the objective; "nll" is the negative log-likelihood.
+        loss_type: "nll" or "dft" (see `honed.loss.objective.Objective`); "chunked_nll" is TRL's old name of "nll".
         activation_offloading: keep activations in the host's memory between forward and backward.
         share_prefixes: honed. What documents of a batch have in common at their beginning is computed once; packing
             then puts such documents together. "auto": where the model and its dropout allow it; True: or stop.
@@ -69,7 +70,7 @@ class SFTConfig(TrainingArguments):
         data_cache: honed. Keep prepared data on disk and open it when the same is asked for (see `prepared_cache`).
         image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
         freeze_vision: honed. Leave the vision tower as it is.
-        token_metrics: honed. Log mean_token_accuracy and entropy; costs one more pass over each tile of logits.
+        token_metrics: honed. Log mean_token_accuracy and entropy; costs next to nothing.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # which a command line gives as JSON
@@ -179,6 +180,14 @@ class SFTConfig(TrainingArguments):
         """The template of another model stands in the tokenizer already (see `start.make_tokenizer`)."""
         path = self.chat_template_path
         return path if path is not None and Path(path).expanduser().is_file() else self.template
+
+    def objective(self) -> Objective:
+        """The loss of a token.
+
+        Raises:
+            RecipeError: an unknown loss_type, or label smoothing that does not go with it.
+        """
+        return Objective(kind=self.loss_type, label_smoothing=self.label_smoothing_factor)
 
     def _train_on(self) -> str:
         if self.train_on is not None:

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 from honed.data.collate import Batch, FlatCollator, PaddedCollator
 from honed.data.table import PackedRow
 from honed.errors import DataError, RecipeError, RunError
-from honed.loss.objective import IGNORE_INDEX, loss_sum, next_token_targets, token_weights, total_weight
+from honed.loss.objective import IGNORE_INDEX, total_weight
+from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.train import checkpoint
 from honed.train.loop_config import LoopConfig
 from honed.train.loop_log import Log, opened_log
@@ -33,7 +34,7 @@ from honed.train.loop_plan import Plan, learning_rate
 from honed.train.loop_ranks import Ranks, joined, keep_on_sigterm, until_sigterm
 from honed.train.loop_state import Run, identity_of, restore, seed_everything, state_of
 from honed.train.metrics import StepMetrics
-from honed.train.seams import Seams, base_model, find_seams, opened, token_scores
+from honed.train.seams import Seams, base_model, find_seams, opened, token_count, token_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +175,7 @@ def train_step(run: Run, micro_batches: list[Batch]) -> torch.Tensor:
     for number, (on_host, weight) in enumerate(zip(micro_batches, weights, strict=True), start=1):
         batch = ranks.on_device(on_host)
         with ranks.syncing(run.wrapped, now=number == len(micro_batches)):
-            losses, aux_loss = forward(run, batch)
-            loss = losses / step_weight
+            loss, aux_loss = forward(run, batch, step_weight)
             if aux_loss is not None:  # a mean over this micro-batch's tokens already, so it counts by their share
                 loss = loss + aux_loss * (weight / step_weight)
             scaler.scale(loss * ranks.world).backward()  # times `world`, as the ranks' gradients are averaged
@@ -192,16 +192,18 @@ def train_step(run: Run, micro_batches: list[Batch]) -> torch.Tensor:
     return norm
 
 
-def forward(run: Run, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The weighted sum of the micro-batch's token losses, and the experts' balance where the model's config asks it."""
-    embeddings = base_model(run.model).get_input_embeddings()
-    with run.ranks.precision(run.config.dtype), neftune(embeddings, batch, run.config.neftune_alpha):
-        scores, output = token_scores(run.wrapped, batch, run.head, extras=run.config.token_metrics)
-    mask, labels = batch.get("attention_mask"), batch["labels"]
-    run.metrics.add(scores, tokens=labels.numel() if mask is None else int(mask.sum()))
-    losses = loss_sum(scores, token_weights(labels, batch.get("loss_weights"), next_token_targets(labels)))
-    aux_loss = getattr(output, "aux_loss", None)
-    return losses, None if aux_loss is None else base_model(run.model).config.router_aux_loss_coef * aux_loss
+def forward(run: Run, batch: Batch, step_weight: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weighted sum of the micro-batch's token losses / `step_weight`, and the experts' balance if there are any."""
+    inner, config = base_model(run.model), run.config
+    balance = aux_loss_coefficient(inner.config.get_text_config(), config.router_aux_loss_coef)
+    extras, asks = config.token_metrics, balance > 0
+    with run.ranks.precision(config.dtype), neftune(inner.get_input_embeddings(), batch, config.neftune_alpha):
+        scores, output = token_scores(
+            run.wrapped, batch, run.head, total=step_weight, extras=extras, router_logits=asks
+        )
+    aux_loss = aux_loss_of(output) if balance else None
+    run.metrics.add(scores, tokens=token_count(batch), aux_loss=aux_loss)
+    return scores.loss, None if aux_loss is None else balance * aux_loss
 
 
 def measured(run: Run, norm: torch.Tensor) -> dict[str, float]:
@@ -239,9 +241,9 @@ def evaluate(run: Run, rows: Sequence[PackedRow], collate: Any) -> dict[str, flo
         batch = ranks.on_device(collate([rows[i] for i in range(start, min(start + size, len(rows)))]))
         with ranks.precision(run.config.dtype):
             scores, _ = token_scores(run.model, batch, run.head, extras=True)
-        weights_N = token_weights(batch["labels"], batch.get("loss_weights"), next_token_targets(batch["labels"]))
+        trained = float(total_weight(batch["labels"], batch.get("loss_weights")))
         correct = torch.zeros(()) if scores.correct_N is None else scores.correct_N.sum()
-        found = (float(loss_sum(scores, weights_N)), float(weights_N.sum()), float(correct), weights_N.numel())
+        found = (float(scores.loss), trained, float(correct), scores.nll_N.numel())
         sums = [before + now for before, now in zip(sums, found, strict=True)]
     run.model.train()
     run.metrics.start_clock()

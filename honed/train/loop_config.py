@@ -33,6 +33,7 @@ class LoopConfig:
         weight_decay: of matrices; biases and norms never decay.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
         dtype: what the model computes in: "float32", "bfloat16" or "float16" (CUDA only). Weights keep their own.
+        router_aux_loss_coef: weight of the experts' load-balancing loss; None for the model's own.
         neftune_alpha: noise on the embeddings (arXiv:2310.05914).
         shuffle: draw the rows' order anew for each epoch.
         seed: of everything random; `data_seed` of the rows' order alone.
@@ -59,6 +60,7 @@ class LoopConfig:
     epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     dtype: str = "float32"
+    router_aux_loss_coef: float | None = None
     neftune_alpha: float | None = None
     shuffle: bool = True
     seed: int = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from honed.loss.head import TokenScores
+from honed.ops.linear_cross_entropy import TokenScores
 
 
 class StepMetrics:
@@ -23,12 +23,13 @@ class StepMetrics:
         self.num_tokens = 0
         self._reset()
 
-    def add(self, scores: TokenScores, *, tokens: int) -> None:
+    def add(self, scores: TokenScores, *, tokens: int, aux_loss: torch.Tensor | None = None) -> None:
         """Counts one micro-batch.
 
         Args:
             scores: of its trained tokens.
             tokens: positions that the model computed, padding left out.
+            aux_loss: scalar, of a mixture-of-experts model.
         """
         self._tokens += tokens
         self._trained += scores.nll_N.numel()
@@ -36,9 +37,12 @@ class StepMetrics:
             self._sums[0] += scores.entropy_N.sum()
             self._sums[1] += scores.correct_N.sum()
             self._scored += scores.nll_N.numel()
+        if aux_loss is not None:
+            self._aux_sum += aux_loss.detach() * scores.nll_N.numel()
+            self._aux_tokens += scores.nll_N.numel()
 
     def read(self) -> dict[str, float]:
-        """Accuracy, entropy (nats), num_tokens (of the whole run), tokens per second, memory (GB); then starts anew."""
+        """Means, num_tokens (of the whole run), tokens per second, memory (GB); then starts anew."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         self.num_tokens += self._tokens
         logs: dict[str, float] = {
@@ -50,6 +54,8 @@ class StepMetrics:
         if self._scored:
             entropy, correct = (self._sums / self._scored).tolist()
             logs |= {"mean_token_accuracy": correct, "entropy": entropy}
+        if self._aux_tokens:
+            logs["aux_loss"] = float(self._aux_sum) / self._aux_tokens
         self._reset()
         return logs
 
@@ -70,8 +76,9 @@ class StepMetrics:
         self._since = time.perf_counter()
 
     def _reset(self) -> None:
-        self._tokens = self._trained = self._scored = 0
+        self._tokens = self._trained = self._scored = self._aux_tokens = 0
         self._sums: Any = torch.zeros(2, device=self.device)
+        self._aux_sum: Any = torch.zeros((), device=self.device)
         self._since = time.perf_counter()
 
 

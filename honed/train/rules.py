@@ -40,13 +40,6 @@ RULES = (
         refuses=True,
     ),
     Rule(
-        name="label_smoothing",
-        when=lambda args: args.label_smoothing_factor > 0,
-        message="label_smoothing_factor is not supported by honed's loss yet, and would be ignored.",
-        fix="leave it at 0",
-        refuses=True,
-    ),
-    Rule(
         name="liger_absent",
         when=lambda args: args.use_liger_kernel and is_missing("liger_kernel"),
         message="use_liger_kernel=True needs Liger's kernels, which are not installed.",
@@ -100,13 +93,6 @@ RULES = (
         when=lambda args: args.activation_offloading and args.device.type == "cpu",
         message="activation_offloading has no effect on a CPU: activations are in the host's memory already.",
         fix="leave it out",
-        refuses=False,
-    ),
-    Rule(
-        name="dataset_num_proc",
-        when=lambda args: (args.dataset_num_proc or 1) > 1,
-        message="dataset_num_proc has no effect: one process prepares the rows.",
-        fix="leave it out; data_cache=True keeps prepared rows on disk",
         refuses=False,
     ),
     Rule(
@@ -165,8 +151,9 @@ def check(args: SFTConfig) -> list[str]:
     """The notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies.
+        RecipeError: a rule that refuses applies, or the loss is not one there is.
     """
+    args.objective()
     notes = []
     for rule in RULES:
         if not rule.when(args):

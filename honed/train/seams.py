@@ -1,7 +1,7 @@
 """Where a model takes our attention and our head, and the check that both change nothing on this very model.
 
 Two seams, both public interfaces of transformers: `set_attn_implementation` and `set_output_embeddings`. A model that
-does not fit one of them (soft-capped logits, linear attention, ...) is trained the ordinary way, and says so.
+does not fit one of them (an unusual head, linear attention, ...) is trained the ordinary way, and says so.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from torch import nn
 
 from honed.data.collate import Batch, FlatCollator
 from honed.data.table import PackedRow
-from honed.loss.head import ScoringHead, TokenScores, score_logits
-from honed.loss.objective import IGNORE_INDEX, next_token_targets
+from honed.loss.head import LogitTransform, ScoringHead, score_logits
+from honed.loss.objective import Objective, targets_of
 from honed.model.adapters import prompt_tokens
 from honed.ops import attention
+from honed.ops.linear_cross_entropy import TokenScores
 
 PROBE_LENGTHS = (5, 7)
-NOT_FOR_THE_MODEL = ("labels", "loss_weights")
+NOT_FOR_THE_MODEL = ("labels", "loss_weights", "num_tokens", "num_targets")
+# What configurations call the factor on the logits; which of the model's candidates holds is found out by trying.
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,11 +35,13 @@ class Seams:
     Attributes:
         flat: documents can share a row without seeing each other.
         scoring: the head can score trained positions only.
+        transform: what the model does to its logits behind the head.
         notes: why not, where not.
     """
 
     flat: bool = False
     scoring: bool = False
+    transform: LogitTransform = field(default_factory=LogitTransform)
     notes: list[str] = field(default_factory=list)
 
 
@@ -53,7 +58,7 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
     attention_before, head_before = inner.config._attn_implementation, inner.get_output_embeddings()
     head = head_before if isinstance(head_before, ScoringHead) else None
     if seams.scoring and head is None:
-        head = ScoringHead(head_before)
+        head = ScoringHead(head_before, seams.transform)
         inner.set_output_embeddings(head)
     if seams.flat:
         inner.set_attn_implementation(attention.register())
@@ -66,26 +71,47 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
 
 
 def token_scores(
-    model: nn.Module, batch: Batch, head: ScoringHead | None, *, extras: bool = False
+    model: nn.Module,
+    batch: Batch,
+    head: ScoringHead | None,
+    *,
+    objective: Objective | None = None,
+    total: torch.Tensor | float = 1.0,
+    extras: bool = False,
+    router_logits: bool = False,
 ) -> tuple[TokenScores, Any]:
-    """Scores of the batch's trained tokens, and the model's output.
+    """Scores of the batch's trained tokens with their loss, and the model's output.
 
     Args:
         model: the model, wrapped (DDP, FSDP, peft) or not.
         batch: as the collators make it; not changed.
         head: the scoring head inside the model, or None to score the model's own logits.
+        objective: the loss of a token; None for the negative log-likelihood.
+        total: what the sum of the weighted losses is divided by: the token weight of the whole step.
         extras: whether entropy and correctness are wanted.
+        router_logits: asks a mixture-of-experts model for its auxiliary loss, `output.aux_loss`.
     """
-    targets_BL = next_token_targets(batch["labels"])
-    inputs = {key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL}
+    objective = objective or Objective()
+    targets = targets_of(batch["labels"], batch.get("loss_weights"), count=batch.get("num_targets"), total=total)
+    inputs = {key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL} | {"use_cache": False}
+    if router_logits:
+        inputs["output_router_logits"] = True
     if head is None:
-        output = model(**inputs, use_cache=False)
-        chosen_BL = targets_BL != IGNORE_INDEX
-        logits_BLV = output.logits[:, -targets_BL.shape[1] :]  # prompt-learning adapters put virtual tokens before
-        return score_logits(logits_BLV[chosen_BL], targets_BL[chosen_BL], extras=extras), output
-    with head.scoring(targets_BL, extras=extras):
-        output = model(**inputs, use_cache=False)
+        output = model(**inputs)
+        # prompt-learning adapters put virtual tokens before
+        logits_ND = output.logits[:, -batch["labels"].shape[1] :].flatten(0, 1).index_select(0, targets.index_N)
+        return score_logits(logits_ND, targets, objective, extras=extras), output
+    with head.scoring(targets, objective=objective, extras=extras):
+        output = model(**inputs)
     return head.take(output.logits), output
+
+
+def token_count(batch: Batch) -> int:
+    """Tokens that are no padding; waits for the device only where another collator left `num_tokens` out."""
+    if "num_tokens" in batch:
+        return int(batch["num_tokens"])
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
 @torch.no_grad()
@@ -121,12 +147,51 @@ def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: li
     if type(head) is not nn.Linear:
         seams.notes.append(f"the LM head is a {type(head).__name__}, not a linear layer: whole logits are computed")
         return False
-    with opened(model, Seams(scoring=True)) as scoring_head:
-        scores = [_scores(model, [row], scoring_head, padded=True) for row in rows]
-    if _same(scores, plain, inner.dtype):
-        return True
+    for transform in logit_transforms(inner.config.get_text_config()):
+        with opened(model, Seams(scoring=True, transform=transform)) as scoring_head:
+            try:
+                scores = [_scores(model, [row], scoring_head, padded=True) for row in rows]
+                fits = _same(scores, plain, inner.dtype) and _gradient_comes_through(
+                    model, rows[0], inner.get_output_embeddings()
+                )
+            except (IndexError, TypeError, ValueError, RuntimeError):  # it needs logits of the usual shape
+                fits = False
+        if fits:
+            seams.transform = transform
+            return True
     seams.notes.append("the model changes its logits after the head: whole logits are computed")
     return False
+
+
+def logit_transforms(config: Any) -> Iterator[LogitTransform]:
+    """What a model of this configuration may do to its logits, likeliest first."""
+    softcap = getattr(config, "final_logit_softcapping", None)
+    named = [getattr(config, name, None) for name in SCALES]
+    scales = [float(scale) for scale in named if isinstance(scale, int | float) and scale not in {0, 1}]
+    # the one name stands for a factor in some families, for a divisor in others
+    for scale in [*scales, *(1 / scale for scale in scales), 1.0]:
+        yield LogitTransform(scale=scale, softcap=softcap or None)
+    if softcap:
+        yield LogitTransform()
+
+
+def _gradient_comes_through(model: nn.Module, row: PackedRow, head: ScoringHead) -> bool:
+    """Whether the loss has slope 1 in the head's ticket, whatever the model does to it."""
+    tickets: list[torch.Tensor] = []
+
+    def record_from_here(module: nn.Module, args: Any, ticket: torch.Tensor) -> torch.Tensor:
+        torch.set_grad_enabled(True)
+        tickets.append(ticket.detach().requires_grad_())
+        return tickets[-1]
+
+    handle = head.register_forward_hook(record_from_here)
+    try:
+        with torch.no_grad():  # whose end also ends the recording
+            loss = _token_scores(model, [row], head, padded=True).loss
+    finally:
+        handle.remove()
+    (slope,) = torch.autograd.grad(loss, tickets)
+    return bool(torch.isclose(slope, torch.ones_like(slope), rtol=1e-5))
 
 
 def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:
@@ -183,10 +248,16 @@ def _plain_scores(model: nn.Module, rows: list[PackedRow]) -> list[torch.Tensor]
 
 
 def _scores(model: nn.Module, rows: list[PackedRow], head: ScoringHead | None, padded: bool = False) -> torch.Tensor:
+    return _token_scores(model, rows, head, padded).nll_N
+
+
+def _token_scores(
+    model: nn.Module, rows: list[PackedRow], head: ScoringHead | None, padded: bool = False
+) -> TokenScores:
     batch = FlatCollator()(rows)
     if padded:  # one document, no boundaries: the model's ordinary way
         batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
-    return token_scores(model, _on_device(batch, model), head)[0].nll_N
+    return token_scores(model, _on_device(batch, model), head)[0]
 
 
 def _same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:

@@ -12,6 +12,7 @@ from honed.data.collate import Batch, FlatCollator
 from honed.data.prefix import MIN_SHARED
 from honed.data.table import PackedRow
 from honed.errors import ModelError, RecipeError
+from honed.loss.router import aux_loss_coefficient
 from honed.train.seams import Seams, base_model, opened, token_scores
 
 
@@ -42,7 +43,7 @@ def find_obstacle(model: nn.Module, seams: Seams) -> str | None:
         return "documents cannot share a row in this model"
     if getattr(config, "attention_dropout", 0.0) or any(m.p for m in model.modules() if isinstance(m, nn.Dropout)):
         return "the model has dropout, which would be the same for all documents that share a token"
-    if getattr(config, "output_router_logits", False):
+    if aux_loss_coefficient(config.get_text_config(), None):
         return "the router's auxiliary loss would count shared tokens once"
     try:
         apart, together = (_probe(model, share=share) for share in (False, True))

@@ -16,7 +16,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from honed.data.ledger import Ledger
 from honed.data.stream import Place
 from honed.data.table import PackedRows
-from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
+from honed.errors import RecipeError
+from honed.loss.objective import total_weight
+from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.adapters import ready_to_train
 from honed.model.vocabulary import agree_on_stops
 from honed.train import legacy, rules, seams, shared_prefixes, start, stream, vision
@@ -179,7 +181,8 @@ class SFTTrainer(EvaluatingTrainer):
         inputs = super()._prepare_inputs(inputs)
         if not self._plain_loss:
             return inputs
-        return {**{key: value for key, value in inputs.items() if key != "loss_weights"}, "use_cache": False}
+        ours = set(seams.NOT_FOR_THE_MODEL) - {"labels"}
+        return {**{key: value for key, value in inputs.items() if key not in ours}, "use_cache": False}
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Uploads the model; see `transformers.Trainer.push_to_hub`."""
@@ -198,19 +201,37 @@ class SFTTrainer(EvaluatingTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The micro-batch's share of the step's loss: sum of token losses / token weight of the whole step."""
+        objective = self.args.objective()
         if self._plain_loss or "labels" not in inputs:
+            if objective.kind != "nll":
+                raise RecipeError(
+                    f"loss_type={objective.kind!r} has no effect beside your own compute_loss_func, or without labels.",
+                    fix="leave one of them out",
+                )
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        extras = getattr(self.args, "token_metrics", True)
-        scores, output = seams.token_scores(model, inputs, self._head, extras=extras)
-        labels, weights = inputs["labels"], inputs.get("loss_weights")
-        total = loss_sum(scores, token_weights(labels, weights, next_token_targets(labels)))
-        if num_items_in_batch is None:
-            num_items_in_batch = total_weight(labels, weights)
-        loss = total / num_items_in_batch
+        own = total_weight(inputs["labels"], inputs.get("loss_weights"))
+        total = own if num_items_in_batch is None else num_items_in_batch
+        total = total + (total == 0)  # without a trained token the loss is 0
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            loss = loss * self.accelerator.num_processes  # data-parallel wrappers average over ranks
-        mask = inputs.get("attention_mask")
-        self.metrics.add(scores, tokens=inputs["input_ids"].numel() if mask is None else int(mask.sum()))
+            total = total / self.accelerator.num_processes  # data-parallel wrappers average over ranks
+        config = seams.base_model(self.model).config.get_text_config()
+        aux_coefficient = aux_loss_coefficient(config, self.args.router_aux_loss_coef)
+        logits_wanted = return_outputs and bool(self.compute_metrics or self.preprocess_logits_for_metrics)
+        scores, output = seams.token_scores(
+            model,
+            inputs,
+            None if logits_wanted else self._head,
+            objective=objective,
+            total=total,
+            extras=self.args.token_metrics,
+            router_logits=aux_coefficient > 0,
+        )
+        loss, aux_loss = scores.loss, aux_loss_of(output) if aux_coefficient else None
+        if aux_loss is not None:
+            loss = loss + aux_coefficient * aux_loss * (own / total)
+        self.metrics.add(scores, tokens=seams.token_count(inputs), aux_loss=aux_loss)
+        if self._head is not None and not logits_wanted:  # what stands there are none
+            output = type(output)(**{key: value for key, value in output.items() if key != "logits"})
         return (loss, output) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
@@ -218,7 +239,7 @@ class SFTTrainer(EvaluatingTrainer):
         if self._plain_loss or not batch_samples or "labels" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         weights = [total_weight(batch["labels"], batch.get("loss_weights")) for batch in batch_samples]
-        total = torch.stack(weights).sum().to(device)
+        total = torch.stack(weights).sum().to(device, non_blocking=True)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total.reshape(1)).sum()
         return total

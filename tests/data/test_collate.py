@@ -45,6 +45,8 @@ def test_flat(rows: list[list[list[tuple[int, float]]]]) -> None:
     bounds = batch["cu_seq_lens_q"]
     assert bounds.tolist() == batch["cu_seq_lens_k"].tolist() == [sum(map(len, docs[:n])) for n in range(len(docs) + 1)]
     assert batch["max_length_q"] == batch["max_length_k"] == max(map(len, docs))
+    assert batch["num_tokens"] == len(tokens)
+    assert batch["num_targets"] == sum(weight > 0 for _, weight in tokens)
     assert (batch["labels"][0, bounds[:-1].long()] == -100).all()  # nothing stands before the first token of a document
     assert bounds.dtype == torch.int32
     assert {batch[key].dtype for key in ("input_ids", "labels", "position_ids")} == {torch.int64}
@@ -57,6 +59,8 @@ def test_padded(docs: list[list[tuple[int, float]]], multiple: int) -> None:
     width = batch["input_ids"].shape[1]
     assert width % multiple == 0
     assert 0 <= width - max(map(len, docs)) < multiple
+    assert batch["num_tokens"] == sum(map(len, docs))
+    assert batch["num_targets"] == sum(weight > 0 for doc in docs for _, weight in doc)
     for row, doc in enumerate(docs):
         rest = width - len(doc)
         assert batch["input_ids"][row].tolist() == [token for token, _ in doc] + [PAD] * rest

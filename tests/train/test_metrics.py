@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from honed.loss.head import TokenScores
+from honed.ops.linear_cross_entropy import TokenScores
 from honed.train.metrics import StepMetrics, memory_gb
 
 CPU = torch.device("cpu")
@@ -14,7 +14,10 @@ CPU = torch.device("cpu")
 
 def scores(entropy: list[float], correct: list[bool]) -> TokenScores:
     return TokenScores(
-        nll_N=torch.zeros(len(entropy)), entropy_N=torch.tensor(entropy), correct_N=torch.tensor(correct)
+        loss=torch.zeros(()),
+        nll_N=torch.zeros(len(entropy)),
+        entropy_N=torch.tensor(entropy),
+        correct_N=torch.tensor(correct),
     )
 
 

@@ -18,7 +18,6 @@ def several_gpus(args: SFTConfig) -> None:
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
     "packing_without_length": {"packing": True, "max_length": None},
-    "label_smoothing": {"label_smoothing_factor": 0.1},
     "liger_absent": {"use_liger_kernel": True},
     "liger_without_gpu": {"use_liger_kernel": True},
     "liger_loss": {"liger_kernel_config": {"fused_linear_cross_entropy": True}},
@@ -30,7 +29,6 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     },
     "offloading_on_cpu": {"activation_offloading": True},
-    "dataset_num_proc": {"dataset_num_proc": 4},
     "dataset_kwargs": {"dataset_kwargs": {"add_special_tokens": False}},
     "packing_unprepared": {"packing": True, "dataset_kwargs": {"skip_prepare_dataset": True}},
     "strategy_without_packing": {"packing_strategy": "wrapped"},

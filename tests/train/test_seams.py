@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from honed.data.collate import FlatCollator
+from honed.data.collate import FlatCollator, PaddedCollator
 from honed.data.table import PackedRow
-from honed.loss.head import ScoringHead
+from honed.loss.head import LogitTransform, ScoringHead
 from honed.model.adapters import attach, lora_config
 from honed.train import seams
 
@@ -32,6 +32,16 @@ def plain_scores(model: Any, row: PackedRow) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.double(), ids[0, 1:], reduction="none")
 
 
+def padded(row: PackedRow) -> dict[str, Any]:
+    return PaddedCollator(pad_token_id=2, multiple_of=4)([row])
+
+
+def gradients(model: Any, loss: Any) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
 @pytest.mark.parametrize("family", FITTING)
 def test_both_seams_fit_and_give_the_models_own_scores(family: str, tiny_model: Callable[..., Any]) -> None:
     model = tiny_model(family, dtype=torch.float64).eval()
@@ -52,10 +62,68 @@ def test_a_sliding_window_is_kept_inside_each_document(tiny_model: Callable[...,
     torch.testing.assert_close(scores.nll_N, expected)
 
 
-def test_soft_capped_logits_are_found_out(tiny_model: Callable[..., Any]) -> None:
+# What these do to their logits behind the head, with values that no score could hide.
+TRANSFORMS: dict[str, tuple[dict[str, Any], LogitTransform]] = {
+    "gemma2": ({"final_logit_softcapping": 2.0, "attn_logit_softcapping": None}, LogitTransform(softcap=2.0)),
+    "gemma3_text": ({"final_logit_softcapping": 3.0}, LogitTransform(softcap=3.0)),
+    "nanochat": ({"final_logit_softcapping": 2.0}, LogitTransform(softcap=2.0)),
+    "cohere": ({"logit_scale": 0.3}, LogitTransform(scale=0.3)),
+    "cohere2": ({"logit_scale": 0.3}, LogitTransform(scale=0.3)),
+    "granite": ({"logits_scaling": 3.0}, LogitTransform(scale=1 / 3)),
+    "hyperclovax": ({"logits_scaling": 3.0}, LogitTransform(scale=3.0)),
+}
+
+
+@pytest.mark.parametrize("family", TRANSFORMS)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_what_a_model_does_behind_its_head_is_found_and_trained_through(
+    family: str, tied: bool, tiny_model: Callable[..., Any]
+) -> None:
+    changes, transform = TRANSFORMS[family]
+    model = tiny_model(family, dtype=torch.float64, tie_word_embeddings=tied, **changes)
+    found = seams.find_seams(model)
+    assert (found.scoring, found.transform) == (True, transform), found.notes
+    documents = rows(9, 2, 30)
+    expected = gradients(model, torch.cat([plain_scores(model, row) for row in documents]).sum() / 38)
+    with seams.opened(model, found) as head:
+        scores = [seams.token_scores(model, padded(row), head, total=38)[0] for row in documents]
+        found_gradients = gradients(model, sum(score.loss for score in scores))
+    tolerance = 1e-6 if family.startswith("gemma") else 1e-10  # Gemma's norms are computed in float32 whatever is asked
+    assert found_gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found_gradients[name] - gradient).norm() <= tolerance * gradient.norm(), name
+
+
+def test_an_unknown_change_of_the_logits_is_found_out(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model("gemma2", final_logit_softcapping=2.0, attn_logit_softcapping=None)
+    model.lm_head.register_forward_hook(lambda module, args, logits: logits)  # a hook alone does no harm
+    assert seams.find_seams(model).scoring
+    model.config.final_logit_softcapping = None
+    forward = model.forward
+
+    def shifted(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * torch.linspace(0.5, 2, output.logits.shape[-1])
+        return output
+
+    model.forward = shifted
     found = seams.find_seams(model)
     assert not found.scoring and any("after the head" in note for note in found.notes)
+
+
+def test_a_change_that_only_the_gradient_shows_is_found_out(tiny_model: Callable[..., Any]) -> None:
+    """Here the scores are right, for they are made in the head; but the loss would reach it doubled."""
+    model = tiny_model()
+    forward = model.forward
+
+    def doubled(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        if output.logits.shape[-1] == 1:
+            output.logits = output.logits * 2
+        return output
+
+    model.forward = doubled
+    assert not seams.find_seams(model).scoring
 
 
 @pytest.mark.parametrize(("family", "options"), [("gemma2", {"attn_logit_softcapping": 5.0}), ("gpt_oss", SMALL_MOE)])

@@ -14,7 +14,7 @@ from honed import SFTConfig, SFTTrainer
 from honed.data.collate import FlatCollator
 from honed.data.table import PackedRow
 from honed.errors import ModelError, RecipeError
-from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
+from honed.loss.objective import total_weight
 from honed.model.adapters import attach, lora_config
 from honed.train import seams, shared_prefixes
 
@@ -62,8 +62,8 @@ def loss_and_gradients(model: Any, rows: list[PackedRow], share: bool) -> tuple[
     labels, weights = batch["labels"], batch["loss_weights"].double()
     model.zero_grad()
     with seams.opened(model, seams.Seams(flat=True, scoring=True)) as head:
-        scores, _ = seams.token_scores(model, batch, head)
-    loss = loss_sum(scores, token_weights(labels, weights, next_token_targets(labels))) / total_weight(labels, weights)
+        scores, _ = seams.token_scores(model, batch, head, total=total_weight(labels, weights))
+    loss = scores.loss
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return loss.detach(), gradients, batch["input_ids"].numel()

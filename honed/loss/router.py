@@ -1,0 +1,49 @@
+"""The load-balancing loss of mixture-of-experts models.
+
+The model computes it from its router's logits (Switch Transformer, arXiv:2101.03961, equations 4 to 6), over the tokens
+of a micro-batch that are no padding. It is no sum over tokens, so it depends on the micro-batch; its share of an
+optimizer step is that of the micro-batch's token weight, as for every other loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from honed.errors import ModelError, RecipeError
+
+
+def aux_loss_coefficient(config: Any, asked: float | None) -> float:
+    """What the auxiliary loss is multiplied by; 0 to leave it out.
+
+    Args:
+        config: the model's text configuration.
+        asked: `router_aux_loss_coef` of the training arguments; None for the model's own.
+
+    Raises:
+        RecipeError: negative, or asked for and the model has no router.
+    """
+    # MiniMind's configuration has the attribute for dense models, too
+    has_router = hasattr(config, "output_router_logits") and getattr(config, "use_moe", True)
+    if asked and not has_router:
+        raise RecipeError(
+            f"router_aux_loss_coef={asked}, but a {config.model_type} model has no router logits to balance.",
+            fix="leave router_aux_loss_coef out",
+        )
+    coefficient = getattr(config, "router_aux_loss_coef", 0.0) if asked is None else asked
+    if coefficient < 0:
+        raise RecipeError(f"router_aux_loss_coef={coefficient} is negative.", fix="0.001 to 0.01 are common values")
+    return float(coefficient) if has_router else 0.0
+
+
+def aux_loss_of(output: Any) -> Any:
+    """The unweighted auxiliary loss in a model's output.
+
+    Raises:
+        ModelError: the model gave none although it was asked for its router logits.
+    """
+    loss = getattr(output, "aux_loss", None)
+    if loss is None:
+        raise ModelError(
+            "The model was asked for its router logits but gave no auxiliary loss.", fix="set router_aux_loss_coef=0"
+        )
+    return loss

@@ -1,0 +1,334 @@
+"""Cross entropy of a linear layer's logits: loss and gradients in one pass over tiles, never the whole logits.
+
+The gradient of the loss at the logits depends on the logits, the targets and the tokens' weights only. So the forward
+pass turns each tile of logits into its gradient in place and multiplies it into the gradients of the hidden states and
+of the layer at once: three matrix products a tile, where computing the logits again in the backward pass costs a
+fourth (Liger-Kernel does so too, arXiv:2410.10989). Backward only hands the gradients out.
+
+A tile holds a few hundred tokens against the whole vocabulary, enough for a full-speed matrix product; what is done
+element by element runs over blocks of it that stay in the processor's cache. Factors of a row (its weight, 1 / sum of
+exponentials) are not multiplied into the tile but into the smaller matrices beside it.
+
+Plain PyTorch. On a GPU it is a few large operations that never wait for the device, but it has been measured on CPU
+only.
+
+Shapes: N tokens, n tokens of a tile or block, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+# Logits of a tile: on CPU as many as the last-level cache holds, but as many rows as a matrix product needs.
+TILE_ELEMENTS = {"cpu": 1 << 22, "gpu": 1 << 26}
+TILE_MIN_ROWS = 128
+# Logits of a block, which several operations in turn pass over: 1 MB of float32.
+BLOCK_ELEMENTS = 1 << 18
+# Elements of the products that a half-precision sum adds one after another.
+SUM_ELEMENTS = 1 << 24
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """How well each token was predicted, and the loss.
+
+    Attributes:
+        loss: scalar, the weighted sum over the tokens, float32 (of float64 logits float64); it has the gradient.
+        nll_N: negative log-likelihood in nats, without weight or smoothing.
+        entropy_N: entropy of the prediction in nats; None unless asked for.
+        correct_N: bool, whether no other token was more likely than the right one; None unless asked for.
+    """
+
+    loss: torch.Tensor
+    nll_N: torch.Tensor
+    entropy_N: torch.Tensor | None = None
+    correct_N: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    label_smoothing: float
+    dft: bool
+    softcap: float | None
+    extras: bool
+    rows: int
+    gradient: bool = False  # whether a block of logits is to become its gradient
+    entropy: bool = False  # whether a block's entropy is to be computed from its logits
+
+
+class _Tokens(NamedTuple):
+    h_ND: torch.Tensor
+    targets_N: torch.Tensor
+    weights_N: torch.Tensor
+
+
+class _Layer(NamedTuple):
+    weight_VD: torch.Tensor
+    bias_V: torch.Tensor | None
+
+
+class _Wanted(NamedTuple):
+    """Which gradients are wanted."""
+
+    h: bool = False
+    weight: bool = False
+    bias: bool = False
+
+
+def linear_cross_entropy(
+    h_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    weights_N: torch.Tensor,
+    *,
+    bias_V: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    dft: bool = False,
+    softcap: float | None = None,
+    extras: bool = False,
+    rows: int | None = None,
+) -> TokenScores:
+    """The weighted sum of the tokens' losses, where the logits are `h_ND @ weight_VD.T + bias_V`.
+
+    Where grad mode is on, the gradients of those of h, weight and bias that require one are computed now, summed over
+    tiles in float32 at least. Under autocast the products run in its dtype. Backward multiplies them by the gradient
+    from above; best let that be 1, by dividing `weights_N` beforehand. On CPU backward may run again (retain_graph);
+    it cannot be differentiated.
+
+    Args:
+        targets_N: int64 token ids.
+        weights_N: float32, what each token counts.
+        label_smoothing: e in the token's loss (1 - e) * nll + e * mean over the vocabulary of -log p, as in
+            transformers' `LabelSmoother`.
+        dft: multiplies each token's loss by its probability, taken as a constant (arXiv:2508.05629).
+        softcap: logits become softcap * tanh(logits / softcap).
+        extras: gives entropy and correctness. Where gradients are computed the entropy follows from them for next to
+            nothing (`_entropy`), and in half precision is as rough as they are.
+        rows: tokens per tile; None to choose.
+    """
+    if rows is None:
+        elements = TILE_ELEMENTS["cpu" if h_ND.device.type == "cpu" else "gpu"]
+        rows = max(TILE_MIN_ROWS, elements // len(weight_VD))
+    options = _Options(label_smoothing=label_smoothing, dft=dft, softcap=softcap, extras=extras, rows=rows)
+    if not torch.is_grad_enabled():
+        return _over_tiles(_Tokens(h_ND, targets_N, weights_N), _Layer(weight_VD, bias_V), options, _Wanted())[0]
+    loss, nll_N, entropy_N, correct_N = _LinearCrossEntropy.apply(
+        h_ND, weight_VD, bias_V, (targets_N, weights_N), options
+    )
+    return TokenScores(loss=loss, nll_N=nll_N, entropy_N=entropy_N, correct_N=correct_N)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 - called by position, as autograd does
+        ctx: Any,
+        h_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_and_weights: tuple[torch.Tensor, torch.Tensor],
+        options: _Options,
+    ) -> tuple[torch.Tensor | None, ...]:
+        wanted = _Wanted(*ctx.needs_input_grad[:3])
+        tokens, layer = _Tokens(h_ND, *targets_and_weights), _Layer(weight_VD, bias_V)
+        scores, gradients = _over_tiles(tokens, layer, options, wanted)
+        ctx.save_for_backward(*gradients)
+        ctx.dtype = h_ND.dtype
+        others = (scores.nll_N, scores.entropy_N, scores.correct_N)
+        ctx.mark_non_differentiable(*(tensor for tensor in others if tensor is not None))
+        return scores.loss, *others
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        dh_ND, factor_N, dweight_VD, dbias_V = ctx.saved_tensors
+        if dh_ND is not None:
+            dh_ND = (dh_ND * (factor_N * above)[:, None]).to(ctx.dtype)
+        return dh_ND, _times(dweight_VD, above), _times(dbias_V, above), None, None
+
+
+def _times(gradient: torch.Tensor | None, above: torch.Tensor) -> torch.Tensor | None:
+    """The gradient itself where `above` is 1, so that autograd can keep it without a copy."""
+    if gradient is None:
+        return None
+    if above.device.type == "cpu":
+        return gradient if above == 1 else gradient * above.to(gradient.dtype)
+    # To look at `above` would wait for the device, and a copy of V x D would come when most memory is in use. After
+    # this, autograd refuses a second backward: it notices that a saved tensor was changed.
+    return gradient.mul_(above.to(gradient.dtype))
+
+
+class _Part(NamedTuple):
+    """What came out for each token of a block, of a tile, or of all tiles.
+
+    Attributes:
+        loss_n: the token's loss, not weighted.
+        count_n: what it counts: its weight, for DFT times its probability.
+        total_n: sum over the vocabulary of exp(logit - greatest logit).
+    """
+
+    loss_n: torch.Tensor
+    nll_n: torch.Tensor
+    count_n: torch.Tensor
+    total_n: torch.Tensor
+    entropy_n: torch.Tensor | None
+    correct_n: torch.Tensor | None
+
+
+def _over_tiles(
+    tokens: _Tokens, layer: _Layer, options: _Options, wanted: _Wanted
+) -> tuple[TokenScores, tuple[torch.Tensor | None, ...]]:
+    """The scores; and the gradients: (N, D) with the factor that each of its rows lacks, (V, D), (V,)."""
+    h_ND, targets_N, weights_N = tokens
+    device, several = h_ND.device.type, len(h_ND) > options.rows
+    dweight = _Sum(layer.weight_VD, several=several) if wanted.weight else None
+    dbias = _Sum(layer.bias_V, several=several) if wanted.bias and layer.bias_V is not None else None
+    from_gradient = options.extras and wanted.h and layer.bias_V is None and options.softcap is None
+    options = replace(options, gradient=any(wanted), entropy=options.extras and not from_gradient)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
+    with torch.autocast(device, enabled=False):
+        h_ND = h_ND.to(dtype)
+        layer = _Layer(layer.weight_VD.to(dtype), None if layer.bias_V is None else layer.bias_V.to(dtype))
+        dh_ND = torch.empty_like(h_ND) if wanted.h else None
+        buffer_nV = h_ND.new_empty(min(options.rows, len(h_ND)), len(layer.weight_VD))
+        parts = []
+        for tile in _slices(len(h_ND), options.rows):
+            tile_nV = _linear(h_ND[tile], layer, out=buffer_nV[: tile.stop - tile.start])
+            part = _each_block(tile_nV, targets_N[tile], weights_N[tile], options)
+            factor_n1 = (part.count_n / part.total_n)[:, None].to(dtype)
+            if dh_ND is not None:
+                torch.mm(tile_nV, layer.weight_VD, out=dh_ND[tile])
+            if dweight is not None:
+                dweight.add(tile_nV.t(), h_ND[tile] * factor_n1)
+            if dbias is not None:
+                dbias.add(tile_nV.t(), factor_n1)
+            parts.append(part)
+    part = _joined(parts)
+    if from_gradient and dh_ND is not None:
+        part = part._replace(entropy_n=_entropy(part, h_ND, dh_ND))
+    scores = TokenScores(
+        loss=(part.loss_n * part.count_n).sum(),
+        nll_N=part.nll_n,
+        entropy_N=part.entropy_n,
+        correct_N=part.correct_n,
+    )
+    factor_N = part.count_n / part.total_n
+    return scores, (dh_ND, factor_N, *(None if total is None else total.result() for total in (dweight, dbias)))
+
+
+def _each_block(
+    tile_nV: torch.Tensor,
+    targets_n: torch.Tensor,
+    weights_n: torch.Tensor,
+    options: _Options,
+) -> _Part:
+    rows = max(1, BLOCK_ELEMENTS // tile_nV.shape[1]) if tile_nV.device.type == "cpu" else len(tile_nV)
+    blocks = _slices(len(tile_nV), max(rows, 1))
+    return _joined([_block(tile_nV[b], targets_n[b], weights_n[b], options) for b in blocks])
+
+
+def _block(
+    logits_nV: torch.Tensor,
+    targets_n: torch.Tensor,
+    weights_n: torch.Tensor,
+    options: _Options,
+) -> _Part:
+    """Scores from logits, which become total_n times the gradient of loss_n if `options.gradient`, else anything."""
+    x_nV = logits_nV.float() if logits_nV.dtype in HALF else logits_nV
+    tanh_nV = None
+    if options.softcap is not None:
+        tanh_nV = x_nV.div_(options.softcap).tanh_().clone()
+        x_nV.mul_(options.softcap)
+    x_nV.sub_(x_nV.amax(-1, keepdim=True))
+    right_n = x_nV.gather(1, targets_n[:, None]).squeeze(1)
+    mean_n = x_nV.mean(-1) if options.label_smoothing else None
+    exp_nV = x_nV.exp() if options.entropy else x_nV.exp_()
+    total_n = exp_nV.sum(-1)
+    log_total_n = total_n.log()
+    nll_n = log_total_n - right_n
+    part = _Part(
+        loss_n=nll_n if mean_n is None else torch.lerp(nll_n, log_total_n - mean_n, options.label_smoothing),
+        nll_n=nll_n,
+        count_n=weights_n * nll_n.neg().exp() if options.dft else weights_n,
+        total_n=total_n,
+        entropy_n=log_total_n - torch.linalg.vecdot(exp_nV, x_nV) / total_n if options.entropy else None,
+        correct_n=right_n >= 0 if options.extras else None,
+    )
+    if options.gradient:
+        _to_gradient(exp_nV, tanh_nV, targets_n, total_n, options.label_smoothing)
+        if exp_nV is not logits_nV:
+            logits_nV.copy_(exp_nV)
+    return part
+
+
+def _to_gradient(
+    exp_nV: torch.Tensor, tanh_nV: torch.Tensor | None, targets_n: torch.Tensor, total_n: torch.Tensor, smoothing: float
+) -> None:
+    """In place: total_n * (softmax - smoothed target), and through the soft cap where there is one."""
+    total_n1 = total_n[:, None]
+    exp_nV.scatter_add_(1, targets_n[:, None], total_n1 * (smoothing - 1))
+    if smoothing:
+        exp_nV.sub_(total_n1 * (smoothing / exp_nV.shape[1]))
+    if tanh_nV is not None:
+        exp_nV.mul_(tanh_nV.square_().neg_().add_(1))
+
+
+def _entropy(part: _Part, h_ND: torch.Tensor, dh_ND: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats, with no pass over the logits.
+
+    With p the prediction, t the smoothed target and x the logits, `h . dh` is the sum over the vocabulary of
+    total * (p - t) * x, because dh is total * (p - t) @ weight. And cross entropy - sum of (p - t) * x = entropy.
+    """
+    dot_N = torch.linalg.vecdot(h_ND.to(part.loss_n.dtype), dh_ND.to(part.loss_n.dtype))
+    return (part.loss_n - dot_N / part.total_n).clamp_(min=0)
+
+
+class _Sum:
+    """The sum of matrix products `a_Vn @ b_nD`, in the shape and finally the dtype of `like`.
+
+    In half precision one product is exact enough by itself; the sum of `several` is kept in float32.
+    """
+
+    def __init__(self, like: torch.Tensor, *, several: bool) -> None:
+        self._shape, self._dtype = like.shape, like.dtype
+        self._sum_dtype = torch.float32 if several and like.dtype in HALF else like.dtype
+        self._sum_VD: torch.Tensor | None = None
+
+    def add(self, a_Vn: torch.Tensor, b_nD: torch.Tensor) -> None:
+        if self._sum_VD is None:  # overwritten, not added to zeros: at this size each pass over the memory counts
+            self._sum_VD = torch.mm(a_Vn, b_nD).to(self._sum_dtype)
+        elif a_Vn.dtype == self._sum_dtype:
+            self._sum_VD.addmm_(a_Vn, b_nD)
+        else:
+            for part in _slices(len(a_Vn), max(1, SUM_ELEMENTS // b_nD.shape[1])):
+                self._sum_VD[part].add_(a_Vn[part] @ b_nD)
+
+    def result(self) -> torch.Tensor | None:
+        if self._sum_VD is None:
+            return None
+        total = self._sum_VD.to(self._dtype)
+        # no view of itself: autograd adds in place only to what nobody else can see
+        return total if total.shape == self._shape else total.reshape(self._shape)
+
+
+def _linear(h_nD: torch.Tensor, layer: _Layer, *, out: torch.Tensor) -> torch.Tensor:
+    if layer.bias_V is None:
+        return torch.mm(h_nD, layer.weight_VD.t(), out=out)
+    return torch.addmm(layer.bias_V, h_nD, layer.weight_VD.t(), out=out)
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    """[0, length) in slices of `size`; for length 0 one empty slice, so that sums over none have their shapes."""
+    return (slice(start, min(start + size, length)) for start in range(0, max(length, 1), size))
+
+
+def _joined(parts: list[_Part]) -> _Part:
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*parts, strict=True)
+    joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+    return _Part(*joined)
