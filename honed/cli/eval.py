@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from honed.data.ledger import Ledger
     from honed.data.prepare import PrepareOptions
     from honed.data.template import Template
     from honed.evaluate.evaluation import Exam, Measured
@@ -108,10 +109,18 @@ def _exam(args: argparse.Namespace) -> tuple[Exam, Any, Template | None]:
     template = make_template(tokenizer, options)
     held_out = read_held_out(args.data, tokenizer, template, options)
     prompts, without = prompts_of(held_out.examples, args.prompts)
-    print(held_out.ledger.summary())
-    print(f"{len(prompts):,} prompts to answer" + "".join(f"; {n:,} rows without: {why}" for why, n in without.items()))
+    print(rows_text(held_out.ledger))
+    print(f"{len(prompts):,} prompts to answer" + "".join(f"; {n:,} rows: {why}" for why, n in without.items()))
     exam = Exam(held_out=held_out, prompts=prompts, tasks=tasks, form=form, max_new_tokens=args.max_new_tokens)
     return exam, tokenizer, template
+
+
+def rows_text(ledger: Ledger) -> str:
+    """What is scored, and what became of the rows that are not, or not in full."""
+    lines = [f"{ledger.rows_trained:,} of {ledger.rows_in:,} rows, {ledger.trained_tokens:,} tokens to score"]
+    lines += [f"  left out {n:,}: {reason}" for reason, n in ledger.rows_dropped.most_common()]
+    lines += [f"  cut {n:,}: {reason}" for reason, n in ledger.rows_cut.most_common()]
+    return "\n".join(lines)
 
 
 def trained_with(folder: Path, max_length: int | None) -> PrepareOptions:
@@ -176,38 +185,41 @@ def opened_scorer(model: Any, tokenizer: Any) -> Iterator[tuple[Scorer, Collate]
 def _lm_eval(
     args: argparse.Namespace, model: Any, tokenizer: Any, scorer: Scorer, collate: Collate
 ) -> dict[str, dict[str, float]]:
-    from honed.evaluate.lm_eval_model import Requests, run_tasks
+    from honed.evaluate.lm_eval_model import Requests, as_lm, run_tasks
 
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
-    requests = Requests(model, tokenizer, scorer=scorer, collate=collate, max_length=context)
-    found = run_tasks(requests, args.lm_eval.split(","), limit=args.lm_eval_limit, seed=args.seed)
-    if requests.cut:
-        print(f"note: {requests.cut:,} contexts lost their beginning: they were longer than {context:,} tokens")
+    lm = as_lm(Requests(model, tokenizer, scorer=scorer, collate=collate, max_length=context))
+    found = run_tasks(lm, args.lm_eval.split(","), limit=args.lm_eval_limit, seed=args.seed)
+    if lm.cut:
+        print(f"note: {lm.cut:,} contexts lost their beginning: they were longer than {context:,} tokens")
     return found
 
 
 def table(compared: Sequence[Compared]) -> str:
     """All measures, one a line, with 95% intervals: of the difference where two models are compared."""
     from honed.cli.console import columns, pad
-    from honed.evaluate.measure import perplexity
-    from honed.report.eval_page import cell_text
 
     versus = any(one.base is not None for one in compared)
     rows = [["", "base", "model", "difference", "95% interval"] if versus else ["", "model", "95% interval"]]
     for one in compared:
-        between = "-"
-        if one.low is not None and one.high is not None:
-            between = " to ".join(cell_text(end, one.unit, signed=versus) for end in (one.low, one.high))
-        values = [cell_text(value, one.unit) for value in ((one.base, one.value) if versus else (one.value,))]
-        change = [cell_text(one.difference, one.unit, signed=True)] if versus else []
-        rows.append([one.label + ("" if one.unit == "share" else f" ({one.unit})"), *values, *change, between])
-        if one.name == "loss":
-            found = [one.base, one.value] if versus else [one.value]
-            rows.append(["perplexity", *(f"{perplexity(x):.3f}" for x in found if x is not None)])
+        rows += _lines(one, versus)
     widths = [max(columns(row[n]) for row in rows if n < len(row)) for n in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows
-    )
+    return "\n".join("  ".join(map(pad, row, widths)).rstrip() for row in rows)
+
+
+def _lines(one: Compared, versus: bool) -> list[list[str]]:
+    """A measure's line; below the loss of all tokens its perplexity."""
+    from honed.evaluate.measure import perplexity
+    from honed.report.eval_page import cell_text, interval_text
+
+    shown = [one.base, one.value] if versus else [one.value]
+    values = [cell_text(value, one.unit) for value in shown]
+    change = [cell_text(one.difference, one.unit, signed=True)] if versus else []
+    name = one.label + ("" if one.unit == "share" else f" ({one.unit})")
+    lines = [[name, *values, *change, interval_text(one.low, one.high, one.unit, signed=versus)]]
+    if one.name == "loss":
+        lines.append(["perplexity", *(f"{perplexity(value):.3f}" for value in shown if value is not None)])
+    return lines
 
 
 def lm_eval_lines(found: dict[str, Any]) -> list[str]:

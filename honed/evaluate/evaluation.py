@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from honed.data.example import Message
 from honed.data.template import Template
 from honed.errors import ModelError
 from honed.evaluate.before_after import Form

@@ -235,23 +235,22 @@ def batches(lengths: Sequence[int], tokens: int = TOKENS_AT_A_TIME) -> list[list
 
 
 def loss_measures(held_out: HeldOut, scores: Sequence[TokenScores]) -> list[Measure]:
-    """The loss per token of all rows, then by role, by source and by kind of token; each a ratio over rows.
+    """The loss per token of all rows, then by role and by source where there are several, and by kind of token.
 
-    Sums and denominators are weighted as in training: the loss is that of `eval_loss` on the same documents.
+    Each is a ratio over rows, both parts weighted as in training: the loss that a training step would have on them all.
     """
-    rows = len(held_out.examples)
-    chosen = [document.trained_T for document in held_out.documents]
-    row_K = np.concatenate([np.full(mask.sum(), d.row) for d, mask in zip(held_out.documents, chosen, strict=True)])
-    weight_K = np.concatenate([d.packed.weights[mask] for d, mask in zip(held_out.documents, chosen, strict=True)])
-    role_K = np.concatenate([d.role_T[mask] for d, mask in zip(held_out.documents, chosen, strict=True)])
-    kind_K = np.concatenate([d.kind_T[mask] for d, mask in zip(held_out.documents, chosen, strict=True)])
+    documents, rows = held_out.documents, len(held_out.examples)
+    row_K = _of_trained(documents, [np.full(len(d.role_T), d.row) for d in documents])
+    weight_K = _of_trained(documents, [d.packed.weights.astype(np.float64) for d in documents])
+    role_K = _of_trained(documents, [d.role_T for d in documents])
+    kind_K = _of_trained(documents, [d.kind_T for d in documents])
     names = [example.source.file for example in held_out.examples]
     files = list(dict.fromkeys(names))
     file_K = np.array([files.index(name) for name in names])[row_K]
     nll_K = np.concatenate([score.nll_N for score in scores])
 
     def measure(name: str, label: str, mask_K: np.ndarray) -> Measure:
-        weights = np.where(mask_K, weight_K, 0.0).astype(np.float64)
+        weights = np.where(mask_K, weight_K, 0.0)
         ratio = Ratio(
             sums_N=np.bincount(row_K, weights * nll_K, minlength=rows),
             weights_N=np.bincount(row_K, weights, minlength=rows),
@@ -265,6 +264,12 @@ def loss_measures(held_out: HeldOut, scores: Sequence[TokenScores]) -> list[Meas
     ]
     found = [measure("loss", "loss", np.ones(len(row_K), dtype=bool))]
     for part, code_K, known in parts:
-        masks = {name: code_K == code for code, name in enumerate(known)}
-        found += [measure(f"loss.{part}.{name}", f"  {part}: {name}", m) for name, m in masks.items() if m.any()]
+        masks = {name: mask for code, name in enumerate(known) if (mask := code_K == code).any()}
+        if len(masks) > 1:
+            found += [measure(f"loss.{part}.{name}", f"  {part}: {name}", mask) for name, mask in masks.items()]
     return found
+
+
+def _of_trained(documents: Sequence[Labelled], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """What each of these arrays, one for a document, has at the trained tokens, end to end."""
+    return np.concatenate([array[d.trained_T] for d, array in zip(documents, arrays, strict=True)])

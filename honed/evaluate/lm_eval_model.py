@@ -141,23 +141,21 @@ def need_lm_eval() -> None:
         raise MissingExtraError("lm_eval", "eval")
 
 
-def run_tasks(requests: Requests, tasks: Sequence[str], *, limit: int | None, seed: int) -> dict[str, dict[str, float]]:
+def run_tasks(lm: Any, tasks: Sequence[str], *, limit: int | None, seed: int) -> dict[str, dict[str, float]]:
     """The harness's numbers for each task, with its own names ("acc,none").
 
     Args:
-        requests: the model.
+        lm: the model, as `as_lm` gives it.
         tasks: names that the harness knows, or paths of YAML files.
         limit: questions of each task; None for all.
         seed: of few-shot examples.
 
     Raises:
-        MissingExtraError: lm-eval is absent.
         RecipeError: a task is unknown, or its data cannot be had.
     """
-    need_lm_eval()
     try:
         found = import_module("lm_eval").simple_evaluate(
-            model=as_lm(requests),
+            model=lm,
             tasks=list(tasks),
             limit=limit,
             apply_chat_template=True,
@@ -174,7 +172,12 @@ def run_tasks(requests: Requests, tasks: Sequence[str], *, limit: int | None, se
 
 
 def as_lm(requests: Requests) -> Any:
-    """The same, as an instance of `lm_eval.api.model.LM`, which the harness insists on."""
+    """The same, as an instance of `lm_eval.api.model.LM`, which the harness insists on.
+
+    Raises:
+        MissingExtraError: lm-eval is absent.
+    """
+    need_lm_eval()
     kind = type("HonedLM", (Requests, import_module("lm_eval.api.model").LM), {})
     return kind(
         requests.model,

@@ -101,4 +101,4 @@ def _compared(one: Measure, other: Measure | None, *, resamples: int, seed: int)
 
 def perplexity(loss: float) -> float:
     """exp of a loss in nats; infinite where that is too large for a float."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss > 700 else math.exp(loss)

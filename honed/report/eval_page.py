@@ -67,6 +67,14 @@ def cell_text(value: float | None, unit: str, *, signed: bool = False) -> str:
     return f"{sign}{value:.4f}" if unit == "nats" else f"{sign}{short_text(value)}"
 
 
+def interval_text(low: float | None, high: float | None, unit: str, *, signed: bool = False) -> str:
+    """Both ends: "-1.0 to +2.5 points"; "-" where there are none."""
+    if low is None or high is None:
+        return "-"
+    start, end = (cell_text(value, unit, signed=signed) for value in (low, high))
+    return f"{start.removesuffix(' points')} to {end}"
+
+
 def _header(result: Result) -> Html:
     rows = result["rows"]
     versus = f"against {result['against']}" if result["against"] else ""
@@ -95,8 +103,7 @@ def _tiles(measures: Sequence[Result]) -> list[Html]:
     tiles = []
     for name, title in (("loss", "Held-out loss"), ("stops", "Stop by themselves"), ("tasks", "Tasks solved")):
         if measure := known.get(name):
-            low, high = (cell_text(measure[end], measure["unit"], signed=_compares(measure)) for end in ("low", "high"))
-            tiles.append(_tile(title, measure["base"], measure["value"], measure["unit"], f"95%: {low} to {high}"))
+            tiles.append(_tile(title, measure["base"], measure["value"], measure["unit"], f"95%: {_between(measure)}"))
     if loss := known.get("loss"):
         tiles.insert(1, _tile("Perplexity", loss["base_perplexity"], loss["perplexity"], "", "exp of the loss"))
     return tiles
@@ -106,6 +113,10 @@ def _tile(title: str, base: float | None, value: float | None, unit: str, below:
     start = "" if base is None else tag("span", cell_text(base, unit), " →", class_="from")
     number = tag("dd", start, " " if start else "", tag("span", cell_text(value, unit)), class_="number")
     return tag("div", tag("dt", title), number, tag("dd", below))
+
+
+def _between(measure: Result) -> str:
+    return interval_text(measure["low"], measure["high"], measure["unit"], signed=_compares(measure))
 
 
 def _compares(measure: Result) -> bool:
@@ -141,10 +152,8 @@ def _measures(result: Result) -> Html:
 
 def _cells(measure: Result) -> list[str]:
     unit, compares = measure["unit"], _compares(measure)
-    ends = [cell_text(measure[end], unit, signed=compares) for end in ("low", "high")]
-    between = "-" if measure["low"] is None else " to ".join(ends)
     name = visible(measure["label"].strip()) + ("" if unit == "share" else f", {unit}")
-    cells = [name, count_text(measure["of"]), cell_text(measure["value"], unit), between]
+    cells = [name, count_text(measure["of"]), cell_text(measure["value"], unit), _between(measure)]
     if compares:
         cells[2:2] = [cell_text(measure["base"], unit)]
         cells[4:4] = [cell_text(measure["difference"], unit, signed=True)]
