@@ -212,8 +212,6 @@ def _sampling(arguments: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
 
 
 def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in results.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    """The finite numbers of a task; their names are "metric,filter"."""
+    named = {name: value for name, value in results.items() if "," in name and isinstance(value, (int, float))}
+    return {name: float(value) for name, value in named.items() if math.isfinite(value)}
