@@ -68,10 +68,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     verdicts = judge(rules, compared)
     facts = {"model": args.model, "against": args.against, "data": ", ".join(args.data), "command": command}
     found = result(exam, compared, tuned, base, verdicts, **facts)
-    print(table(compared))
-    for line in (*lm_eval_lines(found["lm_eval"]), *map(str, verdicts)):
-        print(line)
-    _write(args, found)
+    written = _write(args, found)  # first: `| head` ends the printing early
+    print("\n".join([table(compared), *lm_eval_lines(found["lm_eval"]), *map(str, verdicts), *written]))
     return 0 if all(verdict.passed for verdict in verdicts) else GATE_FAILED
 
 
@@ -232,7 +230,8 @@ def lm_eval_lines(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _write(args: argparse.Namespace, found: dict[str, Any]) -> None:
+def _write(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
+    """Writes the files that were asked for; returns their names."""
     import json
 
     from honed.errors import RunError
@@ -240,9 +239,10 @@ def _write(args: argparse.Namespace, found: dict[str, Any]) -> None:
 
     if args.json:
         try:
-            args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+            text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+            args.json.write_bytes(text.encode("utf-8", "replace"))  # rows may hold half of a surrogate pair
         except OSError as error:
             raise RunError(f"{args.json} could not be written: {error}.", fix="name another file") from None
-        print(args.json)
     if args.html:
-        print(write_eval_page(args.html, found))
+        write_eval_page(args.html, found)
+    return [str(target) for target in (args.json, args.html) if target]

@@ -190,7 +190,12 @@ def _answers(result: Result) -> Html:
 
 def _card(row: Result) -> Html:
     *before, question = row["messages"]
-    history = join(tag("p", f"{m['role']}: {m['content']}", class_="quiet", dir="auto") for m in before)
+    history = (tag("div", f"{m['role']}: {m['content']}", class_="quiet", dir="auto") for m in before)
+    asked = [
+        tag("small", visible(row["source"]), class_="quiet"),
+        *history,
+        tag("div", question["content"], dir="auto"),
+    ]
     halves = [
         *([_half("Base", row["against"], "before")] if "against" in row else []),
         _half("Model", row["model"], "after"),
@@ -198,9 +203,7 @@ def _card(row: Result) -> Html:
     wanted = tag("div", row["reference"], class_="text", dir="auto")
     return tag(
         "article",
-        tag("p", visible(row["source"]), class_="quiet"),
-        history,
-        tag("div", question["content"], class_="prompt", dir="auto"),
+        tag("div", *asked, class_="prompt"),
         tag("div", *halves, class_="halves"),
         tag("details", tag("summary", "What the data say"), wanted),
         class_="card answer",
