@@ -1,0 +1,49 @@
+"""What can be counted in an answer's text: its words, how varied they are, how long it goes round in circles."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+# Chinese and Japanese write no spaces: each of their characters counts as a word.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W\u3040-\u9fff\uf900-\ufaff]+|[^\w\s]")
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits, punctuation marks one by one, and Chinese and Japanese characters one by one."""
+    return _WORD.findall(text)
+
+
+def distinct(items: Sequence[str], n: int) -> float | None:
+    """distinct-n of one text: different n-grams over all n-grams; None where it has none.
+
+    Source: Li et al., A Diversity-Promoting Objective Function (arXiv:1510.03055). Taken answer by answer, so that it
+    does not sink with the number of answers.
+    """
+    grams = [tuple(items[start : start + n]) for start in range(len(items) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def longest_repeat(items: Sequence[str]) -> int:
+    """Words of the longest stretch that only says again what stood right before it.
+
+        "no no no no"  -> 3      "a b a b a"  -> 3      "a b a"  -> 0
+
+    A phrase of p words must come round in full once to count. Models that were not trained to stop often end so.
+    O(n^2) for n words.
+    """
+    ids = np.unique(np.array(items, dtype=object).astype(str), return_inverse=True)[1]
+    longest = 0
+    for period in range(1, len(ids) // 2 + 1):
+        run = _longest_run(ids[period:] == ids[:-period])
+        if run >= period:
+            longest = max(longest, run)
+    return longest
+
+
+def _longest_run(flags: np.ndarray) -> int:
+    """Length of the longest run of True."""
+    breaks = np.flatnonzero(~flags)
+    return int(np.diff(np.concatenate([[-1], breaks, [len(flags)]])).max()) - 1
