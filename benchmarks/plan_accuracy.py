@@ -9,8 +9,8 @@ fewer layers; what a layer costs does not depend on how many there are.
 
 `fake` configurations are no runs: tensors have shapes and no bytes (torch's FakeTensorMode), and a dispatch mode counts
 those that are alive. So models that would never fit here are held against the formulas as well. Honed's loss reads
-values, which fake tensors do not have; there the model runs up to its last hidden states, and the head is left out of
-both numbers. A 4-bit layer is played by one that keeps the packed bytes and unpacks them for each product.
+values, which fake tensors do not have; there the head scores one position, and its work is left out of both numbers. A
+4-bit layer is played by one that keeps the packed bytes and unpacks them for each product.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def tokenizer() -> Any:
 
 
 def without_head(job: plan.Job) -> int:
-    """The prediction for a model that ends at its last hidden states."""
+    """The prediction without what scoring takes."""
     moments = plan.estimate(job).moments
     return max(moment.total - moment.head - moment.overhead for moment in moments.values())
 
@@ -241,7 +241,7 @@ class Alive(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = func(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(outputs):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
                 self.add(tensor)
         return outputs
 
@@ -291,24 +291,56 @@ class FourBit(torch.nn.Linear):
 
 
 def measure_fake(case: Case, config: Any) -> int:
-    """Two steps of the model without its head, in tensors without bytes."""
+    """Two steps in tensors without bytes, on CPU under autocast; the head scores one position only."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModel
+    from transformers import AutoModelForCausalLM
 
-    from honed.model.adapters import attach, lora_config, ready_to_train  # noqa: F401
+    from honed.model.adapters import lora_config, ready_to_train
 
-    with FakeTensorMode(), Alive() as alive:
-        model = AutoModel.from_config(config, dtype=torch.bfloat16).train()
-        head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=torch.bfloat16)
+    alive = Alive()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
         if case.method == "qlora":
-            for module in list(model.modules()):
-                for name, child in list(module.named_children()):
-                    if type(child) is torch.nn.Linear:
-                        setattr(module, name, FourBit(child))
-        if case.checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        step_fake(case, model, head, config, alive)
+            pack_layers(model)
+        adapter = None if case.method == "full" else lora_config()
+        model, _ = ready_to_train(model, adapter, checkpointing=case.checkpointing)
+    if case.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with FakeTensorMode(), alive:
+        give_fake_weights(model)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+        ids = torch.zeros(case.rows, case.length, dtype=torch.int64)
+        alive.peak = alive.now  # making a model is no step
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits.float().sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
     return alive.peak
+
+
+def give_fake_weights(model: Any) -> None:
+    """Instead of those on the meta device, in place; tied ones stay tied."""
+    fakes: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, old in tensors.items():
+                if old is None:
+                    continue
+                if id(old) not in fakes:
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    trained = isinstance(old, torch.nn.Parameter)
+                    fakes[id(old)] = torch.nn.Parameter(new, requires_grad=old.requires_grad) if trained else new
+                tensors[name] = fakes[id(old)]
+
+
+def pack_layers(model: Any) -> None:
+    """Linear layers of the decoder, in place."""
+    for module in list(model.model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is torch.nn.Linear:
+                setattr(module, name, FourBit(child))
 
 
 if __name__ == "__main__":

@@ -205,6 +205,17 @@ def job_of(recipe: Recipe, *, device: str = "cuda") -> Job:
     return replace(job, state_bytes=state_bytes(str(train.get("optim", "adamw"))))
 
 
+def quantized(job: Job, kind: str) -> Job:
+    """The same job with an adapter on a quantised model.
+
+    Raises:
+        RecipeError: an unknown kind.
+    """
+    if kind not in QUANTIZED:
+        raise RecipeError(f"quantization is {kind!r}.", fix=f"known are {', '.join(QUANTIZED)}")
+    return replace(job, quantization=kind, formats=formats_of("qlora", device=job.device))
+
+
 def formats_of(method: str, *, device: str, dtype: str | None = None) -> Formats:
     """The number formats that honed uses: on CUDA products in bfloat16, and weights in float32 if they are trained.
 

@@ -158,7 +158,9 @@ def _known(name: str) -> str | None:
         return None
     by_lower = {known.lower(): known for known in _SHAPES} | _ALIASES
     tails = ["", *(tail for tail in _TUNED if tail in last)]
-    return next((by_lower[short] for tail in tails if (short := last.replace(tail, "", 1) if tail else last) in by_lower), None)
+    return next(
+        (by_lower[short] for tail in tails if (short := last.replace(tail, "", 1) if tail else last) in by_lower), None
+    )
 
 
 def _advice(name: str) -> str:

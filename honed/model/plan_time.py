@@ -26,7 +26,9 @@ def flops_per_step(job: Job, *, trained_share: float = 1.0) -> float:
     active = sizes.linear + (sizes.experts * sizes.chosen / sizes.routed if sizes.routed else 0)
     adapter = job.adapter.weights if job.adapter is not None else 0
     forward = 2 * (active + adapter) * tokens + 2 * _seen(job) * 2 * sizes.queries * tokens
-    backward = (2 if frozen else 4) * active * tokens + 4 * adapter * tokens + 2 * _seen(job) * 4 * sizes.queries * tokens
+    backward = (
+        (2 if frozen else 4) * active * tokens + 4 * adapter * tokens + 2 * _seen(job) * 4 * sizes.queries * tokens
+    )
     head_trained = not frozen
     head = (6 if head_trained else 4) * sizes.vocabulary * sizes.hidden * tokens * trained_share
     return forward * (2 if job.checkpointing else 1) + backward + head
