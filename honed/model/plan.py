@@ -267,12 +267,16 @@ def largest(job: Job, memory: float, *, field: str = "length") -> int:
     Args:
         field: "length" or "rows"; the other stays as it is.
     """
-    if not fits(replace(job, **{field: 1}), memory):
+
+    def ok(value: int) -> bool:
+        return fits(replace(job, length=value) if field == "length" else replace(job, rows=value), memory)
+
+    if not ok(1):
         return 0
     low, high = 1, LONGEST
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(replace(job, **{field: middle}), memory) else (low, middle - 1)
+        low, high = (middle, high) if ok(middle) else (low, middle - 1)
     return low
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from honed.model.plan import Job
 
-# Share of a GPU's peak that training reaches; not measured here. Chowdhery et al. (arXiv:2204.02311, model FLOPs
-# utilisation) and public training reports lie between 0.3 and 0.5.
+# Share of the peak that training is assumed to reach (model FLOPs utilisation, arXiv:2204.02311); not measured here.
 EFFICIENCY = 0.4
 
 
@@ -29,8 +28,7 @@ def flops_per_step(job: Job, *, trained_share: float = 1.0) -> float:
     backward = (
         (2 if frozen else 4) * active * tokens + 4 * adapter * tokens + 2 * _seen(job) * 4 * sizes.queries * tokens
     )
-    head_trained = not frozen
-    head = (6 if head_trained else 4) * sizes.vocabulary * sizes.hidden * tokens * trained_share
+    head = (4 if frozen else 6) * sizes.vocabulary * sizes.hidden * tokens * trained_share
     return forward * (2 if job.checkpointing else 1) + backward + head
 
 
