@@ -7,10 +7,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from honed.cli import cache, chat, data, demo, eval, export, generate, new, train
+from honed.cli import cache, chat, data, demo, eval, export, generate, new, plan, train
 from honed.errors import HonedError
 
-VERBS = (train, demo, chat, generate, eval, export, data, new, cache)
+VERBS = (train, plan, demo, chat, generate, eval, export, data, new, cache)
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 

@@ -1,0 +1,347 @@
+"""What `honed plan` predicts, against what torch's allocator handed out while `SFTTrainer` trained.
+
+    python benchmarks/plan_accuracy.py [--only NAME ...] [--out NAME.json]
+
+Two optimizer steps on random tokens with random weights, CPU, one thread. The measured peak is the highest sum of the
+memory events of torch's profiler, which see every tensor and every temporary inside a kernel, plus the model's weights,
+which were there before; the interpreter itself is in neither number. Models have the shapes of public ones, some with
+fewer layers; what a layer costs does not depend on how many there are.
+
+`fake` configurations are no runs: tensors have shapes and no bytes (torch's FakeTensorMode), and a dispatch mode counts
+those that are alive. So models that would never fit here are held against the formulas as well. Honed's loss reads
+values, which fake tensors do not have; there the head scores one position, and its work is left out of both numbers. A
+4-bit layer is played by one that keeps the packed bytes and unpacks them for each product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import weakref
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from honed.model import plan
+from honed.model.plan_shapes import find_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One configuration; `layers` cuts the model, `bf16` trains under autocast."""
+
+    model: str
+    method: str = "full"
+    length: int = 256
+    rows: int = 1
+    layers: int | None = None
+    checkpointing: bool = False
+    bf16: bool = False
+    accumulation: int = 1
+    fake: bool = False
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        words = [self.model, self.method, f"{self.rows} x {self.length}"]
+        words += [f"{self.layers} layers"] if self.layers else []
+        words += ["checkpointing"] if self.checkpointing else []
+        words += ["bf16"] if self.bf16 else []
+        words += [f"accumulation {self.accumulation}"] if self.accumulation > 1 else []
+        return ", ".join(words)
+
+
+CASES = (
+    Case(model="SmolLM2-135M"),
+    Case(model="SmolLM2-135M", length=512, rows=4, checkpointing=True),
+    Case(model="SmolLM2-135M", method="lora", rows=4),
+    Case(model="SmolLM2-135M", method="lora", rows=4, checkpointing=True),
+    Case(model="SmolLM2-135M", method="qlora", rows=2),
+    Case(model="SmolLM2-360M", method="lora", length=512, layers=12),
+    Case(model="minimind", length=512, rows=8),
+    Case(model="minimind", length=340, rows=4, accumulation=2),
+    Case(model="Qwen3-0.6B", length=512, layers=4),
+    Case(model="Qwen3-0.6B", method="lora", length=1024, layers=6),
+    Case(model="Qwen3-0.6B", method="lora", length=512, rows=2, layers=6, bf16=True),
+    Case(model="Qwen2.5-0.5B", length=384, rows=2, layers=4, bf16=True),
+    Case(model="Gemma-3-270M", method="lora", length=700, layers=6),
+    Case(model="Qwen3-8B", method="lora", length=2048, fake=True),
+    Case(model="Qwen3-8B", method="lora", length=8192, checkpointing=True, fake=True),
+    Case(model="Qwen2.5-7B", method="qlora", length=512, checkpointing=True, fake=True),
+    Case(model="Llama-3.1-8B", length=1024, checkpointing=True, fake=True),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[""], help="cases whose names hold one of these")
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for case in CASES:
+        if any(part in case.name for part in args.only):
+            predicted, measured = compare(case)
+            error = predicted / measured - 1
+            rows.append({"case": case.name, "fake": case.fake, "predicted": predicted, "measured": measured})
+            print(f"{case.name:60} {predicted / 1e9:8.3f} {measured / 1e9:8.3f} GB {error:+7.1%}", flush=True)
+    worst = max(abs(row["predicted"] / row["measured"] - 1) for row in rows)
+    print(f"{len(rows)} configurations, the worst is {worst:.1%} off")
+    if args.out:
+        machine = {"processor": platform.machine(), "torch": torch.__version__}
+        record = {"date": date.today().isoformat(), "machine": machine, "worst": round(worst, 4), "rows": rows}
+        Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def compare(case: Case) -> tuple[int, int]:
+    """Predicted and measured bytes at the peak."""
+    config = config_of(case)
+    dtype = "bfloat16" if case.bf16 and case.method != "full" else "float32"
+    job = plan.job_for(
+        config,
+        method=case.method,
+        length=case.length,
+        rows=case.rows,
+        checkpointing=case.checkpointing,
+        accumulation=case.accumulation,
+        device="cpu",
+        dtype="bfloat16" if case.fake else dtype,
+    )
+    if case.bf16:
+        job = replace(job, formats=replace(job.formats, compute=2))
+    if case.fake:
+        return without_head(job), measure_fake(case, config)
+    found = plan.estimate(job)
+    return found.peak - found.parts.overhead, measure(case, config)
+
+
+def config_of(case: Case) -> Any:
+    if case.model == "minimind":
+        from honed.model.minimind_config import MiniMindConfig
+
+        config: Any = MiniMindConfig()
+    else:
+        config = find_config(case.model)
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
+    if case.layers:
+        config.num_hidden_layers = case.layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: case.layers]
+    return config
+
+
+def measure(case: Case, config: Any) -> int:
+    """Trains two steps under torch's profiler; the allocator's peak in bytes."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from honed import SFTConfig, SFTTrainer
+    from honed.model.adapters import lora_config
+    from honed.model.minimind import register
+
+    register()
+    draw = np.random.default_rng(0)
+    data = [
+        {"input_ids": draw.integers(3, config.vocab_size, case.length).tolist()}
+        for _ in range(2 * case.rows * case.accumulation)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        model = new_model(case, config, folder)
+        weights = sum(s.nbytes() for s in {id(t): t.untyped_storage() for t in every_tensor(model)}.values())
+        trainer = SFTTrainer(
+            model,
+            SFTConfig(
+                output_dir=folder,
+                max_steps=2,
+                per_device_train_batch_size=case.rows,
+                gradient_accumulation_steps=case.accumulation,
+                gradient_checkpointing=case.checkpointing,
+                max_length=case.length,
+                train_on="all",
+                bf16=case.bf16,
+                use_cpu=True,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+            ),
+            train_dataset=data,
+            processing_class=tokenizer(),
+            peft_config=None if case.method == "full" else lora_config(),
+        )
+        adapter = sum(p.numel() * 4 for p in trainer.model.parameters() if p.requires_grad) * (case.method != "full")
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+            trainer.train()
+    return weights + adapter + peak_of(watched)
+
+
+def new_model(case: Case, config: Any, folder: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if case.bf16 and case.method != "full" else torch.float32
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    if case.method != "qlora":
+        return model
+    from honed.model.load import load_model
+
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return load_model(folder, device=torch.device("cpu"), dtype="float32", quantization="nf4")
+
+
+def every_tensor(model: Any) -> list[torch.Tensor]:
+    """Parameters, buffers, and the scales of quantised weights."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            tensors += [t for t in (state.absmax, state.state2.absmax, state.code) if t is not None]
+    return tensors
+
+
+def peak_of(watched: Any) -> int:
+    """The highest sum of the allocator's events."""
+    events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sums = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return int(sums.max(initial=0))
+
+
+def tokenizer() -> Any:
+    """The trainer wants one, though the rows are tokens already."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def without_head(job: plan.Job) -> int:
+    """The prediction without what scoring takes."""
+    moments = plan.estimate(job).moments
+    return max(moment.total - moment.head - moment.overhead for moment in moments.values())
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of the tensors that exist, and the most that there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(outputs):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+                self.add(tensor)
+        return outputs
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """From now until its storage goes."""
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+class Packed(torch.autograd.Function):
+    """A product with a weight that is unpacked for it, and again for the gradient of what it read."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, rows: int) -> torch.Tensor:
+        ctx.save_for_backward(packed, scales)
+        ctx.rows = rows
+        return x @ x.new_empty(rows, x.shape[-1]).t()
+
+    @staticmethod
+    def backward(ctx: Any, above: torch.Tensor) -> Any:
+        packed = ctx.saved_tensors[0]
+        return above @ above.new_empty(ctx.rows, packed.numel() * 2 // ctx.rows), None, None, None
+
+
+class FourBit(torch.nn.Linear):
+    """Half a byte per weight and the scales, as bitsandbytes keeps them."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        count = linear.weight.numel()
+        self.weight = torch.nn.Parameter(torch.empty(count // 2, dtype=torch.uint8), requires_grad=False)
+        self.register_buffer("scales", torch.empty(count // 64 + count // 4096, dtype=torch.uint8))
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = Packed.apply(x, self.weight, self.scales, self.out_features)
+        return y if self.bias is None else y + self.bias
+
+
+def measure_fake(case: Case, config: Any) -> int:
+    """Two steps in tensors without bytes, on CPU under autocast; the head scores one position only."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModelForCausalLM
+
+    from honed.model.adapters import lora_config, ready_to_train
+
+    alive = Alive()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
+        if case.method == "qlora":
+            pack_layers(model)
+        adapter = None if case.method == "full" else lora_config()
+        model, _ = ready_to_train(model, adapter, checkpointing=case.checkpointing)
+    if case.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with FakeTensorMode(), alive:
+        give_fake_weights(model)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+        ids = torch.zeros(case.rows, case.length, dtype=torch.int64)
+        alive.peak = alive.now  # making a model is no step
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits.float().sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return alive.peak
+
+
+def give_fake_weights(model: Any) -> None:
+    """Instead of those on the meta device, in place; tied ones stay tied."""
+    fakes: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, old in tensors.items():
+                if old is None:
+                    continue
+                if id(old) not in fakes:
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    trained = isinstance(old, torch.nn.Parameter)
+                    fakes[id(old)] = torch.nn.Parameter(new, requires_grad=old.requires_grad) if trained else new
+                tensors[name] = fakes[id(old)]
+
+
+def pack_layers(model: Any) -> None:
+    """Linear layers of the decoder, in place."""
+    for module in list(model.model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is torch.nn.Linear:
+                setattr(module, name, FourBit(child))
+
+
+if __name__ == "__main__":
+    main()
