@@ -326,7 +326,6 @@ def test_no_step_waits_for_the_device(make: Make, chat_rows: Rows) -> None:
         trainer.train()
     assert len(steps) == 27, "18 micro-batches in 9 steps"
     assert {wait.rpartition(":")[0] for found in steps for wait in found} <= {
-        "aten::index loss/head.py",
-        "aten::index loss/objective.py",
+        "aten::_local_scalar_dense ops/linear_cross_entropy.py",  # asks on a CPU only, where nothing waits
     }
     assert max(map(len, steps)) <= 3
