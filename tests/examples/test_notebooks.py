@@ -19,7 +19,7 @@ LARGEST = 200_000  # bytes; a page beyond that is slow to look at
 SMALL: dict[str, dict[str, Any]] = {
     "sft_in_plain_pytorch": {"STEPS": 4, "BATCH": 2, "LEARNING_RATE": 3e-3, "NEW_TOKENS": 6, "COMPARED": 2},
     "minimind_sft": {"DIM": 32, "VOCAB": 300, "TEXTS": 12, "PRETRAIN_STEPS": 4, "SFT_EPOCHS": 0.1, "NEW_TOKENS": 6},
-    "qlora_medical": {"EPOCHS": 12, "LEARNING_RATE": 1e-2, "NEW_TOKENS": 24},
+    "qlora_medical": {"EPOCHS": 3, "LEARNING_RATE": 1e-2, "NEW_TOKENS": 4},
 }
 NEEDS = {
     "sft_in_plain_pytorch": ("peft",),
