@@ -56,6 +56,8 @@ class DataRecipe:
         streaming: read, render and pack rows while training, in constant memory (see `honed.data.stream`).
         shuffle_buffer: while streaming, rows held and shuffled at a time.
         cache: keep prepared data on disk (`honed cache` shows and clears it).
+        workers: processes that prepare the rows; the result is the same.
+        share_prefixes: compute what documents have in common at their beginning once; "auto" where the model allows it.
     """
 
     files: tuple[str, ...] = ("starter",)
@@ -80,6 +82,8 @@ class DataRecipe:
     streaming: bool = False
     shuffle_buffer: int = 10_000
     cache: bool = True
+    workers: int = 1
+    share_prefixes: bool | str = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

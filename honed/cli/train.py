@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     from honed.train.run import run as run_recipe
 
     result = run_recipe(recipe, command=command, say=print, overwrite=args.overwrite)
-    if result.finished:
+    if result.finished and result.first:
         show_result(result.folder, result.samples)
     return 0
 

@@ -104,9 +104,9 @@ RULES = (
     ),
     Rule(
         name="dataset_num_proc",
-        when=lambda args: (args.dataset_num_proc or 1) > 1,
-        message="dataset_num_proc has no effect: one process prepares the rows.",
-        fix="leave it out; data_cache=True keeps prepared rows on disk",
+        when=lambda args: (args.dataset_num_proc or 1) > 1 and (args.streaming or args.skips_preparation),
+        message="dataset_num_proc (data.workers) has no effect on rows that are streamed or not prepared.",
+        fix="leave it out",
         refuses=False,
     ),
     Rule(
