@@ -33,7 +33,7 @@ _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-4 as text; here it is a number."""
+    """YAML 1.1 reads 2e-4 as text and `no` as false; here one is a number, and the other a text (save_strategy=no)."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -42,6 +42,12 @@ class _Dumper(yaml.SafeDumper):
 
 for _yaml in (_Loader, _Dumper):
     _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("+-.0123456789"))
+for _letter in "yYnNoO":  # else yes, no, on and off would be true and false
+    _Loader.yaml_implicit_resolvers[_letter] = [
+        (tag, pattern)
+        for tag, pattern in _Loader.yaml_implicit_resolvers.get(_letter, [])
+        if tag != "tag:yaml.org,2002:bool"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

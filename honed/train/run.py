@@ -67,7 +67,7 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     Raises:
         HonedError: something that the user can mend; the folder is left in a state from which the run can start again.
     """
-    plan = _Plan.of(recipe)
+    plan = Plan.of(recipe)
     ranks = RunRanks.of(plan.args)
     if not ranks.first:
         _train_along(plan, ranks)
@@ -93,8 +93,13 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """A recipe with all that can be wrong in it checked, before anything is loaded or written."""
+class Plan:
+    """A recipe with all that can be wrong in it checked, before anything is loaded or written.
+
+    Attributes:
+        recipe, args: as given, and as training takes it.
+        questions, form: what is asked before and after, and what the answers should look like.
+    """
 
     recipe: Recipe
     args: SFTConfig
@@ -102,7 +107,12 @@ class _Plan:
     form: Form | None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> _Plan:
+    def of(cls, recipe: Recipe) -> Plan:
+        """The plan of a recipe.
+
+        Raises:
+            HonedError: what cannot be.
+        """
         samples = recipe.samples
         if samples.max_new_tokens < 1:
             raise RecipeError(f"samples.max_new_tokens is {samples.max_new_tokens}.", fix="set 1 or more")
@@ -126,7 +136,7 @@ class _Plan:
         )
 
 
-def _run(plan: _Plan, folder: RunFolder, record: _Record, ranks: RunRanks, say: Say) -> dict[str, Any]:
+def _run(plan: Plan, folder: RunFolder, record: _Record, ranks: RunRanks, say: Say) -> dict[str, Any]:
     recipe, args = plan.recipe, plan.args
     with record.timed("load"):
         model, processing_class, template = _load(plan)
@@ -155,7 +165,7 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, ranks: RunRanks, say: 
     return samples
 
 
-def _load(plan: _Plan) -> tuple[Any, Any, Template | None]:
+def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
     """The model, its tokenizer (or processor, for rows with images) and the template, which that has from now on."""
     recipe, args = plan.recipe, plan.args
     whole = dataclasses.replace(recipe.data, eval_share=None)
@@ -176,7 +186,7 @@ def _load(plan: _Plan) -> tuple[Any, Any, Template | None]:
     return model, processing_class, template
 
 
-def _train_along(plan: _Plan, ranks: RunRanks) -> None:
+def _train_along(plan: Plan, ranks: RunRanks) -> None:
     """All that the ranks other than the first do."""
     model, processing_class, _ = _load(plan)
     with ranks.one_per_node_first():
@@ -275,9 +285,7 @@ def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
 
 def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any) -> SFTTrainer | PlainTrainer:
     """The trainer that the recipe describes, with its data prepared."""
-    adapter = recipe.lora and lora_config(
-        **{f.name: getattr(recipe.lora, f.name) for f in dataclasses.fields(LoraRecipe)}
-    )
+    adapter = recipe.lora and lora_config(**lora_options(recipe.lora))
     data = run_data(recipe.data, seed=args.seed)
     engine: Any = PlainTrainer if recipe.engine == "plain" else SFTTrainer
     try:
@@ -300,6 +308,11 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: 
     return trainer
 
 
+def lora_options(lora: LoraRecipe) -> dict[str, Any]:
+    """The section as keywords of `lora_config`."""
+    return {f.name: getattr(lora, f.name) for f in dataclasses.fields(lora)}
+
+
 def write_template(processing_class: Any, template: Template | None, options: PrepareOptions) -> None:
     """Gives the tokenizer (or processor) the template that is trained, so that both are saved together."""
     if isinstance(template, PlainTemplate):
@@ -319,7 +332,7 @@ def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder) -> None:
         (place / "training_args.bin").unlink(missing_ok=True)
 
 
-def _answers(plan: _Plan, model: Any, tokenizer: Any, template: Template | None, *, desc: str) -> list[Answer]:
+def _answers(plan: Plan, model: Any, tokenizer: Any, template: Template | None, *, desc: str) -> list[Answer]:
     if not plan.questions:
         return []
     return answers(

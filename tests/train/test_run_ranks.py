@@ -30,7 +30,7 @@ def command(
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat_rows[:8]))
     (tmp_path / "questions.jsonl").write_text('{"prompt": "why fox"}\n')
-    given = {"model": tmp_path / "tiny", "data.files": tmp_path / "rows.jsonl", "dtype": "float32"}
+    given = {"model": tmp_path / "tiny", "data.files": tmp_path / "rows.jsonl", "dtype": "float64"}
     small = {"max_steps": 3, "gradient_accumulation_steps": 1, "use_cpu": "true", "data.packing": "false"}
     asks = {"samples.prompts": tmp_path / "questions.jsonl", "samples.max_new_tokens": 4, "learning_rate": 0.01}
     logs = {"logging_steps": 1, "save_strategy": "no", "bf16": "false"}
