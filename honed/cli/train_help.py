@@ -29,11 +29,12 @@ def all_keys() -> str:
     from transformers import TrainingArguments
 
     from honed.data.prepare import PrepareOptions
+    from honed.model.adapters import lora_config
     from honed.recipe import SECTIONS, TRAIN_DEFAULTS, Recipe
     from honed.train.config import SFTConfig
     from honed.train.options_page import meanings_of
 
-    elsewhere: Mapping[type, type] = {SECTIONS["data"]: PrepareOptions}
+    elsewhere: Mapping[type, Any] = {SECTIONS["data"]: PrepareOptions, SECTIONS["lora"]: lora_config}
     lines = ["Keys of a recipe (key=value on the command line; sections as YAML's)", ""]
     for prefix, kind in (("", Recipe), *((f"{name}.", section) for name, section in SECTIONS.items())):
         meanings = {**(meanings_of(elsewhere[kind]) if kind in elsewhere else {}), **meanings_of(kind)}

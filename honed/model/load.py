@@ -160,7 +160,7 @@ def sees_images(name: str) -> bool:
 
 
 def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
-    """The Auto class for this folder or Hub id: that with images where asked for, or where the model comes in no other."""
+    """The Auto class for this folder: that with images where asked for, or where the model comes in no other."""
     import transformers
 
     if not sees:

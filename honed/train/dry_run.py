@@ -169,7 +169,7 @@ def steps_of(args: SFTConfig, rows: int | None, *, epochs: float | None = None) 
 
 
 def schedule_in_words(args: SFTConfig, steps: int) -> str:
-    """How the learning rate moves: "rises from 0 to 0.0002 in the first 5 of 100 steps, then falls as a cosine to 0"."""
+    """How the learning rate moves: "rises from 0 to 0.0002 in the first 5 of 100 steps, then falls ..."."""
     kind, options = args.lr_scheduler_type.value, dict(args.lr_scheduler_kwargs or {})
     warmup = 0 if kind == "constant" else min(steps, args.get_warmup_steps(steps))
     peak = f"{args.learning_rate:g}"

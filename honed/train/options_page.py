@@ -70,8 +70,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return repr(value)
 
 
-def meanings_of(described: type) -> dict[str, str]:
-    """What the class's docstring says of each argument or attribute, on one line."""
+def meanings_of(described: Any) -> dict[str, str]:
+    """What the docstring of a class or function says of each argument or attribute, on one line."""
     block = re.split(r"^(?:Args|Attributes):\n", inspect.getdoc(described) or "", flags=re.MULTILINE)[-1]
     entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", block, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}

@@ -60,7 +60,7 @@ def test_two_processes_train_what_one_does(command: list[str], tmp_path: Path) -
     for name, tensor in expected.items():
         assert float((weights[name] - tensor).norm()) <= 1e-6 * float(tensor.norm()), name
     assert any(bool(tensor.any()) for name, tensor in expected.items() if "lora_B" in name)  # it has learned
-    logs = [[json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in (two, one)]
+    logs = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (two, one)]
     losses, wanted = ([line["loss"] for line in log if "loss" in line] for log in logs)
     assert len(wanted) == 3
     assert losses == pytest.approx(wanted, rel=1e-6)
