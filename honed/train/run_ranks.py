@@ -1,7 +1,8 @@
 """A recipe run by several processes, as `torchrun` and `accelerate launch` start them.
 
 The first rank keeps the folder, answers the questions and writes the report; the others only train along. What takes
-long on one rank (answers, preparing the data) is waited for without a time limit: NCCL gives up after ten minutes.
+long on one rank (answers, preparing the data) is waited for without a time limit; the group that trains gives up after
+`ddp_timeout`, half an hour.
 """
 
 from __future__ import annotations

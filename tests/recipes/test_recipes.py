@@ -7,6 +7,7 @@ own.
 from __future__ import annotations
 
 import json
+import random
 import re
 import shlex
 from collections.abc import Callable
@@ -75,7 +76,8 @@ def test_a_recipe_runs(
     family, changes = FAMILIES[name]
     tiny_model(family, **changes).save_pretrained(tmp_path / "tiny")
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    texts = [{"text": f"{n} " * 20 + f"the quick brown fox, {n * 7919} times. " * n} for n in range(1, 13)]
+    words = ["".join(random.choices("abcdefgh", k=5)) for _ in range(12 * 30)]  # rows alike would not be divided
+    texts = [{"text": " ".join(words[n : n + 30])} for n in range(0, len(words), 30)]
     rows = texts if name == "packing" else chat_rows
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     small = ["max_steps=2", "use_cpu=true", "gradient_accumulation_steps=2", "data.eval_share=0.2", "max_length=64"]
