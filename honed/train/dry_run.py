@@ -89,7 +89,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     dtype = _dtype(recipe, args)
     parameters = model.num_parameters()
     notes += fit_to_model(args, model, tokenizer)
-    model, told = _with_adapter(recipe, args, model, tokenizer, sees=sees)
+    model, told = _with_adapter(recipe, args, model, sees=sees)
     datasets = Datasets(
         args,
         tokenizer,
@@ -203,10 +203,10 @@ def _taken(output: str) -> list[str]:
     return [f"{output} holds a finished run: training needs --overwrite, or output=OTHER_FOLDER."] if finished else []
 
 
-def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, tokenizer: Any, *, sees: bool) -> tuple[Any, list[str]]:
+def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, *, sees: bool) -> tuple[Any, list[str]]:
     if recipe.lora is None:
         return model, []
-    # peft's other beginnings compute with the weights, and are as large
+    # what needs the weights is left out: other beginnings, DoRA's magnitudes, rows of new tokens
     adapter: Any = lora_config(**{**lora_options(recipe.lora), "init": True, "use_dora": False})
     notes: list[str] = []
     if sees:
