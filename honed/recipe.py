@@ -33,7 +33,7 @@ _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-4 as text; here it is a number."""
+    """YAML 1.1 reads 2e-4 as text and `no` as false; here one is a number, and the other a text (save_strategy=no)."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -42,6 +42,12 @@ class _Dumper(yaml.SafeDumper):
 
 for _yaml in (_Loader, _Dumper):
     _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("+-.0123456789"))
+for _letter in "yYnNoO":  # else yes, no, on and off would be true and false
+    _Loader.yaml_implicit_resolvers[_letter] = [
+        (tag, pattern)
+        for tag, pattern in _Loader.yaml_implicit_resolvers.get(_letter, [])
+        if tag != "tag:yaml.org,2002:bool"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +62,8 @@ class DataRecipe:
         streaming: read, render and pack rows while training, in constant memory (see `honed.data.stream`).
         shuffle_buffer: while streaming, rows held and shuffled at a time.
         cache: keep prepared data on disk (`honed cache` shows and clears it).
+        workers: processes that prepare the rows; the result is the same.
+        share_prefixes: compute what documents have in common at their beginning once; "auto" where the model allows it.
     """
 
     files: tuple[str, ...] = ("starter",)
@@ -80,6 +88,8 @@ class DataRecipe:
     streaming: bool = False
     shuffle_buffer: int = 10_000
     cache: bool = True
+    workers: int = 1
+    share_prefixes: bool | str = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

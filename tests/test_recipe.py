@@ -56,6 +56,8 @@ def test_file_and_changes(tmp_path: Path) -> None:
         (["system='2'"], Recipe(data=DataRecipe(system="2"))),
         (["max_length=null"], Recipe(data=DataRecipe(max_length=None))),
         (["max_length="], Recipe(data=DataRecipe(max_length=None))),
+        (["save_strategy=no"], Recipe(train={**TRAIN_DEFAULTS, "save_strategy": "no"})),
+        (["data.workers=3", "share_prefixes=auto"], Recipe(data=DataRecipe(workers=3, share_prefixes="auto"))),
         (["r=8"], Recipe(lora=LoraRecipe(r=8))),
         (["lora=null", "lora.r=8"], Recipe(lora=LoraRecipe(r=8))),
         (["lora=null"], Recipe(lora=None)),

@@ -1,42 +1,62 @@
 """Train a model on your rows, as a recipe or the options say.
 
-  honed train --model Qwen/Qwen3-0.6B --data my_rows.jsonl
+  honed train lora model=Qwen/Qwen3-0.6B data.files=rows.jsonl --dry-run     (what would happen)
+  honed train lora model=Qwen/Qwen3-0.6B data.files=rows.jsonl
   honed train recipe.yaml learning_rate=1e-4 data.max_length=2048
-  honed train demo output=runs/mine          (a recipe that comes with honed)
+  honed train --model MODEL --data rows.jsonl                                (without a recipe)
 
-Keys that matter most (key=value, or the same in the recipe's YAML):
-  model                 name, folder or Hub id                   [smollm2-135m-instruct]
-  dtype                 float32, bfloat16; picked by measuring when absent
-  data.files            JSON, JSONL (also .gz, .zst), Parquet, CSV, Arrow; a folder, 'data/*.jsonl',
-                        a Hub id (owner/name or owner/name@config:split); 'starter'   [starter]
-  data.sources          in a recipe: several {files, weight, cap, repeat, system, format, template_arguments}
-  data.format           auto, messages, sharegpt, alpaca, prompt_completion, text, tokens
-  data.template         auto (the tokenizer's own), plain, or a Jinja file
-  data.columns          other names of columns: {messages: chat, role: who} or {prompt: question, completion: answer}
-  data.system           system prompt for rows that have none
-  data.train_on         assistant, last, all, completion         [assistant]
-  data.train_roles      roles whose turns are trained            [assistant]
-  data.train_reasoning, data.train_tool_calls   false gives them weight 0 inside trained turns
-  data.max_length       longest row in tokens                    [1024]
-  data.overlong         drop, truncate, split, error                    [drop]
-  data.packing          true packs rows, isolated from each other
-  data.packing_strategy bfd (tears no document), bfd_split, wrapped
-  data.cache            false prepares anew each time            [true]
-  data.bad_rows         error, drop                              [error]
-  data.held_out         file to evaluate on
-  data.eval_share       or a share of the rows, such as 0.02; rows alike stay on one side
-  data.streaming        true reads rows while training, in constant memory; needs max_steps
-  lora                  null trains all weights
-  lora.r, lora.alpha, lora.dropout, lora.target_modules          [16, 32, 0, all-linear]
+Recipes that come with honed: full, lora, qlora, packing, moe, multi_gpu, vlm, minimind_pretrain, minimind_sft, demo.
+
+Keys that matter most (key=value, or the same in the recipe's YAML; --help-all shows all of them):
+
+ model and run
+  model                  name, folder or Hub id                                   [smollm2-135m-instruct]
+  dtype                  float32, bfloat16; picked by measuring when absent
+  quantization           nf4, fp4, int8: train the adapter on a quantised model
+  engine                 trainer; plain: the loop of docs/loop.md                 [trainer]
+  output                 folder of the run                                        [runs/latest]
+  seed                   of everything that is drawn                              [0]
+
+ data
+  data.files             JSON, JSONL (also .gz, .zst), Parquet, CSV, Arrow; a folder, 'data/*.jsonl',
+                         a Hub id (owner/name or owner/name@config:split); starter   [starter]
+  data.sources           in a recipe, instead: several {files, weight, cap, repeat, system, format, ...}
+  data.format            auto, messages, sharegpt, alpaca, prompt_completion, text, tokens   [auto]
+  data.columns           other names of columns, such as {messages: chat, role: who}
+  data.template          auto (the tokenizer's own), plain, or a Jinja file       [auto]
+  data.system            system prompt for rows that have none
+  data.train_on          assistant, last, all, completion                         [assistant]
+  data.train_reasoning   false gives reasoning weight 0; so does data.train_tool_calls to tool calls
+  data.max_length        longest row, and length of a packed one, in tokens       [1024]
+  data.overlong          drop, truncate, split, error                             [drop]
+  data.packing           true: several documents share a row, isolated from each other   [false]
+  data.packing_strategy  bfd (tears no document), bfd_split, wrapped              [bfd]
+  data.share_prefixes    auto: what documents begin with in common is computed once   [false]
+  data.held_out          file to evaluate on
+  data.eval_share        or a share of the rows, such as 0.02; rows alike stay on one side
+  data.bad_rows          error, drop                                              [error]
+  data.streaming         true reads rows while training, in constant memory; needs max_steps   [false]
+  data.workers           processes that prepare the rows                          [1]
+  data.cache             false prepares anew each time                            [true]
+
+ adapter
+  lora                   null trains all weights
+  lora.r, lora.alpha     rank, and scale (alpha / r)                              [16, 32]
+  lora.dropout           of the adapter's input                                   [0]
+  lora.target_modules    names of layers, such as [q_proj, v_proj]                [all-linear]
   lora.use_dora, lora.use_rslora, lora.init (pissa, ...), lora.modules_to_save (lm_head, ...)
-  quantization          nf4, fp4, int8: train the adapter on a quantised model
-  samples.prompts       questions answered before and after; 'starter'
-  samples.form          regular expression that answers should match
-  engine                trainer, or plain: the loop of docs/loop.md, which goes on by itself after a kill   [trainer]
-  output                folder of the run                        [runs/latest]
-  learning_rate, num_train_epochs, per_device_train_batch_size, gradient_accumulation_steps,
-  max_steps, warmup_steps, lr_scheduler_type, weight_decay, seed, eval_strategy, save_strategy, ...
-                        every argument of transformers' TrainingArguments and of honed.SFTConfig
+
+ steps
+  learning_rate          highest                                                  [2e-4]
+  num_train_epochs       passes over the rows; max_steps counts steps instead     [1]
+  per_device_train_batch_size, gradient_accumulation_steps                        [8, 1]
+  lr_scheduler_type, warmup_steps                                                 [cosine, 0.05 of all steps]
+  gradient_checkpointing true: less memory, more time                             [false]
+  save_strategy, save_steps, eval_strategy, eval_steps, logging_steps, weight_decay, max_grad_norm, report_to, ...
+
+ answers
+  samples.prompts        questions answered before and after; starter
+  samples.form           regular expression that answers should match
 """
 
 from __future__ import annotations
@@ -44,6 +64,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from honed.cli.train_dry_run import FLAG, show
+from honed.cli.train_help import HelpAll
 from honed.errors import RecipeError
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -57,6 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("trainer", "plain"), help="short for engine=...")
     parser.add_argument("--output", metavar="DIR", help="short for output=...")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in the output folder")
+    parser.add_argument(FLAG, action="store_true", help="show what would happen; train and write nothing")
+    parser.add_argument("--help-all", action=HelpAll, help="show every key and leave")
 
 
 def run(args: argparse.Namespace, command: str) -> int:
@@ -72,10 +96,13 @@ def run(args: argparse.Namespace, command: str) -> int:
         changes.append(f"data.files=[{', '.join(map(_quoted, files))}]")
     recipe = load_recipe(path, changes)
     quiet_libraries()
+    if args.dry_run:
+        show(recipe, command)
+        return 0
     from honed.train.run import run as run_recipe
 
     result = run_recipe(recipe, command=command, say=print, overwrite=args.overwrite)
-    if result.finished:
+    if result.finished and result.first:
         show_result(result.folder, result.samples)
     return 0
 

@@ -134,7 +134,7 @@ def load_model(
             options = quantize.quantized_options(options, own)
         options = quantize.with_quantization_config({"device_map": {"": device}, **options}, dtype=products)
     try:
-        model = _model_class(folder, sees, options).from_pretrained(folder, dtype=chosen, **options)
+        model = model_class(folder, sees, options).from_pretrained(folder, dtype=chosen, **options)
     except ImportError as error:  # of a quantisation's package, mostly
         raise ModelError(f"The model {name} needs more packages: {first_line(error)}", fix="install them") from None
     except Exception as error:
@@ -159,7 +159,7 @@ def sees_images(name: str) -> bool:
         return False
 
 
-def _model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
+def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
     """The Auto class for this folder: that with images where asked for, or where the model comes in no other."""
     import transformers
 

@@ -43,10 +43,6 @@ class PlainTrainer:
         processing_class: Any,
         peft_config: Any = None,
     ) -> None:
-        if args.world_size > 1:
-            raise RecipeError(
-                "A recipe's plain engine is one process.", fix="set engine=trainer, or call honed.train.loop.train"
-            )
         if hasattr(processing_class, "image_processor"):
             raise RecipeError("The plain engine trains on text alone.", fix="set engine=trainer for rows with images")
         self.config, self.notes, self.stream_loader = config_of(args), rules.check(args), None
@@ -99,7 +95,8 @@ class PlainTrainer:
     def _prepare(self, name: str, rows: Any) -> Any:
         prepared = prepare_cached if self._args.data_cache else prepare
         options = self._args.prepare_options(evaluation=name != "train")
-        return prepared(rows, self._tokenizer, options, desc=f"Preparing {name} data")
+        workers = self._args.dataset_num_proc or 1
+        return prepared(rows, self._tokenizer, options, desc=f"Preparing {name} data", workers=workers)
 
 
 def known_to_transformers(train: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +165,7 @@ _DATA = {
     *("dataset_text_field", "max_length", "packing", "packing_strategy", "eval_packing", "assistant_only_loss"),
     *("completion_only_loss", "train_on", "template", "template_arguments", "data_format"),
     *("columns", "system", "train_roles", "train_reasoning", "train_tool_calls", "overlong", "bad_rows"),
-    *("data_cache", "chat_template_path", "shuffle_buffer"),
+    *("data_cache", "dataset_num_proc", "chat_template_path", "shuffle_buffer"),
 }
 _NO_BEARING = {
     *("output_dir", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "do_train", "do_eval"),

@@ -57,7 +57,7 @@ def write(page: Path = PAGE) -> None:
 
 def _options() -> list[tuple[str, str, str]]:
     inherited = {field.name: _default(field) for field in dataclasses.fields(TrainingArguments)}
-    meanings = _meanings(inspect.getdoc(SFTConfig) or "")
+    meanings = meanings_of(SFTConfig)
     own = [f for f in dataclasses.fields(SFTConfig) if f.name in meanings or inherited.get(f.name) != _default(f)]
     return [
         (f"`{f.name}`", f"`{_default(f)}`", meanings.get(f.name, "as in transformers, but for the default"))
@@ -70,10 +70,11 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return repr(value)
 
 
-def _meanings(docstring: str) -> dict[str, str]:
-    """The `Args:` of a docstring, each on one line."""
-    lines = docstring.partition("Args:\n")[2]
-    return dict(re.findall(r"^    (\w+): (.*)$", lines, flags=re.MULTILINE))
+def meanings_of(described: Any) -> dict[str, str]:
+    """What the docstring of a class or function says of each argument or attribute, on one line."""
+    block = re.split(r"^(?:Args|Attributes):\n", inspect.getdoc(described) or "", flags=re.MULTILINE)[-1]
+    entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", block, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:

@@ -96,6 +96,13 @@ RULES = (
         refuses=False,
     ),
     Rule(
+        name="dataset_num_proc",
+        when=lambda args: (args.dataset_num_proc or 1) > 1 and (args.streaming or args.skips_preparation),
+        message="dataset_num_proc (data.workers) has no effect on rows that are streamed or not prepared.",
+        fix="leave it out",
+        refuses=False,
+    ),
+    Rule(
         name="dataset_kwargs",
         when=lambda args: bool(set(args.dataset_kwargs or ()) - {"skip_prepare_dataset"}),
         message="dataset_kwargs has no effect but for skip_prepare_dataset.",

@@ -16,10 +16,9 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from honed.data.prepare import PrepareOptions, make_template, tokenizer_with_template
-from honed.data.sources import STARTER, read_rows, starter_file
 from honed.data.template import PlainTemplate, Template
 from honed.data.vision import VisionTemplate
-from honed.errors import DataError, RecipeError, RunError
+from honed.errors import RecipeError, RunError
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters import lora_config
@@ -32,8 +31,9 @@ from honed.train.callbacks import MetricsFile
 from honed.train.config import SFTConfig
 from honed.train.loop_recipe import PlainTrainer, Stopped, config_of, known_to_transformers
 from honed.train.metrics import memory_gb
-from honed.train.run_data import check_data, run_data
+from honed.train.run_data import check_data, read_questions, run_data
 from honed.train.run_folder import RunFolder, storage_errors
+from honed.train.run_ranks import RunRanks, check_ranks
 from honed.train.trainer import SFTTrainer
 
 Say = Callable[[str], None]
@@ -44,11 +44,15 @@ ONE_OR_MORE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gra
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """A run: its folder, what the before/after comparison gave ({} without samples), and whether it came to its end."""
+    """A run: its folder, what the before/after comparison gave ({} without samples), and whether it came to its end.
+
+    Of several processes, only the `first` has something to show.
+    """
 
     folder: Path
     samples: dict[str, Any]
     finished: bool = True
+    first: bool = True
 
 
 def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> RunResult:
@@ -63,14 +67,18 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     Raises:
         HonedError: something that the user can mend; the folder is left in a state from which the run can start again.
     """
-    plan = _Plan.of(recipe)
+    plan = Plan.of(recipe)
+    ranks = RunRanks.of(plan.args)
+    if not ranks.first:
+        _train_along(plan, ranks)
+        return RunResult(folder=Path(recipe.output), samples={}, first=False)
     folder = RunFolder(recipe.output)
     folder.claim(as_yaml(recipe), overwrite=overwrite)
     record = _Record(folder, recipe, command, plan.args)
     if overwrite and recipe.engine == "plain":
         checkpoint.clear(folder.path)  # else the run would go on from the end of the one that it replaces
     try:
-        samples = _run(plan, folder, record, say)
+        samples = _run(plan, folder, record, ranks, say)
     except Stopped as stopped:
         record.end("interrupted")
         say(str(stopped))
@@ -85,8 +93,13 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """A recipe with all that can be wrong in it checked, before anything is loaded or written."""
+class Plan:
+    """A recipe with all that can be wrong in it checked, before anything is loaded or written.
+
+    Attributes:
+        recipe, args: as given, and as training takes it.
+        questions, form: what is asked before and after, and what the answers should look like.
+    """
 
     recipe: Recipe
     args: SFTConfig
@@ -94,7 +107,12 @@ class _Plan:
     form: Form | None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> _Plan:
+    def of(cls, recipe: Recipe) -> Plan:
+        """The plan of a recipe.
+
+        Raises:
+            HonedError: what cannot be.
+        """
         samples = recipe.samples
         if samples.max_new_tokens < 1:
             raise RecipeError(f"samples.max_new_tokens is {samples.max_new_tokens}.", fix="set 1 or more")
@@ -107,6 +125,7 @@ class _Plan:
         if recipe.engine not in ENGINES:
             raise RecipeError(f"engine is {recipe.engine!r}.", fix=f"set one of {', '.join(ENGINES)}")
         args = training_arguments(recipe)
+        check_ranks(args, engine=recipe.engine, asks=bool(samples.prompts))
         if recipe.engine == "plain":
             config_of(args)
         return cls(
@@ -117,29 +136,15 @@ class _Plan:
         )
 
 
-def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str, Any]:
+def _run(plan: Plan, folder: RunFolder, record: _Record, ranks: RunRanks, say: Say) -> dict[str, Any]:
     recipe, args = plan.recipe, plan.args
     with record.timed("load"):
-        whole = dataclasses.replace(recipe.data, eval_share=None)
-        rows = None if args.streaming else run_data(whole, seed=args.seed).train
-        processing_class = vision.load_processing_class(recipe.model, rows)
-        sees = vision.is_processor(processing_class)
-        model = load_model(
-            recipe.model,
-            device=args.device,
-            dtype=recipe.dtype,
-            trains_all=recipe.lora is None,
-            sees=sees,
-            quantization=recipe.quantization,
-        )
+        model, processing_class, template = _load(plan)
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {_device_name(args.device)}")
-    tokenizer = processing_class.tokenizer if sees else processing_class
-    make = VisionTemplate if sees else make_template
-    template = make(processing_class, args.prepare_options())
-    write_template(processing_class, template, args.prepare_options())
+    tokenizer = processing_class.tokenizer if vision.is_processor(processing_class) else processing_class
     with record.timed("answer before"):
         before = _answers(plan, model, tokenizer, template, desc="Answering before")
-    with record.timed("prepare"):
+    with record.timed("prepare"), ranks.one_per_node_first():
         trainer = make_trainer(recipe, args, model, processing_class)
     _tell(trainer, folder, say)
     record.model(trainer.model)
@@ -158,6 +163,36 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     if samples:
         folder.write_json("samples.json", samples)
     return samples
+
+
+def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
+    """The model, its tokenizer (or processor, for rows with images) and the template, which that has from now on."""
+    recipe, args = plan.recipe, plan.args
+    whole = dataclasses.replace(recipe.data, eval_share=None)
+    rows = None if args.streaming else run_data(whole, seed=args.seed).train
+    processing_class = vision.load_processing_class(recipe.model, rows)
+    sees = vision.is_processor(processing_class)
+    model = load_model(
+        recipe.model,
+        device=args.device,
+        dtype=recipe.dtype,
+        trains_all=recipe.lora is None,
+        sees=sees,
+        quantization=recipe.quantization,
+    )
+    make = VisionTemplate if sees else make_template
+    template = make(processing_class, args.prepare_options())
+    write_template(processing_class, template, args.prepare_options())
+    return model, processing_class, template
+
+
+def _train_along(plan: Plan, ranks: RunRanks) -> None:
+    """All that the ranks other than the first do."""
+    model, processing_class, _ = _load(plan)
+    with ranks.one_per_node_first():
+        trainer = make_trainer(plan.recipe, plan.args, model, processing_class)
+    trainer.train(resume_from_checkpoint=plan.args.resume_from_checkpoint)
+    trainer.save_model(plan.recipe.output)  # writes nothing here, but gathers what FSDP keeps on this rank
 
 
 def _tell(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:
@@ -200,6 +235,8 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
         "packing": data.packing,
         "packing_strategy": data.packing_strategy,
         "data_cache": data.cache,
+        "dataset_num_proc": data.workers,
+        "share_prefixes": data.share_prefixes,
         "bad_rows": data.bad_rows,
         "streaming": data.streaming,
         "shuffle_buffer": data.shuffle_buffer,
@@ -248,9 +285,7 @@ def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
 
 def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any) -> SFTTrainer | PlainTrainer:
     """The trainer that the recipe describes, with its data prepared."""
-    adapter = recipe.lora and lora_config(
-        **{f.name: getattr(recipe.lora, f.name) for f in dataclasses.fields(LoraRecipe)}
-    )
+    adapter = recipe.lora and lora_config(**lora_options(recipe.lora))
     data = run_data(recipe.data, seed=args.seed)
     engine: Any = PlainTrainer if recipe.engine == "plain" else SFTTrainer
     try:
@@ -273,6 +308,11 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: 
     return trainer
 
 
+def lora_options(lora: LoraRecipe) -> dict[str, Any]:
+    """The section as keywords of `lora_config`."""
+    return {f.name: getattr(lora, f.name) for f in dataclasses.fields(lora)}
+
+
 def write_template(processing_class: Any, template: Template | None, options: PrepareOptions) -> None:
     """Gives the tokenizer (or processor) the template that is trained, so that both are saved together."""
     if isinstance(template, PlainTemplate):
@@ -292,23 +332,7 @@ def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder) -> None:
         (place / "training_args.bin").unlink(missing_ok=True)
 
 
-def read_questions(name: str) -> list[str]:
-    """The `prompt` of every row of a JSONL file, or of the packaged held-out set.
-
-    Raises:
-        DataError: the file cannot be read, or a row has no prompt.
-    """
-    path = starter_file("held_out.jsonl") if name == STARTER else Path(name)
-    questions = []
-    for source, row in read_rows(str(path)):
-        prompt = row.get("prompt") if isinstance(row, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise DataError(f"{source}: no `prompt`, found {row!r:.80}", fix='each line must be like {"prompt": "..."}')
-        questions.append(prompt)
-    return questions
-
-
-def _answers(plan: _Plan, model: Any, tokenizer: Any, template: Template | None, *, desc: str) -> list[Answer]:
+def _answers(plan: Plan, model: Any, tokenizer: Any, template: Template | None, *, desc: str) -> list[Answer]:
     if not plan.questions:
         return []
     return answers(

@@ -1,13 +1,15 @@
-"""What a recipe trains and evaluates on: its files or weighted sources, and the share of them that is held out."""
+"""What a recipe trains, evaluates and asks: its files or weighted sources, the share held out, its questions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from honed.data.mixture import Mixture, Part, mixture_from
+from honed.data.sources import STARTER, read_rows, starter_file
 from honed.data.split import split
-from honed.errors import RecipeError
+from honed.errors import DataError, RecipeError
 from honed.recipe import DataRecipe
 
 
@@ -26,6 +28,8 @@ def check_data(data: DataRecipe, *, seed: int, max_steps: int) -> None:
     Raises:
         RecipeError: options exclude each other, or a source is not what a source can be.
     """
+    if data.workers < 1:
+        raise RecipeError(f"data.workers is {data.workers}.", fix="set 1 or more")
     if data.sources and data.files != DataRecipe().files:
         raise RecipeError("data.files and data.sources are both set.", fix="move the files into data.sources")
     if data.held_out and data.eval_share is not None:
@@ -53,6 +57,22 @@ def run_data(data: DataRecipe, *, seed: int) -> RunData:
         return RunData(train=rows, held_out=data.held_out)
     parted = split(_mixture(data, seed), data.eval_share, seed=seed)
     return RunData(train=parted.train, held_out=parted.held_out, note=parted.note)
+
+
+def read_questions(name: str) -> list[str]:
+    """The `prompt` of every row of a JSONL file, or of the packaged held-out set.
+
+    Raises:
+        DataError: the file cannot be read, or a row has no prompt.
+    """
+    path = starter_file("held_out.jsonl") if name == STARTER else Path(name)
+    questions = []
+    for source, row in read_rows(str(path)):
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise DataError(f"{source}: no `prompt`, found {row!r:.80}", fix='each line must be like {"prompt": "..."}')
+        questions.append(prompt)
+    return questions
 
 
 def _mixture(data: DataRecipe, seed: int) -> Mixture:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import honed.cli.train as verb
 from honed.cli.train import divide, find_recipe
+from honed.cli.train_dry_run import without_flag
 from honed.errors import RecipeError
-from honed.recipe import Recipe, load_recipe
+from honed.recipe import SECTIONS, Recipe, load_recipe
 
 
 @pytest.fixture
@@ -92,3 +96,74 @@ def test_train_shows_data_answers_and_what_next(train: Callable[..., Any], tmp_p
     steps = {line.partition(":")[0] for line in shown.err.splitlines()}
     assert steps == {"Answering before", "Preparing train data", "Training", "Answering after"}
     assert "\r" not in shown.err
+
+
+def test_a_dry_run_shows_everything_and_writes_nothing(train: Callable[..., Any], tmp_path: Path) -> None:
+    before = {path for path in tmp_path.rglob("*") if "prepared" not in path.parts}
+    shown = train("--dry-run", "per_device_train_batch_size=4", "data.packing_strategy=wrapped")
+    assert shown.status == 0, shown.err
+    assert {path for path in tmp_path.rglob("*") if "prepared" not in path.parts} == before
+    assert load_recipe_from(shown.out).train["max_steps"] == 2
+    assert shown.out.count("«yes") >= 3  # masks of three rows
+    for line in (
+        "2 optimizer steps of 4 rows x 1 micro-batches",
+        "12 rows in, 12 trained, 0 dropped",
+        "in the first 1 of 2 steps, then falls as a cosine to 0",
+        "packing_strategy has no effect without packing=True.",
+    ):
+        assert line in shown.out
+    command = shown.out.rstrip().splitlines()[-1]
+    assert command.startswith("  honed train --model ")
+    assert "--dry" not in command
+
+
+def load_recipe_from(text: str) -> Recipe:
+    """The recipe that a dry run prints first."""
+    import yaml
+
+    from honed.recipe import recipe_from
+
+    return recipe_from(yaml.safe_load(text.partition("\n\n")[0]))
+
+
+def test_a_dry_run_of_what_cannot_be_ends_with_2(train: Callable[..., Any], tmp_path: Path) -> None:
+    shown = train("--dry-run", data=tmp_path / "nowhere.jsonl")
+    assert shown.status == 2
+    assert "nowhere.jsonl" in shown.err
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--dry", "--d"])
+def test_the_command_without_its_flag(flag: str) -> None:
+    assert without_flag(f"honed train {flag} 'a b=c' --data x") == "honed train 'a b=c' --data x"
+
+
+def test_the_short_help_names_keys_that_exist() -> None:
+    keys = [
+        key for line in (verb.__doc__ or "").splitlines() for key in re.findall(r"(?:data|lora|samples)\.\w+", line)
+    ]
+    assert len(set(keys)) > 25
+    for key in set(keys) - {"lora.yaml"}:
+        section, name = key.split(".")
+        assert name in {f.name for f in dataclasses.fields(SECTIONS[section])}, key
+
+
+def test_the_short_help_names_every_packaged_recipe() -> None:
+    packaged = {path.stem for path in find_recipe("demo").parent.glob("*.yaml")}
+    [line] = [line for line in (verb.__doc__ or "").splitlines() if line.startswith("Recipes that come")]
+    assert set(line.partition(": ")[2].rstrip(".").split(", ")) == packaged
+
+
+def test_the_long_help_names_every_key(honed: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    from honed.train.config import SFTConfig
+
+    with pytest.raises(SystemExit) as left:
+        honed("train", "--help-all")
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    of_data = {f.name for f in dataclasses.fields(SECTIONS["data"])}
+    for section, kind in SECTIONS.items():
+        for field in dataclasses.fields(kind):
+            assert re.search(rf"^  {section}\.{field.name} +\S", shown, flags=re.MULTILINE), field.name
+    for field in dataclasses.fields(SFTConfig):
+        assert field.name in of_data or re.search(rf"\b{field.name}\b", shown), field.name
+    assert all(len(line) <= 118 for line in shown.splitlines())

@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     },
     "offloading_on_cpu": {"activation_offloading": True},
+    "dataset_num_proc": {"dataset_num_proc": 4, "streaming": True},
     "dataset_kwargs": {"dataset_kwargs": {"add_special_tokens": False}},
     "packing_unprepared": {"packing": True, "dataset_kwargs": {"skip_prepare_dataset": True}},
     "strategy_without_packing": {"packing_strategy": "wrapped"},
