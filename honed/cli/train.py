@@ -113,7 +113,7 @@ def find_recipe(name: str) -> Path:
 
 
 def _refuse_bytes(arguments: list[str]) -> None:
-    """Where the system's encoding has no place for a character, Python hands over raw bytes, which no recipe can hold."""
+    """Characters that the system's encoding lacks come as raw bytes, which no recipe can hold."""
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             raise RecipeError(
