@@ -170,8 +170,10 @@ def storage_errors(place: Path) -> Iterator[None]:
 
 
 def _errno_of(error: Exception) -> int:
-    """The system's number of an error, 0 without one; safetensors raises a kind of its own that only quotes it."""
-    if isinstance(error, OSError):
-        return error.errno or 0
+    """The system's number of an error, 0 without one; safetensors and torch raise kinds of their own that quote it."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if os.strerror(errno.ENOSPC) in str(error):
+        return errno.ENOSPC
     quoted = re.search(r"\(os error (\d+)\)", str(error))
     return int(quoted[1]) if quoted else 0
