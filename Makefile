@@ -13,12 +13,14 @@ FROM := pyproject.toml constraints.txt
 # Two pips in one environment would undo each other's work.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check faults soak bench clean
 
 help:
 	@echo 'make demo    install into $(VENV), then see the data and train a small model'
 	@echo 'make test    the checks, then all tests'
 	@echo 'make check   format, lint, types and the direction of imports'
+	@echo 'make faults  the long tests of machines that fail: Ctrl-C from outside, two runs at once, ASCII-only systems'
+	@echo 'make soak    2,000 steps of a tiny model: memory and open files may not grow; STEPS=300 takes fewer'
 	@echo 'make bench   every script in benchmarks/, against TRL (Python >= 3.11)'
 	@echo 'make clean   remove the environment and all caches'
 	@echo ''
@@ -38,6 +40,13 @@ check: $(VENV)/.dev
 
 test: check
 	$(PY) -m pytest
+
+faults: $(VENV)/.dev
+	HONED_FAULTS=1 $(PY) -m pytest tests/faults
+
+STEPS ?= 2000
+soak: $(VENV)/.dev
+	$(PY) tests/soak/run.py --steps $(STEPS) --out benchmarks/results/soak.json
 
 bench: $(VENV)/.bench
 	@for script in benchmarks/*.py; do \

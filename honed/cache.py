@@ -18,10 +18,12 @@ import shutil
 import socket
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from honed.errors import RunError
 
@@ -137,7 +139,7 @@ def sweep_stale(parent: Path) -> None:
 def in_use(folder: Path) -> bool:
     """False when a work folder's process is known to be dead, or the folder is a day old."""
     match = _WORK_NAME.fullmatch(folder.name)
-    if match and match["host"] == _host() and not _alive(int(match["pid"])):
+    if match and match["host"] == _host() and not process_alive(int(match["pid"])):
         return False
     try:
         return time.time() - folder.stat().st_mtime < SECONDS_UNTIL_STALE
@@ -183,14 +185,24 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, *, source_sha256: str, converter: int) -> None:
-    """Records which files, of how many bytes, make `folder` whole; to be called last."""
-    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    record = {"made_by": "honed", "converter": converter, "source_sha256": source_sha256, "files": files}
+    """Records which files, with which content, make `folder` whole; to be called last."""
+    files = sorted(folder.iterdir())
+    record = {
+        "made_by": "honed",
+        "converter": converter,
+        "source_sha256": source_sha256,
+        "files": {file.name: file.stat().st_size for file in files},
+        "written_ns": {file.name: file.stat().st_mtime_ns for file in files},
+        "crc32": {file.name: _crc32(file) for file in files},
+    }
     (folder / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def manifest_fault(folder: Path, *, source_sha256: str, converter: int) -> str | None:
-    """What is wrong with a folder, in words, or None. Quick: it compares sizes, not contents."""
+    """What is wrong with a folder, in words, or None.
+
+    Sizes are compared always; contents, by their CRC-32, where a file's time says that it was written to or copied.
+    """
     try:
         record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if (record["source_sha256"], record["converter"]) != (source_sha256, converter):
@@ -201,7 +213,27 @@ def manifest_fault(folder: Path, *, source_sha256: str, converter: int) -> str |
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"its {MANIFEST} cannot be read"
     wrong = [name for name, size in record["files"].items() if sizes[name] != size]
-    return f"{wrong[0]} has {sizes[wrong[0]]} of {record['files'][wrong[0]]} bytes" if wrong else None
+    if wrong:
+        return f"{wrong[0]} has {sizes[wrong[0]]} of {record['files'][wrong[0]]} bytes"
+    changed = _changed_file(folder, record)
+    return f"{changed} is not what was written" if changed else None
+
+
+def _changed_file(folder: Path, record: dict[str, Any]) -> str:
+    """The first file with another content than recorded; "" without one, and in folders of before sums were kept."""
+    written = record.get("written_ns", {})
+    for name, crc32 in record.get("crc32", {}).items():
+        if (folder / name).stat().st_mtime_ns != written.get(name) and _crc32(folder / name) != crc32:
+            return str(name)
+    return ""
+
+
+def _crc32(file: Path) -> int:
+    value = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def _size_or_zero(file: Path) -> int:
@@ -227,7 +259,8 @@ def _host() -> str:
     return re.sub(r"[^0-9A-Za-z.]", "_", socket.gethostname()) or "unnamed"
 
 
-def _alive(pid: int) -> bool:
+def process_alive(pid: int) -> bool:
+    """False when this machine has no process of that number; True where the system does not tell."""
     if sys.platform == "win32":  # os.kill(pid, 0) would send Ctrl-C there: go by the folder's age alone
         return True
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -228,6 +230,22 @@ def test_faults(tmp_path: Path) -> None:
     assert fault(folder) == "model.safetensors has 5 of 7 bytes"
     (folder / "model.safetensors").unlink()
     assert fault(folder) == "model.safetensors has 0 of 7 bytes"
+
+
+def test_contents_are_compared_where_a_file_was_written_to(tmp_path: Path) -> None:
+    folder = sound_model(tmp_path / "a")
+    copied = Path(shutil.copytree(folder, tmp_path / "copied", copy_function=shutil.copyfile))
+    assert (copied / "model.safetensors").stat().st_mtime_ns != (folder / "model.safetensors").stat().st_mtime_ns
+    assert fault(copied) is None
+    (folder / "model.safetensors").write_text("weighty")
+    assert fault(folder) == "model.safetensors is not what was written"
+
+
+def test_folders_of_before_sums_were_kept_are_sound(tmp_path: Path) -> None:
+    folder = sound_model(tmp_path / "a")
+    record = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({k: v for k, v in record.items() if k not in ("crc32", "written_ns")}))
+    assert fault(folder) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"source_sha256": "abc", "converter": 1, "files": 3}'])

@@ -21,12 +21,13 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Trains, or shows the finished run of the same recipe."""
     from honed.cli.console import quiet_libraries, show_result
     from honed.cli.train import find_recipe
-    from honed.recipe import as_yaml, load_recipe
+    from honed.recipe import load_recipe
     from honed.train.run_folder import RunFolder
+    from honed.train.secrets import masked_yaml
 
     recipe = load_recipe(find_recipe("demo"), args.items)
     folder = RunFolder(recipe.output)
-    if folder.finished(as_yaml(recipe)) and not args.again:
+    if folder.finished(masked_yaml(recipe)) and not args.again:
         print(f"This demo ran before; here is its result. `{command} --again` trains again.")
         show_result(folder.path, folder.read_json("samples.json"))
         return 0

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from honed.cli import cache, chat, data, demo, eval, export, generate, new, plan, train
+from honed.cli import cache, chat, data, demo, doctor, eval, export, generate, new, plan, train
 from honed.errors import HonedError
 
-VERBS = (train, plan, demo, chat, generate, eval, export, data, new, cache)
+VERBS = (train, plan, demo, chat, generate, eval, export, data, new, cache, doctor)
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 2 for something to mend, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    args = read_arguments(arguments)
-    command = shlex.join(["honed", *arguments])
+    _make_output_safe()
     try:
-        return int(args.run(args, command))
+        args = read_arguments(arguments)
+        status = int(args.run(args, shlex.join(["honed", *arguments])))
+        sys.stdout.flush()
+        return status
     except HonedError as error:
         print(f"honed: {error}", file=sys.stderr)
         return 2
@@ -28,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nhoned: stopped. Nothing is broken; the same command starts again.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `honed ... | head`
-        sys.stderr.close()
+        _close_output()
         return 0
 
 
@@ -64,6 +70,23 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_arguments(below)
         below.set_defaults(run=verb.run)
     return parser
+
+
+def _make_output_safe() -> None:
+    """Closed output (`>&-`) is thrown away; where it is ASCII (LC_ALL=C), other characters are escaped."""
+    nowhere = Path(os.devnull)
+    sys.stdout = sys.stdout or nowhere.open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or nowhere.open("w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _close_output() -> None:
+    """What is left in the buffers would fail once more, and loudly, when Python ends."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.close()
 
 
 def _version() -> str:

@@ -62,6 +62,7 @@ Keys that matter most (key=value, or the same in the recipe's YAML; --help-all s
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from honed.cli.train_dry_run import FLAG, show
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     from honed.cli.console import quiet_libraries, show_result
     from honed.recipe import load_recipe
 
+    _refuse_bytes([*args.items, *(args.data or ()), args.model or "", args.output or ""])
     # `--data FILE learning_rate=1e-4`: argparse takes what follows for files
     files = [item for item in args.data or () if "=" not in item or Path(item).exists()]
     path, changes = divide([*args.items, *(item for item in args.data or () if item not in files)])
@@ -142,6 +144,16 @@ def find_recipe(name: str) -> Path:
         f"{name!r} is neither a recipe file (.yaml) nor one that comes with honed ({known}) nor key=value.",
         fix="for data, write --data FILE; for a model, --model NAME",
     )
+
+
+def _refuse_bytes(arguments: list[str]) -> None:
+    """Characters that the system's encoding lacks come as raw bytes, which no recipe can hold."""
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise RecipeError(
+                f"{argument!a} is not text in this system's encoding ({sys.getfilesystemencoding()}).",
+                fix="export PYTHONUTF8=1, or give the file another name",
+            )
 
 
 def _quoted(text: str) -> str:

@@ -24,7 +24,7 @@ _PLAUSIBLE = re.compile(
 _EMAIL = re.compile(r"[A-Za-z0-9_.+-]+@(?!example\.)(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b")
 _DIGITS = re.compile(r"[+(]?[0-9][0-9 ().-]{8,18}[0-9]")
 _PHONE = re.compile(r"\+[1-9][0-9 ().-]{8,17}[0-9]|(?:\([0-9]{3}\) ?|[0-9]{3}[-.])[0-9]{3}[-. ][0-9]{4}|1[3-9][0-9]{9}")
-_SECRETS = (
+SECRETS = (
     ("sk-", re.compile(r"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{20,}")),
     ("AKIA", re.compile(r"\bAKIA[0-9A-Z]{16}\b")),
     ("gh", re.compile(r"\bgh[pousr]_[A-Za-z0-9]{36}")),
@@ -56,7 +56,7 @@ def text_faults(text: str) -> Iterator[Fault]:
     """Mojibake, keys and personal data in one row's text; at most one of each subject."""
     if not text.isascii() and (found := mojibake(text)):
         yield "mojibake", "", found
-    for literal, pattern in _SECRETS:
+    for literal, pattern in SECRETS:
         if literal in text and (match := pattern.search(text)):
             yield "secret", "", masked(match[0])
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -36,3 +37,47 @@ def matmul_seconds(dtype: torch.dtype, size: int = 384, repeats: int = 3) -> flo
         a @ a
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def matmul_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15) -> float:
+    """Floating-point operations per second in products of square matrices (2 n^3 each); the best that was seen.
+
+    Args:
+        device: where they are computed.
+        dtype: of both factors and the product.
+        seconds: about how long to measure; n doubles from 256 until one product takes a tenth of that.
+    """
+    size, took = 256, 0.0
+    while True:
+        a = torch.randn(size, size, device=device).to(dtype)
+        took = _best_seconds(lambda a=a: a @ a, device, seconds=seconds / 4)  # type: ignore[misc]
+        if took > seconds / 10 or size >= 8192:
+            return float(2 * size**3 / took)
+        size *= 2
+
+
+def copy_speed(device: torch.device, *, n_bytes: int = 1 << 27, seconds: float = 0.15) -> float:
+    """Bytes read and written per second when a tensor of `n_bytes` is copied on the device."""
+    source = torch.zeros(n_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * n_bytes / _best_seconds(lambda: target.copy_(source), device, seconds=seconds)
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device, *, seconds: float) -> float:
+    """The shortest time of one call; the first is not counted, for it also sets up."""
+    work()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
+        _wait_for(device)
+        start = time.perf_counter()
+        work()
+        _wait_for(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

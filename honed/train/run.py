@@ -24,16 +24,18 @@ from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters import lora_config
 from honed.model.load import first_line, load_model, resolve
 from honed.model.quantize import quantization_config
-from honed.recipe import LoraRecipe, Recipe, as_yaml, suggest
+from honed.recipe import LoraRecipe, Recipe, suggest
 from honed.report.run_report import write_run_report
 from honed.train import checkpoint, vision
 from honed.train.callbacks import MetricsFile
 from honed.train.config import SFTConfig
+from honed.train.data_stamps import changed, stamps
 from honed.train.loop_recipe import PlainTrainer, Stopped, config_of, known_to_transformers
 from honed.train.metrics import memory_gb
 from honed.train.run_data import check_data, read_questions, run_data
 from honed.train.run_folder import RunFolder, storage_errors
 from honed.train.run_ranks import RunRanks, check_ranks
+from honed.train.secrets import masked, masked_command, masked_yaml
 from honed.train.trainer import SFTTrainer
 
 Say = Callable[[str], None]
@@ -73,12 +75,20 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
         _train_along(plan, ranks)
         return RunResult(folder=Path(recipe.output), samples={}, first=False)
     folder = RunFolder(recipe.output)
-    folder.claim(as_yaml(recipe), overwrite=overwrite)
+    with folder.locked(say):
+        return _run_alone(plan, folder, ranks, command=command, say=say, overwrite=overwrite)
+
+
+def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, say: Say, overwrite: bool) -> RunResult:
+    recipe = plan.recipe
+    folder.claim(masked_yaml(recipe), overwrite=overwrite)
     record = _Record(folder, recipe, command, plan.args)
     if overwrite and recipe.engine == "plain":
         checkpoint.clear(folder.path)  # else the run would go on from the end of the one that it replaces
     try:
         samples = _run(plan, folder, record, ranks, say)
+        for name in record.changed_data():
+            say(f"note: {name} was changed while this run used it; what was trained may be its old content or its new")
     except Stopped as stopped:
         record.end("interrupted")
         say(str(stopped))
@@ -349,19 +359,20 @@ class _Record:
     """`run.json`: what ran, on what, for how long; written at the start and at the end."""
 
     def __init__(self, folder: RunFolder, recipe: Recipe, command: str, args: SFTConfig) -> None:
-        self._folder, self._device = folder, args.device
+        self._folder, self._device, self._data = folder, args.device, recipe.data
         self.trainable_bytes = 0
         self._seconds: dict[str, float] = {}
         self._content: dict[str, Any] = {
             "status": "running",
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "honed_command": command,
-            "model": recipe.model,
+            "honed_command": masked_command(command),
+            "model": masked(recipe.model),
             "model_folder": resolve(recipe.model),
+            "data_files": stamps(recipe.data),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "device": {"name": _device_name(args.device), "type": args.device.type, "threads": torch.get_num_threads()},
         }
-        folder.write_text("recipe.yaml", as_yaml(recipe))
+        folder.write_text("recipe.yaml", masked_yaml(recipe))
         folder.write_json("run.json", self._content)
 
     @contextmanager
@@ -379,6 +390,11 @@ class _Record:
         self._content["parameters"] = sum(p.numel() for p in parameters)
         self._content["trainable_parameters"] = sum(p.numel() for p in trained)
         self._content["device"]["dtype"] = str(next(iter(parameters)).dtype).removeprefix("torch.")
+
+    def changed_data(self) -> list[str]:
+        """The data files that are not what they were at the start; kept in `run.json`."""
+        self._content["data_changed"] = changed(self._content["data_files"], self._data)
+        return list(self._content["data_changed"])
 
     def end(self, status: str) -> None:
         peak = round(memory_gb(self._device), 3)

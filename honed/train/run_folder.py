@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from honed.errors import RunError
+from honed.train.run_lock import LOCK, run_lock
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
-UNWRITABLE = {errno.EROFS, errno.ENAMETOOLONG}
+UNWRITABLE = {errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG}
 # What tells of an earlier run and would be taken for the new one's.
 RECORDS = ("ledger.json", "samples.json", "report.html")
 WEIGHTS = ("adapter_config.json", "adapter_model*", "config.json", "model*.safetensors*")
@@ -39,7 +41,7 @@ class RunFolder:
         self.path = Path(path).expanduser()
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".write_test"
+            probe = self.path / f".write_test.{os.getpid()}"
             probe.touch()
             probe.unlink()
 
@@ -58,6 +60,20 @@ class RunFolder:
             return False
         return same and self.state().get("status") == "finished"
 
+    @contextmanager
+    def locked(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Keeps other runs out of the folder while the block runs; see `run_lock`.
+
+        Raises:
+            RunError: another run is in it.
+        """
+        with ExitStack() as stack:
+            with storage_errors(self.path):
+                note = stack.enter_context(run_lock(self.path))
+            if note:
+                say(f"note: {note}")
+            yield
+
     def claim(self, recipe_yaml: str, *, overwrite: bool) -> None:
         """Makes sure that no other run's results are lost, and that none are taken for this run's.
 
@@ -70,7 +86,7 @@ class RunFolder:
                 f"{self.path} holds a finished run of {same}.",
                 fix="add output=OTHER_FOLDER, or --overwrite to replace it",
             )
-        if not self.state() and any(self.path.iterdir()):
+        if not self.state() and any(path.name != LOCK for path in self.path.iterdir()):
             raise RunError(f"{self.path} is not empty and holds no run.", fix="name a new folder with output=FOLDER")
         with storage_errors(self.path):
             for name in RECORDS:
@@ -139,14 +155,25 @@ def storage_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors raises a kind of its own that only quotes the system's words
-        if getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in str(error):
+        number = _errno_of(error)
+        if number in FULL:
             raise RunError(
                 f"No space is left on the disk of {place}.", fix="free some space, then run it again"
             ) from None
         refused = isinstance(error, (PermissionError, NotADirectoryError, FileExistsError))
-        if isinstance(error, OSError) and (refused or error.errno in UNWRITABLE):
+        if refused or number in UNWRITABLE:
+            reason = getattr(error, "strerror", None) or os.strerror(number)
             raise RunError(
-                f"{place} cannot be written: {error.strerror}.", fix="name another folder with output=FOLDER"
+                f"{place} cannot be written: {reason}.", fix="name another folder with output=FOLDER"
             ) from None
         raise
+
+
+def _errno_of(error: Exception) -> int:
+    """The system's number of an error, 0 without one; safetensors and torch raise kinds of their own that quote it."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if os.strerror(errno.ENOSPC) in str(error):
+        return errno.ENOSPC
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    return int(quoted[1]) if quoted else 0

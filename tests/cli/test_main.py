@@ -91,6 +91,7 @@ def test_an_end_from_outside_is_no_traceback(error: type[BaseException], monkeyp
     written = io.StringIO()
     written.close = lambda: None  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setattr("honed.cli.demo.run", run)
     assert main(["demo"]) == (130 if error is KeyboardInterrupt else 0)
     assert ("stopped" in written.getvalue()) is (error is KeyboardInterrupt)

@@ -1,0 +1,159 @@
+"""One run at a time in a folder: a lock that ends with its process, whatever ends it.
+
+    <run>/.lock    {"pid": 4711, "host": "box", "boot": "<the machine's start>", "since": "2026-01-01T10:00:00+00:00"}
+
+The operating system's own lock on this file decides (flock; on Windows the C runtime's), so that a killed run leaves
+nothing to clean up. What stands in the file tells others who holds it. Where a file system knows no locks (Lustre
+mounted without `flock`), what stands in the file decides: it holds unless its process is known to be gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from honed.cache import process_alive
+from honed.errors import RunError
+
+LOCK = ".lock"
+# What an open or a lock gives where another process holds it, and where there are no locks at all.
+HELD = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[str]:
+    """Holds the lock of a run's folder; yields a sentence about the dead run that held it before, "" without one.
+
+    Only the first rank of a distributed run locks: its ranks share a folder.
+
+    Raises:
+        RunError: another run holds it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield ""
+        return
+    descriptor = _locked(folder)
+    try:
+        left = _read(descriptor)
+        _write(descriptor, _self())
+        yield _takeover(left)
+    finally:
+        _write(descriptor, {})  # where an open file cannot be deleted (Windows), the next run finds it empty
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int:
+    """The open and locked file. Its holder deletes it, so what was locked may be gone: then once more."""
+    while True:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _try_lock(descriptor):
+                raise _in_use(folder, _read(descriptor))
+            if _is_at(folder / LOCK, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Whether the lock is ours now."""
+    try:
+        _system_lock(descriptor)
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        if error.errno in NO_LOCKS:
+            return not _may_live(_read(descriptor))
+        raise
+    return True
+
+
+def _system_lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text, which others may go on reading
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _may_live(holder: dict[str, Any]) -> bool:
+    """False for no holder, and for one of this machine that is gone or ran before its last start."""
+    if not holder:
+        return False
+    if holder.get("host") != socket.gethostname():
+        return True
+    return holder.get("boot") == _boot() and _alive(holder.get("pid"))
+
+
+def _alive(pid: object) -> bool:
+    return isinstance(pid, int) and process_alive(pid)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    try:
+        found = json.loads(os.read(descriptor, 4096))
+    except ValueError:  # empty, or its writer was ended half way
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(descriptor: int, holder: dict[str, Any]) -> None:
+    with suppress(OSError):  # a full disk: the lock holds without words
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(holder).encode() if holder else b"")
+
+
+def _self() -> dict[str, Any]:
+    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot(), "since": since}
+
+
+def _boot() -> str:
+    """What tells this start of the machine from others; "" where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _in_use(folder: Path, holder: dict[str, Any]) -> RunError:
+    return RunError(
+        f"Another run is working in {folder}{_in_words(holder)}.",
+        fix="wait for its end or stop it, or name another folder with output=FOLDER",
+    )
+
+
+def _takeover(left: dict[str, Any]) -> str:
+    return f"the run before{_in_words(left)} was killed; its folder is taken over" if left else ""
+
+
+def _in_words(holder: dict[str, Any]) -> str:
+    if not holder:
+        return ""
+    return f" (process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')})"
