@@ -30,7 +30,8 @@ from honed.report.run_report import write_run_report
 from honed.train import checkpoint, vision
 from honed.train.callbacks import MetricsFile
 from honed.train.config import SFTConfig
-from honed.train.loop_recipe import PlainTrainer, Stopped, config_of, known_to_transformers
+from honed.train.loop_ranks import Stopped, until_sigterm
+from honed.train.loop_recipe import PlainTrainer, config_of, known_to_transformers
 from honed.train.metrics import memory_gb
 from honed.train.run_data import check_data, run_data
 from honed.train.run_folder import RunFolder, storage_errors
