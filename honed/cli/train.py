@@ -32,7 +32,7 @@ Keys that matter most (key=value, or the same in the recipe's YAML):
   quantization          nf4, fp4, int8: train the adapter on a quantised model
   samples.prompts       questions answered before and after; 'starter'
   samples.form          regular expression that answers should match
-  engine                trainer, or plain: the loop of docs/loop.md, which goes on by itself after a kill   [trainer]
+  engine                trainer, or plain: the loop of docs/loop.md; both go on by themselves after a kill   [trainer]
   output                folder of the run                        [runs/latest]
   learning_rate, num_train_epochs, per_device_train_batch_size, gradient_accumulation_steps,
   max_steps, warmup_steps, lr_scheduler_type, weight_decay, seed, eval_strategy, save_strategy, ...

@@ -70,8 +70,7 @@ class SFTConfig(TrainingArguments):
         image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
         freeze_vision: honed. Leave the vision tower as it is.
         token_metrics: honed. Log mean_token_accuracy and entropy; costs one more pass over each tile of logits.
-        max_not_finite_steps: honed. Steps whose loss or gradient is no finite number are not taken, and told with their
-            rows in `not_finite.jsonl`; with more of them than this the run ends.
+        max_not_finite_steps: honed. Steps whose loss or gradient is not finite are skipped; after more, the run ends.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # which a command line gives as JSON

@@ -66,9 +66,11 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     """
     plan = _Plan.of(recipe)
     folder = RunFolder(recipe.output)
+    if not overwrite:
+        _keep_another(folder, recipe)
     folder.claim(as_yaml(recipe), overwrite=overwrite)
     record = _Record(folder, recipe, command, plan.args)
-    if overwrite and recipe.engine == "plain":
+    if overwrite and not plan.args.resume_from_checkpoint:
         checkpoint.clear(folder.path)  # else the run would go on from the end of the one that it replaces
     try:
         samples = _run(plan, folder, record, say)
@@ -148,7 +150,9 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     if isinstance(trainer, SFTTrainer):  # the plain loop writes it too, and knows where a resumed one begins
         trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
     with record.timed("train"), storage_errors(folder.path):
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        _train(trainer, args, say)
+    if isinstance(trainer, SFTTrainer):
+        folder.write_json("worst_steps.json", {"steps": trainer.worst_steps()})
     if trainer.stream_loader is not None:  # now it is known what was read
         _tell_rows(trainer, folder, say)
     with record.timed("answer after"):
@@ -159,6 +163,39 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     if samples:
         folder.write_json("samples.json", samples)
     return samples
+
+
+def _keep_another(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuses to begin anew where an unfinished run of another recipe could still be gone on with.
+
+    Raises:
+        RunError: there is one, and the recipe does not say to go on from its checkpoint.
+    """
+    try:
+        there = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    except OSError:
+        return
+    same = there == as_yaml(recipe) or recipe.train.get("resume_from_checkpoint")
+    unfinished = folder.state().get("status") != "finished"
+    if unfinished and not same and any(folder.path.glob("checkpoint-*")):
+        raise RunError(
+            f"{folder.path} holds checkpoints of an unfinished run of another recipe.",
+            fix="add output=OTHER_FOLDER, --overwrite to begin anew, or resume_from_checkpoint=CHECKPOINT to go on",
+        )
+
+
+def _train(trainer: SFTTrainer | PlainTrainer, args: SFTConfig, say: Say) -> None:
+    """Trains, from the newest checkpoint in the run's folder on if there is one.
+
+    Raises:
+        Stopped: SIGTERM came.
+    """
+    if isinstance(trainer, PlainTrainer):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        return
+    trainer.tell = lambda text: say(f"note: {text}")
+    with until_sigterm() as trainer.asked_to_stop:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "auto")
 
 
 def _tell(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:

@@ -64,15 +64,11 @@ class ResumingTrainer(WatchedTrainer):
     """
 
     asked_to_stop: threading.Event | None = None
+    tell: Callable[[str], None] = staticmethod(logger.warning)
     stream_loader: Any
     _saving_in: Path | None = None
     _identity: dict[str, Any] | None = None
     _start: _Start
-
-    def tell(self, text: str) -> None:
-        """Says what became of earlier checkpoints."""
-        if self.is_world_process_zero():
-            logger.warning(text)
 
     def checkpoint_to_resume(self, given: Any) -> str | None:
         """The checkpoint to go on from; None to start at the beginning.

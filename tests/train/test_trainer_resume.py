@@ -104,3 +104,86 @@ def test_an_interrupted_run_ends_with_the_same_bits(way: str, begin: Trainers) -
     resumed.train(resume_from_checkpoint=True)
     assert log_of(resumed) == log_of(whole)
     assert same_weights(resumed, whole)
+
+
+def test_a_torn_and_a_foreign_checkpoint_are_passed_over(begin: Trainers, tmp_path: Path) -> None:
+    job = {**DROPOUT, "save_steps": 3}
+    whole = begin("whole", **job)
+    whole.train()
+    begin("run", max_steps=9, **job).train()
+    weights = tmp_path / "run" / "checkpoint-9" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(RunError, match="adapter_model.safetensors has"):
+        begin("run", **job).train(resume_from_checkpoint=str(weights.parent))
+    resumed, notes = begin("run", **job), []
+    resumed.tell = notes.append
+    resumed.train(resume_from_checkpoint=True)
+    assert "checkpoint-9 is passed over: adapter_model.safetensors has" in notes[0]
+    assert notes[-1] == "going on from checkpoint-6" and same_weights(resumed, whole)
+    assert [line["loss"] for line in log_of(resumed) if "loss" in line] == [
+        line["loss"] for line in log_of(whole) if "loss" in line
+    ]
+    with pytest.raises(RunError, match="seed is 42 there, 7 here"):
+        begin("run", seed=7, **job).train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_reached_its_end_takes_no_step_more(begin: Trainers) -> None:
+    job = {"max_steps": 4, "save_steps": 4}
+    whole = begin("run", **job)
+    whole.train()
+    again = begin("run", **job)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4 and same_weights(again, whole)
+
+
+def test_rotation_keeps_the_last_good_one_and_the_best(begin: Trainers, tmp_path: Path) -> None:
+    best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "learning_rate": 5.0}
+    trainer = begin("run", save_steps=2, save_total_limit=1, max_steps=8, **best)
+    trainer.train()
+    kept = sorted(path.name for path in (tmp_path / "run").glob("*checkpoint-*"))
+    assert Path(trainer.state.best_model_checkpoint).name in kept and len(kept) <= 2
+    assert all(checkpoint.check(tmp_path / "run" / name) == [] for name in kept)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_random_it_still_ends_with_the_same_bits(begin: Trainers, tmp_path: Path) -> None:
+    """Real processes and a real kill -9, wherever it strikes: every second one while a checkpoint is written."""
+    job = {**DROPOUT, "save_steps": 1, "save_total_limit": 2, "max_steps": 6 * (KILLS + 1), "logging_steps": 2}
+    whole = begin("whole", **job)
+    whole.train()
+    draw, run = random.Random(1), tmp_path / "run"
+
+    def work() -> None:
+        trainer = begin("run", **job)
+        trainer.train(resume_from_checkpoint="auto")
+        save_file(dict(trainer.model.named_parameters()), tmp_path / "weights.safetensors")
+        (tmp_path / "log.json").write_text(json.dumps(log_of(trainer)))
+
+    killed = 0
+    while not (tmp_path / "log.json").exists():
+        child, target = forked(work), 6 * killed + draw.randint(2, 5)
+        while not os.waitpid(child, os.WNOHANG)[0]:
+            reached = (run / f"checkpoint-{target}").exists()
+            writing = killed % 2 == 0 or any(run.glob(".checkpoint-part-*"))
+            if killed < KILLS and reached and writing:
+                time.sleep(draw.random() / 100)
+                os.kill(child, signal.SIGKILL)
+                killed += 1
+                os.waitpid(child, 0)
+                break
+            time.sleep(0.0005)
+    assert killed == KILLS
+    assert json.loads((tmp_path / "log.json").read_text()) == log_of(whole)
+    found = load_file(tmp_path / "weights.safetensors")
+    assert all(torch.equal(found[name], p) for name, p in whole.model.named_parameters())
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The id of a new process that does the work and ends; it need not import anything again."""
+    if child := os.fork():
+        return child
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
