@@ -303,5 +303,5 @@ def rows_digest(rows: Any) -> str:
     lengths = np.array([len(row) for row in rows.rows], dtype=np.int64)
     order = np.fromiter(chain.from_iterable(rows.rows), dtype=np.int64)
     for array in (table.input_ids, table.weights, table.starts, lengths, order):
-        digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
