@@ -36,6 +36,7 @@ from honed.train.metrics import memory_gb
 from honed.train.run_data import check_data, run_data
 from honed.train.run_folder import RunFolder, storage_errors
 from honed.train.trainer import SFTTrainer
+from honed.train.unfinished import keep_another
 
 Say = Callable[[str], None]
 
@@ -67,7 +68,7 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     plan = _Plan.of(recipe)
     folder = RunFolder(recipe.output)
     if not overwrite:
-        _keep_another(folder, recipe)
+        keep_another(folder, recipe)
     folder.claim(as_yaml(recipe), overwrite=overwrite)
     record = _Record(folder, recipe, command, plan.args)
     if overwrite and not plan.args.resume_from_checkpoint:
@@ -163,25 +164,6 @@ def _run(plan: _Plan, folder: RunFolder, record: _Record, say: Say) -> dict[str,
     if samples:
         folder.write_json("samples.json", samples)
     return samples
-
-
-def _keep_another(folder: RunFolder, recipe: Recipe) -> None:
-    """Refuses to begin anew where an unfinished run of another recipe could still be gone on with.
-
-    Raises:
-        RunError: there is one, and the recipe does not say to go on from its checkpoint.
-    """
-    try:
-        there = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    except OSError:
-        return
-    same = there == as_yaml(recipe) or recipe.train.get("resume_from_checkpoint")
-    unfinished = folder.state().get("status") != "finished"
-    if unfinished and not same and any(folder.path.glob("checkpoint-*")):
-        raise RunError(
-            f"{folder.path} holds checkpoints of an unfinished run of another recipe.",
-            fix="add output=OTHER_FOLDER, --overwrite to begin anew, or resume_from_checkpoint=CHECKPOINT to go on",
-        )
 
 
 def _train(trainer: SFTTrainer | PlainTrainer, args: SFTConfig, say: Say) -> None:
