@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from honed.progress import Progress
+from honed.train.loop_log import MetricsLines
 
 
 class TrainingProgress(TrainerCallback):
@@ -62,10 +63,10 @@ class MetricsFile(TrainerCallback):
         self._started = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Empties the file unless the run is resumed."""
+        """Empties the file; of a run that is resumed, only what comes after its checkpoint is dropped."""
         self._started = time.perf_counter()
-        if state.is_world_process_zero and state.global_step == 0:
-            self.path.write_text("", encoding="utf-8")
+        if state.is_world_process_zero:
+            MetricsLines(self.path, step=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """One JSON object a line; numbers that JSON cannot hold (NaN, infinity) become null."""

@@ -17,7 +17,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,20 +65,63 @@ def save(folder: str | Path, state: State) -> Path:
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    place = folder / f"checkpoint-{state.position['step']}"
-    with _storage(folder), _beside(folder) as part:
+    with written(folder, state.position["step"]) as part:
         save_file({name: tensor.detach().contiguous() for name, tensor in state.weights.items()}, part / WEIGHTS)
         torch.save({"optimizer": state.optimizer, "scaler": state.scaler, "random": state.random}, part / STATE)
-        where = {"position": state.position, "identity": state.identity}
-        (part / POSITION).write_text(json.dumps(where, indent=1) + "\n", encoding="utf-8")
-        seal(part)
-        if place.exists():  # a torn one, or one made before the run went back to an earlier one
-            place.rename(folder / f"{_PART}old-{os.getpid()}")
-        part.rename(place)
-        _flush(folder)
-        shutil.rmtree(folder / f"{_PART}old-{os.getpid()}", ignore_errors=True)
-    return place
+        write_position(part, state.position, state.identity)
+    return Path(folder) / part.name
+
+
+@contextmanager
+def written(
+    folder: str | Path, step: int, *, first: bool = True, meet: Callable[[], Any] = lambda: None
+) -> Iterator[Path]:
+    """A folder `checkpoint-STEP` to write in, which takes its place when the block ends well: whole, or not at all.
+
+    Args:
+        folder: of the run.
+        step: of the checkpoint; an earlier one of this step is replaced.
+        first: whether this process makes and seals it; others that write into it have False.
+        meet: waits for the other processes that write into it.
+
+    Raises:
+        RunError: the disk is full or cannot be written; what was there before is as it was.
+    """
+    folder = Path(folder)
+    place, beside = folder / f"checkpoint-{step}", folder / f"{_PART}{step}"
+    with _storage(folder):
+        try:
+            if first:
+                shutil.rmtree(beside, ignore_errors=True)
+                (beside / place.name).mkdir(parents=True)
+            meet()
+            yield beside / place.name
+            meet()
+            if first:
+                seal(beside / place.name)
+                if place.exists():  # a torn one, or one made before the run went back to an earlier one
+                    place.rename(beside / "old")
+                (beside / place.name).rename(place)
+                _flush(folder)
+            meet()
+        finally:
+            if first:
+                shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_position(folder: Path, position: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Writes where a run stands and which run it is into its checkpoint."""
+    content = json.dumps({"position": position, "identity": identity}, indent=1)
+    (folder / POSITION).write_text(content + "\n", encoding="utf-8")
+
+
+def read_position(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `write_position` wrote; ({}, {}) where another program made the checkpoint."""
+    try:
+        content = json.loads((Path(path) / POSITION).read_text(encoding="utf-8"))
+        return dict(content["position"]), dict(content["identity"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, {}
 
 
 def load(path: str | Path, *, device: torch.device | str = "cpu", checked: bool = False) -> State:
@@ -124,7 +167,9 @@ def why_not(path: str | Path, identity: Mapping[str, Any] | None = None) -> str:
     return next(iter(check(path)), "") or _foreign(Path(path), identity)
 
 
-def prune(folder: str | Path, keep: int | None, *, known_good: Path | None = None) -> list[Path]:
+def prune(
+    folder: str | Path, keep: int | None, *, known_good: Path | None = None, best: Path | None = None
+) -> list[Path]:
     """Deletes all but the newest `keep` checkpoints, and what killed processes left half-written.
 
     The newest whole one is never deleted, however many torn ones are newer.
@@ -132,7 +177,8 @@ def prune(folder: str | Path, keep: int | None, *, known_good: Path | None = Non
     Args:
         folder: of the run; no other process may be saving in it.
         keep: at least 1; None keeps all.
-        known_good: one that was written just now and need not be hashed again.
+        known_good: one that was written just now: it stays, and need not be hashed again.
+        best: another that stays.
 
     Returns:
         The checkpoints deleted.
@@ -143,7 +189,7 @@ def prune(folder: str | Path, keep: int | None, *, known_good: Path | None = Non
     if keep is None or len(paths) <= keep:
         return []
     newest_good = next((path for path in paths if path == known_good or not check(path)), None)
-    old = [path for path in paths[max(keep, 1) :] if path != newest_good]
+    old = [path for path in paths[max(keep, 1) :] if path not in (newest_good, known_good, best)]
     for path in old:
         (path / MANIFEST).unlink(missing_ok=True)  # first, so that what a crash leaves is seen to be torn
         shutil.rmtree(path, ignore_errors=True)
@@ -215,14 +261,18 @@ def _foreign(path: Path, identity: Mapping[str, Any] | None) -> str:
     """'it is another run's: learning_rate is 0.1 there, 0.2 here', or ''."""
     if identity is None:
         return ""
-    try:
-        there = json.loads((path / POSITION).read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
+    there = read_position(path)[1]
+    if not there:
         return "it was made by another program"
     here = json.loads(json.dumps(identity))  # tuples become lists, as in the file
+    told = differences(there, here)
+    return f"it is another run's: {'; '.join(told[:3])}" if told else ""
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """'learning_rate is 0.1 there, 0.2 here', for each key that differs."""
     other = [key for key in sorted(here.keys() | there.keys()) if there.get(key) != here.get(key)]
-    told = [f"{key} is {there.get(key)!r:.60} there, {here.get(key)!r:.60} here" for key in other[:3]]
-    return f"it is another run's: {'; '.join(told)}" if other else ""
+    return [f"{key} is {there.get(key)!r:.60} there, {here.get(key)!r:.60} here" for key in other]
 
 
 def _wrong(path: Path, name: str, sealed: Mapping[str, Any]) -> str:
@@ -263,18 +313,6 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A new folder to write in; gone afterwards, unless it was renamed."""
-    part = folder / f"{_PART}{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

@@ -71,6 +71,7 @@ class SFTConfig(TrainingArguments):
         image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
         freeze_vision: honed. Leave the vision tower as it is.
         token_metrics: honed. Log mean_token_accuracy and entropy; costs next to nothing.
+        max_not_finite_steps: honed. Steps whose loss or gradient is not finite are skipped; after more, the run ends.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # which a command line gives as JSON
@@ -129,6 +130,7 @@ class SFTConfig(TrainingArguments):
     image_folder: str | None = None
     freeze_vision: bool = False
     token_metrics: bool = True
+    max_not_finite_steps: int = 5
 
     def __post_init__(self) -> None:
         if self.bf16 is None:

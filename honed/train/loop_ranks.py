@@ -19,6 +19,10 @@ from honed.errors import RecipeError
 from honed.model.device import pick_device
 
 
+class Stopped(Exception):
+    """SIGTERM ended a run before its end; its newest checkpoint is whole."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
     """This process among those that train together; `world` 1 where there is only one."""

@@ -15,12 +15,9 @@ from honed.model.vocabulary import agree_on_stops, with_pad_token
 from honed.train import loop, rules
 from honed.train.config import SFTConfig
 from honed.train.loop_config import LoopConfig
+from honed.train.loop_ranks import Stopped
 from honed.train.loop_state import seed_everything
 from honed.train.seams import base_model, find_seams
-
-
-class Stopped(Exception):
-    """SIGTERM ended a run before its end; its newest checkpoint is whole."""
 
 
 class PlainTrainer:

@@ -96,17 +96,22 @@ def trained(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def identity_of(model: Any, rows: Sequence[PackedRow], config: LoopConfig, ranks: int) -> dict[str, Any]:
     """What makes a run this one, as JSON: a checkpoint that differs in any of it is another run's."""
-    data, weights = hashlib.sha256(), hashlib.sha256()
+    data = hashlib.sha256()
     for number in range(len(rows)):
         row = rows[number]
         data.update(row.input_ids.tobytes() + row.weights.tobytes() + repr(row.lengths).encode())
+    return {**config.identity(), "ranks": ranks, **identity_of_model(model), "data": data.hexdigest()}
+
+
+def identity_of_model(model: Any) -> dict[str, Any]:
+    """What a checkpoint of this model must agree with, as JSON: shapes, formats, frozen weights and adapters."""
+    weights = hashlib.sha256()
     for name, p in model.named_parameters():
         weights.update(f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}".encode())
         if not p.requires_grad:  # in no checkpoint, so it must be the same again; its first values tell
             weights.update(p.detach().flatten()[:_COMPARED].float().cpu().numpy().tobytes())
     adapters = {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()}
-    told = {**config.identity(), "ranks": ranks, "adapter": adapters}
-    return {**json.loads(json.dumps(told, default=_plain)), "data": data.hexdigest(), "model": weights.hexdigest()}
+    return {"adapter": json.loads(json.dumps(adapters, default=_plain)), "model": weights.hexdigest()}
 
 
 def seed_everything(seed: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from honed.data.collate import Batch, FlatCollator, PaddedCollator
@@ -234,9 +235,21 @@ class Datasets:
             )
 
 
-def grouped_by_length(rows: PackedRows, batch_size: int) -> LengthGroupedSampler:
-    """An order in which rows of like length meet in a batch; for padded batches, which need less padding then."""
-    return LengthGroupedSampler(batch_size, lengths=[sum(rows[n].lengths) for n in range(len(rows))])
+class GroupedByLength(LengthGroupedSampler):
+    """An order in which rows of like length meet in a batch; for padded batches, which need less padding then.
+
+    transformers' own draws from the generator that dropout draws from, so that no resumed run could find its order
+    again; this one's follows from the seed and the epoch.
+    """
+
+    def __init__(self, rows: PackedRows, batch_size: int, *, seed: int) -> None:
+        super().__init__(batch_size, lengths=[sum(rows[n].lengths) for n in range(len(rows))])
+        self._seed, self.generator = seed, torch.Generator()
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the loader before each epoch."""
+        self.generator.manual_seed(self._seed + epoch)
 
 
 def takes_labels(collator: Any) -> bool:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -22,21 +18,22 @@ from honed.errors import RecipeError, RunError
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters import lora_config
-from honed.model.load import first_line, load_model, resolve
+from honed.model.load import first_line, load_model
 from honed.model.quantize import quantization_config
 from honed.recipe import LoraRecipe, Recipe, suggest
 from honed.report.run_report import write_run_report
 from honed.train import checkpoint, vision
 from honed.train.callbacks import MetricsFile
 from honed.train.config import SFTConfig
-from honed.train.data_stamps import changed, stamps
-from honed.train.loop_recipe import PlainTrainer, Stopped, config_of, known_to_transformers
-from honed.train.metrics import memory_gb
+from honed.train.loop_ranks import Stopped, until_sigterm
+from honed.train.loop_recipe import PlainTrainer, config_of, known_to_transformers
 from honed.train.run_data import check_data, read_questions, run_data
 from honed.train.run_folder import RunFolder, storage_errors
 from honed.train.run_ranks import RunRanks, check_ranks
-from honed.train.secrets import masked, masked_command, masked_yaml
+from honed.train.run_record import RunRecord, device_name
+from honed.train.secrets import masked_yaml
 from honed.train.trainer import SFTTrainer
+from honed.train.unfinished import keep_another
 
 Say = Callable[[str], None]
 
@@ -81,9 +78,11 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
 
 def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, say: Say, overwrite: bool) -> RunResult:
     recipe = plan.recipe
+    if not overwrite:
+        keep_another(folder, recipe)
     folder.claim(masked_yaml(recipe), overwrite=overwrite)
-    record = _Record(folder, recipe, command, plan.args)
-    if overwrite and recipe.engine == "plain":
+    record = RunRecord(folder, recipe, command, plan.args)
+    if overwrite and not plan.args.resume_from_checkpoint:
         checkpoint.clear(folder.path)  # else the run would go on from the end of the one that it replaces
     try:
         samples = _run(plan, folder, record, ranks, say)
@@ -146,11 +145,11 @@ class Plan:
         )
 
 
-def _run(plan: Plan, folder: RunFolder, record: _Record, ranks: RunRanks, say: Say) -> dict[str, Any]:
+def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say: Say) -> dict[str, Any]:
     recipe, args = plan.recipe, plan.args
     with record.timed("load"):
         model, processing_class, template = _load(plan)
-    say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {_device_name(args.device)}")
+    say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {device_name(args.device)}")
     tokenizer = processing_class.tokenizer if vision.is_processor(processing_class) else processing_class
     with record.timed("answer before"):
         before = _answers(plan, model, tokenizer, template, desc="Answering before")
@@ -162,7 +161,9 @@ def _run(plan: Plan, folder: RunFolder, record: _Record, ranks: RunRanks, say: S
     if isinstance(trainer, SFTTrainer):  # the plain loop writes it too, and knows where a resumed one begins
         trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
     with record.timed("train"), storage_errors(folder.path):
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        _train(trainer, args, say)
+    if isinstance(trainer, SFTTrainer):
+        folder.write_json("worst_steps.json", {"steps": trainer.worst_steps()})
     if trainer.stream_loader is not None:  # now it is known what was read
         _tell_rows(trainer, folder, say)
     with record.timed("answer after"):
@@ -201,8 +202,22 @@ def _train_along(plan: Plan, ranks: RunRanks) -> None:
     model, processing_class, _ = _load(plan)
     with ranks.one_per_node_first():
         trainer = make_trainer(plan.recipe, plan.args, model, processing_class)
-    trainer.train(resume_from_checkpoint=plan.args.resume_from_checkpoint)
+    _train(trainer, plan.args, say=lambda text: None)
     trainer.save_model(plan.recipe.output)  # writes nothing here, but gathers what FSDP keeps on this rank
+
+
+def _train(trainer: SFTTrainer | PlainTrainer, args: SFTConfig, say: Say) -> None:
+    """Trains, from the newest checkpoint in the run's folder on if there is one.
+
+    Raises:
+        Stopped: SIGTERM came.
+    """
+    if isinstance(trainer, PlainTrainer):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        return
+    trainer.tell = lambda text: say(f"note: {text}")
+    with until_sigterm() as trainer.asked_to_stop:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "auto")
 
 
 def _tell(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:
@@ -353,60 +368,3 @@ def _answers(plan: Plan, model: Any, tokenizer: Any, template: Template | None, 
         max_new_tokens=plan.recipe.samples.max_new_tokens,
         desc=desc,
     )
-
-
-class _Record:
-    """`run.json`: what ran, on what, for how long; written at the start and at the end."""
-
-    def __init__(self, folder: RunFolder, recipe: Recipe, command: str, args: SFTConfig) -> None:
-        self._folder, self._device, self._data = folder, args.device, recipe.data
-        self.trainable_bytes = 0
-        self._seconds: dict[str, float] = {}
-        self._content: dict[str, Any] = {
-            "status": "running",
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "honed_command": masked_command(command),
-            "model": masked(recipe.model),
-            "model_folder": resolve(recipe.model),
-            "data_files": stamps(recipe.data),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-            "device": {"name": _device_name(args.device), "type": args.device.type, "threads": torch.get_num_threads()},
-        }
-        folder.write_text("recipe.yaml", masked_yaml(recipe))
-        folder.write_json("run.json", self._content)
-
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[step] = round(time.perf_counter() - start, 2)
-
-    def model(self, model: Any) -> None:
-        parameters = list(model.parameters())
-        trained = [p for p in parameters if p.requires_grad]
-        self.trainable_bytes = sum(p.numel() * p.element_size() for p in trained)
-        self._content["parameters"] = sum(p.numel() for p in parameters)
-        self._content["trainable_parameters"] = sum(p.numel() for p in trained)
-        self._content["device"]["dtype"] = str(next(iter(parameters)).dtype).removeprefix("torch.")
-
-    def changed_data(self) -> list[str]:
-        """The data files that are not what they were at the start; kept in `run.json`."""
-        self._content["data_changed"] = changed(self._content["data_files"], self._data)
-        return list(self._content["data_changed"])
-
-    def end(self, status: str) -> None:
-        peak = round(memory_gb(self._device), 3)
-        self._folder.write_json(
-            "run.json", {**self._content, "status": status, "seconds": self._seconds, "peak_memory_gb": peak}
-        )
-
-
-_PACKAGES = ("honed", "torch", "transformers", "peft", "accelerate", "tokenizers")
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()} ({torch.get_num_threads()} threads)"

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from honed.data.ledger import Ledger
 from honed.data.stream import Place, RowStream
 from honed.errors import RecipeError, RunError
+from honed.train import checkpoint
 from honed.train.config import SFTConfig
-
-STATE_FILE = "stream.json"
+from honed.train.loop_ranks import keep_on_sigterm
 
 
 class StreamDataset(IterableDataset):
@@ -114,6 +111,8 @@ def loader_of(dataset: StreamDataset, args: SFTConfig, *, size: int, after: Plac
     return StreamLoader(
         own,
         num_workers=workers,
+        worker_init_fn=keep_on_sigterm,
+        generator=torch.Generator(),  # else it would draw from the generator of dropout
         pin_memory=args.dataloader_pin_memory,
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,
     )
@@ -125,48 +124,24 @@ def _streams_itself(data: Any) -> bool:
     return isinstance(data, datasets.IterableDataset)
 
 
-class KeepsPlace(TrainerCallback):
-    """Writes the loader's place into every checkpoint.
-
-    Args:
-        loader: gives the loader in use, None before there is one.
-    """
-
-    def __init__(self, loader: Callable[[], StreamLoader | None]) -> None:
-        self._loader = loader
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After each checkpoint."""
-        loader = self._loader()
-        if loader is None or loader.place is None or not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if folder.is_dir():
-            part = folder / f"{STATE_FILE}.part"
-            part.write_text(json.dumps(loader.place.as_dict()), encoding="utf-8")
-            part.replace(folder / STATE_FILE)
-
-
-def place_to_resume(resume: Any, output_dir: str | None) -> Place | None:
+def place_to_resume(resume: str | None) -> Place | None:
     """The place to go on after; None to start from the beginning.
 
     Args:
-        resume: `resume_from_checkpoint`: a checkpoint, True for the last one in `output_dir`, or nothing.
-        output_dir: of the run.
+        resume: a checkpoint, or nothing.
 
     Raises:
         RunError: the checkpoint holds no such place.
     """
-    checkpoint = get_last_checkpoint(output_dir) if resume is True else resume
-    if not checkpoint:
+    if not resume:
         return None
-    try:
-        return Place(**json.loads((Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    place = checkpoint.read_position(resume)[0].get("stream")
+    if place is None:
         raise RunError(
-            f"{checkpoint} does not say where its stream stood: {error}",
+            f"{resume} does not say where its stream stood.",
             fix="resume from a checkpoint of a streaming run, or start anew",
-        ) from None
+        )
+    return Place(**place)
 
 
 def _as_is(item: Any) -> Any:

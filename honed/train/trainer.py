@@ -24,16 +24,17 @@ from honed.model.vocabulary import agree_on_stops
 from honed.train import legacy, rules, seams, shared_prefixes, start, stream, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
-from honed.train.evaluation import EvaluatingTrainer
 from honed.train.metrics import StepMetrics
 from honed.train.neftune import noisy_embeddings
 from honed.train.offload import offloaded, on_host
-from honed.train.rows import TOKEN_COLUMNS, Datasets, grouped_by_length
+from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
+from honed.train.trainer_checkpoint import ResumingTrainer, SavesAndStops, keep_workers
+from honed.train.trainer_watch import StepWatch
 
 logger = logging.getLogger(__name__)
 
 
-class SFTTrainer(EvaluatingTrainer):
+class SFTTrainer(ResumingTrainer):
     """Supervised fine-tuning of a causal language model.
 
     Args:
@@ -140,11 +141,11 @@ class SFTTrainer(EvaluatingTrainer):
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
             self.add_callback(self._progress)
-        self.metrics = StepMetrics(self.args.device)
+        self.metrics, self.watch = StepMetrics(self.args.device), StepWatch()
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
-        if self._datasets.streamed is not None:
-            self.add_callback(stream.KeepsPlace(lambda: self.stream_loader))
+        streams = self._datasets.streamed is not None
+        self.add_callback(SavesAndStops(self._go_on, self._stops, streams=streams))
         self.notes += self._datasets.notes
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)
@@ -156,14 +157,22 @@ class SFTTrainer(EvaluatingTrainer):
             return self.stream_loader.ledger
         return self._datasets.ledger()
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains; see `transformers.Trainer.train`."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains; see `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: a checkpoint; True for the newest good one in `output_dir`; "auto" for the same, or
+                none if there is none.
+
+        Raises:
+            RunError: there is no checkpoint to resume from, or too many steps had no finite loss or gradient.
+        """
+        resume = self.checkpoint_to_resume(resume_from_checkpoint)
         if isinstance(self.train_dataset, stream.StreamDataset):
-            resume = args[0] if args else kwargs.get("resume_from_checkpoint")
-            self._stream_after = stream.place_to_resume(resume, self.args.output_dir)
+            self._stream_after = stream.place_to_resume(resume)
         try:
             with self._seams_open(), start.checkpointing_undone(self.model):
-                return super().train(*args, **kwargs)
+                return super().train(resume, *args, **kwargs)
         finally:
             self._progress.close(finished=False)  # which training that broke off has not done
 
@@ -192,7 +201,9 @@ class SFTTrainer(EvaluatingTrainer):
     def get_train_dataloader(self) -> Any:
         """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
         if not isinstance(self.train_dataset, stream.StreamDataset):
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
+            keep_workers(loader)
+            return loader
         size, after = self._train_batch_size, self._stream_after
         self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
         return self.stream_loader
@@ -254,7 +265,9 @@ class SFTTrainer(EvaluatingTrainer):
         rows = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, PackedRows):
             return super()._get_train_sampler(train_dataset)
-        return grouped_by_length(rows, self.args.train_batch_size * self.args.gradient_accumulation_steps)
+        args = self.args
+        size = args.train_batch_size * args.gradient_accumulation_steps
+        return GroupedByLength(rows, size, seed=args.seed if args.data_seed is None else args.data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         # prepared rows have no columns; of rows as they are, a collator gets the token ids or, without any, all

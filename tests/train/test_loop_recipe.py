@@ -20,6 +20,7 @@ from honed.train import loop
 from honed.train.config import SFTConfig
 from honed.train.loop_recipe import config_of
 from honed.train.run import run
+from honed.train.trainer import SFTTrainer
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_both_engines_leave_the_same_folder(tree: dict[str, Any], tmp_path: Path, lora: Any) -> None:
     plain = trained(tree, engine="plain", lora=lora)
     trainer = trained(tree, lora=lora, output=str(tmp_path / "other"))
-    assert {path.name for path in plain.iterdir()} == {path.name for path in trainer.iterdir()}
+    assert {path.name for path in plain.iterdir()} | {"worst_steps.json"} == {path.name for path in trainer.iterdir()}
     name = "model.safetensors" if lora is None else "adapter_model.safetensors"
     ours, theirs = load_file(plain / name), load_file(trainer / name)
     assert ours.keys() == theirs.keys()
@@ -94,6 +95,34 @@ def test_sigterm_ends_the_command_with_0_and_the_next_one_goes_on(
 
     assert main(command) == 2, "a finished run is not replaced without a word"
     assert main([*command, "--overwrite"]) == 0
+    assert [line["step"] for line in metrics(folder) if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_sigterm_to_the_trainer_does_the_same(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = trained(tree, output=str(tmp_path / "whole"))
+    recipe, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(as_yaml(recipe_from(tree)))
+    real = SFTTrainer.training_step
+
+    def stopped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", stopped)
+    assert main(["train", str(recipe)]) == 0
+    assert "Stopped at step 2 and saved" in capsys.readouterr().out
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    monkeypatch.undo()
+    assert main(["train", str(recipe), "learning_rate=0.02"]) == 2, "another recipe's checkpoints are kept"
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["train", str(recipe)]) == 0
+    assert "going on from checkpoint-2" in capsys.readouterr().out
+    name = "adapter_model.safetensors"
+    ours, expected = load_file(folder / name), load_file(whole / name)
+    assert all(torch.equal(ours[key], expected[key]) for key in expected)
     assert [line["step"] for line in metrics(folder) if "loss" in line] == [1, 2, 3, 4]
 
 

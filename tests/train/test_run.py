@@ -22,7 +22,7 @@ from honed.train.run import read_questions, run, training_arguments
 
 IDS = torch.arange(3, 40)[None]
 STEPS = 3
-RECORDS = {"recipe.yaml", "run.json", "metrics.jsonl", "ledger.json", "samples.json", "report.html"}
+RECORDS = {"recipe.yaml", "run.json", "metrics.jsonl", "ledger.json", "samples.json", "report.html", "worst_steps.json"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"}
 ADAPTER = {"adapter_model.safetensors", "adapter_config.json", "README.md"}
 WHOLE = {"model.safetensors", "config.json"}
@@ -241,7 +241,7 @@ def test_a_run_resumes_from_its_checkpoint(tree: dict[str, Any], runner: Runner,
     folder = runner({**tree, "train": again}, overwrite=True)
     assert (folder / "adapter_model.safetensors").read_bytes() == whole
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 3]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
 
 
 def test_a_held_out_file_is_evaluated(tree: dict[str, Any], runner: Runner) -> None:

@@ -103,7 +103,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
     make(chat_rows, streaming=True, save_strategy="steps", save_steps=4, **changes).train()
     checkpoint = tmp_path / "out" / "checkpoint-4"
     batches = 4 * changes.get("gradient_accumulation_steps", 1)
-    assert json.loads((checkpoint / "stream.json").read_text())["batch"] == batches - 1
+    assert json.loads((checkpoint / "position.json").read_text())["position"]["stream"]["batch"] == batches - 1
     resumed = make(chat_rows, streaming=True, **changes)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert losses(resumed)[-2:] == losses(whole)[-2:]
@@ -116,9 +116,9 @@ def test_a_stream_needs_an_end_and_a_place_to_go_on(
 ) -> None:
     with pytest.raises(RecipeError, match="no known number"):
         make(chat_rows, streaming=True, max_steps=-1)
-    assert place_to_resume(None, str(tmp_path)) is None
+    assert place_to_resume(None) is None
     with pytest.raises(RunError, match="does not say where its stream stood"):
-        place_to_resume(tmp_path, None)
+        place_to_resume(str(tmp_path))
 
 
 def test_no_loader_of_torch_is_needed_to_read_one(stream: RowStream) -> None:
