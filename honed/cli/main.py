@@ -7,10 +7,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from honed.cli import cache, chat, data, demo, export, generate, new, train
+from honed.cli import cache, chat, data, demo, export, generate, new, prove, train
 from honed.errors import HonedError
 
-VERBS = (train, demo, chat, generate, export, data, new, cache)
+VERBS = (train, demo, chat, generate, export, data, new, prove, cache)
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
