@@ -85,7 +85,9 @@ def line(finding: Finding) -> str:
     """A statement as two lines: numbers, then on what they were measured."""
     numbers = f"{'':17}"
     if finding.measured is not None and finding.bound is not None:
-        numbers = f"{finding.measured:9.2g} {finding.bound:7.0e}" if finding.bound else f"{finding.measured:9.2g}       0"
+        numbers = (
+            f"{finding.measured:9.2g} {finding.bound:7.0e}" if finding.bound else f"{finding.measured:9.2g}       0"
+        )
     detail = textwrap.fill(finding.detail, width=110, initial_indent="    ", subsequent_indent="    ")
     return f"{finding.statement:{WIDTH}} {numbers}  {finding.status}\n{detail}"
 

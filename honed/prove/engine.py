@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers.trainer_callback import PrinterCallback
 
-from honed.data.collate import FlatCollator
+from honed.data.collate import FlatCollator, PaddedCollator
 from honed.data.table import PackedRows
 from honed.train.config import SFTConfig
-from honed.train.seams import Seams, base_model, find_seams, opened, token_scores
+from honed.train.seams import Seams, find_seams, opened, token_scores
 from honed.train.trainer import SFTTrainer
 
 ONE_STEP: dict[str, Any] = {
@@ -93,7 +94,7 @@ def reference(model: Any, rows: PackedRows) -> Step:
         nll_N = F.cross_entropy(wide_NV, ids_1T[0, 1:][chosen_T], reduction="none")
         share = (nll_N * weights_T[chosen_T]).sum() / total
         share.backward()
-        loss += float(share)
+        loss += float(share.detach())
     gradient = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
     return Step(loss=loss, gradient=gradient)
 
@@ -101,17 +102,22 @@ def reference(model: Any, rows: PackedRows) -> Step:
 def make_trainer(
     kind: type[SFTTrainer], model: Any, rows: Any, tokenizer: Any, folder: str, *, padded: bool = False, **changes: Any
 ) -> SFTTrainer:
-    """A trainer on rows that are prepared already.
+    """A trainer for one step on rows that are prepared already.
 
     Args:
-        padded: pad batches, as it does for a model whose attention somebody chose.
+        padded: pad batches, whether the model needs it or not.
         changes: arguments of SFTConfig.
     """
     on_host = next(model.parameters()).device.type == "cpu"
-    if padded:
-        base_model(model).set_attn_implementation("eager")
     args = SFTConfig(**{**ONE_STEP, "output_dir": folder, "use_cpu": on_host, **changes})
-    return kind(model, args=args, train_dataset=rows, processing_class=tokenizer)
+    collate = PaddedCollator(pad_token_id=tokenizer.pad_token_id) if padded else None
+    return silent(kind(model, args=args, data_collator=collate, train_dataset=rows, processing_class=tokenizer))
+
+
+def silent(trainer: SFTTrainer) -> SFTTrainer:
+    """The trainer, which prints nothing any more."""
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def one_step(

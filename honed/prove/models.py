@@ -68,9 +68,11 @@ def choose(
     counts = {name: _parameters(part) for name, part in parts.items()}
     if size == "auto":
         size = next((name for name in ("whole", "cut") if counts[name] <= WHOLE), "shrunken")
-    main = _chosen(recipe, parts[size], tokenizer, size, device, dtype)
+    main = _chosen(recipe, parts[size], tokenizer, size=size, device=device, dtype=dtype)
     small = size if counts[size] <= DRILL else "shrunken"
-    drill = main if small == size else _chosen(recipe, parts[small], tokenizer, small, device, dtype)
+    if small == size:
+        return main, main
+    drill = _chosen(recipe, parts[small], tokenizer, size=small, device=device, dtype=dtype)
     return main, drill
 
 
@@ -158,7 +160,7 @@ def _built(config: Any) -> Any:
 
 
 def _chosen(
-    recipe: Recipe, config: Any, tokenizer: Any, size: str, device: torch.device, dtype: torch.dtype
+    recipe: Recipe, config: Any, tokenizer: Any, *, size: str, device: torch.device, dtype: torch.dtype
 ) -> Chosen:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

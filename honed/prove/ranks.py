@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from honed.data.table import PackedRows
-from honed.prove.engine import Step, one_step
+if TYPE_CHECKING:
+    from honed.data.table import PackedRows
+    from honed.prove.engine import Step
 
 WORLD = 2
 
@@ -27,6 +29,8 @@ def stepped_by_ranks(kind: type[Any], model: Any, rows: PackedRows, tokenizer: A
     Raises:
         Exception: of torch's, with the traceback of the process that failed.
     """
+    from honed.prove.engine import Step
+
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
@@ -41,11 +45,14 @@ def _rank(rank: int, port: int, folder: str) -> None:
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in own.items()})
     torch.set_num_threads(1)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before the imports, in which it speaks
     from honed.model.minimind import register
+    from honed.prove.engine import one_step
 
     register()
     kind, model, rows, tokenizer = torch.load(Path(folder) / "job.pt", weights_only=False)  # written just now, by us
-    step = one_step(kind, model, rows, tokenizer, accumulation=WORLD, gradient_accumulation_steps=1)
+    own_rows = {"per_device_train_batch_size": len(rows) // WORLD, "ddp_find_unused_parameters": False}
+    step = one_step(kind, model, rows, tokenizer, **own_rows)
     if rank == 0:
         torch.save({"loss": step.loss, "gradient": step.gradient}, Path(folder) / "step.pt")
     torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from honed.data.table import PackedRows
 from honed.errors import RecipeError
 from honed.model.adapters import has_adapter, load_with_adapter
 from honed.model.load import load_model
-from honed.prove.engine import apart, one_step, trained, weights_apart
+from honed.prove.engine import apart, one_step, silent, trained, weights_apart
 from honed.prove.ranks import stepped_by_ranks
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Subject
@@ -23,7 +23,7 @@ from honed.train.config import SFTConfig
 from honed.train.loop_recipe import config_of, known_to_transformers
 
 STEPS = 3
-STOP = 2  # the step after which a run is stopped
+STOP = 1  # the step after which a run is stopped, and as many are left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def engines(subject: Subject) -> Measured:
 def resumed(subject: Subject) -> Measured:
     """A run of SFTTrainer that goes on from a checkpoint against one that was never stopped."""
     with tempfile.TemporaryDirectory() as folder:
-        args = _arguments(subject, folder, max_steps=STOP + 2, save_strategy="steps", save_steps=STOP)
+        args = _arguments(subject, folder, max_steps=2 * STOP, save_strategy="steps", save_steps=STOP)
         whole = _by_trainer(subject, args)
         again = _by_trainer(subject, args, resume=str(Path(folder) / f"checkpoint-{STOP}"))
     return _bits(whole, again)
@@ -62,11 +62,11 @@ def resumed(subject: Subject) -> Measured:
 def resumed_by_loop(subject: Subject) -> Measured:
     """The same for the plain loop."""
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        args = _arguments(subject, one, max_steps=STOP + 2, save_strategy="steps", save_steps=STOP)
+        args = _arguments(subject, one, max_steps=2 * STOP, save_strategy="steps", save_steps=STOP)
         whole = _by_loop(subject, args, Path(one))
         shutil.copytree(Path(one) / f"checkpoint-{STOP}", Path(other) / f"checkpoint-{STOP}")
         again = _by_loop(subject, args, Path(other))
-    if len(again.log) != 2:
+    if len(again.log) != STOP:
         raise AssertionError("the loop did not go on from the checkpoint")
     return _bits(whole, again)
 
@@ -107,9 +107,8 @@ def _arguments(subject: Subject, folder: str, **changes: Any) -> SFTConfig:
 
 
 def _by_trainer(subject: Subject, args: SFTConfig, *, resume: str | None = None) -> Run:
-    trainer = subject.trainer(
-        subject.drill.make(), args=args, train_dataset=subject.rows, processing_class=subject.tokenizer
-    )
+    model = subject.drill.make()
+    trainer = silent(subject.trainer(model, args=args, train_dataset=subject.rows, processing_class=subject.tokenizer))
     trainer.train(resume_from_checkpoint=resume)
     return Run(log=[line for line in trainer.state.log_history if "loss" in line], weights=trained(trainer.model))
 
@@ -119,15 +118,15 @@ def _by_loop(subject: Subject, args: SFTConfig, folder: Path | None) -> Run:
         config = config_of(args)
     except RecipeError as error:
         raise NotChecked(error.problem) from None
-    model = subject.drill.make()
-    outcome = loop.train(model, subject.rows, config, folder=folder, pad_token_id=subject.tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
+    model, rows = subject.drill.make(), [subject.rows[n] for n in range(len(subject.rows))]
+    outcome = loop.train(model, rows, config, folder=folder, pad_token_id=subject.tokenizer.pad_token_id)
     return Run(log=outcome.log, weights=trained(model))
 
 
 def _bits(whole: Run, again: Run) -> Measured:
     differing = [name for name, tensor in whole.weights.items() if not torch.equal(tensor, again.weights[name])]
-    losses = [a["loss"] != b["loss"] for a, b in zip(whole.log[-2:], again.log[-2:], strict=True)]
-    detail = f"stopped after {STOP} of {STOP + 2} steps; {len(whole.weights)} tensors and 2 losses, bit for bit"
+    losses = [a["loss"] != b["loss"] for a, b in zip(whole.log[-STOP:], again.log[-STOP:], strict=True)]
+    detail = f"stopped after {STOP} of {2 * STOP} steps; {len(whole.weights)} tensors and the last loss, bit for bit"
     return Measured(value=len(differing) + sum(losses), bound=0, detail=detail)
 
 

@@ -26,7 +26,7 @@ from honed.errors import DataError
 
 TEXT_ROWS = 200  # rows whose tokens are looked at; nothing is computed with most of them
 DOCUMENTS = 16  # documents that are computed with,
-TOKENS = 768  # fewer if they have more tokens than this together,
+TOKENS = 512  # fewer if they have more tokens than this together,
 FEWEST = 4  # but so many at least,
 LONGEST = 256  # each cut to so many tokens
 

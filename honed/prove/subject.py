@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from honed.data.table import PackedRows
+from honed.prove.engine import Step
 from honed.prove.models import Chosen
 from honed.prove.sample import Sample
 from honed.prove.statement import NotChecked
@@ -20,7 +21,8 @@ from honed.train.seams import Seams
 from honed.train.trainer import SFTTrainer
 
 # Relative distance that rounding alone explains, of sums in another order.
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+# Models compute their norms and rotations in float32 whatever their own format is, so float64 is not 1e-15.
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
 ROUNDING_OF_HALF = 5e-2
 
 ON_ITS_OWN: dict[str, Any] = {
@@ -33,6 +35,7 @@ ON_ITS_OWN: dict[str, Any] = {
     "logging_steps": 1,
     "logging_nan_inf_filter": False,
     "disable_tqdm": True,
+    "token_metrics": False,
 }
 # Of the recipe's arguments, those that shape what is trained; devices, hubs, trackers and launchers are left out.
 KEPT = (
@@ -55,6 +58,7 @@ class Subject:
         seams: which seams the model takes.
         dtype: of both.
         trainer: SFTTrainer; tests put broken ones here.
+        steps: what `sums` has computed already, by name.
     """
 
     recipe: Recipe
@@ -66,6 +70,7 @@ class Subject:
     dtype: torch.dtype
     device: torch.device
     trainer: type[SFTTrainer] = SFTTrainer
+    steps: dict[str, Step] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Any:
@@ -104,15 +109,13 @@ class Subject:
             HonedError: see `training_arguments`.
         """
         own = {key: value for key, value in self.recipe.train.items() if key in KEPT}
-        own |= {"per_device_train_batch_size": min(int(own["per_device_train_batch_size"]), max(1, len(self.rows) // 2))}
+        own |= {
+            "per_device_train_batch_size": min(int(own["per_device_train_batch_size"]), max(1, len(self.rows) // 2))
+        }
         own |= {"gradient_accumulation_steps": min(int(own.get("gradient_accumulation_steps", 1)), 2)}
         on_host: Mapping[str, Any] = {"use_cpu": self.device.type == "cpu"}
-        data = replace(
-            self.recipe.data, streaming=False, held_out=None, eval_share=None, packing=False, cache=False
-        )
-        short = replace(
-            self.recipe, output=str(folder), data=data, train={**own, **ON_ITS_OWN, **on_host, **changes}
-        )
+        data = replace(self.recipe.data, streaming=False, held_out=None, eval_share=None, packing=False, cache=False)
+        short = replace(self.recipe, output=str(folder), data=data, train={**own, **ON_ITS_OWN, **on_host, **changes})
         return training_arguments(short)
 
 

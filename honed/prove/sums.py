@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -108,11 +109,22 @@ _ROUTED = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def _step(subject: Subject, rows: PackedRows, **changes: Any) -> Step:
-    return one_step(subject.trainer, subject.model.make(), rows, subject.tokenizer, **changes)
+    """The trainer's step; what several statements need is computed once."""
+
+    def step() -> Step:
+        return one_step(subject.trainer, subject.model.make(), rows, subject.tokenizer, **changes)
+
+    return _known(subject, f"step {changes}", step) if rows is subject.rows else step()
 
 
 def _one_by_one(subject: Subject) -> Step:
-    return reference(subject.model.make(), subject.rows)
+    return _known(subject, "reference", lambda: reference(subject.model.make(), subject.rows))
+
+
+def _known(subject: Subject, name: str, compute: Callable[[], Step]) -> Step:
+    if name not in subject.steps:
+        subject.steps[name] = compute()
+    return subject.steps[name]
 
 
 def _against(subject: Subject, found: Step, expected: Step, detail: str) -> Measured:

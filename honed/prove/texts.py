@@ -47,14 +47,13 @@ def stopped(subject: Subject) -> Measured:
     """The last token of each trained turn: trained, a special one, and one at which generation will stop."""
     special = set(subject.tokenizer.convert_tokens_to_ids(special_tokens(subject.tokenizer)))
     model = base_model(subject.drill.make())
-    prepared = prepare(subject.sample.data, subject.tokenizer, subject.sample.options)
-    agree_on_stops(model, subject.tokenizer, prepared.stop_ids)
-    known = model.generation_config.eos_token_id
-    stops = special & {known} if isinstance(known, int) else special & set(known or ())
     rows = [row for row in subject.sample.rows if not row.cut]
     turns = [(view, turn) for row in rows for view in row.views for turn in view.turns]
     if not turns:
         raise NotChecked("no row has a trained turn that ends within max_length")
+    agree_on_stops(model, subject.tokenizer, sorted({turn.stop for _, turn in turns}))
+    known = model.generation_config.eos_token_id
+    stops = special & {known} if isinstance(known, int) else special & set(known or ())
     wrong = [t for view, t in turns if int(view.input_ids[t.end - 1]) not in stops or view.weights[t.end - 1] <= 0]
     ends = Counter(subject.tokenizer.convert_ids_to_tokens(int(view.input_ids[t.end - 1])) for view, t in turns)
     named = ", ".join(f"{token!r} {n:,}" for token, n in ends.most_common(3))
