@@ -170,6 +170,8 @@ def _chosen(
             torch.nn.init.normal_(model.get_input_embeddings().weight.data, std=WIDE)
         else:
             model = load_model(recipe.model, device=device, dtype=dtype, config=copy.deepcopy(config))
+        if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # the grouped product of matrices takes no float64
         model = with_adapter(model, recipe.lora, tokenizer)
     text, count = config.get_text_config(), sum(p.numel() for p in model.parameters())
     words = f"{size}: {text.num_hidden_layers} layers of {text.hidden_size}, {count:,} parameters"
