@@ -31,7 +31,7 @@ def test_a_shrunken_copy_is_small_and_runs(family: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(small)
     assert model(input_ids=torch.arange(6)[None]).logits.shape == (1, 6, 300)
-    assert sum(p.numel() for p in model.parameters()) < 12_000_000
+    assert sum(p.numel() for p in model.parameters()) < 20_000_000
     kinds = getattr(config, "layer_types", None)
     assert kinds is None or set(small.layer_types) == set(kinds)
 
