@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from honed.cli import cache, chat, data, demo, doctor, eval, export, generate, new, plan, train
+from honed.cli import cache, chat, data, demo, doctor, eval, export, generate, new, plan, prove, train
 from honed.errors import HonedError
 
-VERBS = (train, plan, demo, chat, generate, eval, export, data, new, cache, doctor)
+VERBS = (train, plan, prove, demo, chat, generate, eval, export, data, new, cache, doctor)
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 

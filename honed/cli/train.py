@@ -64,10 +64,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from honed.cli.train_dry_run import FLAG, show
 from honed.cli.train_help import HelpAll
 from honed.errors import RecipeError
+
+if TYPE_CHECKING:
+    from honed.recipe import Recipe
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
@@ -87,16 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, command: str) -> int:
     """Trains and shows the result."""
     from honed.cli.console import quiet_libraries, show_result
-    from honed.recipe import load_recipe
 
-    _refuse_bytes([*args.items, *(args.data or ()), args.model or "", args.output or ""])
-    # `--data FILE learning_rate=1e-4`: argparse takes what follows for files
-    files = [item for item in args.data or () if "=" not in item or Path(item).exists()]
-    path, changes = divide([*args.items, *(item for item in args.data or () if item not in files)])
-    changes += [f"{key}={_quoted(value)}" for key, value in _shorts(args) if value]
-    if files:
-        changes.append(f"data.files=[{', '.join(map(_quoted, files))}]")
-    recipe = load_recipe(path, changes)
+    recipe = recipe_of(args)
     quiet_libraries()
     if args.dry_run:
         show(recipe, command)
@@ -109,8 +105,23 @@ def run(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def _shorts(args: argparse.Namespace) -> list[tuple[str, str | None]]:
-    return [("model", args.model), ("engine", args.engine), ("output", args.output)]
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that a command line names, with its changes; options that are not there change nothing.
+
+    Raises:
+        RecipeError: see `load_recipe` and `divide`.
+    """
+    from honed.recipe import load_recipe
+
+    shorts = [(key, getattr(args, key, None)) for key in ("model", "engine", "output")]
+    _refuse_bytes([*args.items, *(args.data or ()), *(value or "" for _, value in shorts)])
+    # `--data FILE learning_rate=1e-4`: argparse takes what follows for files
+    files = [item for item in args.data or () if "=" not in item or Path(item).exists()]
+    path, changes = divide([*args.items, *(item for item in args.data or () if item not in files)])
+    changes += [f"{key}={_quoted(value)}" for key, value in shorts if value]
+    if files:
+        changes.append(f"data.files=[{', '.join(map(_quoted, files))}]")
+    return load_recipe(path, changes)
 
 
 def divide(items: list[str]) -> tuple[Path | None, list[str]]:

@@ -77,5 +77,5 @@ _PACKAGES = ("honed", "torch", "transformers", "peft", "accelerate", "tokenizers
 
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     return f"{device.type.upper()} ({torch.get_num_threads()} threads)"

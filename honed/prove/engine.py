@@ -1,0 +1,169 @@
+"""One optimizer step of the trainer as a loss and a gradient, and the same from first principles.
+
+The trainer is asked through its public methods only: a step of plain SGD at rate 1 moves the weights by the gradient.
+
+Shapes: T tokens of a document, N trained tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.trainer_callback import PrinterCallback
+
+from honed.data.collate import FlatCollator, PaddedCollator
+from honed.data.table import PackedRows
+from honed.train.config import SFTConfig
+from honed.train.seams import Seams, find_seams, opened, token_scores
+from honed.train.trainer import SFTTrainer
+
+ONE_STEP: dict[str, Any] = {
+    "max_steps": 1,
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "weight_decay": 0.0,
+    "train_sampling_strategy": "sequential",
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "token_metrics": False,
+    "max_length": 1 << 20,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Loss of a step, and the gradient of every weight that is trained."""
+
+    loss: float
+    gradient: dict[str, torch.Tensor]
+
+
+def apart(found: Step, expected: Step) -> float:
+    """The larger relative distance of the two: of the losses, and of the gradients in their norm."""
+    loss = abs(found.loss - expected.loss) / max(abs(expected.loss), 1e-300)
+    return _worst(loss, weights_apart(found.gradient, expected.gradient))
+
+
+def weights_apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The norm of the difference over the norm of what was expected; inf where other weights are there."""
+    if found.keys() != expected.keys():
+        return math.inf
+    difference = sum(float((found[n].double() - expected[n].double()).square().sum()) for n in expected)
+    norm = sum(float(expected[n].double().square().sum()) for n in expected)
+    return math.sqrt(difference / norm) if norm else math.inf
+
+
+def _worst(*distances: float) -> float:
+    """Their maximum; nan if one is nan, for which `max` would depend on the order."""
+    return math.nan if any(map(math.isnan, distances)) else max(distances)
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of what is trained, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def reference(model: Any, rows: PackedRows) -> Step:
+    """Loss and gradient from first principles: each document by itself, torch's own cross-entropy, one division.
+
+    Args:
+        model: its gradients are overwritten.
+        rows: one document in each.
+    """
+    device = next(model.parameters()).device
+    total, loss = float(rows.table.weights.sum()), 0.0
+    model.zero_grad()
+    for row in rows:  # type: ignore[attr-defined]
+        ids_1T = torch.from_numpy(row.input_ids).long()[None].to(device)
+        weights_T = torch.from_numpy(row.weights)[1:].to(device)
+        chosen_T = weights_T > 0
+        logits_NV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1][chosen_T]
+        wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+        nll_N = F.cross_entropy(wide_NV, ids_1T[0, 1:][chosen_T], reduction="none")
+        share = (nll_N * weights_T[chosen_T]).sum() / total
+        share.backward()
+        loss += float(share.detach())
+    gradient = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+    return Step(loss=loss, gradient=gradient)
+
+
+def make_trainer(
+    kind: type[SFTTrainer], model: Any, rows: Any, tokenizer: Any, folder: str, *, padded: bool = False, **changes: Any
+) -> SFTTrainer:
+    """A trainer for one step on rows that are prepared already.
+
+    Args:
+        padded: pad batches, whether the model needs it or not.
+        changes: arguments of SFTConfig.
+    """
+    on_host = next(model.parameters()).device.type == "cpu"
+    args = SFTConfig(**{**ONE_STEP, "output_dir": folder, "use_cpu": on_host, **changes})
+    collate = PaddedCollator(pad_token_id=tokenizer.pad_token_id) if padded else None
+    return silent(kind(model, args=args, data_collator=collate, train_dataset=rows, processing_class=tokenizer))
+
+
+def silent(trainer: SFTTrainer) -> SFTTrainer:
+    """The trainer, which prints nothing any more."""
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def one_step(
+    kind: type[SFTTrainer], model: Any, rows: PackedRows, tokenizer: Any, *, accumulation: int = 1, **changes: Any
+) -> Step:
+    """Loss and gradient of the trainer's first step over all rows.
+
+    Args:
+        kind: SFTTrainer.
+        model: trained by that step.
+        rows: what is in the step.
+        accumulation: into how many micro-batches it is divided.
+        changes: see `make_trainer`.
+    """
+    size = {"per_device_train_batch_size": -(-len(rows) // accumulation), "gradient_accumulation_steps": accumulation}
+    before = trained(model)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(kind, model, rows, tokenizer, folder, **{**size, **changes})
+        trainer.train()
+    after = trained(trainer.model)
+    loss = next(line["loss"] for line in trainer.state.log_history if "loss" in line)
+    return Step(loss=float(loss), gradient={name: before[name] - after[name] for name in before})
+
+
+def seams_of(model: Any) -> Seams:
+    """Which of honed's seams the model takes, and why not."""
+    return find_seams(model)
+
+
+@torch.no_grad()
+def head_apart(model: Any, rows: PackedRows) -> tuple[float, int]:
+    """The largest distance of a token's score at the scoring head from that of whole logits, and how many tokens."""
+    batch = FlatCollator()([rows[n] for n in range(len(rows))])
+    device = next(model.parameters()).device
+    batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    flat = seams_of(model).flat
+    if not flat:  # one long document then, which is as good to compare two heads on
+        batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
+    with opened(model, Seams(flat=flat, scoring=True)) as head:
+        scored_N = token_scores(model, batch, head)[0].nll_N
+    with opened(model, Seams(flat=flat)):
+        inputs = {key: value for key, value in batch.items() if key not in ("labels", "loss_weights")}
+        logits_TV = model(**inputs, use_cache=False).logits[0]
+    positions = (batch["labels"][0, 1:] >= 0).nonzero()[:, 0]
+    targets_N = batch["labels"][0, positions + 1]
+    wide_NV = logits_TV[positions]
+    wide_NV = wide_NV if wide_NV.dtype == torch.float64 else wide_NV.float()
+    plain_N = F.cross_entropy(wide_NV, targets_N, reduction="none")
+    return float((scored_N - plain_N).abs().max() / plain_N.abs().max()), len(plain_N)

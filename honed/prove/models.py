@@ -1,0 +1,194 @@
+"""The user's model as it is checked: whole in float64 where it is small enough, else a part of it or a small copy.
+
+    whole      all its layers and weights
+    cut        its first layers with their own weights, its embedding and its head
+    shrunken   its architecture with few layers, heads and experts and random weights; its vocabulary
+
+Dropout is off, and so is the router's auxiliary loss, which is a mean over a batch and so depends on what is in it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from honed.errors import ModelError, RecipeError
+from honed.model.adapters import lora_config, ready_to_train
+from honed.model.load import first_line, load_model, resolve
+from honed.recipe import LoraRecipe, Recipe
+
+SIZES = ("auto", "whole", "cut", "shrunken")
+WHOLE = 50_000_000  # parameters that two CPU cores compute with in float64 in seconds
+DRILL = 3_000_000  # that they can also train, save and send to another process in no time
+LAYERS = 2
+MOST_LAYERS = 8  # of a model whose layers are of several kinds
+WIDE = 0.1  # standard deviation of random weights: at 0.02 the layers hardly change what the head sees
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """A model to check.
+
+    Attributes:
+        make: a new copy each time it is called, always with the same weights, ready to train, in training mode.
+        size: "whole", "cut" or "shrunken".
+        words: what it is, for the user.
+    """
+
+    make: Callable[[], Any]
+    size: str
+    words: str
+
+
+def choose(
+    recipe: Recipe, tokenizer: Any, *, size: str, device: torch.device, dtype: torch.dtype
+) -> tuple[Chosen, Chosen]:
+    """The model that sums are checked on, and the small one that is trained for several steps.
+
+    Args:
+        recipe: `model` and `lora` are looked at.
+        tokenizer: the model's.
+        size: one of SIZES; "auto" takes the first that is small enough.
+        device, dtype: where, and in what format.
+
+    Raises:
+        ModelError: the model cannot be found, loaded or shrunk.
+        RecipeError: the size is not known.
+    """
+    if size not in SIZES:
+        raise RecipeError(f"size is {size!r}.", fix=f"set one of {', '.join(SIZES)}")
+    config = exact(_config(recipe.model))
+    parts = {"whole": config, "cut": cut(config), "shrunken": shrunken(config)}
+    counts = {name: _parameters(part) for name, part in parts.items()}
+    if size == "auto":
+        size = next((name for name in ("whole", "cut") if counts[name] <= WHOLE), "shrunken")
+    main = _chosen(recipe, parts[size], tokenizer, size=size, device=device, dtype=dtype)
+    small = size if counts[size] <= DRILL else "shrunken"
+    if small == size:
+        return main, main
+    drill = _chosen(recipe, parts[small], tokenizer, size=small, device=device, dtype=dtype)
+    return main, drill
+
+
+def exact(config: Any) -> Any:
+    """A copy of the configuration without dropout and without an auxiliary loss."""
+    config = copy.deepcopy(config)
+    for inner in {id(c): c for c in (config, config.get_text_config())}.values():
+        for name, value in inner.to_dict().items():
+            if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
+                setattr(inner, name, 0.0)
+        if getattr(inner, "output_router_logits", False):
+            inner.output_router_logits = False
+    return config
+
+
+def cut(config: Any) -> Any:
+    """A copy with the first layers only: two, or as many as hold each kind of layer once."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    kinds = list(getattr(text, "layer_types", None) or [])
+    count = LAYERS
+    while count < min(len(kinds), MOST_LAYERS) and set(kinds[:count]) != set(kinds):
+        count += 1
+    text.num_hidden_layers = min(text.num_hidden_layers, count)
+    if kinds:
+        text.layer_types = kinds[: text.num_hidden_layers]
+    return config
+
+
+def shrunken(config: Any) -> Any:
+    """The same with few heads and experts; the size of a head and the vocabulary stay."""
+    config = cut(config)
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    few = min(key_heads, 2 if heads == key_heads else 1)
+    text.num_attention_heads = few * (heads // key_heads)
+    if getattr(text, "num_key_value_heads", None):
+        text.num_key_value_heads = few
+    text.hidden_size = min(text.hidden_size, text.num_attention_heads * size)
+    for name in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "n_inner"):
+        if getattr(text, name, None):
+            setattr(text, name, min(getattr(text, name), 2 * text.hidden_size))
+    for name in EXPERTS:
+        if getattr(text, name, None):
+            setattr(text, name, min(getattr(text, name), 4))
+    if getattr(text, "num_experts_per_tok", None):
+        text.num_experts_per_tok = min(text.num_experts_per_tok, 2)
+    if hasattr(text, "initializer_range"):
+        text.initializer_range = WIDE
+    return config
+
+
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    from honed.model.minimind import register
+
+    register()
+    folder = resolve(name)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # each missing or garbled file raises its own kind
+        raise ModelError(
+            f"The model {name} has no configuration that can be read: {first_line(error)}",
+            fix="check the name and the folder's config.json",
+        ) from None
+
+
+def _parameters(config: Any) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in _built(config).parameters())
+
+
+def _built(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    except Exception as error:  # a configuration whose sizes belong together in ways of its own
+        raise ModelError(
+            f"No model could be made of this configuration: {first_line(error)}", fix="choose another --size"
+        ) from None
+
+
+def _chosen(
+    recipe: Recipe, config: Any, tokenizer: Any, *, size: str, device: torch.device, dtype: torch.dtype
+) -> Chosen:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if size == "shrunken":
+            model = _built(config).to(dtype).to(device)
+            # transformers leaves the pad token's row at zero
+            torch.nn.init.normal_(model.get_input_embeddings().weight.data, std=WIDE)
+        else:
+            model = load_model(recipe.model, device=device, dtype=dtype, config=copy.deepcopy(config))
+        if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # the grouped product of matrices takes no float64
+        model = with_adapter(model, recipe.lora, tokenizer)
+    text, count = config.get_text_config(), sum(p.numel() for p in model.parameters())
+    words = f"{size}: {text.num_hidden_layers} layers of {text.hidden_size}, {count:,} parameters"
+    return Chosen(make=lambda: copy.deepcopy(model), size=size, words=f"{words}, {str(dtype)[6:]} on {device}")
+
+
+def with_adapter(model: Any, lora: LoraRecipe | None, tokenizer: Any) -> Any:
+    """The model ready to train: with the recipe's adapter, if it has one, whose weights are all made random.
+
+    LoRA's B starts at zero, and with it the gradient of A: half of the sums would check nothing.
+    """
+    adapter = None
+    if lora is not None:
+        given = {f.name: getattr(lora, f.name) for f in dataclasses.fields(LoraRecipe)}
+        adapter = lora_config(**{**given, "dropout": 0.0})
+    model, _ = ready_to_train(model, adapter, tokenizer=tokenizer)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name and parameter.requires_grad:
+            torch.nn.init.normal_(parameter.data, std=0.02)
+    return model.train()

@@ -1,0 +1,100 @@
+"""All statements, one after the other, on one recipe; what came out as a table or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from honed.errors import HonedError, RecipeError
+from honed.model.load import first_line, load_tokenizer
+from honed.model.vocabulary import with_pad_token
+from honed.prove import runs, sums, texts
+from honed.prove.engine import seams_of
+from honed.prove.models import choose
+from honed.prove.sample import documents_of, read_sample
+from honed.prove.statement import FAILED, NOT_CHECKED, PASSED, Finding, NotChecked
+from honed.prove.subject import Check, Subject
+from honed.recipe import Recipe
+from honed.train.run import training_arguments
+from honed.train.run_data import run_data
+from honed.train.vision import is_processor, load_processing_class
+
+STATEMENTS: dict[str, Check] = {**sums.STATEMENTS, **texts.STATEMENTS, **runs.STATEMENTS}
+DTYPES = ("float64", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where and on how much of the model statements are checked; see `honed.prove.models`."""
+
+    size: str = "auto"
+    device: str = "cpu"
+    dtype: str = "float64"
+
+
+def make_subject(recipe: Recipe, place: Place) -> Subject:
+    """Reads the rows and makes the model.
+
+    Raises:
+        HonedError: the recipe, the data or the model cannot be used.
+    """
+    if place.dtype not in DTYPES:
+        raise RecipeError(f"dtype is {place.dtype!r}.", fix=f"set one of {', '.join(DTYPES)}")
+    args = training_arguments(dataclasses.replace(recipe, engine="trainer", train=_known(recipe)))
+    rows = run_data(dataclasses.replace(recipe.data, eval_share=None), seed=args.seed).train
+    if is_processor(load_processing_class(recipe.model, None if recipe.data.streaming else rows)):
+        raise RecipeError("These rows show images, and statements are about text.", fix="prove a recipe of text alone")
+    tokenizer = with_pad_token(load_tokenizer(recipe.model))
+    sample = read_sample(rows, tokenizer, args.prepare_options())
+    device, dtype = torch.device(place.device), getattr(torch, place.dtype)
+    model, drill = choose(recipe, tokenizer, size=place.size, device=device, dtype=dtype)
+    return Subject(
+        recipe=recipe,
+        sample=sample,
+        rows=documents_of(sample),
+        model=model,
+        drill=drill,
+        seams=seams_of(model.make()),
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _known(recipe: Recipe) -> dict[str, Any]:
+    from honed.train.loop_recipe import known_to_transformers
+
+    return known_to_transformers(recipe.train)
+
+
+def findings(subject: Subject, statements: dict[str, Check] | None = None) -> Iterator[Finding]:
+    """What became of each statement, in order; as soon as it is known."""
+    for name, check in (STATEMENTS if statements is None else statements).items():
+        yield find(name, check, subject)
+
+
+def find(name: str, check: Check, subject: Subject) -> Finding:
+    """Checks one statement. One whose check breaks has failed: it was not shown to hold."""
+    started = time.perf_counter()
+    try:
+        measured = check(subject)
+    except (NotChecked, HonedError) as reason:
+        detail = str(reason).partition("\n")[0]
+        return Finding(statement=name, status=NOT_CHECKED, detail=detail, seconds=time.perf_counter() - started)
+    except Exception as error:  # of torch, transformers or ours: whatever it is, the others are still to be checked
+        detail = f"the check itself broke: {first_line(error)}"
+        return Finding(statement=name, status=FAILED, detail=detail, seconds=time.perf_counter() - started)
+    holds = not math.isnan(measured.value) and measured.value <= measured.bound
+    return Finding(
+        statement=name,
+        status=PASSED if holds else FAILED,
+        measured=float(measured.value),
+        bound=float(measured.bound),
+        detail=measured.detail,
+        seconds=time.perf_counter() - started,
+    )

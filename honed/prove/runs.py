@@ -1,0 +1,139 @@
+"""Statements about runs of several steps: two engines, two processes, going on after a stop, saving and loading."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from honed.data.table import PackedRows
+from honed.errors import RecipeError
+from honed.model.adapters import has_adapter, load_with_adapter
+from honed.model.load import load_model
+from honed.prove.engine import apart, one_step, silent, trained, weights_apart
+from honed.prove.ranks import stepped_by_ranks
+from honed.prove.statement import Measured, NotChecked
+from honed.prove.subject import Subject
+from honed.train import loop
+from honed.train.config import SFTConfig
+from honed.train.loop_recipe import config_of, known_to_transformers
+
+STEPS = 3
+STOP = 1  # the step after which a run is stopped, and as many are left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What each step logged, and the weights at the end."""
+
+    log: list[dict[str, float]]
+    weights: dict[str, torch.Tensor]
+
+
+def engines(subject: Subject) -> Measured:
+    """SFTTrainer against the plain loop, step by step."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = _arguments(subject, folder, max_steps=STEPS)
+        by_loop = _by_loop(subject, args, None)
+        by_trainer = _by_trainer(subject, args)
+    pairs = list(zip(by_trainer.log, by_loop.log, strict=True))
+    keys = ("loss", "grad_norm", "learning_rate")
+    logs = max(abs(a[key] - b[key]) / max(abs(b[key]), 1e-12) for a, b in pairs for key in keys)
+    value = max(logs, weights_apart(by_trainer.weights, by_loop.weights))
+    before = trained(subject.drill.make())
+    moved = weights_apart(by_loop.weights, before)
+    detail = f"{STEPS} steps: losses, gradient norms, rates, weights (which moved by {moved:.0e})"
+    return Measured(value=value, bound=max(1e-6, subject.rounding), detail=detail)  # logs are kept in float32
+
+
+def resumed(subject: Subject) -> Measured:
+    """A run of SFTTrainer that goes on from a checkpoint against one that was never stopped."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = _arguments(subject, folder, max_steps=2 * STOP, save_strategy="steps", save_steps=STOP)
+        whole = _by_trainer(subject, args)
+        again = _by_trainer(subject, args, resume=str(Path(folder) / f"checkpoint-{STOP}"))
+    return _bits(whole, again)
+
+
+def resumed_by_loop(subject: Subject) -> Measured:
+    """The same for the plain loop."""
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        args = _arguments(subject, one, max_steps=2 * STOP, save_strategy="steps", save_steps=STOP)
+        whole = _by_loop(subject, args, Path(one))
+        shutil.copytree(Path(one) / f"checkpoint-{STOP}", Path(other) / f"checkpoint-{STOP}")
+        again = _by_loop(subject, args, Path(other))
+    if len(again.log) != STOP:
+        raise AssertionError("the loop did not go on from the checkpoint")
+    return _bits(whole, again)
+
+
+def ranks(subject: Subject) -> Measured:
+    """A step of SFTTrainer in two processes against the same step in one."""
+    subject.need_two()
+    if subject.device.type != "cpu" or not torch.distributed.is_available():
+        raise NotChecked("two processes are started on the CPU only, with torch.distributed")
+    half = PackedRows(subject.rows.table, subject.rows.rows[: len(subject.rows) // 2 * 2])
+    two = stepped_by_ranks(subject.trainer, subject.drill.make(), half, subject.tokenizer)
+    one = one_step(subject.trainer, subject.drill.make(), half, subject.tokenizer)
+    return Measured(value=apart(two, one), bound=max(1e-6, subject.rounding), detail="gloo, one step of all documents")
+
+
+def reloaded(subject: Subject) -> Measured:
+    """The logits of a model that was saved and loaded again against those before."""
+    model = subject.drill.make().eval()
+    ids = torch.from_numpy(subject.rows[0].input_ids).long()[None].to(subject.device)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        model.save_pretrained(folder)
+        before = model(input_ids=ids, use_cache=False).logits
+        if has_adapter(model):
+            base = subject.drill.make().unload()
+            again = load_with_adapter(folder, device=subject.device, base=base)
+        else:
+            again = load_model(folder, device=subject.device, dtype=subject.dtype)
+        after = again.eval()(input_ids=ids, use_cache=False).logits
+    kind = "its adapter" if has_adapter(model) else "its weights"
+    return Measured(
+        value=float((after - before).abs().max()), bound=0, detail=f"{kind}, {before.numel():,} logits of a document"
+    )
+
+
+def _arguments(subject: Subject, folder: str, **changes: Any) -> SFTConfig:
+    engine = known_to_transformers(subject.recipe.train)
+    return replace(subject, recipe=replace(subject.recipe, train=engine)).arguments(folder, **changes)
+
+
+def _by_trainer(subject: Subject, args: SFTConfig, *, resume: str | None = None) -> Run:
+    model = subject.drill.make()
+    trainer = silent(subject.trainer(model, args=args, train_dataset=subject.rows, processing_class=subject.tokenizer))
+    trainer.train(resume_from_checkpoint=resume)
+    return Run(log=[line for line in trainer.state.log_history if "loss" in line], weights=trained(trainer.model))
+
+
+def _by_loop(subject: Subject, args: SFTConfig, folder: Path | None) -> Run:
+    try:
+        config = config_of(args)
+    except RecipeError as error:
+        raise NotChecked(error.problem) from None
+    model, rows = subject.drill.make(), [subject.rows[n] for n in range(len(subject.rows))]
+    outcome = loop.train(model, rows, config, folder=folder, pad_token_id=subject.tokenizer.pad_token_id)
+    return Run(log=outcome.log, weights=trained(model))
+
+
+def _bits(whole: Run, again: Run) -> Measured:
+    differing = [name for name, tensor in whole.weights.items() if not torch.equal(tensor, again.weights[name])]
+    losses = [a["loss"] != b["loss"] for a, b in zip(whole.log[-STOP:], again.log[-STOP:], strict=True)]
+    detail = f"stopped after {STOP} of {2 * STOP} steps; {len(whole.weights)} tensors and the last loss, bit for bit"
+    return Measured(value=len(differing) + sum(losses), bound=0, detail=detail)
+
+
+STATEMENTS = {
+    "SFTTrainer = plain loop (losses, norms, weights)": engines,
+    "two processes = one (loss, gradient)": ranks,
+    "SFTTrainer resumed = uninterrupted (tensors that differ)": resumed,
+    "plain loop resumed = uninterrupted (tensors that differ)": resumed_by_loop,
+    "saved and loaded = before (logits)": reloaded,
+}

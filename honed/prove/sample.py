@@ -1,0 +1,155 @@
+"""The user's own rows: the first few that the recipe's data options yield, as training would read them.
+
+Shapes: T tokens of a document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from honed.data.example import Example
+from honed.data.formats import ReadOptions, read_example
+from honed.data.ledger import Ledger
+from honed.data.mixture import Mixture, Part, as_mixture, with_data
+from honed.data.prepare import PrepareOptions, make_template, part_options
+from honed.data.reader import RowReader
+from honed.data.render import Rendered
+from honed.data.sources import SourcedRow, SourcedRows, read_rows
+from honed.data.table import PackedRows, TokenTable
+from honed.data.template import Template
+from honed.errors import DataError
+
+TEXT_ROWS = 200  # rows whose tokens are looked at; nothing is computed with most of them
+DOCUMENTS = 16  # documents that are computed with,
+TOKENS = 512  # fewer if they have more tokens than this together,
+FEWEST = 4  # but so many at least,
+LONGEST = 256  # each cut to so many tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """A row that is trained: as it was read, as it is trained, and with what it became that."""
+
+    example: Example
+    views: tuple[Rendered, ...]
+    cut: bool
+    template: Template | None
+    options: PrepareOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The first rows of the user's data.
+
+    Attributes:
+        data: the same rows, to be prepared anew.
+        options: how rows become tokens; rows that cannot be used are dropped and counted.
+        rows: those of which anything is trained, in order.
+        ledger: what became of all.
+    """
+
+    data: Mixture
+    tokenizer: Any
+    options: PrepareOptions
+    rows: tuple[SampleRow, ...]
+    ledger: Ledger
+
+
+def read_sample(data: Any, tokenizer: Any, options: PrepareOptions, *, count: int = TEXT_ROWS) -> Sample:
+    """The first rows of `data`, of each source as many.
+
+    Args:
+        data: whatever `sources.read_rows` reads, or a `Mixture`; its weights, caps and repeats are left out.
+        tokenizer: the model's.
+        options: the recipe's.
+        count: rows to read.
+
+    Raises:
+        DataError: a file cannot be read, or no row can be trained.
+        TemplateError: the chat template cannot be used.
+    """
+    options = replace(options, bad_rows="drop")
+    mixture = as_mixture(data)
+    each = max(1, count // len(mixture.parts))
+    held = [_Held(list(islice(read_rows(part.data), each))) for part in mixture.parts]
+    sampled = with_data(mixture, [SourcedRows(h) for h in held], weight=None, cap=None, repeat=1)
+    ledger = Ledger()
+    pairs = zip(sampled.parts, held, strict=True)
+    rows = tuple(row for part, h in pairs for row in _rows(part, h.rows, tokenizer, options, ledger))
+    if not rows:
+        raise DataError(
+            f"None of the first {ledger.rows_in:,} rows can be trained on.\n{ledger.summary()}",
+            fix="see `honed data check` on the same file",
+        )
+    return Sample(data=sampled, tokenizer=tokenizer, options=options, rows=rows, ledger=ledger)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Rows that are read again each time."""
+
+    rows: list[SourcedRow]
+
+    def __call__(self) -> Any:
+        return iter(self.rows)
+
+
+def _rows(
+    part: Part, raw: Sequence[SourcedRow], tokenizer: Any, options: PrepareOptions, ledger: Ledger
+) -> list[SampleRow]:
+    own = part_options(part, options)
+    template = make_template(tokenizer, own)
+    reading = ReadOptions(
+        system=own.system,
+        alpaca_separator=template.alpaca_separator if template else "\n",
+        text_field=own.text_field,
+        columns=own.columns,
+    )
+    by_source = dict(raw)
+    return [
+        SampleRow(
+            example=read_example(by_source[kept.source], kept.source, reading, format=own.format),
+            views=tuple(kept.views),
+            cut=kept.cut is not None,
+            template=template,
+            options=own,
+        )
+        for kept in RowReader(tokenizer, template, own)(raw, ledger)
+    ]
+
+
+def documents_of(sample: Sample) -> PackedRows:
+    """The documents that are computed with, one in each row; an even number of them where there are two.
+
+    Long ones are cut to the stretch before the end of what is trained in them.
+    """
+    chosen: list[Rendered] = []
+    for view in (view for row in sample.rows for view in row.views):
+        if len(chosen) >= FEWEST and sum(map(len, chosen)) + min(len(view), LONGEST) > TOKENS:
+            break
+        chosen.append(_stretch(view))
+        if len(chosen) == DOCUMENTS:
+            break
+    chosen = chosen[: len(chosen) // 2 * 2] or chosen
+    return PackedRows(TokenTable(chosen), [[number] for number in range(len(chosen))])
+
+
+def together(rows: PackedRows, groups: Sequence[Sequence[int]]) -> PackedRows:
+    """The same documents, these of them in a row each."""
+    return PackedRows(rows.table, [list(group) for group in groups])
+
+
+def _stretch(view: Rendered) -> Rendered:
+    """At most LONGEST tokens of a document, up to the last that is trained."""
+    if len(view) <= LONGEST:
+        return view
+    end = int(np.flatnonzero(view.weights)[-1]) + 1
+    start = max(0, end - LONGEST)
+    weights = view.weights[start:end].copy()
+    weights[0] = 0.0
+    return replace(view, input_ids=view.input_ids[start:end], weights=weights, turns=())

@@ -1,0 +1,122 @@
+"""What the statements are about: the user's model, rows and recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from honed.data.table import PackedRows
+from honed.prove.engine import Step
+from honed.prove.models import Chosen
+from honed.prove.sample import Sample
+from honed.prove.statement import NotChecked
+from honed.recipe import Recipe
+from honed.train.config import SFTConfig
+from honed.train.run import training_arguments
+from honed.train.seams import Seams
+from honed.train.trainer import SFTTrainer
+
+# Relative distance that rounding alone explains, of sums in another order.
+# Models compute their norms and rotations in float32 whatever their own format is, so float64 is not 1e-15.
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
+ROUNDING_OF_HALF = 5e-2
+
+ON_ITS_OWN: dict[str, Any] = {
+    "bf16": False,
+    "fp16": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,
+    "disable_tqdm": True,
+    "token_metrics": False,
+}
+# Of the recipe's arguments, those that shape what is trained; devices, hubs, trackers and launchers are left out.
+KEPT = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed", "gradient_checkpointing", "optim"),
+    *("neftune_noise_alpha", "train_sampling_strategy", "per_device_train_batch_size", "gradient_accumulation_steps"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is checked.
+
+    Attributes:
+        recipe: as the user wrote it.
+        sample: the user's rows.
+        rows: those that are computed with, a document in each.
+        model: what sums are checked on.
+        drill: what is trained for several steps.
+        seams: which seams the model takes.
+        dtype: of both.
+        trainer: SFTTrainer; tests put broken ones here.
+        steps: what `sums` has computed already, by name.
+    """
+
+    recipe: Recipe
+    sample: Sample
+    rows: PackedRows
+    model: Chosen
+    drill: Chosen
+    seams: Seams
+    dtype: torch.dtype
+    device: torch.device
+    trainer: type[SFTTrainer] = SFTTrainer
+    steps: dict[str, Step] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The user's."""
+        return self.sample.tokenizer
+
+    @property
+    def rounding(self) -> float:
+        """The bound of two sums that differ in nothing but their order."""
+        return ROUNDING.get(self.dtype, ROUNDING_OF_HALF)
+
+    @property
+    def size(self) -> str:
+        """In words."""
+        table = self.rows.table
+        return f"{len(table)} documents, {len(table.input_ids):,} tokens, {int((table.weights > 0).sum()):,} trained"
+
+    def need_flat(self) -> None:
+        """Raises NotChecked where documents cannot share a row in this model."""
+        if not self.seams.flat:
+            raise NotChecked("; ".join(self.seams.notes) or "documents cannot share a row in this model")
+
+    def need_two(self) -> None:
+        """Raises NotChecked where there is one document only."""
+        if len(self.rows) < 2:
+            raise NotChecked("there is only one document to train on")
+
+    def arguments(self, folder: str | Path, **changes: Any) -> SFTConfig:
+        """The recipe's training arguments for a short run on this machine.
+
+        Args:
+            folder: of the run.
+            changes: what this run has in other ways.
+
+        Raises:
+            HonedError: see `training_arguments`.
+        """
+        own = {key: value for key, value in self.recipe.train.items() if key in KEPT}
+        own |= {
+            "per_device_train_batch_size": min(int(own["per_device_train_batch_size"]), max(1, len(self.rows) // 2))
+        }
+        own |= {"gradient_accumulation_steps": min(int(own.get("gradient_accumulation_steps", 1)), 2)}
+        on_host: Mapping[str, Any] = {"use_cpu": self.device.type == "cpu"}
+        data = replace(self.recipe.data, streaming=False, held_out=None, eval_share=None, packing=False, cache=False)
+        short = replace(self.recipe, output=str(folder), data=data, train={**own, **ON_ITS_OWN, **on_host, **changes})
+        return training_arguments(short)
+
+
+Check = Callable[[Subject], Any]

@@ -1,0 +1,68 @@
+"""Which model is checked: whole, cut or shrunken, and always the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from honed.errors import RecipeError
+from honed.prove import models
+from honed.prove.engine import trained
+from honed.recipe import recipe_from
+
+FAMILIES = {
+    "llama": {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576},
+    "qwen3": {"num_attention_heads": 16, "num_key_value_heads": 8, "hidden_size": 1024, "head_dim": 128},
+    "gpt2": {},
+    "gemma3_text": {"num_hidden_layers": 12},
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 3},
+    "qwen3_moe": {"num_experts": 16, "num_experts_per_tok": 8},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shrunken_copy_is_small_and_runs(family: str) -> None:
+    config = AutoConfig.for_model(family, **{"vocab_size": 300, "pad_token_id": 0, **FAMILIES[family]})
+    small = models.shrunken(models.exact(config))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(small)
+    assert model(input_ids=torch.arange(6)[None]).logits.shape == (1, 6, 300)
+    assert sum(p.numel() for p in model.parameters()) < 20_000_000
+    kinds = getattr(config, "layer_types", None)
+    assert kinds is None or set(small.layer_types) == set(kinds)
+
+
+def test_dropout_is_off() -> None:
+    config = models.exact(AutoConfig.for_model("gpt2"))
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.0, 0.0, 0.0)
+
+
+def test_a_large_model_is_cut_or_shrunken(subject_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = subject_of(model={"num_hidden_layers": 4}, lora=None)
+    assert whole.model.size == "whole" and whole.drill is whole.model
+    monkeypatch.setattr(models, "WHOLE", sum(p.numel() for p in whole.model.make().parameters()) - 1)
+    cut = subject_of(model={"num_hidden_layers": 4}, lora=None).model
+    assert cut.size == "cut" and cut.make().config.num_hidden_layers == 2
+    own, theirs = trained(cut.make()), trained(whole.model.make())
+    assert all(torch.equal(own[name], theirs[name]) for name in own), "its layers have their own weights"
+    monkeypatch.setattr(models, "WHOLE", 1)
+    assert subject_of(lora=None).model.size == "shrunken"
+
+
+def test_copies_are_alike_and_apart(subject_of: Callable[..., Any]) -> None:
+    chosen = subject_of().model
+    one, other = chosen.make(), chosen.make()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert all(bool(p.any()) for n, p in one.named_parameters() if "lora_B" in n)
+    for parameter in one.parameters():
+        parameter.data.zero_()
+    assert any(bool(p.any()) for p in other.parameters())
+
+
+def test_an_unknown_size_is_refused() -> None:
+    with pytest.raises(RecipeError, match="size is 'half'"):
+        models.choose(recipe_from({}), None, size="half", device=torch.device("cpu"), dtype=torch.float64)

@@ -1,0 +1,66 @@
+"""Statements about runs hold for the engines as they are, and fail for broken ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import broken
+import pytest
+
+from honed.prove import runs
+from honed.prove.prove import find
+from honed.prove.statement import FAILED, NOT_CHECKED, PASSED
+
+WITHOUT_PROCESSES = [check for check in runs.STATEMENTS.values() if check is not runs.ranks]
+
+
+def test_all_hold_without_an_adapter(subject_of: Callable[..., Any]) -> None:
+    """With one: tests/cli/test_prove_verb.py."""
+    subject = subject_of(lora=None)
+    found = [find(check.__name__, check, subject) for check in WITHOUT_PROCESSES]
+    assert [f.status for f in found] == [PASSED] * 4, found
+
+
+@pytest.mark.parametrize(
+    ("check", "kind"),
+    [(runs.engines, broken.OneOff), (runs.resumed, broken.ForgetsMoments)],
+    ids=["engines", "resumed"],
+)
+def test_a_wrong_trainer_fails(subject_of: Callable[..., Any], check: Any, kind: Any) -> None:
+    found = find("it", check, replace(subject_of(), trainer=kind))
+    assert found.status == FAILED and found.measured
+
+
+def test_processes_that_count_their_own_tokens_fail(subject_of: Callable[..., Any]) -> None:
+    found = find("ranks", runs.ranks, replace(subject_of(lora=None), trainer=broken.CountsItsOwn))
+    assert found.status == FAILED and found.measured and found.measured > 1e-3
+
+
+def test_a_loop_that_forgets_fails(subject_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from honed.train import loop
+
+    def forgets(run: Any, state: Any) -> None:
+        run.step = state.position["step"]
+
+    monkeypatch.setattr(loop, "restore", forgets)
+    assert find("it", runs.resumed_by_loop, subject_of()).status == FAILED
+
+
+def test_other_weights_after_loading_fail(subject_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    load = runs.load_model
+
+    def loses_a_bit(*args: Any, **kwargs: Any) -> Any:
+        model = load(*args, **kwargs)
+        model.get_input_embeddings().weight.data *= 1 + 1e-12
+        return model
+
+    monkeypatch.setattr(runs, "load_model", loses_a_bit)
+    found = find("it", runs.reloaded, subject_of(lora=None))
+    assert found.status == FAILED and found.measured
+
+
+def test_what_the_loop_does_not_have_is_not_checked(subject_of: Callable[..., Any]) -> None:
+    found = find("it", runs.engines, subject_of(train={"optim": "adafactor"}))
+    assert found.status == NOT_CHECKED and "adafactor" in found.detail
