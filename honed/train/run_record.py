@@ -76,6 +76,7 @@ _PACKAGES = ("honed", "torch", "transformers", "peft", "accelerate", "tokenizers
 
 
 def device_name(device: torch.device) -> str:
+    """The card, or the processor and how many threads it is used with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type.upper()} ({torch.get_num_threads()} threads)"

@@ -17,7 +17,7 @@ from torch import nn
 from honed.data.collate import Batch, FlatCollator
 from honed.data.table import PackedRow
 from honed.loss.head import LogitTransform, ScoringHead, score_logits
-from honed.loss.objective import Objective, targets_of
+from honed.loss.objective import IGNORE_INDEX, Objective, targets_of
 from honed.model.adapters import prompt_tokens
 from honed.ops import attention
 from honed.ops.linear_cross_entropy import TokenScores
@@ -220,8 +220,9 @@ def _nothing_flows(model: nn.Module, inner: Any, rows: list[PackedRow]) -> bool:
     batch = _on_device(FlatCollator()(rows), model)
     with torch.enable_grad():
         embedded_1TD = inner.get_input_embeddings()(batch.pop("input_ids")).detach().requires_grad_()
-        scores, _ = token_scores(model, {**batch, "inputs_embeds": embedded_1TD}, None)
-        [gradient_1TD] = torch.autograd.grad(scores.nll_N[PROBE_LENGTHS[0] - 1 :].sum(), embedded_1TD)
+        batch["labels"][:, : PROBE_LENGTHS[0]] = IGNORE_INDEX  # the second document's loss alone
+        scores, _ = token_scores(model, {**batch, "inputs_embeds": embedded_1TD, "num_targets": None}, None)
+        [gradient_1TD] = torch.autograd.grad(scores.loss, embedded_1TD)
     return not gradient_1TD[:, : PROBE_LENGTHS[0]].any()
 
 
