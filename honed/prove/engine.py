@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from honed.data.collate import FlatCollator, PaddedCollator
 from honed.data.table import PackedRows
 from honed.train.config import SFTConfig
-from honed.train.seams import Seams, find_seams, opened, token_scores
+from honed.train.seams import NOT_FOR_THE_MODEL, Seams, find_seams, opened, token_scores
 from honed.train.trainer import SFTTrainer
 
 ONE_STEP: dict[str, Any] = {
@@ -148,18 +148,17 @@ def seams_of(model: Any) -> Seams:
 
 
 @torch.no_grad()
-def head_apart(model: Any, rows: PackedRows) -> tuple[float, int]:
+def head_apart(model: Any, rows: PackedRows, found: Seams) -> tuple[float, int]:
     """The largest distance of a token's score at the scoring head from that of whole logits, and how many tokens."""
     batch = FlatCollator()([rows[n] for n in range(len(rows))])
     device = next(model.parameters()).device
     batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    flat = seams_of(model).flat
-    if not flat:  # one long document then, which is as good to compare two heads on
+    if not found.flat:  # one long document then, which is as good to compare two heads on
         batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
-    with opened(model, Seams(flat=flat, scoring=True)) as head:
+    with opened(model, found) as head:
         scored_N = token_scores(model, batch, head)[0].nll_N
-    with opened(model, Seams(flat=flat)):
-        inputs = {key: value for key, value in batch.items() if key not in ("labels", "loss_weights")}
+    with opened(model, Seams(flat=found.flat)):
+        inputs = {key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL}
         logits_TV = model(**inputs, use_cache=False).logits[0]
     positions = (batch["labels"][0, 1:] >= 0).nonzero()[:, 0]
     targets_N = batch["labels"][0, positions + 1]

@@ -85,6 +85,8 @@ def exact(config: Any) -> Any:
                 setattr(inner, name, 0.0)
         if getattr(inner, "output_router_logits", False):
             inner.output_router_logits = False
+        if hasattr(inner, "router_aux_loss_coef"):
+            inner.router_aux_loss_coef = 0.0
     return config
 
 

@@ -77,7 +77,7 @@ def head(subject: Subject) -> Measured:
     """Scores at the head, trained positions only, against whole logits."""
     if not subject.seams.scoring:
         raise NotChecked("; ".join(subject.seams.notes) or "the model does not take honed's head")
-    value, tokens = head_apart(subject.model.make(), subject.rows)
+    value, tokens = head_apart(subject.model.make(), subject.rows, subject.seams)
     return Measured(value=value, bound=subject.rounding, detail=f"{tokens:,} tokens, the furthest of them")
 
 

@@ -103,6 +103,7 @@ def train(
                         save(run, folder, log, must=stopped)
                     if stopped:
                         break
+        run.wrapped = run.model  # the wrapper must be gone before the process group is: later it would wait for ever
     return Outcome(steps=run.step, stopped=stopped, log=log.lines, notes=log.notes)
 
 

@@ -171,7 +171,7 @@ def test_a_file_size_limit_is_an_error_to_mend(tmp_path: Path) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
         for state in (state_at(2, weights={"a": torch.zeros(50_000)}), state_at(2, **big)):
-            with pytest.raises(RunError, match="No checkpoint could be written"):
+            with pytest.raises(RunError, match=r"cannot be written|could be written"):
                 save(tmp_path, state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -75,7 +75,7 @@ def test_adjusted_options_are_told(recipe_of: Callable[..., Recipe]) -> None:
         ("data.files=nowhere.jsonl", DataError),
         ("model=./nowhere", ModelError),
         ("lora.target_modules=[q_prj]", ModelError),
-        ("label_smoothing_factor=0.1", RecipeError),
+        ("truncation_mode=keep_end", RecipeError),
         ("data.workers=0", RecipeError),
     ],
 )
