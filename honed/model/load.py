@@ -50,7 +50,7 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     place = Path(name).expanduser()
     folder = str(place.absolute()) if place.is_dir() else resolve(name)  # a tokenizer may come without a model
     try:
-        return AutoTokenizer.from_pretrained(folder, **options)
+        return AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False, **options})
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
         raise ModelError(
             f"No tokenizer could be loaded from {name}: {first_line(error)}",
@@ -73,7 +73,7 @@ def load_processor(name: str, **options: Any) -> Any:
         raise MissingExtraError("PIL", "vision")
     folder = resolve(name)
     try:
-        processor = AutoProcessor.from_pretrained(folder, **options)
+        processor = AutoProcessor.from_pretrained(folder, **{"trust_remote_code": False, **options})
     except Exception as error:  # a missing file, an absent package: each its own kind
         raise ModelError(
             f"No processor could be loaded from {name}: {first_line(error)}",
@@ -122,6 +122,7 @@ def load_model(
             f"{name} holds an adapter, not a whole model.",
             fix="name the model that it was trained on, or merge it into that one first (peft: merge_and_unload)",
         )
+    options = {"trust_remote_code": False, **options}  # unset, transformers would ask on the terminal
     old_name = options.pop("torch_dtype", None)
     chosen = dtype if dtype is not None else old_name
     quantised = quantization is not None or quantize.asks_for_bits(options)
@@ -154,9 +155,10 @@ def sees_images(name: str) -> bool:
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     try:
-        return type(AutoConfig.from_pretrained(resolve(name))) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
     except Exception:  # each missing or garbled file raises its own kind; loading the model tells
         return False
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
