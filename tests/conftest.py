@@ -59,6 +59,22 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def forked() -> Callable[[Callable[[], None]], int]:
+    """Gives the id of a new process that does some work and ends; it need not import anything again."""
+
+    def fork(work: Callable[[], None]) -> int:
+        if child := os.fork():
+            return child
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    return fork
+
+
 def _loopback_only(method: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(self: socket.socket, *args: Any) -> Any:
         # The address comes last: connect(address), sendto(data, address), sendto(data, flags, address).

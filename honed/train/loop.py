@@ -111,8 +111,8 @@ def begin(
     model: Any, rows: Sequence[PackedRow], config: LoopConfig, *, ranks: Ranks, head: Any, folder: Path | None
 ) -> Run:
     """A run at its step 0."""
-    if config.dtype == "float16" and ranks.device.type != "cuda":
-        raise RecipeError(f"dtype=float16 needs CUDA, not {ranks.device.type}.", fix="set bfloat16 or float32")
+    if config.dtype == "float16" and ranks.device.type not in ("cuda", "cpu"):
+        raise RecipeError(f"dtype=float16 is not for {ranks.device.type}.", fix="set bfloat16 or float32")
     if config.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # transformers renamed it on the way to v6

@@ -31,6 +31,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "packed, accumulated": {"rows": 14, "packed": True, "settings": PACKED},
     "dropout": {"rows": 10, "lora": True, "settings": {**BASE, "save_every": 1, "weight_decay": 0.1}},
     "noise": {"rows": 10, "settings": {**BASE, "save_every": 3, "neftune_alpha": 5.0, "log_every": 2}},
+    "float16": {"rows": 10, "settings": {**BASE, "save_every": 1, "dtype": "float16"}},
     "workers": {"rows": 10, "lora": True, "settings": {**BASE, "save_every": 1, "workers": 1}},
 }
 
@@ -203,7 +204,7 @@ def test_sigterm_saves_and_ends_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_random_it_still_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_killed_at_random_it_still_ends_with_the_same_bits(tmp_path: Path, forked: Callable[..., int]) -> None:
     """Real processes and a real kill -9, wherever it strikes: in a step, or while a checkpoint is written."""
     settings = {**WAYS["dropout"]["settings"], "max_steps": 10 * (KILLS + 1), "keep": 2, "accumulation": 2}
     job = {**WAYS["dropout"], "out": str(tmp_path / "run"), "settings": {**settings, "neftune_alpha": 5.0}}
@@ -227,14 +228,3 @@ def test_killed_at_random_it_still_ends_with_the_same_bits(tmp_path: Path) -> No
     assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole") and len(expected.log) == settings["max_steps"]
     assert same(load_file(tmp_path / "weights.safetensors"), trained(model))
     assert not list((tmp_path / "run").glob(".checkpoint-part-*"))
-
-
-def forked(work: Callable[[], None]) -> int:
-    """The id of a new process that does the work and ends; it need not import anything again."""
-    if child := os.fork():
-        return child
-    try:
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)

@@ -147,7 +147,9 @@ def test_rotation_keeps_the_last_good_one_and_the_best(begin: Trainers, tmp_path
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_random_it_still_ends_with_the_same_bits(begin: Trainers, tmp_path: Path) -> None:
+def test_killed_at_random_it_still_ends_with_the_same_bits(
+    begin: Trainers, tmp_path: Path, forked: Callable[..., int]
+) -> None:
     """Real processes and a real kill -9, wherever it strikes: every second one while a checkpoint is written."""
     job = {**DROPOUT, "save_steps": 1, "save_total_limit": 2, "max_steps": 6 * (KILLS + 1), "logging_steps": 2}
     whole = begin("whole", **job)
@@ -177,14 +179,3 @@ def test_killed_at_random_it_still_ends_with_the_same_bits(begin: Trainers, tmp_
     assert json.loads((tmp_path / "log.json").read_text()) == log_of(whole)
     found = load_file(tmp_path / "weights.safetensors")
     assert all(torch.equal(found[name], p) for name, p in whole.model.named_parameters())
-
-
-def forked(work: Callable[[], None]) -> int:
-    """The id of a new process that does the work and ends; it need not import anything again."""
-    if child := os.fork():
-        return child
-    try:
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)
