@@ -48,7 +48,8 @@ def test_the_simulations_numbers() -> None:
     for name, share in RESULT["fill"].items():
         assert f"| {name} | {share:.2%} |" in PAGE
     for one in (one for one in RESULT["load"] if one["ranks"] == 1024):
-        cells = f"{one['work_max_over_mean']:.2f} | {one['share_on_real_tokens']:.1%} | {one['share_if_work_were_even']:.1%} |"
+        shares = [f"{one[name]:.1%}" for name in ("share_on_real_tokens", "share_if_work_were_even")]
+        cells = f"{one['work_max_over_mean']:.2f} | {shares[0]} | {shares[1]} |"
         assert re.search(rf"^\| {re.escape(one['layout'])} \| .* {re.escape(cells)}$", PAGE, flags=re.MULTILINE)
     last = RESULT["order"][-1]
     assert last["ranks"] == 1024 and last["each_row_once"] and last["order_of_one_rank"]
