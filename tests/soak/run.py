@@ -1,7 +1,7 @@
 """Trains a tiny model for many steps and looks for what grows: memory, open files, time per step.
 
     python tests/soak/run.py                       2,000 steps, a few minutes
-    python tests/soak/run.py --steps 300 --out benchmarks/results/soak.json
+    python tests/soak/run.py --steps 300 --out benchmarks/results/soak-cpu-DATE.json
 
 Checkpoints (three are kept), evaluation and answers come again and again, as in a real run. The resident memory of the
 last tenth of the steps may be at most 2% above that of the tenth after the warm-up, and the number of open files may
