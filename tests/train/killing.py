@@ -51,7 +51,7 @@ def kill_until_done(work: Callable[[], None], folder: Path, reached: Callable[[i
         child, end = forked(work), time.monotonic() + SECONDS
         while not (ended := os.waitpid(child, os.WNOHANG))[0]:
             if struck.kills < KILLS and reached(struck.kills) and (struck.kills % 2 == 0 or writes(folder)):
-                time.sleep(draw.random() / (100 if struck.kills % 2 == 0 else 1000))
+                time.sleep(draw.random() / (20 if struck.kills % 2 == 0 else 1000))
                 os.kill(child, signal.SIGSTOP)  # so that it does not end its save while we look
                 if struck.kills % 2 == 0 or writes(folder):
                     struck.kills, struck.in_saves = struck.kills + 1, struck.in_saves + writes(folder)
