@@ -212,6 +212,7 @@ class ResumingTrainer(WatchedTrainer):
     def _go_on(self) -> None:
         """Puts back what transformers does not; called when it has set its own counts to 0."""
         self._start = _Start(position=self._found, time=time.time())
+        self.forget_after(self.state.global_step)
         ranks = self._found.get("ranks", [])
         if self.args.process_index >= len(ranks):  # of another program, or of fewer processes
             return
