@@ -68,6 +68,7 @@ class ResumingTrainer(WatchedTrainer):
     asked_to_stop: threading.Event | None = None
     tell: Callable[[str], None] = staticmethod(logger.warning)
     stream_loader: Any
+    args: Any
     _saving_in: Path | None = None
     _identity: dict[str, Any] | None = None
     _start: _Start
