@@ -14,7 +14,7 @@ import torch
 from honed.data.prepare import PrepareOptions, make_template, tokenizer_with_template
 from honed.data.template import PlainTemplate, Template
 from honed.data.vision import VisionTemplate
-from honed.errors import RecipeError, RunError
+from honed.errors import RecipeError, RunError, storage_errors
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters import lora_config
@@ -26,8 +26,9 @@ from honed.train import checkpoint, vision
 from honed.train.config import SFTConfig
 from honed.train.loop_ranks import Stopped, until_sigterm
 from honed.train.loop_recipe import PlainTrainer, config_of, known_to_transformers
+from honed.train.replay import steps_told
 from honed.train.run_data import check_data, read_questions, run_data
-from honed.train.run_folder import RunFolder, storage_errors
+from honed.train.run_folder import RunFolder
 from honed.train.run_ranks import RunRanks, check_ranks
 from honed.train.run_record import RunRecord, device_name
 from honed.train.secrets import masked_yaml
@@ -161,10 +162,8 @@ def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say:
     folder.need_space(record.trainable_bytes + (64 << 20))
     if not isinstance(trainer, PlainTrainer):  # the plain loop writes it too, and knows where a resumed one begins
         _keep_metrics(trainer, folder)
-    with record.timed("train"), storage_errors(folder.path):
+    with record.timed("train"), storage_errors(folder.path), steps_told(trainer, folder, say):
         _train(trainer, args, say)
-    if not isinstance(trainer, PlainTrainer):
-        folder.write_json("worst_steps.json", {"steps": trainer.worst_steps()})
     if trainer.stream_loader is not None:  # now it is known what was read
         _tell_rows(trainer, folder, say)
     with record.timed("answer after"):

@@ -11,7 +11,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,6 +29,7 @@ from honed.errors import RunError
 from honed.train import checkpoint
 from honed.train.loop_ranks import Stopped, keep_on_sigterm
 from honed.train.loop_state import identity_of_model
+from honed.train.secrets import sealed_arguments
 from honed.train.trainer_watch import WatchedTrainer
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class ResumingTrainer(WatchedTrainer):
     asked_to_stop: threading.Event | None = None
     tell: Callable[[str], None] = staticmethod(logger.warning)
     stream_loader: Any
+    args: Any
     _saving_in: Path | None = None
     _identity: dict[str, Any] | None = None
     _start: _Start
@@ -168,8 +171,24 @@ class ResumingTrainer(WatchedTrainer):
         return str(self._saving_in or super()._get_output_dir(trial))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._saving_in is None:  # else the upload would read from a folder that is about to move
+        if self._saving_in is not None:  # the upload would read from a folder that is about to move
+            return
+        with self._sealed():
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with self._sealed():
+            super()._save(*args, **kwargs)
+
+    @contextmanager
+    def _sealed(self) -> Iterator[None]:
+        """While transformers pickles the arguments: their pickle holds no secrets."""
+        given = self.args
+        self.args = sealed_arguments(given)
+        try:
+            yield
+        finally:
+            self.args = given
 
     def _position(self) -> dict[str, Any]:
         """What the next step and the next log depend on beside what transformers saves; all ranks must ask for it."""
@@ -194,6 +213,7 @@ class ResumingTrainer(WatchedTrainer):
     def _go_on(self) -> None:
         """Puts back what transformers does not; called when it has set its own counts to 0."""
         self._start = _Start(position=self._found, time=time.time())
+        self.forget_after(self.state.global_step)
         ranks = self._found.get("ranks", [])
         if self.args.process_index >= len(ranks):  # of another program, or of fewer processes
             return
