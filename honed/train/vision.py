@@ -63,7 +63,7 @@ def fit(args: SFTConfig, model: nn.Module, peft_config: Any) -> tuple[Any, list[
 
 def scoring_only(found: Seams) -> Seams:
     """The scoring head is the only seam here: rows are padded, since vision towers have an attention of their own."""
-    return Seams(scoring=found.scoring, notes=[] if found.scoring else found.notes)
+    return Seams(scoring=found.scoring, lora=found.lora, notes=[] if found.scoring else found.notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
