@@ -2,8 +2,8 @@
 
 Each layer is replaced in its parent by a stand-in whose class is derived from the layer's and whose `__dict__` is the
 layer's very own. So parameters and their names, hooks, and peft's checks and methods (`isinstance`, `set_adapter`,
-`disable_adapter`, `merge`, `save_pretrained`) are as they were; only `forward` is another. It looks at the layer anew in
-each call, and where it does not know the case, peft's own `forward` runs.
+`disable_adapter`, `merge`, `save_pretrained`) are as they were; only `forward` is another. It looks at the layer anew
+in each call, and where it does not know the case, peft's own `forward` runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,14 +30,14 @@ def fused_lora(model: nn.Module) -> Iterator[int]:
 
     Yields how many layers were replaced. Blocks may be nested: the inner ones find nothing left to do.
     """
-    kinds = _loaded_kinds()
+    kinds = {kind: type(f"Fused{kind.__name__}", (FusedForward, kind), {"kind": kind}) for kind in _loaded_kinds()}
     places = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if type(child) in kinds
     ]
-    stand_ins = {id(layer): _stand_in(layer) for _, _, layer in places}
+    stand_ins = {id(layer): _stand_in(layer, kinds[type(layer)]) for _, _, layer in places}
     try:
         for parent, name, layer in places:
             setattr(parent, name, stand_ins[id(layer)])
@@ -75,14 +74,17 @@ def why_not(layer: Any) -> str | None:
     name = active[0]
     if name in layer.lora_variant:
         return f"the variant {type(layer.lora_variant[name]).__name__.removesuffix('LinearVariant')}"
-    parts = [layer.lora_A[name], layer.lora_B[name]]
+    if not layer.cast_input_dtype_enabled:
+        return "casts switched off"
+    return _why_not_with([layer.lora_A[name], layer.lora_B[name]])
+
+
+def _why_not_with(parts: list[nn.Module]) -> str | None:
     if any(type(part) is not nn.Linear or type(part.weight) is not nn.Parameter for part in parts):
         return "adapter weights that are wrapped or sharded"
     if any(part.bias is not None for part in parts):
         return "lora_bias"
-    if any(map(_has_hooks, parts)) or not layer.cast_input_dtype_enabled:
-        return "hooks on the adapter, or casts switched off"
-    return None
+    return "hooks on the adapter's parts" if any(map(_has_hooks, parts)) else None
 
 
 if TYPE_CHECKING:
@@ -123,16 +125,10 @@ def _loaded_kinds() -> set[type]:
     return {kind for kind in found if kind is not None}
 
 
-def _stand_in(layer: nn.Module) -> nn.Module:
-    fused = _derived(type(layer))
-    stand_in: nn.Module = fused.__new__(fused)
+def _stand_in(layer: nn.Module, kind: type) -> nn.Module:
+    stand_in: nn.Module = object.__new__(kind)
     object.__setattr__(stand_in, "__dict__", layer.__dict__)
     return stand_in
-
-
-@cache
-def _derived(kind: type) -> type:
-    return type(f"Fused{kind.__name__}", (FusedForward, kind), {"kind": kind})
 
 
 def _active(layer: Any) -> list[str]:

@@ -70,7 +70,7 @@ def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - torch passes them by position
         ctx: Any,
         x_MI: torch.Tensor,
         dropped_MI: torch.Tensor | None,
@@ -91,13 +91,13 @@ class _LoraLinear(torch.autograd.Function):
         return y_MO.view(*x_MI.shape[:-1], -1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy_MO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_MI, dropped_MI, weight_OI, bias_O, a_RI, b_OR, t_MR = ctx.saved_tensors
         for_x, for_dropped, _, for_bias = ctx.needs_input_grad[:4]
         low_MI = x_MI if dropped_MI is None else dropped_MI
         dy_MO = _rows(dy_MO, ctx.dtype)
-        u_MR, da_RI, db_OR = _low_rank_gradients(ctx, dy_MO, low_MI, a_RI, b_OR, t_MR, needed=ctx.needs_input_grad[4:])
+        u_MR, da_RI, db_OR = _low_rank_gradients(ctx, dy_MO, low_MI, a_RI, b_OR, t_MR, needed=ctx.needs_input_grad[4:6])
         dx_MI = ddropped_MI = dbias_O = None
         if for_x:
             dx_MI = _product(dy_MO, weight_OI.to(ctx.dtype).t())
@@ -113,7 +113,7 @@ class _LoraLinear(torch.autograd.Function):
 
 class _LowRankUpdate(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - torch passes them by position
         ctx: Any,
         base_MO: torch.Tensor,
         x_MI: torch.Tensor,
@@ -131,18 +131,18 @@ class _LowRankUpdate(torch.autograd.Function):
         return update_MO.add_(base_MO).to(base_MO.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy_MO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_MI, a_RI, b_OR, t_MR = ctx.saved_tensors
         rows_MO = _rows(dy_MO, ctx.dtype)
-        u_MR, da_RI, db_OR = _low_rank_gradients(ctx, rows_MO, x_MI, a_RI, b_OR, t_MR, needed=ctx.needs_input_grad[2:])
+        u_MR, da_RI, db_OR = _low_rank_gradients(ctx, rows_MO, x_MI, a_RI, b_OR, t_MR, needed=ctx.needs_input_grad[2:4])
         dx_MI = None
         if ctx.needs_input_grad[1]:
             dx_MI = _product(u_MR, a_RI.to(ctx.dtype).t()).view(x_MI.shape).to(x_MI.dtype)
         return dy_MO if ctx.needs_input_grad[0] else None, dx_MI, da_RI, db_OR, None, None
 
 
-def _low_rank_gradients(
+def _low_rank_gradients(  # noqa: PLR0917 - the order of the saved tensors
     ctx: Any,
     dy_MO: torch.Tensor,
     low_MI: torch.Tensor,

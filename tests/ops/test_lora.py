@@ -60,7 +60,7 @@ def furthest(found: Tensors, expected: Tensors) -> float:
     i=SIZES, o=SIZES, r=SIZES, bias=st.booleans(), drops=st.booleans(), scaling=st.sampled_from([2.0, 0.3, -1.7]),
     way=st.sampled_from([fused, update]), dtype=st.sampled_from([torch.float64, torch.float32]),
 )  # fmt: skip
-def test_output_and_gradients_are_the_formulas(
+def test_output_and_gradients_are_the_formulas(  # noqa: PLR0917 - hypothesis names them
     leading: list[int], i: int, o: int, r: int, bias: bool, drops: bool, scaling: float, way: Any, dtype: torch.dtype
 ) -> None:
     options = {"bias": bias, "drops": drops, "scaling": scaling}
