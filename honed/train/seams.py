@@ -1,13 +1,14 @@
 """Where a model takes our attention and our head, and the check that both change nothing on this very model.
 
 Two seams, both public interfaces of transformers: `set_attn_implementation` and `set_output_embeddings`. A model that
-does not fit one of them (an unusual head, linear attention, ...) is trained the ordinary way, and says so.
+does not fit one of them (an unusual head, linear attention, ...) is trained the ordinary way, and says so. A third is
+peft's: LoRA layers that compute as one function (`honed.model.fused_lora`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from honed.data.table import PackedRow
 from honed.loss.head import LogitTransform, ScoringHead, score_logits
 from honed.loss.objective import IGNORE_INDEX, Objective, targets_of
 from honed.model.adapters import prompt_tokens
+from honed.model.fused_lora import coverage, fused_lora
 from honed.ops import attention
 from honed.ops.linear_cross_entropy import TokenScores
 
@@ -35,12 +37,14 @@ class Seams:
     Attributes:
         flat: documents can share a row without seeing each other.
         scoring: the head can score trained positions only.
+        lora: there are LoRA layers that can compute as one function.
         transform: what the model does to its logits behind the head.
         notes: why not, where not.
     """
 
     flat: bool = False
     scoring: bool = False
+    lora: bool = False
     transform: LogitTransform = field(default_factory=LogitTransform)
     notes: list[str] = field(default_factory=list)
 
@@ -63,7 +67,8 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
     if seams.flat:
         inner.set_attn_implementation(attention.register())
     try:
-        yield head
+        with fused_lora(model) if seams.lora else nullcontext():
+            yield head
     finally:
         inner.set_output_embeddings(head_before)
         if seams.flat:
@@ -122,7 +127,7 @@ def find_seams(model: nn.Module) -> Seams:
     experts of a mixture are an exception: they compute the tokens of all documents in one product, whose rounding
     depends on how many there are. There the gradient must show that nothing flows from one document to the other.
     """
-    seams = Seams()
+    seams = lora_alone(model)
     inner = base_model(model)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         seams.notes.append("the model's weights are not loaded here, so its attention and head were left as they are")
@@ -140,6 +145,16 @@ def find_seams(model: nn.Module) -> Seams:
     finally:
         model.train(was_training)
     return seams
+
+
+def lora_alone(model: nn.Module) -> Seams:
+    """The model's LoRA layers as the only seam, with a note on those that are left to peft, and why."""
+    fused, left = coverage(model)
+    notes = []
+    if left:
+        reasons = ", ".join(f"{count} with {reason}" for reason, count in left.items())
+        notes.append(f"{left.total()} of {fused + left.total()} LoRA layers compute as peft has them: {reasons}")
+    return Seams(lora=fused > 0, notes=notes)
 
 
 def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:

@@ -97,8 +97,8 @@ class SFTTrainer(ResumingTrainer):
         checkpointing = args.gradient_checkpointing
         trained, notes = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=checkpointing)
         self._plain_loss = compute_loss_func is not None
-        found = seams.Seams() if self._plain_loss else seams.find_seams(trained)
-        found = vision.scoring_only(found) if sees else found
+        found = seams.lora_alone(trained) if self._plain_loss else seams.find_seams(trained)
+        found = vision.without_attention(found, trained) if sees else found
         self.seams, flat = start.choose_attention(found, model, trained, args)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
         shares = shared_prefixes.decide(args.share_prefixes, trained, self.seams)
