@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,7 @@ from honed.model.load import load_model, load_tokenizer
 
 BITS = 4
 GROUPS = (128, 64, 32)  # weights that share a scale
-ROWS = 128  # calibration rows, as in the paper
-# Nats by which the loss of a trained token may rise. SmolLM2-135M rose by 0.02; a model that was broken loses whole nats.
+# Nats by which the loss of a trained token may rise. SmolLM2-135M's rose by 0.02; a broken model's does by whole nats.
 ALLOWED = 0.5
 
 
@@ -75,6 +75,7 @@ def export_gptq(folder: str | Path, out: str | Path, *, calibration: Sequence[Ro
         with _quiet():
             _quantize(model, group, calibration)
             model.save_pretrained(beside, save_compressed=True)
+        (beside / "recipe.yaml").unlink(missing_ok=True)  # llm-compressor's; a run of honed has one of that name
         del model
         load_tokenizer(str(folder)).save_pretrained(beside)
         after, _ = loss_of(load_model(str(beside), device=torch.device("cpu"), dtype=torch.float32).eval(), check)
@@ -136,8 +137,9 @@ def loss_of(model: Any, rows: Sequence[Row]) -> tuple[float, int]:
 def _quantize(model: Any, group: int, rows: Sequence[Row]) -> None:
     """Rounds the model's linear layers, in place."""
     from datasets import Dataset
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import GPTQModifier
+
+    oneshot = import_module("llmcompressor").oneshot
+    modifiers = import_module("llmcompressor.modifiers.quantization")
 
     scheme = {
         "targets": ["Linear"],
@@ -149,7 +151,7 @@ def _quantize(model: Any, group: int, rows: Sequence[Row]) -> None:
     oneshot(
         model=model,
         dataset=data,
-        recipe=GPTQModifier(config_groups={"group_0": scheme}, ignore=ignore),
+        recipe=modifiers.GPTQModifier(config_groups={"group_0": scheme}, ignore=ignore),
         num_calibration_samples=len(rows),
         max_seq_length=max(len(row.ids) for row in rows),
     )
@@ -158,8 +160,7 @@ def _quantize(model: Any, group: int, rows: Sequence[Row]) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the libraries' own log: several lines for every layer."""
-    from loguru import logger
-
+    logger = import_module("loguru").logger
     names = ("llmcompressor", "compressed_tensors")
     for name in names:
         logger.disable(name)

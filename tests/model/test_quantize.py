@@ -192,7 +192,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, folder: str) -> No
 
 
 def effective(model: Any, folder: str) -> Any:
-    """A plain model with the weights that the quantised one's layers compute with: found by feeding them the identity."""
+    """A plain model with the weights that the quantised one's layers compute with: what they make of the identity."""
     plain, layers = loaded(folder), dict(model.named_modules())
     with torch.no_grad():
         for name, layer in plain.named_modules():
