@@ -75,6 +75,27 @@ RULES = (
         refuses=True,
     ),
     Rule(
+        name="tokens_and_accumulation",
+        when=lambda args: args.tokens_per_step is not None and args.gradient_accumulation_steps > 1,
+        message="tokens_per_step chooses how many micro-batches a step has; gradient_accumulation_steps does so too.",
+        fix="leave gradient_accumulation_steps out",
+        refuses=True,
+    ),
+    Rule(
+        name="tokens_of_a_stream",
+        when=lambda args: args.tokens_per_step is not None and (args.streaming or args.skips_preparation),
+        message="tokens_per_step needs the length of every row before training; streamed or unprepared rows have none.",
+        fix="leave it out, or prepare the rows",
+        refuses=True,
+    ),
+    Rule(
+        name="tokens_with_deepspeed",
+        when=lambda args: args.tokens_per_step is not None and bool(args.deepspeed),
+        message="tokens_per_step varies the number of micro-batches, which DeepSpeed counts itself.",
+        fix="leave one of them out, or shard with FSDP",
+        refuses=True,
+    ),
+    Rule(
         name="liger_config",
         when=lambda args: bool(args.liger_kernel_config) and not args.use_liger_kernel,
         message="liger_kernel_config has no effect without use_liger_kernel=True.",
