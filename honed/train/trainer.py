@@ -26,6 +26,7 @@ from honed.train.callbacks import TrainingProgress
 from honed.train.metrics import StepMetrics
 from honed.train.out_of_memory import Splits
 from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
+from honed.train.step_in_backward import optimizer_of
 from honed.train.trainer_checkpoint import ResumingTrainer, SavesAndStops, keep_workers
 from honed.train.trainer_watch import StepWatch
 
@@ -125,7 +126,7 @@ class SFTTrainer(ResumingTrainer):
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            optimizer_cls_and_kwargs=optimizer_of(args, (optimizers, optimizer_cls_and_kwargs)),
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         if use_cache is not None:  # Trainer switches it off, also for what is saved

@@ -19,6 +19,7 @@ from honed.train.evaluation import EvaluatingTrainer
 from honed.train.neftune import noisy_embeddings
 from honed.train.offload import offloaded, on_host
 from honed.train.out_of_memory import Splits, can_be_cut, halves, is_out_of_memory
+from honed.train.step_in_backward import stepping_in_backward
 from honed.train.token_batches import micro_batches
 
 logger = logging.getLogger(__name__)
@@ -85,14 +86,31 @@ class SteppingTrainer(EvaluatingTrainer):
         """Forward and backward, with NEFTune's noise and offloaded activations, if asked for."""
         embeddings = seams.base_model(self.model).get_input_embeddings()
         offload = self.args.activation_offloading and not on_host(self.args.device)
+        early = stepping_in_backward(self.optimizer)
         with (
             noisy_embeddings(embeddings, self.args.neftune_noise_alpha, part),
             offloaded(self.args.device) if offload else nullcontext(),
+            nullcontext() if early is None else early.in_backward(),
         ):
             return super().training_step(model, part, total)
 
     def _can_do_again(self) -> bool:
-        return self.args.world_size == 1 and not self.is_deepspeed_enabled and not self._plain_loss
+        elsewhere = self.args.world_size > 1 or self.is_deepspeed_enabled or self._plain_loss
+        return not elsewhere and stepping_in_backward(self.optimizer) is None
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called by Trainer between backward and the optimizer's step."""
+        early = stepping_in_backward(self.optimizer)
+        if early is None:
+            return super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = early.norm()
+        if not torch.isfinite(norm):
+            raise RunError(
+                f"The loss or its gradient is not finite in step {self.state.global_step + 1}, and "
+                "optimizer_in_backward has put it into the weights already.",
+                fix="go on from the last checkpoint with a lower learning_rate, or without optimizer_in_backward",
+            )
+        return norm
 
     def _cut(self, part: Batch) -> tuple[Batch, Batch]:
         found, tokens = halves(part), part["input_ids"].numel()
