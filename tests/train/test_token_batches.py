@@ -150,3 +150,5 @@ def test_what_cannot_be_chosen_by_tokens_is_refused(
         make(chat_rows, tokens_per_step=0)
     with pytest.raises(RecipeError, match="flat batches"):
         make(chat_rows, tokens_per_step=100, model=tiny_model(attn_implementation="eager"))
+    with pytest.raises(RecipeError, match="flat batches"):  # a loss of one's own gets padded ones
+        make(chat_rows, tokens_per_step=100, trainer={"compute_loss_func": lambda *_, **__: None})
