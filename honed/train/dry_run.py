@@ -156,7 +156,7 @@ def meta_model(name: str, *, sees: bool = False) -> Any:
 def steps_of(
     args: SFTConfig, rows: int | None, tokens: int = 0, *, epochs: float | None = None
 ) -> tuple[int | None, int]:
-    """Micro-batches of an epoch on each process (with `tokens_per_step`, steps; None without rows), and optimizer steps.
+    """Micro-batches of an epoch on each process (steps, if chosen by tokens; None without rows), and optimizer steps.
 
     Args:
         args: how the rows become steps.

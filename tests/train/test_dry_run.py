@@ -140,6 +140,7 @@ def test_steps_on_several_processes() -> None:
     class Arguments:
         per_device_train_batch_size, gradient_accumulation_steps, world_size = 2, 2, 4
         dataloader_drop_last, max_steps, num_train_epochs = False, -1, 1.5
+        tokens_per_step = None
 
     args: Any = Arguments()
     assert steps_of(args, 17) == (3, 3)  # 3 micro-batches on each process, 2 steps an epoch
