@@ -10,6 +10,8 @@ import torch
 
 from honed.ops.linear_cross_entropy import TokenScores
 
+Mark = tuple[int, int, int, int, Any, Any]  # see `StepMetrics.mark`
+
 
 class StepMetrics:
     """Sums since the last log. `add` never waits for the device; `read` does, once.
@@ -17,6 +19,13 @@ class StepMetrics:
     Args:
         device: where the sums live.
     """
+
+    _tokens: int
+    _trained: int
+    _scored: int
+    _aux_tokens: int
+    _sums: Any
+    _aux_sum: Any
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -34,11 +43,11 @@ class StepMetrics:
         self._tokens += tokens
         self._trained += scores.nll_N.numel()
         if scores.entropy_N is not None and scores.correct_N is not None:
-            self._sums[0] += scores.entropy_N.sum()
-            self._sums[1] += scores.correct_N.sum()
+            both = torch.stack([scores.entropy_N.sum(), scores.correct_N.sum()])
+            self._sums = self._sums + both.to(self._sums)  # not in place: a mark keeps the sums as they were
             self._scored += scores.nll_N.numel()
         if aux_loss is not None:
-            self._aux_sum += aux_loss.detach() * scores.nll_N.numel()
+            self._aux_sum = self._aux_sum + aux_loss.detach() * scores.nll_N.numel()
             self._aux_tokens += scores.nll_N.numel()
 
     def read(self) -> dict[str, float]:
@@ -71,14 +80,22 @@ class StepMetrics:
         self._sums.copy_(torch.tensor(state["sums"]))
         self._tokens, self._trained, self._scored = state["tokens"], state["trained"], state["scored"]
 
+    def mark(self) -> Mark:
+        """What has been counted so far, for `back_to`; costs nothing."""
+        return self._tokens, self._trained, self._scored, self._aux_tokens, self._sums, self._aux_sum
+
+    def back_to(self, mark: Mark) -> None:
+        """Forgets what was counted since `mark`."""
+        self._tokens, self._trained, self._scored, self._aux_tokens, self._sums, self._aux_sum = mark
+
     def start_clock(self) -> None:
         """Leaves what happened since the last `read` (evaluation, saving) out of tokens per second."""
         self._since = time.perf_counter()
 
     def _reset(self) -> None:
         self._tokens = self._trained = self._scored = self._aux_tokens = 0
-        self._sums: Any = torch.zeros(2, device=self.device)
-        self._aux_sum: Any = torch.zeros((), device=self.device)
+        self._sums = torch.zeros(2, device=self.device)
+        self._aux_sum = torch.zeros((), device=self.device)
         self._since = time.perf_counter()
 
 

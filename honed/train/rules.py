@@ -75,6 +75,68 @@ RULES = (
         refuses=True,
     ),
     Rule(
+        name="tokens_and_accumulation",
+        when=lambda args: args.tokens_per_step is not None and args.gradient_accumulation_steps > 1,
+        message="tokens_per_step chooses how many micro-batches a step has; gradient_accumulation_steps does so too.",
+        fix="leave gradient_accumulation_steps out",
+        refuses=True,
+    ),
+    Rule(
+        name="tokens_of_a_stream",
+        when=lambda args: args.tokens_per_step is not None and (args.streaming or args.skips_preparation),
+        message="tokens_per_step needs the length of every row before training; streamed or unprepared rows have none.",
+        fix="leave it out, or prepare the rows",
+        refuses=True,
+    ),
+    Rule(
+        name="tokens_with_deepspeed",
+        when=lambda args: args.tokens_per_step is not None and bool(args.deepspeed),
+        message="tokens_per_step varies the number of micro-batches, which DeepSpeed counts itself.",
+        fix="leave one of them out, or shard with FSDP",
+        refuses=True,
+    ),
+    Rule(
+        name="in_backward_clipping",
+        when=lambda args: args.optimizer_in_backward and args.max_grad_norm > 0,
+        message="optimizer_in_backward frees each gradient at once, so their common norm cannot be clipped.",
+        fix="set max_grad_norm=0, or leave it out",
+        refuses=True,
+    ),
+    Rule(
+        name="in_backward_accumulation",
+        when=lambda args: (
+            args.optimizer_in_backward and (args.gradient_accumulation_steps > 1 or args.tokens_per_step is not None)
+        ),
+        message="optimizer_in_backward takes a step in every backward pass, so gradients cannot be accumulated.",
+        fix="set gradient_accumulation_steps=1 and leave tokens_per_step out",
+        refuses=True,
+    ),
+    Rule(
+        name="in_backward_alone",
+        when=lambda args: (
+            args.optimizer_in_backward and (args.world_size > 1 or args.n_gpu > 1 or bool(args.deepspeed) or args.fp16)
+        ),
+        message="optimizer_in_backward steps before ranks average gradients, or float16's scaler unscales them.",
+        fix="start one process with bf16 or float32, or leave it out",
+        refuses=True,
+    ),
+    Rule(
+        name="in_backward_adamw",
+        when=lambda args: args.optimizer_in_backward and args.optim.value not in ("adamw_torch", "adamw_torch_fused"),
+        message="optimizer_in_backward is AdamW, not another optimizer.",
+        fix="set optim='adamw_torch_fused', or leave it out",
+        refuses=True,
+    ),
+    Rule(
+        name="in_backward_reentrant",
+        when=lambda args: (
+            args.optimizer_in_backward and bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+        ),
+        message="optimizer_in_backward needs whole gradients; reentrant checkpointing hands them over in parts.",
+        fix="leave use_reentrant out of gradient_checkpointing_kwargs",
+        refuses=True,
+    ),
+    Rule(
         name="liger_config",
         when=lambda args: bool(args.liger_kernel_config) and not args.use_liger_kernel,
         message="liger_kernel_config has no effect without use_liger_kernel=True.",

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import nn
 
 from honed.data.table import PackedRows
 from honed.errors import RunError
-from honed.train.evaluation import EvaluatingTrainer
 from honed.train.loop_log import drop_after
+from honed.train.trainer_steps import SteppingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class StepWatch:
         return self._worst
 
 
-class WatchedTrainer(EvaluatingTrainer):
+class WatchedTrainer(SteppingTrainer):
     """The base of `SFTTrainer` that takes no step whose loss or gradient is no number.
 
     Whether they are is read once per optimizer step (one scalar; transformers itself reads each micro-batch's loss,
@@ -86,7 +86,7 @@ class WatchedTrainer(EvaluatingTrainer):
     _at: tuple[int, Any, int] | None = None  # the epoch, its loader, steps of an epoch
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, forward and backward."""
+        """What the loader gave, forward and backward."""
         loss = super().training_step(*args, **kwargs)
         self.watch.micro_batches.append(loss)
         return loss
@@ -106,8 +106,8 @@ class WatchedTrainer(EvaluatingTrainer):
         epoch, number = divmod(step - 1, steps)
         loader.set_epoch(epoch)
         size = self.args.gradient_accumulation_steps
-        batches: Iterable[list[int]] = islice(loader.batch_sampler, number * size, (number + 1) * size)
-        found = [list(batch) for batch in batches]
+        batches: Iterable[list[Any]] = islice(loader.batch_sampler, number * size, (number + 1) * size)
+        found = [list(chain.from_iterable(batch) if isinstance(batch[0], list) else batch) for batch in batches]
         loader.set_epoch(self._at[0])
         return found
 

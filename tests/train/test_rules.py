@@ -15,6 +15,17 @@ def several_gpus(args: SFTConfig) -> None:
     args._n_gpu = 4
 
 
+def deepspeed_tokens(args: SFTConfig) -> None:
+    args.tokens_per_step, args.deepspeed = 256, "ds.json"  # given at once it would have to be installed
+
+
+IN_BACKWARD = {"optimizer_in_backward": True, "max_grad_norm": 0.0}
+
+
+def deepspeed_in_backward(args: SFTConfig) -> None:
+    args.optimizer_in_backward, args.max_grad_norm, args.deepspeed = True, 0.0, "ds.json"
+
+
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
     "packing_without_length": {"packing": True, "max_length": None},
@@ -23,6 +34,14 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "liger_loss": {"liger_kernel_config": {"fused_linear_cross_entropy": True}},
     "truncation_mode": {"truncation_mode": "keep_end"},
     "selective_checkpointing": {"gradient_checkpointing_kwargs": {"selective": True}},
+    "tokens_and_accumulation": {"tokens_per_step": 256, "gradient_accumulation_steps": 2},
+    "tokens_of_a_stream": {"tokens_per_step": 256, "streaming": True},
+    "tokens_with_deepspeed": deepspeed_tokens,
+    "in_backward_clipping": {"optimizer_in_backward": True},
+    "in_backward_accumulation": {**IN_BACKWARD, "gradient_accumulation_steps": 2},
+    "in_backward_alone": deepspeed_in_backward,
+    "in_backward_adamw": {**IN_BACKWARD, "optim": "adafactor"},
+    "in_backward_reentrant": {**IN_BACKWARD, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     "liger_config": {"liger_kernel_config": {"rope": False}},
     "checkpointing_kwargs": {
         "gradient_checkpointing": False,

@@ -31,6 +31,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True, "max_length": 64, "save_steps": 2, **DROPOUT},
     "padded": {"attention_dropout": 0.1, "padded": True, "save_steps": 1},
     "by length": {"train_sampling_strategy": "group_by_length", "padded": True, "save_steps": 1, **DROPOUT},
+    "tokens": {"tokens_per_step": 150, "save_steps": 1, "max_length": 64, "dataloader_num_workers": 1, **DROPOUT},
+    "in backward": {"optimizer_in_backward": True, "max_grad_norm": 0.0, "save_steps": 1},
     "workers": {"dataloader_num_workers": 1, "save_steps": 3, **DROPOUT},
     "streamed": {
         "streaming": True, "max_steps": 14, "shuffle_buffer": 5, "save_steps": 1, **DROPOUT, "logging_steps": 3},
