@@ -28,6 +28,7 @@ import torch
 
 from honed.errors import RunError
 from honed.model.load import first_line
+from honed.train.loop_ranks import is_lost_rank
 from honed.train.run_folder import storage_errors
 
 MANIFEST, WEIGHTS, STATE, POSITION = "manifest.json", "weights.safetensors", "state.pt", "position.json"
@@ -328,6 +329,8 @@ def _storage(folder: Path) -> Iterator[None]:
         RuntimeError,
         SafetensorError,
     ) as error:  # torch's and safetensors' writers raise kinds of their own
+        if is_lost_rank(error):  # no fault of the disk's
+            raise
         raise RunError(
             f"No checkpoint could be written in {folder}: {first_line(error)}", fix="check the disk"
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,14 @@ RULES = (
         message="One process sees several GPUs and would use nn.DataParallel: slow, and losses averaged wrongly.",
         fix="start it with `torchrun --nproc_per_node N ...` or `accelerate launch ...`, or show it one GPU "
         "(CUDA_VISIBLE_DEVICES=0)",
+        refuses=True,
+    ),
+    Rule(
+        name="context_parallel",
+        when=lambda args: splits_rows(args),
+        message="Context or sequence parallelism (cp_size, sp_size) would train wrongly: each process would take its "
+        "part of a row for a row of its own, so that documents lose their boundaries and labels their neighbours.",
+        fix="leave it out; for long rows use flat batches of one row, gradient_checkpointing=True and FSDP2",
         refuses=True,
     ),
     Rule(
@@ -73,6 +82,13 @@ RULES = (
         message="gradient_checkpointing_kwargs={'selective': True} is TRL's own and not supported.",
         fix="leave 'selective' out; whole layers are recomputed then",
         refuses=True,
+    ),
+    Rule(
+        name="fsdp_on_cpu",
+        when=lambda args: bool(args.fsdp) and args.device.type == "cpu",
+        message="fsdp has no effect on CPUs: accelerate keeps the whole model in every process there (DDP).",
+        fix="leave it out",
+        refuses=False,
     ),
     Rule(
         name="liger_config",
@@ -169,6 +185,14 @@ def check(args: SFTConfig) -> list[str]:
             raise RecipeError(rule.message, fix=rule.fix)
         notes.append(f"{rule.message} {rule.fix[0].upper()}{rule.fix[1:]}.")
     return notes
+
+
+def splits_rows(args: SFTConfig) -> bool:
+    """Whether rows are to be split among processes: by the arguments, or by what `accelerate launch` sets."""
+    given = args.parallelism_config
+    if given is None and os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true":
+        return any(int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1")) > 1 for kind in ("CP", "SP"))
+    return given is not None and max(given.cp_size, given.sp_size) > 1
 
 
 def is_missing(package: str) -> bool:

@@ -141,7 +141,7 @@ class SFTTrainer(ResumingTrainer):
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
             self.add_callback(self._progress)
-        self.metrics, self.watch = StepMetrics(self.args.device), StepWatch()
+        self.metrics, self.watch = self._new_metrics(), StepWatch()
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
         streams = self._datasets.streamed is not None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import ParallelismConfig
 
 from honed.errors import RecipeError
 from honed.train import rules
@@ -15,14 +16,24 @@ def several_gpus(args: SFTConfig) -> None:
     args._n_gpu = 4
 
 
+def rows_split(args: SFTConfig) -> None:
+    args.parallelism_config = ParallelismConfig(cp_size=2)
+
+
+def sharded(args: SFTConfig) -> None:
+    args.fsdp = True
+
+
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
+    "context_parallel": rows_split,
     "packing_without_length": {"packing": True, "max_length": None},
     "liger_absent": {"use_liger_kernel": True},
     "liger_without_gpu": {"use_liger_kernel": True},
     "liger_loss": {"liger_kernel_config": {"fused_linear_cross_entropy": True}},
     "truncation_mode": {"truncation_mode": "keep_end"},
     "selective_checkpointing": {"gradient_checkpointing_kwargs": {"selective": True}},
+    "fsdp_on_cpu": sharded,
     "liger_config": {"liger_kernel_config": {"rope": False}},
     "checkpointing_kwargs": {
         "gradient_checkpointing": False,
@@ -70,3 +81,12 @@ def test_the_rule_applies(rule: rules.Rule, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
 def test_the_rule_leaves_plain_arguments_alone(rule: rules.Rule, tmp_path: Path) -> None:
     assert not rule.when(arguments(tmp_path, {}))
+
+
+@pytest.mark.parametrize(("kind", "splits"), [("CP", True), ("SP", True), ("TP", False)])
+def test_rows_may_be_split_by_accelerate_launch_as_well(
+    kind: str, splits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind}_SIZE", "2")
+    assert rules.splits_rows(arguments(tmp_path, {})) == splits
