@@ -21,7 +21,9 @@ from honed.errors import RecipeError, RunError
 from honed.model.device import pick_device
 
 # How gloo tells that a process has gone, or did not come in time; it has no error of its own.
-_LOST = re.compile(r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket closed|No route to host", re.I)
+_LOST = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket closed|No route to host", re.I
+)
 
 
 class Stopped(Exception):

@@ -35,7 +35,7 @@ RULES = (
     ),
     Rule(
         name="context_parallel",
-        when=lambda args: splits_rows(args),
+        when=lambda args: row_parts(args) > 1,
         message="Context or sequence parallelism (cp_size, sp_size) would train wrongly: each process would take its "
         "part of a row for a row of its own, so that documents lose their boundaries and labels their neighbours.",
         fix="leave it out; for long rows use flat batches of one row, gradient_checkpointing=True and FSDP2",
@@ -187,12 +187,14 @@ def check(args: SFTConfig) -> list[str]:
     return notes
 
 
-def splits_rows(args: SFTConfig) -> bool:
-    """Whether rows are to be split among processes: by the arguments, or by what `accelerate launch` sets."""
+def row_parts(args: SFTConfig) -> int:
+    """Among how many processes a row is to be split: by the arguments, or by what `accelerate launch` sets."""
     given = args.parallelism_config
-    if given is None and os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true":
-        return any(int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1")) > 1 for kind in ("CP", "SP"))
-    return given is not None and max(given.cp_size, given.sp_size) > 1
+    if given is not None:
+        return max(given.cp_size, given.sp_size)
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() != "true":
+        return 1
+    return max(int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1")) for kind in ("CP", "SP"))
 
 
 def is_missing(package: str) -> bool:

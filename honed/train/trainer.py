@@ -24,7 +24,6 @@ from honed.model.vocabulary import agree_on_stops
 from honed.train import legacy, rules, seams, shared_prefixes, start, stream, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
-from honed.train.metrics import StepMetrics
 from honed.train.neftune import noisy_embeddings
 from honed.train.offload import offloaded, on_host
 from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength

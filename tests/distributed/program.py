@@ -40,8 +40,9 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 TRAIN: dict[str, Any] = {
     "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 0.01, "logging_steps": 1,
-    "lr_scheduler_type": "cosine", "num_train_epochs": 1, "adam_epsilon": 1e-3, "seed": 0, "use_cpu": True, "report_to": "none",
-    "save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False, "average_tokens_across_devices": True,
+    "lr_scheduler_type": "cosine", "num_train_epochs": 1, "adam_epsilon": 1e-3, "seed": 0, "use_cpu": True,
+    "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": False,
+    "average_tokens_across_devices": True,
 }  # fmt: skip
 
 
@@ -121,12 +122,18 @@ def rank_main(job: dict[str, Any], rank: int, port: int) -> int:
     out = Path(job["out"])
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(out / f"{name}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["world"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    own = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": job["world"],
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in {**own, **job.get("env", {})}.items()})
     try:
         run(job, rank)
     except HonedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 2
     except BaseException:
         traceback.print_exc()
@@ -167,7 +174,8 @@ def main() -> None:
     """Until the input ends."""
     torch.set_num_threads(1)
     for line in sys.stdin:
-        print(json.dumps(ranks_of(json.loads(line))), flush=True)
+        sys.stdout.write(json.dumps(ranks_of(json.loads(line))) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -83,10 +83,10 @@ def test_the_rule_leaves_plain_arguments_alone(rule: rules.Rule, tmp_path: Path)
     assert not rule.when(arguments(tmp_path, {}))
 
 
-@pytest.mark.parametrize(("kind", "splits"), [("CP", True), ("SP", True), ("TP", False)])
+@pytest.mark.parametrize(("kind", "parts"), [("CP", 2), ("SP", 2), ("TP", 1)])
 def test_rows_may_be_split_by_accelerate_launch_as_well(
-    kind: str, splits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
     monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind}_SIZE", "2")
-    assert rules.splits_rows(arguments(tmp_path, {})) == splits
+    assert rules.row_parts(arguments(tmp_path, {})) == parts
