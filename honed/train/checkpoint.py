@@ -29,6 +29,7 @@ import torch
 
 from honed.errors import RunError, storage_errors
 from honed.model.load import first_line
+from honed.train.loop_ranks import is_lost_rank
 
 MANIFEST, WEIGHTS, STATE, POSITION = "manifest.json", "weights.safetensors", "state.pt", "position.json"
 FORMAT = 1
@@ -335,6 +336,8 @@ def _storage(folder: Path) -> Iterator[None]:
         RuntimeError,
         SafetensorError,
     ) as error:  # torch's and safetensors' writers raise kinds of their own
+        if is_lost_rank(error):  # no fault of the disk's
+            raise
         raise RunError(
             f"No checkpoint could be written in {folder}: {first_line(error)}", fix="check the disk"
         ) from None

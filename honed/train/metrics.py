@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ class StepMetrics:
 
     Args:
         device: where the sums live.
+        over_ranks: adds numbers up over all ranks, which all `read` at once; None where there is one.
     """
 
     _tokens: int
@@ -27,8 +29,9 @@ class StepMetrics:
     _sums: Any
     _aux_sum: Any
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, over_ranks: Callable[..., list[float]] | None = None) -> None:
         self.device = device
+        self._over_ranks: Callable[..., list[float]] = over_ranks or (lambda *values: list(values))
         self.num_tokens = 0
         self._reset()
 
@@ -51,22 +54,30 @@ class StepMetrics:
             self._aux_tokens += scores.nll_N.numel()
 
     def read(self) -> dict[str, float]:
-        """Means, num_tokens (of the whole run), tokens per second, memory (GB); then starts anew."""
+        """Means, num_tokens (of the whole run), tokens per second, memory (GB); then starts anew.
+
+        Of all ranks, but for the memory, which is this process's.
+        """
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        self.num_tokens += self._tokens
+        tokens, trained, scored, aux_tokens, entropy, correct, aux_sum = self._totals()
+        self.num_tokens += int(tokens)
         logs: dict[str, float] = {
             "num_tokens": float(self.num_tokens),
-            "tokens_per_second": self._tokens / seconds,
-            "trained_tokens_per_second": self._trained / seconds,
+            "tokens_per_second": tokens / seconds,
+            "trained_tokens_per_second": trained / seconds,
             "memory_gb": memory_gb(self.device),
         }
-        if self._scored:
-            entropy, correct = (self._sums / self._scored).tolist()
-            logs |= {"mean_token_accuracy": correct, "entropy": entropy}
-        if self._aux_tokens:
-            logs["aux_loss"] = float(self._aux_sum) / self._aux_tokens
+        if scored:
+            logs |= {"mean_token_accuracy": correct / scored, "entropy": entropy / scored}
+        if aux_tokens:
+            logs["aux_loss"] = aux_sum / aux_tokens
         self._reset()
         return logs
+
+    def _totals(self) -> list[float]:
+        """The counts and sums as numbers."""
+        counts = (self._tokens, self._trained, self._scored, self._aux_tokens)
+        return self._over_ranks(*counts, *torch.cat([self._sums, self._aux_sum.reshape(1)]).tolist())
 
     def state(self) -> dict[str, Any]:
         """What has been counted since the last `read`, and of the whole run; as JSON, for `restore`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,14 @@ RULES = (
         message="One process sees several GPUs and would use nn.DataParallel: slow, and losses averaged wrongly.",
         fix="start it with `torchrun --nproc_per_node N ...` or `accelerate launch ...`, or show it one GPU "
         "(CUDA_VISIBLE_DEVICES=0)",
+        refuses=True,
+    ),
+    Rule(
+        name="context_parallel",
+        when=lambda args: row_parts(args) > 1,
+        message="Context or sequence parallelism (cp_size, sp_size) would train wrongly: each process would take its "
+        "part of a row for a row of its own, so that documents lose their boundaries and labels their neighbours.",
+        fix="leave it out; for long rows use flat batches of one row, gradient_checkpointing=True and FSDP2",
         refuses=True,
     ),
     Rule(
@@ -137,6 +146,13 @@ RULES = (
         refuses=True,
     ),
     Rule(
+        name="fsdp_on_cpu",
+        when=lambda args: bool(args.fsdp) and args.device.type == "cpu",
+        message="fsdp has no effect on CPUs: accelerate keeps the whole model in every process there (DDP).",
+        fix="leave it out",
+        refuses=False,
+    ),
+    Rule(
         name="liger_config",
         when=lambda args: bool(args.liger_kernel_config) and not args.use_liger_kernel,
         message="liger_kernel_config has no effect without use_liger_kernel=True.",
@@ -231,6 +247,16 @@ def check(args: SFTConfig) -> list[str]:
             raise RecipeError(rule.message, fix=rule.fix)
         notes.append(f"{rule.message} {rule.fix[0].upper()}{rule.fix[1:]}.")
     return notes
+
+
+def row_parts(args: SFTConfig) -> int:
+    """Among how many processes a row is to be split: by the arguments, or by what `accelerate launch` sets."""
+    given = args.parallelism_config
+    if given is not None:
+        return max(given.cp_size, given.sp_size)
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() != "true":
+        return 1
+    return max(int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1")) for kind in ("CP", "SP"))
 
 
 def is_missing(package: str) -> bool:

@@ -57,7 +57,11 @@ def base_model(model: nn.Module) -> Any:
 
 @contextmanager
 def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
-    """The model with its seams in place, and as it was again afterwards. Yields the scoring head, if it has one."""
+    """The model with its seams in place, and as it was again afterwards. Yields the scoring head, if it has one.
+
+    FSDP2 and DeepSpeed tie a module's weights to that module: a scoring head that they got hold of stays in the model,
+    where it is the linear layer that it replaced, unless it is asked to score.
+    """
     inner = base_model(model)
     attention_before, head_before = inner.config._attn_implementation, inner.get_output_embeddings()
     head = head_before if isinstance(head_before, ScoringHead) else None
@@ -70,9 +74,14 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
         with fused_lora(model) if seams.lora else nullcontext():
             yield head
     finally:
-        inner.set_output_embeddings(head_before)
+        if head is None or not _is_wrapped(head, head_before):
+            inner.set_output_embeddings(head_before)
         if seams.flat:
             inner.set_attn_implementation(attention_before)
+
+
+def _is_wrapped(head: ScoringHead, before: nn.Module) -> bool:
+    return head.weight is not before.weight or bool(head._forward_pre_hooks)
 
 
 def token_scores(

@@ -23,7 +23,6 @@ from honed.model.vocabulary import agree_on_stops
 from honed.train import legacy, rules, seams, shared_prefixes, start, stream, token_batches, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
-from honed.train.metrics import StepMetrics
 from honed.train.out_of_memory import Splits
 from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
 from honed.train.step_in_backward import optimizer_of
@@ -141,7 +140,7 @@ class SFTTrainer(ResumingTrainer):
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
             self.add_callback(self._progress)
-        self.metrics, self.watch, self.splits = StepMetrics(self.args.device), StepWatch(), Splits()
+        self.metrics, self.watch, self.splits = self._new_metrics(), StepWatch(), Splits()
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
         streams = self._datasets.streamed is not None

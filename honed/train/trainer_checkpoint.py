@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from honed.data.table import PackedRows
 from honed.errors import RunError
 from honed.train import checkpoint
-from honed.train.loop_ranks import Stopped, keep_on_sigterm
+from honed.train.loop_ranks import Stopped, keep_on_sigterm, others_alive
 from honed.train.loop_state import identity_of_model
 from honed.train.secrets import sealed_arguments
 from honed.train.trainer_watch import WatchedTrainer
@@ -46,7 +46,7 @@ _TOLD = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16"),
 )
-_OPTIMIZER = ("optimizer.pt", "optimizer.bin")
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0")  # the last is a folder: FSDP2's, in parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,8 @@ class ResumingTrainer(WatchedTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; see `transformers.Trainer.train`."""
         self.identity()  # while the model is whole: later its weights may be parted among ranks
-        return super().train(*args, **kwargs)
+        with others_alive(self.args.output_dir):
+            return super().train(*args, **kwargs)
 
     def _look_at(self, path: Path) -> None:
         """Refuses a torn checkpoint that was named, and tells in what it is another run's.
@@ -167,6 +168,18 @@ class ResumingTrainer(WatchedTrainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(place))
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the whole model; all ranks must call it. See `transformers.Trainer.save_model`."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call or not self._checkpoints_in_parts():
+            return
+        whole = self.accelerator.get_state_dict(self.model)  # transformers wrote nothing: checkpoints hold the weights
+        if self.args.should_save:
+            self._save(output_dir, state_dict=whole)
+
+    def _checkpoints_in_parts(self) -> bool:
+        return self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._saving_in or super()._get_output_dir(trial))
 
@@ -215,9 +228,9 @@ class ResumingTrainer(WatchedTrainer):
         self._start = _Start(position=self._found, time=time.time())
         self.forget_after(self.state.global_step)
         ranks = self._found.get("ranks", [])
-        if self.args.process_index >= len(ranks):  # of another program, or of fewer processes
+        if not ranks:  # of another program
             return
-        mine = ranks[self.args.process_index]
+        mine = _shared_anew(ranks, self.args.world_size)[self.args.process_index]
         self._tr_loss.fill_(mine["loss"])
         self._total_loss_scalar = mine["total_loss"]
         self._globalstep_last_logged = self._found["last_logged"]
@@ -296,6 +309,20 @@ class SavesAndStops(TrainerCallback):
 
     def _at_epochs_end(self, state: Any) -> bool:
         return not self._streams and float(state.epoch).is_integer()
+
+
+def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]]:
+    """What each rank had counted, for another number of ranks: the first has all counts, and losses are means."""
+    if len(ranks) == world:
+        return ranks
+    counts = [rank["metrics"] for rank in ranks]
+    summed = {key: sum(count[key] for count in counts) for key in ("tokens", "trained", "scored")}
+    sums = [sum(column) for column in zip(*(count["sums"] for count in counts), strict=True)]
+    total = {"num_tokens": counts[0]["num_tokens"], "sums": sums, **summed}
+    nothing = {**total, "sums": [0.0] * len(sums), **dict.fromkeys(summed, 0)}
+    means = {key: sum(rank[key] for rank in ranks) / len(ranks) for key in ("loss", "total_loss")}
+    first = {**ranks[0], **means}
+    return [{**first, "metrics": nothing if number else total} for number in range(world)]
 
 
 def keep_workers(loader: Any) -> None:

@@ -125,6 +125,8 @@ class WatchedTrainer(SteppingTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called by Trainer between backward and the optimizer's step."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if hasattr(norm, "full_tensor"):  # FSDP2's, whose value lies in parts on all ranks
+            norm = norm.full_tensor()
         try:
             if not self._handled_elsewhere() and not self._finite(norm):
                 model.zero_grad(set_to_none=True)  # an optimizer passes over parameters that have no gradient

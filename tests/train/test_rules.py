@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import ParallelismConfig
 
 from honed.errors import RecipeError
 from honed.train import rules
@@ -26,8 +27,17 @@ def deepspeed_in_backward(args: SFTConfig) -> None:
     args.optimizer_in_backward, args.max_grad_norm, args.deepspeed = True, 0.0, "ds.json"
 
 
+def rows_split(args: SFTConfig) -> None:
+    args.parallelism_config = ParallelismConfig(cp_size=2)
+
+
+def sharded(args: SFTConfig) -> None:
+    args.fsdp = True
+
+
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
+    "context_parallel": rows_split,
     "packing_without_length": {"packing": True, "max_length": None},
     "liger_absent": {"use_liger_kernel": True},
     "liger_without_gpu": {"use_liger_kernel": True},
@@ -42,6 +52,7 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "in_backward_alone": deepspeed_in_backward,
     "in_backward_adamw": {**IN_BACKWARD, "optim": "adafactor"},
     "in_backward_reentrant": {**IN_BACKWARD, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "fsdp_on_cpu": sharded,
     "liger_config": {"liger_kernel_config": {"rope": False}},
     "checkpointing_kwargs": {
         "gradient_checkpointing": False,
@@ -89,3 +100,12 @@ def test_the_rule_applies(rule: rules.Rule, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
 def test_the_rule_leaves_plain_arguments_alone(rule: rules.Rule, tmp_path: Path) -> None:
     assert not rule.when(arguments(tmp_path, {}))
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("CP", 2), ("SP", 2), ("TP", 1)])
+def test_rows_may_be_split_by_accelerate_launch_as_well(
+    kind: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind}_SIZE", "2")
+    assert rules.row_parts(arguments(tmp_path, {})) == parts
