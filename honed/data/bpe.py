@@ -17,6 +17,8 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -87,6 +89,23 @@ class FastBPE:
             known.add(character)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proven:
+    """What tiktoken needs to know of a tokenizer that it is shown to be equal to.
+
+    Attributes:
+        pattern: where words end.
+        ranks: token -> id.
+        added: added tokens -> id.
+        normalizes: whether the tokenizer brings texts into Unicode's form NFC.
+    """
+
+    pattern: str
+    ranks: dict[bytes, int]
+    added: dict[str, int]
+    normalizes: bool
+
+
 def fast_bpe(tokenizer: Any, encode: Encode) -> FastBPE | None:
     """tiktoken's encoding of this tokenizer, if it is shown to be the same; None otherwise.
 
@@ -94,23 +113,41 @@ def fast_bpe(tokenizer: Any, encode: Encode) -> FastBPE | None:
         tokenizer: a transformers tokenizer; not changed.
         encode: its own way: texts -> ids, without special tokens around them.
     """
-    if not getattr(tokenizer, "is_fast", False) or getattr(tokenizer, "split_special_tokens", False):
-        return None
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    pattern, model, normalizer = split_pattern(state["pre_tokenizer"]), state["model"], state["normalizer"]
-    added = {token["content"]: token["id"] for token in state["added_tokens"]}
-    if pattern is None or (normalizer or {"type": "NFC"})["type"] != "NFC" or not _are_plain(state["added_tokens"]):
-        return None
-    if (known := ranks(model, set(added))) is None:
-        return None
-    try:
-        from tiktoken import Encoding
-    except ImportError:  # only slower
-        return None
+    proven = prove(tokenizer.backend_tokenizer.to_str(), encode) if may_be_fast(tokenizer) else None
+    return None if proven is None else made_of(proven, encode)
 
-    encoding = Encoding(tokenizer.name_or_path, pat_str=pattern, mergeable_ranks=known, special_tokens=added)
-    fast = FastBPE(encoding, added, encode, normalizes=normalizer is not None)
-    return fast if _alike(fast, encode) else None
+
+def may_be_fast(tokenizer: Any) -> bool:
+    """Whether the tokenizer is one that `prove` can read, and tiktoken is installed (without it all is only slower)."""
+    if not getattr(tokenizer, "is_fast", False) or getattr(tokenizer, "split_special_tokens", False):
+        return False
+    return find_spec("tiktoken") is not None
+
+
+def prove(state: str, encode: Encode) -> Proven | None:
+    """What tiktoken needs, if it then gives the same ids; None where that is not shown.
+
+    Args:
+        state: the tokenizer as JSON.
+        encode: its own way.
+    """
+    tokenizer = json.loads(state)
+    pattern, normalizer = split_pattern(tokenizer["pre_tokenizer"]), tokenizer["normalizer"]
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    if pattern is None or (normalizer or {"type": "NFC"})["type"] != "NFC" or not _are_plain(tokenizer["added_tokens"]):
+        return None
+    if (known := ranks(tokenizer["model"], set(added))) is None:
+        return None
+    proven = Proven(pattern=pattern, ranks=known, added=added, normalizes=normalizer is not None)
+    return proven if _alike(made_of(proven, encode), encode) else None
+
+
+def made_of(proven: Proven, encode: Encode) -> FastBPE:
+    """The encoding itself; characters are still tried when they are met."""
+    from tiktoken import Encoding
+
+    encoding = Encoding("honed", pat_str=proven.pattern, mergeable_ranks=proven.ranks, special_tokens=proven.added)
+    return FastBPE(encoding, proven.added, encode, normalizes=proven.normalizes)
 
 
 def split_pattern(pre_tokenizer: Any) -> str | None:

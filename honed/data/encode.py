@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from honed.data.bpe import Encode, FastBPE, fast_bpe
+from honed.data.bpe import Encode, FastBPE
+from honed.data.bpe_cache import cached_bpe
 
 USUAL_CHARACTERS = 200_000
 _MOST_REMEMBERED = 1 << 24  # characters of texts, and their ids
@@ -46,7 +47,7 @@ class Encoder:
         """Whether the next texts are encoded by `FastBPE`."""
         if self._left <= 0:
             self._left = float("inf")
-            self._encode = fast_bpe(self._tokenizer, self._usual) or self._usual
+            self._encode = cached_bpe(self._tokenizer, self._usual) or self._usual
         return isinstance(self._encode, FastBPE)
 
     def _learn(self, texts: list[str]) -> dict[str, np.ndarray]:

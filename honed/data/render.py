@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,18 @@ from honed.errors import DataError
 # What a text is encoded behind (None: the tokenizer's own BOS), the text, and whether special tokens in it are text.
 _Key = tuple[str | None, str, bool]
 _Codes = dict[_Key, np.ndarray]
+
+
+class _Keyed(NamedTuple):
+    """A view, what is encoded for each of its pieces, and for each of its checks what must come to the same."""
+
+    view: View
+    keys: list[_Key]
+    heads: list[tuple[list[_Key], list[_Key]]]
+
+    def is_as_served(self, codes: _Codes) -> bool:
+        """Whether inference would feed the ids that are trained."""
+        return all(np.array_equal(_joined(own, codes), _joined(head, codes)) for own, head in self.heads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,30 +133,25 @@ class Renderer:
 
     def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
         """Encodes the views of many examples in few calls of the tokenizer."""
-        keyed = [[(view, self._keys(view)) for view in views] for _, views in planned]
-        codes = self._encode_texts([pair for pairs in keyed for pair in pairs])
+        keyed = [[self._keyed(view) for view in views] for _, views in planned]
+        codes = self._encode_texts([one for views in keyed for one in views])
         rendered = []
-        for (example, _), pairs in zip(planned, keyed, strict=True):
+        for (example, _), views in zip(planned, keyed, strict=True):
             if isinstance(example, Tokens):
                 rendered.append([_from_tokens(example)])
-            elif all(self._as_served(view, keys, codes) for view, keys in pairs):
-                rendered.append(
-                    [self._assemble(view, keys, codes, example.source, of=len(pairs)) for view, keys in pairs]
-                )
+            elif all(one.is_as_served(codes) for one in views):
+                rendered.append([self._assemble(one, codes, example.source, of=len(views)) for one in views])
             else:
-                apart = [(view, self._keys(view)) for view in self.plan(example, apart=True)]
+                apart = [self._keyed(view) for view in self.plan(example, apart=True)]
                 own = self._encode_texts(apart)
-                rendered.append(
-                    [self._assemble(view, keys, own, example.source, of=len(apart)) for view, keys in apart]
-                )
+                rendered.append([self._assemble(one, own, example.source, of=len(apart)) for one in apart])
         return rendered
 
     def prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
         """Ids of a prompt, piece by piece as in training."""
-        view = View(pieces=tuple(pieces))
-        keys = self._keys(view)
-        codes = self._encode_texts([(view, keys)])
-        return [i for key in keys for i in codes[key].tolist()]
+        keyed = self._keyed(View(pieces=tuple(pieces)))
+        codes = self._encode_texts([keyed])
+        return [i for key in keyed.keys for i in codes[key].tolist()]
 
     def spells_control_tokens(self, views: Sequence[View]) -> bool:
         """True where the row's own text holds control tokens, which are encoded as plain text."""
@@ -153,11 +160,17 @@ class Renderer:
     def _is_text(self, piece: Piece) -> bool:
         return piece.literal and self._control.search(piece.text) is not None
 
-    def _encode_texts(self, keyed: Sequence[tuple[View, list[_Key]]]) -> _Codes:
+    def _keyed(self, view: View) -> _Keyed:
+        keys = self._keys(view)
+        # one piece is encoded in one go already
+        heads = [(keys[:count], self._head(view, count)) for count in view.checks if count > 1]
+        return _Keyed(view, keys, heads)
+
+    def _encode_texts(self, keyed: Sequence[_Keyed]) -> _Codes:
         wanted: dict[tuple[str | None, bool], dict[str, None]] = {}
-        for view, keys in keyed:
-            heads = [key for count in view.checks for key in self._head(view, count)]
-            for mark, text, literal in (*keys, *heads, *_borders(view, keys)):
+        for view, keys, heads in keyed:
+            served = [key for _, head in heads for key in head]
+            for mark, text, literal in (*keys, *served, *_borders(view, keys)):
                 wanted.setdefault((mark, literal), {})[text] = None
         codes: _Codes = {}
         for (mark, literal), texts in wanted.items():
@@ -210,13 +223,8 @@ class Renderer:
         plain = self._encoder(texts)
         return [np.concatenate([self._opening, ids]) for ids in plain] if len(self._opening) else plain
 
-    def _as_served(self, view: View, keys: Sequence[_Key], codes: _Codes) -> bool:
-        return all(
-            np.array_equal(_joined(self._head(view, count), codes), _joined(keys[:count], codes))
-            for count in view.checks
-        )
-
-    def _assemble(self, view: View, keys: Sequence[_Key], codes: _Codes, source: Source, *, of: int) -> Rendered:
+    def _assemble(self, keyed: _Keyed, codes: _Codes, source: Source, *, of: int) -> Rendered:
+        view, keys, _ = keyed
         parts = [codes[key] for key in keys]
         if view.ends_open and self.eos is not None and not (len(parts[-1]) and parts[-1][-1] == self.eos):
             parts.append(np.array([self.eos], dtype=np.int32))  # unless the row's own text ends with it

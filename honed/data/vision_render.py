@@ -202,18 +202,17 @@ class VisionRenderer(Renderer):
 
     def prompt_ids(self, pieces: Sequence[Piece], *, opened: bool = False) -> list[int]:
         """Ids of a prompt, piece by piece as in training; `opened` puts the tokenizer's BOS before it."""
-        view = View(pieces=tuple(pieces), add_special_tokens=opened)
-        keys = self._keys(view)
-        codes = self._encode_texts([(view, keys)])
-        return [i for key in keys for i in codes[key].tolist()]
+        keyed = self._keyed(View(pieces=tuple(pieces), add_special_tokens=opened))
+        codes = self._encode_texts([keyed])
+        return [i for key in keyed.keys for i in codes[key].tolist()]
 
     def _head(self, view: View, count: int) -> list[Any]:
         keys = super()._head(view, count)
         return [(None, *keys[0][1:]), *keys[1:]] if view.add_special_tokens else keys
 
-    def _assemble(self, view: View, *args: Any, **kwargs: Any) -> Rendered:
-        rendered = super()._assemble(view, *args, **kwargs)
-        images = view.images if isinstance(view, VisionView) else ()
+    def _assemble(self, keyed: Any, *args: Any, **kwargs: Any) -> Rendered:
+        rendered = super()._assemble(keyed, *args, **kwargs)
+        images = keyed.view.images if isinstance(keyed.view, VisionView) else ()
         return VisionRendered(**{f.name: getattr(rendered, f.name) for f in fields(Rendered)}, images=images)
 
 
