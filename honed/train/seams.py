@@ -21,6 +21,7 @@ from honed.loss.objective import IGNORE_INDEX, Objective, targets_of
 from honed.model.adapters import prompt_tokens
 from honed.ops import attention
 from honed.ops.linear_cross_entropy import TokenScores
+from honed.ops.products import fast_linears
 
 PROBE_LENGTHS = (5, 7)
 NOT_FOR_THE_MODEL = ("labels", "loss_weights", "num_tokens", "num_targets")
@@ -63,7 +64,8 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
     if seams.flat:
         inner.set_attn_implementation(attention.register())
     try:
-        yield head
+        with fast_linears(model):
+            yield head
     finally:
         inner.set_output_embeddings(head_before)
         if seams.flat:
