@@ -18,10 +18,12 @@ FROM := pyproject.toml constraints.txt
 help:
 	@echo 'make demo    install into $(VENV), then see the data and train a small model'
 	@echo 'make test    the checks, then all tests'
-	@echo 'make check   format, lint, types and the direction of imports'
-	@echo 'make faults  the long tests of machines that fail: Ctrl-C from outside, two runs at once, ASCII-only systems'
+	@echo 'make check   format, lint, types, the direction of imports, and the packages that are installed'
+	@echo 'make faults  the long tests of machines that fail: Ctrl-C from outside, two runs at once, ASCII-only systems,'
+	@echo '             and kill -9 twenty times in a run of each engine'
 	@echo 'make soak    2,000 steps of a tiny model: memory and open files may not grow; STEPS=300 takes fewer'
-	@echo 'make bench   every script in benchmarks/, against TRL (Python >= 3.11)'
+	@echo 'make bench   every script in benchmarks/, against TRL (Python >= 3.11); QUICK=1 only tries them,'
+	@echo '             RECORD=1 keeps the results and writes them into docs/performance.md'
 	@echo 'make clean   remove the environment and all caches'
 	@echo ''
 	@echo 'PYTHON=python3.12   takes another Python; run `make clean` first where $(VENV) exists'
@@ -37,22 +39,34 @@ check: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
+	$(PY) -m pip check
+	$(PY) -m pytest -q tests/test_pins.py
 
 test: check
 	$(PY) -m pytest
 
+# Results are dated, and stand beside those of earlier days.
+RESULT = benchmarks/results/$(1)-$(shell date +%F).json
+
 faults: $(VENV)/.dev
 	HONED_FAULTS=1 $(PY) -m pytest tests/faults
+	rm -f $(call RESULT,kills)
+	HONED_FAULTS=1 HONED_KILLS_OUT=$(call RESULT,kills) $(PY) -m pytest tests/train -k killed_at_random
 
 STEPS ?= 2000
 soak: $(VENV)/.dev
-	$(PY) tests/soak/run.py --steps $(STEPS) --out benchmarks/results/soak.json
+	$(PY) tests/soak/run.py --steps $(STEPS) --out $(call RESULT,soak)
 
+BENCHMARKS := attention data_preparation generation growth moe_dispatch plan_accuracy shared_prefix startup training_step
+# RECORD=1 keeps what was measured, named by date, and writes it into docs/performance.md.
 bench: $(VENV)/.bench
-	@for script in benchmarks/*.py; do \
-	  test -e "$$script" || { echo 'benchmarks/ holds no script yet'; break; }; \
-	  echo "== $$script"; $(PY) "$$script" || exit 1; \
+	@for name in $(BENCHMARKS); do \
+	  echo "== benchmarks/$$name.py"; \
+	  out=benchmarks/results/$$(echo $$name | tr _ -)-cpu-1thread-$$(date +%F).json; \
+	  $(PY) benchmarks/$$name.py $(if $(QUICK),--quick) $(if $(RECORD),--out $$out) || exit 1; \
 	done
+	$(if $(RECORD),$(PY) benchmarks/plot_growth.py $$(ls benchmarks/results/growth-*.json | tail -1))
+	$(if $(RECORD),$(PY) benchmarks/tables.py)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

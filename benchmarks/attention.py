@@ -48,12 +48,13 @@ QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round: whether it works, not how fast it is")
     parser.add_argument("--out")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = []
     for name in cases():
-        results.append(compare(name, args.repeats))
+        results.append(compare(name, 1 if args.quick else args.repeats))
         print(describe(results[-1]), flush=True)
     if args.out:
         machine = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1, "torch": torch.__version__}

@@ -50,10 +50,12 @@ def main() -> None:
         side, kind = args.one
         print(json.dumps({"ours": ours, "trl": trl}[side](kind, Path(args.file))))
         return
+    if args.quick:
+        args.rows, args.repeats = 500, 1
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for label, count in (("repeated", args.rows), ("distinct", None)):
-            pairs = distinct_pairs()
+            pairs = distinct_pairs()[: 500 if args.quick else None]
             rows = (pairs * (count // len(pairs) + 1))[:count] if count else pairs
             for kind in KINDS:
                 file = write(rows, kind, Path(folder) / f"{label}-{kind}.jsonl")
@@ -69,6 +71,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=52_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--quick", action="store_true", help="500 rows, one round: whether it works, not how fast it is"
+    )
     parser.add_argument("--out")
     parser.add_argument("--one", nargs=2, metavar=("SIDE", "KIND"), help="one measurement, in this process")
     parser.add_argument("--file")

@@ -50,6 +50,8 @@ class Work:
 
 def main() -> None:
     args = arguments()
+    if args.quick:
+        args.work, args.repeats = ["equal"], 1
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     import torch
 
@@ -84,6 +86,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--work", nargs="+", choices=("natural", "skewed", "equal"), default=["natural", "skewed", "equal"]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one kind of work, one round: whether it works, not how fast it is"
     )
     parser.add_argument("--out")
     return parser.parse_args()

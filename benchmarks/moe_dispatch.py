@@ -36,6 +36,8 @@ Side = tuple[Callable[..., torch.Tensor], list[nn.Parameter], Callable[[Any], to
 
 def main() -> None:
     args = arguments()
+    if args.quick:
+        args.tokens, args.repeats = 256, 2
     torch.set_num_threads(args.threads)
     results = []
     for experts in args.experts:
@@ -54,6 +56,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--experts", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--quick", action="store_true", help="256 tokens, two rounds: whether it works, not how fast it is"
+    )
     parser.add_argument("--out")
     return parser.parse_args()
 

@@ -85,8 +85,11 @@ CASES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[""], help="cases whose names hold one of these")
+    parser.add_argument("--quick", action="store_true", help="the smallest model: whether it works, not how fast it is")
     parser.add_argument("--out")
     args = parser.parse_args()
+    if args.quick:
+        args.only = ["minimind"]
     torch.set_num_threads(1)
     rows = []
     for case in CASES:

@@ -29,7 +29,7 @@ import torch
 
 from honed.data.collate import FlatCollator
 from honed.data.table import PackedRow
-from honed.loss.objective import loss_sum, next_token_targets, token_weights, total_weight
+from honed.loss.objective import total_weight
 from honed.train import seams
 
 TRL_SETTINGS: dict[str, dict[str, Any]] = {
@@ -47,8 +47,13 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=8)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--quick", action="store_true", help="two layers, one round: whether it works, not how fast it is"
+    )
     parser.add_argument("--out")
     args = parser.parse_args()
+    if args.quick:
+        args.layers, args.repeats = 2, 1
     torch.set_num_threads(1)
     documents = draw_documents(args.question, args.answer, args.answers)
     model, trls_model = new_model(args.layers), new_model(args.layers)
@@ -103,14 +108,12 @@ def ours(model: Any, documents: list[np.ndarray], question: int, *, share: bool)
 
     def step() -> tuple[float, int]:
         batch = FlatCollator(share_prefixes=share)(rows)
-        labels, weights = batch["labels"], batch["loss_weights"]
+        total = total_weight(batch["labels"], batch["loss_weights"])
         model.zero_grad()
         with seams.opened(model, found) as head:
-            scores, _ = seams.token_scores(model, batch, head, extras=True)
-            weights_N = token_weights(labels, weights, next_token_targets(labels))
-            loss = loss_sum(scores, weights_N) / total_weight(labels, weights)
-            loss.backward()
-        return loss.item(), batch["input_ids"].numel()
+            scores, _ = seams.token_scores(model, batch, head, total=total, extras=True)
+            scores.loss.backward()
+        return scores.loss.item(), batch["input_ids"].numel()
 
     return step
 

@@ -81,6 +81,8 @@ def main() -> None:
         side, name = args.one
         print(json.dumps(train(side, CASES[name], Path(args.rows), steps=args.steps, gradients=args.gradients)))
         return
+    if args.quick:
+        args.case, args.steps, args.repeats = args.case or "minimind", 2, 1
     results = []
     for name in [args.case] if args.case else CASES:
         with tempfile.TemporaryDirectory() as folder:
@@ -96,6 +98,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--steps", type=int, default=3, help="of which the first is not timed")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument(
+        "--quick", action="store_true", help="one model, one round: whether it works, not how fast it is"
+    )
     parser.add_argument("--out")
     parser.add_argument("--one", nargs=2, metavar=("SIDE", "CASE"), help="one run, in this process")
     parser.add_argument("--rows")

@@ -20,12 +20,12 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from honed.errors import RunError
+from honed.errors import storage_errors
 
 MANIFEST = "honed_model.json"
 TAG_FILE = "CACHEDIR.TAG"
@@ -64,7 +64,7 @@ def cache_folder(kind: str, *, root: Path | None = None) -> Path:
         RunError: the folder cannot be made.
     """
     folder = (root or cache_root()) / kind
-    with storage_errors(folder):
+    with cache_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # A folder with something in it may be a user's own, so only an empty one gets the mark that lets
         # `clear_cache` delete from it.
@@ -93,7 +93,7 @@ def clear_cache(*, kind: str | None = None, root: Path | None = None) -> list[Ca
         if kind in (None, entry.kind) and not (_WORK_NAME.fullmatch(entry.path.name) and in_use(entry.path))
     ]
     for entry in chosen:
-        with storage_errors(entry.path):
+        with cache_errors(entry.path):
             shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink()
     return chosen
 
@@ -105,16 +105,9 @@ def size_of(path: Path) -> int:
     return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
 
 
-@contextmanager
-def storage_errors(place: Path) -> Iterator[None]:
+def cache_errors(place: Path) -> AbstractContextManager[None]:
     """Turns an OSError of the block (disk full, read-only, a file in the way) into a RunError."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"The cache at {place} cannot be used: {error.strerror or error}.",
-            fix="free some space or permit writing there, or set HONED_CACHE to another folder",
-        ) from error
+    return storage_errors(place, elsewhere="set HONED_CACHE to another folder", every=True)
 
 
 @contextmanager

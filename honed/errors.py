@@ -11,6 +11,16 @@ HonedError                 base; the command line prints it and exits with statu
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+UNWRITABLE = {errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG}
+
 
 class HonedError(Exception):
     """Base of all errors that a user can mend. `str(error)` is what they read.
@@ -58,3 +68,42 @@ class MissingExtraError(HonedError):
         super().__init__(
             f"This needs the package {package!r}, which is not installed.", fix=f"pip install 'honed[{extra}]'"
         )
+
+
+@contextmanager
+def storage_errors(
+    place: Path, *, elsewhere: str = "name another folder with output=FOLDER", every: bool = False
+) -> Iterator[None]:
+    """Turns the operating system's refusals into errors that say what to do.
+
+    Args:
+        place: what is written to.
+        elsewhere: how to have it written to another place.
+        every: any OSError of the block is about `place`; else those alone that speak of a disk or a permission.
+
+    Raises:
+        RunError: instead of OSError.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _errno_of(error)
+        if number in FULL:
+            raise RunError(
+                f"No space is left on the disk of {place}.", fix=f"free some space and run it again, or {elsewhere}"
+            ) from None
+        refused = isinstance(error, (PermissionError, NotADirectoryError, FileExistsError))
+        if refused or number in UNWRITABLE or (every and isinstance(error, OSError)):
+            reason = getattr(error, "strerror", None) or (os.strerror(number) if number else error)
+            raise RunError(f"{place} cannot be written: {reason}.", fix=elsewhere) from None
+        raise
+
+
+def _errno_of(error: Exception) -> int:
+    """The system's number of an error, 0 without one; safetensors and torch raise kinds of their own that quote it."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if os.strerror(errno.ENOSPC) in str(error):
+        return errno.ENOSPC
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    return int(quoted[1]) if quoted else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
 import os
 import random
@@ -57,6 +58,22 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}; HONED_SHARED=FOLDER names another place that holds data/")
     return folder
+
+
+@pytest.fixture
+def forked() -> Callable[[Callable[[], None]], int]:
+    """Gives the id of a new process that does some work and ends; it need not import anything again."""
+
+    def fork(work: Callable[[], None]) -> int:
+        if child := os.fork():
+            return child
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    return fork
 
 
 def _loopback_only(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,6 +173,23 @@ def chat_rows() -> list[dict[str, Any]]:
             turns += [{"role": "user", "content": "and two"}, {"role": "assistant", "content": "no, three"}]
         rows.append({"messages": turns})
     return rows
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Path:
+    """A tiny model with its tokenizer."""
+    folder = tmp_path / "tiny"
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path, chat_rows: list[dict[str, Any]]) -> Path:
+    """Twelve conversations."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in chat_rows), encoding="utf-8")
+    return file
 
 
 @pytest.fixture(autouse=True)

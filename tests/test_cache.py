@@ -19,12 +19,12 @@ from honed.cache import (
     MANIFEST,
     TAG_FILE,
     cache_entries,
+    cache_errors,
     cache_folder,
     cache_root,
     clear_cache,
     manifest_fault,
     publish,
-    storage_errors,
     work_folder,
     write_manifest,
 )
@@ -210,8 +210,8 @@ def test_a_rename_that_fails_otherwise_is_told(models: Path, tmp_path: Path) -> 
         publish(sound_model(work / "model"), tmp_path / "no" / "final", fault)
 
 
-def test_storage_errors_name_the_place_and_the_fix(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="No space left") as caught, storage_errors(tmp_path):
+def test_cache_errors_name_the_place_and_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="No space is left") as caught, cache_errors(tmp_path):
         raise OSError(28, "No space left on device")
     assert str(tmp_path) in caught.value.problem
     assert "HONED_CACHE" in caught.value.fix

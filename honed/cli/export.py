@@ -2,23 +2,28 @@
 
   honed export runs/mine exported
   honed export runs/mine exported --dtype bfloat16 --ollama
+  honed export runs/mine exported --gptq
 
 The base model is the one that the adapter was trained on; a quantised one is dequantised first. What was written is
-read back and must give the run's own logits, and greedy answers are compared, on rows of the training data.
+read back and must give the run's own logits, and greedy answers are compared, on rows of the training data. --gptq then
+rounds the linear layers to 4 bits, calibrated on rows of the training data, and shows the loss before and after.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from honed.data.prepare import PrepareOptions
+    from honed.data.table import TokenTable
     from honed.model.export import Probe
 
 PROBES = 6
-LONGEST = 256  # tokens of a row that is compared
+CHECKED = 32  # rows that the loss of a model in 4 bits is measured on
+LONGEST = 256  # tokens of a row that is compared, or calibrates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="new folder for the model")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 [float32]")
     parser.add_argument("--ollama", action="store_true", help="write a Modelfile beside it")
+    parser.add_argument("--gptq", action="store_true", help="4 bits by GPTQ (pip install llmcompressor)")
+    parser.add_argument("--calibration-rows", type=int, default=128, metavar="N", help="rows for --gptq [128]")
 
 
 def run(args: argparse.Namespace, command: str) -> int:
@@ -40,23 +47,30 @@ def run(args: argparse.Namespace, command: str) -> int:
 
     folder, out = Path(args.folder).expanduser(), Path(args.out).expanduser()
     check_places(folder, out, args.dtype)
+    _check_gptq(args)
     tokenizer = load_tokenizer(str(folder))
     if args.ollama:
         role_texts(tokenizer)  # before the work, not after it
-    found = export(folder, out, dtype=args.dtype, probes=probes_of(folder, tokenizer))
-    print(
-        f"{out}: the trained model as {args.dtype}. Against the run, on {found.tokens} tokens:\n"
-        f"  logits differ by {found.change:.2g} of their spread ({found.allowed:.2g} may be)\n"
-        f"  {found.same_choices} of {found.tokens} likeliest tokens are the same\n"
-        f"  {found.same_answers} of {found.answers} greedy answers are the same"
-    )
+    table = rows_of(folder, tokenizer, count=args.calibration_rows + CHECKED if args.gptq else PROBES)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-whole-") as beside:
+        whole = Path(beside) / "model" if args.gptq else out
+        found = export(folder, whole, dtype=args.dtype, probes=probes_of(table))
+        print(
+            f"{out}: the trained model as {args.dtype}. Against the run, on {found.tokens} tokens:\n"
+            f"  logits differ by {found.change:.2g} of their spread ({found.allowed:.2g} may be)\n"
+            f"  {found.same_choices} of {found.tokens} likeliest tokens are the same\n"
+            f"  {found.same_answers} of {found.answers} greedy answers are the same"
+        )
+        if args.gptq:
+            _to_4_bits(whole, out, table, args.calibration_rows)
     if args.ollama:
         write_modelfile(out, tokenizer)
         print(f"{out / 'Modelfile'}   ollama create NAME -f {out / 'Modelfile'}")
     return 0
 
 
-def probes_of(folder: Path, tokenizer: Any) -> list[Probe]:
+def rows_of(folder: Path, tokenizer: Any, *, count: int) -> TokenTable:
     """The first rows of the run's training data; of the starter set where the folder is no run's or they are gone."""
     from honed.data.prepare import PrepareOptions
     from honed.data.sources import STARTER
@@ -68,25 +82,59 @@ def probes_of(folder: Path, tokenizer: Any) -> list[Probe]:
         recipe = load_recipe(folder / "recipe.yaml")
         files = list(recipe.data.files) if not recipe.data.sources else recipe.data.sources[0]["files"]
         try:
-            return _probes(files, training_arguments(recipe).prepare_options(), tokenizer)
+            return _table(files, training_arguments(recipe).prepare_options(), tokenizer, count)
         except DataError:
             print("note: the run's data are gone; compared on the starter set instead")
-    return _probes(STARTER, PrepareOptions(), tokenizer)
+    return _table(STARTER, PrepareOptions(), tokenizer, count)
 
 
-def _probes(files: Any, options: PrepareOptions, tokenizer: Any) -> list[Probe]:
+def probes_of(table: TokenTable) -> list[Probe]:
+    """Rows to compare on."""
+    from honed.model.export import Probe
+
+    documents = [table.row([number]) for number in range(min(len(table), PROBES))]
+    return [Probe(ids=d.input_ids.tolist(), n_prompt=int((d.weights > 0).argmax())) for d in documents]
+
+
+def _table(files: Any, options: PrepareOptions, tokenizer: Any, count: int) -> TokenTable:
     from dataclasses import replace
     from itertools import islice
 
     from honed.data.prepare import prepare
     from honed.data.sources import read_rows
-    from honed.model.export import Probe
 
-    rows = [row for _, row in islice(read_rows(files), PROBES)]
+    rows = [row for _, row in islice(read_rows(files), count)]
     short = replace(options, packing=False, max_length=LONGEST, overlong="truncate", bad_rows="drop")
-    table = prepare(rows, tokenizer, short, desc="Rows to compare on").rows.table
-    documents = [table.row([number]) for number in range(min(len(table), PROBES))]
-    return [Probe(ids=d.input_ids.tolist(), n_prompt=int((d.weights > 0).argmax())) for d in documents]
+    return prepare(rows, tokenizer, short, desc="Rows to compare on").rows.table
+
+
+def _check_gptq(args: argparse.Namespace) -> None:
+    """Refuses what cannot be done in 4 bits, before anything is loaded."""
+    from honed.errors import ModelError
+    from honed.model.gptq import need_llmcompressor
+
+    if not args.gptq:
+        return
+    need_llmcompressor()
+    if args.ollama:
+        raise ModelError("Ollama does not read GPTQ models.", fix="export twice, once with --ollama, once with --gptq")
+    if args.calibration_rows < 1:
+        raise ModelError(f"--calibration-rows is {args.calibration_rows}.", fix="give at least 1")
+
+
+def _to_4_bits(whole: Path, out: Path, table: TokenTable, n_calibration: int) -> None:
+    """Calibrates on the first rows and measures on the rest; on the last of the same where there are no others."""
+    from honed.model.gptq import Row, export_gptq
+
+    documents = [table.row([number]) for number in range(len(table))]
+    rows = [Row(ids=d.input_ids.tolist(), trained=(d.weights > 0).tolist()) for d in documents]
+    others = rows[n_calibration:]
+    found = export_gptq(whole, out, calibration=rows[:n_calibration], check=others or rows[-CHECKED:])
+    print(
+        f"  then in 4 bits, {found.group} weights to a scale, calibrated on {min(len(rows), n_calibration)} rows\n"
+        f"  loss on {found.tokens} trained tokens of {'other' if others else 'the same'} rows: "
+        f"{found.before:.4f} before, {found.after:.4f} after"
+    )
 
 
 def write_modelfile(out: Path, tokenizer: Any) -> None:

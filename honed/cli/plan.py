@@ -4,6 +4,7 @@
   honed plan --model Qwen/Qwen2.5-7B-Instruct --gpu 8GB --length 512
   honed plan recipe.yaml --gpu rtx-4090             (one's own recipe, as `honed train` takes it)
   honed plan --model runs/mine --flops 50T --json
+  honed plan --model Qwen3-8B --gpu h100 --gpus 64 --network 3200gbps     (DDP, FSDP2, hybrid; docs/scaling.md)
 
 Models are folders, Hub ids (of which only the configuration is read), or names that are built in. GB are 10^9 bytes.
 The formulas, what they assume and how far they were off where it was measured: docs/planning.md.
@@ -14,13 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from honed.cli import plan_ranks
 from honed.errors import RecipeError
 
 if TYPE_CHECKING:
+    from honed.cli.plan_ranks import RankChoice
     from honed.model.plan import Estimate, Job
     from honed.recipe import Recipe
 
@@ -86,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, metavar="N", help="short for data.max_length=N")
     parser.add_argument("--flops", metavar="RATE", help="operations per second at best, such as 400T [measured on CPU]")
     parser.add_argument("--efficiency", type=float, default=0.4, metavar="SHARE", help="of them that is reached [0.4]")
+    plan_ranks.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="all numbers, in bytes and seconds")
 
 
@@ -104,7 +108,15 @@ def run(args: argparse.Namespace, command: str) -> int:
         raise RecipeError(f"--efficiency is {args.efficiency}.", fix="give a share above 0, up to 1")
     on = machine(args.gpu, args.flops)
     choices = choices_for(recipe, on, efficiency=args.efficiency, own=path is not None or bool(args.items))
-    print(as_json(recipe, on, choices) if args.json else as_text(recipe, on, choices, efficiency=args.efficiency))
+    over = None if args.gpus is None else plan_ranks.cluster(args, on)
+    ranked = [] if over is None else plan_ranks.rank_choices(choices, on, over, efficiency=args.efficiency)
+    if args.json:
+        print(as_json(recipe, on, choices, ranked))
+        return 0
+    print(as_text(recipe, on, choices, efficiency=args.efficiency))
+    if over is not None:
+        print("", plan_ranks.heading(over), "", *aligned(plan_ranks.table(ranked)), "", sep="\n")
+        print(*plan_ranks.notes(over), sep="\n")
     return 0
 
 
@@ -162,8 +174,8 @@ def choices_for(recipe: Recipe, on: Machine, *, efficiency: float, own: bool) ->
     return [_choice(name, job, on, efficiency) for name, job in choices.items()]
 
 
-def as_json(recipe: Recipe, on: Machine, choices: list[Choice]) -> str:
-    """All numbers."""
+def as_json(recipe: Recipe, on: Machine, choices: list[Choice], ranked: list[RankChoice]) -> str:
+    """All numbers; those for several GPUs where they are planned."""
     sizes = choices[0].job.sizes
     content = {
         "model": recipe.model,
@@ -174,6 +186,7 @@ def as_json(recipe: Recipe, on: Machine, choices: list[Choice]) -> str:
         "flops": on.flops,
         "choices": [choice.as_dict() for choice in choices],
         "recipe": best(choices).name if any(choice.fits for choice in choices) else None,
+        **({"ranks": [one.as_dict() for one in ranked]} if ranked else {}),
     }
     return json.dumps(content, indent=1)
 
@@ -274,6 +287,11 @@ def _table(choices: list[Choice]) -> list[str]:
         )
         for choice in choices
     ]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of cells as lines, the first column to the left and all others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(

@@ -68,15 +68,18 @@ def about(model: str, subject: Subject) -> dict[str, Any]:
         "runs": subject.drill.words,
         "rows": subject.sample.ledger.rows_in,
         "computed_with": subject.size,
+        "left_out": subject.left_out,
     }
 
 
 def heading(model: str, subject: Subject) -> str:
     """The first lines: on what."""
     known = about(model, subject)
+    left_out = textwrap.fill(", ".join(known["left_out"]), width=100, initial_indent="", subsequent_indent=" " * 9)
+    aside = f"  aside  {left_out}: no statement looks at them\n" if left_out else ""
     return (
         f"{model}\n  sums   on {known['sums']}\n  runs   on {known['runs']}\n"
-        f"  rows   the first {known['rows']:,}; computed with {known['computed_with']}\n\n"
+        f"  rows   the first {known['rows']:,}; computed with {known['computed_with']}\n{aside}\n"
         f"{'statement':{WIDTH}} {'measured':>9} {'bound':>7}"
     )
 

@@ -40,14 +40,8 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Share of places at which signatures agree, along the last axis: an estimate of `jaccard`."""
+    """Share of places at which signatures agree, along the last axis: an estimate of Jaccard similarity."""
     return np.mean(first == second, axis=-1)
-
-
-def jaccard(first: str, second: str) -> float:
-    """Shingles in both texts over shingles in either, exactly; slow, for tests and single pairs."""
-    one, two = (set(_shingles([text])[0].tolist()) - {int(_NONE)} for text in (first, second))
-    return len(one & two) / len(one | two) if one or two else 1.0
 
 
 def near_groups(signed: np.ndarray, *, least: float = NEAR) -> np.ndarray:

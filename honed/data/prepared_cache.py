@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from honed.cache import cache_folder, manifest_fault, publish, storage_errors, work_folder, write_manifest
+from honed.cache import cache_errors, cache_folder, manifest_fault, publish, work_folder, write_manifest
 from honed.data.ledger import Ledger
 from honed.data.prepare import Prepared, PrepareOptions, prepare
 from honed.data.sources import files_of
@@ -53,7 +53,7 @@ def prepare_cached(
     if manifest_fault(folder, source_sha256=key, converter=LAYOUT) is None:
         return load(folder)
     prepared = prepare(data, tokenizer, options, desc=desc, workers=workers)
-    with storage_errors(folder), work_folder(folder.parent) as work:
+    with cache_errors(folder), work_folder(folder.parent) as work:
         save(prepared, work / "made")
         write_manifest(work / "made", source_sha256=key, converter=LAYOUT)
         publish(work / "made", folder, lambda found: manifest_fault(found, source_sha256=key, converter=LAYOUT))

@@ -84,7 +84,8 @@ class ScoringHead(nn.Linear):
             extras=extras,
         )
         self._scores = replace(scores, loss=scores.loss.detach())
-        return (scores.loss - self._scores.loss).reshape(1, 1, 1)
+        # the shape comes with the subtraction: FSDP2 warns of modules that return a view
+        return scores.loss - self._scores.loss.reshape(1, 1, 1)
 
     def take(self, output_111: torch.Tensor) -> TokenScores:
         """The scores of the forward that just ran, once.

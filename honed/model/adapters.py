@@ -9,7 +9,8 @@ from typing import Any
 
 from honed.errors import HonedError, ModelError
 from honed.model.chat_tokens import new_token_rows, template_tokens
-from honed.model.quantize import is_quantized, keep_differentiable
+from honed.model.loftq import start_at_residual
+from honed.model.quantize import is_quantized, keep_differentiable, refuse_compressed
 
 # These want more than a batch of tokens: their own loss, or the number of a task for every row.
 OTHER_BATCHES = {"CPT": "its own loss over parts of the prompt", "MULTITASK_PROMPT_TUNING": "a task id for every row"}
@@ -33,22 +34,26 @@ def lora_config(
         target_modules: names of layers, or "all-linear".
         use_dora: train magnitude and direction apart (arXiv:2402.09353).
         use_rslora: scale by alpha / sqrt(r) (arXiv:2312.03732).
-        init: peft's `init_lora_weights`: True, "gaussian", "pissa", "pissa_niter_16", "olora", ...
+        init: peft's `init_lora_weights`: True, "gaussian", "pissa", "pissa_niter_16", "olora", ...; "loftq" is honed's
+            own, for a base in 4 bits.
         modules_to_save: layers that are trained whole, such as "lm_head".
     """
     from peft import LoraConfig
 
-    return LoraConfig(
+    config = LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
         use_dora=use_dora,
         use_rslora=use_rslora,
-        init_lora_weights=init,
+        init_lora_weights=True if init == "loftq" else init,
         modules_to_save=None if modules_to_save is None else list(modules_to_save),
         task_type="CAUSAL_LM",
     )
+    if init == "loftq":  # set afterwards, for peft would ask for scipy, which its own LoftQ needs
+        config.init_lora_weights = init
+    return config
 
 
 def ready_to_train(
@@ -67,6 +72,7 @@ def ready_to_train(
         ModelError: a quantised base without an adapter, nothing to train, or an adapter that does not fit.
     """
     if is_quantized(model):
+        refuse_compressed(model)
         keep_differentiable(model)
         if peft_config is None and not has_adapter(model):
             raise ModelError(
@@ -163,12 +169,19 @@ def _attach(model: Any, fitted: Any) -> Any:
             "The model has an adapter already, and peft_config asks for another.",
             fix="pass the peft model without peft_config to go on training it, or merge it first",
         )
+    loftq = getattr(fitted, "init_lora_weights", None) == "loftq"
+    if loftq:
+        fitted = copy.deepcopy(fitted)
+        fitted.init_lora_weights = True
     try:
-        return get_peft_model(model, fitted)
+        adapted = get_peft_model(model, fitted)
     except ValueError as error:
         raise ModelError(
             f"The adapter does not fit the model: {error}", fix="check r, dropout and target_modules"
         ) from None
+    if loftq:
+        start_at_residual(adapted)
+    return adapted
 
 
 def _refuse_what_cannot_train(model: Any, checkpointing: bool) -> None:

@@ -238,7 +238,7 @@ def state_bytes(optim: str) -> float:
 def estimate(job: Job) -> Estimate:
     """Memory at the moments that can be the peak of a step, from the second step on (the optimizer has its states)."""
     base = _lasting(job)
-    trained = _trained_bytes(job)
+    trained = trained_bytes(job)
     kept, one_layer = _kept(job)
     early = trained if job.accumulation > 1 else 0
     head_gradient = _head_elements(job.sizes) * job.formats.weight if job.adapter is None else 0
@@ -253,7 +253,7 @@ def estimate(job: Job) -> Estimate:
         ),
         "gradients": replace(base, gradients=trained, working=_last_working(job)),
     }
-    return Estimate(moments={name: _with_overhead(job, moment) for name, moment in moments.items()})
+    return Estimate(moments={name: with_overhead(job, moment) for name, moment in moments.items()})
 
 
 def fits(job: Job, memory: float) -> bool:
@@ -289,11 +289,11 @@ def _lasting(job: Job) -> Moment:
         weights=int((sizes.parameters - sizes.linear) * weight + linear),
         adapter=adapter * FP32,
         gradients=0,
-        optimizer=int(_trained_bytes(job) / FP32 * job.state_bytes),
+        optimizer=int(trained_bytes(job) / FP32 * job.state_bytes),
     )
 
 
-def _trained_bytes(job: Job) -> int:
+def trained_bytes(job: Job) -> int:
     """Gradients have the format of their weights; peft keeps those of adapters in float32."""
     return job.sizes.parameters * job.formats.weight if job.adapter is None else job.adapter.weights * FP32
 
@@ -352,7 +352,9 @@ def _last_working(job: Job) -> int:
     return rows + (job.sizes.embedding * job.formats.weight if job.adapter is None and job.sizes.tied else 0)
 
 
-def _with_overhead(job: Job, moment: Moment) -> Moment:
+def with_overhead(job: Job, moment: Moment) -> Moment:
+    """The moment with what CUDA and its allocator take of such a sum, or the interpreter."""
+    moment = replace(moment, overhead=0)
     if job.device != "cuda":
         return replace(moment, overhead=PYTHON)
     return replace(moment, overhead=int(CUDA_CONTEXT + CUDA_SLACK * moment.total))

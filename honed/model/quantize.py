@@ -118,6 +118,22 @@ def keep_differentiable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def refuse_compressed(model: Any) -> None:
+    """Refuses a base of compressed-tensors (what `honed export --gptq` writes, and most AWQ and fp8 models) as it is.
+
+    Its layers have no weights before the first forward, so that peft fails; and where activations are rounded, too,
+    gradients are wrong: no gradient passes through that rounding.
+
+    Raises:
+        ModelError: the model is such a one; its fix is the form in which it can be trained.
+    """
+    if getattr(getattr(model, "quantization_method", None), "value", "") == "compressed-tensors":
+        raise ModelError(
+            "The model's weights are compressed (compressed-tensors), and no gradient passes through them as they are.",
+            fix="load it with quantization_config=transformers.CompressedTensorsConfig(dequantize=True)",
+        )
+
+
 def dequantized(model: Any, dtype: torch.dtype) -> Any:
     """The quantised model as an ordinary one: the weights that its layers compute with, in this number format.
 

@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import IO
 
 from honed.cache import (
+    cache_errors,
     cache_folder,
     cache_root,
     manifest_fault,
     publish,
     size_of,
-    storage_errors,
     work_folder,
     write_manifest,
 )
@@ -252,7 +252,7 @@ def _convert(found: Path | None, final: Path, *, cache_dir: Path | None, note: s
 
     models = cache_folder(final.parent.name, root=cache_dir)
     found = found or installed_file()
-    with storage_errors(models), work_folder(models) as work:
+    with cache_errors(models), work_folder(models) as work:
         gguf = _unpacked(found or download(work, looked_in=final), work)
         made = work / "model"
         made.mkdir()

@@ -22,36 +22,39 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 # Multiplications below which the call itself, and making oneDNN's code for one more shape, cost more than they save.
-MIN_MULTIPLICATIONS = 1 << 26
-# Both libraries' caches hold 1024 shapes by default, each with buffers of a few MB; the lengths of flat batches never
-# repeat. A step needs about a dozen shapes.
-# Elements of the product that are added at a time, so that they come from the processor's cache: 8 MB.
+MIN_MULTIPLICATIONS = 1 << 23
+# Elements of a product that are added at a time, so that they come from the processor's cache: 8 MB.
 ADDED_ELEMENTS = 1 << 21
-CACHED_SHAPES = "32"
+# Both libraries' caches hold 1024 shapes by default, each with buffers of a few MB; the lengths of flat batches never
+# repeat. A step needs a dozen shapes, with LoRA three dozen.
+CACHED_SHAPES = "64"
 CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
+def linear(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
+    """The product, shape (..., O). Autograd does not record it: for use in functions that have their own backward."""
+    return _onednn(x_MI, weight_OI, bias_O) if _pays(x_MI, weight_OI, bias_O) else F.linear(x_MI, weight_OI, bias_O)
+
+
 def mm(a_MK: torch.Tensor, b_KN: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    """The product, shape (M, N), not recorded by autograd. It is written into `out`, or `out` is left unused."""
-    if _pays(a_MK, b_KN):
-        return _onednn(a_MK, b_KN.t(), None)
+    """The product, shape (M, N), not recorded either. It is written into `out`, or `out` is left unused."""
+    if _pays(a_MK, b_KN.t()):
+        return _onednn(a_MK, b_KN.t())
     return torch.mm(a_MK, b_KN) if out is None else torch.mm(a_MK, b_KN, out=out)
 
 
 def add_mm(sum_MN: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor) -> None:
     """Adds the product to `sum_MN`, in place."""
-    if not _pays(a_MK, b_KN):
+    if not _pays(a_MK, b_KN.t()):
         sum_MN.addmm_(a_MK, b_KN)
         return
-    for start in range(0, len(a_MK), rows := max(1, ADDED_ELEMENTS // b_KN.shape[1])):
-        part = slice(start, start + rows)
-        sum_MN[part].add_(_onednn(a_MK[part], b_KN.t(), None))
-
-
-def _pays(a_MK: torch.Tensor, b_KN: torch.Tensor) -> bool:
-    return len(a_MK) * b_KN.numel() >= MIN_MULTIPLICATIONS and _suits(a_MK) and _suits(b_KN)
+    rows = max(1, ADDED_ELEMENTS // b_KN.shape[1])
+    for start in range(0, len(a_MK), rows):
+        sum_MN[start : start + rows].add_(_onednn(a_MK[start : start + rows], b_KN.t()))
 
 
 @contextmanager
@@ -74,11 +77,14 @@ class FastLinear(nn.Linear):
     """A linear layer whose large products go through oneDNN, in the forward and the backward pass."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The product, shape (..., O)."""
-        if _is_large(x, self.weight, self.bias):
-            output: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
-            return output
-        return super().forward(x)
+        """The layer's output, shape (..., O)."""
+        if not _pays(x, self.weight, self.bias):
+            return super().forward(x)
+        output: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
+        return output
+
+
+PLAIN = {nn.Linear, FastLinear}
 
 
 @cache
@@ -102,10 +108,10 @@ def _made_by_intel() -> bool:
     return not facts.exists() or "GenuineIntel" in facts.read_text(encoding="utf-8", errors="replace")
 
 
-def _is_large(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> bool:
+def _pays(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> bool:
     return (
-        x.shape[:-1].numel() * weight_OI.numel() >= MIN_MULTIPLICATIONS
-        and all(_suits(tensor) for tensor in (x, weight_OI, bias_O) if tensor is not None)
+        x_MI.shape[:-1].numel() * weight_OI.numel() >= MIN_MULTIPLICATIONS
+        and all(_suits(tensor) for tensor in (x_MI, weight_OI, bias_O) if tensor is not None)
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -122,25 +128,28 @@ def _suits(tensor: torch.Tensor) -> bool:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight_OI)
-        return _onednn(x, weight_OI, bias_O)
+    def forward(ctx: Any, x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+        for_x, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x_MI if for_weight else None, weight_OI if for_x else None)
+        return _onednn(x_MI, weight_OI, bias_O)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight_OI = ctx.saved_tensors
-        dx = dweight_OI = dbias_O = None
-        if ctx.needs_input_grad[0]:
-            dx = _onednn(dy, weight_OI.t(), None)
-        dy_MO = dy.reshape(-1, dy.shape[-1])
-        if ctx.needs_input_grad[1]:
-            dweight_OI = _onednn(dy_MO.t(), x.reshape(-1, x.shape[-1]).t(), None)
-        if ctx.needs_input_grad[2]:
+    @once_differentiable
+    def backward(ctx: Any, dy_MO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_MI, weight_OI = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        dx_MI = dweight_OI = dbias_O = None
+        if for_x:
+            dx_MI = _onednn(dy_MO, weight_OI.t())
+        dy_MO = dy_MO.reshape(-1, dy_MO.shape[-1])
+        if for_weight:
+            dweight_OI = _onednn(dy_MO.t(), x_MI.reshape(-1, x_MI.shape[-1]).t())
+        if for_bias:
             dbias_O = dy_MO.sum(0)
-        return dx, dweight_OI, dbias_O
+        return dx_MI, dweight_OI, dbias_O
 
 
-def _onednn(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-    output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_OI, bias_O, "none", [], "")
-    return output
+def _onednn(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
+    """oneDNN reads weights as they lie, transposed ones too."""
+    output_MO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_MI, weight_OI, bias_O, "none", [], "")
+    return output_MO

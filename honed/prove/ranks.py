@@ -1,8 +1,9 @@
-"""One optimizer step in two processes of this machine."""
+"""One optimizer step in several processes of this machine."""
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -15,16 +16,18 @@ if TYPE_CHECKING:
     from honed.data.table import PackedRows
     from honed.prove.engine import Step
 
-WORLD = 2
+# Where the system has it, one process imports the libraries, and the others are copies of it.
+START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
-def stepped_by_ranks(kind: type[Any], model: Any, rows: PackedRows, tokenizer: Any) -> Step:
-    """Loss and gradient of a step whose documents are shared out among two processes.
+def stepped_by_ranks(kind: type[Any], model: Any, rows: PackedRows, tokenizer: Any, *, world: int) -> Step:
+    """Loss and gradient of a step whose documents are shared out among processes.
 
     Args:
         kind: SFTTrainer; must be importable by its module's name.
         model: small enough to be written to the disk.
-        rows: an even number of documents.
+        rows: as many documents for each process.
+        world: the number of processes.
 
     Raises:
         Exception: of torch's, with the traceback of the process that failed.
@@ -33,16 +36,18 @@ def stepped_by_ranks(kind: type[Any], model: Any, rows: PackedRows, tokenizer: A
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
+    if START == "forkserver":
+        multiprocessing.set_forkserver_preload(["honed.prove.engine"])
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.pt"
         torch.save((kind, model, rows, tokenizer), job)
-        torch.multiprocessing.start_processes(_rank, (port, folder), nprocs=WORLD, start_method="spawn")
+        torch.multiprocessing.start_processes(_rank, (port, folder, world), nprocs=world, start_method=START)
         return Step(**torch.load(Path(folder) / "step.pt", weights_only=True))
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
+def _rank(rank: int, port: int, folder: str, world: int) -> None:
     """What one process does, with the environment that torchrun would give it."""
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in own.items()})
     torch.set_num_threads(1)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before the imports, in which it speaks
@@ -51,7 +56,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
 
     register()
     kind, model, rows, tokenizer = torch.load(Path(folder) / "job.pt", weights_only=False)  # written just now, by us
-    own_rows = {"per_device_train_batch_size": len(rows) // WORLD, "ddp_find_unused_parameters": False}
+    own_rows = {"per_device_train_batch_size": len(rows) // world, "ddp_find_unused_parameters": False}
     step = one_step(kind, model, rows, tokenizer, **own_rows)
     if rank == 0:
         torch.save({"loss": step.loss, "gradient": step.gradient}, Path(folder) / "step.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from honed.train.config import SFTConfig
 from honed.train.loop_recipe import config_of, known_to_transformers
 
 STEPS = 3
+WORLDS = (2, 4)  # processes
 STOP = 1  # the step after which a run is stopped, and as many are left
 
 
@@ -72,14 +74,20 @@ def resumed_by_loop(subject: Subject) -> Measured:
 
 
 def ranks(subject: Subject) -> Measured:
-    """A step of SFTTrainer in two processes against the same step in one."""
+    """A step of SFTTrainer in two and in four processes against the same step in one."""
     subject.need_two()
     if subject.device.type != "cpu" or not torch.distributed.is_available():
-        raise NotChecked("two processes are started on the CPU only, with torch.distributed")
-    half = PackedRows(subject.rows.table, subject.rows.rows[: len(subject.rows) // 2 * 2])
-    two = stepped_by_ranks(subject.trainer, subject.drill.make(), half, subject.tokenizer)
-    one = one_step(subject.trainer, subject.drill.make(), half, subject.tokenizer)
-    return Measured(value=apart(two, one), bound=max(1e-6, subject.rounding), detail="gloo, one step of all documents")
+        raise NotChecked("processes are started on the CPU only, with torch.distributed")
+    worlds = [world for world in WORLDS if world <= len(subject.rows)]
+    even = PackedRows(subject.rows.table, subject.rows.rows[: len(subject.rows) // worlds[-1] * worlds[-1]])
+    one = one_step(subject.trainer, subject.drill.make(), even, subject.tokenizer)
+    apart_by = [
+        apart(stepped_by_ranks(subject.trainer, subject.drill.make(), even, subject.tokenizer, world=world), one)
+        for world in worlds
+    ]
+    detail = f"gloo, one step of {len(even)} documents in {' and '.join(map(str, worlds))} processes"
+    value = math.nan if any(map(math.isnan, apart_by)) else max(apart_by)
+    return Measured(value=value, bound=max(1e-6, subject.rounding), detail=detail)
 
 
 def reloaded(subject: Subject) -> Measured:
@@ -132,7 +140,7 @@ def _bits(whole: Run, again: Run) -> Measured:
 
 STATEMENTS = {
     "SFTTrainer = plain loop (losses, norms, weights)": engines,
-    "two processes = one (loss, gradient)": ranks,
+    "several processes = one (loss, gradient)": ranks,
     "SFTTrainer resumed = uninterrupted (tensors that differ)": resumed,
     "plain loop resumed = uninterrupted (tensors that differ)": resumed_by_loop,
     "saved and loaded = before (logits)": reloaded,

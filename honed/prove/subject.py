@@ -88,6 +88,11 @@ class Subject:
         table = self.rows.table
         return f"{len(table)} documents, {len(table.input_ids):,} tokens, {int((table.weights > 0).sum()):,} trained"
 
+    @property
+    def left_out(self) -> list[str]:
+        """Keys of the recipe's `train` that no statement looks at; some of them are set in one way for all."""
+        return sorted(self.recipe.train.keys() - set(KEPT))
+
     def need_flat(self) -> None:
         """Raises NotChecked where documents cannot share a row in this model."""
         if not self.seams.flat:

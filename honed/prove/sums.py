@@ -11,10 +11,12 @@ import numpy as np
 from honed.data.pack import pack_best_fit
 from honed.data.prefix import MIN_SHARED, shared_row
 from honed.data.table import PackedRows, TokenTable
+from honed.model.fused_lora import coverage
 from honed.prove.engine import Step, apart, head_apart, make_trainer, one_step, reference
 from honed.prove.sample import together
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Subject
+from honed.train.seams import Seams, opened
 from honed.train.shared_prefixes import find_obstacle
 
 
@@ -79,6 +81,16 @@ def head(subject: Subject) -> Measured:
         raise NotChecked("; ".join(subject.seams.notes) or "the model does not take honed's head")
     value, tokens = head_apart(subject.model.make(), subject.rows, subject.seams)
     return Measured(value=value, bound=subject.rounding, detail=f"{tokens:,} tokens, the furthest of them")
+
+
+def lora(subject: Subject) -> Measured:
+    """LoRA layers that compute as one function against peft's own."""
+    if not subject.seams.lora:
+        raise NotChecked("; ".join(subject.seams.notes) or "no LoRA is trained")
+    model = subject.model.make()
+    with opened(model, Seams(lora=True)):
+        found = reference(model, subject.rows)
+    return _against(subject, found, _one_by_one(subject), f"{coverage(model)[0]} layers; {subject.size}")
 
 
 def isolated(subject: Subject) -> Measured:
@@ -153,5 +165,6 @@ STATEMENTS = {
     "activations computed again = kept (loss, gradient)": checkpointed,
     "shared prefixes computed once = for each (loss, gradient)": shared,
     "scores at the head = whole logits (each token)": head,
+    "LoRA as one function = peft's own layers (loss, gradient)": lora,
     "no document sees another (loss of the others)": isolated,
 }

@@ -4,7 +4,8 @@
     ledger.json   --|
     samples.json  --+--> RunRecord: typed, every field optional, with a sentence for what was not there
     recipe.yaml   --|
-    run.json      --'
+    run.json      --|
+    worst_steps.json, not_finite.jsonl: not every run has them
 
 Keys that are not known here are kept (`others`) so that the page can show them: no silent drops.
 """
@@ -97,7 +98,8 @@ class RunRecord:
     """One run folder in memory.
 
     `metrics` are the logged objects in the order of the file; `facts` is run.json; `missing` names the files
-    of `RUN_FILES` that are not there; `problems` are sentences about what could not be read.
+    of `RUN_FILES` that are not there; `problems` are sentences about what could not be read; `worst_steps` and
+    `not_taken` are the steps with the highest losses and those whose loss or gradient was no number, with their rows.
     """
 
     name: str
@@ -108,6 +110,8 @@ class RunRecord:
     facts: Mapping[str, object] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    worst_steps: tuple[Mapping[str, object], ...] = ()
+    not_taken: tuple[Mapping[str, object], ...] = ()
 
 
 def read_run(run_dir: Path) -> RunRecord:
@@ -122,19 +126,24 @@ def read_run(run_dir: Path) -> RunRecord:
     texts = {name: _read_text(run_dir / name, problems) for name in RUN_FILES}
     ledger = _read_object("ledger.json", texts, problems)
     samples = _read_object("samples.json", texts, problems)
+    worst = _object_or_none(_read_text(run_dir / "worst_steps.json", problems) or "{}")
+    if worst is None:
+        problems.append("worst_steps.json does not hold a JSON object; the worst steps are unknown.")
     return RunRecord(
         name=run_dir.resolve().name,
-        metrics=parse_metrics(texts["metrics.jsonl"] or "", problems),
+        metrics=parse_lines("metrics.jsonl", texts["metrics.jsonl"] or "", problems),
         ledger=None if ledger is None else parse_ledger(ledger),
         samples=None if samples is None else parse_samples(samples),
         recipe=texts["recipe.yaml"],
         facts=_read_object("run.json", texts, problems) or {},
         missing=tuple(name for name in RUN_FILES if not (run_dir / name).exists()),
+        worst_steps=_objects(mapping(worst).get("steps")),
+        not_taken=parse_lines("not_finite.jsonl", _read_text(run_dir / "not_finite.jsonl", problems) or "", problems),
         problems=tuple(problems),
     )
 
 
-def parse_metrics(text: str, problems: list[str]) -> tuple[Mapping[str, object], ...]:
+def parse_lines(name: str, text: str, problems: list[str]) -> tuple[Mapping[str, object], ...]:
     """The objects of a JSON-lines text; other lines are skipped, and counted in a sentence in `problems`."""
     # Not splitlines(), which would cut a line at U+2028 inside a string.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -142,7 +151,7 @@ def parse_metrics(text: str, problems: list[str]) -> tuple[Mapping[str, object],
     bad = [number for number, value in parsed if value is None]
     if bad:
         last = " (the last one: the run was cut off while writing)" if bad == [lines[-1][0]] else f" (line {bad[0]})"
-        problems.append(f"metrics.jsonl: {counted(len(bad), 'line')} could not be read and {_was(bad)} skipped{last}.")
+        problems.append(f"{name}: {counted(len(bad), 'line')} could not be read and {_was(bad)} skipped{last}.")
     return tuple(value for _, value in parsed if value is not None)
 
 
@@ -203,6 +212,10 @@ def _counts(value: object) -> Mapping[str, float] | None:
     counts = {str(key): finite(number) for key, number in value.items()}
     known = {key: number for key, number in counts.items() if number is not None}
     return known if len(known) == len(counts) else None
+
+
+def _objects(value: object) -> tuple[Mapping[str, object], ...]:
+    return tuple(item for item in value if isinstance(item, dict)) if isinstance(value, list) else ()
 
 
 def _names(value: object) -> tuple[str, ...] | None:

@@ -30,6 +30,7 @@ from honed.report.run_sections import (
     model_name,
     notices,
 )
+from honed.report.run_steps import steps_section
 
 REPORT_NAME = "report.html"
 
@@ -57,7 +58,7 @@ def render_run_report(run: RunRecord) -> str:
     """The whole page as HTML. Pure: the same record gives the same page."""
     style, script = _asset("run_report.css"), _asset("run_report.js")
     ledger = missing_ledger() if run.ledger is None else ledger_section(run.ledger)
-    sections = [notices(run), charts_section(run), answers_section(run), ledger, appendix(run)]
+    sections = [notices(run), charts_section(run), steps_section(run), answers_section(run), ledger, appendix(run)]
     return Template(_asset("run_report.html")).substitute(
         policy=content_policy(style, script),
         title=escaped(f"{model_name(run)} · honed run"),

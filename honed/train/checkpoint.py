@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -26,9 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from honed.errors import RunError
+from honed.errors import RunError, storage_errors
 from honed.model.load import first_line
-from honed.train.run_folder import storage_errors
+from honed.train.loop_ranks import is_lost_rank
 
 MANIFEST, WEIGHTS, STATE, POSITION = "manifest.json", "weights.safetensors", "state.pt", "position.json"
 FORMAT = 1
@@ -147,15 +148,18 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", checked: bool 
         raise RunError(f"{path} cannot be read: {first_line(error)}", fix="resume from an earlier one") from None
 
 
-def latest_good(folder: str | Path, identity: Mapping[str, Any] | None = None) -> tuple[Path | None, list[str]]:
+def latest_good(
+    folder: str | Path, identity: Mapping[str, Any] | None = None, *, before: float = math.inf
+) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and why each newer one was passed over.
 
     Args:
         folder: of the run.
         identity: of the run; a checkpoint with another is foreign. None to take any.
+        before: only checkpoints of earlier steps than this are looked at.
     """
     notes: list[str] = []
-    for path in _newest_first(folder):
+    for path in (path for path in _newest_first(folder) if _step_of(path) < before):
         if not (problem := why_not(path, identity)):
             return path, notes
         notes.append(f"{path.name} is passed over: {problem}.")
@@ -289,7 +293,11 @@ def _wrong(path: Path, name: str, sealed: Mapping[str, Any]) -> str:
 
 def _newest_first(folder: str | Path) -> list[Path]:
     found = [path for path in Path(folder).glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -328,6 +336,8 @@ def _storage(folder: Path) -> Iterator[None]:
         RuntimeError,
         SafetensorError,
     ) as error:  # torch's and safetensors' writers raise kinds of their own
+        if is_lost_rank(error):  # no fault of the disk's
+            raise
         raise RunError(
             f"No checkpoint could be written in {folder}: {first_line(error)}", fix="check the disk"
         ) from None

@@ -68,6 +68,11 @@ class SFTConfig(TrainingArguments):
         streaming: honed. Read, render and pack rows while training, in constant memory; needs max_steps.
         shuffle_buffer: honed. While streaming, rows held and shuffled at a time; 0 keeps their order.
         data_cache: honed. Keep prepared data on disk and open it when the same is asked for (see `prepared_cache`).
+        tokens_per_step: honed. Tokens of an optimizer step, about: its rows are chosen by them, the same on any number
+            of ranks, which get nearly equal shares. A micro-batch holds at most per_device_train_batch_size *
+            max_length of them; how many there are follows. The plain engine does not have it.
+        optimizer_in_backward: honed. AdamW updates each weight during the backward pass and frees its gradient, for
+            full fine-tuning where memory is short; without clipping, accumulation and several ranks.
         image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
         freeze_vision: honed. Leave the vision tower as it is.
         token_metrics: honed. Log mean_token_accuracy and entropy; costs next to nothing.
@@ -127,6 +132,8 @@ class SFTConfig(TrainingArguments):
     streaming: bool = False
     shuffle_buffer: int = SHUFFLE_BUFFER
     data_cache: bool = False
+    tokens_per_step: int | None = None
+    optimizer_in_backward: bool = False
     image_folder: str | None = None
     freeze_vision: bool = False
     token_metrics: bool = True

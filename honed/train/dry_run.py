@@ -105,8 +105,9 @@ def dry_run(recipe: Recipe) -> DryRun:
     ledger = datasets.ledger()
     if ledger is not None and data.note:
         ledger.notes.append(data.note)
-    batches, steps = steps_of(args, None if rows is None else len(rows))
-    epoch_steps = None if rows is None else steps_of(args, len(rows), epochs=1)[1]
+    tokens = 0 if ledger is None else ledger.tokens
+    batches, steps = steps_of(args, None if rows is None else len(rows), tokens)
+    epoch_steps = None if rows is None else steps_of(args, len(rows), tokens, epochs=1)[1]
     return DryRun(
         recipe=recipe,
         args=args,
@@ -152,10 +153,14 @@ def meta_model(name: str, *, sees: bool = False) -> Any:
         ) from None
 
 
-def steps_of(args: SFTConfig, rows: int | None, *, epochs: float | None = None) -> tuple[int | None, int]:
-    """Micro-batches of an epoch on each process (None without rows), and optimizer steps.
+def steps_of(
+    args: SFTConfig, rows: int | None, tokens: int = 0, *, epochs: float | None = None
+) -> tuple[int | None, int]:
+    """Micro-batches of an epoch on each process (steps, if chosen by tokens; None without rows), and optimizer steps.
 
     Args:
+        args: how the rows become steps.
+        rows, tokens: of an epoch.
         epochs: count those of so many epochs, instead of what the arguments say.
     """
     if rows is None:
@@ -163,6 +168,8 @@ def steps_of(args: SFTConfig, rows: int | None, *, epochs: float | None = None) 
     of_all = args.per_device_train_batch_size * args.world_size
     batches = rows // of_all if args.dataloader_drop_last else math.ceil(rows / of_all)
     per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    if args.tokens_per_step is not None:
+        batches = per_epoch = min(max(1, round(tokens / args.tokens_per_step)), rows)
     if epochs is None and args.max_steps > 0:
         return batches, args.max_steps
     return batches, math.ceil((args.num_train_epochs if epochs is None else epochs) * per_epoch)

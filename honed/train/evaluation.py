@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer
 
 from honed.data.collate import FlatCollator
-from honed.data.table import PackedRows
+from honed.data.table import PackedRow, PackedRows
 from honed.loss.head import ScoringHead
 from honed.loss.objective import total_weight
 from honed.train import seams
+from honed.train.loop_ranks import Ranks
 from honed.train.metrics import StepMetrics
 from honed.train.rows import Datasets
+
+
+class EvenRows:
+    """Rows to evaluate on, as many for each rank.
+
+    accelerate would fill up the last batches with the first rows, which would then count twice. Here they are filled up
+    with a row that counts nothing, whose logits are cut off again.
+
+    Args:
+        rows: not empty.
+        multiple_of: rows of a batch on all ranks.
+
+    Attributes:
+        total_dataset_length: how many rows there are without those; accelerate looks for this name.
+    """
+
+    def __init__(self, rows: PackedRows, multiple_of: int) -> None:
+        self.rows, self.total_dataset_length = rows, len(rows)
+        self._length = math.ceil(len(rows) / multiple_of) * multiple_of
+        self._filling = replace(rows[0], weights=np.zeros_like(rows[0].weights))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> PackedRow:
+        return self.rows[index] if index < self.total_dataset_length else self._filling
 
 
 class EvaluatingTrainer(Trainer):
@@ -54,14 +84,26 @@ class EvaluatingTrainer(Trainer):
         with self._rows_apart(True, test_dataset):
             return super().get_test_dataloader(test_dataset)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(dataset, PackedRows) and not kwargs.get("is_training") and self.args.world_size > 1 and dataset:
+            dataset = EvenRows(dataset, self.args.eval_batch_size * self.args.world_size)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _new_metrics(self) -> StepMetrics:
+        args = self.args
+        ranks = Ranks(device=args.device, rank=args.process_index, world=args.world_size)
+        return StepMetrics(args.device, over_ranks=ranks.sum)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluates or predicts with the same seams as training; the loss is the mean over all trained tokens."""
         before = self.metrics
-        self.metrics = StepMetrics(self.args.device)
+        self.metrics = self._new_metrics()
         self._evaluated = torch.zeros(2, device=self.args.device)
         try:
             with self._seams_open():
-                output = super().evaluation_loop(*args, **kwargs)
+                output = super().evaluation_loop(dataloader, *args, **kwargs)
+            if isinstance(rows := getattr(dataloader, "dataset", None), EvenRows):
+                output = output._replace(num_samples=rows.total_dataset_length)
             prefix = kwargs.get("metric_key_prefix", "eval")
             logs = self.metrics.read()
             shown: dict[str, float] = {key: logs[key] for key in ("mean_token_accuracy", "entropy") if key in logs}

@@ -31,7 +31,7 @@ from honed.train.loop_config import LoopConfig
 from honed.train.loop_log import Log, opened_log
 from honed.train.loop_neftune import neftune
 from honed.train.loop_plan import Plan, learning_rate
-from honed.train.loop_ranks import Ranks, joined, keep_on_sigterm, until_sigterm
+from honed.train.loop_ranks import Ranks, joined, keep_on_sigterm, others_alive, until_sigterm
 from honed.train.loop_state import Run, identity_of, restore, seed_everything, state_of
 from honed.train.metrics import StepMetrics
 from honed.train.seams import Seams, base_model, find_seams, opened, token_count, token_scores
@@ -77,7 +77,7 @@ def train(
     """
     if not len(rows):
         raise DataError("There are no rows to train on.", fix="see the ledger for why they were dropped")
-    with joined(config.device) as ranks, until_sigterm() as asked_to_stop:
+    with joined(config.device) as ranks, others_alive(folder), until_sigterm() as asked_to_stop:
         model.to(ranks.device)
         seams = seams or find_seams(model)
         collate = FlatCollator() if seams.flat else PaddedCollator(pad_token_id=pad_token_id)
@@ -111,8 +111,8 @@ def begin(
     model: Any, rows: Sequence[PackedRow], config: LoopConfig, *, ranks: Ranks, head: Any, folder: Path | None
 ) -> Run:
     """A run at its step 0."""
-    if config.dtype == "float16" and ranks.device.type != "cuda":
-        raise RecipeError(f"dtype=float16 needs CUDA, not {ranks.device.type}.", fix="set bfloat16 or float32")
+    if config.dtype == "float16" and ranks.device.type not in ("cuda", "cpu"):
+        raise RecipeError(f"dtype=float16 is not for {ranks.device.type}.", fix="set bfloat16 or float32")
     if config.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # transformers renamed it on the way to v6
@@ -125,7 +125,7 @@ def begin(
         head=head,
         optimizer=make_optimizer(model, config),
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=config.dtype == "float16"),
-        metrics=StepMetrics(ranks.device),
+        metrics=StepMetrics(ranks.device, over_ranks=ranks.sum),
         loss=torch.zeros((), device=ranks.device),
         identity={} if folder is None else identity_of(model, rows, config, ranks.world),
     )

@@ -32,7 +32,7 @@ class LoopConfig:
         floor: the share of the learning rate at which "cosine" ends.
         weight_decay: of matrices; biases and norms never decay.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
-        dtype: what the model computes in: "float32", "bfloat16" or "float16" (CUDA only). Weights keep their own.
+        dtype: what the model computes in: "float32", "bfloat16" or "float16" (not on MPS). Weights keep their own.
         router_aux_loss_coef: weight of the experts' load-balancing loss; None for the model's own.
         neftune_alpha: noise on the embeddings (arXiv:2310.05914).
         shuffle: draw the rows' order anew for each epoch.

@@ -13,10 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from honed.errors import RecipeError
+from honed.errors import RecipeError, storage_errors
 from honed.progress import Progress
 from honed.train.loop_config import LoopConfig
-from honed.train.run_folder import storage_errors
 
 
 class Tracker(Protocol):
@@ -99,12 +98,7 @@ class MetricsLines:
 
     def __init__(self, path: Path, *, step: int) -> None:
         self._path, self._started = path, time.perf_counter()
-        with storage_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            old = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
-            beside = path.with_name(f".{path.name}.{os.getpid()}")  # renamed: a kill must not leave half of the lines
-            beside.write_text("".join(f"{line}\n" for line in old if _step_of(line) <= step), encoding="utf-8")
-            beside.replace(path)
+        drop_after(path, step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers that JSON cannot hold (NaN, infinity) become null."""
@@ -115,6 +109,16 @@ class MetricsLines:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Drops the lines behind a step from a file of JSON lines, which is made where there is none; all, if it is 0."""
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        old = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
+        beside = path.with_name(f".{path.name}.{os.getpid()}")  # renamed: a kill must not leave half of the lines
+        beside.write_text("".join(f"{line}\n" for line in old if _step_of(line) <= step), encoding="utf-8")
+        beside.replace(path)
 
 
 def open_tracker(name: str, config: LoopConfig, folder: Path | None) -> Tracker:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +17,13 @@ import torch.distributed as dist
 from torch import nn
 
 from honed.data.collate import Batch
-from honed.errors import RecipeError
+from honed.errors import RecipeError, RunError
 from honed.model.device import pick_device
+
+# How gloo tells that a process has gone, or did not come in time; it has no error of its own.
+_LOST = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket closed|No route to host", re.I
+)
 
 
 class Stopped(Exception):
@@ -88,6 +95,30 @@ def joined(device: str | None) -> Iterator[Ranks]:
     finally:
         if joins:
             dist.destroy_process_group()
+
+
+@contextmanager
+def others_alive(folder: str | Path | None) -> Iterator[None]:
+    """A block in which ranks wait for each other; the end of one is told as that, not as a lost connection.
+
+    Args:
+        folder: of the run, where its checkpoints are.
+
+    Raises:
+        RunError: another process ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        again = "" if folder is None else f"; the same command goes on from the newest checkpoint in {folder}"
+        raise RunError("Another process of this run has ended, or hangs.", fix=f"see what it said{again}") from error
+
+
+def is_lost_rank(error: Exception) -> bool:
+    """Whether an error tells that another process ended or hangs."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and bool(_LOST.search(str(error))))
 
 
 @contextmanager

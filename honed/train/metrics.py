@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from honed.ops.linear_cross_entropy import TokenScores
+
+Mark = tuple[int, int, int, int, Any, Any]  # see `StepMetrics.mark`
 
 
 class StepMetrics:
@@ -16,10 +19,19 @@ class StepMetrics:
 
     Args:
         device: where the sums live.
+        over_ranks: adds numbers up over all ranks, which all `read` at once; None where there is one.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    _tokens: int
+    _trained: int
+    _scored: int
+    _aux_tokens: int
+    _sums: Any
+    _aux_sum: Any
+
+    def __init__(self, device: torch.device, over_ranks: Callable[..., list[float]] | None = None) -> None:
         self.device = device
+        self._over_ranks: Callable[..., list[float]] = over_ranks or (lambda *values: list(values))
         self.num_tokens = 0
         self._reset()
 
@@ -34,30 +46,38 @@ class StepMetrics:
         self._tokens += tokens
         self._trained += scores.nll_N.numel()
         if scores.entropy_N is not None and scores.correct_N is not None:
-            self._sums[0] += scores.entropy_N.sum()
-            self._sums[1] += scores.correct_N.sum()
+            both = torch.stack([scores.entropy_N.sum(), scores.correct_N.sum()])
+            self._sums = self._sums + both.to(self._sums)  # not in place: a mark keeps the sums as they were
             self._scored += scores.nll_N.numel()
         if aux_loss is not None:
-            self._aux_sum += aux_loss.detach() * scores.nll_N.numel()
+            self._aux_sum = self._aux_sum + aux_loss.detach() * scores.nll_N.numel()
             self._aux_tokens += scores.nll_N.numel()
 
     def read(self) -> dict[str, float]:
-        """Means, num_tokens (of the whole run), tokens per second, memory (GB); then starts anew."""
+        """Means, num_tokens (of the whole run), tokens per second, memory (GB); then starts anew.
+
+        Of all ranks, but for the memory, which is this process's.
+        """
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        self.num_tokens += self._tokens
+        tokens, trained, scored, aux_tokens, entropy, correct, aux_sum = self._totals()
+        self.num_tokens += int(tokens)
         logs: dict[str, float] = {
             "num_tokens": float(self.num_tokens),
-            "tokens_per_second": self._tokens / seconds,
-            "trained_tokens_per_second": self._trained / seconds,
+            "tokens_per_second": tokens / seconds,
+            "trained_tokens_per_second": trained / seconds,
             "memory_gb": memory_gb(self.device),
         }
-        if self._scored:
-            entropy, correct = (self._sums / self._scored).tolist()
-            logs |= {"mean_token_accuracy": correct, "entropy": entropy}
-        if self._aux_tokens:
-            logs["aux_loss"] = float(self._aux_sum) / self._aux_tokens
+        if scored:
+            logs |= {"mean_token_accuracy": correct / scored, "entropy": entropy / scored}
+        if aux_tokens:
+            logs["aux_loss"] = aux_sum / aux_tokens
         self._reset()
         return logs
+
+    def _totals(self) -> list[float]:
+        """The counts and sums as numbers."""
+        counts = (self._tokens, self._trained, self._scored, self._aux_tokens)
+        return self._over_ranks(*counts, *torch.cat([self._sums, self._aux_sum.reshape(1)]).tolist())
 
     def state(self) -> dict[str, Any]:
         """What has been counted since the last `read`, and of the whole run; as JSON, for `restore`."""
@@ -71,14 +91,22 @@ class StepMetrics:
         self._sums.copy_(torch.tensor(state["sums"]))
         self._tokens, self._trained, self._scored = state["tokens"], state["trained"], state["scored"]
 
+    def mark(self) -> Mark:
+        """What has been counted so far, for `back_to`; costs nothing."""
+        return self._tokens, self._trained, self._scored, self._aux_tokens, self._sums, self._aux_sum
+
+    def back_to(self, mark: Mark) -> None:
+        """Forgets what was counted since `mark`."""
+        self._tokens, self._trained, self._scored, self._aux_tokens, self._sums, self._aux_sum = mark
+
     def start_clock(self) -> None:
         """Leaves what happened since the last `read` (evaluation, saving) out of tokens per second."""
         self._since = time.perf_counter()
 
     def _reset(self) -> None:
         self._tokens = self._trained = self._scored = self._aux_tokens = 0
-        self._sums: Any = torch.zeros(2, device=self.device)
-        self._aux_sum: Any = torch.zeros((), device=self.device)
+        self._sums = torch.zeros(2, device=self.device)
+        self._aux_sum = torch.zeros((), device=self.device)
         self._since = time.perf_counter()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,14 @@ RULES = (
         message="One process sees several GPUs and would use nn.DataParallel: slow, and losses averaged wrongly.",
         fix="start it with `torchrun --nproc_per_node N ...` or `accelerate launch ...`, or show it one GPU "
         "(CUDA_VISIBLE_DEVICES=0)",
+        refuses=True,
+    ),
+    Rule(
+        name="context_parallel",
+        when=lambda args: row_parts(args) > 1,
+        message="Context or sequence parallelism (cp_size, sp_size) would train wrongly: each process would take its "
+        "part of a row for a row of its own, so that documents lose their boundaries and labels their neighbours.",
+        fix="leave it out; for long rows use flat batches of one row, gradient_checkpointing=True and FSDP2",
         refuses=True,
     ),
     Rule(
@@ -73,6 +82,75 @@ RULES = (
         message="gradient_checkpointing_kwargs={'selective': True} is TRL's own and not supported.",
         fix="leave 'selective' out; whole layers are recomputed then",
         refuses=True,
+    ),
+    Rule(
+        name="tokens_and_accumulation",
+        when=lambda args: args.tokens_per_step is not None and args.gradient_accumulation_steps > 1,
+        message="tokens_per_step chooses how many micro-batches a step has; gradient_accumulation_steps does so too.",
+        fix="leave gradient_accumulation_steps out",
+        refuses=True,
+    ),
+    Rule(
+        name="tokens_of_a_stream",
+        when=lambda args: args.tokens_per_step is not None and (args.streaming or args.skips_preparation),
+        message="tokens_per_step needs the length of every row before training; streamed or unprepared rows have none.",
+        fix="leave it out, or prepare the rows",
+        refuses=True,
+    ),
+    Rule(
+        name="tokens_with_deepspeed",
+        when=lambda args: args.tokens_per_step is not None and bool(args.deepspeed),
+        message="tokens_per_step varies the number of micro-batches, which DeepSpeed counts itself.",
+        fix="leave one of them out, or shard with FSDP",
+        refuses=True,
+    ),
+    Rule(
+        name="in_backward_clipping",
+        when=lambda args: args.optimizer_in_backward and args.max_grad_norm > 0,
+        message="optimizer_in_backward frees each gradient at once, so their common norm cannot be clipped.",
+        fix="set max_grad_norm=0, or leave it out",
+        refuses=True,
+    ),
+    Rule(
+        name="in_backward_accumulation",
+        when=lambda args: (
+            args.optimizer_in_backward and (args.gradient_accumulation_steps > 1 or args.tokens_per_step is not None)
+        ),
+        message="optimizer_in_backward takes a step in every backward pass, so gradients cannot be accumulated.",
+        fix="set gradient_accumulation_steps=1 and leave tokens_per_step out",
+        refuses=True,
+    ),
+    Rule(
+        name="in_backward_alone",
+        when=lambda args: (
+            args.optimizer_in_backward and (args.world_size > 1 or args.n_gpu > 1 or bool(args.deepspeed) or args.fp16)
+        ),
+        message="optimizer_in_backward steps before ranks average gradients, or float16's scaler unscales them.",
+        fix="start one process with bf16 or float32, or leave it out",
+        refuses=True,
+    ),
+    Rule(
+        name="in_backward_adamw",
+        when=lambda args: args.optimizer_in_backward and args.optim.value not in ("adamw_torch", "adamw_torch_fused"),
+        message="optimizer_in_backward is AdamW, not another optimizer.",
+        fix="set optim='adamw_torch_fused', or leave it out",
+        refuses=True,
+    ),
+    Rule(
+        name="in_backward_reentrant",
+        when=lambda args: (
+            args.optimizer_in_backward and bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+        ),
+        message="optimizer_in_backward needs whole gradients; reentrant checkpointing hands them over in parts.",
+        fix="leave use_reentrant out of gradient_checkpointing_kwargs",
+        refuses=True,
+    ),
+    Rule(
+        name="fsdp_on_cpu",
+        when=lambda args: bool(args.fsdp) and args.device.type == "cpu",
+        message="fsdp has no effect on CPUs: accelerate keeps the whole model in every process there (DDP).",
+        fix="leave it out",
+        refuses=False,
     ),
     Rule(
         name="liger_config",
@@ -169,6 +247,16 @@ def check(args: SFTConfig) -> list[str]:
             raise RecipeError(rule.message, fix=rule.fix)
         notes.append(f"{rule.message} {rule.fix[0].upper()}{rule.fix[1:]}.")
     return notes
+
+
+def row_parts(args: SFTConfig) -> int:
+    """Among how many processes a row is to be split: by the arguments, or by what `accelerate launch` sets."""
+    given = args.parallelism_config
+    if given is not None:
+        return max(given.cp_size, given.sp_size)
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() != "true":
+        return 1
+    return max(int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1")) for kind in ("CP", "SP"))
 
 
 def is_missing(package: str) -> bool:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 
 from honed.data.prepare import PrepareOptions, make_template, tokenizer_with_template
 from honed.data.template import PlainTemplate, Template
 from honed.data.vision import VisionTemplate
-from honed.errors import RecipeError, RunError
+from honed.errors import RecipeError, RunError, storage_errors
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters import lora_config
@@ -23,17 +23,19 @@ from honed.model.quantize import quantization_config
 from honed.recipe import LoraRecipe, Recipe, suggest
 from honed.report.run_report import write_run_report
 from honed.train import checkpoint, vision
-from honed.train.callbacks import MetricsFile
 from honed.train.config import SFTConfig
 from honed.train.loop_ranks import Stopped, until_sigterm
 from honed.train.loop_recipe import PlainTrainer, config_of, known_to_transformers
+from honed.train.replay import steps_told
 from honed.train.run_data import check_data, read_questions, run_data
-from honed.train.run_folder import RunFolder, storage_errors
+from honed.train.run_folder import RunFolder
 from honed.train.run_ranks import RunRanks, check_ranks
 from honed.train.run_record import RunRecord, device_name
 from honed.train.secrets import masked_yaml
-from honed.train.trainer import SFTTrainer
 from honed.train.unfinished import keep_another
+
+if TYPE_CHECKING:  # it brings transformers' Trainer and `datasets`, which the plain engine does without
+    from honed.train.trainer import SFTTrainer
 
 Say = Callable[[str], None]
 
@@ -158,12 +160,10 @@ def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say:
     _tell(trainer, folder, say)
     record.model(trainer.model)
     folder.need_space(record.trainable_bytes + (64 << 20))
-    if isinstance(trainer, SFTTrainer):  # the plain loop writes it too, and knows where a resumed one begins
-        trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
-    with record.timed("train"), storage_errors(folder.path):
+    if not isinstance(trainer, PlainTrainer):  # the plain loop writes it too, and knows where a resumed one begins
+        _keep_metrics(trainer, folder)
+    with record.timed("train"), storage_errors(folder.path), steps_told(trainer, folder, say):
         _train(trainer, args, say)
-    if isinstance(trainer, SFTTrainer):
-        folder.write_json("worst_steps.json", {"steps": trainer.worst_steps()})
     if trainer.stream_loader is not None:  # now it is known what was read
         _tell_rows(trainer, folder, say)
     with record.timed("answer after"):
@@ -174,6 +174,12 @@ def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say:
     if samples:
         folder.write_json("samples.json", samples)
     return samples
+
+
+def _keep_metrics(trainer: SFTTrainer, folder: RunFolder) -> None:
+    from honed.train.callbacks import MetricsFile
+
+    trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
 
 
 def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
@@ -312,9 +318,8 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: 
     """The trainer that the recipe describes, with its data prepared."""
     adapter = recipe.lora and lora_config(**lora_options(recipe.lora))
     data = run_data(recipe.data, seed=args.seed)
-    engine: Any = PlainTrainer if recipe.engine == "plain" else SFTTrainer
     try:
-        trainer: SFTTrainer | PlainTrainer = engine(
+        trainer: SFTTrainer | PlainTrainer = _engine(recipe)(
             model,
             args=args,
             train_dataset=data.train,
@@ -331,6 +336,14 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: 
     if data.note and trainer.ledger is not None:
         trainer.ledger.notes.append(data.note)
     return trainer
+
+
+def _engine(recipe: Recipe) -> Any:
+    if recipe.engine == "plain":
+        return PlainTrainer
+    from honed.train.trainer import SFTTrainer
+
+    return SFTTrainer
 
 
 def lora_options(lora: LoraRecipe) -> dict[str, Any]:

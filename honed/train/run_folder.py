@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from honed.errors import RunError
+from honed.errors import RunError, storage_errors
 from honed.train.run_lock import LOCK, run_lock
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
-UNWRITABLE = {errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG}
 # What tells of an earlier run and would be taken for the new one's.
-RECORDS = ("ledger.json", "samples.json", "report.html")
+RECORDS = ("ledger.json", "samples.json", "worst_steps.json", "report.html")
 WEIGHTS = ("adapter_config.json", "adapter_model*", "config.json", "model*.safetensors*")
 
 
@@ -29,6 +25,8 @@ class RunFolder:
         recipe.yaml      the recipe as run        run.json       status, times, versions, device
         metrics.jsonl    one line per log         ledger.json    every row accounted for
         samples.json     before and after         report.html    all of this to look at
+        worst_steps.json the steps with the highest losses, with their rows
+        not_finite.jsonl the steps that were not taken, with their rows; only where there are any
 
     Args:
         path: created if need be.
@@ -143,37 +141,3 @@ class RunFolder:
                 f"{self.path}: {free / 1e9:.2f} GB free, and the trained weights need {n_bytes / 1e9:.2f} GB.",
                 fix="free some space, or name a folder on another disk with output=FOLDER",
             )
-
-
-@contextmanager
-def storage_errors(place: Path) -> Iterator[None]:
-    """Turns the operating system's refusals into errors that say what to do.
-
-    Raises:
-        RunError: instead of OSError.
-    """
-    try:
-        yield
-    except Exception as error:
-        number = _errno_of(error)
-        if number in FULL:
-            raise RunError(
-                f"No space is left on the disk of {place}.", fix="free some space, then run it again"
-            ) from None
-        refused = isinstance(error, (PermissionError, NotADirectoryError, FileExistsError))
-        if refused or number in UNWRITABLE:
-            reason = getattr(error, "strerror", None) or os.strerror(number)
-            raise RunError(
-                f"{place} cannot be written: {reason}.", fix="name another folder with output=FOLDER"
-            ) from None
-        raise
-
-
-def _errno_of(error: Exception) -> int:
-    """The system's number of an error, 0 without one; safetensors and torch raise kinds of their own that quote it."""
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    if os.strerror(errno.ENOSPC) in str(error):
-        return errno.ENOSPC
-    quoted = re.search(r"\(os error (\d+)\)", str(error))
-    return int(quoted[1]) if quoted else 0

@@ -1,13 +1,14 @@
 """Where a model takes our attention and our head, and the check that both change nothing on this very model.
 
 Two seams, both public interfaces of transformers: `set_attn_implementation` and `set_output_embeddings`. A model that
-does not fit one of them (an unusual head, linear attention, ...) is trained the ordinary way, and says so.
+does not fit one of them (an unusual head, linear attention, ...) is trained the ordinary way, and says so. A third is
+peft's: LoRA layers that compute as one function (`honed.model.fused_lora`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from honed.data.table import PackedRow
 from honed.loss.head import LogitTransform, ScoringHead, score_logits
 from honed.loss.objective import IGNORE_INDEX, Objective, targets_of
 from honed.model.adapters import prompt_tokens
+from honed.model.fused_lora import coverage, fused_lora
 from honed.ops import attention
 from honed.ops.linear_cross_entropy import TokenScores
 from honed.ops.products import fast_linears
@@ -36,12 +38,14 @@ class Seams:
     Attributes:
         flat: documents can share a row without seeing each other.
         scoring: the head can score trained positions only.
+        lora: there are LoRA layers that can compute as one function.
         transform: what the model does to its logits behind the head.
         notes: why not, where not.
     """
 
     flat: bool = False
     scoring: bool = False
+    lora: bool = False
     transform: LogitTransform = field(default_factory=LogitTransform)
     notes: list[str] = field(default_factory=list)
 
@@ -54,7 +58,11 @@ def base_model(model: nn.Module) -> Any:
 
 @contextmanager
 def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
-    """The model with its seams in place, and as it was again afterwards. Yields the scoring head, if it has one."""
+    """The model with its seams in place, and as it was again afterwards. Yields the scoring head, if it has one.
+
+    FSDP2 and DeepSpeed tie a module's weights to that module: a scoring head that they got hold of stays in the model,
+    where it is the linear layer that it replaced, unless it is asked to score.
+    """
     inner = base_model(model)
     attention_before, head_before = inner.config._attn_implementation, inner.get_output_embeddings()
     head = head_before if isinstance(head_before, ScoringHead) else None
@@ -64,12 +72,17 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
     if seams.flat:
         inner.set_attn_implementation(attention.register())
     try:
-        with fast_linears(model):
+        with fast_linears(model), fused_lora(model) if seams.lora else nullcontext():
             yield head
     finally:
-        inner.set_output_embeddings(head_before)
+        if head is None or not _is_wrapped(head, head_before):
+            inner.set_output_embeddings(head_before)
         if seams.flat:
             inner.set_attn_implementation(attention_before)
+
+
+def _is_wrapped(head: ScoringHead, before: nn.Module) -> bool:
+    return head.weight is not before.weight or bool(head._forward_pre_hooks)
 
 
 def token_scores(
@@ -124,7 +137,7 @@ def find_seams(model: nn.Module) -> Seams:
     experts of a mixture are an exception: they compute the tokens of all documents in one product, whose rounding
     depends on how many there are. There the gradient must show that nothing flows from one document to the other.
     """
-    seams = Seams()
+    seams = lora_alone(model)
     inner = base_model(model)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         seams.notes.append("the model's weights are not loaded here, so its attention and head were left as they are")
@@ -142,6 +155,16 @@ def find_seams(model: nn.Module) -> Seams:
     finally:
         model.train(was_training)
     return seams
+
+
+def lora_alone(model: nn.Module) -> Seams:
+    """The model's LoRA layers as the only seam, with a note on those that are left to peft, and why."""
+    fused, left = coverage(model)
+    notes = []
+    if left:
+        reasons = ", ".join(f"{count} with {reason}" for reason, count in left.items())
+        notes.append(f"{left.total()} of {fused + left.total()} LoRA layers compute as peft has them: {reasons}")
+    return Seams(lora=fused > 0, notes=notes)
 
 
 def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:

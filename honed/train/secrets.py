@@ -1,7 +1,8 @@
-"""Keys and passwords stay out of what a run writes down: the recipe as run, the command line, and so the report."""
+"""Keys and passwords stay out of what a run writes down: recipe, command line, report, and the pickled arguments."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import shlex
@@ -62,6 +63,29 @@ def masked_command(command: str) -> str:
 def masked_yaml(recipe: Recipe) -> str:
     """The recipe as YAML that can be read back, without what it keeps secret."""
     return as_yaml(recipe_from(masked_values(dataclasses.asdict(recipe))))
+
+
+def sealed_arguments(args: Any) -> Any:
+    """A copy of training arguments that can be used as they are, and whose pickle holds no secrets.
+
+    transformers pickles its arguments into `training_args.bin`, and uploads with a `hub_token` that they hold. Loaded
+    again, they are of the class that was given; a name that tells of a secret is None there, as if it had not been
+    set, and a secret inside another value is masked.
+    """
+    kind = type(args)
+
+    def reduced(self: Any, protocol: Any) -> Any:
+        return object.__new__, (kind,), _without_secrets(vars(self))
+
+    sealed = copy.copy(args)
+    sealed.__class__ = type(kind.__name__, (kind,), {"__reduce_ex__": reduced})
+    return sealed
+
+
+def _without_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
+    texts = {key: value for key, value in fields.items() if isinstance(value, (str, dict, list))}
+    kept = {key: None if _hides(key, value) else masked_values(value) for key, value in texts.items()}
+    return {**fields, **kept}
 
 
 def _masked_argument(argument: str) -> str:

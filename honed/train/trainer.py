@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,13 +20,12 @@ from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.adapters import ready_to_train
 from honed.model.vocabulary import agree_on_stops
-from honed.train import legacy, rules, seams, shared_prefixes, start, stream, vision
+from honed.train import legacy, rules, seams, shared_prefixes, start, stream, token_batches, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
-from honed.train.metrics import StepMetrics
-from honed.train.neftune import noisy_embeddings
-from honed.train.offload import offloaded, on_host
+from honed.train.out_of_memory import Splits
 from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
+from honed.train.step_in_backward import optimizer_of
 from honed.train.trainer_checkpoint import ResumingTrainer, SavesAndStops, keep_workers
 from honed.train.trainer_watch import StepWatch
 
@@ -97,8 +95,8 @@ class SFTTrainer(ResumingTrainer):
         checkpointing = args.gradient_checkpointing
         trained, notes = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=checkpointing)
         self._plain_loss = compute_loss_func is not None
-        found = seams.Seams() if self._plain_loss else seams.find_seams(trained)
-        found = vision.scoring_only(found) if sees else found
+        found = seams.lora_alone(trained) if self._plain_loss else seams.find_seams(trained)
+        found = vision.without_attention(found, trained) if sees else found
         self.seams, flat = start.choose_attention(found, model, trained, args)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
         shares = shared_prefixes.decide(args.share_prefixes, trained, self.seams)
@@ -114,6 +112,7 @@ class SFTTrainer(ResumingTrainer):
         )
         self.stream_loader: stream.StreamLoader | None = None
         self._stream_after: Place | None = None
+        token_batches.check(args, self._datasets.collator)
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
             model=trained,
@@ -126,22 +125,22 @@ class SFTTrainer(ResumingTrainer):
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            optimizer_cls_and_kwargs=optimizer_of(args, (optimizers, optimizer_cls_and_kwargs)),
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         if use_cache is not None:  # Trainer switches it off, also for what is saved
             seams.base_model(self.model).config.use_cache = use_cache
         # our loss is divided by the step's token weight already, whatever the model's own loss would do
         self.model_accepts_loss_kwargs = True
-        self.neftune_noise_alpha = None  # see `training_step`
+        self.neftune_noise_alpha = None  # see `SteppingTrainer`
         for callback in adapter_callbacks(trained, fp16=args.fp16):
             self.add_callback(callback)
-        self._progress = TrainingProgress()
+        self._progress, self._window = TrainingProgress(), []
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
             self.add_callback(self._progress)
-        self.metrics, self.watch = StepMetrics(self.args.device), StepWatch()
+        self.metrics, self.watch, self.splits = self._new_metrics(), StepWatch(), Splits()
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
         streams = self._datasets.streamed is not None
@@ -176,16 +175,6 @@ class SFTTrainer(ResumingTrainer):
         finally:
             self._progress.close(finished=False)  # which training that broke off has not done
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, forward and backward: with NEFTune's noise and offloaded activations, if asked for."""
-        embeddings = seams.base_model(self.model).get_input_embeddings()
-        offload = self.args.activation_offloading and not on_host(self.args.device)
-        with (
-            noisy_embeddings(embeddings, self.args.neftune_noise_alpha, inputs),
-            offloaded(self.args.device) if offload else nullcontext(),
-        ):
-            return super().training_step(model, inputs, *args, **kwargs)
-
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         if not self._plain_loss:
@@ -201,12 +190,16 @@ class SFTTrainer(ResumingTrainer):
     def get_train_dataloader(self) -> Any:
         """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
         if not isinstance(self.train_dataset, stream.StreamDataset):
-            loader = super().get_train_dataloader()
+            loader = super().get_train_dataloader() if self.args.tokens_per_step is None else self._token_loader()
             keep_workers(loader)
             return loader
         size, after = self._train_batch_size, self._stream_after
         self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
         return self.stream_loader
+
+    def _token_loader(self) -> Any:
+        rows, collate = self.train_dataset, self._datasets.collator
+        return token_batches.loader_of(rows, collate, self.args, size=self._train_batch_size)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -247,9 +240,10 @@ class SFTTrainer(ResumingTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """The token weight of all micro-batches of this step on all ranks."""
-        if self._plain_loss or not batch_samples or "labels" not in batch_samples[0]:
+        batches = [part for batch in batch_samples for part in token_batches.micro_batches(batch)]
+        if self._plain_loss or not batches or "labels" not in batches[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        weights = [total_weight(batch["labels"], batch.get("loss_weights")) for batch in batch_samples]
+        weights = [total_weight(batch["labels"], batch.get("loss_weights")) for batch in batches]
         total = torch.stack(weights).sum().to(device, non_blocking=True)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total.reshape(1)).sum()

@@ -11,7 +11,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -26,8 +27,9 @@ from transformers import TrainerCallback
 from honed.data.table import PackedRows
 from honed.errors import RunError
 from honed.train import checkpoint
-from honed.train.loop_ranks import Stopped, keep_on_sigterm
+from honed.train.loop_ranks import Stopped, keep_on_sigterm, others_alive
 from honed.train.loop_state import identity_of_model
+from honed.train.secrets import sealed_arguments
 from honed.train.trainer_watch import WatchedTrainer
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ logger = logging.getLogger(__name__)
 # would silently go on with the checkpoint's value (the optimizer's settings are part of its state).
 _IDENTITY = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
-    *("dataloader_drop_last", "streaming", "shuffle_buffer"),
+    *("dataloader_drop_last", "streaming", "shuffle_buffer", "tokens_per_step"),
     *("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
 )
 # These may change on the way; the run then is not what it would have been, which is told.
@@ -44,7 +46,7 @@ _TOLD = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16"),
 )
-_OPTIMIZER = ("optimizer.pt", "optimizer.bin")
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0")  # the last is a folder: FSDP2's, in parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class ResumingTrainer(WatchedTrainer):
     asked_to_stop: threading.Event | None = None
     tell: Callable[[str], None] = staticmethod(logger.warning)
     stream_loader: Any
+    args: Any
     _saving_in: Path | None = None
     _identity: dict[str, Any] | None = None
     _start: _Start
@@ -110,7 +113,8 @@ class ResumingTrainer(WatchedTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains; see `transformers.Trainer.train`."""
         self.identity()  # while the model is whole: later its weights may be parted among ranks
-        return super().train(*args, **kwargs)
+        with others_alive(self.args.output_dir):
+            return super().train(*args, **kwargs)
 
     def _look_at(self, path: Path) -> None:
         """Refuses a torn checkpoint that was named, and tells in what it is another run's.
@@ -164,12 +168,40 @@ class ResumingTrainer(WatchedTrainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(place))
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the whole model; all ranks must call it. See `transformers.Trainer.save_model`."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call or not self._checkpoints_in_parts():
+            return
+        whole = self.accelerator.get_state_dict(self.model)  # transformers wrote nothing: checkpoints hold the weights
+        if self.args.should_save:
+            self._save(output_dir, state_dict=whole)
+
+    def _checkpoints_in_parts(self) -> bool:
+        return self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._saving_in or super()._get_output_dir(trial))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._saving_in is None:  # else the upload would read from a folder that is about to move
+        if self._saving_in is not None:  # the upload would read from a folder that is about to move
+            return
+        with self._sealed():
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with self._sealed():
+            super()._save(*args, **kwargs)
+
+    @contextmanager
+    def _sealed(self) -> Iterator[None]:
+        """While transformers pickles the arguments: their pickle holds no secrets."""
+        given = self.args
+        self.args = sealed_arguments(given)
+        try:
+            yield
+        finally:
+            self.args = given
 
     def _position(self) -> dict[str, Any]:
         """What the next step and the next log depend on beside what transformers saves; all ranks must ask for it."""
@@ -194,10 +226,11 @@ class ResumingTrainer(WatchedTrainer):
     def _go_on(self) -> None:
         """Puts back what transformers does not; called when it has set its own counts to 0."""
         self._start = _Start(position=self._found, time=time.time())
+        self.forget_after(self.state.global_step)
         ranks = self._found.get("ranks", [])
-        if self.args.process_index >= len(ranks):  # of another program, or of fewer processes
+        if not ranks:  # of another program
             return
-        mine = ranks[self.args.process_index]
+        mine = _shared_anew(ranks, self.args.world_size)[self.args.process_index]
         self._tr_loss.fill_(mine["loss"])
         self._total_loss_scalar = mine["total_loss"]
         self._globalstep_last_logged = self._found["last_logged"]
@@ -276,6 +309,20 @@ class SavesAndStops(TrainerCallback):
 
     def _at_epochs_end(self, state: Any) -> bool:
         return not self._streams and float(state.epoch).is_integer()
+
+
+def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]]:
+    """What each rank had counted, for another number of ranks: the first has all counts, and losses are means."""
+    if len(ranks) == world:
+        return ranks
+    counts = [rank["metrics"] for rank in ranks]
+    summed = {key: sum(count[key] for count in counts) for key in ("tokens", "trained", "scored")}
+    sums = [sum(column) for column in zip(*(count["sums"] for count in counts), strict=True)]
+    total = {"num_tokens": counts[0]["num_tokens"], "sums": sums, **summed}
+    nothing = {**total, "sums": [0.0] * len(sums), **dict.fromkeys(summed, 0)}
+    means = {key: sum(rank[key] for rank in ranks) / len(ranks) for key in ("loss", "total_loss")}
+    first = {**ranks[0], **means}
+    return [{**first, "metrics": nothing if number else total} for number in range(world)]
 
 
 def keep_workers(loader: Any) -> None:

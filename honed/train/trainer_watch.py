@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import nn
 
 from honed.data.table import PackedRows
 from honed.errors import RunError
-from honed.train.evaluation import EvaluatingTrainer
+from honed.train.loop_log import drop_after
+from honed.train.trainer_steps import SteppingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class StepWatch:
         return self._worst
 
 
-class WatchedTrainer(EvaluatingTrainer):
+class WatchedTrainer(SteppingTrainer):
     """The base of `SFTTrainer` that takes no step whose loss or gradient is no number.
 
     Whether they are is read once per optimizer step (one scalar; transformers itself reads each micro-batch's loss,
@@ -85,7 +86,7 @@ class WatchedTrainer(EvaluatingTrainer):
     _at: tuple[int, Any, int] | None = None  # the epoch, its loader, steps of an epoch
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, forward and backward."""
+        """What the loader gave, forward and backward."""
         loss = super().training_step(*args, **kwargs)
         self.watch.micro_batches.append(loss)
         return loss
@@ -105,8 +106,8 @@ class WatchedTrainer(EvaluatingTrainer):
         epoch, number = divmod(step - 1, steps)
         loader.set_epoch(epoch)
         size = self.args.gradient_accumulation_steps
-        batches: Iterable[list[int]] = islice(loader.batch_sampler, number * size, (number + 1) * size)
-        found = [list(batch) for batch in batches]
+        batches: Iterable[list[Any]] = islice(loader.batch_sampler, number * size, (number + 1) * size)
+        found = [list(chain.from_iterable(batch) if isinstance(batch[0], list) else batch) for batch in batches]
         loader.set_epoch(self._at[0])
         return found
 
@@ -124,10 +125,14 @@ class WatchedTrainer(EvaluatingTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called by Trainer between backward and the optimizer's step."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if not self._handled_elsewhere() and not self._finite(norm):
-            model.zero_grad(set_to_none=True)  # an optimizer passes over parameters that have no gradient
-            self._tell_not_finite(float(norm))
-        self.watch.end(self.state.global_step + 1)
+        if hasattr(norm, "full_tensor"):  # FSDP2's, whose value lies in parts on all ranks
+            norm = norm.full_tensor()
+        try:
+            if not self._handled_elsewhere() and not self._finite(norm):
+                model.zero_grad(set_to_none=True)  # an optimizer passes over parameters that have no gradient
+                self._tell_not_finite(float(norm))
+        finally:  # the step that ends the run is one of the worst
+            self.watch.end(self.state.global_step + 1)
         return norm
 
     def _handled_elsewhere(self) -> bool:
@@ -153,8 +158,7 @@ class WatchedTrainer(EvaluatingTrainer):
         rows = self._shown(self.rows_of(step), losses)
         line = {"step": step, "rank": self.args.process_index, "grad_norm": _number(norm), "rows": rows}
         line["losses"] = [_number(loss) for loss in losses]
-        rank = f"-{self.args.process_index}" if self.args.process_index else ""
-        path = Path(self.args.output_dir) / f"not_finite{rank}.jsonl"
+        path = self._not_finite_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -166,6 +170,17 @@ class WatchedTrainer(EvaluatingTrainer):
                 f"{step} (max_not_finite_steps is {allowed}). Their rows are in {path}.",
                 fix="lower learning_rate, warm up for longer, or look at those rows",
             )
+
+    def _not_finite_file(self) -> Path:
+        rank = f"-{self.args.process_index}" if self.args.process_index else ""
+        return Path(self.args.output_dir) / f"not_finite{rank}.jsonl"
+
+    def forget_after(self, step: int) -> None:
+        """Drops from this rank's file what an earlier run, or this one before it was resumed, told of later steps."""
+        if (path := self._not_finite_file()).exists():
+            drop_after(path, step)
+            if not path.stat().st_size:
+                path.unlink()
 
     def _shown(
         self, micro_batches: list[list[int]] | None, losses: list[float] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from honed.data.vision_prepare import VisionRow
 from honed.errors import DataError, ModelError, RecipeError
 from honed.model.load import load_processor, load_tokenizer, sees_images
 from honed.train.config import SFTConfig
-from honed.train.seams import Seams, base_model
+from honed.train.seams import Seams, base_model, lora_alone
 
 TYPES = ("mm_token_type_ids", "token_type_ids")  # 1 at the tokens of an image; which name depends on the model
 MADE_FROM_TEXT = ("input_ids", "attention_mask", *TYPES)
@@ -61,9 +61,9 @@ def fit(args: SFTConfig, model: nn.Module, peft_config: Any) -> tuple[Any, list[
     return (None, []) if peft_config is None else language_only(peft_config, model)
 
 
-def scoring_only(found: Seams) -> Seams:
-    """The scoring head is the only seam here: rows are padded, since vision towers have an attention of their own."""
-    return Seams(scoring=found.scoring, notes=[] if found.scoring else found.notes)
+def without_attention(found: Seams, model: nn.Module) -> Seams:
+    """The seams but for attention: rows are padded, since vision towers have an attention of their own."""
+    return replace(found, flat=False, notes=lora_alone(model).notes if found.scoring else found.notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -61,20 +59,9 @@ def honed(capsys: pytest.CaptureFixture[str]) -> Honed:
 
 
 @pytest.fixture
-def model_folder(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Path:
-    """A tiny model with its tokenizer."""
-    folder = tmp_path / "tiny"
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def rows_file(tmp_path: Path, chat_rows: list[dict[str, Any]]) -> Path:
-    """A name that YAML, shells and lists would all like to take apart."""
-    file = tmp_path / "it's, 数据 #1: [rows].jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in chat_rows), encoding="utf-8")
-    return file
+def rows_file(rows_file: Path) -> Path:
+    """The shared one, under a name that YAML, shells and lists would all like to take apart."""
+    return rows_file.rename(rows_file.with_name("it's, 数据 #1: [rows].jsonl"))
 
 
 @pytest.fixture

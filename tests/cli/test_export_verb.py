@@ -54,3 +54,28 @@ def test_quantised_and_all_weights(honed: Any, model: Path, tmp_path: Path) -> N
     shown = honed("generate", tmp_path / "run", "why", "--max-new-tokens", "2")
     assert shown.status == 0, shown.err
     assert honed("train", "quantization=int3", "--output", tmp_path / "x").status == 2
+
+
+def test_4_bits_need_a_package_and_exclude_ollama(
+    honed: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from honed.model import gptq
+
+    monkeypatch.setattr(gptq, "find_spec", lambda name: None)
+    shown = honed("export", model, tmp_path / "out", "--gptq")
+    assert shown.status == 2 and "pip install llmcompressor" in shown.err
+    monkeypatch.setattr(gptq, "find_spec", lambda name: name)
+    assert "Ollama does not read" in honed("export", model, tmp_path / "out", "--gptq", "--ollama").err
+    assert "give at least 1" in honed("export", model, tmp_path / "out", "--gptq", "--calibration-rows", "0").err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # those of llm-compressor and of what it brings
+def test_a_run_in_4_bits(honed: Any, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llmcompressor", reason="pip install llmcompressor")
+    shown = honed("export", model, tmp_path / "out", "--gptq", "--calibration-rows", "8")
+    assert shown.status == 0, shown.err
+    assert "in 4 bits, 64 weights to a scale, calibrated on 8 rows" in shown.out and "of other rows" in shown.out
+    said = honed("generate", tmp_path / "out", "why 3", "--max-new-tokens", "4")
+    assert said.status == 0, said.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "out"]

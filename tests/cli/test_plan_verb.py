@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from honed.cli.plan import read_rate, read_size
+from honed.cli.plan import Machine, read_rate, read_size
+from honed.cli.plan_ranks import cluster, read_bandwidth
 from honed.errors import RecipeError
 
 pytest.importorskip("peft")
@@ -51,9 +53,30 @@ def test_the_words_of_a_recipe_are_one(honed: Any, tmp_path: Path) -> None:
     assert load_recipe(path).data.max_length == 512
 
 
+def test_several_gpus(honed: Any) -> None:
+    given = ("plan", "--model", "Qwen3-8B", "--gpu", "h100", "--gpus", "16", "--network", "1600gbps")
+    shown = honed(*given)
+    assert shown.status == 0, shown.err
+    assert "16 GPUs in 2 machines of 8; 450 GB/s from each GPU" in shown.out and "200 GB/s from each" in shown.out
+    rows = {line[:27].strip(): line for line in shown.out.splitlines() if " GB  " in line}
+    assert " no " in rows["full, ddp"] and " yes " in rows["full, fsdp"] and " yes " in rows["full, hybrid"]
+    assert "No cluster was measured" in shown.out
+    found = json.loads(honed(*given, "--json").out)["ranks"]
+    one = next(one for one in found if (one["name"], one["way"]) == ("full", "fsdp"))
+    assert one["sent_bytes_per_gpu"] == pytest.approx(3 * 15 / 16 * 2 * 8_190_735_360)
+    assert one["peak_bytes"] == sum(one["parts"].values()) and one["tokens_per_step"] == 16 * 1024
+    assert one["seconds_compute"] <= one["seconds_per_step"] <= one["seconds_per_step_nothing_hidden"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--gpu", "h100", "--gpus", "0"), "1 or more"),
+        (("--gpu", "h100", "--gpus", "12"), "8 or 16 GPUs"),
+        (("--gpu", "h100", "--gpus", "8", "--per-node", "0"), "1 or more"),
+        (("--gpu", "h100", "--gpus", "8", "--network", "fast"), "--network is 'fast'"),
+        (("--gpu", "h100", "--gpus", "8", "--link", "0GB/s"), "50GB/s"),
+        (("--gpu", "24GB", "--gpus", "8"), "--flops"),
         (("--model", "Qwen3-9B", "--gpu", "24GB"), "did you mean Qwen3-8B"),
         (("--gpu", "rtx-9999"), "rtx-4090"),
         (("--gpu", "24GB", "--flops", "fast"), "400T"),
@@ -64,6 +87,16 @@ def test_the_words_of_a_recipe_are_one(honed: Any, tmp_path: Path) -> None:
 def test_refused(honed: Any, arguments: tuple[str, ...], message: str) -> None:
     shown = honed("plan", *arguments)
     assert shown.status == 2 and message in shown.err
+
+
+def test_several_gpus_need_a_gpu() -> None:
+    with pytest.raises(RecipeError, match="no GPU is named"):
+        cluster(Namespace(), Machine(device="cpu", memory=1e10, flops=1e11, says="this CPU"))
+
+
+def test_bandwidths() -> None:
+    assert read_bandwidth("400gbps", "--network") == read_bandwidth("50GB/s", "--network") == 50e9
+    assert read_bandwidth("3.2Tbps", "--network") == 400e9
 
 
 def test_sizes_and_rates() -> None:

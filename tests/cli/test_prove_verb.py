@@ -15,9 +15,9 @@ def test_a_tiny_model_holds(honed: Callable[..., Any], model_folder: Path, rows_
     proof = tmp_path / "proof.json"
     shown = honed("prove", "--model", model_folder, "--data", rows_file, "--json", proof, "lora.r=4")
     assert shown.status == 0, shown.out + shown.err
-    assert "16 pass, 0 FAIL, 0 not checked" in shown.out and "whole: 2 layers of 32" in shown.out
+    assert "17 pass, 0 FAIL, 0 not checked" in shown.out and "whole: 2 layers of 32" in shown.out
     known = json.loads(proof.read_text(encoding="utf-8"))
-    assert known["command"].startswith("honed prove") and len(known["statements"]) == 16
+    assert known["command"].startswith("honed prove") and len(known["statements"]) == 17
     for statement in known["statements"]:
         assert statement["status"] == "pass" and statement["measured"] <= statement["bound"], statement
         assert statement["statement"] in shown.out and statement["detail"][:40] in shown.out

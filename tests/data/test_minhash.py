@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import random
+import re
 
 import numpy as np
 import pytest
 
-from honed.data.minhash import NEAR, PLACES, jaccard, near_groups, nearest_in, signatures, similarity
+from honed.data.minhash import NEAR, PLACES, SHINGLE, near_groups, nearest_in, signatures, similarity
 
-WORDS = [f"word{n}" for n in range(400)]
+WORDS = [f"word{n}" for n in range(100, 500)]  # all of the seven bytes by which words are told apart exactly
+
+
+def jaccard(first: str, second: str) -> float:
+    """Triples of words in both texts over those in either, exactly; a Chinese character is a word."""
+    one, two = map(shingles, (first, second))
+    return len(one & two) / len(one | two) if one or two else 1.0
+
+
+def shingles(source: str) -> set[tuple[str, ...]]:
+    words = [*re.findall(r"[a-z0-9]+|[^\W\d_a-z]", source.lower()), "", ""]
+    return {tuple(words[n : n + SHINGLE]) for n in range(len(words) - 2)}
 
 
 def text(seed: int, words: int = 60) -> str:
@@ -19,7 +31,7 @@ def text(seed: int, words: int = 60) -> str:
 def changed(source: str, seed: int, words: int) -> str:
     parts, rng = source.split(), random.Random(seed)
     for place in rng.sample(range(len(parts)), words):
-        parts[place] = f"other{seed}{place}"
+        parts[place] = f"x{seed % 1000:03}{place:03}"
     return " ".join(parts)
 
 

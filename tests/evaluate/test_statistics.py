@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,6 +59,24 @@ def test_models_exchanged_turn_the_interval_round(pairs: list[tuple[float, float
     one, other = interval(a, b, resamples=50), interval(b, a, resamples=50)
     assert one is not None and other is not None
     assert one == pytest.approx((-other[1], -other[0]), abs=1e-9)
+
+
+def test_the_interval_is_that_of_drawing_row_by_row() -> None:
+    """The same bootstrap written out: rows drawn one at a time, by other random numbers, both models on each draw."""
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(1, 30, size=25).astype(float)
+    base, tuned = tokens * rng.normal(2.0, 0.5, size=25), tokens * rng.normal(1.7, 0.5, size=25)
+    draws, differences = random.Random(2), []
+    for _ in range(4000):
+        rows = [draws.randrange(25) for _ in range(25)]
+        losses = [sum(side[n] for n in rows) / sum(tokens[n] for n in rows) for side in (tuned, base)]
+        differences.append(losses[0] - losses[1])
+    differences.sort()
+    found = interval(
+        Ratio(sums_N=tuned, weights_N=tokens), Ratio(sums_N=base, weights_N=tokens), resamples=4000, seed=3
+    )
+    width = differences[3899] - differences[99]
+    assert found == pytest.approx((differences[99], differences[3899]), abs=0.06 * width)
 
 
 def test_what_is_hard_for_both_cancels() -> None:

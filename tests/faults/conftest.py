@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -10,7 +9,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fault_tools import Shown
@@ -31,23 +29,6 @@ def as_it_was() -> Iterator[None]:
     torch.set_num_threads(threads)
     logging.set_verbosity(level)
     logging.enable_progress_bar()
-
-
-@pytest.fixture
-def model_folder(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> Path:
-    """A tiny model with its tokenizer."""
-    folder = tmp_path / "tiny"
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def rows_file(tmp_path: Path, chat_rows: list[dict[str, Any]]) -> Path:
-    """Twelve conversations."""
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in chat_rows), encoding="utf-8")
-    return file
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_the_disk_fills_up_beside_the_cache(
     monkeypatch.setattr(prepared_cache, "cache_folder", lambda kind, root=None: cache_folder(kind, root=small_disk))
     cache_folder("prepared", root=small_disk)
     fill(small_disk)
-    assert_mendable(train(), "No space left", "HONED_CACHE")
+    assert_mendable(train(), "No space is left", "HONED_CACHE")
     assert not list((small_disk / "prepared").glob(".work-*"))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import pytest
 from honed.data.example import Message
 from honed.errors import DataError, RecipeError, RunError
 from honed.generate.batch import Asking, answer_batch
+from honed.generate.engine import Engine
 from honed.generate.filters import Candidate, Filters, verdicts
 from honed.generate.prompts import Prompt, read_prompts, read_tasks, seed_prompts, with_system
 from honed.generate.request import Completion, Piece, Reason, Request
+from honed.generate.sampling import Sampling
 
 
 class Scripted:
@@ -78,6 +82,36 @@ def test_a_batch_goes_on_where_it_was_killed(dies_after: int, torn: bool, tmp_pa
     ledger = batch(out, engine, rows())
     assert engine.answered == 9 - dies_after
     assert (ledger["answered_before"], ledger["repaired_last_line"]) == (dies_after, torn)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_process_loses_no_answer_and_changes_none(
+    tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path, forked: Callable[..., int]
+) -> None:
+    """A real kill -9 in the middle of sampled answers of the real engine, twice; then it goes on to the end."""
+    model, prompts = tiny_model(), rows(6)
+    asking = Asking(model="m", samples=4, max_new_tokens=40, sampling=Sampling(temperature=1.5))
+
+    def work(out: Path) -> dict[str, Any]:
+        with Engine(model, tiny_tokenizer, slots=3) as engine:
+            return answer_batch(prompts, engine, ids_of, out=out, asking=asking, filters=Filters(), show=False)
+
+    def ids_of(messages: Sequence[Message]) -> list[int]:
+        return list(tiny_tokenizer.encode(messages[-1].content))
+
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    work(whole)
+    journal = tmp_path / "out.jsonl.journal"
+    for answered in (5, 13):
+        child = forked(lambda: work(out))
+        while not journal.exists() or journal.read_bytes().count(b"\n") <= answered:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it could be killed"
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert not out.exists()
+    ledger = work(out)
+    assert 13 <= ledger["answered_before"] < 24
     assert out.read_bytes() == whole.read_bytes()
 
 

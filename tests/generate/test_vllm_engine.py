@@ -24,6 +24,22 @@ class _Output:
     stop_reason: Any
 
 
+@dataclass(kw_only=True)
+class _SamplingParams:
+    """The names and defaults of `vllm.SamplingParams`, as far as honed uses them; another name raises TypeError."""
+
+    n: int = 1
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    max_tokens: int | None = 16
+
+
 @dataclass
 class _Outputs:
     outputs: list[_Output]
@@ -39,7 +55,7 @@ class _Double:
         self.asked += zip(prompts, parameters, strict=True)
         ends = [("stop", None), ("stop", 7), ("stop", "END"), ("length", None)]
         return [
-            _Outputs([_Output(f"{n}", prompt["prompt_token_ids"], *ends[n % 4]) for _ in range(one["n"])])
+            _Outputs([_Output(f"{n}", prompt["prompt_token_ids"], *ends[n % 4]) for _ in range(one.n)])
             for n, (prompt, one) in enumerate(zip(prompts, parameters, strict=True))
         ]
 
@@ -49,7 +65,7 @@ def double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> _Double:
     made = _Double()
     module = ModuleType("vllm")
     module.LLM = lambda **options: made  # type: ignore[attr-defined]
-    module.SamplingParams = dict  # type: ignore[attr-defined]
+    module.SamplingParams = _SamplingParams  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
     (tmp_path / "config.json").write_text("{}")
     return made
@@ -66,10 +82,10 @@ def test_requests_reach_vllm_and_come_back(double: _Double, tmp_path: Path) -> N
     assert [answers[0].ids for answers in found] == [(n, 4) for n in range(4)]
     assert double.asked[1] == (
         {"prompt_token_ids": [1, 4]},
-        {
-            "n": 2, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2, "seed": 4,
-            "max_tokens": 9, "stop": ["END"], "stop_token_ids": [2, 7],
-        },
+        _SamplingParams(
+            n=2, temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2, seed=4,
+            max_tokens=9, stop=["END"], stop_token_ids=[2, 7],
+        ),
     )  # fmt: skip
 
 

@@ -15,10 +15,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from honed.data.collate import FlatCollator, PaddedCollator
 from honed.data.table import PackedRow
 from honed.errors import ModelError
+from honed.generate.engine import Engine
+from honed.generate.request import Request, complete
 from honed.model.load import load_model
 from honed.model.minimind import MiniMindForCausalLM, as_llama, count_parameters, register
 from honed.model.minimind_config import YARN, MiniMindConfig
 from honed.model.minimind_rope import rope_frequencies
+from honed.model.quantize import is_quantized, quantization_config
 from honed.ops import attention
 from honed.train import seams
 
@@ -212,11 +215,13 @@ def test_shapes_that_do_not_fit_are_refused(changes: dict[str, Any], says: str) 
         MiniMindConfig(**{**SHAPE, **changes})
 
 
-@pytest.mark.parametrize(("layers", "count"), [(2, 8_915_456), (8, 25_829_888)])
-def test_the_lessons_sizes(layers: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("layers", "moe", "count"), [(2, False, 8_915_456), (8, False, 25_829_888), (2, True, 26_221_056)]
+)
+def test_the_lessons_sizes(layers: int, moe: bool, count: int) -> None:
     """8.915 million is what the lesson prints; the second is the project's 26M."""
     with torch.device("meta"):
-        model = MiniMindForCausalLM(MiniMindConfig(num_hidden_layers=layers))
+        model = MiniMindForCausalLM(MiniMindConfig(num_hidden_layers=layers, use_moe=moe))
     assert count_parameters(model) == count
 
 
@@ -256,6 +261,40 @@ def test_generate_is_greedy_search_by_hand_also_with_left_padding(kind: str) -> 
     mask = torch.tensor([[1] * 7, [0] * 3 + [1] * 4])
     found = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=None)
     assert found[:, 7:].tolist() == expected
+    if kind == "dense":
+        llama = as_llama(model).generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=None)
+        assert torch.equal(llama, found)
+    with Engine(model) as engine:  # honed's own, with both prompts in one batch
+        answers = complete(engine, [Request(prompt_ids=prompt, max_new_tokens=6) for prompt in prompts])
+    assert [list(one[0].ids) for one in answers] == expected
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # it rounds its inputs to float16, and says so
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_quantised_it_stays_near_itself_and_takes_an_adapter(kind: str, bits: str, tmp_path: Path) -> None:
+    """Every linear layer, those of the experts too, but for the head and the router; gradients reach the adapter."""
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    from honed.model.adapters import lora_config, ready_to_train
+
+    shape = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64, "initializer_range": 0.1}
+    plain = make(kind, dtype=torch.float32, **shape)
+    plain.save_pretrained(tmp_path)
+    config = quantization_config(bits, dtype=torch.float32)
+    model = load_model(str(tmp_path), device=torch.device("cpu"), dtype=torch.float32, quantization_config=config)
+    exact = {name for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    assert is_quantized(model) and exact == {"lm_head"}
+    layers = sum(isinstance(module, torch.nn.Linear) for module in plain.modules())
+    assert sum(isinstance(module, torch.nn.Linear) for module in model.modules()) == layers
+    ids = some_ids(1, 30)
+    with torch.no_grad():
+        difference = (model.eval()(ids).logits - plain(ids).logits).pow(2).mean().sqrt() / plain(ids).logits.std()
+    assert difference < {"nf4": 0.5, "int8": 0.1}[bits]
+    adapted, _ = ready_to_train(model, lora_config(r=2))
+    adapted.train()(ids, labels=ids).loss.backward()
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    assert len(trained) == 2 * (layers - 1) and all(p.grad is not None for p in trained)
 
 
 @each_kind

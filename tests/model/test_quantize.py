@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
+from transformers.utils.quantization_config import QuantizationMethod
 
 from honed.errors import MissingExtraError, ModelError
 from honed.model import quantize
@@ -188,3 +189,79 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, folder: str) -> No
         loaded(folder, load_in_4bit=True)
     with pytest.raises(MissingExtraError, match="bitsandbytes"):
         quantize.quantization_config("nf4", dtype=torch.float32)
+
+
+def effective(model: Any, folder: str) -> Any:
+    """A plain model with the weights that the quantised one's layers compute with: what they make of the identity."""
+    plain, layers = loaded(folder), dict(model.named_modules())
+    with torch.no_grad():
+        for name, layer in plain.named_modules():
+            if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+                layer.weight.copy_(layers[name](torch.eye(layer.in_features)).T)
+    return plain
+
+
+@pytest.mark.filterwarnings("ignore")  # torchao's and quanto's own
+@pytest.mark.parametrize("kind", ["torchao int8", "torchao fp8", "quanto int8"])
+def test_other_libraries_bases_carry_adapters(kind: str, folder: str) -> None:
+    library, bits = kind.split()
+    if library == "torchao":
+        ao = pytest.importorskip("torchao.quantization", reason="pip install torchao")
+        how = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}[bits]
+        config: Any = TorchAoConfig(getattr(ao, how)())
+    else:
+        pytest.importorskip("optimum.quanto", reason="pip install optimum-quanto")
+        config = QuantoConfig(weights=bits)
+    ids_BL = torch.arange(3, 23)[None]
+    base = loaded(folder, quantization_config=config)
+    plain, _ = ready_to_train(effective(base, folder), lora_config(r=4))
+    with pytest.raises(ModelError, match="own weights cannot be trained"):
+        ready_to_train(base)
+    model, _ = ready_to_train(base, lora_config(r=4))
+    assert find_seams(model).flat and find_seams(model).scoring
+    found, expected = adapter_gradients(model.train(), ids_BL), adapter_gradients(plain.train(), ids_BL)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_compressed_base_is_refused_with_the_form_that_can_be_trained(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model()
+    model.is_quantized, model.quantization_method = True, QuantizationMethod.COMPRESSED_TENSORS
+    with pytest.raises(ModelError, match="dequantize=True"):
+        ready_to_train(model, lora_config(r=4))
+
+
+@needs_bitsandbytes
+def test_loftq_takes_back_what_rounding_did(folder: str) -> None:
+    """At full rank all of it; at a small one what the best approximation of that rank can, whatever the scaling."""
+    ids = torch.arange(3, 23)[None]
+    plain = loaded(folder).eval()
+    changes = []
+    for r, alpha in ((2, 4), (8, 4), (64, 4)):
+        config = lora_config(r=r, alpha=alpha, init="loftq")
+        model, _ = ready_to_train(loaded(folder, quantization="nf4"), config)
+        assert config.init_lora_weights == "loftq" and find_seams(model).scoring
+        with torch.no_grad():
+            changes.append(float((model.eval()(ids).logits - plain(ids).logits).norm() / plain(ids).logits.norm()))
+    assert changes[0] > changes[1] > 10 * changes[2]
+    assert changes[2] < 1e-4
+
+
+@needs_bitsandbytes
+def test_loftq_leaves_what_no_pair_of_its_rank_can_take(folder: str) -> None:
+    """Eckart and Young: the singular values behind the rank."""
+    name = "model.layers.0.mlp.up_proj"
+    model, _ = ready_to_train(loaded(folder, quantization="nf4"), lora_config(r=8, init="loftq"))
+    layer = model.get_base_model().get_submodule(name)
+    weight = loaded(folder).get_submodule(name).weight
+    rounded = quantize.dequantized(loaded(folder, quantization="nf4"), torch.float32).get_submodule(name).weight
+    left = weight - rounded - layer.get_delta_weight("default")
+    expected = torch.linalg.svdvals(weight - rounded)[8:].norm()
+    torch.testing.assert_close(left.norm(), expected, rtol=1e-4, atol=0)
+
+
+def test_loftq_needs_4_bits(folder: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install 'honed[quant]'")
+    with pytest.raises(ModelError, match="quantization: nf4"):
+        ready_to_train(loaded(folder), lora_config(r=4, init="loftq"))

@@ -364,7 +364,7 @@ def test_an_end_half_way_leaves_nothing(converter: Converter, gguf: Path, tmp_pa
 
 def test_a_full_disk_is_told_with_the_fix(converter: Converter, gguf: Path) -> None:
     converter.error = OSError(28, "No space left on device")
-    with pytest.raises(RunError, match="No space left") as caught:
+    with pytest.raises(RunError, match="No space is left") as caught:
         resolve_default_model(source=gguf)
     assert "HONED_CACHE" in caught.value.fix
 

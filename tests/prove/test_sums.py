@@ -9,6 +9,7 @@ from typing import Any
 import broken
 import pytest
 
+from honed.model import fused_lora
 from honed.prove import sums
 from honed.prove.engine import Step, apart
 from honed.prove.prove import find
@@ -30,7 +31,9 @@ def statuses(subject: Any) -> dict[str, str]:
 
 def test_all_hold_without_an_adapter(subject_of: Callable[..., Any]) -> None:
     """With one: tests/cli/test_prove_verb.py."""
-    assert set(statuses(subject_of(lora=None)).values()) == {PASSED}
+    found = statuses(subject_of(lora=None))
+    assert found.pop("lora") == NOT_CHECKED
+    assert set(found.values()) == {PASSED}
 
 
 @pytest.mark.parametrize(("kind", "expected"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
@@ -50,6 +53,18 @@ def test_logits_that_change_after_the_head_fail(subject_of: Callable[..., Any]) 
     assert wrong.status == FAILED and wrong.measured is not None
 
 
+def test_a_wrong_lora_layer_fails(subject_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of()
+    assert find("lora", sums.lora, subject).status == PASSED
+    right = fused_lora.lora_linear
+
+    def unscaled(*tensors: Any, scaling: float, **rest: Any) -> Any:
+        return right(*tensors, scaling=1.0, **rest)
+
+    monkeypatch.setattr(fused_lora, "lora_linear", unscaled)
+    assert find("lora", sums.lora, subject).status == FAILED
+
+
 def test_what_the_model_cannot_do_is_not_checked_and_says_why(subject_of: Callable[..., Any]) -> None:
     subject = replace(subject_of(), seams=Seams(notes=["it cannot"]))
     for check in (sums.packed, sums.flat, sums.shared, sums.head, sums.isolated):
@@ -59,7 +74,9 @@ def test_what_the_model_cannot_do_is_not_checked_and_says_why(subject_of: Callab
 
 def test_experts(subject_of: Callable[..., Any]) -> None:
     subject = subject_of("mixtral", model={"num_local_experts": 4, "num_experts_per_tok": 2}, lora=None)
-    assert set(statuses(subject).values()) == {PASSED}
+    found = statuses(subject)
+    assert found.pop("lora") == NOT_CHECKED
+    assert set(found.values()) == {PASSED}
 
 
 def test_the_distance_sees_nan_and_lost_weights() -> None:

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import struct
-import subprocess
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser_tools import chromium, dom, frame, need_chromium, with_script
 
 from honed.report.run_report import write_run_report
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 TRAIN_LINE_LIGHT, TRAIN_LINE_DARK = (0x1F, 0x6F, 0xC4), (0x6C, 0xAE, 0xF5)
 PAGE_LIGHT, PAGE_DARK = (0xF6, 0xF6, 0xF3), (0x11, 0x14, 0x17)
 
@@ -31,20 +24,8 @@ Pixel = tuple[int, int, int]
 
 @pytest.fixture
 def page(run_folder: Path) -> Path:
-    if CHROMIUM is None:
-        pytest.skip("no chromium, google-chrome or chromium-browser on PATH")
+    need_chromium()
     return write_run_report(run_folder)
-
-
-def chromium(page: Path, *arguments: str) -> str:
-    with tempfile.TemporaryDirectory(prefix="honed-chromium-", ignore_cleanup_errors=True) as profile:
-        command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", *arguments, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, timeout=120, check=True)
-    return done.stdout.decode("utf-8", "replace")
-
-
-def dom(page: Path) -> str:
-    return chromium(page, "--virtual-time-budget=2000", "--dump-dom")
 
 
 def colours(page: Path, width: int, height: int, *arguments: str) -> dict[Pixel, int]:
@@ -81,26 +62,6 @@ def unfiltered(kind: int, line: bytearray, above: bytearray, size: int) -> bytea
         near = min((left, up, corner), key=lambda value: abs(left + up - corner - value))
         line[i] = (line[i] + (0, left, up, (left + up) // 2, near)[kind]) & 255
     return line
-
-
-def frame(page: Path, width: int) -> Path:
-    """A page that shows the report as wide as a phone: Chromium's own windows are never under 500 pixels."""
-    wrapper = page.with_name(f"frame-{width}.html")
-    source = f"""<!doctype html><body style="margin:0;background:#000"><p></p>
-        <script>onmessage = (event) => document.querySelector("p").textContent = event.data</script>
-        <iframe src="{page.name}" style="border:0;width:{width}px;height:1400px"></iframe>"""
-    wrapper.write_text(source, encoding="utf-8")
-    return wrapper
-
-
-def instrumented(page: Path, script: str) -> Path:
-    """A copy of the page, without its policy, that runs one more script."""
-    source = page.read_text(encoding="utf-8")
-    without_policy, found = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", source)
-    assert found == 1
-    copy = page.with_name("instrumented.html")
-    copy.write_text(without_policy.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-    return copy
 
 
 def test_hostile_text_is_shown_and_does_not_run(page: Path) -> None:
@@ -149,7 +110,7 @@ def test_nothing_sticks_out_sideways(page: Path, width: int) -> None:
         const root = document.documentElement;
         parent.postMessage(`${innerWidth} ${root.scrollWidth}`, "*");
     """
-    found = dom(frame(instrumented(page, measure), width))
+    found = dom(frame(with_script(page, measure), width))
     inner, scroll = map(int, re.findall(r"<p>(\d+) (\d+)</p>", found)[0])
     assert inner == width and scroll <= width
 
@@ -161,5 +122,5 @@ def test_the_pointer_reads_the_values_of_a_step(page: Path) -> None:
         plot.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY: frame.top + 5 }));
         document.title = plot.querySelector(".read-out").textContent;
     """
-    title = re.findall(r"<title>(step.*?)</title>", dom(instrumented(page, point)))[0]
+    title = re.findall(r"<title>(step.*?)</title>", dom(with_script(page, point)))[0]
     assert title.startswith("step 40train") and "evaluation0.895" in title

@@ -62,6 +62,23 @@ def make(tiny_model: Callable[..., Any], tiny_tokenizer: Any, quick: dict[str, A
 
 
 @pytest.fixture
+def chat_trainer(tiny_tokenizer: Any, quick: dict[str, Any], chat_rows: list[Any]) -> Trainers:
+    """Makes a trainer of this model's answers in the chat rows, which are evaluated on, too."""
+
+    def make_trainer(model: Any, peft_config: Any = None, *, tokenizer: Any = tiny_tokenizer, **changes: Any):
+        return SFTTrainer(
+            model,
+            args=SFTConfig(**{**quick, "train_on": "assistant", **changes}),
+            train_dataset=chat_rows,
+            eval_dataset=chat_rows,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+
+    return make_trainer
+
+
+@pytest.fixture
 def folder(tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., str]:
     """Saves a tiny model with its tokenizer; gives the folder, which stands for a model's name."""
 

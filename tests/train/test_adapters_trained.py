@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,31 +66,10 @@ def base(tiny_model: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def make(tiny_tokenizer: Any, tmp_path: Path, chat_rows: list[Any]) -> Callable[..., SFTTrainer]:
-    def make_trainer(model: Any, config: Any = None, *, tokenizer: Any = tiny_tokenizer, **changes: Any) -> SFTTrainer:
-        options: dict[str, Any] = {
-            "output_dir": str(tmp_path / "out"),
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "train_on": "assistant",
-            "max_length": 128,
-            "learning_rate": 2e-2,
-            "max_steps": 5,
-            "gradient_checkpointing": False,
-            "per_device_train_batch_size": 4,
-            "disable_tqdm": True,
-        }
-        return SFTTrainer(
-            model,
-            args=SFTConfig(**{**options, **changes}),
-            train_dataset=chat_rows,
-            eval_dataset=chat_rows,
-            processing_class=tokenizer,
-            peft_config=config,
-        )
-
-    return make_trainer
+def make(chat_trainer: Callable[..., SFTTrainer]) -> Callable[..., SFTTrainer]:
+    return partial(
+        chat_trainer, learning_rate=2e-2, max_steps=5, gradient_checkpointing=False, per_device_train_batch_size=4
+    )
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:

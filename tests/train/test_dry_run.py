@@ -15,6 +15,7 @@ from honed.train import dry_run as module
 from honed.train.config import SFTConfig
 from honed.train.dry_run import dry_run, first_rows, meta_model, schedule_in_words, steps_of
 from honed.train.run import run
+from honed.train.token_batches import step_bounds
 
 
 @pytest.fixture
@@ -139,6 +140,7 @@ def test_steps_on_several_processes() -> None:
     class Arguments:
         per_device_train_batch_size, gradient_accumulation_steps, world_size = 2, 2, 4
         dataloader_drop_last, max_steps, num_train_epochs = False, -1, 1.5
+        tokens_per_step = None
 
     args: Any = Arguments()
     assert steps_of(args, 17) == (3, 3)  # 3 micro-batches on each process, 2 steps an epoch
@@ -150,3 +152,10 @@ def test_without_a_planner_there_is_no_memory(
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     assert dry_run(recipe_of()).memory is None
+
+
+def test_steps_chosen_by_tokens_are_counted_as_they_are_made(tmp_path: Path) -> None:
+    lengths = [30, 50, 20, 90, 10, 10, 60]
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, tokens_per_step=80, num_train_epochs=2)
+    made = len(step_bounds(lengths, 80)) - 1
+    assert steps_of(args, len(lengths), sum(lengths)) == (made, 2 * made)

@@ -52,6 +52,26 @@ def test_a_tracker_that_is_not_there_is_refused(name: str, fix: str, monkeypatch
         pass
 
 
+def test_tensorboard_gets_the_folder_and_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    class Writer:
+        def __init__(self, folder: str | None) -> None:
+            calls.append(folder)
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *given: calls.append((name, *given))
+
+    module: Any = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    with opened_log(LoopConfig(trackers=("tensorboard",)), tmp_path, **OPENING) as log:
+        log.write(3, {"loss": 1.5, "grad_norm": 2.0})
+    scalars = [("add_scalar", "loss", 1.5, 3), ("add_scalar", "grad_norm", 2.0, 3)]
+    assert calls == [str(tmp_path / "tensorboard"), *scalars, ("flush",), ("close",)]
+
+
 def test_tensorboard_gets_scalars(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     with opened_log(LoopConfig(trackers=("tensorboard",)), tmp_path, **OPENING) as log:

@@ -181,6 +181,32 @@ def test_what_both_have_is_taken_over(tmp_path: Path) -> None:
     assert config_of(constant).warmup == 0, "as in transformers"
 
 
+def test_the_lessons_arguments_are_recipe_keys(tmp_path: Path) -> None:
+    """What MiniMind's script takes, under the names that docs/loop.md gives for it."""
+    args = SFTConfig(
+        output_dir=str(tmp_path),
+        num_train_epochs=5,
+        per_device_train_batch_size=2,
+        learning_rate=5e-4,
+        use_cpu=True,
+        bf16=True,
+        gradient_accumulation_steps=4,
+        max_grad_norm=0.7,
+        warmup_steps=3,
+        logging_steps=6,
+        save_strategy="steps",
+        save_steps=9,
+        dataloader_num_workers=1,
+        report_to="wandb",
+        project="MiniMind-Notebook",
+    )
+    found = config_of(args)
+    assert (found.epochs, found.batch_size, found.learning_rate, found.device) == (5, 2, 5e-4, "cpu")
+    assert (found.dtype, found.accumulation, found.max_grad_norm, found.warmup) == ("bfloat16", 4, 0.7, 3)
+    assert (found.log_every, found.save_every, found.workers) == (6, 9, 1)
+    assert (found.trackers, found.project, found.resume) == (("wandb",), "MiniMind-Notebook", "auto")
+
+
 def test_an_engine_that_is_not_there_is_refused(tree: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"engine is 'steam'.*\n.*trainer, plain"):
         trained(tree, engine="steam")

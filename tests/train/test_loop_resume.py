@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from killing import KILLS, keep_result, kill_until_done, needs_fork
 from loop_program import make_model, make_rows, run_loop, trained
 from safetensors.torch import load_file, save_file
 
+from honed.data.mixture import Mixture, Part
+from honed.data.prepare import PrepareOptions, prepare
 from honed.data.table import PackedRow
 from honed.errors import RunError
 from honed.train import checkpoint, loop
 from honed.train.loop_config import LoopConfig
 
-KILLS = int(os.environ.get("HONED_KILLS", "3"))  # HONED_KILLS=20 is a soak
 CLOCKS = {"tokens_per_second", "trained_tokens_per_second", "memory_gb", "seconds"}
 BASE: dict[str, Any] = {"batch_size": 2, "epochs": 3, "learning_rate": 0.01, "log_every": 1, "warmup": 2}
 PACKED = {**BASE, "epochs": 5, "accumulation": 2, "save_every": 2}
@@ -31,6 +31,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "packed, accumulated": {"rows": 14, "packed": True, "settings": PACKED},
     "dropout": {"rows": 10, "lora": True, "settings": {**BASE, "save_every": 1, "weight_decay": 0.1}},
     "noise": {"rows": 10, "settings": {**BASE, "save_every": 3, "neftune_alpha": 5.0, "log_every": 2}},
+    "float16": {"rows": 10, "settings": {**BASE, "save_every": 1, "dtype": "float16"}},
     "workers": {"rows": 10, "lora": True, "settings": {**BASE, "save_every": 1, "workers": 1}},
 }
 
@@ -202,39 +203,36 @@ def test_sigterm_saves_and_ends_well(tmp_path: Path) -> None:
     assert same(trained(again), trained(model))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_random_it_still_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """Real processes and a real kill -9, wherever it strikes: in a step, or while a checkpoint is written."""
-    settings = {**WAYS["dropout"]["settings"], "max_steps": 10 * (KILLS + 1), "keep": 2, "accumulation": 2}
-    job = {**WAYS["dropout"], "out": str(tmp_path / "run"), "settings": {**settings, "neftune_alpha": 5.0}}
-    draw, metrics = random.Random(1), tmp_path / "run" / "metrics.jsonl"
-    killed = 0
-    while True:
-        child = forked(lambda: save_file(trained(run_loop(job)[1]), tmp_path / "weights.safetensors"))
-        target = 10 * killed + draw.randint(2, 9)
-        while not (ended := os.waitpid(child, os.WNOHANG)[0]):
-            if killed < KILLS and metrics.exists() and metrics.read_bytes().count(b"\n") >= target:
-                time.sleep(draw.random() / 50)
-                os.kill(child, signal.SIGKILL)
-                killed += 1
-                os.waitpid(child, 0)
-                break
-            time.sleep(0.001)
-        if ended:
-            break
-    assert killed == KILLS
-    expected, model = run_loop({**job, "out": str(tmp_path / "whole")})
-    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole") and len(expected.log) == settings["max_steps"]
-    assert same(load_file(tmp_path / "weights.safetensors"), trained(model))
+@needs_fork
+def test_killed_at_random_it_still_ends_with_the_same_bits(
+    tmp_path: Path, tiny_tokenizer: Any, chat_rows: list[dict[str, Any]], forked: Callable[..., int]
+) -> None:
+    """Two weighted sources, packed rows, accumulation, LoRA, noise and dropout; killed in steps and in saves."""
+    parts = (Part(data=chat_rows[:7], name="one", weight=2.0), Part(data=chat_rows[7:], name="other", weight=1.0))
+    options = PrepareOptions(packing=True, max_length=32)
+    rows = prepare(Mixture(parts=parts, seed=3), tiny_tokenizer, options).rows
+    config = LoopConfig(
+        **{**BASE, "epochs": 1, "max_steps": 10 * (KILLS + 1), "save_every": 1, "keep": 2},
+        accumulation=2, neftune_alpha=5.0, weight_decay=0.1,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+
+    def train_in(folder: Path) -> Any:
+        model = make_model(lora=True, vocab_size=400)
+        loop.train(model, rows, config, folder=folder)
+        return trained(model)
+
+    def reached(kill: int) -> bool:
+        return metrics.exists() and metrics.read_bytes().count(b"\n") >= 10 * kill + 2 + kill * 7 % 8
+
+    def work() -> None:
+        save_file(train_in(tmp_path / "run"), tmp_path / "weights.safetensors")
+
+    struck = kill_until_done(forked, work, tmp_path / "run", reached)
+    assert struck.kills == KILLS and struck.in_saves
+    weights = train_in(tmp_path / "whole")
+    lines = lines_of(tmp_path / "run")
+    assert lines == lines_of(tmp_path / "whole") and len(lines) == config.max_steps
+    assert same(load_file(tmp_path / "weights.safetensors"), weights)
     assert not list((tmp_path / "run").glob(".checkpoint-part-*"))
-
-
-def forked(work: Callable[[], None]) -> int:
-    """The id of a new process that does the work and ends; it need not import anything again."""
-    if child := os.fork():
-        return child
-    try:
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)
+    keep_result("plain", "packed", **asdict(struck), steps=config.max_steps, tensors_that_differ=0)

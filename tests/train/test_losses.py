@@ -21,29 +21,9 @@ FLOAT32_INSIDE = 1e-6  # these families compute norms or routing in float32 what
 
 
 @pytest.fixture
-def make(
-    tiny_model: Callable[..., Any], tiny_tokenizer: Any, chat_rows: Rows, tmp_path: Path
-) -> Callable[..., SFTTrainer]:
-    def make_trainer(model: Any = None, *, peft_config: Any = None, **changes: Any) -> SFTTrainer:
-        options: dict[str, Any] = {
-            "output_dir": str(tmp_path / "out"),
-            "use_cpu": True,
-            "report_to": "none",
-            "save_strategy": "no",
-            "train_on": "assistant",
-            "max_length": 128,
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "max_steps": 2,
-        }
-        return SFTTrainer(
-            tiny_model(dtype=torch.float64) if model is None else model,
-            args=SFTConfig(**{**options, **changes}),
-            train_dataset=chat_rows,
-            eval_dataset=chat_rows,
-            processing_class=tiny_tokenizer,
-            peft_config=peft_config,
-        )
+def make(tiny_model: Callable[..., Any], chat_trainer: Callable[..., SFTTrainer]) -> Callable[..., SFTTrainer]:
+    def make_trainer(model: Any = None, **changes: Any) -> SFTTrainer:
+        return chat_trainer(tiny_model(dtype=torch.float64) if model is None else model, **{"max_steps": 2, **changes})
 
     return make_trainer
 

@@ -78,3 +78,20 @@ def test_too_many_end_the_run(poisoned: Callable[..., SFTTrainer]) -> None:
     trainer = poisoned(1, 2, 3, max_not_finite_steps=2)
     with pytest.raises(RunError, match="3 steps, the last of them step 3"):
         trainer.train()
+
+
+def test_what_an_earlier_run_told_is_not_taken_for_this_ones(poisoned: Callable[..., SFTTrainer]) -> None:
+    file = Path(poisoned(2, max_not_finite_steps=2).args.output_dir) / "not_finite.jsonl"
+    for steps, found in (((2, 4), [2, 4]), ((3,), [3]), ((), None)):
+        poisoned(*steps).train()
+        told = [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else None
+        assert told == found
+
+
+def test_a_resumed_run_tells_no_step_twice(poisoned: Callable[..., SFTTrainer]) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    poisoned(2, 5, **saving).train()
+    again = poisoned(2, 5, **saving)
+    again.train(resume_from_checkpoint=str(Path(again.args.output_dir) / "checkpoint-3"))
+    lines = (Path(again.args.output_dir) / "not_finite.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 5] and again.watch.not_finite == 2

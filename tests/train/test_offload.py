@@ -80,7 +80,7 @@ def test_a_trainer_elsewhere_does_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The device is a double: activations are on the CPU, and are moved as if it were a GPU."""
-    from honed.train import trainer as module
+    from honed.train import trainer_steps as module
 
     calls: list[torch.device] = []
 

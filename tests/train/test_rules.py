@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import ParallelismConfig
 
 from honed.errors import RecipeError
 from honed.train import rules
@@ -15,14 +16,43 @@ def several_gpus(args: SFTConfig) -> None:
     args._n_gpu = 4
 
 
+def deepspeed_tokens(args: SFTConfig) -> None:
+    args.tokens_per_step, args.deepspeed = 256, "ds.json"  # given at once it would have to be installed
+
+
+IN_BACKWARD = {"optimizer_in_backward": True, "max_grad_norm": 0.0}
+
+
+def deepspeed_in_backward(args: SFTConfig) -> None:
+    args.optimizer_in_backward, args.max_grad_norm, args.deepspeed = True, 0.0, "ds.json"
+
+
+def rows_split(args: SFTConfig) -> None:
+    args.parallelism_config = ParallelismConfig(cp_size=2)
+
+
+def sharded(args: SFTConfig) -> None:
+    args.fsdp = True
+
+
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
+    "context_parallel": rows_split,
     "packing_without_length": {"packing": True, "max_length": None},
     "liger_absent": {"use_liger_kernel": True},
     "liger_without_gpu": {"use_liger_kernel": True},
     "liger_loss": {"liger_kernel_config": {"fused_linear_cross_entropy": True}},
     "truncation_mode": {"truncation_mode": "keep_end"},
     "selective_checkpointing": {"gradient_checkpointing_kwargs": {"selective": True}},
+    "tokens_and_accumulation": {"tokens_per_step": 256, "gradient_accumulation_steps": 2},
+    "tokens_of_a_stream": {"tokens_per_step": 256, "streaming": True},
+    "tokens_with_deepspeed": deepspeed_tokens,
+    "in_backward_clipping": {"optimizer_in_backward": True},
+    "in_backward_accumulation": {**IN_BACKWARD, "gradient_accumulation_steps": 2},
+    "in_backward_alone": deepspeed_in_backward,
+    "in_backward_adamw": {**IN_BACKWARD, "optim": "adafactor"},
+    "in_backward_reentrant": {**IN_BACKWARD, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "fsdp_on_cpu": sharded,
     "liger_config": {"liger_kernel_config": {"rope": False}},
     "checkpointing_kwargs": {
         "gradient_checkpointing": False,
@@ -70,3 +100,12 @@ def test_the_rule_applies(rule: rules.Rule, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
 def test_the_rule_leaves_plain_arguments_alone(rule: rules.Rule, tmp_path: Path) -> None:
     assert not rule.when(arguments(tmp_path, {}))
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("CP", 2), ("SP", 2), ("TP", 1)])
+def test_rows_may_be_split_by_accelerate_launch_as_well(
+    kind: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind}_SIZE", "2")
+    assert rules.row_parts(arguments(tmp_path, {})) == parts

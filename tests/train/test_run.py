@@ -295,7 +295,7 @@ def test_a_missing_package_is_named(tree: dict[str, Any], runner: Runner, monkey
     def trainer(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`.")
 
-    monkeypatch.setattr(run_module, "SFTTrainer", trainer)
+    monkeypatch.setattr("honed.train.trainer.SFTTrainer", trainer)
     with pytest.raises(RecipeError, match="pip install wandb"):
         runner(tree)
 

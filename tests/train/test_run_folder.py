@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from honed.errors import RunError
-from honed.train.run_folder import RunFolder, storage_errors
+from honed.errors import RunError, storage_errors
+from honed.train.run_folder import RunFolder
 
 RECIPE = "model: tiny\n"
 

@@ -121,3 +121,22 @@ def test_accelerate_says_that_it_shards(monkeypatch: pytest.MonkeyPatch) -> None
     check_ranks(args, engine="trainer", asks=False)
     with pytest.raises(RecipeError, match="in pieces"):
         check_ranks(args, engine="trainer", asks=True)
+
+
+def test_steps_chosen_by_tokens_are_the_same_on_two_processes(command: list[str], tmp_path: Path) -> None:
+    """Several micro-batches a step; only the last of them averages gradients over the processes."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    job = [
+        *command,
+        "tokens_per_step=150",
+        "per_device_train_batch_size=1",
+        "data.max_length=32",
+        "data.overlong=truncate",
+    ]
+    done = under_torchrun([*job, f"output={two}"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert main([*job, f"output={one}"]) == 0
+    weights, expected = (load_file(folder / "adapter_model.safetensors") for folder in (two, one))
+    assert any(bool(tensor.any()) for name, tensor in expected.items() if "lora_B" in name)
+    for name, tensor in expected.items():
+        assert float((weights[name] - tensor).norm()) <= 1e-6 * float(tensor.norm()), name

@@ -6,6 +6,7 @@ import copy
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,10 +42,13 @@ class Hub:
         self.created.append(name)
         return SimpleNamespace(repo_id=f"me/{name}")
 
-    def upload_folder(self, *, folder_path: str, **options: Any) -> str:
+    def upload_folder(self, *, folder_path: str, run_as_future: bool = False, **options: Any) -> Any:
         files = {file.name for file in Path(folder_path).iterdir()}
-        self.uploaded.append({**options, "files": files, "card": (Path(folder_path) / "README.md").read_text("utf-8")})
-        return "https://hub/commit"
+        card = (Path(folder_path) / "README.md").read_text("utf-8") if "README.md" in files else ""
+        self.uploaded.append({**options, "files": files, "card": card})
+        done: Future[str] = Future()
+        done.set_result("https://hub/commit")
+        return done if run_as_future else done.result()
 
 
 @pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # peft asks the Hub for the base model
@@ -63,6 +67,38 @@ def test_a_model_is_pushed_with_its_tokenizer_and_card(
     weights = "adapter_model.safetensors" if adapter else "model.safetensors"
     assert {weights, "tokenizer.json", "README.md"} <= upload["files"]
     assert "honed" in upload["card"] and "sft" in upload["card"]
+
+
+def test_no_pickle_of_the_arguments_holds_a_secret(
+    make: Make, chat_rows: Rows, tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each is uploaded as it stands, with the token of the arguments as they were given."""
+    hub, pickles = Hub(), []
+    save = torch.save
+
+    def kept(content: Any, place: Any, *args: Any, **kwargs: Any) -> None:
+        save(content, place, *args, **kwargs)
+        pickles.extend([Path(place).read_bytes()] if str(place).endswith("training_args.bin") else [])
+
+    monkeypatch.setattr(sys.modules["transformers.trainer"], "hf_api", lambda: hub)
+    monkeypatch.setattr(torch, "save", kept)
+    trainer = make(
+        chat_rows, model=tiny_model(), max_steps=1, hub_model_id="tiny", hub_token="my-own-word", push_to_hub=True,
+        hub_strategy="every_save", hub_always_push=True, save_strategy="steps", save_steps=1, hub_private_repo=True,
+        model_init_kwargs={"token": "my-own-word", "revision": "main"}, run_name="https://me:my-own-word@host/x",
+    )  # fmt: skip
+    given = trainer.args
+    monkeypatch.setattr(trainer, "push_in_progress", None)
+    trainer.train()
+    assert [upload["token"] for upload in hub.uploaded] == ["my-own-word"] * len(hub.uploaded) and hub.uploaded
+    assert len(pickles) >= 2 and not any(b"my-own-word" in content for content in pickles)
+    assert trainer.args is given and given.hub_token == "my-own-word" and type(given) is SFTConfig
+    loaded = torch.load(tmp_path / "out" / "checkpoint-1" / "training_args.bin", weights_only=False)
+    assert type(loaded) is SFTConfig and loaded.hub_token is None
+    assert loaded.model_init_kwargs == {"token": "<masked>", "revision": "main"}
+    same = {key: value for key, value in given.to_dict().items() if key not in {"hub_token", "model_init_kwargs"}}
+    found = loaded.to_dict()
+    assert {key for key in same if found[key] != same[key]} == {"run_name"}
 
 
 # --- Liger and Unsloth -----------------------------------------------------------------------------------------------

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from killing import KILLS, keep_result, kill_until_done, needs_fork
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from honed.data.mixture import Mixture, Part
 from honed.errors import RunError
 from honed.model.adapters import lora_config
 from honed.train import checkpoint
 from honed.train.config import SFTConfig
 from honed.train.trainer import SFTTrainer
 
-KILLS = int(os.environ.get("HONED_KILLS", "2"))  # HONED_KILLS=20 is a soak
 CLOCKS = {"tokens_per_second", "trained_tokens_per_second", "memory_gb", "seconds"} | {
     f"{name}_{what}" for name in ("train", "eval") for what in ("runtime", "samples_per_second", "steps_per_second")
 }
@@ -33,6 +31,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True, "max_length": 64, "save_steps": 2, **DROPOUT},
     "padded": {"attention_dropout": 0.1, "padded": True, "save_steps": 1},
     "by length": {"train_sampling_strategy": "group_by_length", "padded": True, "save_steps": 1, **DROPOUT},
+    "tokens": {"tokens_per_step": 150, "save_steps": 1, "max_length": 64, "dataloader_num_workers": 1, **DROPOUT},
+    "in backward": {"optimizer_in_backward": True, "max_grad_norm": 0.0, "save_steps": 1},
     "workers": {"dataloader_num_workers": 1, "save_steps": 3, **DROPOUT},
     "streamed": {
         "streaming": True, "max_steps": 14, "shuffle_buffer": 5, "save_steps": 1, **DROPOUT, "logging_steps": 3},
@@ -146,13 +146,25 @@ def test_rotation_keeps_the_last_good_one_and_the_best(begin: Trainers, tmp_path
     assert all(checkpoint.check(tmp_path / "run" / name) == [] for name in kept)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_random_it_still_ends_with_the_same_bits(begin: Trainers, tmp_path: Path) -> None:
-    """Real processes and a real kill -9, wherever it strikes: every second one while a checkpoint is written."""
-    job = {**DROPOUT, "save_steps": 1, "save_total_limit": 2, "max_steps": 6 * (KILLS + 1), "logging_steps": 2}
+KILLED: dict[str, dict[str, Any]] = {
+    "packed": {"packing": True, "max_length": 32},
+    "streamed, packed": {"packing": True, "max_length": 32, "streaming": True, "shuffle_buffer": 5},
+}
+
+
+@needs_fork
+@pytest.mark.parametrize("way", KILLED)
+def test_killed_at_random_it_still_ends_with_the_same_bits(
+    way: str, begin: Trainers, chat_rows: Any, tmp_path: Path, forked: Callable[..., int]
+) -> None:
+    """Two weighted sources, accumulation, LoRA, noise and dropout; killed in steps and in saves."""
+    parts = (Part(data=chat_rows[:7], name="one", weight=2.0), Part(data=chat_rows[7:], name="other", weight=1.0))
+    job = {
+        **DROPOUT, **KILLED[way], "rows": Mixture(parts=parts, seed=3), "gradient_accumulation_steps": 2,
+        "max_steps": 6 * (KILLS + 1), "save_steps": 1, "save_total_limit": 2, "logging_steps": 2,
+    }  # fmt: skip
     whole = begin("whole", **job)
     whole.train()
-    draw, run = random.Random(1), tmp_path / "run"
 
     def work() -> None:
         trainer = begin("run", **job)
@@ -160,31 +172,14 @@ def test_killed_at_random_it_still_ends_with_the_same_bits(begin: Trainers, tmp_
         save_file(dict(trainer.model.named_parameters()), tmp_path / "weights.safetensors")
         (tmp_path / "log.json").write_text(json.dumps(log_of(trainer)))
 
-    killed = 0
-    while not (tmp_path / "log.json").exists():
-        child, target = forked(work), 6 * killed + draw.randint(2, 5)
-        while not os.waitpid(child, os.WNOHANG)[0]:
-            reached = (run / f"checkpoint-{target}").exists()
-            writing = killed % 2 == 0 or any(run.glob(".checkpoint-part-*"))
-            if killed < KILLS and reached and writing:
-                time.sleep(draw.random() / 100)
-                os.kill(child, signal.SIGKILL)
-                killed += 1
-                os.waitpid(child, 0)
-                break
-            time.sleep(0.0005)
-    assert killed == KILLS
-    assert json.loads((tmp_path / "log.json").read_text()) == log_of(whole)
+    def reached(kill: int) -> bool:
+        return (tmp_path / "run" / f"checkpoint-{6 * kill + 2 + kill * 7 % 4}").exists()
+
+    struck = kill_until_done(forked, work, tmp_path / "run", reached)
+    assert struck.kills == KILLS and struck.in_saves
+    log = json.loads((tmp_path / "log.json").read_text())
+    assert log == log_of(whole) and len([line for line in log if "loss" in line]) == 3 * (KILLS + 1)
     found = load_file(tmp_path / "weights.safetensors")
-    assert all(torch.equal(found[name], p) for name, p in whole.model.named_parameters())
-
-
-def forked(work: Callable[[], None]) -> int:
-    """The id of a new process that does the work and ends; it need not import anything again."""
-    if child := os.fork():
-        return child
-    try:
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)
+    weights = dict(whole.model.named_parameters())
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], p) for name, p in weights.items())
+    keep_result("trainer", way, **asdict(struck), steps=whole.state.max_steps, tensors_that_differ=0)

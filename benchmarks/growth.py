@@ -1,0 +1,275 @@
+"""How cost grows with the work: time and memory of a step, preparation, start-up; each beside the form theory gives it.
+
+    python benchmarks/growth.py [--small] [--out benchmarks/results/growth-cpu-1thread-DATE.json]
+    python benchmarks/plot_growth.py benchmarks/results/growth-cpu-1thread-DATE.json
+
+Every point is measured in a process of its own, on one thread of the CPU; a step is a forward and backward pass and
+AdamW's step, in float32, on a flat row, of a Llama of one layer with random weights. Seconds are processor time (of
+start-up: the clock), the least of the repeats; memory is by how much the step's peak lies above what the process held
+before it, as Linux counts it.
+
+The form has as many terms as theory names (a + b x, a + b x^2, ...); its factors, none below zero, are fitted to the
+points by least squares of the relative error. How far the worst point lies from the line is printed and kept: a cost
+that grows otherwise than it should shows there.
+
+`--small` takes sizes that are done in about two minutes, to see whether all works; such numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ROOT = Path(__file__).resolve().parent.parent
+HIDDEN, DOCUMENT, REPEATS = 64, 512, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One cost against one size: `powers` are those of x in theory's form."""
+
+    name: str
+    title: str
+    x: str
+    unit: str
+    powers: tuple[int, ...]
+    theory: str
+    sizes: tuple[int, ...]
+    small: tuple[int, ...]
+
+
+LENGTHS, SHORT = (1024, 2048, 4096, 8192, 16384, 32768), (512, 1024, 2048)
+CURVES = (
+    Curve(name="step-one-document", title="Step, one document", x="tokens in the row", unit="s", powers=(0, 1, 2),
+          theory="attention is quadratic in a document's length, all else linear", sizes=LENGTHS, small=SHORT),
+    Curve(name="step-documents", title=f"Step, documents of {DOCUMENT}", x="tokens in the row", unit="s", powers=(0, 1),
+          theory="documents do not see each other, so all is linear", sizes=LENGTHS, small=SHORT),
+    Curve(name="memory-vocabulary", title="Memory of a step", x="vocabulary", unit="MB", powers=(0, 1),
+          theory="each entry has a gradient and two moments; no logits of all tokens",
+          sizes=(8192, 16384, 32768, 65536, 131072, 262144), small=(8192, 16384, 32768)),
+    Curve(name="memory-length", title="Memory of a step", x="tokens of one document", unit="MB", powers=(0, 1),
+          theory="activations are linear in length; no scores of all pairs are kept", sizes=LENGTHS, small=SHORT),
+    Curve(name="memory-batch", title="Memory of a step", x=f"documents of {DOCUMENT}", unit="MB", powers=(0, 1),
+          theory="activations are linear in the number of tokens", sizes=(2, 4, 8, 16, 32, 64), small=(1, 2, 4)),
+    Curve(name="preparation", title="Preparation", x="rows", unit="s", powers=(0, 1),
+          theory="every row is read, rendered and encoded once", sizes=(1000, 10_000, 100_000, 1_000_000),
+          small=(100, 1000, 5000)),
+    Curve(name="startup-cold", title="Command to first step, nothing cached", x="rows", unit="s", powers=(0, 1),
+          theory="imports cost the same, preparation is linear", sizes=(100, 1000, 10_000, 100_000), small=(100, 1000)),
+    Curve(name="startup-warm", title="Command to first step, data cached", x="rows", unit="s", powers=(0, 1),
+          theory="imports cost the same, the files' bytes are hashed", sizes=(100, 1000, 10_000, 100_000),
+          small=(100, 1000)),
+)  # fmt: skip
+
+
+def main() -> None:
+    args = arguments()
+    if args.one:
+        print(json.dumps(MEASURES[args.one](args.size)))
+        return
+    results = []
+    for curve in CURVES:
+        if any(part in curve.name for part in args.only):
+            results.append(measured(curve, curve.small if args.small else curve.sizes))
+            print(describe(results[-1]), flush=True)
+    if args.out:
+        record: dict[str, Any] = {"date": date.today().isoformat(), "machine": machine(), "versions": versions()}
+        record |= {"small": args.small, "results": results}
+        Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", "--quick", action="store_true", help="small sizes, to see whether all works")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[""], help="curves whose names hold one of these")
+    parser.add_argument("--out")
+    parser.add_argument("--one", choices=[curve.name for curve in CURVES], help="one point, in this process")
+    parser.add_argument("--size", type=int)
+    return parser.parse_args()
+
+
+def measured(curve: Curve, sizes: tuple[int, ...]) -> dict[str, Any]:
+    """The curve's points, the factors of theory's form, and the greatest relative distance from it."""
+    points = [(size, point(curve.name, size)) for size in sizes]
+    factors = fitted(points, curve.powers)
+    worst = max(abs(value / line(factors, curve.powers, size) - 1) for size, value in points)
+    described = {key: value for key, value in asdict(curve).items() if key not in {"sizes", "small"}}
+    return {**described, "points": points, "factors": factors, "worst": round(worst, 3)}
+
+
+def point(name: str, size: int) -> float:
+    command = [sys.executable, "-W", "ignore", __file__, "--one", name, "--size", str(size)]
+    environment = {**os.environ, **THREADS, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    if name.startswith("memory"):  # freed blocks go back at once, or the next ones would hide in them
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} at {size} failed:\n{done.stderr[-3000:]}")
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def line(factors: list[float], powers: tuple[int, ...], size: float) -> float:
+    return sum(factor * size**power for factor, power in zip(factors, powers, strict=True))
+
+
+def fitted(points: list[tuple[int, float]], powers: tuple[int, ...]) -> list[float]:
+    """Factors >= 0 with the least sum of squared relative errors; there are so few that every set of terms is tried."""
+    import numpy as np
+
+    x, y = np.array(points, dtype=float).T
+    best, least = np.zeros(len(powers)), np.inf
+    for count in range(1, len(powers) + 1):
+        for kept in combinations(range(len(powers)), count):
+            terms = np.stack([x ** powers[n] / y for n in kept], axis=1)
+            scale = terms.max(axis=0)
+            found = np.linalg.lstsq(terms / scale, np.ones_like(y), rcond=None)[0] / scale
+            error = ((terms @ found - 1) ** 2).sum()
+            if (found >= 0).all() and error < least:
+                best, least = np.zeros(len(powers)), error
+                best[list(kept)] = found
+    return [float(f"{factor:.4g}") for factor in best]
+
+
+def step_of(lengths: list[int], vocabulary: int = 1024, hidden: int = HIDDEN) -> Callable[[], None]:
+    """A whole optimizer step on one flat row of documents of these lengths."""
+    import numpy as np
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from honed.data.collate import FlatCollator
+    from honed.data.table import PackedRow
+    from honed.loss.objective import total_weight
+    from honed.train import seams
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    shape = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, max_position_embeddings=1 << 16, **shape)
+    model = LlamaForCausalLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    found = seams.find_seams(model)
+    if not found.flat:
+        raise SystemExit(f"the model takes no flat rows: {found.notes}")
+    draw = np.random.default_rng(0)
+    ids = draw.integers(3, vocabulary, sum(lengths), dtype=np.int32)
+    weights = np.ones(len(ids), dtype=np.float32)
+    weights[np.cumsum([0, *lengths[:-1]])] = 0  # nothing predicts a document's first token
+    row = PackedRow(input_ids=ids, weights=weights, lengths=tuple(lengths))
+
+    def step() -> None:
+        batch = FlatCollator()([row])
+        with seams.opened(model, found) as head:
+            total = total_weight(batch["labels"], batch.get("loss_weights"))
+            scores, _ = seams.token_scores(model, batch, head, total=total)
+            scores.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def seconds_of(lengths: list[int]) -> float:
+    """The least processor time of the repeats; one step before warms up."""
+    step, taken = step_of(lengths), []
+    step()
+    for _ in range(REPEATS):
+        began = time.process_time()
+        step()
+        taken.append(time.process_time() - began)
+    return round(min(taken), 4)
+
+
+def megabytes_of(lengths: list[int], vocabulary: int = 1024) -> float:
+    """By how much a step's peak of resident memory lies above what was resident before it; the model was, then."""
+    step = step_of(lengths, vocabulary, hidden=2 * HIDDEN)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted anew from here
+    before = resident("VmRSS")
+    step()
+    return round(resident("VmHWM") - before, 1)
+
+
+def resident(key: str) -> float:
+    """MB, as Linux counts them: VmRSS now, VmHWM at the peak."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
+
+
+def preparation(rows: int) -> float:
+    """Processor seconds from the file to training tokens; the packaged starter set, repeated."""
+    from honed.data.prepare import PrepareOptions, prepare
+    from honed.model.load import load_tokenizer
+
+    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    with tempfile.TemporaryDirectory() as folder:
+        file = repeated(rows, Path(folder))
+        began = time.process_time()
+        prepare(str(file), tokenizer, PrepareOptions())
+        return round(time.process_time() - began, 3)
+
+
+def startup(rows: int, *, warm: bool) -> float:
+    """Seconds by the clock from the command to the first step, with the plain engine; see startup.py."""
+    import startup as command
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        repeated(rows, folder)
+        command.save_model(folder / "model")
+        if warm:
+            command.start("plain", folder)
+        return round(command.start("plain", folder)["seconds"], 2)
+
+
+def repeated(rows: int, folder: Path) -> Path:
+    lines = (ROOT / "honed/data/starter/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    file = folder / "rows.jsonl"
+    file.write_text("".join((lines * (rows // len(lines) + 1))[:rows]), encoding="utf-8")
+    return file
+
+
+MEASURES: dict[str, Callable[[int], float]] = {
+    "step-one-document": lambda size: seconds_of([size]),
+    "step-documents": lambda size: seconds_of([DOCUMENT] * (size // DOCUMENT)),
+    "memory-vocabulary": lambda size: megabytes_of([DOCUMENT], size),
+    "memory-length": lambda size: megabytes_of([size]),
+    "memory-batch": lambda size: megabytes_of([DOCUMENT] * size),
+    "preparation": preparation,
+    "startup-cold": lambda size: startup(size, warm=False),
+    "startup-warm": lambda size: startup(size, warm=True),
+}
+
+
+def describe(result: dict[str, Any]) -> str:
+    head = f"{result['title']} ({result['unit']}) against {result['x']}: {result['theory']}"
+    rows = [
+        f"  {size:>10,} {value:>10.3f}   theory's form {line(result['factors'], result['powers'], size):>10.3f}"
+        for size, value in result["points"]
+    ]
+    return "\n".join([head, *rows, f"  the worst point lies {result['worst']:.1%} from the line"])
+
+
+def machine() -> dict[str, Any]:
+    return {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1, "system": platform.system()}
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("honed", "torch", "transformers")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Writes the tables of docs/performance.md from the files in benchmarks/results, so that no number is copied by hand.
+
+    python benchmarks/tables.py [--check]
+
+What stands between `<!-- table: NAME -->` and `<!-- end of table -->` in a page is replaced by the newest result of
+that name (`NAME-<what it ran on>-<date>.json`; of several of a date, all). `<!-- table: all -->` takes every name that
+there is a result of. The READMEs may hold such blocks too. `--check` writes nothing, and fails where a page is not up
+to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+PAGES = ("docs/performance.md", "README.md", "README.zh-CN.md")
+BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+NAME = re.compile(r"(?P<of>.+?)-(?P<on>cpu|gpu|h100|h200)(?P<rest>.*)-(?P<date>\d{4}-\d\d-\d\d)")
+Record = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    stale = []
+    for page in map(ROOT.joinpath, PAGES):
+        before = page.read_text(encoding="utf-8")
+        after = filled(before, page.parent)
+        if after != before:
+            stale.append(page.relative_to(ROOT).as_posix())
+            if not args.check:
+                page.write_text(after, encoding="utf-8")
+    print("\n".join(f"{'not up to date' if args.check else 'written'}: {name}" for name in stale) or "all up to date")
+    sys.exit(bool(stale) and args.check)
+
+
+def filled(text: str, folder: Path) -> str:
+    """The page with its blocks made anew; `folder` is where its links start."""
+    return BLOCK.sub(lambda found: f"{found[1]}{block(found[2], folder)}{found[3]}", text)
+
+
+def block(name: str, folder: Path) -> str:
+    names = [known for known in SECTIONS if newest(known)] if name == "all" else [name]
+    parts = []
+    for one in names:
+        title, render = SECTIONS[one]
+        if name == "all":
+            parts.append(f"### {title}\n")
+        for file in newest(one):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            parts.append(f"{render(record, folder)}\n\n{source(file, record, folder)}\n")
+    return "\n".join(parts)
+
+
+def newest(name: str) -> list[Path]:
+    """The results of this name with the latest date."""
+    files = [(found["date"], file) for file in RESULTS.glob("*.json") if (found := NAME.fullmatch(file.stem))
+             and found["of"] == name]  # fmt: skip
+    last = max((day for day, _ in files), default="")
+    return sorted(file for day, file in files if day == last)
+
+
+def source(file: Path, record: Record, folder: Path) -> str:
+    """Where the numbers are from, and what ran."""
+    link = f"{'../' if folder != ROOT else ''}benchmarks/results/{file.name}"
+    versions = ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items() if name != "honed")
+    machine = record.get("machine", "")
+    if isinstance(machine, dict):
+        count = machine.get("threads", record.get("threads"))
+        parts = [machine.get("processor"), machine.get("cores") and f"{machine['cores']} cores"]
+        machine = ", ".join(filter(None, [*parts, count and f"{count} thread{'s' * (count > 1)} used"]))
+    return f"From [{file.name}]({link}): {'; '.join(filter(None, [machine, versions]))}."
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Markdown; numbers of thousands get commas."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def data_preparation(record: Record, _: Path) -> str:
+    head = ("rows", "how many", "honed, rows/s", "TRL, rows/s", "times as fast", "peak memory, GB")
+    return table(head, [
+        (f"{r['kind'].replace('_', ', ')}, {r['rows']}", r["count"], r["ours_rows_per_second"],
+         r["trl_rows_per_second"], r["ratio"], f"{r['ours_peak_gb']} against {r['trl_peak_gb']}")
+        for r in record["results"]
+    ])  # fmt: skip
+
+
+def training_step(record: Record, _: Path) -> str:
+    head = (
+        "model",
+        "honed, s",
+        "TRL's best, s",
+        "times as fast",
+        "over TRL's default",
+        "memory of the best, times ours",
+    )
+    return table(head, [
+        (r["case"], r["seconds_per_step"]["honed"], f"{r['seconds_per_step'][r['best']]} ({r['best']})",
+         r["speed_over_best"], r["speed_over_default"], round(1 / r["memory_of_best"], 2))
+        for r in record["results"]
+    ])  # fmt: skip
+
+
+def startup(record: Record, _: Path) -> str:
+    head = ("engine, caches", "honed, s", "TRL, s", "times sooner", "by processor time")
+    return table(head, [
+        (f"{engine}, {r['caches']}", r["seconds"][engine], r["seconds"]["trl"],
+         r["ratio_of_seconds"][engine], r["ratio_of_cpu_seconds"][engine])
+        for r in record["results"] for engine in ("trainer", "plain")
+    ])  # fmt: skip
+
+
+def generation(record: Record, _: Path) -> str:
+    head = ("work", "format", "honed, tokens/s", "`generate`, tokens/s", "times as fast", "by processor time")
+    return table(head, [
+        (r["work"], record["dtype"], r["ours_tokens_per_second"], r["transformers_tokens_per_second"],
+         r["ratio"], r["cpu_time_ratio"])
+        for r in record["results"]
+    ])  # fmt: skip
+
+
+def attention(record: Record, _: Path) -> str:
+    ways = ("honed", "dense", "slices", "padded", "blocks")
+    head = ("documents in a row", "honed, ms", *(f"{way}, times ours" for way in ways[1:]), "MB kept, dense")
+    return table(head, [
+        (r["case"], r["milliseconds"]["honed"], *(r["time_over_ours"][way] for way in ways[1:]),
+         f"{r['kept_mb']['honed']}, {r['kept_mb']['dense']}")
+        for r in record["results"]
+    ])  # fmt: skip
+
+
+def moe_dispatch(record: Record, _: Path) -> str:
+    sides = ("loop", "mixtral_eager", "mixtral_grouped_mm")
+    head = ("experts", "routing", "honed, ms", *(f"{side.replace('_', ', ')}, times ours" for side in sides))
+    return table(head, [
+        (r["experts"], r["routing"], r["honed_ms"], *(r[f"{side}_ratio"] for side in sides)) for r in record["results"]
+    ])  # fmt: skip
+
+
+def shared_prefix(record: Record, _: Path) -> str:
+    head = ("side", "seconds", "tokens computed")
+    rows = [(side, seconds, record["tokens"][side]) for side, seconds in record["seconds"].items()]
+    best = f"{record['speedup_over_fastest_trl']} times as fast as the fastest of TRL ({record['fastest_trl']})"
+    return f"{table(head, rows)}\n\nShared: {best}, {record['speedup_over_unshared']} times as unshared."
+
+
+def plan_accuracy(record: Record, _: Path) -> str:
+    head = ("configuration", "predicted, GB", "measured, GB", "off by")
+    return table(head, [
+        (r["case"] + (" (fake tensors)" if r["fake"] else ""), f"{r['predicted'] / 1e9:.3f}",
+         f"{r['measured'] / 1e9:.3f}", f"{r['predicted'] / r['measured'] - 1:+.1%}")
+        for r in record["rows"]
+    ])  # fmt: skip
+
+
+def soak(record: Record, _: Path) -> str:
+    memory, files = record["memory_mb"], record["open_files"]
+    head = ("steps", "memory after the warm-up, MB", "at the end, MB", "open files", "held")
+    counts = f"{files['after_warm_up']}, {files['end']}"
+    held = "yes" if record["passed"] else "no"
+    return table(head, [(record["steps"], memory["after_warm_up"], memory["end"], counts, held)])
+
+
+def growth(record: Record, folder: Path) -> str:
+    head = ("cost", "against", "theory", "smallest", "largest", "worst point off the line")
+    rows = [
+        (f"{r['title']}, {r['unit']}", r["x"], r["theory"], *ends(r["points"]), f"{r['worst']:.1%}")
+        for r in record["results"]
+    ]
+    images = f"{'docs/' if folder == ROOT else ''}images"
+    drawn = [f"![{r['title']} against {r['x']}]({images}/growth-{r['name']}.svg)" for r in record["results"]]
+    return "\n\n".join([table(head, rows), *drawn])
+
+
+def ends(points: list[list[float]]) -> list[str]:
+    return [f"{size:,}: {value}" for size, value in (points[0], points[-1])]
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Record, Path], str]]] = {
+    "startup": ("From the command to the first step", startup),
+    "data-preparation": ("From rows to tokens", data_preparation),
+    "training-step": ("A training step", training_step),
+    "attention": ("Attention over packed rows", attention),
+    "shared-prefix": ("Answers that share a question", shared_prefix),
+    "moe-dispatch": ("A mixture-of-experts layer", moe_dispatch),
+    "generation": ("Generation", generation),
+    "plan-accuracy": ("What `honed plan` predicts", plan_accuracy),
+    "growth": ("How cost grows", growth),
+    "soak": ("A long run", soak),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Two processes train and evaluate what one does, under DDP and FSDP2, all weights and LoRA, to 1e-6 in float32.
+
+Rows are packed and of uneven length, so the ranks have different numbers of tokens in each of two micro-batches.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from conftest import Ended, Ranks
+from transformers import AutoModelForCausalLM
+
+from honed.train.checkpoint import check
+
+long = pytest.mark.skipif(not os.environ.get("HONED_FAULTS"), reason="a long one: HONED_FAULTS=1, or `make faults`")
+FSDP = {"fsdp": True, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}
+IN_PARTS = {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
+SAVES = {"save_strategy": "steps", "save_steps": 1}
+ALONE = {"gradient_accumulation_steps": 4}
+UNEVEN = 5  # rows to evaluate on: two ranks with batches of two are three rows short
+
+
+def same_weights(found: Ended, wanted: Ended) -> None:
+    ours, theirs = found.weights(), wanted.weights()
+    assert theirs.keys() <= ours.keys()
+    for name, tensor in theirs.items():
+        assert float((ours[name] - tensor).norm()) <= 1e-6 * float(tensor.norm()), name
+
+
+def same_run(found: Ended, wanted: Ended) -> None:
+    """Every logged line, the evaluation and the weights."""
+    assert len(found.steps()) == len(wanted.steps()) == 2
+    for line, other in zip(found.steps(), wanted.steps(), strict=True):
+        for key in ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy"):
+            assert line[key] == pytest.approx(other[key], rel=1e-6), key
+        assert line["num_tokens"] == other["num_tokens"]
+    after, expected = found.told()["after"], wanted.told()["after"]
+    for key in ("eval_loss", "eval_mean_token_accuracy", "eval_entropy"):
+        assert after[key] == pytest.approx(expected[key], rel=1e-6), key
+    same_weights(found, wanted)
+
+
+def settings(train: dict[str, Any]) -> dict[str, Any]:
+    return {"eval_rows": UNEVEN, "train": {"per_device_eval_batch_size": 2, **train}}
+
+
+@pytest.fixture(scope="module")
+def alone(ranks: Ranks) -> Ended:
+    return ranks("alone", world=1, **settings(ALONE))
+
+
+@pytest.fixture(scope="module")
+def lora_alone(ranks: Ranks) -> Ended:
+    return ranks("lora-alone", world=1, lora=True, **settings(ALONE))
+
+
+@pytest.fixture(scope="module")
+def in_parts(ranks: Ranks) -> Ended:
+    """FSDP2 with a checkpoint in parts after each step."""
+    return ranks("in-parts", **settings({**IN_PARTS, **SAVES}))
+
+
+def test_fsdp2(in_parts: Ended, alone: Ended) -> None:
+    assert in_parts.told()["wrapper"].startswith("FSDP")
+    same_run(in_parts, alone)
+
+
+def test_the_model_that_fsdp2_saves_loads_anywhere(in_parts: Ended, alone: Ended) -> None:
+    models = [AutoModelForCausalLM.from_pretrained(run.out / "model").eval() for run in (in_parts, alone)]
+    ids = torch.arange(3, 23)[None]
+    found, wanted = (model(ids).logits for model in models)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 1])
+def test_a_checkpoint_in_parts_is_gone_on_from(world: int, in_parts: Ended, ranks: Ranks) -> None:
+    first = in_parts.out / "checkpoint-1"
+    assert check(first) == [] and (first / "pytorch_model_fsdp_0").is_dir() and (first / "optimizer_0").is_dir()
+    train = {**IN_PARTS, "gradient_accumulation_steps": 4 // world}
+    resumed = ranks(f"resumed-{world}", world=world, resume=str(first), train=train)
+    assert resumed.steps()[-1]["loss"] == pytest.approx(in_parts.steps()[-1]["loss"], rel=1e-6)
+    assert resumed.steps()[-1]["num_tokens"] == in_parts.steps()[-1]["num_tokens"]
+    same_weights(resumed, in_parts)
+    assert "optimizer begins anew" not in resumed.err(0)
+    assert ("ranks is 2 there, 1 here" in resumed.err(0)) == (world == 1)
+
+
+@pytest.mark.parametrize("engine", [{}, FSDP], ids=["ddp", "fsdp2"])
+def test_lora(engine: dict[str, Any], lora_alone: Ended, ranks: Ranks) -> None:
+    same_run(ranks(f"lora-{len(engine)}", lora=True, **settings(engine)), lora_alone)
+
+
+@long
+@pytest.mark.parametrize("engine", [{}, FSDP, IN_PARTS], ids=["ddp", "fsdp2", "in-parts"])
+def test_tied_embeddings(engine: dict[str, Any], ranks: Ranks) -> None:
+    tied = {"model": {"tie_word_embeddings": True}}
+    whole = ranks("tied-alone", world=1, **settings(ALONE), **tied)
+    kind = engine.get("fsdp_config", {}).get("state_dict_type", "ddp")
+    same_run(ranks(f"tied-{kind}", **settings(engine), **tied), whole)
+
+
+def test_only_the_first_rank_speaks(in_parts: Ended) -> None:
+    assert "max_length is 512" in in_parts.err(0)
+    assert in_parts.err(1) == (in_parts.out / "out-1.txt").read_text() == ""
