@@ -63,7 +63,10 @@ def _places(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) in PLAIN and child.weight.device.type == "cpu" and child.weight.dtype in DTYPES
+        if isinstance(child, nn.Linear)
+        and type(child) in PLAIN
+        and child.weight.device.type == "cpu"
+        and child.weight.dtype in DTYPES
     ]
 
 
