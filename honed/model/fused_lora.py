@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from honed.ops.lora import add_low_rank, lora_linear
+from honed.ops.products import PLAIN
 
 # What peft's layers with plain and with bitsandbytes' weights are called; other kinds have kernels of their own.
 KINDS = {"peft.tuners.lora.layer": ("Linear",), "peft.tuners.lora.bnb": ("Linear4bit", "Linear8bitLt")}
@@ -80,7 +81,7 @@ def why_not(layer: Any) -> str | None:
 
 
 def _why_not_with(parts: list[nn.Module]) -> str | None:
-    if any(type(part) is not nn.Linear or type(part.weight) is not nn.Parameter for part in parts):
+    if any(type(part) not in PLAIN or type(part.weight) is not nn.Parameter for part in parts):
         return "adapter weights that are wrapped or sharded"
     if any(part.bias is not None for part in parts):
         return "lora_bias"
@@ -137,7 +138,7 @@ def _active(layer: Any) -> list[str]:
 
 def _is_dense(base: Any, x: torch.Tensor, a_RI: torch.Tensor) -> bool:
     """Whether the base is a frozen matrix, and one format holds for all or autocast makes it so."""
-    if type(base) is not nn.Linear or _has_hooks(base):
+    if type(base) not in PLAIN or _has_hooks(base):
         return False
     weight = base.weight
     if weight.requires_grad or type(weight) not in {nn.Parameter, torch.Tensor}:

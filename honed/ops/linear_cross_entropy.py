@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from honed.ops.products import add_mm, mm
+
 # Logits of a tile: on CPU as many as the last-level cache holds, but as many rows as a matrix product needs.
 TILE_ELEMENTS = {"cpu": 1 << 22, "gpu": 1 << 26}
 TILE_MIN_ROWS = 128
@@ -201,12 +203,13 @@ def _over_tiles(
             part = _each_block(tile_nV, targets_N[tile], weights_N[tile], options)
             factor_n1 = (part.count_n / part.total_n)[:, None].to(dtype)
             if dh_ND is not None:
-                torch.mm(tile_nV, layer.weight_VD, out=dh_ND[tile])
+                dh_ND[tile] = mm(tile_nV, layer.weight_VD)
             if dweight is not None:
                 dweight.add(tile_nV.t(), h_ND[tile] * factor_n1)
             if dbias is not None:
                 dbias.add(tile_nV.t(), factor_n1)
             parts.append(part)
+            del tile_nV  # before the next one is made, where that is not in the buffer
     part = _joined(parts)
     if from_gradient and dh_ND is not None:
         part = part._replace(entropy_n=_entropy(part, h_ND, dh_ND))
@@ -300,9 +303,9 @@ class _Sum:
 
     def add(self, a_Vn: torch.Tensor, b_nD: torch.Tensor) -> None:
         if self._sum_VD is None:  # overwritten, not added to zeros: at this size each pass over the memory counts
-            self._sum_VD = torch.mm(a_Vn, b_nD).to(self._sum_dtype)
+            self._sum_VD = mm(a_Vn, b_nD).to(self._sum_dtype)
         elif a_Vn.dtype == self._sum_dtype:
-            self._sum_VD.addmm_(a_Vn, b_nD)
+            add_mm(self._sum_VD, a_Vn, b_nD)
         else:
             for part in _slices(len(a_Vn), max(1, SUM_ELEMENTS // b_nD.shape[1])):
                 self._sum_VD[part].add_(a_Vn[part] @ b_nD)
@@ -317,7 +320,7 @@ class _Sum:
 
 def _linear(h_nD: torch.Tensor, layer: _Layer, *, out: torch.Tensor) -> torch.Tensor:
     if layer.bias_V is None:
-        return torch.mm(h_nD, layer.weight_VD.t(), out=out)
+        return mm(h_nD, layer.weight_VD.t(), out=out)
     return torch.addmm(layer.bias_V, h_nD, layer.weight_VD.t(), out=out)
 
 

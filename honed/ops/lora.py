@@ -5,9 +5,6 @@
 Updates are added in place to the base's product, in both passes. Besides its inputs the backward pass keeps only
 t = s d A^T, which has R columns; casts are done anew. What is frozen gets no gradient.
 
-Torch's own float32 products on the CPU go to MKL, which on the AMD cores at hand takes twice as long as oneDNN; so they
-go to oneDNN where torch has it. It reads matrices as they lie, transposed ones too: no second copy of a weight.
-
 Shapes: M rows of any leading shape, I input features, O output features, R rank.
 """
 
@@ -16,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from honed.ops.products import linear
 
 
 def lora_linear(
@@ -83,8 +81,8 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         rows_MI = _rows(x_MI, dtype)
         low_MI = rows_MI if dropped_MI is None else _rows(dropped_MI, dtype)
-        y_MO = _product(rows_MI, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
-        t_MR = _product(low_MI, a_RI.to(dtype)).mul_(scaling)
+        y_MO = linear(rows_MI, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
+        t_MR = linear(low_MI, a_RI.to(dtype)).mul_(scaling)
         y_MO.addmm_(t_MR, b_OR.to(dtype).t())
         ctx.save_for_backward(x_MI, dropped_MI, weight_OI, bias_O, a_RI, b_OR, t_MR)
         ctx.scaling, ctx.dtype = scaling, dtype
@@ -100,12 +98,12 @@ class _LoraLinear(torch.autograd.Function):
         u_MR, da_RI, db_OR = _low_rank_gradients(ctx, dy_MO, low_MI, a_RI, b_OR, t_MR, needed=ctx.needs_input_grad[4:6])
         dx_MI = ddropped_MI = dbias_O = None
         if for_x:
-            dx_MI = _product(dy_MO, weight_OI.to(ctx.dtype).t())
+            dx_MI = linear(dy_MO, weight_OI.to(ctx.dtype).t())
             if dropped_MI is None:
                 dx_MI.addmm_(u_MR, a_RI.to(ctx.dtype))
             dx_MI = dx_MI.view(x_MI.shape).to(x_MI.dtype)
         if for_dropped:
-            ddropped_MI = _product(u_MR, a_RI.to(ctx.dtype).t()).view(x_MI.shape).to(dropped_MI.dtype)
+            ddropped_MI = linear(u_MR, a_RI.to(ctx.dtype).t()).view(x_MI.shape).to(dropped_MI.dtype)
         if for_bias:
             dbias_O = dy_MO.sum(0).to(bias_O.dtype)
         return dx_MI, ddropped_MI, None, dbias_O, da_RI, db_OR, None, None
@@ -122,10 +120,10 @@ class _LowRankUpdate(torch.autograd.Function):
         scaling: float,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        t_MR = _product(_rows(x_MI, dtype), a_RI.to(dtype)).mul_(scaling)
+        t_MR = linear(_rows(x_MI, dtype), a_RI.to(dtype)).mul_(scaling)
         ctx.save_for_backward(x_MI, a_RI, b_OR, t_MR)
         ctx.scaling, ctx.dtype = scaling, dtype
-        update_MO = _product(t_MR, b_OR.to(dtype)).view(base_MO.shape)
+        update_MO = linear(t_MR, b_OR.to(dtype)).view(base_MO.shape)
         if base_MO.dtype == torch.promote_types(base_MO.dtype, dtype):
             return update_MO.add_(base_MO) if base_MO.dtype == dtype else base_MO + update_MO
         return update_MO.add_(base_MO).to(base_MO.dtype)
@@ -138,7 +136,7 @@ class _LowRankUpdate(torch.autograd.Function):
         u_MR, da_RI, db_OR = _low_rank_gradients(ctx, rows_MO, x_MI, a_RI, b_OR, t_MR, needed=ctx.needs_input_grad[2:4])
         dx_MI = None
         if ctx.needs_input_grad[1]:
-            dx_MI = _product(u_MR, a_RI.to(ctx.dtype).t()).view(x_MI.shape).to(x_MI.dtype)
+            dx_MI = linear(u_MR, a_RI.to(ctx.dtype).t()).view(x_MI.shape).to(x_MI.dtype)
         return dy_MO if ctx.needs_input_grad[0] else None, dx_MI, da_RI, db_OR, None, None
 
 
@@ -153,22 +151,11 @@ def _low_rank_gradients(  # noqa: PLR0917 - the order of the saved tensors
     needed: tuple[bool, ...],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """u = s dy B, from which the gradients of A and of the adapter's input follow; the gradients of A and of B."""
-    u_MR = _product(dy_MO, b_OR.to(ctx.dtype).t()).mul_(ctx.scaling)
-    da_RI = _product(u_MR.t(), _rows(low_MI, ctx.dtype).t()).to(a_RI.dtype) if needed[0] else None
-    db_OR = _product(t_MR.t(), dy_MO.t()).t().to(b_OR.dtype) if needed[1] else None
+    u_MR = linear(dy_MO, b_OR.to(ctx.dtype).t()).mul_(ctx.scaling)
+    da_RI = linear(u_MR.t(), _rows(low_MI, ctx.dtype).t()).to(a_RI.dtype) if needed[0] else None
+    db_OR = linear(t_MR.t(), dy_MO.t()).t().to(b_OR.dtype) if needed[1] else None
     return u_MR, da_RI, db_OR
 
 
 def _rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1]).to(dtype)
-
-
-def _product(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
-    if x_MI.dtype == torch.float32 and x_MI.device.type == "cpu" and _has_onednn():
-        product_MO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_MI, weight_OI, bias_O, "none", [], "")
-        return product_MO
-    return F.linear(x_MI, weight_OI, bias_O)
-
-
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)

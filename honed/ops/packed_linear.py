@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from honed.ops.products import PLAIN
+
 ROWS_HINT = 64  # the layout that oneDNN picks for this many rows is the fastest for 1 to 512 as well
 DTYPES = (torch.float32, torch.bfloat16)
 MEMORY_SHARE = 0.5  # of the free memory that the second copy may take
@@ -61,7 +63,10 @@ def _places(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype in DTYPES
+        if isinstance(child, nn.Linear)
+        and type(child) in PLAIN
+        and child.weight.device.type == "cpu"
+        and child.weight.dtype in DTYPES
     ]
 
 

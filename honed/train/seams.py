@@ -23,6 +23,7 @@ from honed.model.adapters import prompt_tokens
 from honed.model.fused_lora import coverage, fused_lora
 from honed.ops import attention
 from honed.ops.linear_cross_entropy import TokenScores
+from honed.ops.products import fast_linears
 
 PROBE_LENGTHS = (5, 7)
 NOT_FOR_THE_MODEL = ("labels", "loss_weights", "num_tokens", "num_targets")
@@ -71,7 +72,7 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
     if seams.flat:
         inner.set_attn_implementation(attention.register())
     try:
-        with fused_lora(model) if seams.lora else nullcontext():
+        with fast_linears(model), fused_lora(model) if seams.lora else nullcontext():
             yield head
     finally:
         if head is None or not _is_wrapped(head, head_before):

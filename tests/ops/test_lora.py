@@ -84,7 +84,7 @@ def test_float32_at_full_size(way: Any, monkeypatch: pytest.MonkeyPatch) -> None
     assert furthest(found, expected) < 1e-5
     again = output_and_gradients(way, single, **options)
     assert all(torch.equal(found[name], again[name]) for name in found), "the same work gave other bits"
-    monkeypatch.setattr("honed.ops.lora._has_onednn", lambda: False)
+    monkeypatch.setattr("honed.ops.products.onednn_is_faster", lambda: False)
     assert furthest(output_and_gradients(way, single, **options), expected) < 1e-5
 
 

@@ -1,0 +1,155 @@
+"""Float32 matrix products on the CPU by whichever of torch's two libraries is the faster one here.
+
+torch hands float32 products to MKL, which does not use AVX-512 on processors that are not Intel's. oneDNN, which torch
+brings along as well, does: on a Zen 5 core 200 GFLOP/s against 90. Both are exact in the same sense: float32
+products, summed in float32 in another order.
+
+Within `fast_linears` the layers of a model take this way, in the forward and the backward pass. On other processors
+and devices, for other dtypes, under autocast and for small products torch's own way is taken. The choice depends on the
+processor and on shapes alone, so a run that is resumed computes the same bits.
+
+Shapes: M rows (any leading shape), I input and O output features, K the dimension that is summed over.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Multiplications below which the call itself, and making oneDNN's code for one more shape, cost more than they save.
+MIN_MULTIPLICATIONS = 1 << 23
+# Elements of a product that are added at a time, so that they come from the processor's cache: 8 MB.
+ADDED_ELEMENTS = 1 << 21
+# Both libraries' caches hold 1024 shapes by default, each with buffers of a few MB; the lengths of flat batches never
+# repeat. A step needs a dozen shapes, with LoRA three dozen.
+CACHED_SHAPES = "64"
+CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+
+
+def linear(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
+    """The product, shape (..., O). Autograd does not record it: for use in functions that have their own backward."""
+    return _onednn(x_MI, weight_OI, bias_O) if _pays(x_MI, weight_OI, bias_O) else F.linear(x_MI, weight_OI, bias_O)
+
+
+def mm(a_MK: torch.Tensor, b_KN: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The product, shape (M, N), not recorded either. It is written into `out`, or `out` is left unused."""
+    if _pays(a_MK, b_KN.t()):
+        return _onednn(a_MK, b_KN.t())
+    return torch.mm(a_MK, b_KN) if out is None else torch.mm(a_MK, b_KN, out=out)
+
+
+def add_mm(sum_MN: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor) -> None:
+    """Adds the product to `sum_MN`, in place."""
+    if not _pays(a_MK, b_KN.t()):
+        sum_MN.addmm_(a_MK, b_KN)
+        return
+    rows = max(1, ADDED_ELEMENTS // b_KN.shape[1])
+    for start in range(0, len(a_MK), rows):
+        sum_MN[start : start + rows].add_(_onednn(a_MK[start : start + rows], b_KN.t()))
+
+
+@contextmanager
+def fast_linears(model: nn.Module) -> Iterator[int]:
+    """Within the block the model's plain linear layers take the faster way; yields how many, 0 where there is none.
+
+    The layers stay the objects that they are, with their parameters, hooks and names: only their class is another.
+    """
+    layers = [module for module in model.modules() if type(module) is nn.Linear] if onednn_is_faster() else []
+    try:
+        for layer in layers:
+            layer.__class__ = FastLinear
+        yield len(layers)
+    finally:
+        for layer in layers:
+            layer.__class__ = nn.Linear
+
+
+class FastLinear(nn.Linear):
+    """A linear layer whose large products go through oneDNN, in the forward and the backward pass."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output, shape (..., O)."""
+        if not _pays(x, self.weight, self.bias):
+            return super().forward(x)
+        output: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
+        return output
+
+
+PLAIN = {nn.Linear, FastLinear}
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether this processor has AVX-512 and is not Intel's, and this torch has oneDNN and would use MKL."""
+    faster = (
+        torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and not _made_by_intel()
+    )
+    if faster:
+        for name in CACHES:  # read when oneDNN is first used
+            os.environ.setdefault(name, CACHED_SHAPES)
+    return faster
+
+
+def _made_by_intel() -> bool:
+    facts = Path("/proc/cpuinfo")
+    return not facts.exists() or "GenuineIntel" in facts.read_text(encoding="utf-8", errors="replace")
+
+
+def _pays(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> bool:
+    return (
+        x_MI.shape[:-1].numel() * weight_OI.numel() >= MIN_MULTIPLICATIONS
+        and all(_suits(tensor) for tensor in (x_MI, weight_OI, bias_O) if tensor is not None)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _suits(tensor: torch.Tensor) -> bool:
+    """Plain tensors only: subclasses (sharded, quantised) have products of their own."""
+    return (
+        tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and type(tensor) in {torch.Tensor, torch.nn.Parameter}
+        and onednn_is_faster()
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+        for_x, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x_MI if for_weight else None, weight_OI if for_x else None)
+        return _onednn(x_MI, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_MO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_MI, weight_OI = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        dx_MI = dweight_OI = dbias_O = None
+        if for_x:
+            dx_MI = _onednn(dy_MO, weight_OI.t())
+        dy_MO = dy_MO.reshape(-1, dy_MO.shape[-1])
+        if for_weight:
+            dweight_OI = _onednn(dy_MO.t(), x_MI.reshape(-1, x_MI.shape[-1]).t())
+        if for_bias:
+            dbias_O = dy_MO.sum(0)
+        return dx_MI, dweight_OI, dbias_O
+
+
+def _onednn(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
+    """oneDNN reads weights as they lie, transposed ones too."""
+    output_MO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_MI, weight_OI, bias_O, "none", [], "")
+    return output_MO
