@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -54,6 +55,7 @@ def main() -> None:
     lengths = np.random.default_rng(0).choice(distinct, args.rows)
     record = {
         "date": date.today().isoformat(),
+        "machine": platform.machine(),
         "lengths": describe_lengths(distinct, source),
         "rows": args.rows,
         "capacity": CAPACITY,

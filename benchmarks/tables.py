@@ -91,10 +91,12 @@ def cell(value: Any) -> str:
 
 
 def data_preparation(record: Record, _: Path) -> str:
-    head = ("rows", "how many", "honed, rows/s", "TRL, rows/s", "times as fast", "peak memory, GB")
+    head = ("rows", "how many", "honed, rows/s", "TRL, rows/s", "times as fast", "peak memory, GB",
+            "two processes", "opened again, s")  # fmt: skip
     return table(head, [
         (f"{r['kind'].replace('_', ', ')}, {r['rows']}", r["count"], r["ours_rows_per_second"],
-         r["trl_rows_per_second"], r["ratio"], f"{r['ours_peak_gb']} against {r['trl_peak_gb']}")
+         r["trl_rows_per_second"], r["ratio"], f"{r['ours_peak_gb']} against {r['trl_peak_gb']}",
+         f"{r['two_processes_over_one']} times one", r["seconds_to_open_again"])
         for r in record["results"]
     ])  # fmt: skip
 

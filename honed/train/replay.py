@@ -7,13 +7,15 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from honed.errors import RunError
 from honed.train import checkpoint
 from honed.train.loop_ranks import Stopped
 from honed.train.run_folder import RunFolder
-from honed.train.trainer_watch import WatchedTrainer
+
+if TYPE_CHECKING:
+    from honed.train.trainer_watch import WatchedTrainer
 
 NOT_FINITE = "not_finite.jsonl"
 
@@ -27,7 +29,7 @@ def steps_told(trainer: Any, folder: RunFolder, say: Callable[[str], None]) -> I
         folder: gets `worst_steps.json`.
         say: gets a line for the user.
     """
-    if not isinstance(trainer, WatchedTrainer):
+    if not hasattr(trainer, "worst_steps"):
         yield
         return
     try:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    (.+)$", PAGE, flags=re.MULTILINE)
 PLANS = [command for command in COMMANDS if command.startswith("honed plan")]
-RESULT = json.loads((ROOT / "benchmarks/results/scaling-simulation-2026-11-22.json").read_text(encoding="utf-8"))
+RESULT = json.loads((ROOT / "benchmarks/results/scaling-simulation-cpu-2026-11-22.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("command", PLANS)
