@@ -43,6 +43,12 @@ class Encoder:
         learned = self._learn(new)
         return [learned[text] if ids is None else ids for text, ids in zip(texts, found, strict=True)]
 
+    def get_ready(self) -> None:
+        """Looks for the faster way at once, for much text."""
+        if self._left < float("inf"):
+            self._left = 0
+        self.is_fast()
+
     def is_fast(self) -> bool:
         """Whether the next texts are encoded by `FastBPE`."""
         if self._left <= 0:

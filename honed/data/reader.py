@@ -64,6 +64,10 @@ class RowReader:
                 if row := _kept(views, self._options, ledger):
                     yield row
 
+    def get_ready(self) -> None:
+        """For many rows: what pays for those only is done now."""
+        self._renderer.encoder.get_ready()
+
     def _count_columns(self, chunk: list[SourcedRow], ledger: Ledger) -> None:
         """Counts the columns that no format reads; a formatting function may read any."""
         if self._formatting is None:

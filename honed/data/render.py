@@ -82,9 +82,9 @@ class Renderer:
         self.template = template
         self.train_on = train_on
         self.eos = tokenizer.eos_token_id
-        self._encoder = Encoder(tokenizer)
+        self.encoder = Encoder(tokenizer)
         self._opening = opening_ids(tokenizer)
-        newline, both, letter = self._encoder(["\n", "\na", "a"])
+        newline, both, letter = self.encoder(["\n", "\na", "a"])
         self._puts_space_before = not np.array_equal(both, np.concatenate([newline, letter]))
         self._special = special_tokens(tokenizer)
         self._control = re.compile("|".join(map(re.escape, self._special)) or "(?!)")
@@ -210,7 +210,7 @@ class Renderer:
     def _behind(self, mark: str | None, texts: list[str], literal: bool = False) -> list[np.ndarray]:
         if mark is None:
             return self._opened(texts)
-        encode = self._as_text if literal else self._encoder
+        encode = self._as_text if literal else self.encoder
         if not mark:
             return encode(texts)
         mark = "\n" if literal else mark  # a special token would be read as text as well
@@ -220,7 +220,7 @@ class Renderer:
 
     def _opened(self, texts: list[str]) -> list[np.ndarray]:
         """With the tokenizer's own BOS, but no EOS: a prompt must stay open, and `_assemble` closes the rest."""
-        plain = self._encoder(texts)
+        plain = self.encoder(texts)
         return [np.concatenate([self._opening, ids]) for ids in plain] if len(self._opening) else plain
 
     def _assemble(self, keyed: _Keyed, codes: _Codes, source: Source, *, of: int) -> Rendered:

@@ -46,6 +46,7 @@ def kept_rows_by_workers(rows: Rows, read: RowReader, ledger: Ledger, workers: i
     Raises:
         DataError: a process ended without a word, as when memory runs out; else as `RowReader`.
     """
+    read.get_ready()  # once, not in every process
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
     started = []

@@ -21,6 +21,17 @@ def test_the_first_texts_are_encoded_as_usual(tiny_tokenizer: Any) -> None:
     assert [ids.tolist() for ids in first + encoder(texts)] == usual(tiny_tokenizer, ["twelve chars", *texts])
 
 
+def test_for_much_text_the_fast_way_is_looked_for_once(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+    real = encode.cached_bpe
+    monkeypatch.setattr(encode, "cached_bpe", lambda *args: looked.append(args) or real(*args))
+    encoder = Encoder(tiny_tokenizer)
+    encoder.get_ready()
+    encoder.get_ready()
+    assert encoder.is_fast() and len(looked) == 1
+    assert [ids.tolist() for ids in encoder(["at once"])] == usual(tiny_tokenizer, ["at once"])
+
+
 def test_a_text_is_encoded_once(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(tiny_tokenizer)
     [ids] = encoder(["again"])
