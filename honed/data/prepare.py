@@ -20,6 +20,7 @@ from honed.data.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Par
 from honed.data.pack import fill_rate, one_by_one, pack_best_fit, pack_wrapped
 from honed.data.prefix import pack_shared
 from honed.data.reader import RowReader
+from honed.data.sources import files_of
 from honed.data.table import PackedRows, TokenTable
 from honed.data.template import PLAIN_SYSTEM_PROMPT, TRAIN_ON, JinjaTemplate, Masks, PlainTemplate, Template
 from honed.data.workers import can_fork, kept_rows, kept_rows_by_workers
@@ -29,6 +30,7 @@ from honed.progress import Progress
 OVERLONG = ("drop", "truncate", "split", "error")
 PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
 BAD_ROWS = ("error", "drop")
+MUCH_TEXT = 4 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +191,8 @@ def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *,
         ledger.rows_in += 1
         ledger.drop(source, LEFT_OUT_BY_CAP)
 
+    if part.cap is None and _is_much(part.data):
+        read.get_ready()
     with Progress(desc=desc, total=_length(part.data), unit="rows") as bar:
         if workers > 1 and can_fork() and part.cap is None and not isinstance(part.data, Iterator):
             chunks = kept_rows_by_workers(lambda: mixture.rows(part, left_out), read, ledger, workers)
@@ -200,6 +204,14 @@ def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *,
             bar.advance(ledger.rows_in - before - bar.count)
     ledger.by_source[part.name] = {"rows_in": ledger.rows_in - before}
     return KeptRows.joined(kept)
+
+
+def _is_much(data: Any) -> bool:
+    """Whether there is certainly so much text that looking for the faster encoding pays before the first row."""
+    files = files_of(data)
+    if files is not None:
+        return sum(path.stat().st_size for path in files if path.is_file()) >= MUCH_TEXT
+    return (_length(data) or 0) >= MUCH_TEXT // 500
 
 
 def _trained(rows: KeptRows, times: np.ndarray, name: str, ledger: Ledger) -> KeptRows:

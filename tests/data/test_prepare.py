@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from honed.data.prepare import Prepared, PrepareOptions, make_template, prepare, tokenizer_with_template
+from honed.data.reader import RowReader
 from honed.data.template import JinjaTemplate, PlainTemplate
 from honed.errors import DataError, RecipeError
 
@@ -294,3 +296,18 @@ def test_wrapped_packing_fills_rows_and_says_what_it_tore(tiny_tokenizer: Any) -
     assert set(lengths[:-1]) == {16} and len(wrapped.rows) <= len(bfd.rows)
     assert wrapped.ledger.rows_dropped.total() == 0 and "tore" in wrapped.ledger.notes[0]
     assert wrapped.ledger.trained_tokens == int((wrapped.rows.table.weights > 0).sum())
+
+
+@pytest.mark.parametrize(("rows", "much"), [(3, False), (60, True)])
+def test_much_text_is_encoded_the_fast_way_from_the_first_row(
+    rows: int, much: bool, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("honed.data.prepare.MUCH_TEXT", 5_000)
+    ready: list[RowReader] = []
+    monkeypatch.setattr(RowReader, "get_ready", lambda reader: ready.append(reader))
+    file = tmp_path / "rows.jsonl"
+    row = {"prompt": "What is it?", "completion": " It is a row, and nothing else. And so it goes on for a while."}
+    file.write_text(f"{json.dumps(row)}\n" * rows)
+    prepare(str(file), tiny_tokenizer, PrepareOptions())
+    prepare([row] * rows, tiny_tokenizer, PrepareOptions())
+    assert len(ready) == 2 * much
