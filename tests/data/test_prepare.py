@@ -304,7 +304,7 @@ def test_much_text_is_encoded_the_fast_way_from_the_first_row(
 ) -> None:
     monkeypatch.setattr("honed.data.prepare.MUCH_TEXT", 5_000)
     ready: list[RowReader] = []
-    monkeypatch.setattr(RowReader, "get_ready", lambda reader: ready.append(reader))
+    monkeypatch.setattr(RowReader, "get_ready", lambda reader: ready.append(reader))  # noqa: PLW0108 - a method gets self
     file = tmp_path / "rows.jsonl"
     row = {"prompt": "What is it?", "completion": " It is a row, and nothing else. And so it goes on for a while."}
     file.write_text(f"{json.dumps(row)}\n" * rows)
