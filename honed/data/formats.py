@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from honed.data.example import Conversation, Document, Example, Message, PromptCompletion, Source, Tokens
-from honed.data.messages import RowError, checked, read_messages, read_text, read_tools
+from honed.data.messages import LARGEST_WEIGHT, RowError, check_depth, checked, read_messages, read_text, read_tools
 from honed.errors import RecipeError
 from honed.recipe import suggest
 
@@ -77,6 +76,8 @@ def read_example(row: Any, source: Source, options: ReadOptions, *, format: str 
         return chosen.read(row, source, options)
     except RowError:
         raise
+    except RecursionError:
+        raise RowError("nested too deeply", "lists and objects inside each other") from None
     except (TypeError, ValueError, KeyError, AttributeError, StopIteration) as error:
         # a wrong type deep inside a row: the row is at fault, and the reader of the message can only mend the row
         raise RowError(f"not a {chosen.name} row", f"{type(error).__name__}: {error}") from None
@@ -205,10 +206,10 @@ def _token_weights(row: Row, ids: tuple[int, ...]) -> tuple[float, ...]:
             raise RowError("labels differ from input_ids", f"each must be its token's id, unshifted, or {IGNORE_INDEX}")
         return tuple(0.0 if label == IGNORE_INDEX else 1.0 for label in labels)
     masks = [row[key] for key in ("completion_mask", "assistant_masks", "loss_mask") if row.get(key) is not None]
-    weights = tuple(float(min(column)) for column in zip(*masks, strict=True)) if masks else (1.0,) * len(ids)
-    if not all(0 <= weight < math.inf for weight in weights):
+    weights = tuple(map(min, zip(*masks, strict=True))) if masks else (1.0,) * len(ids)
+    if not all(0 <= weight <= LARGEST_WEIGHT for weight in weights):
         raise RowError("loss weights out of range", "a mask holds 0, 1 or another finite weight")
-    return weights
+    return tuple(map(float, weights))
 
 
 FORMATS: dict[str, Format] = {
@@ -230,6 +231,8 @@ FORMATS: dict[str, Format] = {
 
 def _conversation(messages: tuple[Message, ...], row: Row, source: Source, options: ReadOptions) -> Conversation:
     conversation = Conversation(messages=messages, source=source, tools=_tools(row), images=_images(row))
+    if conversation.tools or any(message.extra or message.parts for message in messages):
+        check_depth(conversation.tools, [(message.extra, message.parts) for message in messages])
     return _with_system(conversation, row, options)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,8 @@ from honed.data.example import REASONING, ROLES, Message
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("thinking", "reasoning")
 _MEDIA_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
+LARGEST_WEIGHT = 3.4e38  # weights are kept as float32, in which larger ones are infinite
+_DEEPEST = 100  # levels of lists and objects; what walks through them calls itself a few times for each
 _PLAIN_ROLES = {"system", "user", "assistant", "tool"}
 _READ = {"role", "from", "content", "value", "train", "weight", "tool_calls", "function_call", "tools"}
 
@@ -65,6 +66,21 @@ def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple(_wrapped(tool, "parameters") for tool in tools)
 
 
+def check_depth(*values: Any) -> None:
+    """Lists and objects inside each other are finite here, and few enough for templates to walk through.
+
+    Raises:
+        RowError: they are more than 100 deep.
+    """
+    level: list[Any] = list(values)
+    for _ in range(_DEEPEST):
+        nested = (one.values() if isinstance(one, Mapping) else one for one in level if _holds_others(one))
+        level = [inner for ones in nested for inner in ones]
+        if not level:
+            return
+    raise RowError("nested too deeply", f"more than {_DEEPEST} lists and objects inside each other")
+
+
 def read_text(value: Any, key: str) -> str:
     """A text, or OpenAI's typed parts that are texts.
 
@@ -101,6 +117,10 @@ def _read_message(turn: Any) -> Message:
     return Message(role=role, content=text, train=_train(turn), weight=_weight(turn), extra=extra, parts=parts)
 
 
+def _holds_others(value: Any) -> bool:
+    return isinstance(value, (Mapping, list, tuple))
+
+
 def _is_plain(turn: Mapping[str, Any]) -> bool:
     role, content = turn.get("role"), turn.get("content")
     return len(turn) == 2 and isinstance(content, str) and isinstance(role, str) and role in _PLAIN_ROLES
@@ -117,7 +137,7 @@ def _weight(turn: Mapping[str, Any]) -> float | None:
     weight = turn.get("weight")
     if weight is None:
         return None
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= LARGEST_WEIGHT:
         raise RowError("weight is not a number from 0 on", f"found {weight!r:.80}")
     return float(weight)
 

@@ -309,7 +309,7 @@ def _finish(
         ledger.notes.append(
             "the plain template is encoded message by message; serve it with honed, which does the same"
         )
-    _assert_conserved(packed, table)
+    assert_conserved(packed, table, ledger.trained_tokens)
     return Prepared(rows=PackedRows(table, packed), ledger=ledger, stop_ids=tuple(stops))
 
 
@@ -319,8 +319,8 @@ def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple
         return table, one_by_one(len(table))
     if options.packing_strategy == "wrapped":
         starts, rows = pack_wrapped(table.starts, options.max_length)
+        lost = int(np.count_nonzero(table.weights[np.setdiff1d(starts[:-1], table.starts)]))
         table = table.recut(starts)
-        lost = ledger.trained_tokens - int(np.count_nonzero(table.weights))
         ledger.trained_tokens -= lost
         ledger.notes.append(
             f"wrapped packing tore {len(table) - ledger.documents:,} documents; "
@@ -343,10 +343,22 @@ def count_stops(ids: Iterable[int]) -> dict[int, int]:
     return dict(Counter(ids).most_common())
 
 
-def _assert_conserved(rows: list[list[int]], table: TokenTable) -> None:
-    """Trained tokens in = trained tokens out: every document stands in exactly one row."""
-    if sorted(d for row in rows for d in row) != list(range(len(table))):
+def assert_conserved(rows: Sequence[Sequence[int]], table: TokenTable, trained: int) -> None:
+    """Trained tokens in = trained tokens out: every document stands in exactly one row, with all that is trained.
+
+    Args:
+        rows: document numbers of each row.
+        table: the documents as they were packed.
+        trained: the trained tokens that there were before, less those at which `wrapped` tore documents.
+
+    Raises:
+        AssertionError: one got lost, or was repeated.
+    """
+    placed = np.fromiter((document for row in rows for document in row), dtype=np.int64)
+    if not np.array_equal(np.sort(placed), np.arange(len(table))):
         raise AssertionError("packing lost or repeated a document; this is a bug in honed")
+    if (found := int(np.count_nonzero(table.weights))) != trained:
+        raise AssertionError(f"packing made {found:,} of {trained:,} trained tokens; this is a bug in honed")
 
 
 def _length(data: Any) -> int | None:

@@ -56,7 +56,7 @@ def shards(data: Any, *, streaming: bool = False) -> list[Reader]:
 
     Args:
         data: "starter"; a file, folder, glob or Hub id (`owner/name`, `owner/name@config:split`); a `datasets` data
-            set; any iterable of mappings; `SourcedRows`; or a list of the former names.
+            set, or a dict of one; any iterable of mappings; `SourcedRows`; or a list of the former names.
         streaming: read Hub data sets over the network instead of downloading them first.
 
     Raises:
@@ -71,6 +71,8 @@ def shards(data: Any, *, streaming: bool = False) -> list[Reader]:
     if isinstance(data, Iterable) and not isinstance(data, Mapping):
         return [lambda: numbered(_as_python(data), _name_of(data))]
     if isinstance(data, Mapping) and data and all(hasattr(split, "column_names") for split in data.values()):
+        if len(data) == 1:
+            return shards(next(iter(data.values())), streaming=streaming)
         names = ", ".join(map(repr, data))
         raise DataError(
             f"A {type(data).__name__} holds several splits: {names}.",
@@ -140,6 +142,8 @@ def files_in(folder: Path) -> list[Path]:
     """
     if (folder / "dataset_dict.json").is_file():
         names = json.loads((folder / "dataset_dict.json").read_text("utf-8")).get("splits", [])
+        if len(names) == 1:
+            return files_in(folder / names[0])
         raise DataError(
             f"{folder} is a DatasetDict with the splits {', '.join(names)}.",
             fix=f"name one of them, {folder / names[0]}",

@@ -86,7 +86,10 @@ def split(mixture: Mixture, share: float, *, seed: int) -> Split:
 def content(row: Any) -> str:
     """What a row says, for comparison: its texts without system messages, evened out."""
     read = {key: row[key] for key in READ if key in row} if isinstance(row, Mapping) else None
-    said = " ".join(_texts(read or row)) or repr(row)
+    try:
+        said = " ".join(_texts(read or row)) or repr(row)
+    except RecursionError:  # nothing that could be trained on, so nothing that needs a side of its own
+        said = "nested too deeply"
     even = _NO_WORD.sub(" ", _DIGITS.sub("0", said.casefold())).strip()
     return even or said  # nothing but punctuation
 

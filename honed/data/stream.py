@@ -24,7 +24,14 @@ import numpy as np
 from honed.data.ledger import Ledger
 from honed.data.mixture import as_mixture
 from honed.data.pack import fill_rate, one_by_one, pack_best_fit
-from honed.data.prepare import PrepareOptions, count_stops, make_template, part_options, stop_on_bad_rows
+from honed.data.prepare import (
+    PrepareOptions,
+    assert_conserved,
+    count_stops,
+    make_template,
+    part_options,
+    stop_on_bad_rows,
+)
 from honed.data.reader import RowReader
 from honed.data.render import Rendered
 from honed.data.sources import SourcedRow, shards
@@ -139,6 +146,7 @@ class RowStream:
         rows = one_by_one(len(table))
         if self._options.packing and limit:
             rows = pack_best_fit(table.lengths, limit)
+        assert_conserved(rows, table, sum(int(np.count_nonzero(document.weights)) for document in documents))
         self._count(documents, table, rows)
         return PackedRows(table, rows)
 

@@ -37,6 +37,8 @@ def turns(row: Any, **options: Any) -> list[tuple[str, str]]:
         # as Arrow fills them where rows differ
         ({"messages": [{"role": None, "from": "human", "content": None, "value": "a"}, ANSWER]},
          "user a assistant yes"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "observation", "value": "3"},
+                            {"from": "gpt", "value": "b"}]}, "user a tool 3 assistant b"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
                        ANSWER]}, "user ab assistant yes"),
         ({"conversations": [USER, ANSWER], "system": "hm"}, "system hm user why assistant yes"),
@@ -64,6 +66,7 @@ def test_conversations(row: dict[str, Any], expected: str) -> None:
         ({"input_ids": np.array([5, 6])}, Tokens(input_ids=(5, 6), weights=(1, 1), source=SOURCE)),
         ({"input_ids": [5, 6], "labels": [-100, 6]}, Tokens(input_ids=(5, 6), weights=(0, 1), source=SOURCE)),
         ({"input_ids": [5, 6], "completion_mask": [0, 1]}, Tokens(input_ids=(5, 6), weights=(0, 1), source=SOURCE)),
+        ({"input_ids": [5, 6], "assistant_masks": [1, 0]}, Tokens(input_ids=(5, 6), weights=(1, 0), source=SOURCE)),
         ({"input_ids": [5, 6, 7], "completion_mask": [0, 1, 1], "assistant_masks": [1, 0, 1]},
          Tokens(input_ids=(5, 6, 7), weights=(0, 0, 1), source=SOURCE)),
         ({"input_ids": [5, 6], "loss_mask": [0.5, 0]}, Tokens(input_ids=(5, 6), weights=(0.5, 0), source=SOURCE)),
@@ -265,6 +268,10 @@ def test_further_keys_and_tools_reach_the_template() -> None:
         ({"input_ids": [1, 2], "labels": [1]}, "mask and input_ids differ in length: 1 and 2"),
         ({"input_ids": [1, 2], "labels": [2, -100]}, "labels differ from input_ids"),
         ({"input_ids": [1], "loss_mask": [float("nan")]}, "loss weights out of range"),
+        ({"input_ids": [1], "loss_mask": [1e39]}, "loss weights out of range"),  # infinite as float32
+        ({"input_ids": [1], "loss_mask": [10**400]}, "loss weights out of range"),
+        ({"messages": [USER, {**ANSWER, "weight": 1e39}]}, "weight is not a number from 0 on: found 1e+39"),
+        ({"messages": [USER, {**ANSWER, "weight": 10**400}]}, "weight is not a number from 0 on: found 1000"),
     ],
 )
 def test_rows_that_cannot_be_used(row: Any, problem: str) -> None:

@@ -2,13 +2,17 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from honed.data.lint import check
+from honed.data.mixture import as_mixture
 from honed.data.prepare import PrepareOptions, prepare
-from honed.data.sources import read_rows
+from honed.data.sources import read_rows, starter_file
+from honed.data.split import split
 from honed.errors import DataError
 
 CALL = {"name": "add", "arguments": '{"a": 1}'}
@@ -31,8 +35,8 @@ GOOD: list[dict[str, Any]] = [
     {"input_ids": [5, 6, 7], "completion_mask": [0, 1, 1]},
 ]
 ODD: list[Any] = [
-    None, True, 0, -1, 1.5, 1e308, 10**30, "", " ", "\0", "\ud800", "\u2028", "<|im_end|>", "a" * 3000, [], {}, [None],
-    [[]], {"role": "user"}, [{"role": "assistant"}], {"a": {"b": {}}}, "{", "[1", [1, "2"], [-5], [float("nan")],
+    None, True, 0, -1, 1.5, 1e308, 10**30, 10**400, "", " ", "\0", "\ud800", "\u2028", "<|im_end|>", "a" * 3000, [], {},
+    [None], [[]], {"role": 5}, [{"role": "assistant"}], {"a": {"b": {}}}, "{", "[1", [1, "2"], [-5], [float("nan")],
 ]  # fmt: skip
 
 
@@ -70,22 +74,37 @@ def documents(prepared: Any) -> dict[bytes, int]:
     return found
 
 
-@pytest.mark.parametrize("train_on", ["assistant", "completion"])
+def broken_rows(good: list[Any], count: int, chance: random.Random) -> list[Any]:
+    """`count` rows, each unlike every other and unlike those that they were made of."""
+    found: dict[str, Any] = {}
+    before = set(map(repr, good))
+    while len(found) < count:
+        row = mutated(chance.choice(good), chance)
+        while chance.random() < 0.4:
+            row = mutated(row, chance)
+        if (key := repr(row)) not in before:
+            found[key] = row
+    return list(found.values())
+
+
+def real_rows() -> list[Any]:
+    """Conversations that people wrote: the starter set."""
+    return [row for _, row in read_rows(str(starter_file("train.jsonl")))]
+
+
+@pytest.mark.parametrize("rows_of", [lambda: GOOD, real_rows], ids=["every format", "a real file"])
 @pytest.mark.parametrize("seed", range(5))
-def test_broken_rows_end_in_the_ledger(train_on: str, seed: int, tiny_tokenizer: Any) -> None:
-    """A thousand broken rows at a time, sound ones between them; the sound ones' tokens must all be there."""
-    chance = random.Random(seed)
-    broken = [mutated(chance.choice(GOOD), chance) for _ in range(1000)]
-    for _ in range(2):
-        broken = [mutated(row, chance) if chance.random() < 0.2 else row for row in broken]
+def test_ten_thousand_broken_rows_end_in_the_ledger(rows_of: Any, seed: int, tiny_tokenizer: Any) -> None:
+    """A thousand at a time, sound ones between them; the sound ones' tokens must all be there."""
+    broken = broken_rows(rows_of(), 1000, random.Random(seed))
     sound = {"messages": [{"role": "user", "content": "sound"}, {"role": "assistant", "content": "neighbour"}]}
     rows = [row for one in broken for row in (one, sound)]
-    options = PrepareOptions(bad_rows="drop", train_on=train_on, max_length=None)
+    options = PrepareOptions(bad_rows="drop", train_on=("assistant", "completion")[seed % 2], max_length=None)
     prepared = prepare(rows, tiny_tokenizer, options)
     ledger = prepared.ledger
     assert ledger.rows_in == 2000 == ledger.rows_trained + ledger.rows_dropped.total()
     [alone] = documents(prepare([sound], tiny_tokenizer, options))
-    assert documents(prepared)[alone] >= 1000
+    assert documents(prepared)[alone] == 1000
     assert ledger.rows_dropped.total() > 100, "hardly anything was broken"
 
 
@@ -119,6 +138,52 @@ def test_broken_files_give_one_error_with_the_line_or_their_rows(tmp_path: Path)
             sound = [row for n, row in enumerate(GOOD) if n != place]
             assert [row for _, row in rows if row in sound] == sound
     assert errors > 300
+
+
+USER, ANSWER = {"role": "user", "content": "why"}, {"role": "assistant", "content": "yes"}
+DEEP: dict[str, Callable[[Any], Any]] = {
+    "row": lambda deep: deep,
+    "unknown column": lambda deep: {"y": deep},
+    "key of a message": lambda deep: {"messages": [{**USER, "x": deep}, ANSWER]},
+    "content": lambda deep: {"messages": [{**USER, "content": deep}, ANSWER]},
+    "role": lambda deep: {"messages": [{**USER, "role": deep}, ANSWER]},
+    "train": lambda deep: {"messages": [USER, {**ANSWER, "train": deep}]},
+    "tools": lambda deep: {"messages": [USER, ANSWER], "tools": [{"name": "f", "parameters": deep}]},
+    "arguments": lambda deep: {"messages": [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": deep}]}]},
+    "history": lambda deep: {"instruction": "a", "output": "b", "history": deep},
+    "text": lambda deep: {"text": deep},
+    "labels": lambda deep: {"input_ids": [1], "labels": deep},
+}
+
+
+def nested(depth: int, *, lists: bool) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value] if lists else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("lists", [True, False])
+@pytest.mark.parametrize("where", DEEP)
+def test_rows_nested_more_deeply_than_python_can_walk(where: str, lists: bool, tokenizer_with: Any) -> None:
+    """The template prints tools and all of a message, so what stands there is walked through many times."""
+    prints_all = (
+        "{{- tools | tojson if tools }}{%- for m in messages %}{{- '<|im_start|>' + m.role + (m.tool_calls | tojson "
+        "if m.tool_calls else '') + (m.x | tojson if m.x else '') + m.content + '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant' }}{%- endif %}"
+    )
+    tokenizer = tokenizer_with(prints_all)
+    sound = [{"messages": [USER, {**ANSWER, "content": f"neighbour {n} " + "why " * n}]} for n in range(3)]
+    for depth in (90, 400, 5000):
+        rows = [DEEP[where](nested(depth, lists=lists)), *sound]
+        ledger = prepare(rows, tokenizer, PrepareOptions(bad_rows="drop", max_length=None)).ledger
+        assert (ledger.rows_in, ledger.rows_trained + ledger.rows_dropped.total()) == (4, 4)
+        assert ledger.rows_trained >= 3
+        if where in ("key of a message", "tools", "arguments"):
+            assert ledger.rows_trained == 4 if depth < 100 else ledger.rows_dropped == {"nested too deeply": 1}
+        checked = check(rows, PrepareOptions(bad_rows="drop"), tokenizer=tokenizer, evaluation=rows, keep=range(4))
+        assert checked.ledger.rows_trained == ledger.rows_trained
+        assert split(as_mixture(rows), 0.3, seed=0).note.startswith("1 of 4 rows")
 
 
 @pytest.mark.parametrize("depth", [500, 100_000])

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from honed.data.pack import fill_rate, one_by_one, pack_best_fit, pack_wrapped
+from honed.data.prepare import assert_conserved
+from honed.data.table import TokenTable
 
 CAPACITY = 24
 lengths_within = st.lists(st.integers(1, CAPACITY), max_size=40)
@@ -73,3 +75,26 @@ def test_wrapped_rows_are_full_and_hold_every_token_in_order(lengths: list[int],
     assert [part for row in rows for part in row] == list(range(len(parts)))
     fills = [int(sum(parts[part] for part in row)) for row in rows]
     assert fills[:-1] == [capacity] * (len(rows) - 1) and 0 < fills[-1] <= capacity
+
+
+@pytest.mark.parametrize(
+    ("rows", "trained", "says"),
+    [
+        ([[0, 2], [1]], 6, ""),
+        ([[0, 2]], 6, "lost or repeated a document"),
+        ([[0, 2], [1, 1]], 6, "lost or repeated a document"),
+        ([[0, 2], [2]], 6, "lost or repeated a document"),
+        ([[0, 2], [3]], 6, "lost or repeated a document"),
+        ([], 6, "lost or repeated a document"),
+        ([[0, 2], [1]], 7, "made 6 of 7 trained tokens"),
+    ],
+)
+def test_what_packing_loses_is_noticed(rows: list[list[int]], trained: int, says: str) -> None:
+    """Three documents of three tokens, two of them trained."""
+    weights, ids = np.array([0, 1, 0.5] * 3, dtype=np.float32), np.zeros(9, dtype=np.int32)
+    table = TokenTable.of(ids, weights, np.array([0, 3, 6, 9]))
+    if not says:
+        assert_conserved(rows, table, trained)
+        return
+    with pytest.raises(AssertionError, match=f"{says}; this is a bug in honed"):
+        assert_conserved(rows, table, trained)

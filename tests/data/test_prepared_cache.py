@@ -3,7 +3,7 @@
 import copy
 import json
 import multiprocessing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,28 @@ def test_everything_that_decides_the_result_is_in_the_key(file: Path, tiny_token
         keys.append(cache_key(str(file), tiny_tokenizer, replace(OPTIONS, template=str(template))))
     file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     keys.append(cache_key(str(file), tiny_tokenizer, OPTIONS))
+    assert None not in keys and len(set(keys)) == len(keys)
+
+
+OTHERWISE: dict[str, Any] = {
+    "format": "messages", "columns": {"messages": "chat"}, "text_field": "body", "system": "be",
+    "template": "plain", "template_arguments": {"a": 1}, "train_on": "last", "train_roles": ("user",),
+    "train_reasoning": False, "train_tool_calls": False, "max_length": 65, "overlong": "split", "packing": False,
+    "packing_strategy": "wrapped", "share_prefixes": True, "bad_rows": "error",
+}  # fmt: skip
+
+
+def test_every_option_and_the_code_are_in_the_key(
+    file: Path, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(OTHERWISE) == {field.name for field in fields(PrepareOptions)}, "a new option: name it here"
+    keys = [cache_key(str(file), tiny_tokenizer, OPTIONS)]
+    for name, value in OTHERWISE.items():
+        keys.append(cache_key(str(file), tiny_tokenizer, replace(OPTIONS, **{name: value})))
+    for code in ("a = 1", "a = 2"):
+        (tmp_path / "prepare.py").write_text(code)
+        monkeypatch.setattr(prepared_cache, "__file__", str(tmp_path / "prepared_cache.py"))
+        keys.append(cache_key(str(file), tiny_tokenizer, OPTIONS))
     assert None not in keys and len(set(keys)) == len(keys)
 
 

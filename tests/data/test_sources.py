@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from honed.data.sources import files_of, read_rows, starter_file
+from honed.data import files as data_files
+from honed.data.sources import files_of, read_rows, shards, starter_file
 from honed.errors import DataError
 
 ROWS = [{"text": "a"}, {"text": "b\u2028c"}, {"text": "答案\n🦊"}]
@@ -166,7 +167,9 @@ def test_long_lines_and_control_characters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv"])
-def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_files, "_CSV_BLOCK", 1 << 14)  # Arrow reads some blocks ahead
+
     def peak(copies: int) -> int:
         path = write_big(tmp_path / f"{copies}.{kind}", copies)
         tracemalloc.start()
@@ -177,7 +180,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
             tracemalloc.stop()
 
     peak(1)  # imports
-    assert peak(20) < 2 * peak(4)
+    assert peak(50) <= 1.1 * peak(5)
 
 
 def write_big(path: Path, copies: int) -> Path:
@@ -220,6 +223,11 @@ def test_what_datasets_saved(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "both"))
     with pytest.raises(DataError, match=r"DatasetDict holds several splits: 'train', 'test'\.\n.*data\['train'\]"):
         list(read_rows(both))
+    datasets.DatasetDict({"only": split}).save_to_disk(tmp_path / "only")
+    lazy = datasets.IterableDatasetDict({"only": split.to_iterable_dataset()})
+    for single in (tmp_path / "only", datasets.DatasetDict({"only": split}), lazy):
+        assert found(single) == list(enumerate(ROWS, start=1))
+    assert files_of(tmp_path / "only") == files_of(tmp_path / "only" / "only")
 
 
 def test_a_data_set_with_a_format_gives_plain_values() -> None:
@@ -243,10 +251,12 @@ def test_names_of_the_hub(name: str, asked: tuple[Any, ...], monkeypatch: pytest
     import datasets
 
     def load(hub_id: str, config: str | None, *, split: str, streaming: bool) -> list[Any]:
-        return [(hub_id, config, split)]
+        return [(hub_id, config, split, streaming)]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert [(str(source), row) for source, row in read_rows(name)] == [(f"{name}:1", asked)]
+    assert [(str(source), row) for source, row in read_rows(name)] == [(f"{name}:1", (*asked, False))]
+    [streamed] = shards(name, streaming=True)
+    assert [row for _, row in streamed()] == [(*asked, True)]
 
 
 def test_starter_rows_and_several_files(tmp_path: Path) -> None:
