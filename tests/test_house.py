@@ -22,6 +22,7 @@ ALL_CODE = [
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
 
 FILE_LINES = 400  # a file has fewer
+TRAINER_LINES = 300  # and the trainer, which has hooks only, than this
 FUNCTION_LINES = 100  # a function has at most as many, from `def` to its last line
 SHORT_FUNCTION_LINES = 12  # at least half of all functions have fewer
 NAMES_THAT_SAY_NOTHING = {"util", "utils", "helper", "helpers", "common", "misc"}
@@ -64,6 +65,22 @@ def is_below_train(path: Path) -> bool:
 def test_file_is_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines < FILE_LINES, f"{path.relative_to(ROOT)} has {lines} lines: part it by what its halves do"
+
+
+def test_the_trainer_is_hooks_only() -> None:
+    assert len((PACKAGE / "train" / "trainer.py").read_text(encoding="utf-8").splitlines()) < TRAINER_LINES
+
+
+@each(CODE)
+def test_no_forward_is_replaced(path: Path) -> None:
+    """Neither `x.forward = ...` nor `setattr(x, "forward", ...)`."""
+    replaced = [
+        place(path, node)
+        for node in ast.walk(tree(path))
+        if (isinstance(node, ast.Attribute) and node.attr == "forward" and isinstance(node.ctx, ast.Store))
+        or (isinstance(node, ast.Call) and any(isinstance(a, ast.Constant) and a.value == "forward" for a in node.args))
+    ]
+    assert not replaced, f"use a hook, or the model's own interface: {replaced}"
 
 
 @each(CODE)

@@ -3,10 +3,12 @@
   honed export runs/mine exported
   honed export runs/mine exported --dtype bfloat16 --ollama
   honed export runs/mine exported --gptq
+  honed export runs/mine exported --gguf q8_0 --ollama
 
 The base model is the one that the adapter was trained on; a quantised one is dequantised first. What was written is
 read back and must give the run's own logits, and greedy answers are compared, on rows of the training data. --gptq then
-rounds the linear layers to 4 bits, calibrated on rows of the training data, and shows the loss before and after.
+rounds the linear layers to 4 bits, calibrated on rows of the training data, and shows the loss before and after. --gguf
+writes one file for llama.cpp instead of a folder for transformers.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder of a finished run")
     parser.add_argument("out", metavar="OUT", help="new folder for the model")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 [float32]")
+    parser.add_argument("--gguf", nargs="?", const="f16", metavar="KIND", help="a GGUF file: f32, f16 or q8_0 [f16]")
     parser.add_argument("--ollama", action="store_true", help="write a Modelfile beside it")
     parser.add_argument("--gptq", action="store_true", help="4 bits by GPTQ (pip install llmcompressor)")
     parser.add_argument("--calibration-rows", type=int, default=128, metavar="N", help="rows for --gptq [128]")
@@ -49,12 +52,13 @@ def run(args: argparse.Namespace, command: str) -> int:
     check_places(folder, out, args.dtype)
     _check_gptq(args)
     tokenizer = load_tokenizer(str(folder))
+    _check_gguf(args, folder, tokenizer)
     if args.ollama:
         role_texts(tokenizer)  # before the work, not after it
     table = rows_of(folder, tokenizer, count=args.calibration_rows + CHECKED if args.gptq else PROBES)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-whole-") as beside:
-        whole = Path(beside) / "model" if args.gptq else out
+        whole = Path(beside) / "model" if args.gptq or args.gguf else out
         found = export(folder, whole, dtype=args.dtype, probes=probes_of(table))
         print(
             f"{out}: the trained model as {args.dtype}. Against the run, on {found.tokens} tokens:\n"
@@ -64,8 +68,11 @@ def run(args: argparse.Namespace, command: str) -> int:
         )
         if args.gptq:
             _to_4_bits(whole, out, table, args.calibration_rows)
+        if args.gguf:
+            _to_gguf(whole, out, table, args.gguf)
+        if args.ollama:
+            write_modelfile(out, tokenizer, whole, source=_gguf_name(args.gguf) if args.gguf else ".")
     if args.ollama:
-        write_modelfile(out, tokenizer)
         print(f"{out / 'Modelfile'}   ollama create NAME -f {out / 'Modelfile'}")
     return 0
 
@@ -122,6 +129,42 @@ def _check_gptq(args: argparse.Namespace) -> None:
         raise ModelError(f"--calibration-rows is {args.calibration_rows}.", fix="give at least 1")
 
 
+def _check_gguf(args: argparse.Namespace, folder: Path, tokenizer: Any) -> None:
+    """Refuses what llama.cpp would run otherwise, before anything is loaded."""
+    from honed.errors import ModelError
+
+    if args.gguf is None:
+        return
+    from honed.model.gguf_export import check_gguf, config_of
+
+    if args.gptq or args.dtype != "float32":
+        other = "--gptq" if args.gptq else "--dtype"
+        raise ModelError(f"--gguf and {other} both name the number format.", fix="leave one of them out")
+    check_gguf(config_of(folder), tokenizer, args.gguf)
+
+
+def _gguf_name(kind: str) -> str:
+    return f"model-{kind}.gguf"
+
+
+def _to_gguf(whole: Path, out: Path, table: TokenTable, kind: str) -> None:
+    """Writes the file into a new folder, and says how close it is to the whole model."""
+    from honed.model.gguf_export import export_gguf
+
+    made = whole.parent / "gguf"
+    made.mkdir()
+    found = export_gguf(whole, made / _gguf_name(kind), kind=kind, probes=probes_of(table))
+    if out.exists():
+        out.rmdir()
+    made.replace(out)
+    print(
+        f"  then as {_gguf_name(kind)}:\n"
+        f"  logits differ by {found.change:.2g} of their spread ({found.allowed:.2g} may be)\n"
+        f"  {found.same_choices} of {found.tokens} likeliest tokens are the same\n"
+        f"  {found.same_answers} of {found.answers} greedy answers are the same"
+    )
+
+
 def _to_4_bits(whole: Path, out: Path, table: TokenTable, n_calibration: int) -> None:
     """Calibrates on the first rows and measures on the rest; on the last of the same where there are no others."""
     from honed.model.gptq import Row, export_gptq
@@ -137,8 +180,13 @@ def _to_4_bits(whole: Path, out: Path, table: TokenTable, n_calibration: int) ->
     )
 
 
-def write_modelfile(out: Path, tokenizer: Any) -> None:
+def write_modelfile(out: Path, tokenizer: Any, whole: Path, *, source: str) -> None:
     """The Modelfile beside the exported model, with the stops of its generation config.
+
+    Args:
+        out: the folder that it goes to.
+        whole: where the generation config stands.
+        source: what the Modelfile takes the weights from, seen from `out`.
 
     Raises:
         TemplateError: the chat template cannot be written in Ollama's language.
@@ -147,6 +195,6 @@ def write_modelfile(out: Path, tokenizer: Any) -> None:
 
     from honed.model.ollama import modelfile
 
-    eos = GenerationConfig.from_pretrained(out).eos_token_id
+    eos = GenerationConfig.from_pretrained(whole).eos_token_id
     stops = tokenizer.convert_ids_to_tokens([eos] if isinstance(eos, int) else list(eos or []))
-    (out / "Modelfile").write_text(modelfile(tokenizer, stops), encoding="utf-8")
+    (out / "Modelfile").write_text(modelfile(tokenizer, stops, source=source), encoding="utf-8")

@@ -37,7 +37,7 @@ def rows_shown(found: DryRun) -> list[str]:
 
 
 def summary(found: DryRun) -> str:
-    """Model, data, steps, learning rate, memory and notes, a line or two each."""
+    """Model, data, steps, learning rate, memory, time and notes, a line or two each."""
     from honed.train.dry_run import schedule_in_words
 
     share = found.trainable / max(1, found.parameters)
@@ -55,6 +55,8 @@ def summary(found: DryRun) -> str:
     }
     if found.memory is not None:
         parts["memory"] = f"about {found.memory / 1e9:.1f} GB at the peak on {found.device}, with rows of max_length"
+    if (time := _time(found)) is not None:
+        parts["time"] = time
     if found.notes:
         parts["notes"] = "\n".join(found.notes)
     parts["output"] = found.recipe.output
@@ -70,6 +72,22 @@ def _steps(found: DryRun) -> str:
     if found.tokens_per_step is not None:
         lines.append(f"{found.rows_per_step:,.1f} rows and {found.tokens_per_step:,.0f} tokens a step on average")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _time(found: DryRun) -> str | None:
+    """A guess from the operations and what the machine could do at best; None where one of them is not known."""
+    from honed.cli.plan import machine
+    from honed.model.plan_time import EFFICIENCY, cpu_flops
+
+    if (
+        found.operations is None
+        or (rate := cpu_flops() if found.device == "cpu" else machine(None, None).flops) is None
+    ):
+        return None
+    seconds = found.operations / (rate * EFFICIENCY)
+    whole = seconds * found.steps
+    said = f"{whole:,.0f} s" if whole < 100 else f"{whole / 60:,.0f} min" if whole < 6000 else f"{whole / 3600:,.0f} h"
+    return f"about {said}, {seconds:,.2g} s a step, if {EFFICIENCY:.0%} of {rate / 1e12:,.2f} TFLOP/s are reached"
 
 
 def _recipe(recipe: Recipe) -> str:

@@ -8,10 +8,8 @@ prefixes can be shared) is tried when training starts, and assumed here.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,11 @@ from honed.data.mixture import as_mixture
 from honed.data.prepare import PrepareOptions, part_options
 from honed.data.sources import read_rows
 from honed.errors import RecipeError
+from honed.model import plan
 from honed.model.adapters import lora_config, ready_to_train
 from honed.model.device import pick_dtype
 from honed.model.load import model_class, resolve
+from honed.model.plan_time import flops_per_step
 from honed.recipe import Recipe
 from honed.train import rules, vision
 from honed.train.config import SFTConfig
@@ -35,7 +35,6 @@ from honed.train.run_data import run_data
 from honed.train.start import fit_to_model
 
 SHOWN_ROWS = 3
-MEMORY = "honed.model.plan"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +51,7 @@ class DryRun:
         examples: the first rows, as (source, row, options of their source).
         steps: optimizer steps; `rows_per_step` and `tokens_per_step` are means over an epoch, of all processes.
         memory: bytes at the peak; None where that cannot be told.
+        operations: floating-point operations of an average step on each process; None as well.
         notes: options that were adjusted or have no effect, and what would stop the run.
     """
 
@@ -70,6 +70,7 @@ class DryRun:
     rows_per_step: float
     tokens_per_step: float | None
     memory: int | None
+    operations: float | None
     notes: list[str]
 
 
@@ -108,6 +109,8 @@ def dry_run(recipe: Recipe) -> DryRun:
     tokens = 0 if ledger is None else ledger.tokens
     batches, steps = steps_of(args, None if rows is None else len(rows), tokens)
     epoch_steps = None if rows is None else steps_of(args, len(rows), tokens, epochs=1)[1]
+    tokens_per_step = None if ledger is None or epoch_steps is None else ledger.tokens / epoch_steps
+    job = _job(recipe, args)
     return DryRun(
         recipe=recipe,
         args=args,
@@ -122,8 +125,9 @@ def dry_run(recipe: Recipe) -> DryRun:
         batches=batches,
         steps=steps,
         rows_per_step=_most_rows(args) if rows is None or epoch_steps is None else len(rows) / epoch_steps,
-        tokens_per_step=None if ledger is None or epoch_steps is None else ledger.tokens / epoch_steps,
-        memory=_memory(recipe, args),
+        tokens_per_step=tokens_per_step,
+        memory=None if job is None else int(plan.estimate(job).peak),
+        operations=None if job is None else _operations(job, ledger, tokens_per_step, args.world_size),
         notes=[*notes, *told, *datasets.notes],
     )
 
@@ -234,12 +238,19 @@ def _most_rows(args: SFTConfig) -> float:
     return float(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
-def _memory(recipe: Recipe, args: SFTConfig) -> int | None:
-    """By `honed.model.plan`, where it knows the model's layers and the device."""
-    if find_spec(MEMORY) is None or args.device.type not in ("cpu", "cuda"):
+def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
+    """The run as the planner sees it; None where it does not know the model's layers or the device."""
+    if args.device.type not in ("cpu", "cuda"):
         return None
-    plan = importlib.import_module(MEMORY)
     try:
-        return int(plan.estimate(plan.job_of(recipe, device=args.device.type)).peak)
+        return plan.job_of(recipe, device=args.device.type)
     except (RecipeError, NotImplementedError, KeyError):  # no max_length, or an architecture that it has no formula for
         return None
+
+
+def _operations(job: plan.Job, ledger: Ledger | None, tokens_per_step: float | None, world_size: int) -> float:
+    """Of one step on each process: of rows of max_length, or where the data's own tokens are known, of as many."""
+    if ledger is None or not tokens_per_step:
+        return flops_per_step(job)
+    share = ledger.trained_tokens / ledger.tokens
+    return flops_per_step(job, trained_share=share) * tokens_per_step / world_size / (job.tokens * job.accumulation)

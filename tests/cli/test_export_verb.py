@@ -70,6 +70,28 @@ def test_4_bits_need_a_package_and_exclude_ollama(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gguf_file_with_its_modelfile(honed: Any, model: Path, tmp_path: Path) -> None:
+    shown = honed("export", model, tmp_path / "out", "--gguf", "q8_0", "--ollama")
+    assert shown.status == 0, shown.err
+    assert "then as model-q8_0.gguf" in shown.out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["Modelfile", "model-q8_0.gguf"]
+    written = (tmp_path / "out" / "Modelfile").read_text()
+    assert written.startswith("FROM model-q8_0.gguf\n") and 'PARAMETER stop "<|im_end|>"' in written
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--gguf", "q2"), "known are f32, f16, q8_0"),
+        (("--gguf", "--dtype", "bfloat16"), "--gguf and --dtype both"),
+    ],
+)
+def test_gguf_files_that_cannot_be(options: tuple[str, ...], message: str, honed: Any, model: Path) -> None:
+    shown = honed("export", model, model.parent / "out", *options)
+    assert shown.status == 2 and message in shown.err and not (model.parent / "out").exists()
+
+
 @pytest.mark.filterwarnings("ignore")  # those of llm-compressor and of what it brings
 def test_a_run_in_4_bits(honed: Any, model: Path, tmp_path: Path) -> None:
     pytest.importorskip("llmcompressor", reason="pip install llmcompressor")

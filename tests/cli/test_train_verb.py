@@ -112,6 +112,8 @@ def test_a_dry_run_shows_everything_and_writes_nothing(train: Callable[..., Any]
         "packing_strategy has no effect without packing=True.",
     ):
         assert line in shown.out
+    assert re.search(r"^memory +about [\d.]+ GB at the peak on cpu", shown.out, flags=re.MULTILINE)
+    assert re.search(r"^time +about \d+ s, [\d.e-]+ s a step, if 40% of [\d.]+ TFLOP/s", shown.out, flags=re.MULTILINE)
     command = shown.out.rstrip().splitlines()[-1]
     assert command.startswith("  honed train --model ")
     assert "--dry" not in command

@@ -1,7 +1,7 @@
 """The recipes that come with honed: each is read, is what its header says, and runs in its smallest form.
 
-`multi_gpu` runs in tests/train/test_run_ranks.py, `demo` in tests/cli; `vlm` and the MiniMind chain have tests of their
-own.
+`multi_gpu` runs in tests/train/test_run_ranks.py, `demo` in tests/cli/test_demo.py, `vlm` in
+tests/train/test_vision_training.py, the MiniMind chain in tests/cli/test_new.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from honed.train.run import run, training_arguments
 FOLDER = Path(honed.recipes.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 OWN = ["full", "lora", "moe", "multi_gpu", "packing", "qlora"]
+WITH_COMMAND = [*OWN, "vlm", "minimind_pretrain", "minimind_sft", "demo"]
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("qwen3", {}),
@@ -38,7 +39,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def commands(name: str) -> list[str]:
     """The `honed train` lines of the recipe's header, whatever starts them."""
     lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    return [found[1] for line in lines if (found := re.match(r"#   .*honed train (.*)", line))]
+    return [found[1] for line in lines if (found := re.match(r"# .*honed train ([^`]*)", line))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +49,11 @@ def test_a_recipe_fits_together(name: str, tmp_path: Path) -> None:
     assert recipe.data.overlong == "drop"
 
 
-@pytest.mark.parametrize("name", OWN)
+def test_every_recipe_is_looked_at() -> None:
+    assert sorted(WITH_COMMAND) == NAMES
+
+
+@pytest.mark.parametrize("name", WITH_COMMAND)
 def test_the_headers_command_is_this_recipes(name: str) -> None:
     assert commands(name)
     for command in commands(name):
@@ -64,25 +69,31 @@ def test_the_header_says_what_it_was_not_measured_on(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_recipe_runs(
+def test_the_headers_command_runs(  # noqa: PLR0917
     name: str,
     tmp_path: Path,
     tiny_model: Callable[..., Any],
     tiny_tokenizer: Any,
     chat_rows: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Word for word, where the model's name is a folder with a tiny one; only steps and sizes are set small."""
     if name == "qlora" and find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
-    family, changes = FAMILIES[name]
-    tiny_model(family, **changes).save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    path, changes = divide(shlex.split(commands(name)[0]))
+    asked = load_recipe(path, changes)
+    monkeypatch.chdir(tmp_path)
+    family, sizes = FAMILIES[name]
+    tiny_model(family, **sizes).save_pretrained(asked.model)
+    tiny_tokenizer.save_pretrained(asked.model)
     words = ["".join(random.choices("abcdefgh", k=5)) for _ in range(12 * 30)]  # rows alike would not be divided
     texts = [{"text": " ".join(words[n : n + 30])} for n in range(0, len(words), 30)]
     rows = texts if name == "packing" else chat_rows
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("texts").mkdir()
+    file = Path(asked.data.files[0].replace("*", "some"))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     small = ["max_steps=2", "use_cpu=true", "gradient_accumulation_steps=2", "data.eval_share=0.2", "max_length=64"]
-    given = [f"model={tmp_path / 'tiny'}", f"data.files={tmp_path / 'rows.jsonl'}", f"output={tmp_path / 'run'}"]
-    recipe = load_recipe(find_recipe(name), [*given, *small])
+    recipe = load_recipe(path, [*changes, *small])
     result = run(recipe, command=f"honed train {name}", say=lambda _: None)
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from honed.errors import DataError, ModelError, RecipeError
+from honed.model import plan
+from honed.model.plan_time import flops_per_step
 from honed.recipe import Recipe, load_recipe
-from honed.train import dry_run as module
 from honed.train.config import SFTConfig
 from honed.train.dry_run import dry_run, first_rows, meta_model, schedule_in_words, steps_of
 from honed.train.run import run
@@ -147,11 +148,18 @@ def test_steps_on_several_processes() -> None:
     assert steps_of(args, None) == (None, -1)
 
 
-def test_without_a_planner_there_is_no_memory(
-    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert dry_run(recipe_of()).memory is None
+def test_memory_and_operations_are_the_planners(recipe_of: Callable[..., Recipe]) -> None:
+    """A step of the data's own tokens takes its share of one whose rows are all of max_length."""
+    recipe = recipe_of("per_device_train_batch_size=2", "gradient_accumulation_steps=3")
+    found = dry_run(recipe)
+    job = plan.job_of(recipe, device="cpu")
+    assert found.ledger is not None and found.tokens_per_step is not None and found.memory == plan.estimate(job).peak
+    longest = flops_per_step(job, trained_share=found.ledger.trained_tokens / found.ledger.tokens)
+    assert found.operations == pytest.approx(longest * found.tokens_per_step / (2 * 3 * 64))
+    streamed = dry_run(recipe_of("data.streaming=true", "max_steps=7", "per_device_train_batch_size=2"))
+    assert streamed.operations == pytest.approx(flops_per_step(job) / 3)
+    unbounded = dry_run(recipe_of("data.max_length=null"))
+    assert (unbounded.memory, unbounded.operations) == (None, None)
 
 
 def test_steps_chosen_by_tokens_are_counted_as_they_are_made(tmp_path: Path) -> None:

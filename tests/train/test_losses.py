@@ -105,6 +105,27 @@ def test_every_loss(loss: str, scoring: bool, way: str, make: Callable[..., SFTT
     assert_same(trained(trainer, batches_of(trainer, way)), expected)
 
 
+@pytest.mark.parametrize("way", ["flat", "padded"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_weight_for_each_token(loss: str, way: str, make: Callable[..., SFTTrainer]) -> None:
+    """Rows that bring weights of their own: the loss is the weighted sum over the sum of the weights."""
+    changes, token_loss = LOSSES[loss]
+    trainer = make(**changes)
+    ids = [row.input_ids.tolist() for row in map(trainer.train_dataset.__getitem__, range(12))]
+    masks = [[(3 * n + place) % 4 / 2 for place in range(len(row))] for n, row in enumerate(ids)]
+    rows = [{"input_ids": row, "loss_mask": mask} for row, mask in zip(ids, masks, strict=True)]
+    trainer.train_dataset = trainer._datasets.make("train", rows)
+    model, expected = trainer.model, torch.zeros((), dtype=torch.float64)
+    weights = [torch.tensor(mask[1:], dtype=torch.float64) for mask in masks]
+    model.zero_grad()
+    for row, weight in zip(ids, weights, strict=True):
+        logits = model(torch.tensor([row])).logits[0, :-1]
+        expected = expected + token_loss(logits, torch.tensor(row[1:])) @ weight
+    expected = expected / sum(float(weight.sum()) for weight in weights)
+    expected.backward()
+    assert_same(trained(trainer, batches_of(trainer, way)), (float(expected.detach()), gradients(model)))
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [

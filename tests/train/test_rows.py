@@ -131,6 +131,36 @@ def test_rows_are_shuffled_once_and_none_is_lost(way: str, make: Make, chat_rows
     assert sorted(plain) == sorted(first) == sorted(other)
 
 
+def rows_of(trainer: Any) -> list[tuple[list[int], list[float], tuple[int, ...]]]:
+    rows = map(trainer.train_dataset.__getitem__, range(len(trainer.train_dataset)))
+    return [(row.input_ids.tolist(), row.weights.tolist(), tuple(row.lengths)) for row in rows]
+
+
+@pytest.mark.parametrize("option", [{"padding_free": True}, {"dataset_num_proc": 2}, {"dataset_text_field": "other"}])
+def test_options_that_change_no_row(option: dict[str, Any], make: Make, chat_rows: Rows) -> None:
+    """Batches have no padding anyway; more processes give the same rows; conversations have no text column."""
+    assert rows_of(make(chat_rows, **option)) == rows_of(make(chat_rows))
+
+
+def test_the_text_column_has_any_name(make: Make) -> None:
+    texts = ["why one", "yes two fox"]
+    plain = make([{"text": text} for text in texts], train_on=None)
+    named = make([{"body": text, "text": "no"} for text in texts], train_on=None, dataset_text_field="body")
+    assert rows_of(named) == rows_of(plain)
+
+
+@pytest.mark.parametrize(("strategy", "whole", "full"), [("bfd", True, False), ("wrapped", False, True)])
+def test_packing_strategies(strategy: str, whole: bool, full: bool, make: Make) -> None:
+    """bfd keeps each document in one row; wrapped fills every row but the last, and tears some."""
+    data = [{"text": "why " * n} for n in (3, 17, 9, 20, 5)]
+    options = {"train_on": None, "packing": True, "max_length": 24}
+    rows = rows_of(make(data, packing_strategy=strategy, **options))
+    documents = [n for *_, lengths in rows for n in lengths]
+    alone = [len(ids) for ids, *_ in rows_of(make(data, train_on=None, max_length=24))]
+    assert (sorted(documents) == sorted(alone)) is whole and sum(documents) == sum(alone)
+    assert ({len(ids) for ids, *_ in rows[:-1]} == {24}) is full
+
+
 def test_a_transform_is_refused(make: Make, chat_rows: Rows) -> None:
     rows = datasets.Dataset.from_list(chat_rows).with_transform(lambda batch: batch)
     with pytest.raises(RecipeError, match="has a transform"):

@@ -182,10 +182,16 @@ def test_checkpointing_is_left_out_where_a_model_cannot(
     assert any("gradient_checkpointing has no effect" in note for note in trainer.notes)
 
 
-@pytest.mark.parametrize("named", ["keyword", "model"])
+@pytest.mark.parametrize(("named", "kind"), [("keyword", "eager"), ("keyword", "sdpa"), ("model", "eager")])
 @pytest.mark.parametrize("packing", [False, True])
 def test_attention_that_somebody_named_is_kept(  # noqa: PLR0917
-    named: str, packing: bool, folder: Folder, quick: dict[str, Any], chat_rows: Rows, monkeypatch: pytest.MonkeyPatch
+    named: str,
+    kind: str,
+    packing: bool,
+    folder: Folder,
+    quick: dict[str, Any],
+    chat_rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """But for packing, which needs honed's; then it says so. The model has its own back afterwards."""
     from transformers import AutoModelForCausalLM
@@ -198,21 +204,24 @@ def test_attention_that_somebody_named_is_kept(  # noqa: PLR0917
         return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(SFTTrainer, "training_step", watched)
-    keywords = {"attn_implementation": "eager"}
+    keywords = {"attn_implementation": kind}
     by_keyword = named == "keyword"
     model = folder() if by_keyword else AutoModelForCausalLM.from_pretrained(folder(), **keywords)
     args = SFTConfig(**quick, packing=packing, max_steps=1, model_init_kwargs=keywords if by_keyword else None)
     trainer = SFTTrainer(model, args=args, train_dataset=chat_rows)
     trainer.train()
-    assert used == ["honed" if packing else "eager"] and trainer.model.config._attn_implementation == "eager"
+    assert used == ["honed" if packing else kind] and trainer.model.config._attn_implementation == kind
     assert isinstance(trainer.data_collator, FlatCollator if packing else PaddedCollator)
-    assert any("attn_implementation='eager'" in note for note in trainer.notes)
+    assert any(f"attn_implementation={kind!r}" in note for note in trainer.notes)
 
 
-def test_flash_attention_takes_flat_rows_itself(tiny_model: Callable[..., Any], quick: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"])
+def test_flash_attention_takes_flat_rows_itself(
+    kind: str, tiny_model: Callable[..., Any], quick: dict[str, Any]
+) -> None:
     """FlashAttention runs on GPUs only: what is looked at is the choice."""
     found = Seams(flat=True, scoring=True)
-    args = SFTConfig(**quick, model_init_kwargs={"attn_implementation": "flash_attention_2"}, packing=True)
+    args = SFTConfig(**quick, model_init_kwargs={"attn_implementation": kind}, packing=True)
     chosen, flat = start.choose_attention(found, "name", tiny_model(), args)
     assert flat and not chosen.flat and chosen.scoring and found.flat
     assert start.choose_attention(found, "name", tiny_model(), SFTConfig(**quick)) == (found, True)
