@@ -111,6 +111,7 @@ def run(job: dict[str, Any], rank: int) -> None:
     trainer = make_trainer(job, args)
     trainer.train(resume_from_checkpoint=job.get("resume"))
     told: dict[str, Any] = {"log": trainer.state.log_history, "wrapper": type(trainer.model_wrapped).__name__}
+    told["worst_steps"] = trainer.worst_steps()
     if job.get("eval_rows"):
         told["after"] = trainer.evaluate()
     trainer.save_model(str(out / "model"))

@@ -5,6 +5,7 @@ Rows are packed and of uneven length, so the ranks have different numbers of tok
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -30,13 +31,18 @@ def same_weights(found: Ended, wanted: Ended) -> None:
         assert float((ours[name] - tensor).norm()) <= 1e-6 * float(tensor.norm()), name
 
 
-def same_run(found: Ended, wanted: Ended) -> None:
-    """Every logged line, the evaluation and the weights."""
-    assert len(found.steps()) == len(wanted.steps()) == 2
+def same_steps(found: Ended, wanted: Ended) -> None:
+    """Every logged line of training."""
+    assert len(found.steps()) == len(wanted.steps()) >= 2
     for line, other in zip(found.steps(), wanted.steps(), strict=True):
         for key in ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy"):
             assert line[key] == pytest.approx(other[key], rel=1e-6), key
         assert line["num_tokens"] == other["num_tokens"]
+
+
+def same_run(found: Ended, wanted: Ended) -> None:
+    """Every logged line, the evaluation and the weights."""
+    same_steps(found, wanted)
     after, expected = found.told()["after"], wanted.told()["after"]
     for key in ("eval_loss", "eval_mean_token_accuracy", "eval_entropy"):
         assert after[key] == pytest.approx(expected[key], rel=1e-6), key
@@ -91,6 +97,25 @@ def test_a_checkpoint_in_parts_is_gone_on_from(world: int, in_parts: Ended, rank
 @pytest.mark.parametrize("engine", [{}, FSDP], ids=["ddp", "fsdp2"])
 def test_lora(engine: dict[str, Any], lora_alone: Ended, ranks: Ranks) -> None:
     same_run(ranks(f"lora-{len(engine)}", lora=True, **settings(engine)), lora_alone)
+
+
+@pytest.mark.parametrize(("rows", "engine"), [(5, {}), (9, FSDP), (14, {})], ids=["ddp", "fsdp2", "full-micro-batches"])
+def test_rows_that_do_not_fill_the_last_step(rows: int, engine: dict[str, Any], ranks: Ranks) -> None:
+    """No row counts twice: over two epochs, steps of up to eight rows are those of one process, the short last too.
+
+    Five rows: in the second micro-batch one rank has one row, the other nothing. Nine: so it is in a step of one
+    micro-batch. Fourteen: all micro-batches are full, and one rank has one more.
+    """
+    train = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "gradient_accumulation_steps": 2}
+    found = ranks(f"uneven-{rows}", rows=rows, train={**train, **engine})
+    wanted = ranks(f"uneven-{rows}-alone", rows=rows, world=1, train={**train, **ALONE})
+    assert len(wanted.steps()) == 2 * math.ceil(rows / 8)
+    same_steps(found, wanted)
+    same_weights(found, wanted)
+    of_ranks = [line for rank in (0, 1) for line in found.told(rank)["worst_steps"]]
+    for step in wanted.told()["worst_steps"]:
+        shown = [row["row"] for line in of_ranks if line["step"] == step["step"] for row in line["rows"]]
+        assert sorted(shown) == sorted(row["row"] for row in step["rows"])
 
 
 @long
