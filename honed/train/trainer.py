@@ -281,8 +281,8 @@ class SFTTrainer(ResumingTrainer):
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, PackedRows):
             return super()._get_train_sampler(train_dataset)
         args = self.args
-        size = args.train_batch_size * args.gradient_accumulation_steps
-        return GroupedByLength(rows, size, seed=args.seed if args.data_seed is None else args.data_seed)
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return GroupedByLength(rows, per_step, seed=args.seed if args.data_seed is None else args.data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         # prepared rows have no columns; of rows as they are, a collator gets the token ids or, without any, all

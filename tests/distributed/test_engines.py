@@ -118,6 +118,17 @@ def test_rows_that_do_not_fill_the_last_step(rows: int, engine: dict[str, Any], 
         assert sorted(shown) == sorted(row["row"] for row in step["rows"])
 
 
+def test_rows_grouped_by_length(ranks: Ranks) -> None:
+    """The steps of one process; a run that goes on in the second epoch has that epoch's order."""
+    train = {"num_train_epochs": 2, "train_sampling_strategy": "group_by_length"}
+    found = ranks("grouped", rows=14, train={**train, "save_strategy": "steps", "save_steps": 5})
+    wanted = ranks("grouped-alone", rows=14, world=1, train={**train, **ALONE})
+    same_steps(found, wanted)
+    same_weights(found, wanted)
+    resumed = ranks("grouped-on", rows=14, train=train, resume=str(found.out / "checkpoint-5"))
+    same_weights(resumed, found)
+
+
 @long
 @pytest.mark.parametrize("engine", [{}, FSDP, IN_PARTS], ids=["ddp", "fsdp2", "in-parts"])
 def test_tied_embeddings(engine: dict[str, Any], ranks: Ranks) -> None:
