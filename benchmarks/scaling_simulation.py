@@ -5,8 +5,8 @@
 Lengths: question and answer pairs of ../shared/data (without that folder, of the packaged starter set), rendered and
 tokenised by honed; `--rows` lengths are then drawn from them with seed 0, as 1,024 ranks need more rows than there are.
 Orders and rows are honed's own: `pack_best_fit`, the plain loop's `Plan`, `GroupedByLength`, `StreamDataset`; and
-accelerate's `BatchSamplerShard` with `FilledOrder`, which deal the batches of `SFTTrainer`. It stops if a row is missing
-or trained twice.
+accelerate's `BatchSamplerShard` with `FilledOrder`, which deal the batches of `SFTTrainer`. It stops where a row is
+missing or trained twice.
 
 Work is counted in operations of the planner (attention included) for one model. All ranks wait for the slowest, so
 the share of time that is spent on real tokens is
