@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Ended, Ranks
+from program import logits_of, make_model
 from transformers import AutoModelForCausalLM
 
+from honed.model.export import Probe, export
 from honed.train.checkpoint import check
 
 long = pytest.mark.skipif(not os.environ.get("HONED_FAULTS"), reason="a long one: HONED_FAULTS=1, or `make faults`")
@@ -97,6 +100,20 @@ def test_a_checkpoint_in_parts_is_gone_on_from(world: int, in_parts: Ended, rank
 @pytest.mark.parametrize("engine", [{}, FSDP], ids=["ddp", "fsdp2"])
 def test_lora(engine: dict[str, Any], lora_alone: Ended, ranks: Ranks) -> None:
     same_run(ranks(f"lora-{len(engine)}", lora=True, **settings(engine)), lora_alone)
+
+
+@pytest.mark.parametrize("engine", [FSDP, IN_PARTS], ids=["whole", "in-parts"])
+def test_an_adapter_that_fsdp2_trained_is_merged(engine: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
+    """The export loads in plain transformers, with the logits that the sharded model gave when its training ended."""
+    base, out = tmp_path / "base", tmp_path / "merged"
+    make_model().save_pretrained(base)
+    kind = engine["fsdp_config"]["state_dict_type"]
+    trained = ranks(f"merged-{kind}", base=str(base), lora=True, train={**engine, "learning_rate": 0.1})
+    assert export(trained.out / "model", out, probes=[Probe(ids=range(3, 23), n_prompt=10)]).passes
+    untrained, found = (torch.tensor(logits_of(AutoModelForCausalLM.from_pretrained(folder))) for folder in (base, out))
+    wanted = torch.tensor(trained.told()["logits"])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert float((wanted - untrained).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize(("rows", "engine"), [(5, {}), (9, FSDP), (14, {})], ids=["ddp", "fsdp2", "full-micro-batches"])
