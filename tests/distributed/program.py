@@ -78,9 +78,9 @@ class DiesAt(TrainerCallback):
 
 
 def make_arguments(job: dict[str, Any]) -> SFTConfig:
-    """Of a job. accelerate shards on GPUs only and trains with DDP elsewhere, so for FSDP this says they are GPUs."""
+    """Of a job. accelerate shards on GPUs only, and trains with DDP elsewhere: for FSDP and TP this says they are."""
     args = SFTConfig(output_dir=job["out"], **{**TRAIN, **job.get("train", {})})
-    if args.fsdp:
+    if args.fsdp or "tp_plan" in (args.model_init_kwargs or {}):
         args.distributed_state.distributed_type = DistributedType.MULTI_GPU
     return args
 

@@ -23,6 +23,7 @@ long = pytest.mark.skipif(not os.environ.get("HONED_FAULTS"), reason="a long one
 FSDP = {"fsdp": True, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}
 IN_PARTS = {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
 SAVES = {"save_strategy": "steps", "save_steps": 1}
+ONE_EACH = {"gradient_accumulation_steps": 1}
 ALONE = {"gradient_accumulation_steps": 4}
 UNEVEN = 5  # rows to evaluate on: two ranks with batches of two are three rows short
 
@@ -114,6 +115,20 @@ def test_an_adapter_that_fsdp2_trained_is_merged(engine: dict[str, Any], ranks: 
     wanted = torch.tensor(trained.told()["logits"])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert float((wanted - untrained).abs().max()) > 0.1
+
+
+def test_tensor_parallel(ranks: Ranks, tmp_path: Path) -> None:
+    """Two ranks share each row and each matrix: the steps and weights of one process, and each token counts once."""
+    make_model(num_key_value_heads=2).save_pretrained(tmp_path)
+    plan = {"model_init_kwargs": {"tp_plan": "auto"}}
+    found, wanted = (
+        ranks(f"tp-{world}", base=str(tmp_path), world=world, rows=4, train=train)
+        for world, train in ((2, plan), (1, {}))
+    )
+    same_steps(found, wanted)
+    same_weights(found, wanted)
+    refused = ranks("tp-tokens", base=str(tmp_path), train={**plan, "tokens_per_step": 50, **ONE_EACH})
+    assert refused.statuses == [2, 2] and "tensor parallelism" in refused.err(0)
 
 
 @pytest.mark.parametrize(("rows", "engine"), [(5, {}), (9, FSDP), (14, {})], ids=["ddp", "fsdp2", "full-micro-batches"])
