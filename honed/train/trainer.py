@@ -116,7 +116,7 @@ class SFTTrainer(ResumingTrainer):
         token_batches.check(args, self._datasets.collator)
         if (getattr(trained, "_tp_size", None) or 1) > 1 and (args.tokens_per_step or args.streaming):
             raise RecipeError(
-                "tokens_per_step and streaming give each rank rows of its own; with tensor parallelism ranks share them.",
+                "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",
                 fix="leave one of them out",
             )
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
