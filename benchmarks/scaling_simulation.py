@@ -5,8 +5,8 @@
 Lengths: question and answer pairs of ../shared/data (without that folder, of the packaged starter set), rendered and
 tokenised by honed; `--rows` lengths are then drawn from them with seed 0, as 1,024 ranks need more rows than there are.
 Orders and rows are honed's own: `pack_best_fit`, the plain loop's `Plan`, `GroupedByLength`, `StreamDataset`; and
-accelerate's `BatchSamplerShard`, which deals the batches of `SFTTrainer`. It stops if a row is missing or trained twice
-where it should not be.
+accelerate's `BatchSamplerShard` with `FilledOrder`, which deal the batches of `SFTTrainer`. It stops where a row is
+missing or trained twice.
 
 Work is counted in operations of the planner (attention included) for one model. All ranks wait for the slowest, so
 the share of time that is spent on real tokens is
@@ -33,6 +33,7 @@ RANKS = (1, 8, 64, 1024)
 CAPACITY = 2048  # max_length of recipes/multi_gpu.yaml
 BATCH = 4  # its per_device_train_batch_size
 MODEL = "Qwen3-8B"
+Ranks = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ def main() -> None:
     record["order"] = [order(len(rows), ranks) for ranks in args.ranks]
     same_steps(len(rows), args.ranks)
     show_order(record["order"])
-    record["load"] = [one for layout in layouts(lengths, rows) for one in loads(layout, args.ranks)]
+    record["load"] = [one for layout, ranks in layouts(lengths, rows, args.ranks) for one in loads(layout, ranks)]
     show_load(record["load"])
     if args.out:
         Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -134,8 +135,8 @@ def padded_tokens(batches: Any) -> np.ndarray:
     return np.array([len(batch) * max(batch) for batch in batches])
 
 
-def batches_by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """Lengths of the batches that `train_sampling_strategy="group_by_length"` gives."""
+def batches_by_length(lengths: np.ndarray, size: int, ranks: int = 1) -> list[np.ndarray]:
+    """Lengths of the batches that `train_sampling_strategy="group_by_length"` gives; one of each rank in a step."""
     from honed.train.rows import GroupedByLength
 
     class Rows:
@@ -145,7 +146,7 @@ def batches_by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
         def __getitem__(self, n: int) -> Any:
             return SimpleNamespace(lengths=(int(lengths[n]),))
 
-    order = np.fromiter(GroupedByLength(Rows(), size, seed=0), dtype=np.int64)  # type: ignore[arg-type]
+    order = np.fromiter(GroupedByLength(Rows(), size * ranks, seed=0), dtype=np.int64)  # type: ignore[arg-type]
     return [lengths[order[n : n + size]] for n in range(0, len(order), size)]
 
 
@@ -166,8 +167,7 @@ def order(rows: int, ranks: int) -> dict[str, Any]:
     epoch = epoch_order(rows, 0, 0)
     check(in_turn(plain)[:rows] == epoch, f"plain loop, {ranks} ranks: another order")
     dealt = dealt_by_accelerate(epoch, ranks)
-    check(in_turn(dealt)[:rows] == epoch, f"trainer, {ranks} ranks: another order")
-    repeated = sum(len(batch) for of_rank in dealt for batch in of_rank) - rows
+    check(in_turn(dealt) == epoch, f"trainer, {ranks} ranks: another order")
     check(len({len(of_rank) for of_rank in dealt}) == 1, f"trainer, {ranks} ranks: unequal numbers of steps")
     check_stream(ranks)
     return {
@@ -177,7 +177,6 @@ def order(rows: int, ranks: int) -> dict[str, Any]:
         "each_row_once": True,
         "order_of_one_rank": True,
         "weightless_batches": weightless,
-        "trainer_rows_repeated": repeated,
     }
 
 
@@ -199,11 +198,15 @@ def dealt_by_plan(rows: int, ranks: int) -> tuple[list[list[list[int]]], int]:
 
 
 def dealt_by_accelerate(epoch: list[int], ranks: int) -> list[list[list[int]]]:
+    """Rows of each rank's batches; a batch of nothing, with which honed fills the last round up, is empty."""
     from accelerate.data_loader import BatchSamplerShard
     from torch.utils.data import BatchSampler
 
-    batches = BatchSampler(epoch, BATCH, drop_last=False)
-    return [list(BatchSamplerShard(batches, ranks, rank)) if ranks > 1 else list(batches) for rank in range(ranks)]
+    from honed.train.filling import FilledOrder
+
+    batches = BatchSampler(FilledOrder(epoch, BATCH * ranks), BATCH, drop_last=False)
+    dealt = [BatchSamplerShard(batches, ranks, rank) if ranks > 1 else batches for rank in range(ranks)]
+    return [[[row for row in batch if row < len(epoch)] for batch in of_rank] for of_rank in dealt]
 
 
 def in_turn(dealt: list[list[list[int]]]) -> list[int]:
@@ -234,7 +237,7 @@ def check_stream(ranks: int, rounds: int = 4) -> None:
         check(numbers == list(range(first, rounds * ranks)), f"stream, {ranks} ranks: another order")
 
 
-def same_steps(rows: int, ranks: tuple[int, ...]) -> None:
+def same_steps(rows: int, ranks: Ranks) -> None:
     """With as many micro-batches in a step (ranks x accumulation), a step has the same rows whatever the ranks."""
     most, steps = max(ranks), []
     for world in (n for n in ranks if most % n == 0):
@@ -268,19 +271,23 @@ def work_of() -> Callable[[np.ndarray], np.ndarray]:
     return lambda n: a * n + b * n.astype(np.float64) ** 2
 
 
-def layouts(lengths: np.ndarray, rows: list[list[int]]) -> Iterator[Layout]:
-    """The same rows as micro-batches in several ways; each has as many tokens on average, but for padding."""
+def layouts(lengths: np.ndarray, rows: list[list[int]], ranks: Ranks) -> Iterator[tuple[Layout, Ranks]]:
+    """The same rows as micro-batches in several ways, with the numbers of ranks that have them.
+
+    Each has as many tokens on average, but for padding.
+    """
     work = work_of()
     each, tokens = work(lengths), lengths.astype(np.float64)
     for name, of in (("packed, whole set", rows), ("packed, blocks of 1,000", packed_by_blocks(lengths))):
-        yield layout_of(
-            name, [[d for row in batch for d in of[row]] for batch in plan_batches(len(of), BATCH)], each, tokens
-        )
+        batches = [[d for row in batch for d in of[row]] for batch in plan_batches(len(of), BATCH)]
+        yield layout_of(name, batches, each, tokens), ranks
     size = round(BATCH * CAPACITY / lengths.mean())
     batches = plan_batches(len(lengths), size)
-    yield layout_of("flat, not packed", batches, each, tokens)
-    yield padded_layout("padded", [lengths[batch] for batch in batches], work)
-    yield padded_layout("padded, grouped by length", batches_by_length(lengths, size), work)
+    yield layout_of("flat, not packed", batches, each, tokens), ranks
+    yield padded_layout("padded", [lengths[batch] for batch in batches], work), ranks
+    for world in ranks:
+        grouped = batches_by_length(lengths, size, world)
+        yield padded_layout("padded, grouped by length", grouped, work), (world,)
 
 
 def plan_batches(rows: int, size: int) -> list[list[int]]:
@@ -306,7 +313,7 @@ def padded_layout(name: str, batches: list[np.ndarray], work: Callable[[np.ndarr
     )
 
 
-def loads(layout: Layout, ranks: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def loads(layout: Layout, ranks: Ranks) -> Iterator[dict[str, Any]]:
     """Steps of one micro-batch a rank; the last one, which is not full, is left out."""
     for world in ranks:
         steps = (len(layout.real) - 1) // world
@@ -340,13 +347,11 @@ def show_fill(record: dict[str, Any]) -> None:
 
 
 def show_order(found: list[dict[str, Any]]) -> None:
-    print(
-        f"\n{'ranks':>6}{'packed rows':>13}{'steps':>8}  each once  order of one rank  weightless  trainer repeats rows"
-    )
+    print(f"\n{'ranks':>6}{'packed rows':>13}{'steps':>8}  each once  order of one rank  weightless")
     for one in found:
         print(
             f"{one['ranks']:>6,}{one['rows']:>13,}{one['steps']:>8,}  {'yes':>9}  {'yes':>17}"
-            f"{one['weightless_batches']:>12,}{one['trainer_rows_repeated']:>22,}"
+            f"{one['weightless_batches']:>12,}"
         )
 
 

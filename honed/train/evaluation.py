@@ -92,7 +92,8 @@ class EvaluatingTrainer(Trainer):
     def _new_metrics(self) -> StepMetrics:
         args = self.args
         ranks = Ranks(device=args.device, rank=args.process_index, world=args.world_size)
-        return StepMetrics(args.device, over_ranks=ranks.sum)
+        parts = getattr(self.model, "_tp_size", None) or 1  # so many ranks have the same rows (tensor parallelism)
+        return StepMetrics(args.device, over_ranks=lambda *values: [total / parts for total in ranks.sum(*values)])
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluates or predicts with the same seams as training; the loss is the mean over all trained tokens."""

@@ -239,11 +239,18 @@ class GroupedByLength(LengthGroupedSampler):
     """An order in which rows of like length meet in a batch; for padded batches, which need less padding then.
 
     transformers' own draws from the generator that dropout draws from, so that no resumed run could find its order
-    again; this one's follows from the seed and the epoch.
+    again; this one's follows from the seed and the epoch. accelerate deals batches to the ranks in turn, and all ranks
+    wait for the longest: here not only a rank's batches but those of all ranks in a step are of like length, and the
+    order is that of one process with as many rows in a step.
+
+    Args:
+        rows: which are ordered.
+        per_step: rows of an optimizer step, on all ranks together.
+        seed: of the order.
     """
 
-    def __init__(self, rows: PackedRows, batch_size: int, *, seed: int) -> None:
-        super().__init__(batch_size, lengths=[sum(rows[n].lengths) for n in range(len(rows))])
+    def __init__(self, rows: PackedRows, per_step: int, *, seed: int) -> None:
+        super().__init__(per_step, lengths=[sum(rows[n].lengths) for n in range(len(rows))])
         self._seed, self.generator = seed, torch.Generator()
         self.set_epoch(0)
 

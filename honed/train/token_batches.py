@@ -18,9 +18,10 @@ from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import Dataset, Sampler
 
 from honed.data.collate import Batch, FlatCollator
-from honed.data.table import PackedRow, PackedRows
+from honed.data.table import PackedRows
 from honed.errors import RecipeError
 from honed.train.config import SFTConfig
+from honed.train.filling import untrained_row
 
 Lengths = Sequence[int] | np.ndarray
 
@@ -129,11 +130,7 @@ class _MicroBatches(Dataset[Batch]):
         return len(self._rows)
 
     def __getitem__(self, numbers: list[int]) -> Batch:
-        return self._collate([self._rows[number] for number in numbers] or [self._untrained()])
-
-    def _untrained(self) -> PackedRow:
-        ids = self._rows[0].input_ids[:2]
-        return PackedRow(input_ids=ids, weights=np.zeros(len(ids), dtype=np.float32), lengths=(len(ids),))
+        return self._collate([self._rows[number] for number in numbers] or [untrained_row(self._rows)])
 
 
 def micro_batches(inputs: Mapping[str, Any]) -> list[Batch]:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from honed.data.collate import FlatCollator, PaddedCollator
 from honed.data.ledger import Ledger
 from honed.data.stream import Place
 from honed.data.table import PackedRows
@@ -20,7 +21,7 @@ from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.adapters import ready_to_train
 from honed.model.vocabulary import agree_on_stops
-from honed.train import legacy, rules, seams, shared_prefixes, start, stream, token_batches, vision
+from honed.train import filling, legacy, rules, seams, shared_prefixes, start, stream, token_batches, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
 from honed.train.out_of_memory import Splits
@@ -113,6 +114,11 @@ class SFTTrainer(ResumingTrainer):
         self.stream_loader: stream.StreamLoader | None = None
         self._stream_after: Place | None = None
         token_batches.check(args, self._datasets.collator)
+        if (getattr(trained, "_tp_size", None) or 1) > 1 and (args.tokens_per_step or args.streaming):
+            raise RecipeError(
+                "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",
+                fix="leave one of them out",
+            )
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
             model=trained,
@@ -190,12 +196,32 @@ class SFTTrainer(ResumingTrainer):
     def get_train_dataloader(self) -> Any:
         """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
         if not isinstance(self.train_dataset, stream.StreamDataset):
-            loader = super().get_train_dataloader() if self.args.tokens_per_step is None else self._token_loader()
+            loader = self._rows_loader() if self.args.tokens_per_step is None else self._token_loader()
             keep_workers(loader)
             return loader
         size, after = self._train_batch_size, self._stream_after
         self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
         return self.stream_loader
+
+    def _rows_loader(self) -> Any:
+        """Batches that accelerate deals to the ranks; those of our own rows and loss are filled up with nothing."""
+        rows, collate = self.train_dataset, self.data_collator
+        fills = isinstance(rows, PackedRows) and isinstance(collate, (FlatCollator, PaddedCollator)) and len(rows) > 0
+        if self.args.world_size == 1 or self._plain_loss or not fills:
+            return super().get_train_dataloader()
+        self.data_collator = filling.FilledCollator(collate=collate, untrained=filling.untrained_row(rows))
+        try:
+            loader = self._get_dataloader(
+                filling.FilledRows(rows),
+                description="Training",
+                batch_size=self._train_batch_size,
+                sampler_fn=lambda _: self._get_train_sampler(rows),
+                is_training=True,
+            )
+        finally:
+            self.data_collator = collate
+        filling.fill_up(loader)
+        return loader
 
     def _token_loader(self) -> Any:
         rows, collate = self.train_dataset, self._datasets.collator
@@ -260,8 +286,8 @@ class SFTTrainer(ResumingTrainer):
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, PackedRows):
             return super()._get_train_sampler(train_dataset)
         args = self.args
-        size = args.train_batch_size * args.gradient_accumulation_steps
-        return GroupedByLength(rows, size, seed=args.seed if args.data_seed is None else args.data_seed)
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return GroupedByLength(rows, per_step, seed=args.seed if args.data_seed is None else args.data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         # prepared rows have no columns; of rows as they are, a collator gets the token ids or, without any, all

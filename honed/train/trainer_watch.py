@@ -109,7 +109,7 @@ class WatchedTrainer(SteppingTrainer):
         batches: Iterable[list[Any]] = islice(loader.batch_sampler, number * size, (number + 1) * size)
         found = [list(chain.from_iterable(batch) if isinstance(batch[0], list) else batch) for batch in batches]
         loader.set_epoch(self._at[0])
-        return found
+        return [[row for row in batch if row < len(self.train_dataset)] for batch in found]  # see `filling`
 
     def worst_steps(self) -> list[dict[str, Any]]:
         """The steps with the highest losses on this rank, worst first, with their rows."""

@@ -78,17 +78,17 @@ class DiesAt(TrainerCallback):
 
 
 def make_arguments(job: dict[str, Any]) -> SFTConfig:
-    """Of a job. accelerate shards on GPUs only and trains with DDP elsewhere, so for FSDP this says they are GPUs."""
+    """Of a job. accelerate shards on GPUs only, and trains with DDP elsewhere: for FSDP and TP this says they are."""
     args = SFTConfig(output_dir=job["out"], **{**TRAIN, **job.get("train", {})})
-    if args.fsdp:
+    if args.fsdp or "tp_plan" in (args.model_init_kwargs or {}):
         args.distributed_state.distributed_type = DistributedType.MULTI_GPU
     return args
 
 
 def make_trainer(job: dict[str, Any], args: SFTConfig) -> SFTTrainer:
-    """The trainer of a job: `rows`, `eval_rows`, `lora`, `model`, `dies`."""
+    """The trainer of a job: `rows`, `eval_rows`, `lora`, `model` or a folder of one as `base`, `dies`."""
     return SFTTrainer(
-        make_model(**job.get("model", {})),
+        job.get("base") or make_model(**job.get("model", {})),
         args=args,
         train_dataset=make_rows(job["rows"]),
         eval_dataset=make_rows(job["eval_rows"]) if job.get("eval_rows") else None,
@@ -96,6 +96,12 @@ def make_trainer(job: dict[str, Any], args: SFTConfig) -> SFTTrainer:
         peft_config=lora_config(r=4) if job.get("lora") else None,
         callbacks=[DiesAt(**job["dies"])] if job.get("dies") else None,
     )
+
+
+def logits_of(model: Any) -> list[list[float]]:
+    """Of 20 tokens; of a sharded model, all ranks must ask for them."""
+    with torch.no_grad():
+        return model.eval()(torch.arange(3, 23)[None]).logits[0].tolist()
 
 
 def run(job: dict[str, Any], rank: int) -> None:
@@ -111,9 +117,11 @@ def run(job: dict[str, Any], rank: int) -> None:
     trainer = make_trainer(job, args)
     trainer.train(resume_from_checkpoint=job.get("resume"))
     told: dict[str, Any] = {"log": trainer.state.log_history, "wrapper": type(trainer.model_wrapped).__name__}
+    told["worst_steps"] = trainer.worst_steps()
     if job.get("eval_rows"):
         told["after"] = trainer.evaluate()
     trainer.save_model(str(out / "model"))
+    told["logits"] = logits_of(trainer.model)
     (out / f"log-{rank}.json").write_text(json.dumps(told), encoding="utf-8")
 
 

@@ -5,14 +5,18 @@ Rows are packed and of uneven length, so the ranks have different numbers of tok
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Ended, Ranks
+from program import logits_of, make_model
 from transformers import AutoModelForCausalLM
 
+from honed.model.export import Probe, export
 from honed.train.checkpoint import check
 
 long = pytest.mark.skipif(not os.environ.get("HONED_FAULTS"), reason="a long one: HONED_FAULTS=1, or `make faults`")
@@ -30,13 +34,18 @@ def same_weights(found: Ended, wanted: Ended) -> None:
         assert float((ours[name] - tensor).norm()) <= 1e-6 * float(tensor.norm()), name
 
 
-def same_run(found: Ended, wanted: Ended) -> None:
-    """Every logged line, the evaluation and the weights."""
-    assert len(found.steps()) == len(wanted.steps()) == 2
+def same_steps(found: Ended, wanted: Ended) -> None:
+    """Every logged line of training."""
+    assert len(found.steps()) == len(wanted.steps()) >= 2
     for line, other in zip(found.steps(), wanted.steps(), strict=True):
         for key in ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy"):
             assert line[key] == pytest.approx(other[key], rel=1e-6), key
         assert line["num_tokens"] == other["num_tokens"]
+
+
+def same_run(found: Ended, wanted: Ended) -> None:
+    """Every logged line, the evaluation and the weights."""
+    same_steps(found, wanted)
     after, expected = found.told()["after"], wanted.told()["after"]
     for key in ("eval_loss", "eval_mean_token_accuracy", "eval_entropy"):
         assert after[key] == pytest.approx(expected[key], rel=1e-6), key
@@ -91,6 +100,64 @@ def test_a_checkpoint_in_parts_is_gone_on_from(world: int, in_parts: Ended, rank
 @pytest.mark.parametrize("engine", [{}, FSDP], ids=["ddp", "fsdp2"])
 def test_lora(engine: dict[str, Any], lora_alone: Ended, ranks: Ranks) -> None:
     same_run(ranks(f"lora-{len(engine)}", lora=True, **settings(engine)), lora_alone)
+
+
+@pytest.mark.parametrize("engine", [FSDP, IN_PARTS], ids=["whole", "in-parts"])
+def test_an_adapter_that_fsdp2_trained_is_merged(engine: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
+    """The export loads in plain transformers, with the logits that the sharded model gave when its training ended."""
+    base, out = tmp_path / "base", tmp_path / "merged"
+    make_model().save_pretrained(base)
+    kind = engine["fsdp_config"]["state_dict_type"]
+    trained = ranks(f"merged-{kind}", base=str(base), lora=True, train={**engine, "learning_rate": 0.1})
+    assert export(trained.out / "model", out, probes=[Probe(ids=range(3, 23), n_prompt=10)]).passes
+    untrained, found = (torch.tensor(logits_of(AutoModelForCausalLM.from_pretrained(folder))) for folder in (base, out))
+    wanted = torch.tensor(trained.told()["logits"])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert float((wanted - untrained).abs().max()) > 0.1
+
+
+def test_tensor_parallel(ranks: Ranks, tmp_path: Path) -> None:
+    """Two ranks share each row and each matrix: the steps and weights of one process, and each token counts once."""
+    make_model(num_key_value_heads=2).save_pretrained(tmp_path)
+    plan = {"model_init_kwargs": {"tp_plan": "auto"}}
+    found = ranks("tp", base=str(tmp_path), rows=4, train=plan)
+    wanted = ranks("tp-alone", base=str(tmp_path), world=1, rows=4)
+    same_steps(found, wanted)
+    same_weights(found, wanted)
+    refused = ranks(
+        "tp-tokens", base=str(tmp_path), train={**plan, "tokens_per_step": 50, "gradient_accumulation_steps": 1}
+    )
+    assert refused.statuses == [2, 2] and "tensor-parallel" in refused.err(0)
+
+
+@pytest.mark.parametrize(("rows", "engine"), [(5, {}), (9, FSDP), (14, {})], ids=["ddp", "fsdp2", "full-micro-batches"])
+def test_rows_that_do_not_fill_the_last_step(rows: int, engine: dict[str, Any], ranks: Ranks) -> None:
+    """No row counts twice: over two epochs, steps of up to eight rows are those of one process, the short last too.
+
+    Five rows: in the second micro-batch one rank has one row, the other nothing. Nine: so it is in a step of one
+    micro-batch. Fourteen: all micro-batches are full, and one rank has one more.
+    """
+    train = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "gradient_accumulation_steps": 2}
+    found = ranks(f"uneven-{rows}", rows=rows, train={**train, **engine})
+    wanted = ranks(f"uneven-{rows}-alone", rows=rows, world=1, train={**train, **ALONE})
+    assert len(wanted.steps()) == 2 * math.ceil(rows / 8)
+    same_steps(found, wanted)
+    same_weights(found, wanted)
+    of_ranks = [line for rank in (0, 1) for line in found.told(rank)["worst_steps"]]
+    for step in wanted.told()["worst_steps"]:
+        shown = [row["row"] for line in of_ranks if line["step"] == step["step"] for row in line["rows"]]
+        assert sorted(shown) == sorted(row["row"] for row in step["rows"])
+
+
+def test_rows_grouped_by_length(ranks: Ranks) -> None:
+    """The steps of one process; a run that goes on in the second epoch has that epoch's order."""
+    train = {"num_train_epochs": 2, "train_sampling_strategy": "group_by_length"}
+    found = ranks("grouped", rows=14, train={**train, "save_strategy": "steps", "save_steps": 5})
+    wanted = ranks("grouped-alone", rows=14, world=1, train={**train, **ALONE})
+    same_steps(found, wanted)
+    same_weights(found, wanted)
+    resumed = ranks("grouped-on", rows=14, train=train, resume=str(found.out / "checkpoint-5"))
+    same_weights(resumed, found)
 
 
 @long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from fault_tools import Shown, assert_mendable
 
+import honed
 from honed.model.load import load_model, load_tokenizer
 from honed.report.run_report import write_run_report
 from honed.train.secrets import MASK
@@ -113,3 +115,19 @@ def test_a_recipe_is_data(tag: str, tmp_path: Path, train: Callable[..., Any]) -
     recipe.write_text(f"model: {tag} ['{tmp_path / 'made'}']\n")
     assert main(["train", str(recipe)]) == 2
     assert not (tmp_path / "made").exists()
+
+
+def test_nothing_serves_other_machines() -> None:
+    """No module is a server, and the one that opens a port (a free one, for a proof's processes) does so for this
+    machine only."""
+    servers = {"socketserver", "http", "asyncio", "xmlrpc", "wsgiref", "uvicorn", "aiohttp", "tornado", "gradio"}
+    root = Path(honed.__file__).parent
+    sockets = []
+    for path in root.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert servers.isdisjoint(module.partition(".")[0] for module in modules), path
+        sockets += re.findall(r"\b(?:from socket import .*|socket\.(?!gethostname\b)\w+.*)", source)
+    assert sockets == ['socket.create_server(("127.0.0.1", 0)) as server:']

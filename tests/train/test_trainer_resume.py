@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -126,6 +127,23 @@ def test_a_torn_and_a_foreign_checkpoint_are_passed_over(begin: Trainers, tmp_pa
     ]
     with pytest.raises(RunError, match="seed is 42 there, 7 here"):
         begin("run", seed=7, **job).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_nothing_in_a_checkpoint_is_executed(name: str, begin: Trainers, tmp_path: Path) -> None:
+    """Not even of one that another program made, which has no manifest."""
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "executed",))
+
+    begin("a", max_steps=1, save_steps=1).train()
+    folder = tmp_path / "a" / "checkpoint-1"
+    (folder / checkpoint.MANIFEST).unlink()
+    torch.save({"state": Hostile()}, folder / name)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        begin("b", max_steps=2).train(resume_from_checkpoint=str(folder))
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_run_that_reached_its_end_takes_no_step_more(begin: Trainers) -> None:
