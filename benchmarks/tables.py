@@ -4,8 +4,8 @@
 
 What stands between `<!-- table: NAME -->` and `<!-- end of table -->` in a page is replaced by the newest result of
 that name (`NAME-<what it ran on>-<date>.json`; of several of a date, all). `<!-- table: all -->` takes every name that
-there is a result of. The READMEs may hold such blocks too. `--check` writes nothing, and fails where a page is not up
-to date.
+there is a result of; `summary` and `summary-zh` are the short tables of the READMEs. `--check` writes nothing, and
+fails where a page is not up to date.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ def filled(text: str, folder: Path) -> str:
 
 
 def block(name: str, folder: Path) -> str:
+    if name in SUMMARIES:
+        return f"{summary(SUMMARIES[name])}\n"
     names = [known for known in SECTIONS if newest(known)] if name == "all" else [name]
     parts = []
     for one in names:
@@ -191,6 +193,61 @@ def growth(record: Record, folder: Path) -> str:
 def ends(points: list[list[float]]) -> list[str]:
     return [f"{size:,}: {value}" for size, value in (points[0], points[-1])]
 
+
+def summary(words: dict[str, str]) -> str:
+    """The ratios alone, of what there is a result of."""
+    rows: list[tuple[str, str, str]] = []
+    for record in records("data-preparation"):
+        found = {r["kind"]: r["ratio"] for r in record["results"] if r["rows"] == "repeated"}
+        ratios = (found[kind] for kind in ("prompt_completion", "messages", "text"))
+        rows.append((words["rows"], "TRL 1.16", joined(ratios)))
+    for record in records("training-step"):
+        for r in record["results"]:
+            both = joined((r["speed_over_best"], r["speed_over_default"]))
+            rows.append((words[r["case"]], words["settings"], both))
+    for record in records("shared-prefix"):
+        rows.append((words["prefix"], words["best"], str(record["speedup_over_fastest_trl"])))
+    for record in records("startup"):
+        warm = next(r for r in record["results"] if r["caches"] == "warm")
+        ratios = (warm["ratio_of_seconds"][engine] for engine in ("trainer", "plain"))
+        rows.append((words["startup"], words["best"], joined(ratios)))
+    for record in records("generation"):
+        if record["dtype"] == "float32":
+            found = {r["work"]: r["ratio"] for r in record["results"]}
+            rows.append((words["generation"], "`generate`", joined(found[w] for w in ("skewed", "natural", "equal"))))
+    return table((words["work"], words["against"], words["times"]), rows)
+
+
+def records(name: str) -> list[Record]:
+    return [json.loads(file.read_text(encoding="utf-8")) for file in newest(name)]
+
+
+def joined(ratios: Iterable[float]) -> str:
+    return "; ".join(f"{ratio:.1f}" for ratio in ratios)
+
+
+SUMMARIES = {
+    "summary": {
+        "work": "work", "against": "against", "times": "times as fast", "best": "TRL 1.16, its best setting",
+        "settings": "TRL 1.16, its best setting; its default",
+        "rows": "52,000 rows to tokens: prompt and completion; messages; packed text",
+        "head-heavy": "a training step: small model, vocabulary 151,936", "smollm2-135m": "SmolLM2-135M's shape",
+        "minimind": "MiniMind's shape", "smollm2-135m-lora": "SmolLM2-135M's shape, LoRA",
+        "prefix": "8 answers to each question, the question half of the tokens",
+        "startup": "from the command to the first step: both engines",
+        "generation": "16 answers of skewed lengths; of natural ones; of equal ones",
+    },
+    "summary-zh": {
+        "work": "工作", "against": "对比", "times": "倍数", "best": "TRL 1.16 的最佳设置",
+        "settings": "TRL 1.16 的最佳设置；其默认设置",
+        "rows": "5.2 万行变成 token：prompt + completion；messages；打包的纯文本",
+        "head-heavy": "训练一步：小模型，词表 151,936", "smollm2-135m": "SmolLM2-135M 的形状",
+        "minimind": "MiniMind 的形状", "smollm2-135m-lora": "SmolLM2-135M 的形状，LoRA",
+        "prefix": "每个问题 8 个回答，问题占一半 token",
+        "startup": "从命令到第一步：两种引擎",
+        "generation": "16 个回答：长短不一；自然结束；长度相同",
+    },
+}  # fmt: skip
 
 SECTIONS: dict[str, tuple[str, Callable[[Record, Path], str]]] = {
     "startup": ("From the command to the first step", startup),
