@@ -4,8 +4,9 @@
 
 First each linear layer of SmolLM2-135M's shape alone, then a step of the whole model (random weights, LoRA of rank 16
 on all linear layers, an eighth of the tokens trained), which runs with honed's attention and head on both sides, so
-that only the LoRA layers differ. Float32, one thread. Gradients are compared first; then the sides run in turn, and
-each ratio is the median over the rounds of peft's processor time by honed's.
+that only the LoRA layers differ; once more with honed's products (`ops/products.py`) in peft's layers as well. Float32,
+one thread. Gradients are compared first; then the sides run in turn, and each ratio is the median over the rounds of
+peft's processor time by honed's.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from training_step import CASES, model_of, versions
 from honed.data.collate import FlatCollator
 from honed.data.table import PackedRow
 from honed.model.fused_lora import fused_lora
+from honed.ops.products import FastLinear
 from honed.train import seams
 
 SHAPES = {"q, o": (576, 576), "k, v": (576, 192), "gate, up": (576, 1536), "down": (1536, 576)}
@@ -45,13 +47,17 @@ Step = Callable[[], Gradients]
 
 def main() -> None:
     args = arguments()
+    if args.quick:
+        args.layers, args.tokens, args.repeats = 2, 256, 1
     torch.set_num_threads(1)
     results = []
     for name, (inputs, outputs) in SHAPES.items():
         results.append({"work": f"layer {name}", **compare(layer_steps(inputs, outputs, args.tokens), args.repeats)})
         print(describe(results[-1]), flush=True)
-    results.append({"work": f"model of {args.layers} layers", **compare(model_steps(args), args.repeats)})
-    print(describe(results[-1]), flush=True)
+    for products in (False, True):
+        work = f"model of {args.layers} layers{', products too' if products else ''}"
+        results.append({"work": work, **compare(model_steps(args, products=products), args.repeats)})
+        print(describe(results[-1]), flush=True)
     if args.out:
         record = {"date": date.today().isoformat(), "machine": machine(), "versions": versions(), "tokens": args.tokens}
         Path(args.out).write_text(json.dumps({**record, "results": results}, indent=1) + "\n", encoding="utf-8")
@@ -62,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="two layers, one round: whether it works")
     parser.add_argument("--out")
     return parser.parse_args()
 
@@ -103,7 +110,8 @@ def layer_steps(inputs: int, outputs: int, tokens: int) -> dict[str, Step]:
     return {side: lambda side=side: step(side) for side in SIDES}
 
 
-def model_steps(args: argparse.Namespace) -> dict[str, Step]:
+def model_steps(args: argparse.Namespace, *, products: bool) -> dict[str, Step]:
+    """Steps of the whole model; `products` gives peft's layers those of honed."""
     model = model_of(replace(CASES["smollm2-135m-lora"], layers=args.layers)).train()
     found = seams.find_seams(model)
     sides = {"honed": found, "peft": replace(found, lora=False)}
@@ -112,6 +120,9 @@ def model_steps(args: argparse.Namespace) -> dict[str, Step]:
     def step(side: str) -> Gradients:
         model.zero_grad()
         with seams.opened(model, sides[side]) as head:
+            if side == "peft" and not products:
+                for layer in [layer for layer in model.modules() if type(layer) is FastLinear]:
+                    layer.__class__ = nn.Linear
             scores, _ = seams.token_scores(model, batch, head, total=args.tokens / TRAINED_SHARE)
             scores.loss.backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
@@ -135,7 +146,7 @@ def draw_rows(tokens: int) -> list[PackedRow]:
 
 def describe(result: dict[str, Any]) -> str:
     times = "  ".join(f"{side} {result[f'{side}_ms']:8.1f} ms" for side in SIDES)
-    return f"{result['work']:20}  {times}  {result['ratio']:.2f}x  gradients {result['gradient_error']:.0e} apart"
+    return f"{result['work']:32}  {times}  {result['ratio']:.2f}x  gradients {result['gradient_error']:.0e} apart"
 
 
 if __name__ == "__main__":

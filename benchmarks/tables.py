@@ -147,6 +147,11 @@ def attention(record: Record, _: Path) -> str:
     ])  # fmt: skip
 
 
+def lora(record: Record, _: Path) -> str:
+    head = ("work", "honed, ms", "peft, ms", "times as fast")
+    return table(head, [(r["work"], r["honed_ms"], r["peft_ms"], r["ratio"]) for r in record["results"]])
+
+
 def moe_dispatch(record: Record, _: Path) -> str:
     sides = ("loop", "mixtral_eager", "mixtral_grouped_mm")
     head = ("experts", "routing", "honed, ms", *(f"{side.replace('_', ', ')}, times ours" for side in sides))
@@ -255,6 +260,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Record, Path], str]]] = {
     "training-step": ("A training step", training_step),
     "attention": ("Attention over packed rows", attention),
     "shared-prefix": ("Answers that share a question", shared_prefix),
+    "lora": ("LoRA layers as one function", lora),
     "moe-dispatch": ("A mixture-of-experts layer", moe_dispatch),
     "generation": ("Generation", generation),
     "plan-accuracy": ("What `honed plan` predicts", plan_accuracy),
