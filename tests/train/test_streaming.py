@@ -22,6 +22,9 @@ from honed.train.config import SFTConfig
 from honed.train.stream import StreamDataset, StreamLoader, place_to_resume
 from honed.train.trainer import SFTTrainer
 
+# on one core two workers are one too many for torch
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
 Rows = list[dict[str, Any]]
 
 
