@@ -217,7 +217,7 @@ def summary(words: dict[str, str]) -> str:
         ratios = (warm["ratio_of_seconds"][engine] for engine in ("trainer", "plain"))
         rows.append((words["startup"], words["best"], joined(ratios)))
     for record in records("generation"):
-        if record["dtype"] == "float32":
+        if record["dtype"] == "float32" and record["threads"] == 1:
             found = {r["work"]: r["ratio"] for r in record["results"]}
             rows.append((words["generation"], "`generate`", joined(found[w] for w in ("skewed", "natural", "equal"))))
     return table((words["work"], words["against"], words["times"]), rows)
