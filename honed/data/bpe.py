@@ -106,17 +106,6 @@ class Proven:
     normalizes: bool
 
 
-def fast_bpe(tokenizer: Any, encode: Encode) -> FastBPE | None:
-    """tiktoken's encoding of this tokenizer, if it is shown to be the same; None otherwise.
-
-    Args:
-        tokenizer: a transformers tokenizer; not changed.
-        encode: its own way: texts -> ids, without special tokens around them.
-    """
-    proven = prove(tokenizer.backend_tokenizer.to_str(), encode) if may_be_fast(tokenizer) else None
-    return None if proven is None else made_of(proven, encode)
-
-
 def may_be_fast(tokenizer: Any) -> bool:
     """Whether the tokenizer is one that `prove` can read, and tiktoken is installed (without it all is only slower)."""
     if not getattr(tokenizer, "is_fast", False) or getattr(tokenizer, "split_special_tokens", False):

@@ -27,11 +27,13 @@ LAYOUT = 1
 
 
 def cached_bpe(tokenizer: Any, encode: Encode, *, root: Path | None = None) -> FastBPE | None:
-    """`bpe.fast_bpe`, by what is known of this tokenizer from before; see there.
+    """tiktoken's encoding of this tokenizer, if it is or was shown to give the same ids; None otherwise.
 
     A cache that cannot be written or read only costs time.
 
     Args:
+        tokenizer: a transformers tokenizer; not changed.
+        encode: its own way: texts -> ids, without special tokens around them.
         root: the cache; None for honed's own.
     """
     if not bpe.may_be_fast(tokenizer):
