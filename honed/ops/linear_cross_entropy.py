@@ -9,6 +9,11 @@ A tile holds a few hundred tokens against the whole vocabulary, enough for a ful
 element by element runs over blocks of it that stay in the processor's cache. Factors of a row (its weight, 1 / sum of
 exponentials) are not multiplied into the tile but into the smaller matrices beside it.
 
+Half precision has neither the range for that (float16 reaches from 6e-8 to 65,504, and the gradient scaler's factor
+comes after all this, in the backward pass) nor the digits. There a tile holds (prediction - target), in float16 256
+times; what a token counts is relative to the greatest weight, which the backward pass multiplies in; and products of
+float16 matrices for the layer's gradient are float32 at once.
+
 Plain PyTorch. On a GPU it is a few large operations that never wait for the device, but it has been measured on CPU
 only.
 
@@ -32,7 +37,9 @@ TILE_MIN_ROWS = 128
 BLOCK_ELEMENTS = 1 << 18
 # Elements of the products that a half-precision sum adds one after another.
 SUM_ELEMENTS = 1 << 24
-HALF = (torch.float16, torch.bfloat16)
+# What a tile's gradient is multiplied by. In float16 small probabilities stay above 6e-8 so, and sums over the
+# vocabulary of weights up to 128 below 65,504.
+HALF_SCALE = {torch.float16: 256.0, torch.bfloat16: 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +146,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         tokens, layer = _Tokens(h_ND, *targets_and_weights), _Layer(weight_VD, bias_V)
         scores, gradients = _over_tiles(tokens, layer, options, wanted)
         ctx.save_for_backward(*gradients)
-        ctx.dtype = h_ND.dtype
+        ctx.dtype, ctx.dtypes = h_ND.dtype, (weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         others = (scores.nll_N, scores.entropy_N, scores.correct_N)
         ctx.mark_non_differentiable(*(tensor for tensor in others if tensor is not None))
         return scores.loss, *others
@@ -147,16 +154,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, above: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        dh_ND, factor_N, dweight_VD, dbias_V = ctx.saved_tensors
+        dh_ND, factor_N, dweight_VD, dbias_V, unit = ctx.saved_tensors
         if dh_ND is not None:
             dh_ND = (dh_ND * (factor_N * above)[:, None]).to(ctx.dtype)
-        return dh_ND, _times(dweight_VD, above), _times(dbias_V, above), None, None
+        above = above if unit is None else above * unit
+        weight_dtype, bias_dtype = ctx.dtypes
+        return dh_ND, _times(dweight_VD, above, weight_dtype), _times(dbias_V, above, bias_dtype), None, None
 
 
-def _times(gradient: torch.Tensor | None, above: torch.Tensor) -> torch.Tensor | None:
+def _times(gradient: torch.Tensor | None, above: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor | None:
     """The gradient itself where `above` is 1, so that autograd can keep it without a copy."""
     if gradient is None:
         return None
+    if gradient.dtype != dtype:  # float16 parameters: their gradient may be too small for float16 until now
+        return (gradient * above).to(dtype)
     if above.device.type == "cpu":
         return gradient if above == 1 else gradient * above.to(gradient.dtype)
     # To look at `above` would wait for the device, and a copy of V x D would come when most memory is in use. After
@@ -170,13 +181,14 @@ class _Part(NamedTuple):
     Attributes:
         loss_n: the token's loss, not weighted.
         count_n: what it counts: its weight, for DFT times its probability.
-        total_n: sum over the vocabulary of exp(logit - greatest logit).
+        times_n: what the gradients in the tile are too large by: the sum over the vocabulary of exp(logit - greatest
+            logit), in half precision HALF_SCALE.
     """
 
     loss_n: torch.Tensor
     nll_n: torch.Tensor
     count_n: torch.Tensor
-    total_n: torch.Tensor
+    times_n: torch.Tensor
     entropy_n: torch.Tensor | None
     correct_n: torch.Tensor | None
 
@@ -184,7 +196,10 @@ class _Part(NamedTuple):
 def _over_tiles(
     tokens: _Tokens, layer: _Layer, options: _Options, wanted: _Wanted
 ) -> tuple[TokenScores, tuple[torch.Tensor | None, ...]]:
-    """The scores; and the gradients: (N, D) with the factor that each of its rows lacks, (V, D), (V,)."""
+    """The scores; and the gradients: (N, D) with the factor that each of its rows lacks, (V, D) and (V,) with theirs.
+
+    Theirs is a scalar, or None where they lack nothing.
+    """
     h_ND, targets_N, weights_N = tokens
     device, several = h_ND.device.type, len(h_ND) > options.rows
     dweight = _Sum(layer.weight_VD, several=several) if wanted.weight else None
@@ -192,6 +207,7 @@ def _over_tiles(
     from_gradient = options.extras and wanted.h and layer.bias_V is None and options.softcap is None
     options = replace(options, gradient=any(wanted), entropy=options.extras and not from_gradient)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
+    unit = _unit(weights_N, dtype)
     with torch.autocast(device, enabled=False):
         h_ND = h_ND.to(dtype)
         layer = _Layer(layer.weight_VD.to(dtype), None if layer.bias_V is None else layer.bias_V.to(dtype))
@@ -201,7 +217,8 @@ def _over_tiles(
         for tile in _slices(len(h_ND), options.rows):
             tile_nV = _linear(h_ND[tile], layer, out=buffer_nV[: tile.stop - tile.start])
             part = _each_block(tile_nV, targets_N[tile], weights_N[tile], options)
-            factor_n1 = (part.count_n / part.total_n)[:, None].to(dtype)
+            factor_n = part.count_n / part.times_n
+            factor_n1 = (factor_n if unit is None else factor_n / unit)[:, None].to(dtype)
             if dh_ND is not None:
                 dh_ND[tile] = mm(tile_nV, layer.weight_VD)
             if dweight is not None:
@@ -219,8 +236,15 @@ def _over_tiles(
         entropy_N=part.entropy_n,
         correct_N=part.correct_n,
     )
-    factor_N = part.count_n / part.total_n
-    return scores, (dh_ND, factor_N, *(None if total is None else total.result() for total in (dweight, dbias)))
+    factor_N = part.count_n / part.times_n
+    return scores, (dh_ND, factor_N, *(None if total is None else total.result() for total in (dweight, dbias)), unit)
+
+
+def _unit(weights_N: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """What the layer's gradients are summed in units of in half precision, so that factors are 1 at most; else None."""
+    if dtype not in HALF_SCALE or not len(weights_N):
+        return None
+    return weights_N.amax().clamp(min=torch.finfo(weights_N.dtype).tiny) / HALF_SCALE[dtype]
 
 
 def _each_block(
@@ -240,8 +264,8 @@ def _block(
     weights_n: torch.Tensor,
     options: _Options,
 ) -> _Part:
-    """Scores from logits, which become total_n times the gradient of loss_n if `options.gradient`, else anything."""
-    x_nV = logits_nV.float() if logits_nV.dtype in HALF else logits_nV
+    """Scores from logits, which become times_n times the gradient of loss_n if `options.gradient`, else anything."""
+    x_nV = logits_nV.float() if logits_nV.dtype in HALF_SCALE else logits_nV
     tanh_nV = None
     if options.softcap is not None:
         tanh_nV = x_nV.div_(options.softcap).tanh_().clone()
@@ -257,12 +281,15 @@ def _block(
         loss_n=nll_n if mean_n is None else torch.lerp(nll_n, log_total_n - mean_n, options.label_smoothing),
         nll_n=nll_n,
         count_n=weights_n * nll_n.neg().exp() if options.dft else weights_n,
-        total_n=total_n,
+        times_n=total_n,
         entropy_n=log_total_n - torch.linalg.vecdot(exp_nV, x_nV) / total_n if options.entropy else None,
         correct_n=right_n >= 0 if options.extras else None,
     )
     if options.gradient:
         _to_gradient(exp_nV, tanh_nV, targets_n, total_n, options.label_smoothing)
+        if scale := HALF_SCALE.get(logits_nV.dtype):
+            exp_nV.mul_(scale / total_n[:, None])
+            part = part._replace(times_n=torch.full_like(total_n, scale))
         if exp_nV is not logits_nV:
             logits_nV.copy_(exp_nV)
     return part
@@ -284,31 +311,36 @@ def _entropy(part: _Part, h_ND: torch.Tensor, dh_ND: torch.Tensor) -> torch.Tens
     """Entropy in nats, with no pass over the logits.
 
     With p the prediction, t the smoothed target and x the logits, `h . dh` is the sum over the vocabulary of
-    total * (p - t) * x, because dh is total * (p - t) @ weight. And cross entropy - sum of (p - t) * x = entropy.
+    times * (p - t) * x, because dh is times * (p - t) @ weight. And cross entropy - sum of (p - t) * x = entropy.
     """
     dot_N = torch.linalg.vecdot(h_ND.to(part.loss_n.dtype), dh_ND.to(part.loss_n.dtype))
-    return (part.loss_n - dot_N / part.total_n).clamp_(min=0)
+    return (part.loss_n - dot_N / part.times_n).clamp_(min=0)
 
 
 class _Sum:
     """The sum of matrix products `a_Vn @ b_nD`, in the shape and finally the dtype of `like`.
 
-    In half precision one product is exact enough by itself; the sum of `several` is kept in float32.
+    In bfloat16 one product is exact enough by itself; the sum of `several` is kept in float32. Products of float16
+    factors are float32 throughout, and so is their sum: its dtype is left to the backward pass.
     """
 
     def __init__(self, like: torch.Tensor, *, several: bool) -> None:
-        self._shape, self._dtype = like.shape, like.dtype
-        self._sum_dtype = torch.float32 if several and like.dtype in HALF else like.dtype
+        self._shape, self._dtype = like.shape, torch.float32 if like.dtype == torch.float16 else like.dtype
+        self._sum_dtype = torch.float32 if several and like.dtype in HALF_SCALE else self._dtype
         self._sum_VD: torch.Tensor | None = None
 
     def add(self, a_Vn: torch.Tensor, b_nD: torch.Tensor) -> None:
-        if self._sum_VD is None:  # overwritten, not added to zeros: at this size each pass over the memory counts
-            self._sum_VD = mm(a_Vn, b_nD).to(self._sum_dtype)
-        elif a_Vn.dtype == self._sum_dtype:
+        if a_Vn.dtype == self._sum_dtype and self._sum_VD is not None:
             add_mm(self._sum_VD, a_Vn, b_nD)
-        else:
-            for part in _slices(len(a_Vn), max(1, SUM_ELEMENTS // b_nD.shape[1])):
-                self._sum_VD[part].add_(a_Vn[part] @ b_nD)
+            return
+        if a_Vn.dtype != torch.float16 and self._sum_VD is None:
+            # overwritten, not added to zeros: at this size each pass over the memory counts
+            self._sum_VD = mm(a_Vn, b_nD).to(self._sum_dtype)
+            return
+        if self._sum_VD is None:
+            self._sum_VD = a_Vn.new_zeros(len(a_Vn), b_nD.shape[1], dtype=self._sum_dtype)
+        for part in _slices(len(a_Vn), max(1, SUM_ELEMENTS // b_nD.shape[1])):
+            self._sum_VD[part].add_(_product(a_Vn[part], b_nD))
 
     def result(self) -> torch.Tensor | None:
         if self._sum_VD is None:
@@ -316,6 +348,13 @@ class _Sum:
         total = self._sum_VD.to(self._dtype)
         # no view of itself: autograd adds in place only to what nobody else can see
         return total if total.shape == self._shape else total.reshape(self._shape)
+
+
+def _product(a_Vn: torch.Tensor, b_nD: torch.Tensor) -> torch.Tensor:
+    """Of float16 matrices float32, as it is summed inside; only CUDA can give that out."""
+    if a_Vn.dtype != torch.float16:
+        return a_Vn @ b_nD
+    return torch.mm(a_Vn, b_nD, out_dtype=torch.float32) if a_Vn.is_cuda else mm(a_Vn.float(), b_nD.float())
 
 
 def _linear(h_nD: torch.Tensor, layer: _Layer, *, out: torch.Tensor) -> torch.Tensor:
