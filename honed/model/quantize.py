@@ -118,6 +118,27 @@ def keep_differentiable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def into_one_format(model: Any, dtype: torch.dtype) -> None:
+    """Converts the weights that are in another number format, but for those that the model itself keeps in float32.
+
+    Where transformers dequantises an fp8 folder while loading (always without a GPU that computes in fp8), 5.23 leaves
+    in the file's format what was not quantised there, and the first product of two formats fails.
+    """
+    kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
+    kept += getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype != dtype and not any(part in name for part in kept):
+            weight.data = weight.data.to(dtype)
+
+
+def packed_layers(model: Any) -> list[str]:
+    """Last parts of the names of layers whose weights lie packed (GPTQ, AWQ); peft's "all-linear" passes over them."""
+    layers = [
+        name for name, module in model.named_modules() if isinstance(getattr(module, "qweight", None), torch.Tensor)
+    ]
+    return sorted({name.rpartition(".")[-1] for name in layers})
+
+
 def refuse_compressed(model: Any) -> None:
     """Refuses a base of compressed-tensors (what `honed export --gptq` writes, and most AWQ and fp8 models) as it is.
 
