@@ -103,19 +103,24 @@ def keep_differentiable(model: Any) -> None:
     On CPUs with AVX512-BF16 a bitsandbytes layer packs its weight anew at its first forward in eval mode, and stays
     so. The kernel for that layout has no backward (0.50.2 warns, and gives no gradient to what comes before), so one
     evaluation would spoil all training after it; and packing rounds the scales to bfloat16, which its undoing does not
-    bring back. Does nothing on other devices.
+    bring back. Layers of gptqmodel 7.6 (GPTQ, AWQ) do the same on any CPU, without a warning. Does nothing on other
+    devices.
 
     Raises:
         ModelError: a layer is packed already.
     """
     for module in model.modules():
-        if getattr(getattr(getattr(module, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        mode = getattr(module, "linear_mode", "")  # gptqmodel's; None until the first forward
+        if getattr(state, "packing_format_for_cpu", False) or mode == "inference":
             raise ModelError(
-                "bitsandbytes has packed the model's 4-bit weights for inference, which cannot be undone without loss.",
+                "The model's 4-bit weights have been packed for inference, which cannot be undone without loss.",
                 fix="load the model anew, with honed.load_model, or run nothing on it before it is trained",
             )
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        if mode is None:
+            module.linear_mode = "train"
 
 
 def into_one_format(model: Any, dtype: torch.dtype) -> None:
