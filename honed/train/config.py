@@ -155,9 +155,8 @@ class SFTConfig(TrainingArguments):
                 self.old_names.append(f"{name}={value!r} is called {values[value]!r} now.")
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         optim = known_optimizer(self.optim)
-        if isinstance(optim, Own):  # which transformers would not take
-            self.optim = TrainingArguments.default_optim
-        super().__post_init__()
+        self.optim: Any = TrainingArguments.default_optim if isinstance(optim, Own) else optim
+        super().__post_init__()  # which takes transformers' own only
         self.optim = optim
 
     @property

@@ -158,7 +158,7 @@ def steps(rows: Sequence[PackedRow], collate: Any, run: Run) -> Iterator[list[Ba
 
 def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     """AdamW, or Muon with it, over what is trained. Matrices decay; biases and norms, which are vectors, do not."""
-    options = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
+    options: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
     if config.optimizer == "muon":
         return make_muon(model, weight_decay=config.weight_decay, **options)
     trained = [p for p in model.parameters() if p.requires_grad]

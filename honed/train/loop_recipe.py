@@ -152,7 +152,7 @@ def config_of(args: SFTConfig) -> LoopConfig:
     )
 
 
-OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", Own.MUON.value: "muon"}  # by transformers' names
+OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "muon": "muon"}  # `optim` -> the loop's name
 
 # What `config_of` takes over; what is read when the data are prepared; and what has no bearing on one run.
 _TAKEN = {

@@ -51,7 +51,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             kind.step()
         return loss
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from a `state_dict`.
 
         Raises:

@@ -73,7 +73,7 @@ def test_muon_is_an_option_like_the_others(tmp_path: Path) -> None:
     """It is saved by its name, and comes back."""
     args = SFTConfig(output_dir=str(tmp_path), optim="muon")
     assert args.optim is Own.MUON and args.to_dict()["optim"] == "muon"
-    assert SFTConfig(**{"output_dir": str(tmp_path), "optim": args.to_dict()["optim"]}).optim is Own.MUON
+    assert SFTConfig(output_dir=str(tmp_path), optim=args.to_dict()["optim"]).optim is Own.MUON
 
 
 def test_an_optimizer_that_there_is_not(tmp_path: Path) -> None:
