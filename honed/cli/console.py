@@ -7,6 +7,7 @@ import textwrap
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class Speaker:
     system: str | None
 
 
-def load_speaker(name: str, *, seed: int) -> Speaker:
-    """The model of a run's folder, or any other.
+def load_speaker(name: str, *, seed: int, weights: bool = True) -> Speaker:
+    """The model of a run's folder, or any other; without weights, only what its `generation_config` says.
 
     Raises:
         ModelError: there is no such model, or it has no chat template.
@@ -54,14 +55,27 @@ def load_speaker(name: str, *, seed: int) -> Speaker:
     from honed.data.prepare import PrepareOptions, make_template
     from honed.generate.answer import need_template
     from honed.model.device import pick_device
-    from honed.model.load import load_for_generation
+    from honed.model.load import load_for_generation, load_tokenizer, resolve
 
     set_seed(seed)
-    model, tokenizer = load_for_generation(name, device=pick_device())
+    if weights:
+        model, tokenizer = load_for_generation(name, device=pick_device())
+    else:
+        folder = resolve(name)
+        model, tokenizer = SimpleNamespace(generation_config=_generation_config(folder)), load_tokenizer(folder)
     data = _trained_with(Path(name))
     options = PrepareOptions(template_arguments=data.template_arguments)
     template = need_template(make_template(tokenizer, options), name)
     return Speaker(model=model, tokenizer=tokenizer, template=template, system=data.system)
+
+
+def _generation_config(folder: str) -> Any:
+    """As `from_pretrained` of the model would set it."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (Path(folder) / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(folder)
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
 
 
 def _trained_with(folder: Path) -> DataRecipe:

@@ -15,6 +15,7 @@ from honed.cli.generate import sampling
 from honed.errors import RecipeError
 
 if TYPE_CHECKING:
+    from honed.cli.console import Speaker
     from honed.data.example import Message
     from honed.generate.batch import Asking
     from honed.generate.prompts import Prompt
@@ -73,11 +74,26 @@ def summary(ledger: dict[str, Any], out: Path) -> str:
 @contextmanager
 def _opened(args: argparse.Namespace) -> Iterator[_Batch]:
     from honed.cli.console import load_speaker
+    from honed.generate.choice import open_engine
+
+    if args.engine == "vllm":
+        from honed.generate.vllm_engine import VllmEngine
+
+        engine = VllmEngine(args.model)  # loads the weights itself
+        yield _batch(args, load_speaker(args.model, seed=args.seed, weights=False), engine)
+        return
+    speaker = load_speaker(args.model, seed=args.seed)
+    with open_engine(speaker.model, speaker.tokenizer, slots=args.batch_size) as chosen:
+        if chosen.note:
+            print(f"honed: {chosen.note}", file=sys.stderr)
+        yield _batch(args, speaker, chosen.engine)
+
+
+def _batch(args: argparse.Namespace, speaker: Speaker, engine: TextEngine) -> _Batch:
     from honed.generate.answer import prompt_ids
     from honed.generate.batch import Asking
-    from honed.generate.choice import open_engine, sampling_of, stop_ids
+    from honed.generate.choice import sampling_of, stop_ids
 
-    speaker = load_speaker(args.model, seed=args.seed)
     asking = Asking(
         model=args.model,
         samples=args.samples,
@@ -91,16 +107,7 @@ def _opened(args: argparse.Namespace) -> Iterator[_Batch]:
     def encode(messages: Sequence[Message]) -> list[int]:
         return prompt_ids(speaker.tokenizer, speaker.template, [messages])[0]
 
-    system = args.system or speaker.system
-    if args.engine == "vllm":
-        from honed.generate.vllm_engine import VllmEngine
-
-        yield _Batch(engine=VllmEngine(args.model), encode=encode, asking=asking, system=system)
-        return
-    with open_engine(speaker.model, speaker.tokenizer, slots=args.batch_size) as chosen:
-        if chosen.note:
-            print(f"honed: {chosen.note}", file=sys.stderr)
-        yield _Batch(engine=chosen.engine, encode=encode, asking=asking, system=system)
+    return _Batch(engine=engine, encode=encode, asking=asking, system=args.system or speaker.system)
 
 
 def _answered(args: argparse.Namespace, batch: _Batch, prompts: list[Prompt], out: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from honed.errors import HonedError, ModelError
 from honed.model.chat_tokens import new_token_rows, template_tokens
 from honed.model.loftq import start_at_residual
-from honed.model.quantize import is_quantized, keep_differentiable, refuse_compressed
+from honed.model.quantize import is_quantized, keep_differentiable, packed_layers, refuse_compressed
 
 # These want more than a batch of tokens: their own loss, or the number of a task for every row.
 OTHER_BATCHES = {"CPT": "its own loss over parts of the prompt", "MULTITASK_PROMPT_TUNING": "a task id for every row"}
@@ -124,6 +124,8 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
         raise ModelError(f"{kind} needs {OTHER_BATCHES[kind]}, which honed does not make.", fix="choose another method")
     if config.task_type is None:
         config.task_type = "CAUSAL_LM"
+    if getattr(config, "target_modules", None) == "all-linear":
+        config.target_modules = packed_layers(model) or "all-linear"
     notes = _unknown_names(model, config)
     whole_ends = _last_parts(_ends(model)) & _last_parts(getattr(config, "modules_to_save", None))
     if _tied(model) and whole_ends and hasattr(config, "ensure_weight_tying"):

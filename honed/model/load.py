@@ -147,6 +147,8 @@ def load_model(
     if quantize.is_quantized(model):
         quantize.keep_differentiable(model)
         return model
+    if chosen != "auto":
+        quantize.into_one_format(model, getattr(torch, chosen) if isinstance(chosen, str) else chosen)
     return model if "device_map" in options else model.to(device)
 
 

@@ -84,11 +84,6 @@ _ALIASES = {"mistral-7b": "Mistral-7B-v0.3", "mixtral-8x7b": "Mixtral-8x7B-v0.1"
 _OWNERS = frozenset(row[0].owner.lower() for row in _SHAPES.values())
 
 
-def known_names() -> tuple[str, ...]:
-    """The models whose shapes are built in."""
-    return tuple(_SHAPES)
-
-
 def find_config(name: str) -> Any:
     """The transformers configuration of a model; its weights are not touched.
 
@@ -96,7 +91,7 @@ def find_config(name: str) -> Any:
     of anybody else than the family's owner is asked for, for its shape may have been changed.
 
     Args:
-        name: a folder with a config.json, a name of `known_names`, or a Hub id.
+        name: a folder with a config.json, a built-in name, or a Hub id.
 
     Raises:
         ModelError: there is no such model, or its configuration cannot be read.

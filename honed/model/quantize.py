@@ -103,19 +103,45 @@ def keep_differentiable(model: Any) -> None:
     On CPUs with AVX512-BF16 a bitsandbytes layer packs its weight anew at its first forward in eval mode, and stays
     so. The kernel for that layout has no backward (0.50.2 warns, and gives no gradient to what comes before), so one
     evaluation would spoil all training after it; and packing rounds the scales to bfloat16, which its undoing does not
-    bring back. Does nothing on other devices.
+    bring back. Layers of gptqmodel 7.6 (GPTQ, AWQ) do the same on any CPU, without a warning. Does nothing on other
+    devices.
 
     Raises:
         ModelError: a layer is packed already.
     """
     for module in model.modules():
-        if getattr(getattr(getattr(module, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        mode = getattr(module, "linear_mode", "")  # gptqmodel's; None until the first forward
+        if getattr(state, "packing_format_for_cpu", False) or mode == "inference":
             raise ModelError(
-                "bitsandbytes has packed the model's 4-bit weights for inference, which cannot be undone without loss.",
+                "The model's 4-bit weights have been packed for inference, which cannot be undone without loss.",
                 fix="load the model anew, with honed.load_model, or run nothing on it before it is trained",
             )
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        if mode is None:
+            module.linear_mode = "train"
+
+
+def into_one_format(model: Any, dtype: torch.dtype) -> None:
+    """Converts the weights that are in another number format, but for those that the model itself keeps in float32.
+
+    Where transformers dequantises an fp8 folder while loading (always without a GPU that computes in fp8), 5.23 leaves
+    in the file's format what was not quantised there, and the first product of two formats fails.
+    """
+    kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
+    kept += getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype != dtype and not any(part in name for part in kept):
+            weight.data = weight.data.to(dtype)
+
+
+def packed_layers(model: Any) -> list[str]:
+    """Last parts of the names of layers whose weights lie packed (GPTQ, AWQ); peft's "all-linear" passes over them."""
+    layers = [
+        name for name, module in model.named_modules() if isinstance(getattr(module, "qweight", None), torch.Tensor)
+    ]
+    return sorted({name.rpartition(".")[-1] for name in layers})
 
 
 def refuse_compressed(model: Any) -> None:

@@ -34,6 +34,7 @@ from honed.train.loop_plan import Plan, learning_rate
 from honed.train.loop_ranks import Ranks, joined, keep_on_sigterm, others_alive, until_sigterm
 from honed.train.loop_state import Run, identity_of, restore, seed_everything, state_of
 from honed.train.metrics import StepMetrics
+from honed.train.muon import make_muon
 from honed.train.seams import Seams, base_model, find_seams, opened, token_count, token_scores
 
 
@@ -156,13 +157,16 @@ def steps(rows: Sequence[PackedRow], collate: Any, run: Run) -> Iterator[list[Ba
 
 
 def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW over what is trained. Matrices decay; biases and norms, which are vectors, do not."""
+    """AdamW, or Muon with it, over what is trained. Matrices decay; biases and norms, which are vectors, do not."""
+    options: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
+    if config.optimizer == "muon":
+        return make_muon(model, weight_decay=config.weight_decay, **options)
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=True)
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def train_step(run: Run, micro_batches: list[Batch]) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from honed.errors import RecipeError
 
 DTYPES = ("float32", "bfloat16", "float16")
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine", "minimind")
 # These change what a run costs or tells, not what it computes; a run may be resumed with others.
 _NOT_THE_RUN = (
@@ -26,6 +27,7 @@ class LoopConfig:
         max_steps: optimizer steps, instead of `epochs`.
         batch_size: rows of a micro-batch, on each rank.
         accumulation: micro-batches of a step, on each rank.
+        optimizer: "adamw" or "muon" (see `honed.train.muon`).
         learning_rate: the highest one ("minimind" goes a tenth above it).
         schedule: "constant", "linear" (to 0), "cosine" (to `floor`), or "minimind" (from 1.1 to 0.1 of it).
         warmup: steps in which the rate rises from 0; below 1, a share of all steps.
@@ -51,6 +53,7 @@ class LoopConfig:
     batch_size: int = 8
     eval_batch_size: int = 8
     accumulation: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 2e-5
     schedule: str = "cosine"
     warmup: float = 0.0
@@ -88,7 +91,7 @@ class LoopConfig:
         ):
             if getattr(self, name) < least:
                 raise RecipeError(f"{name} is {getattr(self, name)}.", fix=f"set {least} or more")
-        for name, known in (("dtype", DTYPES), ("schedule", SCHEDULES)):
+        for name, known in (("dtype", DTYPES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} is {getattr(self, name)!r}.", fix=f"set one of {', '.join(known)}")
         if self.max_steps is None and self.epochs <= 0:

@@ -17,6 +17,8 @@ from honed.train.config import SFTConfig
 from honed.train.loop_config import LoopConfig
 from honed.train.loop_ranks import Stopped
 from honed.train.loop_state import seed_everything
+from honed.train.muon import summary
+from honed.train.optimizers import Own
 from honed.train.seams import base_model, find_seams
 
 
@@ -50,6 +52,8 @@ class PlainTrainer:
         )
         self._seams = find_seams(self.model)
         self.notes += notes + self._seams.notes
+        if args.optim is Own.MUON:
+            self.notes.append(summary(self.model))
         if args.packing and not self._seams.flat:
             raise ModelError(
                 "packing is set, but this model cannot keep documents in a row apart.", fix="packing=false"
@@ -117,6 +121,7 @@ def config_of(args: SFTConfig) -> LoopConfig:
         batch_size=args.per_device_train_batch_size,
         eval_batch_size=args.per_device_eval_batch_size,
         accumulation=args.gradient_accumulation_steps,
+        optimizer=OPTIMIZERS[args.optim.value],
         learning_rate=args.learning_rate,
         schedule=schedule,
         # as in transformers, whose "constant" has no warm-up
@@ -146,6 +151,8 @@ def config_of(args: SFTConfig) -> LoopConfig:
         resume=_resume(args.resume_from_checkpoint),
     )
 
+
+OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "muon": "muon"}  # `optim` -> the loop's name
 
 # What `config_of` takes over; what is read when the data are prepared; and what has no bearing on one run.
 _TAKEN = {
@@ -180,8 +187,8 @@ def _refuse_unknown(args: SFTConfig) -> None:
             raise RecipeError(
                 f"engine=plain does not have {field.name} (it is {value!r}).", fix="leave it out, or set engine=trainer"
             )
-    if args.optim.value not in ("adamw_torch_fused", "adamw_torch"):
-        raise RecipeError(f"engine=plain has AdamW, not optim={args.optim.value}.", fix="set engine=trainer")
+    if args.optim.value not in OPTIMIZERS:
+        raise RecipeError(f"engine=plain has AdamW and Muon, not optim={args.optim.value}.", fix="set engine=trainer")
     if args.train_sampling_strategy not in ("random", "sequential"):
         raise RecipeError(
             f"engine=plain does not have train_sampling_strategy={args.train_sampling_strategy}.",

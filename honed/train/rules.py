@@ -11,6 +11,7 @@ import torch
 
 from honed.errors import RecipeError
 from honed.train.config import SFTConfig
+from honed.train.optimizers import Own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,20 @@ RULES = (
         refuses=True,
     ),
     Rule(
+        name="muon_sharded",
+        when=lambda args: args.optim is Own.MUON and is_sharded(args),
+        message="optim='muon' needs whole matrices, of which FSDP leaves each process a part.",
+        fix="leave fsdp out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
+        refuses=True,
+    ),
+    Rule(
+        name="muon_deepspeed",
+        when=lambda args: args.optim is Own.MUON and (bool(args.deepspeed) or args.deepspeed_plugin is not None),
+        message="optim='muon' needs whole matrices, which DeepSpeed flattens and shares out.",
+        fix="leave deepspeed out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
+        refuses=True,
+    ),
+    Rule(
         name="fsdp_on_cpu",
         when=lambda args: bool(args.fsdp) and args.device.type == "cpu",
         message="fsdp has no effect on CPUs: accelerate keeps the whole model in every process there (DDP).",
@@ -257,6 +272,11 @@ def row_parts(args: SFTConfig) -> int:
     if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() != "true":
         return 1
     return max(int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1")) for kind in ("CP", "SP"))
+
+
+def is_sharded(args: SFTConfig) -> bool:
+    """Whether FSDP is asked for: by the arguments, or by what `accelerate launch` sets."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def is_missing(package: str) -> bool:

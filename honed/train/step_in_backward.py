@@ -15,9 +15,6 @@ from typing import Any
 
 import torch
 
-from honed.errors import RecipeError
-from honed.train.config import SFTConfig
-
 
 class AdamWInBackward(torch.optim.AdamW):
     """`torch.optim.AdamW` that updates a weight as soon as its gradient is complete, in backward passes `in_backward`.
@@ -63,23 +60,6 @@ class AdamWInBackward(torch.optim.AdamW):
         alone.param_groups[0].update({key: value for key, value in self._groups[weight].items() if key != "params"})
         alone.step()
         weight.grad = None
-
-
-def optimizer_of(args: SFTConfig, given: Any) -> Any:
-    """The class and keywords that transformers makes the optimizer of; `given` where the option is not set.
-
-    Raises:
-        RecipeError: the option is set, and the caller gives an optimizer as well.
-    """
-    if not args.optimizer_in_backward:
-        return given[1]
-    if given[0][0] is not None or given[1] is not None:
-        raise RecipeError(
-            "optimizer_in_backward is AdamW; an optimizer of your own cannot step in the backward pass.",
-            fix="leave one of them out",
-        )
-    options = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-    return AdamWInBackward, {**options, "fused": args.optim.value == "adamw_torch_fused"}
 
 
 def stepping_in_backward(optimizer: Any) -> AdamWInBackward | None:

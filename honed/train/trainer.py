@@ -24,9 +24,9 @@ from honed.model.vocabulary import agree_on_stops
 from honed.train import filling, legacy, rules, seams, shared_prefixes, start, stream, token_batches, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
+from honed.train.optimizers import optimizer_of
 from honed.train.out_of_memory import Splits
 from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
-from honed.train.step_in_backward import optimizer_of
 from honed.train.trainer_checkpoint import ResumingTrainer, SavesAndStops, keep_workers
 from honed.train.trainer_watch import StepWatch
 
@@ -131,7 +131,7 @@ class SFTTrainer(ResumingTrainer):
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_of(args, (optimizers, optimizer_cls_and_kwargs)),
+            optimizer_cls_and_kwargs=optimizer_of(args, trained, (optimizers, optimizer_cls_and_kwargs), self.notes),
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         if use_cache is not None:  # Trainer switches it off, also for what is saved

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 _IDENTITY = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
     *("dataloader_drop_last", "streaming", "shuffle_buffer", "tokens_per_step"),
-    *("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
 )
 # These may change on the way; the run then is not what it would have been, which is told.
 _TOLD = (

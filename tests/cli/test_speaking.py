@@ -222,6 +222,32 @@ def test_a_batch_from_a_file(honed: Callable[..., Any], model_folder: Path, tmp_
     assert "6 of them made before" in again.out
 
 
+def test_vllm_alone_loads_the_weights(
+    honed: Callable[..., Any], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "fox"}) + "\n")
+    asked: list[Any] = []
+
+    class Double:
+        def __init__(self, name: str) -> None:
+            assert name == str(model_folder)
+
+        def run(self, requests: Any, *, pieces: bool = False) -> Any:
+            for number, request in enumerate(requests):
+                asked.append(request)
+                done = Completion(ids=(5,), text="told", reason="stop")
+                yield Piece(request=number, answer=request.first, text=done.text, done=done)
+
+    monkeypatch.setattr("honed.generate.vllm_engine.VllmEngine", Double)
+    monkeypatch.setattr("honed.model.load.load_for_generation", lambda *_, **__: pytest.fail("the weights are loaded"))
+    out = tmp_path / "out.jsonl"
+    shown = honed("generate", model_folder, "--data", rows, "--out", out, "--engine", "vllm")
+    assert shown.status == 0, shown.err
+    assert json.loads(out.read_text())["messages"][-1]["content"] == "told"
+    assert asked[0].stop_ids == {2}  # of the model's configuration
+
+
 @pytest.mark.usefixtures("exact")
 def test_new_tasks_from_seeds(honed: Callable[..., Any], model_folder: Path, tmp_path: Path) -> None:
     seeds = tmp_path / "seeds.jsonl"

@@ -1,15 +1,20 @@
-"""Every optimizer and every schedule of transformers trains a tiny model, or says what it lacks."""
+"""Every optimizer (Muon among them) and every schedule of transformers trains a tiny model, or says what it lacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
+
+from honed.errors import RecipeError
+from honed.train.config import SFTConfig
+from honed.train.optimizers import Own
 
 Rows = list[dict[str, Any]]
 Make = Callable[..., Any]
@@ -43,7 +48,7 @@ def lacks(name: str) -> str | None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", [o.value for o in OptimizerNames])
+@pytest.mark.parametrize("name", [o.value for o in (*OptimizerNames, *Own)])
 def test_an_optimizer_moves_the_weights(name: str, make: Make, chat_rows: Rows, tiny_model: Callable[..., Any]) -> None:
     if need := lacks(name):
         pytest.skip(f"needs {need}")
@@ -62,6 +67,18 @@ def test_an_optimizer_moves_the_weights(name: str, make: Make, chat_rows: Rows, 
     assert all(torch.isfinite(p).all() for p in after)
     moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     assert all(moved), f"{moved.count(False)} of {len(moved)} weights did not move"
+
+
+def test_muon_is_an_option_like_the_others(tmp_path: Path) -> None:
+    """It is saved by its name, and comes back."""
+    args = SFTConfig(output_dir=str(tmp_path), optim="muon")
+    assert args.optim is Own.MUON and args.to_dict()["optim"] == "muon"
+    assert SFTConfig(output_dir=str(tmp_path), optim=args.to_dict()["optim"]).optim is Own.MUON
+
+
+def test_an_optimizer_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'muonn', which is no optimizer[\s\S]*did you mean 'muon'"):
+        SFTConfig(output_dir=str(tmp_path), optim="muonn")
 
 
 SCHEDULE_KWARGS: dict[str, dict[str, Any]] = {

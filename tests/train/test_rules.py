@@ -10,6 +10,7 @@ from accelerate import ParallelismConfig
 from honed.errors import RecipeError
 from honed.train import rules
 from honed.train.config import SFTConfig
+from honed.train.optimizers import Own
 
 
 def several_gpus(args: SFTConfig) -> None:
@@ -35,6 +36,14 @@ def sharded(args: SFTConfig) -> None:
     args.fsdp = True
 
 
+def sharded_muon(args: SFTConfig) -> None:
+    args.optim, args.fsdp = Own.MUON, True
+
+
+def deepspeed_muon(args: SFTConfig) -> None:
+    args.optim, args.deepspeed = Own.MUON, "ds.json"
+
+
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
     "context_parallel": rows_split,
@@ -52,6 +61,8 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "in_backward_alone": deepspeed_in_backward,
     "in_backward_adamw": {**IN_BACKWARD, "optim": "adafactor"},
     "in_backward_reentrant": {**IN_BACKWARD, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "muon_sharded": sharded_muon,
+    "muon_deepspeed": deepspeed_muon,
     "fsdp_on_cpu": sharded,
     "liger_config": {"liger_kernel_config": {"rope": False}},
     "checkpointing_kwargs": {
@@ -109,3 +120,17 @@ def test_rows_may_be_split_by_accelerate_launch_as_well(
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
     monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind}_SIZE", "2")
     assert rules.row_parts(arguments(tmp_path, {})) == parts
+
+
+@pytest.mark.parametrize(("name", "refused"), [("muon", True), ("adamw_torch", False)])
+def test_muon_sees_what_accelerate_launch_shards(
+    name: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    rule = next(rule for rule in rules.RULES if rule.name == "muon_sharded")
+    assert rule.when(arguments(tmp_path, {"optim": name})) is refused
+
+
+def test_muon_does_not_step_in_the_backward_pass(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is AdamW, not another"):
+        rules.check(arguments(tmp_path, {**IN_BACKWARD, "optim": "muon"}))

@@ -1,0 +1,165 @@
+"""Muon for the matrices of the hidden layers and AdamW for all else, as one optimizer (`optim="muon"`).
+
+Muon orthogonalises the momentum of a matrix (Jordan et al. 2024, kellerjordan.github.io/posts/muon). Its step is scaled
+to the size of AdamW's, 0.2 sqrt(max(rows, columns)), so that one learning rate and weight decay fit both (Liu et al.,
+arXiv:2502.16982).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from honed.errors import RecipeError, RunError
+from honed.recipe import suggest
+
+OPTIONS: dict[str, Callable[[str], Any]] = {  # of `optim_args`, for Muon's matrices alone
+    "lr": float,
+    "momentum": float,
+    "nesterov": lambda text: {"true": True, "false": False}[text.lower()],
+    "ns_steps": int,
+    "adjust_lr_fn": {"match_rms_adamw": "match_rms_adamw", "original": "original"}.__getitem__,
+}
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """`torch.optim.Muon` on the groups marked `muon`, `torch.optim.AdamW` on the others; steps are exactly theirs.
+
+    Args:
+        groups: as for any optimizer, each with `muon` and with all options of its kind.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        self._muon = torch.optim.Muon([{"params": []}])
+        self._adamw = torch.optim.AdamW([{"params": []}], fused=True)
+        defaults = {True: self._muon.defaults, False: self._adamw.defaults}
+        super().__init__([{**defaults[group["muon"]], **group} for group in groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of each; `closure` computes the loss anew, as in torch."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for kind in (self._muon, self._adamw):  # both work on what is saved, loaded and scheduled: our state and groups
+            kind.state = self.state
+            kind.param_groups = [group for group in self.param_groups if group["muon"] is (kind is self._muon)]
+            kind.step()
+        return loss
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict`.
+
+        Raises:
+            RunError: it is another optimizer's, or that of other weights.
+        """
+        there, here = (
+            [group.get("muon") for group in groups] for groups in (state_dict["param_groups"], self.param_groups)
+        )
+        if there != here:
+            raise RunError(
+                "The checkpoint's optimizer is not Muon with AdamW over the same kinds of weights.",
+                fix="set optim and the adapter as they were, or start anew",
+            )
+        super().load_state_dict(dict(state_dict))
+
+
+def make_muon(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    options: Mapping[str, Any] | None = None,
+) -> MuonWithAdamW:
+    """The optimizer of everything in the model that is trained.
+
+    Args:
+        lr, weight_decay: of all weights; biases and norms, which are vectors, do not decay.
+        betas, eps: AdamW's.
+        options: see `muon_options`.
+
+    Raises:
+        RecipeError: no matrix is trained, or one lies in parts on several devices.
+    """
+    matrices, others = split(model)
+    adamw = {"lr": lr, "betas": betas, "eps": eps, "muon": False}
+    muon = {"lr": lr, "adjust_lr_fn": "match_rms_adamw", **(options or {}), "muon": True}
+    groups = [
+        {"params": [p for p in others if p.ndim >= 2], **adamw, "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim < 2], **adamw, "weight_decay": 0.0},
+        {"params": matrices, **muon, "weight_decay": weight_decay},
+    ]
+    return MuonWithAdamW([group for group in groups if group["params"]])
+
+
+def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What is trained, as the matrices that are Muon's, and the rest.
+
+    Muon's are 2-D weights that a hidden layer multiplies by: linear layers, routers, LoRA's A and B. AdamW's are
+    embeddings and the head (and adapters on them), vectors, experts stacked in three dimensions, and LoRA of such.
+
+    Raises:
+        RecipeError: Muon would have no matrix, or one that it cannot work on.
+    """
+    aside = set(_of_adamw_alone(model))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {name: p for name, p in trained.items() if p.ndim == 2 and name.endswith("weight") and p not in aside}
+    if not matrices:
+        raise RecipeError(
+            "optim='muon' is for matrices of hidden layers, and none is trained.", fix="set optim='adamw_torch_fused'"
+        )
+    for name, p in matrices.items():
+        if hasattr(p, "full_tensor"):  # a DTensor
+            raise RecipeError(
+                f"optim='muon' needs whole matrices, but {name} lies in parts on several devices (FSDP2, tp_size).",
+                fix="train with DDP, or set optim='adamw_torch_fused'",
+            )
+    own = set(matrices.values())
+    return list(matrices.values()), [p for p in trained.values() if p not in own]
+
+
+def summary(model: nn.Module) -> str:
+    """Who gets how many numbers, as a note for the user."""
+    matrices, others = split(model)
+    own, rest = (sum(p.numel() for p in weights) for weights in (matrices, others))
+    stacked = sum(p.numel() for p in others if p.ndim == 3)
+    experts = f" ({stacked:,} of them in three-dimensional weights, as experts have them)" if stacked else ""
+    return f"optim='muon': Muon trains {own:,} numbers in matrices, AdamW the other {rest:,}{experts}."
+
+
+def _of_adamw_alone(model: nn.Module) -> Iterator[nn.Parameter]:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is not None:
+        yield from head.parameters()
+    for module in model.modules():
+        stacked = getattr(module, "num_experts", 1) != 1 and hasattr(module, "lora_A")  # peft's, for 3-D parameters
+        if stacked or isinstance(module, nn.Embedding):
+            yield from module.parameters()
+        elif type(module).__module__.startswith("peft."):  # a table of angles, magnitudes; its matrices are nn.Linear
+            yield from module.parameters(recurse=False)
+
+
+def muon_options(text: str | None) -> dict[str, Any]:
+    """What `optim_args` says of Muon's matrices, as "momentum=0.9,ns_steps=6"; `lr` is a learning rate of their own.
+
+    Raises:
+        RecipeError: an option that there is not, or a value that it cannot have.
+    """
+    found = {}
+    for part in text.replace(" ", "").split(",") if text else ():
+        name, _, value = part.partition("=")
+        if name not in OPTIONS:
+            raise RecipeError(f"optim='muon' has no option {name!r} (optim_args).", fix=suggest(name, OPTIONS))
+        try:
+            found[name] = OPTIONS[name](value)
+        except (ValueError, KeyError):
+            raise RecipeError(
+                f"{value!r} is no {name} (optim_args).", fix="write optim_args='momentum=0.95,ns_steps=5'"
+            ) from None
+    return found
