@@ -150,7 +150,7 @@ class SFTTrainer(ResumingTrainer):
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
         streams = self._datasets.streamed is not None
-        self.add_callback(SavesAndStops(self._go_on, self._stops, streams=streams))
+        self.add_callback(SavesAndStops(self._go_on, self._stops, self._save_now, streams=streams))
         self.notes += self._datasets.notes
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)

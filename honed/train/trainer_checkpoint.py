@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from transformers import TrainerCallback
 from honed.data.table import PackedRows
 from honed.errors import RunError
 from honed.train import checkpoint
-from honed.train.loop_ranks import Stopped, keep_on_sigterm, others_alive
+from honed.train.loop_ranks import Stopped, keep_on_sigterm, others_alive, until_sigterm
 from honed.train.loop_state import identity_of_model
 from honed.train.secrets import sealed_arguments
 from honed.train.trainer_watch import WatchedTrainer
@@ -61,7 +62,8 @@ class ResumingTrainer(WatchedTrainer):
     """The base of `SFTTrainer` that saves and resumes; it overrides hooks of transformers' Trainer only.
 
     Attributes:
-        asked_to_stop: once it is set, the next step is saved and `Stopped` raised; None never stops.
+        asked_to_stop: once it is set, the next step is saved and `Stopped` raised. None: `train` listens to SIGTERM
+            itself, unless the script has a handler of its own.
         tell: gets a line for each checkpoint passed over, and which one is gone on from.
     """
 
@@ -111,10 +113,31 @@ class ResumingTrainer(WatchedTrainer):
         return self._identity
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains; see `transformers.Trainer.train`."""
+        """Trains; see `transformers.Trainer.train`.
+
+        Raises:
+            Stopped: it was asked to stop, and has saved.
+            SystemExit: SIGTERM came in a script that does not handle it, and a checkpoint is saved; the status is 0.
+        """
         self.identity()  # while the model is whole: later its weights may be parted among ranks
-        with others_alive(self.args.output_dir):
+        with others_alive(self.args.output_dir), self._ends_on_sigterm():
             return super().train(*args, **kwargs)
+
+    @contextmanager
+    def _ends_on_sigterm(self) -> Iterator[None]:
+        """SIGTERM, which would end the process at once, lets it save first; a handler of the script's own stays."""
+        if self.asked_to_stop is not None or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            yield
+            return
+        try:
+            with until_sigterm() as self.asked_to_stop:
+                yield
+        except Stopped as stopped:
+            if self.is_world_process_zero():
+                self.tell(f"{stopped} A script does with train(resume_from_checkpoint='auto').")
+            raise SystemExit(0) from None
+        finally:
+            self.asked_to_stop = None
 
     def _look_at(self, path: Path) -> None:
         """Refuses a torn checkpoint that was named, and tells in what it is another run's.
@@ -167,6 +190,9 @@ class ResumingTrainer(WatchedTrainer):
             checkpoint.prune(folder, keep, known_good=place, best=None if best is None else Path(best))
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(place))
+
+    def _save_now(self) -> None:
+        self._save_checkpoint(self.model, trial=None)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the whole model; all ranks must call it. See `transformers.Trainer.save_model`."""
@@ -267,22 +293,35 @@ class SavesAndStops(TrainerCallback):
     """When to save: at an epoch's end only after what belongs to it, and at once when the run is asked to stop.
 
     A checkpoint of an epoch's last step that was written before the epoch's evaluation and log would lose them:
-    transformers goes on from it with the next epoch.
+    transformers goes on from it with the next epoch. A run that is asked to stop is saved before its evaluation ends
+    all the same, as the grace may end first, and once more after it.
 
     Args:
         go_on: puts the run where its checkpoint stands.
         stops: whether the run is asked to stop.
+        save: writes a checkpoint of the current step.
         streams: whether rows are streamed, which have no epochs.
     """
 
-    def __init__(self, go_on: Callable[[], None], stops: Callable[[], bool], *, streams: bool) -> None:
-        self._go_on, self._stops, self._streams = go_on, stops, streams
-        self._due = self._stopping = False
+    def __init__(
+        self, go_on: Callable[[], None], stops: Callable[[], bool], save: Callable[[], None], *, streams: bool
+    ) -> None:
+        self._go_on, self._stops, self._save, self._streams = go_on, stops, save, streams
+        self._due = self._stopping = self._safe = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the first step."""
-        self._due = self._stopping = False
+        self._due = self._stopping = self._safe = False
         self._go_on()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before each step.
+
+        Raises:
+            Stopped: the run is asked to stop, and was saved before its evaluation, which wanted no checkpoint.
+        """
+        if self._stopping and self._safe:
+            raise self._stopped(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each step, before its log, evaluation and checkpoint."""
@@ -290,7 +329,7 @@ class SavesAndStops(TrainerCallback):
             state.epoch = state.global_step / state.max_steps
         self._stopping = self._stops()
         self._due = self._at_epochs_end(state) and (control.should_save or self._stopping)
-        # saved twice where it stops at an epoch's end: first, as the grace may end during the evaluation
+        self._safe = False
         control.should_save = self._stopping or (control.should_save and not self._due)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -298,14 +337,29 @@ class SavesAndStops(TrainerCallback):
         control.should_save = control.should_save or self._due
         self._due = False
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After each batch of an evaluation; of one that the script itself asks for, nobody knows where it stands."""
+        if self._safe or not control.should_evaluate or not (self._stopping or self._stops()):
+            return
+        self._safe = self._stopping = True
+        self._save()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After each evaluation, before the checkpoint."""
+        control.should_save = control.should_save or self._safe
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each checkpoint.
 
         Raises:
-            Stopped: this one was written because the run is asked to stop.
+            Stopped: the run is asked to stop; also while this one was written.
         """
-        if self._stopping and not self._due:
-            raise Stopped(f"Stopped at step {state.global_step} and saved; the same command goes on from there.")
+        self._safe = True
+        if not self._due and (self._stopping or self._stops()):
+            raise self._stopped(state)
+
+    def _stopped(self, state: Any) -> Stopped:
+        return Stopped(f"Stopped at step {state.global_step} and saved; the same command goes on from there.")
 
     def _at_epochs_end(self, state: Any) -> bool:
         return not self._streams and float(state.epoch).is_integer()

@@ -66,15 +66,15 @@ def make_model(**changes: Any) -> LlamaForCausalLM:
 
 
 class DiesAt(TrainerCallback):
-    """Kills one rank at the end of a step, as the system does when memory runs out."""
+    """Signals one rank at the end of a step: kills it, as the system does when memory runs out, unless told another."""
 
-    def __init__(self, *, step: int, rank: int) -> None:
-        self._step, self._rank = step, rank
+    def __init__(self, *, step: int, rank: int, by: int = signal.SIGKILL) -> None:
+        self._step, self._rank, self._by = step, rank, by
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the step's own checkpoint."""
         if state.global_step == self._step and int(os.environ["RANK"]) == self._rank:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._by)
 
 
 def make_arguments(job: dict[str, Any]) -> SFTConfig:
@@ -143,6 +143,9 @@ def rank_main(job: dict[str, Any], rank: int, port: int) -> int:
     except HonedError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
     except BaseException:
         traceback.print_exc()
         return 1
