@@ -27,7 +27,8 @@ from honed.train.callbacks import TrainingProgress
 from honed.train.out_of_memory import Splits
 from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
 from honed.train.step_in_backward import optimizer_of
-from honed.train.trainer_checkpoint import ResumingTrainer, SavesAndStops, keep_workers
+from honed.train.trainer_checkpoint import ResumingTrainer
+from honed.train.trainer_stops import SavesAndStops, keep_workers
 from honed.train.trainer_watch import StepWatch
 
 logger = logging.getLogger(__name__)

@@ -23,12 +23,11 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from transformers import TrainerCallback
 
 from honed.data.table import PackedRows
 from honed.errors import RunError
 from honed.train import checkpoint
-from honed.train.loop_ranks import Stopped, keep_on_sigterm, others_alive, until_sigterm
+from honed.train.loop_ranks import Stopped, others_alive, until_sigterm
 from honed.train.loop_state import identity_of_model
 from honed.train.secrets import sealed_arguments
 from honed.train.trainer_watch import WatchedTrainer
@@ -47,7 +46,8 @@ _TOLD = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16"),
 )
-_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0")  # the last is a folder: FSDP2's, in parts
+# optimizer_0 is a folder: FSDP2's, in parts; latest names the one of DeepSpeed
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,82 +289,6 @@ class ResumingTrainer(WatchedTrainer):
         return bool(self.accelerator.gather(mine).any())
 
 
-class SavesAndStops(TrainerCallback):
-    """When to save: at an epoch's end only after what belongs to it, and at once when the run is asked to stop.
-
-    A checkpoint of an epoch's last step that was written before the epoch's evaluation and log would lose them:
-    transformers goes on from it with the next epoch. A run that is asked to stop is saved before its evaluation ends
-    all the same, as the grace may end first, and once more after it.
-
-    Args:
-        go_on: puts the run where its checkpoint stands.
-        stops: whether the run is asked to stop.
-        save: writes a checkpoint of the current step.
-        streams: whether rows are streamed, which have no epochs.
-    """
-
-    def __init__(
-        self, go_on: Callable[[], None], stops: Callable[[], bool], save: Callable[[], None], *, streams: bool
-    ) -> None:
-        self._go_on, self._stops, self._save, self._streams = go_on, stops, save, streams
-        self._due = self._stopping = self._safe = False
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first step."""
-        self._due = self._stopping = self._safe = False
-        self._go_on()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before each step.
-
-        Raises:
-            Stopped: the run is asked to stop, and was saved before its evaluation, which wanted no checkpoint.
-        """
-        if self._stopping and self._safe:
-            raise self._stopped(state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After each step, before its log, evaluation and checkpoint."""
-        if self._streams:  # transformers counts them from where the run went on
-            state.epoch = state.global_step / state.max_steps
-        self._stopping = self._stops()
-        self._due = self._at_epochs_end(state) and (control.should_save or self._stopping)
-        self._safe = False
-        control.should_save = self._stopping or (control.should_save and not self._due)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the last step of an epoch, before its log, evaluation and checkpoint."""
-        control.should_save = control.should_save or self._due
-        self._due = False
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After each batch of an evaluation; of one that the script itself asks for, nobody knows where it stands."""
-        if self._safe or not control.should_evaluate or not (self._stopping or self._stops()):
-            return
-        self._safe = self._stopping = True
-        self._save()
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After each evaluation, before the checkpoint."""
-        control.should_save = control.should_save or self._safe
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After each checkpoint.
-
-        Raises:
-            Stopped: the run is asked to stop; also while this one was written.
-        """
-        self._safe = True
-        if not self._due and (self._stopping or self._stops()):
-            raise self._stopped(state)
-
-    def _stopped(self, state: Any) -> Stopped:
-        return Stopped(f"Stopped at step {state.global_step} and saved; the same command goes on from there.")
-
-    def _at_epochs_end(self, state: Any) -> bool:
-        return not self._streams and float(state.epoch).is_integer()
-
-
 def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]]:
     """What each rank had counted, for another number of ranks: the first has all counts, and losses are means."""
     if len(ranks) == world:
@@ -377,23 +301,6 @@ def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]
     means = {key: sum(rank[key] for rank in ranks) / len(ranks) for key in ("loss", "total_loss")}
     first = {**ranks[0], **means}
     return [{**first, "metrics": nothing if number else total} for number in range(world)]
-
-
-def keep_workers(loader: Any) -> None:
-    """Has the processes that make batches leave SIGTERM to the one that saves and ends them."""
-    inner = getattr(loader, "base_dataloader", loader)
-    before = inner.worker_init_fn
-    inner.worker_init_fn = _Keeping(before)
-
-
-@dataclass(frozen=True, slots=True)
-class _Keeping:
-    before: Callable[[int], None] | None
-
-    def __call__(self, worker: int) -> None:
-        keep_on_sigterm(worker)
-        if self.before is not None:
-            self.before(worker)
 
 
 def rows_digest(rows: Any) -> str:

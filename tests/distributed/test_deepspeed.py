@@ -44,7 +44,8 @@ def zero(stage: int) -> dict[str, Any]:
     own = dict.fromkeys(("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"), "auto")
     sharded = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
     config = {**own, "train_micro_batch_size_per_gpu": "auto", "zero_optimization": sharded}
-    return {"deepspeed": {**config, "zero_allow_untested_optimizer": True}}
+    # use_cpu would have transformers start the ranks without DeepSpeed; DS_ACCELERATOR says that they are on CPUs
+    return {"deepspeed": {**config, "zero_allow_untested_optimizer": True}, "use_cpu": False}
 
 
 def job(stage: int, **train: Any) -> dict[str, Any]:
@@ -54,10 +55,13 @@ def job(stage: int, **train: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("lora", [False, True], ids=["all", "lora"])
 def test_two_processes_train_what_one_does(stage: int, lora: bool, ranks: Ranks) -> None:
-    """Every logged line, the evaluation, and the weights or the adapter that are saved."""
+    """Every logged line and the evaluation to 1e-6, and the weights that are saved.
+
+    An adapter's to 1e-5: its B begins at zero, so all of it is what two steps in float32 made of rounded sums.
+    """
     found = ranks(f"zero-{stage}-{lora}", lora=lora, **job(stage))
     assert found.told()["wrapper"] == "DeepSpeedEngine"
-    same_run(found, ranks(f"zero-alone-{lora}", lora=lora, world=1, **settings(ALONE)))
+    same_run(found, ranks(f"zero-alone-{lora}", lora=lora, world=1, **settings(ALONE)), 1e-5 if lora else 1e-6)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
