@@ -68,7 +68,7 @@ class SavesAndStops(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each evaluation, before the checkpoint."""
-        control.should_save = control.should_save or self._safe
+        control.should_save = control.should_save or (self._stopping and self._safe)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each checkpoint.
