@@ -82,6 +82,10 @@ def make_arguments(job: dict[str, Any]) -> SFTConfig:
     args = SFTConfig(output_dir=job["out"], **{**TRAIN, **job.get("train", {})})
     if args.fsdp or "tp_plan" in (args.model_init_kwargs or {}):
         args.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    if args.deepspeed:  # on CPUs it would begin with the engine, after the model that ZeRO-3 parts while it is loaded
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
     return args
 
 

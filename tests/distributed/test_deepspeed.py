@@ -44,8 +44,7 @@ def zero(stage: int) -> dict[str, Any]:
     own = dict.fromkeys(("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"), "auto")
     sharded = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
     config = {**own, "train_micro_batch_size_per_gpu": "auto", "zero_optimization": sharded}
-    # use_cpu would have transformers start the ranks without DeepSpeed; DS_ACCELERATOR says that they are on CPUs
-    return {"deepspeed": {**config, "zero_allow_untested_optimizer": True}, "use_cpu": False}
+    return {"deepspeed": {**config, "zero_allow_untested_optimizer": True}}
 
 
 def job(stage: int, **train: Any) -> dict[str, Any]:
