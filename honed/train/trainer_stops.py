@@ -68,7 +68,11 @@ class SavesAndStops(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each evaluation, before the checkpoint."""
-        control.should_save = control.should_save or (self._stopping and self._safe)
+        if not (self._stopping and self._safe):
+            return
+        control.should_save = True
+        if args.save_strategy == "best":  # which may want no checkpoint of this step
+            self._save()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each checkpoint.
