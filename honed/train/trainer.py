@@ -197,9 +197,7 @@ class SFTTrainer(ResumingTrainer):
     def get_train_dataloader(self) -> Any:
         """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
         if not isinstance(self.train_dataset, stream.StreamDataset):
-            loader = self._rows_loader() if self.args.tokens_per_step is None else self._token_loader()
-            keep_workers(loader)
-            return loader
+            return keep_workers(self._rows_loader() if self.args.tokens_per_step is None else self._token_loader())
         size, after = self._train_batch_size, self._stream_after
         self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
         return self.stream_loader

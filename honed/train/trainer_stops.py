@@ -91,11 +91,12 @@ class SavesAndStops(TrainerCallback):
         return not self._streams and float(state.epoch).is_integer()
 
 
-def keep_workers(loader: Any) -> None:
-    """Has the processes that make batches leave SIGTERM to the one that saves and ends them."""
+def keep_workers(loader: Any) -> Any:
+    """The loader, whose processes leave SIGTERM to the one that saves and ends them."""
     inner = getattr(loader, "base_dataloader", loader)
     before = inner.worker_init_fn
     inner.worker_init_fn = _Keeping(before)
+    return loader
 
 
 @dataclass(frozen=True, slots=True)
