@@ -21,7 +21,7 @@ help:
 	@echo 'make check   format, lint, types, the direction of imports, and the packages that are installed'
 	@echo 'make faults  the long tests of machines that fail: Ctrl-C from outside, two runs at once, ASCII-only systems,'
 	@echo '             and kill -9 twenty times in a run of each engine'
-	@echo 'make soak    2,000 steps of a tiny model: memory and open files may not grow; STEPS=300 takes fewer'
+	@echo 'make soak    2,000 steps of a tiny model: memory, open files and the time of a step may not grow; STEPS=300 takes fewer'
 	@echo 'make bench   every script in benchmarks/, against TRL (Python >= 3.11); QUICK=1 only tries them,'
 	@echo '             RECORD=1 keeps the results and writes them into docs/performance.md'
 	@echo 'make clean   remove the environment and all caches'

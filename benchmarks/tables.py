@@ -177,11 +177,14 @@ def plan_accuracy(record: Record, _: Path) -> str:
 
 
 def soak(record: Record, _: Path) -> str:
-    memory, files = record["memory_mb"], record["open_files"]
-    head = ("steps", "memory after the warm-up, MB", "at the end, MB", "open files", "held")
-    counts = f"{files['after_warm_up']}, {files['end']}"
-    held = "yes" if record["passed"] else "no"
-    return table(head, [(record["steps"], memory["after_warm_up"], memory["end"], counts, held)])
+    head = (f"of {record['steps']:,} steps", "after the warm-up", "at the end", "grew by", "may grow by")
+    names = {"memory_mb": "memory, MB", "open_files": "open files", "yardsticks_per_step": "a step, in yardsticks"}
+    rows = []
+    for key, name in names.items():
+        found = record[key]
+        grew = found.get("growth", found["end"] / found["after_warm_up"] - 1)
+        rows.append((name, found["after_warm_up"], found["end"], f"{grew:.1%}", f"{found.get('bound', 0):.0%}"))
+    return table(head, rows)
 
 
 def growth(record: Record, folder: Path) -> str:

@@ -27,7 +27,8 @@ from honed.train.callbacks import TrainingProgress
 from honed.train.optimizers import optimizer_of
 from honed.train.out_of_memory import Splits
 from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
-from honed.train.trainer_checkpoint import ResumingTrainer, SavesAndStops, keep_workers
+from honed.train.trainer_checkpoint import ResumingTrainer
+from honed.train.trainer_stops import SavesAndStops, keep_workers
 from honed.train.trainer_watch import StepWatch
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ class SFTTrainer(ResumingTrainer):
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
         streams = self._datasets.streamed is not None
-        self.add_callback(SavesAndStops(self._go_on, self._stops, streams=streams))
+        self.add_callback(SavesAndStops(self._go_on, self._stops, self._save_now, streams=streams))
         self.notes += self._datasets.notes
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)
@@ -196,9 +197,7 @@ class SFTTrainer(ResumingTrainer):
     def get_train_dataloader(self) -> Any:
         """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
         if not isinstance(self.train_dataset, stream.StreamDataset):
-            loader = self._rows_loader() if self.args.tokens_per_step is None else self._token_loader()
-            keep_workers(loader)
-            return loader
+            return keep_workers(self._rows_loader() if self.args.tokens_per_step is None else self._token_loader())
         size, after = self._train_batch_size, self._stream_after
         self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
         return self.stream_loader

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,12 +23,11 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from transformers import TrainerCallback
 
 from honed.data.table import PackedRows
 from honed.errors import RunError
 from honed.train import checkpoint
-from honed.train.loop_ranks import Stopped, keep_on_sigterm, others_alive
+from honed.train.loop_ranks import Stopped, others_alive, until_sigterm
 from honed.train.loop_state import identity_of_model
 from honed.train.secrets import sealed_arguments
 from honed.train.trainer_watch import WatchedTrainer
@@ -46,7 +46,8 @@ _TOLD = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16"),
 )
-_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0")  # the last is a folder: FSDP2's, in parts
+# optimizer_0 is a folder: FSDP2's, in parts; latest names the one of DeepSpeed
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,8 @@ class ResumingTrainer(WatchedTrainer):
     """The base of `SFTTrainer` that saves and resumes; it overrides hooks of transformers' Trainer only.
 
     Attributes:
-        asked_to_stop: once it is set, the next step is saved and `Stopped` raised; None never stops.
+        asked_to_stop: once it is set, the next step is saved and `Stopped` raised. None: `train` listens to SIGTERM
+            itself, unless the script has a handler of its own.
         tell: gets a line for each checkpoint passed over, and which one is gone on from.
     """
 
@@ -111,10 +113,31 @@ class ResumingTrainer(WatchedTrainer):
         return self._identity
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains; see `transformers.Trainer.train`."""
+        """Trains; see `transformers.Trainer.train`.
+
+        Raises:
+            Stopped: it was asked to stop, and has saved.
+            SystemExit: SIGTERM came in a script that does not handle it, and a checkpoint is saved; the status is 0.
+        """
         self.identity()  # while the model is whole: later its weights may be parted among ranks
-        with others_alive(self.args.output_dir):
+        with others_alive(self.args.output_dir), self._ends_on_sigterm():
             return super().train(*args, **kwargs)
+
+    @contextmanager
+    def _ends_on_sigterm(self) -> Iterator[None]:
+        """SIGTERM, which would end the process at once, lets it save first; a handler of the script's own stays."""
+        if self.asked_to_stop is not None or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            yield
+            return
+        try:
+            with until_sigterm() as self.asked_to_stop:
+                yield
+        except Stopped as stopped:
+            if self.is_world_process_zero():
+                self.tell(f"{stopped} A script does with train(resume_from_checkpoint='auto').")
+            raise SystemExit(0) from None
+        finally:
+            self.asked_to_stop = None
 
     def _look_at(self, path: Path) -> None:
         """Refuses a torn checkpoint that was named, and tells in what it is another run's.
@@ -167,6 +190,9 @@ class ResumingTrainer(WatchedTrainer):
             checkpoint.prune(folder, keep, known_good=place, best=None if best is None else Path(best))
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(place))
+
+    def _save_now(self) -> None:
+        self._save_checkpoint(self.model, trial=None)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the whole model; all ranks must call it. See `transformers.Trainer.save_model`."""
@@ -263,54 +289,6 @@ class ResumingTrainer(WatchedTrainer):
         return bool(self.accelerator.gather(mine).any())
 
 
-class SavesAndStops(TrainerCallback):
-    """When to save: at an epoch's end only after what belongs to it, and at once when the run is asked to stop.
-
-    A checkpoint of an epoch's last step that was written before the epoch's evaluation and log would lose them:
-    transformers goes on from it with the next epoch.
-
-    Args:
-        go_on: puts the run where its checkpoint stands.
-        stops: whether the run is asked to stop.
-        streams: whether rows are streamed, which have no epochs.
-    """
-
-    def __init__(self, go_on: Callable[[], None], stops: Callable[[], bool], *, streams: bool) -> None:
-        self._go_on, self._stops, self._streams = go_on, stops, streams
-        self._due = self._stopping = False
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first step."""
-        self._due = self._stopping = False
-        self._go_on()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After each step, before its log, evaluation and checkpoint."""
-        if self._streams:  # transformers counts them from where the run went on
-            state.epoch = state.global_step / state.max_steps
-        self._stopping = self._stops()
-        self._due = self._at_epochs_end(state) and (control.should_save or self._stopping)
-        # saved twice where it stops at an epoch's end: first, as the grace may end during the evaluation
-        control.should_save = self._stopping or (control.should_save and not self._due)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the last step of an epoch, before its log, evaluation and checkpoint."""
-        control.should_save = control.should_save or self._due
-        self._due = False
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After each checkpoint.
-
-        Raises:
-            Stopped: this one was written because the run is asked to stop.
-        """
-        if self._stopping and not self._due:
-            raise Stopped(f"Stopped at step {state.global_step} and saved; the same command goes on from there.")
-
-    def _at_epochs_end(self, state: Any) -> bool:
-        return not self._streams and float(state.epoch).is_integer()
-
-
 def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]]:
     """What each rank had counted, for another number of ranks: the first has all counts, and losses are means."""
     if len(ranks) == world:
@@ -323,23 +301,6 @@ def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]
     means = {key: sum(rank[key] for rank in ranks) / len(ranks) for key in ("loss", "total_loss")}
     first = {**ranks[0], **means}
     return [{**first, "metrics": nothing if number else total} for number in range(world)]
-
-
-def keep_workers(loader: Any) -> None:
-    """Has the processes that make batches leave SIGTERM to the one that saves and ends them."""
-    inner = getattr(loader, "base_dataloader", loader)
-    before = inner.worker_init_fn
-    inner.worker_init_fn = _Keeping(before)
-
-
-@dataclass(frozen=True, slots=True)
-class _Keeping:
-    before: Callable[[int], None] | None
-
-    def __call__(self, worker: int) -> None:
-        keep_on_sigterm(worker)
-        if self.before is not None:
-            self.before(worker)
 
 
 def rows_digest(rows: Any) -> str:

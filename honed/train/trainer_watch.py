@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 WORST = 10  # steps kept
 _SHOWN = 200  # characters of a row
+_UNREAD = 1000  # steps whose losses may wait on the device: a run without checkpoints would gather them for ever
 
 
 class StepWatch:
@@ -47,6 +48,8 @@ class StepWatch:
         """The current step is over; its loss is read later."""
         self._unread.append((step, self.loss()))
         self.micro_batches = []
+        if len(self._unread) == _UNREAD:
+            self._read()
 
     def worst(self) -> list[tuple[int, float]]:
         """(step, loss) of the worst steps, worst first; those that are no number come first."""

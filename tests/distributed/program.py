@@ -66,15 +66,15 @@ def make_model(**changes: Any) -> LlamaForCausalLM:
 
 
 class DiesAt(TrainerCallback):
-    """Kills one rank at the end of a step, as the system does when memory runs out."""
+    """Signals one rank at the end of a step: kills it, as the system does when memory runs out, unless told another."""
 
-    def __init__(self, *, step: int, rank: int) -> None:
-        self._step, self._rank = step, rank
+    def __init__(self, *, step: int, rank: int, by: int = signal.SIGKILL) -> None:
+        self._step, self._rank, self._by = step, rank, by
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the step's own checkpoint."""
         if state.global_step == self._step and int(os.environ["RANK"]) == self._rank:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._by)
 
 
 def make_arguments(job: dict[str, Any]) -> SFTConfig:
@@ -82,6 +82,10 @@ def make_arguments(job: dict[str, Any]) -> SFTConfig:
     args = SFTConfig(output_dir=job["out"], **{**TRAIN, **job.get("train", {})})
     if args.fsdp or "tp_plan" in (args.model_init_kwargs or {}):
         args.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    if args.deepspeed:  # on CPUs it would begin with the engine, after the model that ZeRO-3 parts while it is loaded
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
     return args
 
 
@@ -143,6 +147,9 @@ def rank_main(job: dict[str, Any], rank: int, port: int) -> int:
     except HonedError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
     except BaseException:
         traceback.print_exc()
         return 1

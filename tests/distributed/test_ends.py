@@ -26,6 +26,16 @@ def test_a_rank_that_dies_ends_the_run(ranks: Ranks) -> None:
     assert all(bool((resumed.weights()[name] == tensor).all()) for name, tensor in whole.weights().items())
 
 
+def test_sigterm_to_one_rank_saves_and_ends_all(ranks: Ranks) -> None:
+    """With status 0, by the script's own trainer; what goes on has the weights of the run that was not stopped."""
+    stopped = ranks("stopped", rows=12, dies={"step": 2, "rank": 1, "by": signal.SIGTERM}, limit=60)
+    assert stopped.statuses == [0, 0] and not (stopped.out / "model").exists()
+    assert "Stopped at step 2 and saved" in stopped.err(0) and "Stopped" not in stopped.err(1)
+    assert latest_good(stopped.out) == (stopped.out / "checkpoint-2", [])
+    resumed, whole = ranks("stopped", rows=12, out=stopped.out, resume="auto"), ranks("unstopped", rows=12)
+    assert all(bool((resumed.weights()[name] == tensor).all()) for name, tensor in whole.weights().items())
+
+
 def test_data_that_take_long_hold_no_time_limit(ranks: Ranks) -> None:
     """The first rank works for three seconds, and the group that trains gives up after one."""
     assert ranks("slow", rows=2, slow=3, train={"ddp_timeout": 1}).statuses == [0, 0]

@@ -27,11 +27,11 @@ ALONE = {"gradient_accumulation_steps": 4}
 UNEVEN = 5  # rows to evaluate on: two ranks with batches of two are three rows short
 
 
-def same_weights(found: Ended, wanted: Ended) -> None:
+def same_weights(found: Ended, wanted: Ended, bound: float = 1e-6) -> None:
     ours, theirs = found.weights(), wanted.weights()
     assert theirs.keys() <= ours.keys()
     for name, tensor in theirs.items():
-        assert float((ours[name] - tensor).norm()) <= 1e-6 * float(tensor.norm()), name
+        assert float((ours[name] - tensor).norm()) <= bound * float(tensor.norm()), name
 
 
 def same_steps(found: Ended, wanted: Ended) -> None:
@@ -43,13 +43,13 @@ def same_steps(found: Ended, wanted: Ended) -> None:
         assert line["num_tokens"] == other["num_tokens"]
 
 
-def same_run(found: Ended, wanted: Ended) -> None:
+def same_run(found: Ended, wanted: Ended, bound: float = 1e-6) -> None:
     """Every logged line, the evaluation and the weights."""
     same_steps(found, wanted)
     after, expected = found.told()["after"], wanted.told()["after"]
     for key in ("eval_loss", "eval_mean_token_accuracy", "eval_entropy"):
         assert after[key] == pytest.approx(expected[key], rel=1e-6), key
-    same_weights(found, wanted)
+    same_weights(found, wanted, bound)
 
 
 def settings(train: dict[str, Any]) -> dict[str, Any]:

@@ -3,24 +3,28 @@
     python tests/soak/run.py                       2,000 steps, a few minutes
     python tests/soak/run.py --steps 300 --out benchmarks/results/soak-cpu-DATE.json
 
-Checkpoints (three are kept), evaluation and answers come again and again, as in a real run. The last tenth of the steps
-is compared with the tenth after the warm-up: the resident memory may be at most 2% larger, the number of open files
-not larger at all, and a step may take at most 10% more of the processor's time. Other programs share the machine and
-its caches, so the time is told in units of a yardstick: the same forward pass of a model that is not trained, after
-each step. Times on the clock are reported and not judged.
+Checkpoints (three are kept), evaluation and answers come again and again, as in a real run. The steps are looked at in
+tenths; the last three are compared with the first three after the warm-up. The resident memory may be at most 2%
+larger, the number of open files not larger at all, and a step may take at most 10% more of the processor's time.
+Other programs share the machine, its caches and its frequency, so that time is told in units of a yardstick: the same
+forward pass of a model that is not trained, after each step, in a process of its own, which nothing that grows in this
+one can slow down. Times on the clock are reported and not judged.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
+import multiprocessing
 import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,7 +32,7 @@ from typing import Any
 
 GROWTH = 0.02  # of the resident memory
 SLOWER = 0.10  # of a step's processor time over the yardstick's
-WARM_UP = 0.2  # share of the steps in which allocators and caches fill
+TENTHS, WARM_UP, COMPARED = 10, 2, 3  # in the first two tenths allocators and caches fill
 
 
 @dataclass(slots=True)
@@ -51,8 +55,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        readings = soak(args.steps, Path(place))
+    with tempfile.TemporaryDirectory() as place, yardstick() as measure:
+        readings = soak(args.steps, Path(place), measure)
     result = judged(readings, args.steps)
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
     if args.out is not None:
@@ -60,7 +64,7 @@ def main() -> int:
     return 0 if result["passed"] else 1
 
 
-def soak(steps: int, place: Path) -> Readings:
+def soak(steps: int, place: Path, measure: Callable[[], float]) -> Readings:
     """Trains and reads after every step."""
     import torch
 
@@ -91,18 +95,18 @@ def soak(steps: int, place: Path) -> Readings:
         train_dataset=rows(400),
         eval_dataset=rows(40),
         processing_class=tokenizer(),
-        callbacks=[watching(readings, every=often)],
+        callbacks=[watching(readings, measure, every=often)],
     )
     trainer.train()
     return readings
 
 
-def watching(readings: Readings, *, every: int) -> Any:
+def watching(readings: Readings, measure: Callable[[], float], *, every: int) -> Any:
     """A callback that reads after every step, and lets the model answer as often as it is evaluated."""
     import psutil
     from transformers import TrainerCallback
 
-    process, yardstick = psutil.Process(), make_yardstick()
+    process = psutil.Process()
 
     class Watch(TrainerCallback):
         started = time.perf_counter(), time.process_time()
@@ -113,7 +117,7 @@ def watching(readings: Readings, *, every: int) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             readings.seconds.append(time.perf_counter() - self.started[0])
             readings.processor_seconds.append(time.process_time() - self.started[1])
-            readings.yardsticks.append(processor_seconds(yardstick))
+            readings.yardsticks.append(measure())
             readings.memory_mb.append(process.memory_info().rss / 1e6)
             readings.files.append(process.num_fds() if hasattr(process, "num_fds") else len(process.open_files()))
             if state.global_step % every == 0:
@@ -130,19 +134,33 @@ def watching(readings: Readings, *, every: int) -> Any:
     return Watch()
 
 
-def make_yardstick() -> Callable[[], Any]:
-    """Work that is the same each time."""
+@contextmanager
+def yardstick() -> Iterator[Callable[[], float]]:
+    """A function that gives the processor seconds of the same work each time, in a process that does nothing else."""
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=work_when_asked, args=(there,), daemon=True)
+    process.start()
+
+    def measure() -> float:
+        here.send(True)
+        return float(here.recv())
+
+    yield measure
+    here.send(False)
+    process.join()
+
+
+def work_when_asked(asked: Any) -> None:
+    """The other process: a forward pass of a model that is not trained, for each True."""
     import torch
 
+    torch.set_num_threads(1)
     model, ids_BL = tiny_model().eval(), torch.arange(4 * 64).view(4, 64)
-    return torch.no_grad()(lambda: model(input_ids=ids_BL, use_cache=False))
-
-
-def processor_seconds(work: Callable[[], Any]) -> float:
-    """What it takes of this process's time."""
-    started = time.process_time()
-    work()
-    return time.process_time() - started
+    with torch.no_grad():
+        while asked.recv():
+            started = time.process_time()
+            model(input_ids=ids_BL, use_cache=False)
+            asked.send(time.process_time() - started)
 
 
 def answer(model: Any, processing_class: Any) -> None:
@@ -157,18 +175,16 @@ def answer(model: Any, processing_class: Any) -> None:
 
 def judged(readings: Readings, steps: int) -> dict[str, Any]:
     """The readings in numbers, and whether they hold."""
-    tenth = max(1, steps // 10)
-    warm = int(steps * WARM_UP)
-    early, late = slice(warm, warm + tenth), slice(steps - tenth, steps)
-    memory = [statistics.median(readings.memory_mb[part]) for part in (early, late)]
-    files = [max(readings.files[part]) for part in (early, late)]
-    clock, processor, yardstick = (
-        [statistics.median(series[part]) * 1e3 for part in (early, late)]
-        for series in (readings.seconds, readings.processor_seconds, readings.yardsticks)
+    memory = tenths(readings.memory_mb)
+    processor, measured, clock = (
+        [1e3 * seconds for seconds in tenths(series)]
+        for series in (readings.processor_seconds, readings.yardsticks, readings.seconds)
     )
-    in_yardsticks = [a / b for a, b in zip(processor, yardstick, strict=True)]
-    growth, slower = memory[1] / memory[0] - 1, in_yardsticks[1] / in_yardsticks[0] - 1
-    whole = len(readings.seconds) == steps
+    in_yardsticks = [a / b for a, b in zip(processor, measured, strict=True)]
+    held, spent = compared(memory, GROWTH), compared(in_yardsticks, SLOWER)
+    warm = len(readings.files) * WARM_UP // TENTHS
+    files = {"after_warm_up": readings.files[warm], "end": max(readings.files[warm:])}
+    flat = all(found["growth"] < found["bound"] for found in (held, spent)) and files["end"] <= files["after_warm_up"]
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -177,16 +193,34 @@ def judged(readings: Readings, steps: int) -> dict[str, Any]:
         "evaluations": readings.evaluations,
         "checkpoints": readings.checkpoints,
         "answers": readings.answers,
-        "memory_mb": {"after_warm_up": round(memory[0], 1), "end": round(memory[1], 1), "growth": round(growth, 4)},
-        "open_files": {"after_warm_up": files[0], "end": files[1]},
-        "yardsticks_per_step": {
-            "after_warm_up": round(in_yardsticks[0], 3),
-            "end": round(in_yardsticks[1], 3),
-            "growth": round(slower, 4),
+        "memory_mb": held,
+        "open_files": files,
+        "yardsticks_per_step": spent,
+        "medians_of_each_tenth": {
+            "memory_mb": [round(value, 1) for value in memory],
+            "yardsticks_per_step": [round(value, 2) for value in in_yardsticks],
+            "processor_ms_per_step": [round(value, 2) for value in processor],
+            "processor_ms_of_the_yardstick": [round(value, 3) for value in measured],
+            "clock_ms_per_step": [round(value, 2) for value in clock],
         },
-        "processor_ms_per_step": {"after_warm_up": round(processor[0], 2), "end": round(processor[1], 2)},
-        "clock_ms_per_step": {"after_warm_up": round(clock[0], 2), "end": round(clock[1], 2)},
-        "passed": growth < GROWTH and files[1] <= files[0] and slower < SLOWER and whole,
+        "passed": flat and len(readings.seconds) == steps,
+    }
+
+
+def tenths(series: list[float]) -> list[float]:
+    """The median of each tenth."""
+    edges = [len(series) * tenth // TENTHS for tenth in range(TENTHS + 1)]
+    return [statistics.median(series[start:end]) for start, end in itertools.pairwise(edges)]
+
+
+def compared(values: list[float], bound: float) -> dict[str, float]:
+    """How much larger the last tenths are than the first after the warm-up: of each three, the median."""
+    early, late = (statistics.median(part) for part in (values[WARM_UP : WARM_UP + COMPARED], values[-COMPARED:]))
+    return {
+        "after_warm_up": round(early, 2),
+        "end": round(late, 2),
+        "growth": round(late / early - 1, 4),
+        "bound": bound,
     }
 
 
