@@ -20,7 +20,7 @@ from honed.data.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Par
 from honed.data.pack import fill_rate, one_by_one, pack_best_fit, pack_wrapped
 from honed.data.prefix import pack_shared
 from honed.data.reader import RowReader
-from honed.data.sources import files_of
+from honed.data.sources import files_of, unread_rows
 from honed.data.table import PackedRows, TokenTable
 from honed.data.template import PLAIN_SYSTEM_PROMPT, TRAIN_ON, JinjaTemplate, Masks, PlainTemplate, Template
 from honed.data.workers import can_fork, kept_rows, kept_rows_by_workers
@@ -194,14 +194,14 @@ def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *,
     if part.cap is None and _is_much(part.data):
         read.get_ready()
     with Progress(desc=desc, total=_length(part.data), unit="rows") as bar:
-        if workers > 1 and can_fork() and part.cap is None and not isinstance(part.data, Iterator):
-            chunks = kept_rows_by_workers(lambda: mixture.rows(part, left_out), read, ledger, workers)
-        else:
-            chunks = kept_rows(mixture.rows(part, left_out), read, ledger)
-        kept = []
-        for chunk in chunks:
-            kept.append(chunk)
+
+        def advance() -> None:
             bar.advance(ledger.rows_in - before - bar.count)
+
+        if workers > 1 and can_fork() and part.cap is None and not isinstance(part.data, Iterator):
+            kept = kept_rows_by_workers(lambda: unread_rows(part.data), read, ledger, advance, workers)
+        else:
+            kept = kept_rows(mixture.rows(part, left_out), read, ledger, advance)
     ledger.by_source[part.name] = {"rows_in": ledger.rows_in - before}
     return KeptRows.joined(kept)
 

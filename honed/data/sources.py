@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from honed.data.files import COMPRESSED, KINDS, SourcedRow, kind_of, numbered, read_file
+from honed.data.files import COMPRESSED, KINDS, SourcedRow, UnreadRow, given, kind_of, numbered, read_file, unread_file
 from honed.errors import DataError
 
 STARTER = "starter"
@@ -32,6 +32,10 @@ class SourcedRows:
     def __init__(self, read: Reader) -> None:
         self.read = read
 
+    def unread(self) -> Iterator[UnreadRow]:
+        """The same rows, see `unread_rows`."""
+        return map(given, self.read())
+
 
 def starter_file(name: str) -> Path:
     """Path of a packaged file of the starter set: `train.jsonl` or `held_out.jsonl`."""
@@ -49,6 +53,18 @@ def read_rows(data: Any) -> Iterator[SourcedRow]:
     """
     for read in shards(data):
         yield from read()
+
+
+def unread_rows(data: Any) -> Iterator[UnreadRow]:
+    """The same, each row read when it is called, where that saves anything: to pass over it costs little."""
+    files = files_of(data)
+    if files is not None:
+        for path in files:
+            yield from unread_file(path)
+    elif isinstance(data, SourcedRows):
+        yield from data.unread()
+    else:
+        yield from map(given, read_rows(data))
 
 
 def shards(data: Any, *, streaming: bool = False) -> list[Reader]:

@@ -62,8 +62,10 @@ def test_a_broken_file_is_named(tmp_path: Path, tiny_tokenizer: Any) -> None:
 
 
 def test_a_process_that_dies_is_an_error(file: Path, tiny_tokenizer: Any) -> None:
+    parent = os.getpid()
+
     def dies(row: dict[str, Any]) -> str:
-        if row.get("extra") == 1700:
+        if row.get("extra") == 1700 and os.getpid() != parent:
             os._exit(9)
         return "fine"
 
