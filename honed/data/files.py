@@ -10,9 +10,9 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -157,27 +157,25 @@ def _read_table(path: Path) -> Iterator[UnreadRow]:
     with _table_errors(path):
         for batch in read(path):
             for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
-                rows = _Slice(batch.slice(start, ROWS_AT_A_TIME), path, before)
-                yield from (partial(rows.row, n) for n in range(len(rows)))
-                before += len(rows)
+                part = batch.slice(start, ROWS_AT_A_TIME)
+                yield from unread_part(partial(_to_rows, part, path), part.num_rows, str(path), before)
+                before += part.num_rows
 
 
-class _Slice:
-    """Some rows of a table, which stands after `before` others; made Python's when one of them is asked for."""
+def _to_rows(batch: Any, path: Path) -> list[Any]:
+    with _table_errors(path):
+        rows: list[Any] = batch.to_pylist()
+    return rows
 
-    def __init__(self, table: Any, path: Path, before: int) -> None:
-        self._table, self._path, self._before = table, path, before
-        self._rows: list[Mapping[str, Any]] | None = None
 
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
+def unread_part(read: Callable[[], list[Any]], count: int, name: str, before: int) -> Iterator[UnreadRow]:
+    """The `count` rows that `read` gives, which stand after `before` others; all read when one of them is."""
+    part = cache(read)
+    return (partial(_row_of, part, number, Source(file=name, row=before + number + 1)) for number in range(count))
 
-    def row(self, number: int) -> SourcedRow:
-        """The row, counted from 0."""
-        if self._rows is None:
-            with _table_errors(self._path):
-                self._rows = self._table.to_pylist()
-        return Source(file=str(self._path), row=self._before + number + 1), self._rows[number]
+
+def _row_of(part: Callable[[], list[Any]], number: int, source: Source) -> SourcedRow:
+    return source, part()[number]
 
 
 @contextmanager

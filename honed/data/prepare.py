@@ -122,6 +122,18 @@ class Prepared:
     stop_ids: tuple[int, ...]
 
 
+@contextmanager
+def _fewer_collections() -> Iterator[None]:
+    """Python's garbage collector looks through all rows kept so far, again and again: up to a third of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_fewer_collections()
 def prepare(
     data: Any,
     tokenizer: Any,
@@ -152,10 +164,9 @@ def prepare(
     ledger = Ledger()
     templates = [make_template(tokenizer, part_options(part, options)) for part in mixture.parts]
     kept = []
-    with _fewer_collections():
-        for part, template in zip(mixture.parts, templates, strict=True):
-            read = RowReader(tokenizer, template, part_options(part, options), formatting_func)
-            kept.append(_read_part(mixture, part, read, ledger, desc=desc, workers=workers))
+    for part, template in zip(mixture.parts, templates, strict=True):
+        read = RowReader(tokenizer, template, part_options(part, options), formatting_func)
+        kept.append(_read_part(mixture, part, read, ledger, desc=desc, workers=workers))
     stop_on_bad_rows(ledger, options)
     times = mixture.times(list(map(len, kept)))
     parts = [
@@ -165,17 +176,6 @@ def prepare(
     if len(parts) == 1:
         ledger.by_source.clear()  # the ledger itself says it
     return _finish(parts, tokenizer, options, ledger, templates)
-
-
-@contextmanager
-def _fewer_collections() -> Iterator[None]:
-    """Python's garbage collector looks through all rows kept so far, again and again: up to a third of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 1000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:
