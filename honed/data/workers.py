@@ -28,13 +28,13 @@ from honed.errors import DataError
 
 Rows = Callable[[], Iterator[UnreadRow]]
 Advance = Callable[[], None]
-_LEAD = 2  # chunks
+_LEAD = 2  # chunks that a process is given before the others; more, and it takes what is left of theirs
 _AHEAD = 3  # chunks of which a helper knows, so that it need not wait while this process is at one of its own
 
 
 def can_fork() -> bool:
     """Whether processes can be forked safely here."""
-    return sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
+    return sys.platform == "linux" and hasattr(os, "memfd_create")  # older Linux has none
 
 
 def kept_rows(rows: Iterator[SourcedRow], read: RowReader, ledger: Ledger, advance: Advance) -> list[KeptRows]:
@@ -69,7 +69,8 @@ def kept_rows_by_workers(rows: Rows, read: RowReader, ledger: Ledger, advance: A
             helpers.append(_Helper(number, rows, read, places))
         for place, found in _found(rows, read, partial(places.next, 0)):
             order.add(place, found if isinstance(found, Exception) else (partial(_as_it_is, found[0]), found[1]))
-            _collect(helpers, order, timeout=0)
+            while _collect(helpers, order, timeout=0):
+                pass
         while any(helper.works for helper in helpers):
             _collect(helpers, order, timeout=None)
         return [kept() for kept in order.kept]
@@ -142,7 +143,7 @@ class _Helper:
             self._process.start()
         its.close()  # the child has its own; without this the end of a child would not be seen
         for _ in range(_AHEAD):
-            self.pipe.send(self._next())
+            self._give()
 
     def receive(self, order: _Order) -> None:
         """Adds what it sent."""
@@ -160,9 +161,12 @@ class _Helper:
             order.add(*sent)
         else:
             place, (parcel, own) = sent
-            with suppress(BrokenPipeError, ConnectionResetError):  # it is done, or dead: the next message says which
-                self.pipe.send(self._next())
+            self._give()
             order.add(place, (partial(self._take, parcel), own))
+
+    def _give(self) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it is done, or dead: what it sent says which
+            self.pipe.send(self._next())
 
     def end(self) -> None:
         """Stops it if it still runs."""
@@ -178,11 +182,17 @@ class _Helper:
         return kept
 
 
-def _collect(helpers: Sequence[_Helper], order: _Order, *, timeout: float | None) -> None:
-    """Adds what the helpers sent; waits so many seconds until there is something, None for as long as it takes."""
+def _collect(helpers: Sequence[_Helper], order: _Order, *, timeout: float | None) -> bool:
+    """Adds what helpers sent, one message of each, and tells whether there was any.
+
+    Args:
+        timeout: seconds to wait for one; None for as long as it takes.
+    """
     working = {helper.pipe: helper for helper in helpers if helper.works}
-    for pipe in wait(list(working), timeout) if working else ():
+    ready = wait(list(working), timeout) if working else []
+    for pipe in ready:
         working[pipe].receive(order)  # type: ignore[index]
+    return bool(ready)
 
 
 def _help(rows: Rows, read: RowReader, file: IO[bytes], parents: Connection, pipe: Connection) -> None:
