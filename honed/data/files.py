@@ -10,7 +10,9 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +20,7 @@ from honed.data.example import Source
 from honed.errors import DataError
 
 SourcedRow = tuple[Source, Any]
+UnreadRow = Callable[[], SourcedRow]
 
 COMPRESSED = (".gz", ".zst")
 TABLES = (".parquet", ".arrow", ".csv", ".tsv")
@@ -38,6 +41,15 @@ def read_file(path: Path) -> Iterator[SourcedRow]:
     Raises:
         DataError: it is missing, empty or garbled; names the file and, where there is one, the line.
     """
+    return (row() for row in unread_file(path))
+
+
+def unread_file(path: Path) -> Iterator[UnreadRow]:
+    """The same rows, each read (parsed) when it is called: to pass over it costs little.
+
+    Raises:
+        DataError: as `read_file`; what is wrong with one row only when that is called.
+    """
     if not path.is_file():
         raise DataError(f"{path} does not exist.", fix="check the path; relative paths start at the current folder")
     if path.stat().st_size == 0:
@@ -45,11 +57,20 @@ def read_file(path: Path) -> Iterator[SourcedRow]:
     if kind_of(path) in TABLES:
         return _some(_read_table(path), path)
     if kind_of(path) == ".json" and _starts_a_list(path):
-        return _read_json_list(path)
+        return map(given, _read_json_list(path))
     return _some(_read_json_lines(path), path)
 
 
-def _some(rows: Iterator[SourcedRow], path: Path) -> Iterator[SourcedRow]:
+def given(row: SourcedRow) -> UnreadRow:
+    """A row that was read already."""
+    return partial(_same, row)
+
+
+def _same(row: SourcedRow) -> SourcedRow:
+    return row
+
+
+def _some(rows: Iterator[UnreadRow], path: Path) -> Iterator[UnreadRow]:
     first = next(rows, None)
     if first is None:
         raise DataError(f"{path} holds no rows.", fix="it should hold at least one row")
@@ -57,12 +78,12 @@ def _some(rows: Iterator[SourcedRow], path: Path) -> Iterator[SourcedRow]:
     yield from rows
 
 
-def _read_json_lines(path: Path) -> Iterator[SourcedRow]:
+def _read_json_lines(path: Path) -> Iterator[UnreadRow]:
     name, offset = str(path), 0
     # bytes are cut at \n only; text would also be cut at U+2028 and its like, which JSON allows inside strings
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            yield Source(file=name, row=number), _parse(line, name, number, offset)
+            yield partial(_parsed, line, name, number, offset)
         offset += len(line)
 
 
@@ -77,6 +98,10 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 _DECODER = json.JSONDecoder(strict=False)  # `json.loads` would make one for every line
+
+
+def _parsed(line: bytes, name: str, number: int, offset: int) -> SourcedRow:
+    return Source(file=name, row=number), _parse(line, name, number, offset)
 
 
 def _parse(line: bytes, name: str, number: int, offset: int) -> Any:
@@ -126,22 +151,43 @@ def _open(path: Path) -> IO[bytes]:
         raise _broken(path, error) from None
 
 
-def _read_table(path: Path) -> Iterator[SourcedRow]:
+def _read_table(path: Path) -> Iterator[UnreadRow]:
+    read = {".parquet": _parquet, ".arrow": _arrow}.get(kind_of(path), _csv)
+    before = 0
+    with _table_errors(path):
+        for batch in read(path):
+            for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+                part = batch.slice(start, ROWS_AT_A_TIME)
+                yield from unread_part(partial(_to_rows, part, path), part.num_rows, str(path), before)
+                before += part.num_rows
+
+
+def _to_rows(batch: Any, path: Path) -> list[Any]:
+    with _table_errors(path):
+        rows: list[Any] = batch.to_pylist()
+    return rows
+
+
+def unread_part(read: Callable[[], list[Any]], count: int, name: str, before: int) -> Iterator[UnreadRow]:
+    """The `count` rows that `read` gives, which stand after `before` others; all read when one of them is."""
+    part = cache(read)
+    return (partial(_row_of, part, number, Source(file=name, row=before + number + 1)) for number in range(count))
+
+
+def _row_of(part: Callable[[], list[Any]], number: int, source: Source) -> SourcedRow:
+    return source, part()[number]
+
+
+@contextmanager
+def _table_errors(path: Path) -> Iterator[None]:
     import pyarrow as pa
 
-    read = {".parquet": _parquet, ".arrow": _arrow}.get(kind_of(path), _csv)
     try:
-        yield from numbered(_rows_of(read(path)), str(path))
+        yield
     except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: not a readable {kind_of(path)[1:]} file: {error}", fix="check or re-make the file"
         ) from None
-
-
-def _rows_of(batches: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
-    for batch in batches:
-        for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
-            yield from batch.slice(start, ROWS_AT_A_TIME).to_pylist()
 
 
 def _parquet(path: Path) -> Iterator[Any]:

@@ -32,8 +32,8 @@ def pack_best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[li
         raise ValueError(f"lengths must lie in [1, {capacity}], found {lengths.min()} to {lengths.max()}")
     rows_by_space: dict[int, list[list[int]]] = {}
     spaces: list[int] = []  # the keys of rows_by_space, ascending
-    for document in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[document])
+    longest_first = np.argsort(-lengths, kind="stable")
+    for document, length in zip(longest_first.tolist(), lengths[longest_first].tolist(), strict=True):
         row, space = _take_tightest(rows_by_space, spaces, length, capacity)
         row.append(document)
         _put_back(rows_by_space, spaces, row, space - length)

@@ -20,7 +20,7 @@ from honed.data.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Par
 from honed.data.pack import fill_rate, one_by_one, pack_best_fit, pack_wrapped
 from honed.data.prefix import pack_shared
 from honed.data.reader import RowReader
-from honed.data.sources import files_of
+from honed.data.sources import files_of, unread_rows
 from honed.data.table import PackedRows, TokenTable
 from honed.data.template import PLAIN_SYSTEM_PROMPT, TRAIN_ON, JinjaTemplate, Masks, PlainTemplate, Template
 from honed.data.workers import can_fork, kept_rows, kept_rows_by_workers
@@ -122,6 +122,18 @@ class Prepared:
     stop_ids: tuple[int, ...]
 
 
+@contextmanager
+def _fewer_collections() -> Iterator[None]:
+    """Python's garbage collector looks through all rows kept so far, again and again: up to a third of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_fewer_collections()
 def prepare(
     data: Any,
     tokenizer: Any,
@@ -152,10 +164,9 @@ def prepare(
     ledger = Ledger()
     templates = [make_template(tokenizer, part_options(part, options)) for part in mixture.parts]
     kept = []
-    with _fewer_collections():
-        for part, template in zip(mixture.parts, templates, strict=True):
-            read = RowReader(tokenizer, template, part_options(part, options), formatting_func)
-            kept.append(_read_part(mixture, part, read, ledger, desc=desc, workers=workers))
+    for part, template in zip(mixture.parts, templates, strict=True):
+        read = RowReader(tokenizer, template, part_options(part, options), formatting_func)
+        kept.append(_read_part(mixture, part, read, ledger, desc=desc, workers=workers))
     stop_on_bad_rows(ledger, options)
     times = mixture.times(list(map(len, kept)))
     parts = [
@@ -165,17 +176,6 @@ def prepare(
     if len(parts) == 1:
         ledger.by_source.clear()  # the ledger itself says it
     return _finish(parts, tokenizer, options, ledger, templates)
-
-
-@contextmanager
-def _fewer_collections() -> Iterator[None]:
-    """Python's garbage collector looks through all rows kept so far, again and again: up to a third of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 1000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:
@@ -194,14 +194,14 @@ def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *,
     if part.cap is None and _is_much(part.data):
         read.get_ready()
     with Progress(desc=desc, total=_length(part.data), unit="rows") as bar:
-        if workers > 1 and can_fork() and part.cap is None and not isinstance(part.data, Iterator):
-            chunks = kept_rows_by_workers(lambda: mixture.rows(part, left_out), read, ledger, workers)
-        else:
-            chunks = kept_rows(mixture.rows(part, left_out), read, ledger)
-        kept = []
-        for chunk in chunks:
-            kept.append(chunk)
+
+        def advance() -> None:
             bar.advance(ledger.rows_in - before - bar.count)
+
+        if workers > 1 and can_fork() and part.cap is None and not isinstance(part.data, Iterator):
+            kept = kept_rows_by_workers(lambda: unread_rows(part.data), read, ledger, advance, workers)
+        else:
+            kept = kept_rows(mixture.rows(part, left_out), read, ledger, advance)
     ledger.by_source[part.name] = {"rows_in": ledger.rows_in - before}
     return KeptRows.joined(kept)
 

@@ -25,6 +25,7 @@ from honed.data.ledger import Ledger
 from honed.data.prepare import Prepared, PrepareOptions, prepare
 from honed.data.sources import files_of
 from honed.data.table import PackedRows, TokenTable
+from honed.data.tokenizer_state import state_of, unchanged
 
 KIND = "prepared"
 LAYOUT = 1
@@ -46,13 +47,16 @@ def prepare_cached(
     Args:
         root: the cache; None for honed's own.
     """
-    key = None if formatting_func is not None else cache_key(data, tokenizer, options)
-    if key is None:
+    if formatting_func is not None:
         return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)
-    folder = cache_folder(KIND, root=root) / key
-    if manifest_fault(folder, source_sha256=key, converter=LAYOUT) is None:
-        return load(folder)
-    prepared = prepare(data, tokenizer, options, desc=desc, workers=workers)
+    with unchanged(tokenizer):
+        key = cache_key(data, tokenizer, options)
+        if key is None:
+            return prepare(data, tokenizer, options, desc=desc, workers=workers)
+        folder = cache_folder(KIND, root=root) / key
+        if manifest_fault(folder, source_sha256=key, converter=LAYOUT) is None:
+            return load(folder)
+        prepared = prepare(data, tokenizer, options, desc=desc, workers=workers)
     with cache_errors(folder), work_folder(folder.parent) as work:
         save(prepared, work / "made")
         write_manifest(work / "made", source_sha256=key, converter=LAYOUT)
@@ -153,7 +157,7 @@ def _file_bytes(files: Sequence[Path]) -> Iterator[bytes]:
 def _tokenizer_state(tokenizer: Any) -> Iterator[bytes]:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     yield type(tokenizer).__name__.encode()
-    yield (fast.to_str() if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)).encode()
+    yield (state_of(tokenizer) if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)).encode()
     yield json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str).encode()
     yield json.dumps(tokenizer.chat_template, sort_keys=True, default=str).encode()
 

@@ -6,12 +6,25 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from glob import glob, has_magic
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from honed.data.files import COMPRESSED, KINDS, SourcedRow, kind_of, numbered, read_file
+from honed.data.files import (
+    COMPRESSED,
+    KINDS,
+    ROWS_AT_A_TIME,
+    SourcedRow,
+    UnreadRow,
+    given,
+    kind_of,
+    numbered,
+    read_file,
+    unread_file,
+    unread_part,
+)
 from honed.errors import DataError
 
 STARTER = "starter"
@@ -32,6 +45,10 @@ class SourcedRows:
     def __init__(self, read: Reader) -> None:
         self.read = read
 
+    def unread(self) -> Iterator[UnreadRow]:
+        """The same rows, see `unread_rows`."""
+        return map(given, self.read())
+
 
 def starter_file(name: str) -> Path:
     """Path of a packaged file of the starter set: `train.jsonl` or `held_out.jsonl`."""
@@ -49,6 +66,23 @@ def read_rows(data: Any) -> Iterator[SourcedRow]:
     """
     for read in shards(data):
         yield from read()
+
+
+def unread_rows(data: Any) -> Iterator[UnreadRow]:
+    """The same, each row read when it is called, where that saves anything: to pass over it costs little."""
+    files = files_of(data)
+    if files is not None:
+        for path in files:
+            yield from unread_file(path)
+    elif isinstance(data, SourcedRows):
+        yield from data.unread()
+    elif hasattr(data, "select") and hasattr(data, "features") and hasattr(data, "__len__"):
+        rows, name = _as_python(data), _name_of(data)
+        for start in range(0, len(data), ROWS_AT_A_TIME):
+            numbers = range(start, min(start + ROWS_AT_A_TIME, len(data)))
+            yield from unread_part(partial(_selected, rows, numbers), len(numbers), name, start)
+    else:
+        yield from map(given, read_rows(data))
 
 
 def shards(data: Any, *, streaming: bool = False) -> list[Reader]:
@@ -167,6 +201,10 @@ def _hidden(path: Path) -> bool:
 def _as_python(data: Any) -> Iterable[Any]:
     """A `datasets` data set whose rows come as plain values, whatever format is set on it; others as they are."""
     return data.with_format(None) if hasattr(data, "with_format") and hasattr(data, "features") else data
+
+
+def _selected(data: Any, numbers: range) -> list[Any]:
+    return list(data.select(numbers))
 
 
 def _name_of(data: Any) -> str:

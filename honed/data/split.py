@@ -22,7 +22,7 @@ import numpy as np
 
 from honed.data.minhash import near_groups, signatures
 from honed.data.mixture import Mixture, with_data
-from honed.data.sources import SourcedRow, SourcedRows, read_rows
+from honed.data.sources import SourcedRow, SourcedRows, UnreadRow, read_rows, unread_rows
 from honed.errors import DataError, RecipeError
 
 ALIKE = 0.7  # estimated similarity; lower than for finding duplicates, for a miss here leaks
@@ -159,9 +159,12 @@ class _Chosen(SourcedRows):
         return int(self._wanted.sum())
 
     def _read(self) -> Iterator[SourcedRow]:
-        for number, row in enumerate(read_rows(self._data)):
+        return (row() for row in self.unread())
+
+    def unread(self) -> Iterator[UnreadRow]:
+        for number, row in enumerate(unread_rows(self._data)):
             if number >= len(self._wanted):
-                raise DataError(f"{row[0]}: this row was not there a moment ago.", fix="leave the data as they are")
+                raise DataError(f"{row()[0]}: this row was not there a moment ago.", fix="leave the data as they are")
             if self._wanted[number]:
                 yield row
 

@@ -1,0 +1,49 @@
+"""A value from one process to another, its arrays through a file that the other maps."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+from dataclasses import dataclass
+from typing import IO, Any
+
+_ALIGNMENT = 64  # bytes; of any type that numpy has
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What has to be sent: the value without its arrays, and where each of these stands in the file."""
+
+    rest: bytes
+    spans: tuple[tuple[int, int], ...]
+
+
+def put(value: Any, file: IO[bytes]) -> Parcel:
+    """Writes the arrays of `value` at the end of `file`."""
+    buffers: list[pickle.PickleBuffer] = []
+    rest = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    spans = []
+    for buffer in buffers:
+        raw = buffer.raw()
+        file.write(bytes(-file.tell() % _ALIGNMENT))
+        spans.append((file.tell(), file.tell() + raw.nbytes))
+        file.write(raw)
+    file.flush()
+    return Parcel(rest, tuple(spans))
+
+
+def take(parcel: Parcel, content: memoryview) -> Any:
+    """The value; its arrays are views of `content`, that of the file."""
+    return pickle.loads(parcel.rest, buffers=[content[start:end] for start, end in parcel.spans])
+
+
+def content_of(file: IO[bytes]) -> memoryview:
+    """All that was put into the file; stays valid when that is closed."""
+    size = os.fstat(file.fileno()).st_size
+    return memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)) if size else memoryview(b"")
+
+
+def memory_file() -> IO[bytes]:
+    """A file that has no name and goes when nobody has it any more."""
+    return os.fdopen(os.memfd_create("honed"), "wb+")
