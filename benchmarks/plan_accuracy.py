@@ -4,10 +4,10 @@
 
 Two optimizer steps on random tokens with random weights, CPU, one thread, each configuration in a process of its own.
 The measured peak is by how much the peak of resident memory lies above what was resident before training, as Linux
-counts it, plus the model's weights, which were there; the interpreter itself is in neither number. (The memory events of
-torch's profiler give the same in a new process, and half of it from the second training of a process on.) Freed blocks go back at once
-(MALLOC_MMAP_THRESHOLD_), or the next ones would hide in them. Models have the shapes of public ones, some with
-fewer layers; what a layer costs does not depend on how many there are.
+counts it, plus the model's weights, which were there; the interpreter itself is in neither number. (The memory events
+of torch's profiler give about the same in a new process, and too little from a process's second training on.) Freed
+blocks go back at once (MALLOC_MMAP_THRESHOLD_), or the next ones would hide in them. Models have the shapes of public
+ones, some with fewer layers; what a layer costs does not depend on how many there are.
 
 `fake` configurations are no runs: tensors have shapes and no bytes (torch's FakeTensorMode), and a dispatch mode counts
 those that are alive. So models that would never fit here are held against the formulas as well. Honed's loss reads

@@ -144,7 +144,7 @@ def test_the_largest_micro_batch_is_that_of_the_longest_rows(make: Callable[...,
     lengths = sorted(sum(trainer.train_dataset[n].lengths) for n in range(len(ROWS)))
     assert largest_batch(trainer.train_dataset, trainer.args) == (sum(lengths[-2:]), 2)
     assert largest_batch(trainer.train_dataset, trainer.args, padded=True) == (2 * lengths[-1], 2)
-    assert largest_batch(None, trainer.args) == (2 * 1024, 2)
+    assert largest_batch(None, trainer.args) == (2 * trainer.args.max_length, 2)
     trainer.args.max_length = None
     assert largest_batch(None, trainer.args) is None
 
