@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +41,6 @@ class Decision:
 
     layers: int | None = None
     note: str | None = None
-
-    def apply(self, args: SFTConfig, add_callback: Callable[[TrainerCallback], None]) -> list[str]:
-        """Puts into our own arguments what transformers reads: on or off; returns what is to be told."""
-        if self.layers is None or self.note is None:
-            return []
-        set_switch(args, on=self.layers > 0)
-        add_callback(FirstLayers(self.layers))
-        return [self.note]
 
 
 def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *, sees: bool = False) -> Decision:
@@ -89,6 +80,22 @@ class Memory:
     says: str
 
 
+def choose_layers(trainer: Any, model: nn.Module, *, padded: bool, sees: bool) -> list[str]:
+    """Decides for an `SFTTrainer` that has its rows; what becomes of it is returned, to be told.
+
+    Args:
+        padded: whether all rows of a batch become as long as the longest.
+        sees: see `decide`.
+    """
+    args = trainer.args
+    found = decide(args, model, largest_batch(trainer.train_dataset, args, padded=padded), sees=sees)
+    if found.layers is None or found.note is None:
+        return []
+    set_switch(args, on=found.layers > 0)
+    trainer.add_callback(FirstLayers(found.layers))
+    return [found.note]
+
+
 def choose(job: plan.Job, args: SFTConfig, *, there: int) -> tuple[Choice, Memory] | str:
     """The fewest layers for `memory_budget`, or for what is free; where that is not known, words that say so.
 
@@ -121,7 +128,7 @@ def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Jo
     """A loaded model and its training as the planner sees it; where it cannot, words that say so."""
     base = base_model(model)
     try:
-        sizes = sizes_of(base.config.get_text_config())  # type: ignore[union-attr, operator]
+        sizes = sizes_of(base.config.get_text_config())
     except (HonedError, NotImplementedError, KeyError, AttributeError):
         return UNKNOWN_MODEL
     device = args.device.type
@@ -216,7 +223,7 @@ def _free(args: SFTConfig) -> float | None:
     if free is None or args.world_size == 1:
         return free
     if args.device.type == "cpu":  # which the ranks of a machine share
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", str(args.world_size)))
     least = torch.tensor(float(free), dtype=torch.float64, device=args.device)
     torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
     return float(least)

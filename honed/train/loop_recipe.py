@@ -98,8 +98,8 @@ class PlainTrainer:
         largest = largest_batch(self._rows, self._args, padded=not self._seams.flat)
         found = decide(self._args, self.model, largest)
         if found.layers is not None:
-            chosen = {"gradient_checkpointing": found.layers > 0, "recomputed_layers": found.layers}
-            self.config = dataclasses.replace(self.config, **chosen)
+            count = found.layers
+            self.config = dataclasses.replace(self.config, gradient_checkpointing=count > 0, recomputed_layers=count)
             self.notes += [found.note] if found.note else []
 
     def _prepare(self, name: str, rows: Any) -> Any:

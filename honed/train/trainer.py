@@ -24,7 +24,7 @@ from honed.model.vocabulary import agree_on_stops
 from honed.train import filling, legacy, rules, seams, shared_prefixes, start, stream, token_batches, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
-from honed.train.checkpointing import decide, largest_batch
+from honed.train.checkpointing import choose_layers
 from honed.train.out_of_memory import Splits
 from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
 from honed.train.step_in_backward import optimizer_of
@@ -101,7 +101,6 @@ class SFTTrainer(ResumingTrainer):
         found = vision.without_attention(found, trained) if sees else found
         self.seams, flat = start.choose_attention(found, model, trained, args)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
-        shares = shared_prefixes.decide(args.share_prefixes, trained, self.seams)
         self.notes += self.seams.notes
         self._datasets = Datasets(
             args,
@@ -109,7 +108,7 @@ class SFTTrainer(ResumingTrainer):
             formatting_func=formatting_func,
             collator=data_collator,
             flat=flat,
-            shares_prefixes=shares,
+            shares_prefixes=shared_prefixes.decide(args.share_prefixes, trained, self.seams),
             processor=processor,
         )
         self.stream_loader: stream.StreamLoader | None = None
@@ -148,12 +147,10 @@ class SFTTrainer(ResumingTrainer):
             self.remove_callback(PrinterCallback)
             self.add_callback(self._progress)
         self.metrics, self.watch, self.splits = self._new_metrics(), StepWatch(), Splits()
-        largest = largest_batch(self.train_dataset, args, padded=not flat)
-        self.notes += decide(args, trained, largest, sees=sees).apply(args, self.add_callback)
+        self.notes += choose_layers(self, trained, padded=not flat, sees=sees)
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
-        streams = self._datasets.streamed is not None
-        self.add_callback(SavesAndStops(self._go_on, self._stops, streams=streams))
+        self.add_callback(SavesAndStops(self._go_on, self._stops, streams=self._datasets.streamed is not None))
         self.notes += self._datasets.notes
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)

@@ -49,14 +49,15 @@ def test_saved_tensors(family: str, lora: str | None, half: bool, tiny_model: An
 
 @pytest.mark.parametrize("lora", [None, "all"])
 def test_a_layer_that_is_computed_again_keeps_its_input_only(lora: str | None, tiny_model: Any) -> None:
-    """Which torch.utils.checkpoint holds past the hooks; so three layers of which one does so look like two."""
+    """Three layers of which one does so keep what two keep, and no more than its input and a copy of it."""
     if lora:
         pytest.importorskip("peft")
     two, three = (tiny_model("llama", num_hidden_layers=layers) for layers in (2, 3))
     enable = getattr(three, "activation_checkpointing_enable", None) or three.gradient_checkpointing_enable
     enable()
     keep_first(three, 1)
-    assert saved_bytes(three, lora, False) == pytest.approx(saved_bytes(two, lora, False), rel=0.002)
+    more = saved_bytes(three, lora, False) - saved_bytes(two, lora, False)
+    assert 0 <= more < 2.1 * TOKENS * two.config.hidden_size * 4
 
 
 def saved_bytes(model: Any, lora: str | None, half: bool) -> int:
