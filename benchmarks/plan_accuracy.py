@@ -9,6 +9,8 @@ of torch's profiler give about the same in a new process, and too little from a 
 blocks go back at once (MALLOC_MMAP_THRESHOLD_), or the next ones would hide in them. Models have the shapes of public
 ones, some with fewer layers; what a layer costs does not depend on how many there are.
 
+With `--out` and `--only`, other configurations in that file stay as they are; each is written when it is done.
+
 `fake` configurations are no runs: tensors have shapes and no bytes (torch's FakeTensorMode), and a dispatch mode counts
 those that are alive. So models that would never fit here are held against the formulas as well. Honed's loss reads
 values, which fake tensors do not have; there the head scores one position, and its work is left out of both numbers. A
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -106,19 +109,38 @@ def main() -> None:
         return
     if args.quick:
         args.only = ["minimind"]
-    rows = []
+    rows = {} if args.out is None else kept(Path(args.out))
     for case in CASES:
         if any(part in case.name for part in args.only):
             predicted, measured = alone(case)
             error = predicted / measured - 1
-            rows.append({"case": case.name, "fake": case.fake, "predicted": predicted, "measured": measured})
+            rows[case.name] = {"case": case.name, "fake": case.fake, "predicted": predicted, "measured": measured}
             print(f"{case.name:60} {predicted / 1e9:8.3f} {measured / 1e9:8.3f} GB {error:+7.1%}", flush=True)
-    worst = max(abs(row["predicted"] / row["measured"] - 1) for row in rows)
-    print(f"{len(rows)} configurations, the worst is {worst:.1%} off")
-    if args.out:
-        machine = {"processor": platform.machine(), "torch": torch.__version__}
-        record = {"date": date.today().isoformat(), "machine": machine, "worst": round(worst, 4), "rows": rows}
-        Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            if args.out:
+                write(Path(args.out), [rows[case.name] for case in CASES if case.name in rows])
+    print(f"{len(rows)} configurations, the worst is {worst_of(rows.values()):.1%} off")
+
+
+def machine() -> dict[str, str]:
+    return {"processor": platform.machine(), "torch": torch.__version__}
+
+
+def worst_of(rows: Iterable[dict[str, Any]]) -> float:
+    return max(abs(row["predicted"] / row["measured"] - 1) for row in rows)
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    record = {"date": date.today().isoformat(), "machine": machine(), "worst": round(worst_of(rows), 4), "rows": rows}
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def kept(file: Path) -> dict[str, dict[str, Any]]:
+    """The configurations that were measured before, by name; none from another day or machine."""
+    if not file.is_file():
+        return {}
+    record = json.loads(file.read_text(encoding="utf-8"))
+    same = record["date"] == date.today().isoformat() and record["machine"] == machine()
+    return {row["case"]: row for row in record["rows"]} if same else {}
 
 
 def compare(case: Case) -> tuple[int, int]:
