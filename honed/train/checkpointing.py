@@ -224,6 +224,8 @@ def _free(args: SFTConfig) -> float | None:
         return free
     if args.device.type == "cpu":  # which the ranks of a machine share
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", str(args.world_size)))
+    if not torch.distributed.is_initialized():
+        return free
     least = torch.tensor(float(free), dtype=torch.float64, device=args.device)
     torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
     return float(least)
