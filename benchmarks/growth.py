@@ -4,9 +4,10 @@
     python benchmarks/plot_growth.py benchmarks/results/growth-cpu-1thread-DATE.json
 
 Every point is measured in a process of its own, on one thread of the CPU; a step is a forward and backward pass and
-AdamW's step, in float32, on a flat row, of a Llama of one layer with random weights. Seconds are processor time (of
-start-up: the clock), the least of the repeats; memory is by how much the step's peak lies above what the process held
-before it, as Linux counts it.
+AdamW's step, in float32, on a flat row, of a Llama of one layer with random weights. Seconds are processor time, of
+steps the least of the repeats; memory is by how much the peak of two steps (in the second AdamW has its
+moments) lies above what the process held before them, as Linux counts it. With `--only`, the other curves in the file
+of `--out` stay as they are.
 
 The form has as many terms as theory names (a + b x, a + b x^2, ...); its factors, none below zero, are fitted to the
 points by least squares of the relative error. How far the worst point lies from the line is printed and kept: a cost
@@ -35,6 +36,7 @@ from typing import Any
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN, DOCUMENT, REPEATS = 64, 512, 2
+TILE_ROWS = 128  # the head never computes logits of fewer tokens at a time; see honed/ops/linear_cross_entropy.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ CURVES = (
     Curve(name="step-documents", title=f"Step, documents of {DOCUMENT}", x="tokens in the row", unit="s", powers=(0, 1),
           theory="documents do not see each other, so all is linear", sizes=LENGTHS, small=SHORT),
     Curve(name="memory-vocabulary", title="Memory of a step", x="vocabulary", unit="MB", powers=(0, 1),
-          theory="each entry has a gradient and two moments; no logits of all tokens",
+          theory=f"each entry has a gradient, two moments and at most {TILE_ROWS} logits at a time",
           sizes=(8192, 16384, 32768, 65536, 131072, 262144), small=(8192, 16384, 32768)),
     Curve(name="memory-length", title="Memory of a step", x="tokens of one document", unit="MB", powers=(0, 1),
           theory="activations are linear in length; no scores of all pairs are kept", sizes=LENGTHS, small=SHORT),
@@ -80,15 +82,25 @@ def main() -> None:
     if args.one:
         print(json.dumps(MEASURES[args.one](args.size)))
         return
-    results = []
+    results = {} if args.out is None else kept(Path(args.out), small=args.small)
     for curve in CURVES:
         if any(part in curve.name for part in args.only):
-            results.append(measured(curve, curve.small if args.small else curve.sizes))
-            print(describe(results[-1]), flush=True)
+            results[curve.name] = measured(curve, curve.small if args.small else curve.sizes)
+            print(describe(results[curve.name]), flush=True)
     if args.out:
         record: dict[str, Any] = {"date": date.today().isoformat(), "machine": machine(), "versions": versions()}
-        record |= {"small": args.small, "results": results}
+        record |= {"small": args.small, "results": [results[c.name] for c in CURVES if c.name in results]}
         Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def kept(file: Path, *, small: bool) -> dict[str, dict[str, Any]]:
+    """The curves that were measured before, by name; none from another day, versions or kind of sizes."""
+    if not file.is_file():
+        return {}
+    record = json.loads(file.read_text(encoding="utf-8"))
+    now = {"date": date.today().isoformat(), "machine": machine(), "versions": versions(), "small": small}
+    same = all(record.get(key) == value for key, value in now.items())
+    return {result["name"]: result for result in record["results"]} if same else {}
 
 
 def arguments() -> argparse.Namespace:
@@ -182,21 +194,26 @@ def step_of(lengths: list[int], vocabulary: int = 1024, hidden: int = HIDDEN) ->
 
 
 def seconds_of(lengths: list[int]) -> float:
-    """The least processor time of the repeats; one step before warms up."""
-    step, taken = step_of(lengths), []
+    """The least processor time of the repeats, which take a second together at least; one step before warms up."""
+    step = step_of(lengths)
+    taken: list[float] = []
     step()
-    for _ in range(REPEATS):
+    while len(taken) < REPEATS or sum(taken) < 1:
         began = time.process_time()
         step()
         taken.append(time.process_time() - began)
     return round(min(taken), 4)
 
 
-def megabytes_of(lengths: list[int], vocabulary: int = 1024) -> float:
-    """By how much a step's peak of resident memory lies above what was resident before it; the model was, then."""
+def megabytes_of(lengths: list[int], vocabulary: int = 4096) -> float:
+    """By how much the peak of resident memory in two steps lies above what was resident before; the model was, then.
+
+    From 1024 tokens on the head's tile of logits has its full size with a vocabulary of 4096, and is a constant.
+    """
     step = step_of(lengths, vocabulary, hidden=2 * HIDDEN)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted anew from here
     before = resident("VmRSS")
+    step()
     step()
     return round(resident("VmHWM") - before, 1)
 
@@ -221,7 +238,7 @@ def preparation(rows: int) -> float:
 
 
 def startup(rows: int, *, warm: bool) -> float:
-    """Seconds by the clock from the command to the first step, with the plain engine; see startup.py."""
+    """Processor seconds from the command to the end of the first step, with the plain engine; see startup.py."""
     import startup as command
 
     with tempfile.TemporaryDirectory() as name:
@@ -230,7 +247,7 @@ def startup(rows: int, *, warm: bool) -> float:
         command.save_model(folder / "model")
         if warm:
             command.start("plain", folder)
-        return round(command.start("plain", folder)["seconds"], 2)
+        return round(command.start("plain", folder)["cpu_seconds"], 2)
 
 
 def repeated(rows: int, folder: Path) -> Path:
@@ -243,7 +260,7 @@ def repeated(rows: int, folder: Path) -> Path:
 MEASURES: dict[str, Callable[[int], float]] = {
     "step-one-document": lambda size: seconds_of([size]),
     "step-documents": lambda size: seconds_of([DOCUMENT] * (size // DOCUMENT)),
-    "memory-vocabulary": lambda size: megabytes_of([DOCUMENT], size),
+    "memory-vocabulary": lambda size: megabytes_of([TILE_ROWS], size),
     "memory-length": lambda size: megabytes_of([size]),
     "memory-batch": lambda size: megabytes_of([DOCUMENT] * size),
     "preparation": preparation,

@@ -1,11 +1,15 @@
-"""What `honed plan` predicts, against what torch's allocator handed out while `SFTTrainer` trained.
+"""What `honed plan` predicts, against the memory that `SFTTrainer` took.
 
     python benchmarks/plan_accuracy.py [--only NAME ...] [--out NAME.json]
 
-Two optimizer steps on random tokens with random weights, CPU, one thread. The measured peak is the highest sum of the
-memory events of torch's profiler, which see every tensor and every temporary inside a kernel, plus the model's weights,
-which were there before; the interpreter itself is in neither number. Models have the shapes of public ones, some with
-fewer layers; what a layer costs does not depend on how many there are.
+Two optimizer steps on random tokens with random weights, CPU, one thread, each configuration in a process of its own.
+The measured peak is by how much the peak of resident memory lies above what was resident before training, as Linux
+counts it, plus the model's weights, which were there; the interpreter itself is in neither number. (The memory events
+of torch's profiler give about the same in a new process, and too little from a process's second training on.) Freed
+blocks go back at once (MALLOC_MMAP_THRESHOLD_), or the next ones would hide in them. Models have the shapes of public
+ones, some with fewer layers; what a layer costs does not depend on how many there are.
+
+With `--out` and `--only`, other configurations in that file stay as they are; each is written when it is done.
 
 `fake` configurations are no runs: tensors have shapes and no bytes (torch's FakeTensorMode), and a dispatch mode counts
 those that are alive. So models that would never fit here are held against the formulas as well. Honed's loss reads
@@ -19,8 +23,11 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -30,15 +37,17 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVI
 
 import numpy as np
 import torch
+from growth import resident
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from honed.model import plan
+from honed.model.plan_checkpointing import fewest
 from honed.model.plan_shapes import find_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One configuration; `layers` cuts the model, `bf16` trains under autocast."""
+    """One configuration; `layers` cuts the model, `bf16` trains under autocast, `budget` chooses the checkpointing."""
 
     model: str
     method: str = "full"
@@ -46,6 +55,7 @@ class Case:
     rows: int = 1
     layers: int | None = None
     checkpointing: bool = False
+    budget: float | None = None
     bf16: bool = False
     accumulation: int = 1
     fake: bool = False
@@ -56,6 +66,7 @@ class Case:
         words = [self.model, self.method, f"{self.rows} x {self.length}"]
         words += [f"{self.layers} layers"] if self.layers else []
         words += ["checkpointing"] if self.checkpointing else []
+        words += [f"within {self.budget:g} GB"] if self.budget else []
         words += ["bf16"] if self.bf16 else []
         words += [f"accumulation {self.accumulation}"] if self.accumulation > 1 else []
         return ", ".join(words)
@@ -66,6 +77,9 @@ CASES = (
     Case(model="SmolLM2-135M", length=512, rows=4, checkpointing=True),
     Case(model="SmolLM2-135M", method="lora", rows=4),
     Case(model="SmolLM2-135M", method="lora", rows=4, checkpointing=True),
+    Case(model="SmolLM2-135M", method="lora", rows=4, budget=2.0),
+    Case(model="SmolLM2-135M", rows=4, budget=3.2),
+    Case(model="Qwen3-0.6B", method="lora", length=512, rows=2, layers=6, budget=2.0),
     Case(model="SmolLM2-135M", method="qlora", rows=2),
     Case(model="SmolLM2-360M", method="lora", length=512, layers=12),
     Case(model="minimind", length=512, rows=8),
@@ -87,23 +101,46 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[""], help="cases whose names hold one of these")
     parser.add_argument("--quick", action="store_true", help="the smallest model: whether it works, not how fast it is")
     parser.add_argument("--out")
+    parser.add_argument("--one", metavar="NAME", help="one case, in this process")
     args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.one:
+        print(json.dumps(compare(next(case for case in CASES if case.name == args.one))))
+        return
     if args.quick:
         args.only = ["minimind"]
-    torch.set_num_threads(1)
-    rows = []
+    rows = {} if args.out is None else kept(Path(args.out))
     for case in CASES:
         if any(part in case.name for part in args.only):
-            predicted, measured = compare(case)
+            predicted, measured = alone(case)
             error = predicted / measured - 1
-            rows.append({"case": case.name, "fake": case.fake, "predicted": predicted, "measured": measured})
+            rows[case.name] = {"case": case.name, "fake": case.fake, "predicted": predicted, "measured": measured}
             print(f"{case.name:60} {predicted / 1e9:8.3f} {measured / 1e9:8.3f} GB {error:+7.1%}", flush=True)
-    worst = max(abs(row["predicted"] / row["measured"] - 1) for row in rows)
-    print(f"{len(rows)} configurations, the worst is {worst:.1%} off")
-    if args.out:
-        machine = {"processor": platform.machine(), "torch": torch.__version__}
-        record = {"date": date.today().isoformat(), "machine": machine, "worst": round(worst, 4), "rows": rows}
-        Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            if args.out:
+                write(Path(args.out), [rows[case.name] for case in CASES if case.name in rows])
+    print(f"{len(rows)} configurations, the worst is {worst_of(rows.values()):.1%} off")
+
+
+def machine() -> dict[str, str]:
+    return {"processor": platform.machine(), "torch": torch.__version__}
+
+
+def worst_of(rows: Iterable[dict[str, Any]]) -> float:
+    return max(abs(row["predicted"] / row["measured"] - 1) for row in rows)
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    record = {"date": date.today().isoformat(), "machine": machine(), "worst": round(worst_of(rows), 4), "rows": rows}
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def kept(file: Path) -> dict[str, dict[str, Any]]:
+    """The configurations that were measured before, by name; none from another day or machine."""
+    if not file.is_file():
+        return {}
+    record = json.loads(file.read_text(encoding="utf-8"))
+    same = record["date"] == date.today().isoformat() and record["machine"] == machine()
+    return {row["case"]: row for row in record["rows"]} if same else {}
 
 
 def compare(case: Case) -> tuple[int, int]:
@@ -120,6 +157,8 @@ def compare(case: Case) -> tuple[int, int]:
         device="cpu",
         dtype="bfloat16" if case.fake else dtype,
     )
+    if case.budget:
+        job = fewest(job, case.budget * plan.GB).job
     if case.bf16:
         job = replace(job, formats=replace(job.formats, compute=2))
     if case.fake:
@@ -128,10 +167,23 @@ def compare(case: Case) -> tuple[int, int]:
     return found.peak - found.parts.overhead, measure(case, config)
 
 
+def alone(case: Case) -> tuple[int, int]:
+    """The same, measured in a process of its own."""
+    command = [sys.executable, "-W", "ignore", __file__, "--one", case.name]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{case.name} failed:\n{done.stderr[-3000:]}")
+    predicted, measured = json.loads(done.stdout.splitlines()[-1])
+    return predicted, measured
+
+
 def config_of(case: Case) -> Any:
     if case.model == "minimind":
+        from honed.model.minimind import register
         from honed.model.minimind_config import MiniMindConfig
 
+        register()
         config: Any = MiniMindConfig()
     else:
         config = find_config(case.model)
@@ -144,14 +196,10 @@ def config_of(case: Case) -> Any:
 
 
 def measure(case: Case, config: Any) -> int:
-    """Trains two steps under torch's profiler; the allocator's peak in bytes."""
-    from torch.profiler import ProfilerActivity, profile
-
+    """Trains two steps; the peak in bytes."""
     from honed import SFTConfig, SFTTrainer
     from honed.model.adapters import lora_config
-    from honed.model.minimind import register
 
-    register()
     draw = np.random.default_rng(0)
     data = [
         {"input_ids": draw.integers(3, config.vocab_size, case.length).tolist()}
@@ -167,7 +215,8 @@ def measure(case: Case, config: Any) -> int:
                 max_steps=2,
                 per_device_train_batch_size=case.rows,
                 gradient_accumulation_steps=case.accumulation,
-                gradient_checkpointing=case.checkpointing,
+                gradient_checkpointing="auto" if case.budget else case.checkpointing,
+                memory_budget=case.budget,
                 max_length=case.length,
                 train_on="all",
                 bf16=case.bf16,
@@ -181,9 +230,10 @@ def measure(case: Case, config: Any) -> int:
             peft_config=None if case.method == "full" else lora_config(),
         )
         adapter = sum(p.numel() * 4 for p in trainer.model.parameters() if p.requires_grad) * (case.method != "full")
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-            trainer.train()
-    return weights + adapter + peak_of(watched)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted anew from here
+        before = resident("VmRSS")
+        trainer.train()
+    return weights + adapter + int(1e6 * (resident("VmHWM") - before))
 
 
 def new_model(case: Case, config: Any, folder: str) -> Any:
@@ -209,13 +259,6 @@ def every_tensor(model: Any) -> list[torch.Tensor]:
         if state is not None:
             tensors += [t for t in (state.absmax, state.state2.absmax, state.code) if t is not None]
     return tensors
-
-
-def peak_of(watched: Any) -> int:
-    """The highest sum of the allocator's events."""
-    events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
-    sums = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    return int(sums.max(initial=0))
 
 
 def tokenizer() -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 from growth import line
 
 WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 464, 46, 250  # edges of the plot, pixels
+LEFT, RIGHT, TOP, BOTTOM = 74, 464, 46, 250  # edges of the plot, pixels
+UNITS = {"s": "processor time, s", "MB": "memory, MB"}
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#444}.t{font-weight:600;font-size:13px;fill:#222}"
     ".g{stroke:#ddd}.l{stroke:#888;stroke-dasharray:5 4;fill:none;stroke-width:1.5}.p{fill:#1a6fb5}"
@@ -56,6 +57,7 @@ def svg(result: dict[str, Any]) -> str:
             for x, y in result["points"]
         ),
         f'<text x="{RIGHT}" y="{BOTTOM + 38}" text-anchor="end">{escape(result["x"])}</text>',
+        f'<text transform="translate(16 {BOTTOM}) rotate(-90)">{escape(UNITS[result["unit"]])}</text>',
     ]
     return "\n".join([*parts, "</svg>", ""])
 

@@ -23,7 +23,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
     "max_grad_norm": 1.0,
-    "gradient_checkpointing": False,
+    "gradient_checkpointing": "auto",
     "logging_steps": 1,
     "save_strategy": "no",
     "seed": 0,

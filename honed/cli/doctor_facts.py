@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+from honed.model.memory import host_memory
+
 # Settings of the environment that change how honed runs; no others are looked at, and none may hold a secret.
 SETTINGS = (
     "CUDA_VISIBLE_DEVICES",
@@ -161,14 +163,10 @@ def cores() -> int:
 def _memory() -> tuple[float | None, float | None]:
     """Total and free memory in GB, of the machine or, where that is less, of the container."""
     try:
-        import psutil
+        total, free = host_memory()
     except ImportError:
         return None, None
-    memory = psutil.virtual_memory()
-    limit, used = _words("/sys/fs/cgroup/memory.max"), _words("/sys/fs/cgroup/memory.current")
-    if limit.isdigit() and used.isdigit() and int(limit) < memory.total:
-        return int(limit) / _GB, min(memory.available, int(limit) - int(used)) / _GB
-    return memory.total / _GB, memory.available / _GB
+    return total / _GB, free / _GB
 
 
 def _import_fault() -> str:

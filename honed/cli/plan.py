@@ -71,6 +71,7 @@ class Choice:
             "name": self.name,
             "method": self.job.method,
             "gradient_checkpointing": self.job.checkpointing,
+            "layers_recomputed": self.job.layers_recomputed,
             "length": self.job.length,
             "rows": self.job.rows,
             "fits": self.fits,
@@ -161,7 +162,12 @@ def read_rate(text: str) -> float:
 
 
 def choices_for(recipe: Recipe, on: Machine, *, efficiency: float, own: bool) -> list[Choice]:
-    """The recipe's own way first if there is one, then all others, from the one that needs most to the least."""
+    """The recipe's own way first if there is one, then all others, from the one that needs most to the least.
+
+    Of those with checkpointing in some layers, the one with the fewest that fits is shown.
+    """
+    from honed.model.plan_checkpointing import fewest, with_layers
+
     jobs = _by_method(recipe, on)
     mine = _own(recipe, jobs, on)
     choices = {"your recipe": mine} if own else {}
@@ -169,8 +175,11 @@ def choices_for(recipe: Recipe, on: Machine, *, efficiency: float, own: bool) ->
         if method == "qlora" and on.device != "cuda" and not own:
             continue  # it saves memory, but CPUs are slow at it
         wanted = replace(job, rows=job.rows if own else 1)
-        choices[method] = replace(wanted, checkpointing=False)
-        choices[f"{method}, checkpointing"] = replace(wanted, checkpointing=True)
+        choices[method], layers = with_layers(wanted, 0), job.sizes.layers
+        least = fewest(wanted, on.memory)
+        if least.fits and 0 < least.layers < layers:
+            choices[f"{method}, checkpointing {least.layers} of {layers} layers"] = least.job
+        choices[f"{method}, checkpointing"] = with_layers(wanted, layers)
     return [_choice(name, job, on, efficiency) for name, job in choices.items()]
 
 
@@ -232,9 +241,14 @@ def _by_method(recipe: Recipe, on: Machine) -> dict[str, Job]:
 
 def _own(recipe: Recipe, jobs: Mapping[str, Job], on: Machine) -> Job:
     from honed.model import plan
+    from honed.model.plan_checkpointing import fewest
 
     method = "full" if recipe.lora is None else "lora" if recipe.quantization is None else "qlora"
-    return replace(jobs[method], formats=plan.formats_of(method, device=on.device, dtype=recipe.dtype))
+    job = replace(jobs[method], formats=plan.formats_of(method, device=on.device, dtype=recipe.dtype))
+    if recipe.train.get("gradient_checkpointing") != "auto":
+        return job
+    budget = recipe.train.get("memory_budget")
+    return fewest(job, on.memory if budget is None else budget * plan.GB).job
 
 
 def _choice(name: str, job: Job, on: Machine, efficiency: float) -> Choice:
@@ -319,13 +333,12 @@ def _parts(choice: Choice) -> list[str]:
 
 def _recipe_lines(recipe: Recipe, choice: Choice) -> list[str]:
     job = choice.job
+    checkpointing = str(job.checkpointing).lower() if job.recomputed is None else "auto"
     lines = [f"model: {recipe.model}"]
     lines += [f"quantization: {job.quantization}"] if job.quantization else []
     lines += [f"data: {{max_length: {job.length}}}"]
     lines += ["lora: null"] if job.adapter is None else [f"lora: {{r: {job.adapter.rank}}}"]
-    lines += [
-        f"train: {{per_device_train_batch_size: {job.rows}, gradient_checkpointing: {str(job.checkpointing).lower()}}}"
-    ]
+    lines += [f"train: {{per_device_train_batch_size: {job.rows}, gradient_checkpointing: {checkpointing}}}"]
     return ["In a recipe:", *(f"  {line}" for line in lines)]
 
 

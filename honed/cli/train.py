@@ -51,7 +51,8 @@ Keys that matter most (key=value, or the same in the recipe's YAML; --help-all s
   num_train_epochs       passes over the rows; max_steps counts steps instead     [1]
   per_device_train_batch_size, gradient_accumulation_steps                        [8, 1]
   lr_scheduler_type, warmup_steps                                                 [cosine, 0.05 of all steps]
-  gradient_checkpointing true: less memory, more time                             [false]
+  gradient_checkpointing true: less memory, more time; selective: half of it; auto: as much as
+                         free memory or memory_budget (in GB) makes necessary      [auto]
   save_strategy, save_steps, eval_strategy, eval_steps, logging_steps, weight_decay, max_grad_norm, report_to, ...
 
  answers

@@ -48,7 +48,8 @@ class Job:
         sizes, adapter: of the model; no adapter means that all weights are trained.
         quantization: "nf4", "fp4" or "int8" for the frozen linear layers, or None.
         length: tokens of a row. rows: of a micro-batch. Only their product matters for memory.
-        checkpointing: activations are computed again in the backward pass.
+        checkpointing: activations are computed again in the backward pass,
+        recomputed: but only those of so many layers, the first ones; None for all.
         accumulation: micro-batches per optimizer step.
         device: "cuda" or "cpu".
         formats: of numbers; see `formats_of`.
@@ -65,6 +66,14 @@ class Job:
     device: str
     formats: Formats
     state_bytes: float = 8.0
+    recomputed: int | None = None
+
+    @property
+    def layers_recomputed(self) -> int:
+        """How many layers compute their activations again."""
+        if not self.checkpointing:
+            return 0
+        return self.sizes.layers if self.recomputed is None else self.recomputed
 
     @property
     def tokens(self) -> int:
@@ -184,25 +193,34 @@ def job_for(
 def job_of(recipe: Recipe, *, device: str = "cuda") -> Job:
     """The job that a recipe describes, with every row as long as `data.max_length`.
 
+    gradient_checkpointing="auto" is taken for none; see `honed.model.plan_checkpointing`.
+
     Raises:
         ModelError: there is no such model, or the adapter does not fit it.
         RecipeError: a value cannot be planned with.
     """
     method = "full" if recipe.lora is None else "lora" if recipe.quantization is None else "qlora"
     train = recipe.train
+    way = train.get("gradient_checkpointing", False)
     job = job_for(
         recipe.model,
         method=method,
         length=_whole(recipe.data.max_length, "data.max_length"),
         rows=_whole(train.get("per_device_train_batch_size", 8), "per_device_train_batch_size"),
-        checkpointing=bool(train.get("gradient_checkpointing", False)),
+        checkpointing=way not in (False, None, "none", "auto"),
         accumulation=_whole(train.get("gradient_accumulation_steps", 1), "gradient_accumulation_steps"),
         device=device,
         dtype=recipe.dtype,
         lora=recipe.lora,
         quantization=recipe.quantization or "nf4",
     )
-    return replace(job, state_bytes=state_bytes(str(train.get("optim", "adamw"))))
+    recomputed = selected(job.sizes.layers) if way == "selective" else None
+    return replace(job, state_bytes=state_bytes(str(train.get("optim", "adamw"))), recomputed=recomputed)
+
+
+def selected(layers: int) -> int:
+    """Of how many layers gradient_checkpointing="selective" computes the activations again: every second one's."""
+    return (layers + 1) // 2
 
 
 def quantized(job: Job, kind: str) -> Job:
@@ -299,21 +317,25 @@ def trained_bytes(job: Job) -> int:
 
 
 def _kept(job: Job) -> tuple[int, int]:
-    """Bytes kept by all layers and by what surrounds them; and what one layer computes again, if they keep nothing."""
+    """Bytes kept by all layers and by what surrounds them; and by the last layer when it computes them again.
+
+    Where only the first layers do so, what the others kept is gone by then, and that was more.
+    """
     sizes, formats, tokens = job.sizes, job.formats, job.tokens
     layer = tokens * sum(saved_per_token(sizes, formats, job.adapter).values())
     layer += saved_per_layer(sizes, formats, job.adapter)
     normed = formats.weight if job.adapter is None else 0
     around = tokens * (sizes.hidden * (FP32 + normed) + 2 * sizes.head_size * formats.weight)
-    if not job.checkpointing:
-        return sizes.layers * layer + around, 0
-    return sizes.layers * tokens * sizes.hidden * formats.weight + around, layer
+    again = job.layers_recomputed
+    kept = (sizes.layers - again) * layer + again * tokens * sizes.hidden * formats.weight
+    return kept + around, layer if again == sizes.layers else 0
 
 
 def _autocast_weights(job: Job) -> int:
     """Autocast keeps its copies of trained weights until the forward pass ends, also where layers keep nothing."""
-    trained = job.adapter is None and job.formats.casts and job.checkpointing
-    return job.sizes.linear * job.formats.compute if trained else 0
+    if job.adapter is not None or not job.formats.casts:
+        return 0
+    return job.sizes.linear * job.layers_recomputed // job.sizes.layers * job.formats.compute
 
 
 def _head_elements(sizes: Sizes) -> int:

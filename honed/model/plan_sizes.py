@@ -143,11 +143,17 @@ def adapter_of(config: Any, lora: Mapping[str, Any]) -> Adapter:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, of patterns that it sets itself; training shows them
         model = attach(on_meta(config), lora_config(**{**lora, "init": True}))  # clever starts would need weights
+    return adapter_in(model)
+
+
+def adapter_in(model: Any) -> Adapter:
+    """Counts the adapter that a model has; of several ranks it takes the largest."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    owners = [name.partition(".lora_A")[0] for name in trained if ".lora_A" in name]
+    halves = {name: parameter for name, parameter in trained.items() if ".lora_A" in name}
+    owners = [name.partition(".lora_A")[0] for name in halves]
     return Adapter(
         weights=sum(parameter.numel() for parameter in trained.values()),
-        rank=int(lora.get("r", 16)),
+        rank=max((min(parameter.shape) for parameter in halves.values()), default=0),
         targets=frozenset(owner.rsplit(".", 1)[-1] for owner in owners),
         merges_experts=any(".experts" in owner for owner in owners),
     )

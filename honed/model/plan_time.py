@@ -3,7 +3,7 @@
 A weight costs two operations per token in the forward pass, two for the gradient of what it read, and two for its own
 gradient; a frozen weight has none of the last. (So 6 N per token for full training, 4 N with an adapter; Kaplan et al.,
 arXiv:2001.08361.) Attention adds 4 x heads x head size for each pair of tokens that see each other, and twice that in
-the backward pass. Checkpointing runs the layers' forward pass once more.
+the backward pass. Checkpointing runs the forward pass of its layers once more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def flops_per_step(job: Job, *, trained_share: float = 1.0) -> float:
         (2 if frozen else 4) * active * tokens + 4 * adapter * tokens + 2 * _seen(job) * 4 * sizes.queries * tokens
     )
     head = (4 if frozen else 6) * sizes.vocabulary * sizes.hidden * tokens * trained_share
-    return forward * (2 if job.checkpointing else 1) + backward + head
+    return forward * (1 + job.layers_recomputed / sizes.layers) + backward + head
 
 
 def seconds_per_step(job: Job, flops: float, *, efficiency: float = EFFICIENCY, trained_share: float = 1.0) -> float:

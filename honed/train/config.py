@@ -53,6 +53,9 @@ class SFTConfig(TrainingArguments):
         assistant_only_loss: train on the assistant's turns only.
         loss_type: "nll" or "dft" (see `honed.loss.objective.Objective`); "chunked_nll" is TRL's old name of "nll".
         activation_offloading: keep activations in the host's memory between forward and backward.
+        gradient_checkpointing: True or False as in TRL. honed: "full" and "none" are the same; "selective" is for the
+            first half of the layers; "auto" for the fewest with which the longest micro-batch fits, by prediction.
+        memory_budget: honed. What "auto" may plan with for the whole process, in GB; None for what is free.
         share_prefixes: honed. What documents of a batch have in common at their beginning is computed once; packing
             then puts such documents together. "auto": where the model and its dropout allow it; True: or stop.
         train_on: honed. "assistant", "last", "all" or "completion"; None to follow the two options above.
@@ -91,7 +94,7 @@ class SFTConfig(TrainingArguments):
     # TRL's defaults, where transformers has others
     learning_rate: float = 2e-5
     logging_steps: float = 10
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | str = True
     bf16: bool | None = None  # None is resolved below, by what the device can do
     dataloader_pin_memory: bool | None = None
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
@@ -135,6 +138,7 @@ class SFTConfig(TrainingArguments):
     data_cache: bool = False
     tokens_per_step: int | None = None
     optimizer_in_backward: bool = False
+    memory_budget: float | None = None
     image_folder: str | None = None
     freeze_vision: bool = False
     token_metrics: bool = True
@@ -145,9 +149,12 @@ class SFTConfig(TrainingArguments):
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = torch.cuda.is_available()  # elsewhere torch warns and does nothing
+        self.gradient_checkpointing = checkpointing_of(self.gradient_checkpointing)
         if getattr(self, "activation_checkpointing", False) is None:  # its newer name, which transformers prefers
             self.activation_checkpointing = self.gradient_checkpointing
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        elif hasattr(self, "activation_checkpointing"):
+            self.activation_checkpointing = checkpointing_of(self.activation_checkpointing)
         for name, values in OLD_VALUES.items():
             value = getattr(self, name)
             if value in values:
@@ -213,6 +220,22 @@ class SFTConfig(TrainingArguments):
         if self.assistant_only_loss:
             return "assistant"
         return "all" if self.completion_only_loss is False else "completion"
+
+
+def checkpointing_of(value: bool | str) -> bool | str:
+    """True, False, "selective" or "auto", of whatever a script, a recipe or a command line gives.
+
+    Raises:
+        RecipeError: another word.
+    """
+    words: dict[str, bool | str] = {"full": True, "true": True, "none": False, "false": False}
+    words |= {"selective": "selective", "auto": "auto"}
+    found = words.get(str(value).lower())
+    if found is None:
+        raise RecipeError(
+            f"gradient_checkpointing is {value!r}.", fix="choose one of: true, false, none, selective, full, auto"
+        )
+    return found
 
 
 def _multiple(value: int | str | None) -> int | None:

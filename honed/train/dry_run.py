@@ -25,9 +25,10 @@ from honed.model import plan
 from honed.model.adapters import lora_config, ready_to_train
 from honed.model.device import pick_dtype
 from honed.model.load import model_class, resolve
+from honed.model.plan_checkpointing import libraries_bytes, with_layers
 from honed.model.plan_time import flops_per_step
 from honed.recipe import Recipe
-from honed.train import rules, vision
+from honed.train import checkpointing, rules, vision
 from honed.train.config import SFTConfig
 from honed.train.rows import Datasets
 from honed.train.run import Plan, lora_options
@@ -111,6 +112,9 @@ def dry_run(recipe: Recipe) -> DryRun:
     epoch_steps = None if rows is None else steps_of(args, len(rows), tokens, epochs=1)[1]
     tokens_per_step = None if ledger is None or epoch_steps is None else ledger.tokens / epoch_steps
     job = _job(recipe, args)
+    if job is not None and args.gradient_checkpointing == "auto":
+        job, told_of = _checkpointed(job, args, rows)
+        notes.append(told_of)
     return DryRun(
         recipe=recipe,
         args=args,
@@ -246,6 +250,17 @@ def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
         return plan.job_of(recipe, device=args.device.type)
     except (RecipeError, NotImplementedError, KeyError):  # no max_length, or an architecture that it has no formula for
         return None
+
+
+def _checkpointed(job: plan.Job, args: SFTConfig, rows: Any) -> tuple[plan.Job, str]:
+    """The job with the layers that training would choose for the longest micro-batch, and why."""
+    tokens, count = checkpointing.largest_batch(rows, args) or (job.tokens, job.rows)
+    longest = dataclasses.replace(job, length=-(-tokens // count), rows=count)
+    found = checkpointing.choose(longest, args, there=libraries_bytes(job))
+    if isinstance(found, str):
+        return with_layers(job, job.sizes.layers), f"gradient_checkpointing=auto: all layers, because {found}."
+    note = f"gradient_checkpointing=auto: {checkpointing.in_words(*found)}."
+    return with_layers(job, found[0].layers), note
 
 
 def _operations(job: plan.Job, ledger: Ledger | None, tokens_per_step: float | None, world_size: int) -> float:

@@ -27,6 +27,7 @@ from honed.errors import DataError, RecipeError, RunError
 from honed.loss.objective import IGNORE_INDEX, total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.train import checkpoint
+from honed.train.checkpointing import keep_first
 from honed.train.loop_config import LoopConfig
 from honed.train.loop_log import Log, opened_log
 from honed.train.loop_neftune import neftune
@@ -117,6 +118,8 @@ def begin(
     if config.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # transformers renamed it on the way to v6
+        if config.recomputed_layers is not None:
+            keep_first(model, config.recomputed_layers)
     return Run(
         config=config,
         plan=Plan(config=config, rows=len(rows), world=ranks.world),

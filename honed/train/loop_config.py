@@ -14,7 +14,7 @@ SCHEDULES = ("constant", "linear", "cosine", "minimind")
 # These change what a run costs or tells, not what it computes; a run may be resumed with others.
 _NOT_THE_RUN = (
     *("device", "workers", "eval_batch_size", "token_metrics", "log_every", "eval_every", "save_every", "keep"),
-    *("trackers", "project", "run_name", "resume"),
+    *("gradient_checkpointing", "recomputed_layers", "trackers", "project", "run_name", "resume"),
 )
 
 
@@ -39,7 +39,8 @@ class LoopConfig:
         neftune_alpha: noise on the embeddings (arXiv:2310.05914).
         shuffle: draw the rows' order anew for each epoch.
         seed: of everything random; `data_seed` of the rows' order alone.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them,
+        recomputed_layers: but only those of the first so many layers; None for all.
         device: "cpu", "cuda", "cuda:1", "mps"; None picks.
         workers: processes that make batches.
         log_every, eval_every, save_every: steps; below 1, a share of all steps; 0 never; "epoch" at the end of each.
@@ -69,6 +70,7 @@ class LoopConfig:
     seed: int = 0
     data_seed: int | None = None
     gradient_checkpointing: bool = False
+    recomputed_layers: int | None = None
     device: str | None = None
     workers: int = 0
     token_metrics: bool = True

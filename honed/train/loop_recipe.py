@@ -13,6 +13,7 @@ from honed.errors import ModelError, RecipeError
 from honed.model.adapters import ready_to_train
 from honed.model.vocabulary import agree_on_stops, with_pad_token
 from honed.train import loop, rules
+from honed.train.checkpointing import decide, largest_batch
 from honed.train.config import SFTConfig
 from honed.train.loop_config import LoopConfig
 from honed.train.loop_ranks import Stopped
@@ -48,7 +49,10 @@ class PlainTrainer:
         self._args, self._tokenizer = args, with_pad_token(processing_class)
         seed_everything(args.seed)  # the adapter's first weights are drawn
         self.model, notes = ready_to_train(
-            model, peft_config, tokenizer=self._tokenizer, checkpointing=args.gradient_checkpointing
+            model,
+            peft_config,
+            tokenizer=self._tokenizer,
+            checkpointing=args.gradient_checkpointing not in (False, "auto"),
         )
         self._seams = find_seams(self.model)
         self.notes += notes + self._seams.notes
@@ -60,6 +64,7 @@ class PlainTrainer:
             )
         train = self._prepare("train", train_dataset)
         self._rows, self.ledger = train.rows, train.ledger
+        self._choose_checkpointing()
         self._eval_rows = None
         if eval_dataset is not None:
             held_out = self._prepare("eval", eval_dataset)
@@ -92,6 +97,14 @@ class PlainTrainer:
         """The weights (an adapter's alone, if there is one) and the tokenizer, as transformers and peft save them."""
         self.model.save_pretrained(place)
         self._tokenizer.save_pretrained(place)
+
+    def _choose_checkpointing(self) -> None:
+        largest = largest_batch(self._rows, self._args, padded=not self._seams.flat)
+        found = decide(self._args, self.model, largest)
+        if found.layers is not None:
+            count = found.layers
+            self.config = dataclasses.replace(self.config, gradient_checkpointing=count > 0, recomputed_layers=count)
+            self.notes += [found.note] if found.note else []
 
     def _prepare(self, name: str, rows: Any) -> Any:
         prepared = prepare_cached if self._args.data_cache else prepare
@@ -137,7 +150,7 @@ def config_of(args: SFTConfig) -> LoopConfig:
         shuffle=args.train_sampling_strategy == "random",
         seed=args.seed,
         data_seed=args.data_seed,
-        gradient_checkpointing=args.gradient_checkpointing or getattr(args, "activation_checkpointing", False),
+        gradient_checkpointing=bool(args.gradient_checkpointing),
         device="cpu" if args.use_cpu else None,
         workers=args.dataloader_num_workers,
         token_metrics=args.token_metrics,
@@ -169,7 +182,7 @@ _DATA = {
     *("dataset_text_field", "max_length", "packing", "packing_strategy", "eval_packing", "assistant_only_loss"),
     *("completion_only_loss", "train_on", "template", "template_arguments", "data_format"),
     *("columns", "system", "train_roles", "train_reasoning", "train_tool_calls", "overlong", "bad_rows"),
-    *("data_cache", "dataset_num_proc", "chat_template_path", "shuffle_buffer"),
+    *("data_cache", "dataset_num_proc", "chat_template_path", "shuffle_buffer", "memory_budget"),
 }
 _NO_BEARING = {
     *("output_dir", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "do_train", "do_eval"),

@@ -182,6 +182,30 @@ RULES = (
         refuses=False,
     ),
     Rule(
+        name="checkpointing_every_n",
+        when=lambda args: (
+            isinstance(args.gradient_checkpointing, str)
+            and (args.gradient_checkpointing_kwargs or {}).get("every_n_layers", 1) > 1
+        ),
+        message="gradient_checkpointing='auto' and 'selective' choose the layers, and every_n_layers does so too.",
+        fix="leave every_n_layers out, or set gradient_checkpointing=True",
+        refuses=True,
+    ),
+    Rule(
+        name="budget_without_auto",
+        when=lambda args: args.memory_budget is not None and args.gradient_checkpointing != "auto",
+        message="memory_budget has no effect without gradient_checkpointing='auto'.",
+        fix="set it, or leave memory_budget out",
+        refuses=False,
+    ),
+    Rule(
+        name="budget_not_positive",
+        when=lambda args: args.memory_budget is not None and not args.memory_budget > 0,
+        message="memory_budget is not above 0.",
+        fix="give GB, such as 24",
+        refuses=True,
+    ),
+    Rule(
         name="offloading_on_cpu",
         when=lambda args: args.activation_offloading and args.device.type == "cpu",
         message="activation_offloading has no effect on a CPU: activations are in the host's memory already.",

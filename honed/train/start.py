@@ -21,6 +21,7 @@ from honed.model.quantize import quantized_options
 from honed.model.vocabulary import with_pad_token
 from honed.ops import attention
 from honed.train import vision
+from honed.train.checkpointing import set_switch
 from honed.train.config import SFTConfig
 from honed.train.seams import Seams, base_model
 
@@ -124,9 +125,7 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
         args.max_length = limit
         notes.append(f"max_length is {limit}, the tokenizer's limit. Set max_length for another.")
     if args.gradient_checkpointing and not getattr(base_model(model), "supports_gradient_checkpointing", False):
-        args.gradient_checkpointing = False
-        if hasattr(args, "activation_checkpointing"):
-            args.activation_checkpointing = False
+        set_switch(args, on=False)
         notes.append(f"gradient_checkpointing has no effect: {type(base_model(model)).__name__} cannot do it.")
     if args.use_liger_kernel:  # its layers with our head: its own loss would replace the model's forward
         config = args.liger_kernel_config or {}

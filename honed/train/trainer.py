@@ -24,6 +24,7 @@ from honed.model.vocabulary import agree_on_stops
 from honed.train import filling, legacy, rules, seams, shared_prefixes, start, stream, token_batches, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
+from honed.train.checkpointing import choose_layers
 from honed.train.optimizers import optimizer_of
 from honed.train.out_of_memory import Splits
 from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
@@ -94,14 +95,13 @@ class SFTTrainer(ResumingTrainer):
             peft_config, notes = vision.fit(args, loaded, peft_config)
             self.notes += notes
         set_seed(args.seed)  # Trainer does so too, but after the adapter's weights are drawn
-        checkpointing = args.gradient_checkpointing
-        trained, notes = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=checkpointing)
+        recomputes = args.gradient_checkpointing not in (False, "auto")  # which is decided when the rows are known
+        trained, notes = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=recomputes)
         self._plain_loss = compute_loss_func is not None
         found = seams.lora_alone(trained) if self._plain_loss else seams.find_seams(trained)
         found = vision.without_attention(found, trained) if sees else found
         self.seams, flat = start.choose_attention(found, model, trained, args)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
-        shares = shared_prefixes.decide(args.share_prefixes, trained, self.seams)
         self.notes += self.seams.notes
         self._datasets = Datasets(
             args,
@@ -109,7 +109,7 @@ class SFTTrainer(ResumingTrainer):
             formatting_func=formatting_func,
             collator=data_collator,
             flat=flat,
-            shares_prefixes=shares,
+            shares_prefixes=shared_prefixes.decide(args.share_prefixes, trained, self.seams),
             processor=processor,
         )
         self.stream_loader: stream.StreamLoader | None = None
@@ -148,6 +148,7 @@ class SFTTrainer(ResumingTrainer):
             self.remove_callback(PrinterCallback)
             self.add_callback(self._progress)
         self.metrics, self.watch, self.splits = self._new_metrics(), StepWatch(), Splits()
+        self.notes += choose_layers(self, trained, padded=not flat, sees=sees)
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
         streams = self._datasets.streamed is not None

@@ -22,7 +22,7 @@ def test_what_fits(honed: Any) -> None:
     assert "7.62 billion parameters" in shown.out
     rows = {line[:22].strip(): line for line in shown.out.splitlines() if " GB  " in line}
     assert " no " in rows["full"] and " no " in rows["lora, checkpointing"] and " yes " in rows["qlora, checkpointing"]
-    assert "quantization: nf4" in shown.out and "gradient_checkpointing: true" in shown.out
+    assert "quantization: nf4" in shown.out and "gradient_checkpointing: auto" in shown.out
 
 
 def test_json_and_a_recipe(honed: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from honed.model.minimind import register
 from honed.model.plan_activations import Formats, saved_per_layer, saved_per_token
 from honed.model.plan_sizes import adapter_of, sizes_of
+from honed.train.checkpointing import keep_first
 
 TOKENS = 40
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
@@ -44,6 +45,19 @@ def test_saved_tensors(family: str, lora: str | None, half: bool, tiny_model: An
     measured = [saved_bytes(model, lora, half) for model in (one, two)]
     planned = TOKENS * sum(saved_per_token(sizes, formats, adapter).values()) + saved_per_layer(sizes, formats, adapter)
     assert planned == pytest.approx(measured[1] - measured[0], rel=0.02)
+
+
+@pytest.mark.parametrize("lora", [None, "all"])
+def test_a_layer_that_is_computed_again_keeps_its_input_only(lora: str | None, tiny_model: Any) -> None:
+    """Three layers of which one does so keep what two keep, and no more than its input and a copy of it."""
+    if lora:
+        pytest.importorskip("peft")
+    two, three = (tiny_model("llama", num_hidden_layers=layers) for layers in (2, 3))
+    enable = getattr(three, "activation_checkpointing_enable", None) or three.gradient_checkpointing_enable
+    enable()
+    keep_first(three, 1)
+    more = saved_bytes(three, lora, False) - saved_bytes(two, lora, False)
+    assert 0 <= more < 2.1 * TOKENS * two.config.hidden_size * 4
 
 
 def saved_bytes(model: Any, lora: str | None, half: bool) -> int:

@@ -69,6 +69,12 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
         "gradient_checkpointing": False,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     },
+    "checkpointing_every_n": {
+        "gradient_checkpointing": "selective",
+        "gradient_checkpointing_kwargs": {"every_n_layers": 2},
+    },
+    "budget_without_auto": {"memory_budget": 8.0},
+    "budget_not_positive": {"memory_budget": 0.0, "gradient_checkpointing": "auto"},
     "offloading_on_cpu": {"activation_offloading": True},
     "dataset_num_proc": {"dataset_num_proc": 4, "streaming": True},
     "dataset_kwargs": {"dataset_kwargs": {"add_special_tokens": False}},
