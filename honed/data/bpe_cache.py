@@ -20,6 +20,7 @@ import numpy as np
 from honed.cache import cache_folder, manifest_fault, publish, work_folder, write_manifest
 from honed.data import bpe
 from honed.data.bpe import Encode, FastBPE, Proven
+from honed.data.tokenizer_state import state_of
 from honed.errors import RunError
 
 KIND = "tokenizers"
@@ -38,7 +39,7 @@ def cached_bpe(tokenizer: Any, encode: Encode, *, root: Path | None = None) -> F
     """
     if not bpe.may_be_fast(tokenizer):
         return None
-    state = tokenizer.backend_tokenizer.to_str()
+    state = state_of(tokenizer)
     key = _key(state)
     with suppress(RunError, OSError):
         folder = cache_folder(KIND, root=root) / key

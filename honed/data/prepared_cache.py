@@ -25,6 +25,7 @@ from honed.data.ledger import Ledger
 from honed.data.prepare import Prepared, PrepareOptions, prepare
 from honed.data.sources import files_of
 from honed.data.table import PackedRows, TokenTable
+from honed.data.tokenizer_state import state_of, states_kept
 
 KIND = "prepared"
 LAYOUT = 1
@@ -46,6 +47,19 @@ def prepare_cached(
     Args:
         root: the cache; None for honed's own.
     """
+    with states_kept():
+        return _prepare_cached(data, tokenizer, options, formatting_func, desc, workers, root)
+
+
+def _prepare_cached(
+    data: Any,
+    tokenizer: Any,
+    options: PrepareOptions,
+    formatting_func: Callable[[Any], Any] | None,
+    desc: str,
+    workers: int,
+    root: Path | None,
+) -> Prepared:
     key = None if formatting_func is not None else cache_key(data, tokenizer, options)
     if key is None:
         return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)
@@ -153,7 +167,7 @@ def _file_bytes(files: Sequence[Path]) -> Iterator[bytes]:
 def _tokenizer_state(tokenizer: Any) -> Iterator[bytes]:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     yield type(tokenizer).__name__.encode()
-    yield (fast.to_str() if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)).encode()
+    yield (state_of(tokenizer) if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)).encode()
     yield json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str).encode()
     yield json.dumps(tokenizer.chat_template, sort_keys=True, default=str).encode()
 

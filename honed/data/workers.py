@@ -32,7 +32,7 @@ def can_fork() -> bool:
 def kept_rows(rows: Iterator[SourcedRow], read: RowReader, ledger: Ledger) -> Iterator[KeptRows]:
     """The rows that can be trained, chunk by chunk, in this process; see `RowReader`."""
     while chunk := list(islice(rows, ROWS_AT_A_TIME)):
-        yield KeptRows.of(list(read(chunk, ledger)))
+        yield read.columns(chunk, ledger)
 
 
 def kept_rows_by_workers(rows: Rows, read: RowReader, ledger: Ledger, workers: int) -> Iterator[KeptRows]:
@@ -110,6 +110,6 @@ def _work(number: int, workers: int, rows: Rows, read: RowReader, send: Connecti
 def _read(place: int, chunk: list[SourcedRow], read: RowReader) -> tuple[KeptRows, Ledger]:
     before = place * ROWS_AT_A_TIME
     ledger = Ledger(rows_in=before)  # the reader looks whether anything was read before
-    kept = KeptRows.of(list(read(chunk, ledger)))
+    kept = read.columns(chunk, ledger)
     ledger.rows_in -= before
     return kept, ledger
