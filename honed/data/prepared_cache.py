@@ -32,6 +32,7 @@ LAYOUT = 1
 _BLOCK = 1 << 20
 
 
+@states_kept()
 def prepare_cached(
     data: Any,
     tokenizer: Any,
@@ -47,19 +48,6 @@ def prepare_cached(
     Args:
         root: the cache; None for honed's own.
     """
-    with states_kept():
-        return _prepare_cached(data, tokenizer, options, formatting_func, desc, workers, root)
-
-
-def _prepare_cached(
-    data: Any,
-    tokenizer: Any,
-    options: PrepareOptions,
-    formatting_func: Callable[[Any], Any] | None,
-    desc: str,
-    workers: int,
-    root: Path | None,
-) -> Prepared:
     key = None if formatting_func is not None else cache_key(data, tokenizer, options)
     if key is None:
         return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)

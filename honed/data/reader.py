@@ -81,10 +81,10 @@ class RowReader:
         done, went = self._straight(chunk)
         if went.all():
             return done
-        left = np.flatnonzero(~went)
+        left = np.flatnonzero(~went).tolist()
         first = ledger.rows_in == len(chunk) and not len(done)
         others = list(self._kept([chunk[n] for n in left], ledger, first=first))
-        places = np.concatenate([np.flatnonzero(went), left[[place for place, _ in others]]])
+        places = [*np.flatnonzero(went).tolist(), *(left[place] for place, _ in others)]
         return KeptRows.joined([done, KeptRows.of([row for _, row in others])]).chosen(np.argsort(places))
 
     def get_ready(self) -> None:

@@ -124,7 +124,7 @@ class Shapes:
         return views
 
     def form(self, conversation: Conversation) -> tuple[bool, Form | None]:
-        """Whether it is settled by now if this shape has a form, and the form; this is one more row that it is tried on."""
+        """Whether it is settled by now if this shape has a form, and the form; it is tried on this row as well."""
         with suppress(RowError, TemplateError):
             self.views(conversation)
         shape = _shape(conversation)
