@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from honed.data.bpe import Encode, FastBPE
+from honed.data.bpe import Encode, FastBPE, as_arrays
 from honed.data.bpe_cache import cached_bpe
 
 USUAL_CHARACTERS = 200_000
@@ -29,7 +29,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, *, usual: int = USUAL_CHARACTERS) -> None:
         self._tokenizer = tokenizer
         self._usual = usual_encoder(tokenizer)
-        self._encode: Encode | FastBPE = self._usual
+        self._fast: FastBPE | None = None
         self._left: float = usual
         self._known: dict[str, np.ndarray] = {}
         self._room = _MOST_REMEMBERED
@@ -53,16 +53,14 @@ class Encoder:
         """Whether the next texts are encoded by `FastBPE`."""
         if self._left <= 0:
             self._left = float("inf")
-            self._encode = cached_bpe(self._tokenizer, self._usual) or self._usual
-        return isinstance(self._encode, FastBPE)
+            self._fast = cached_bpe(self._tokenizer, self._usual)
+        return self._fast is not None
 
     def _learn(self, texts: list[str]) -> dict[str, np.ndarray]:
         characters = sum(map(len, texts))
         if not self.is_fast():
             self._left -= characters
-        ids = [np.array(own, dtype=np.int32) for own in self._encode(texts)]
-        for own in ids:
-            own.flags.writeable = False  # the same array is given again
+        ids = self._fast(texts) if self._fast else as_arrays(self._usual(texts))
         if self._room < characters:
             self._known, self._room = {}, _MOST_REMEMBERED
         self._room -= characters

@@ -126,7 +126,7 @@ def _with_names(row: Row, names: Mapping[str, str], reason: str, *, needed: Sequ
 def _format_of(row: Row, name: str, options: ReadOptions) -> Format:
     if name != "auto":
         return FORMATS[name]
-    if (found := _recognised(tuple(key for key, value in row.items() if value is not None))) is not None:
+    if (found := format_of_keys(tuple(key for key, value in row.items() if value is not None))) is not None:
         return FORMATS[found]
     if isinstance(row.get(options.text_field), str):
         return FORMATS["text"]
@@ -135,8 +135,8 @@ def _format_of(row: Row, name: str, options: ReadOptions) -> Format:
 
 
 @lru_cache(maxsize=1024)  # rows of a file have few sets of keys
-def _recognised(keys: tuple[Any, ...]) -> str | None:
-    """The first format that a row with these keys has."""
+def format_of_keys(keys: tuple[Any, ...]) -> str | None:
+    """The first format that a row has in which these keys hold something; None where that is none."""
     found = frozenset(keys)
     return next((candidate.name for candidate in FORMATS.values() if candidate.matches(found)), None)
 

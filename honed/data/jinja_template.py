@@ -12,7 +12,7 @@ from honed.data.control_tokens import choose_marks, find, marked, marked_message
 from honed.data.example import Conversation, Message, Source
 from honed.data.jinja import ChatJinja
 from honed.data.plain_template import refuse_images
-from honed.data.shapes import LookedAt, Shapes, opaque
+from honed.data.shapes import Form, LookedAt, Shapes, opaque
 from honed.data.shown import INLINE_REASONING, need_tools_shown, shown_content
 from honed.data.talk import Talk
 from honed.data.turn import Turn, joined
@@ -29,6 +29,9 @@ class JinjaTemplate:
         tokenizer: a transformers tokenizer with a chat template; rendering is transformers' own (sandboxed).
         arguments: further variables of the template (`enable_thinking`, ...).
         masks: whose turns are trained, and what of them.
+
+    Attributes:
+        treated_apart: finds what contents may hold that a form (see `Shapes`) does not fit.
     """
 
     alpaca_separator = "\n"
@@ -45,9 +48,9 @@ class JinjaTemplate:
         self._jinja = ChatJinja(tokenizer, dict(arguments or {}))
         self._masks = masks or Masks()
         self._special = re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or r"(?!)")
-        treated_apart = re.compile(f"{self._special.pattern}|{INLINE_REASONING.pattern}")
+        self.treated_apart = re.compile(f"{self._special.pattern}|{INLINE_REASONING.pattern}")
         self._shapes = {
-            mode: Shapes(self._jinja.source, partial(self._any_views, train_on=mode, apart=False), treated_apart)
+            mode: Shapes(self._jinja.source, partial(self._any_views, train_on=mode, apart=False), self.treated_apart)
             for mode in TRAIN_ON
         }
 
@@ -56,6 +59,10 @@ class JinjaTemplate:
         if apart:
             return self._any_views(conversation, train_on=train_on, apart=True)
         return self._shapes[train_on].views(conversation)
+
+    def form(self, conversation: Conversation, *, train_on: str) -> tuple[bool, Form | None]:
+        """See `Shapes.form`."""
+        return self._shapes[train_on].form(conversation)
 
     def _any_views(self, conversation: Conversation, hide: bool = False, *, train_on: str, apart: bool) -> list[View]:
         """The views of any conversation; with `hide`, a LookedAt where the template looks at its contents."""

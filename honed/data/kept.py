@@ -117,7 +117,10 @@ class KeptRows:
         """Each row as often as `times`, int64 (rows,), says; 0 leaves it out."""
         if (times == 1).all():
             return self
-        rows = np.repeat(np.arange(len(self)), times)
+        return self.chosen(np.repeat(np.arange(len(self)), times))
+
+    def chosen(self, rows: np.ndarray) -> KeptRows:
+        """The rows of these numbers, int64, in this order."""
         of_rows = _spread(rows, self.documents)
         tokens = _spread(of_rows, self.lengths)
         return replace(

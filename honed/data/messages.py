@@ -14,7 +14,7 @@ _REASONING_PARTS = ("thinking", "reasoning")
 _MEDIA_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
 LARGEST_WEIGHT = 3.4e38  # weights are kept as float32, in which larger ones are infinite
 _DEEPEST = 100  # levels of lists and objects; what walks through them calls itself a few times for each
-_PLAIN_ROLES = {"system", "user", "assistant", "tool"}
+PLAIN_ROLES = {"system", "user", "assistant", "tool"}
 _READ = {"role", "from", "content", "value", "train", "weight", "tool_calls", "function_call", "tools"}
 
 
@@ -123,7 +123,7 @@ def _holds_others(value: Any) -> bool:
 
 def _is_plain(turn: Mapping[str, Any]) -> bool:
     role, content = turn.get("role"), turn.get("content")
-    return len(turn) == 2 and isinstance(content, str) and isinstance(role, str) and role in _PLAIN_ROLES
+    return len(turn) == 2 and isinstance(content, str) and isinstance(role, str) and role in PLAIN_ROLES
 
 
 def _train(turn: Mapping[str, Any]) -> bool | None:

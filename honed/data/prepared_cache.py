@@ -25,13 +25,14 @@ from honed.data.ledger import Ledger
 from honed.data.prepare import Prepared, PrepareOptions, prepare
 from honed.data.sources import files_of
 from honed.data.table import PackedRows, TokenTable
-from honed.data.tokenizer_state import state_of, unchanged
+from honed.data.tokenizer_state import state_of, states_kept
 
 KIND = "prepared"
 LAYOUT = 1
 _BLOCK = 1 << 20
 
 
+@states_kept()
 def prepare_cached(
     data: Any,
     tokenizer: Any,
@@ -49,14 +50,13 @@ def prepare_cached(
     """
     if formatting_func is not None:
         return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)
-    with unchanged(tokenizer):
-        key = cache_key(data, tokenizer, options)
-        if key is None:
-            return prepare(data, tokenizer, options, desc=desc, workers=workers)
-        folder = cache_folder(KIND, root=root) / key
-        if manifest_fault(folder, source_sha256=key, converter=LAYOUT) is None:
-            return load(folder)
-        prepared = prepare(data, tokenizer, options, desc=desc, workers=workers)
+    key = cache_key(data, tokenizer, options)
+    if key is None:
+        return prepare(data, tokenizer, options, desc=desc, workers=workers)
+    folder = cache_folder(KIND, root=root) / key
+    if manifest_fault(folder, source_sha256=key, converter=LAYOUT) is None:
+        return load(folder)
+    prepared = prepare(data, tokenizer, options, desc=desc, workers=workers)
     with cache_errors(folder), work_folder(folder.parent) as work:
         save(prepared, work / "made")
         write_manifest(work / "made", source_sha256=key, converter=LAYOUT)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from honed.data.example import Example
 from honed.data.formats import ROW_KEYS, ReadOptions, RowError, read_example
 from honed.data.formatting import Formatting
-from honed.data.kept import KeptRow
+from honed.data.kept import KeptRow, KeptRows
 from honed.data.ledger import Ledger
 from honed.data.render import Rendered, Renderer, Turn
 from honed.data.sources import SourcedRow
+from honed.data.straight import Straight
 from honed.data.template import Template, View
 from honed.errors import DataError, TemplateError
 
@@ -48,6 +52,8 @@ class RowReader:
             text_field=options.text_field,
             columns=options.columns,
         )
+        # a formatting function may be called once only
+        self._straight = Straight(self._renderer, options) if formatting_func is None else None
         self._used = {*ROW_KEYS, *MADE_BY_TOKENIZERS, options.text_field, *options.columns.values()}
 
     def __call__(self, rows: Iterable[SourcedRow], ledger: Ledger) -> Iterator[KeptRow]:
@@ -60,25 +66,55 @@ class RowReader:
         while chunk := list(islice(iterator, ROWS_AT_A_TIME)):
             ledger.rows_in += len(chunk)
             self._count_columns(chunk, ledger)
-            for views in self._renderer.encode(list(self._planned(chunk, ledger))):
-                if row := _kept(views, self._options, ledger):
-                    yield row
+            yield from (row for _, row in self._kept(chunk, ledger, first=ledger.rows_in == len(chunk)))
+
+    def columns(self, chunk: Sequence[SourcedRow], ledger: Ledger) -> KeptRows:
+        """The same for one chunk, in columns; sooner, as most rows need nothing special.
+
+        Raises:
+            DataError, TemplateError: see `prepare`.
+        """
+        ledger.rows_in += len(chunk)
+        self._count_columns(chunk, ledger)
+        if self._straight is None:
+            return KeptRows.of([row for _, row in self._kept(chunk, ledger, first=ledger.rows_in == len(chunk))])
+        done, went = self._straight(chunk)
+        if went.all():
+            return done
+        left = np.flatnonzero(~went).tolist()
+        first = ledger.rows_in == len(chunk) and not len(done)
+        others = list(self._kept([chunk[n] for n in left], ledger, first=first))
+        places = [*np.flatnonzero(went).tolist(), *(left[place] for place, _ in others)]
+        return KeptRows.joined([done, KeptRows.of([row for _, row in others])]).chosen(np.argsort(places))
 
     def get_ready(self) -> None:
         """For many rows: what pays for those only is done now."""
         self._renderer.encoder.get_ready()
 
-    def _count_columns(self, chunk: list[SourcedRow], ledger: Ledger) -> None:
+    def _count_columns(self, chunk: Sequence[SourcedRow], ledger: Ledger) -> None:
         """Counts the columns that no format reads; a formatting function may read any."""
         if self._formatting is None:
-            keys = (key for _, row in chunk if isinstance(row, Mapping) for key in row if key not in self._used)
-            ledger.columns_unused.update(map(str, keys))
+            sets_of_keys = Counter(tuple(row) for _, row in chunk if isinstance(row, Mapping))
+            for keys, rows in sets_of_keys.items():
+                for key in keys:
+                    if key not in self._used:
+                        ledger.columns_unused[str(key)] += rows
 
-    def _planned(self, chunk: list[SourcedRow], ledger: Ledger) -> Iterator[tuple[Example, list[View]]]:
+    def _kept(self, chunk: Sequence[SourcedRow], ledger: Ledger, *, first: bool) -> Iterator[tuple[int, KeptRow]]:
+        """The rows of a chunk that can be trained, and which of it they are; `first` of all that could be."""
+        planned = list(self._planned(chunk, ledger, first=first))
+        encoded = self._renderer.encode([(example, views) for _, example, views in planned])
+        for (place, _, _), views in zip(planned, encoded, strict=True):
+            if row := _kept(views, self._options, ledger):
+                yield place, row
+
+    def _planned(
+        self, chunk: Sequence[SourcedRow], ledger: Ledger, *, first: bool
+    ) -> Iterator[tuple[int, Example, list[View]]]:
         """Reads and plans the rows of a chunk; rows that cannot be used go to the ledger."""
-        first: TemplateError | None = None
+        refused: TemplateError | None = None
         planned = 0
-        for source, row in chunk:
+        for place, (source, row) in enumerate(chunk):
             try:
                 shaped = row if self._formatting is None else self._formatting(row)
                 example = read_example(shaped, source, self._reading, format=self._options.format)
@@ -86,16 +122,16 @@ class RowReader:
             except RowError as error:
                 ledger.drop(source, error.reason, error.detail)
             except TemplateError as error:
-                first = first or TemplateError(f"{source}: {error.problem}", fix=error.fix)
+                refused = refused or TemplateError(f"{source}: {error.problem}", fix=error.fix)
                 if self._options.bad_rows == "error":
-                    raise first from None
+                    raise refused from None
                 ledger.drop(source, "the chat template's spans cannot be verified", error.problem.partition("\n")[0])
             else:
                 planned += 1
                 ledger.rows_with_control_tokens += self._renderer.spells_control_tokens(views)
-                yield example, views
-        if first and not planned and ledger.rows_in == len(chunk):
-            raise first  # not one row of the first chunk could be rendered: the template is at fault
+                yield place, example, views
+        if refused and not planned and first:
+            raise refused  # not one row of the first chunk could be rendered: the template is at fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

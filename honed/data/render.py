@@ -12,7 +12,8 @@ import numpy as np
 from honed.data.encode import Encoder
 from honed.data.example import Conversation, Document, Example, PromptCompletion, Source, Tokens
 from honed.data.formats import RowError
-from honed.data.template import Piece, Template, View, special_tokens
+from honed.data.shapes import Form
+from honed.data.template import JinjaTemplate, Piece, Template, View, special_tokens
 from honed.errors import DataError
 
 # What a text is encoded behind (None: the tokenizer's own BOS), the text, and whether special tokens in it are text.
@@ -75,6 +76,10 @@ class Renderer:
         tokenizer: a transformers tokenizer; it is called with lists of texts, which fast tokenizers encode in parallel.
         template: for conversations; may be None where there are none.
         train_on: see `PrepareOptions.train_on`.
+
+    Attributes:
+        opening: int32, what the tokenizer puts before a text by itself.
+        puts_space_before: whether it puts a space before every text.
     """
 
     def __init__(self, tokenizer: Any, template: Template | None, *, train_on: str = "assistant") -> None:
@@ -83,9 +88,9 @@ class Renderer:
         self.train_on = train_on
         self.eos = tokenizer.eos_token_id
         self.encoder = Encoder(tokenizer)
-        self._opening = opening_ids(tokenizer)
+        self.opening = opening_ids(tokenizer)
         newline, both, letter = self.encoder(["\n", "\na", "a"])
-        self._puts_space_before = not np.array_equal(both, np.concatenate([newline, letter]))
+        self.puts_space_before = not np.array_equal(both, np.concatenate([newline, letter]))
         self._special = special_tokens(tokenizer)
         self._control = re.compile("|".join(map(re.escape, self._special)) or "(?!)")
 
@@ -130,6 +135,12 @@ class Renderer:
             return self.train_on
         divided = any(message.train is False for message in conversation.messages)
         return "assistant" if divided else "all"
+
+    def form(self, conversation: Conversation) -> tuple[bool, Form | None]:
+        """See `Shapes.form`; templates other than Jinja's have none."""
+        if not isinstance(self.template, JinjaTemplate):
+            return True, None
+        return self.template.form(conversation, train_on=self._mode(conversation))
 
     def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
         """Encodes the views of many examples in few calls of the tokenizer."""
@@ -194,7 +205,7 @@ class Renderer:
 
     def _mark(self, before: Piece) -> str:
         """Where the tokenizer puts a space before what it is given: what to encode the next piece behind instead."""
-        if not self._puts_space_before or not before.text:
+        if not self.puts_space_before or not before.text:
             return ""
         if self._is_text(before):
             return "\n"
@@ -221,7 +232,7 @@ class Renderer:
     def _opened(self, texts: list[str]) -> list[np.ndarray]:
         """With the tokenizer's own BOS, but no EOS: a prompt must stay open, and `_assemble` closes the rest."""
         plain = self.encoder(texts)
-        return [np.concatenate([self._opening, ids]) for ids in plain] if len(self._opening) else plain
+        return [np.concatenate([self.opening, ids]) for ids in plain] if len(self.opening) else plain
 
     def _assemble(self, keyed: _Keyed, codes: _Codes, source: Source, *, of: int) -> Rendered:
         view, keys, _ = keyed

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
@@ -61,7 +62,7 @@ for _name in {*dir(str), "__bool__"} - _PRINTING - _INNER:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Form:
+class Form:
     """The views of a shape; `checked` counts the rows that came out the same both ways."""
 
     views: list[tuple[View, tuple[Segments, ...]]]
@@ -96,7 +97,7 @@ class Shapes:
     source: str
     make: MakeViews
     special: re.Pattern[str]
-    _forms: dict[Shape, _Form | None] = field(default_factory=dict)
+    _forms: dict[Shape, Form | None] = field(default_factory=dict)
 
     def views(self, conversation: Conversation) -> list[View]:
         """The views of a conversation.
@@ -122,7 +123,15 @@ class Shapes:
             self._forms[shape] = None
         return views
 
-    def _found(self, conversation: Conversation) -> _Form | None:
+    def form(self, conversation: Conversation) -> tuple[bool, Form | None]:
+        """Whether it is settled by now if this shape has a form, and the form; it is tried on this row as well."""
+        with suppress(RowError, TemplateError):
+            self.views(conversation)
+        shape = _shape(conversation)
+        form = self._forms.get(shape) if shape else None
+        return (shape in self._forms, None) if form is None else (form.checked >= CHECKED_ROWS, form)
+
+    def _found(self, conversation: Conversation) -> Form | None:
         probes = [_probe(number) for number in range(len(conversation.messages))]
         messages = (replace(m, content=p) for m, p in zip(conversation.messages, probes, strict=True))
         try:
@@ -130,7 +139,7 @@ class Shapes:
         except (LookedAt, RowError, TemplateError):
             return None
         found = [(view, tuple(_segments(piece.text, probes) for piece in view.pieces)) for view in views]
-        return _Form(views=found) if all(_is_filled_by(view, own, probes) for view, own in found) else None
+        return Form(views=found) if all(_is_filled_by(view, own, probes) for view, own in found) else None
 
 
 def opaque(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A tokenizer as JSON: made once for all that ask while it does not change, as it takes a tenth of a second."""
+"""A tokenizer as JSON, made once where several ask for it in turn: a large vocabulary takes a tenth of a second."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-_unchanged: ContextVar[tuple[Any, list[str]] | None] = ContextVar("unchanged", default=None)
+_States = dict[int, tuple[Any, str]]
+_kept: ContextVar[_States | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
-def unchanged(tokenizer: Any) -> Iterator[None]:
-    """Says that the tokenizer stays as it is inside the block."""
-    token = _unchanged.set((tokenizer.backend_tokenizer, []) if hasattr(tokenizer, "backend_tokenizer") else None)
+def states_kept() -> Iterator[None]:
+    """While this is open, `state_of` makes each state once; tokenizers may not be changed meanwhile."""
+    token = _kept.set({})
     try:
         yield
     finally:
-        _unchanged.reset(token)
+        _kept.reset(token)
 
 
 def state_of(tokenizer: Any) -> str:
-    """The JSON of a fast tokenizer's backend: vocabulary, merges, and all that happens before and after."""
-    backend = tokenizer.backend_tokenizer
-    known = _unchanged.get()
-    if known is None or known[0] is not backend:
-        return str(backend.to_str())
-    if not known[1]:
-        known[1].append(backend.to_str())
-    return known[1][0]
+    """The JSON of a fast tokenizer."""
+    known = _kept.get()
+    if known is None:
+        return str(tokenizer.backend_tokenizer.to_str())
+    if id(tokenizer) not in known:  # the tokenizer is kept as well: ids of objects that are gone are given again
+        known[id(tokenizer)] = tokenizer, str(tokenizer.backend_tokenizer.to_str())
+    return known[id(tokenizer)][1]

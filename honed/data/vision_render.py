@@ -230,6 +230,7 @@ class VisionReader(RowReader):
     ) -> None:
         template = VisionTemplate(processor, options)
         super().__init__(processor.tokenizer, template, options, formatting_func)
+        self._straight = None  # its columns hold no images
         self._renderer: VisionRenderer = VisionRenderer(
             processor,
             template,
@@ -243,14 +244,18 @@ class VisionReader(RowReader):
         example = read_example(row, _NOWHERE, self._reading, format=self._options.format)
         return shown(example)[1] if isinstance(example, Conversation) else ()
 
-    def _planned(self, chunk: list[SourcedRow], ledger: Ledger) -> Iterator[tuple[Example, list[View]]]:
-        told = []
-        for source, row in chunk:
+    def _planned(
+        self, chunk: Sequence[SourcedRow], ledger: Ledger, *, first: bool
+    ) -> Iterator[tuple[int, Example, list[View]]]:
+        told, places = [], []
+        for place, (source, row) in enumerate(chunk):
             if self._formatting is None and _shows_beside_text(row):
                 ledger.drop(source, "images beside plain text", "images need messages that they belong to")
             else:
                 told.append((source, row))
-        return super()._planned(told, ledger)
+                places.append(place)
+        for number, example, views in super()._planned(told, ledger, first=first and len(told) == len(chunk)):
+            yield places[number], example, views
 
 
 def _expanded(piece: Piece, placeholder: str, texts: Iterator[str]) -> Piece:

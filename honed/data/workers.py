@@ -45,7 +45,7 @@ def kept_rows(rows: Iterator[SourcedRow], read: RowReader, ledger: Ledger, advan
     """
     kept = []
     while chunk := list(islice(rows, ROWS_AT_A_TIME)):
-        kept.append(KeptRows.of(list(read(chunk, ledger))))
+        kept.append(read.columns(chunk, ledger))
         advance()
     return kept
 
@@ -233,7 +233,7 @@ def _found(
 def _read(place: int, chunk: list[SourcedRow], read: RowReader) -> tuple[KeptRows, Ledger]:
     before = place * ROWS_AT_A_TIME
     ledger = Ledger(rows_in=before)  # the reader looks whether anything was read before
-    kept = KeptRows.of(list(read(chunk, ledger)))
+    kept = read.columns(chunk, ledger)
     ledger.rows_in -= before
     return kept, ledger
 

@@ -54,6 +54,10 @@ def usual(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
+def ids(fast: FastBPE, texts: list[str]) -> list[list[int]]:
+    return [own.tolist() for own in fast(texts)]
+
+
 texts_like_rows = st.lists(
     st.text(
         alphabet=st.one_of(
@@ -61,6 +65,7 @@ texts_like_rows = st.lists(
         ),
         max_size=40,
     )
+    | st.sampled_from(["a\ufdd0", "\ufdd0\ufdd1"])
     | st.sampled_from(["<|end|>", "a <|end|> b", " <|end|>", "x<|end|>y z", "can't  stop ", "  two", ""]),
     min_size=1,
     max_size=6,
@@ -83,7 +88,7 @@ def test_ids_are_the_tokenizers_own(name: str, special: bool) -> None:
     @settings(max_examples=150, deadline=None)
     @given(texts_like_rows)
     def holds(texts: list[str]) -> None:
-        assert fast(texts) == usual(tokenizer, texts)
+        assert ids(fast, texts) == usual(tokenizer, texts)
 
     holds()
 
@@ -95,7 +100,7 @@ def test_real_rows_and_a_real_vocabulary(shared_data: Any, name: str) -> None:
     lines += (shared_data / "medicalgpt_medical_sft_1k.jsonl").read_text(encoding="utf-8").splitlines()[:50]
     fast = fast_one(tokenizer)
     assert fast is not None
-    assert fast(lines) == usual(tokenizer, lines)
+    assert ids(fast, lines) == usual(tokenizer, lines)
 
 
 merges_of_small_alphabets = st.lists(
@@ -191,7 +196,7 @@ def test_a_pattern_that_the_engines_read_differently_is_found_out() -> None:
     ]
     tokenizer = make(steps)
     fast = fast_one(tokenizer)
-    assert fast is None or fast(["a1234b", "12345"]) == usual(tokenizer, ["a1234b", "12345"])
+    assert fast is None or ids(fast, ["a1234b", "12345"]) == usual(tokenizer, ["a1234b", "12345"])
 
 
 def test_characters_without_an_id_are_left_to_the_tokenizer() -> None:
@@ -203,7 +208,7 @@ def test_characters_without_an_id_are_left_to_the_tokenizer() -> None:
     fast = fast_one(wrapped)
     assert fast is not None
     texts = ["abc", "a\x04b", "aěb", "zab"]
-    assert fast(texts) == usual(wrapped, texts)
+    assert ids(fast, texts) == usual(wrapped, texts)
     assert [fast.fits(text) for text in texts] == [True, False, False, True]
 
 
@@ -214,8 +219,24 @@ def test_texts_that_would_be_normalised_are_left_to_the_tokenizer() -> None:
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     fast = fast_one(tokenizer)
     assert fast is not None and not fast.fits("e\u0301") and fast.fits("é")
-    assert fast(["e\u0301a", "é"]) == usual(tokenizer, ["e\u0301a", "é"])
+    assert ids(fast, ["e\u0301a", "é"]) == usual(tokenizer, ["e\u0301a", "é"])
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert fast_one(tokenizer) is None
+
+
+def test_many_texts_are_encoded_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make(STEPS["split"]())
+    fast = fast_one(tokenizer)
+    assert fast is not None
+    texts = [f"{n} fox " * (n % 5) for n in range(40)]
+    for size in (1, 7, 1000):
+        monkeypatch.setattr(bpe, "_AT_A_TIME", size)
+        assert ids(fast, texts) == usual(tokenizer, texts)
+
+
+def test_a_token_that_could_end_a_text_among_others_is_refused() -> None:
+    tokenizer = make(STEPS["byte level"]())
+    tokenizer.add_tokens([AddedToken("x\ufdd0", normalized=False)])
     assert fast_one(tokenizer) is None
 
 

@@ -16,7 +16,7 @@ TEXTS = ["What does that mean?", " two  spaces\n", "naïve 中文 😀", "<|end|
 def again(tokenizer: Any, root: Path) -> list[list[int]]:
     fast = cached_bpe(tokenizer, usual_encoder(tokenizer), root=root)
     assert fast is not None
-    return fast(TEXTS)
+    return [ids.tolist() for ids in fast(TEXTS)]
 
 
 def entries(root: Path) -> list[Path]:

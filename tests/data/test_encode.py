@@ -35,7 +35,7 @@ def test_for_much_text_the_fast_way_is_looked_for_once(tiny_tokenizer: Any, monk
 def test_a_text_is_encoded_once(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(tiny_tokenizer)
     [ids] = encoder(["again"])
-    monkeypatch.setattr(encoder, "_encode", None)
+    monkeypatch.setattr(encoder, "_usual", None)
     assert encoder(["again", "again"])[1] is ids
     with pytest.raises(ValueError, match="read-only"):
         ids[0] = 7

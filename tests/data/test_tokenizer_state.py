@@ -1,20 +1,21 @@
-"""The JSON of a tokenizer is made once where it is said not to change, and anew everywhere else."""
+"""A tokenizer's JSON is made once while that is asked for, and anew afterwards."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-from honed.data.tokenizer_state import state_of, unchanged
+from honed.data.tokenizer_state import state_of, states_kept
 
 
-def test_it_is_made_once_inside_the_block_and_for_this_tokenizer_only(tiny_tokenizer: Any) -> None:
+def test_it_is_made_once_while_states_are_kept(tiny_tokenizer: Any) -> None:
     tokenizer, other = copy.deepcopy(tiny_tokenizer), copy.deepcopy(tiny_tokenizer)
-    other.add_tokens(["fox"])
-    with unchanged(tokenizer):
-        before = state_of(tokenizer)
-        assert before == tokenizer.backend_tokenizer.to_str()
-        assert state_of(tokenizer) is before
-        assert state_of(other) == other.backend_tokenizer.to_str() != before
-    tokenizer.add_tokens(["hen"])
-    assert state_of(tokenizer) == tokenizer.backend_tokenizer.to_str() != before
+    other.add_tokens(["<|other|>"])
+    with states_kept():
+        first = state_of(tokenizer)
+        assert state_of(tokenizer) is first == tokenizer.backend_tokenizer.to_str()
+        assert state_of(other) == other.backend_tokenizer.to_str() != first
+    tokenizer.add_tokens(["<|new|>"])
+    assert state_of(tokenizer) == tokenizer.backend_tokenizer.to_str() != first
+    with states_kept():
+        assert state_of(tokenizer) == tokenizer.backend_tokenizer.to_str()
