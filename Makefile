@@ -57,7 +57,7 @@ STEPS ?= 2000
 soak: $(VENV)/.dev
 	$(PY) tests/soak/run.py --steps $(STEPS) --out $(call RESULT,soak)
 
-BENCHMARKS := attention data_preparation generation growth lora moe_dispatch plan_accuracy shared_prefix startup training_step
+BENCHMARKS := attention data_preparation generation gemm_share growth lora moe_dispatch plan_accuracy shared_prefix startup training_step
 # RECORD=1 keeps what was measured, named by date, and writes it into docs/performance.md.
 bench: $(VENV)/.bench
 	@for name in $(BENCHMARKS); do \

@@ -152,6 +152,16 @@ def lora(record: Record, _: Path) -> str:
     return table(head, [(r["work"], r["honed_ms"], r["peft_ms"], r["ratio"]) for r in record["results"]])
 
 
+def gemm_share(record: Record, _: Path) -> str:
+    head = ("model", "tokens a step, trained", "s a step", "GEMM, GFLOP/s", "6 N tokens", "products really done")
+    return table(head, [
+        (r["case"], f"{r['tokens_per_step']:.0f}, {r['trained_per_step']:.0f}", r["seconds_per_step"],
+         "; ".join(f"{way} {speed}" for way, speed in r["gemm_gflops"].items()),
+         f"{r['share']['six_n_tokens']:.0%}", f"{r['share']['done']:.0%}")
+        for r in record["results"]
+    ])  # fmt: skip
+
+
 def moe_dispatch(record: Record, _: Path) -> str:
     sides = ("loop", "mixtral_eager", "mixtral_grouped_mm")
     head = ("experts", "routing", "honed, ms", *(f"{side.replace('_', ', ')}, times ours" for side in sides))
@@ -261,6 +271,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Record, Path], str]]] = {
     "startup": ("From the command to the first step", startup),
     "data-preparation": ("From rows to tokens", data_preparation),
     "training-step": ("A training step", training_step),
+    "gemm-share": ("Share of the machine's GEMM speed", gemm_share),
     "attention": ("Attention over packed rows", attention),
     "shared-prefix": ("Answers that share a question", shared_prefix),
     "lora": ("LoRA layers as one function", lora),

@@ -119,9 +119,10 @@ def _folded(x_1HTE: torch.Tensor, run: Run) -> torch.Tensor:
 
 
 def _with_path(parts: tuple[torch.Tensor, ...], number: int, run: Run) -> torch.Tensor:
+    own = _folded(parts[number], run)
     if not run.path:
-        return _folded(parts[number], run)
-    return torch.cat([*(parts[n][:, :, :tokens] for n, tokens in run.path), parts[number]], dim=2)
+        return own
+    return torch.cat([*(parts[n][:, :, :tokens].expand(run.count, -1, -1, -1) for n, tokens in run.path), own], dim=2)
 
 
 def _kernel(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> Kernel | None:

@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Segments that attention computes in one call: one segment, or neighbours of equal length without a path.
+    """Segments that attention computes in one call: one segment, or neighbours of equal length behind the same path.
 
     Attributes:
         count: how many segments.
@@ -152,13 +152,11 @@ def _runs(lengths: Sequence[int], parents: Sequence[int], seen: Sequence[int]) -
     runs: list[Run] = []
     paths: dict[int, tuple[Part, ...]] = {}  # of segments with children: what a child may see, their own tokens last
 
-    def alone(segment: int) -> bool:
-        return segment in has_children or parents[segment] >= 0
+    def kind(segment: int) -> tuple[int, ...]:
+        alone = segment if segment in has_children else -1
+        return lengths[segment], alone, parents[segment], seen[segment]
 
-    def kind(segment: int) -> tuple[int, int]:
-        return lengths[segment], segment if alone(segment) else -1
-
-    for (length, _), group in groupby(range(len(lengths)), key=kind):
+    for (length, *_), group in groupby(range(len(lengths)), key=kind):
         segments = list(group)
         first, parent = segments[0], parents[segments[0]]
         path = _first_tokens(paths[parent], seen[first]) if parent >= 0 else ()

@@ -22,6 +22,7 @@ from honed.loss.objective import IGNORE_INDEX, Objective, targets_of
 from honed.model.adapters import prompt_tokens
 from honed.model.fused_lora import coverage, fused_lora
 from honed.ops import attention
+from honed.ops.host_memory import kept_host_memory
 from honed.ops.linear_cross_entropy import TokenScores
 from honed.ops.products import fast_linears
 
@@ -72,7 +73,11 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
     if seams.flat:
         inner.set_attn_implementation(attention.register())
     try:
-        with fast_linears(model), fused_lora(model) if seams.lora else nullcontext():
+        with (
+            kept_host_memory() if next(model.parameters()).device.type == "cpu" else nullcontext(),
+            fast_linears(model),
+            fused_lora(model) if seams.lora else nullcontext(),
+        ):
             yield head
     finally:
         if head is None or not _is_wrapped(head, head_before):

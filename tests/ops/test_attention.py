@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from honed.errors import ModelError
 from honed.ops import attention, attention_tiles
+from honed.ops.attention_layout import Layout
 
 B, H, K, E = 1, 4, 2, 8
 LAYER = torch.nn.Identity()
@@ -120,6 +121,14 @@ def test_documents_and_trees_equal_the_dense_mask(
     monkeypatch.setattr(attention_tiles, "TILE_QUERIES", tile)
     assert_like_dense([(5, -1, 0), (1, -1, 0), (9, -1, 0), (3, -1, 0), (3, -1, 0)], rule)
     assert_like_dense(TREE, rule)
+    # answers of equal length to one question, with a shorter one among them and a further turn behind the last
+    answers = [(3, 1, 7)] * 3 + [(2, 1, 7), (3, 1, 6), (3, 1, 7), (3, 1, 7), (2, 7, 10)]
+    assert_like_dense([(5, -1, 0), (4, 0, 4), *answers], rule)
+
+
+def test_answers_of_equal_length_are_one_call() -> None:
+    layout = Layout([6, *[4] * 8], [-1, *[0] * 8], [0, *[6] * 8])
+    assert [(run.count, run.length, run.path) for run in layout.runs] == [(1, 6, ()), (8, 4, ((0, 6),))]
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)
