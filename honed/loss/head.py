@@ -36,6 +36,10 @@ class ScoringHead(nn.Linear):
     positions that have a target, and returns a ticket of shape (1, 1, 1) where logits would be: its value is 0, its
     gradient that of the loss. The model's own `forward` runs unchanged; what it does to logits afterwards leaves a zero
     a zero and multiplies the gradient by `transform.scale`, which `take` divides out. `find_seams` proves both.
+
+    Attributes:
+        tied_weight_VD: the head's weight as the model's embedding handed it on, for this forward (see
+            `honed.loss.tied_embedding`); None where it did not.
     """
 
     def __init__(self, head: nn.Linear, transform: LogitTransform | None = None) -> None:
@@ -46,6 +50,12 @@ class ScoringHead(nn.Linear):
         self.transform = transform or LogitTransform()
         self._task: tuple[Targets, Objective, bool] | None = None
         self._scores: TokenScores | None = None
+        self.tied_weight_VD: torch.Tensor | None = None
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether the model's forward is to score targets now."""
+        return self._task is not None
 
     @contextmanager
     def scoring(self, targets: Targets, *, objective: Objective | None = None, extras: bool = False) -> Iterator[None]:
@@ -60,7 +70,7 @@ class ScoringHead(nn.Linear):
         try:
             yield
         finally:
-            self._task = None
+            self._task = self.tied_weight_VD = None
 
     def forward(self, h_BLD: torch.Tensor) -> torch.Tensor:
         """Logits (B, L, V), or inside `scoring` the ticket (1, 1, 1)."""
@@ -74,7 +84,7 @@ class ScoringHead(nn.Linear):
             h_ND, bias_V = h_ND * scale, None if bias_V is None else bias_V * scale
         scores = linear_cross_entropy(
             h_ND,
-            self.weight,
+            self.weight if self.tied_weight_VD is None else self.tied_weight_VD,
             targets.ids_N,
             targets.shares_N(h_ND.dtype),  # not divided afterwards: the gradient, computed here, would be once more
             bias_V=bias_V,

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 # Multiplications below which the call itself, and making oneDNN's code for one more shape, cost more than they save.
 MIN_MULTIPLICATIONS = 1 << 23
-# Elements of a product that are added at a time, so that they come from the processor's cache: 8 MB.
-ADDED_ELEMENTS = 1 << 21
+# Elements of a product that are made and added at a time, so that they come from the processor's cache: 8 MB.
+PART_ELEMENTS = 1 << 21
 # Both libraries' caches hold 1024 shapes by default, each with buffers of a few MB; the lengths of flat batches never
 # repeat. A step needs a dozen shapes, with LoRA three dozen.
 CACHED_SHAPES = "64"
@@ -43,7 +43,12 @@ def linear(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | N
 def mm(a_MK: torch.Tensor, b_KN: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """The product, shape (M, N), not recorded either. It is written into `out`, or `out` is left unused."""
     if _pays(a_MK, b_KN.t()):
-        return _onednn(a_MK, b_KN.t())
+        if a_MK.is_contiguous():
+            return _onednn(a_MK, b_KN.t())
+        product_MN = a_MK.new_empty(len(a_MK), b_KN.shape[1])
+        for part, rows_mN in _by_parts(a_MK, b_KN):
+            product_MN[part] = rows_mN
+        return product_MN
     return torch.mm(a_MK, b_KN) if out is None else torch.mm(a_MK, b_KN, out=out)
 
 
@@ -52,9 +57,16 @@ def add_mm(sum_MN: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor) -> None
     if not _pays(a_MK, b_KN.t()):
         sum_MN.addmm_(a_MK, b_KN)
         return
-    rows = max(1, ADDED_ELEMENTS // b_KN.shape[1])
+    for part, rows_mN in _by_parts(a_MK, b_KN):
+        sum_MN[part].add_(rows_mN)
+
+
+def _by_parts(a_MK: torch.Tensor, b_KN: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The product, some rows at a time: oneDNN copies a matrix that is not contiguous, here never a whole one."""
+    rows = max(1, PART_ELEMENTS // b_KN.shape[1])
     for start in range(0, len(a_MK), rows):
-        sum_MN[start : start + rows].add_(_onednn(a_MK[start : start + rows], b_KN.t()))
+        part = slice(start, start + rows)
+        yield part, _onednn(a_MK[part], b_KN.t())
 
 
 @contextmanager

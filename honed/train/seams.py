@@ -19,10 +19,10 @@ from honed.data.collate import Batch, FlatCollator
 from honed.data.table import PackedRow
 from honed.loss.head import LogitTransform, ScoringHead, score_logits
 from honed.loss.objective import IGNORE_INDEX, Objective, targets_of
+from honed.loss.tied_embedding import one_gradient
 from honed.model.adapters import prompt_tokens
 from honed.model.fused_lora import coverage, fused_lora
 from honed.ops import attention
-from honed.ops.host_memory import kept_host_memory
 from honed.ops.linear_cross_entropy import TokenScores
 from honed.ops.products import fast_linears
 
@@ -74,9 +74,9 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
         inner.set_attn_implementation(attention.register())
     try:
         with (
-            kept_host_memory() if next(model.parameters()).device.type == "cpu" else nullcontext(),
             fast_linears(model),
             fused_lora(model) if seams.lora else nullcontext(),
+            one_gradient(inner.get_input_embeddings(), head),
         ):
             yield head
     finally:

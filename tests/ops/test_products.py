@@ -23,7 +23,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """On any processor, and for products of any size; a few rows are added at a time."""
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
-    monkeypatch.setattr(products, "ADDED_ELEMENTS", 64)
+    monkeypatch.setattr(products, "PART_ELEMENTS", 64)
 
 
 @pytest.fixture
