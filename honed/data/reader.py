@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from honed.data.columns import Columns
 from honed.data.example import Example
-from honed.data.formats import ROW_KEYS, ReadOptions, RowError, read_example
+from honed.data.formats import ReadOptions, RowError, read_example
 from honed.data.formatting import Formatting
 from honed.data.kept import KeptRow
 from honed.data.ledger import Ledger
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from honed.data.prepare import PrepareOptions
 
 ROWS_AT_A_TIME = 1000
-MADE_BY_TOKENIZERS = ("attention_mask", "position_ids", "token_type_ids", "special_tokens_mask")  # beside input_ids
 
 
 class RowReader:
@@ -41,14 +41,14 @@ class RowReader:
     ) -> None:
         self._options = options
         self._renderer = Renderer(tokenizer, template, train_on=options.train_on)
-        self._formatting = Formatting(formatting_func, options.text_field) if formatting_func is not None else None
         self._reading = ReadOptions(
             system=options.system,
             alpaca_separator=template.alpaca_separator if template else "\n",
             text_field=options.text_field,
             columns=options.columns,
         )
-        self._used = {*ROW_KEYS, *MADE_BY_TOKENIZERS, options.text_field, *options.columns.values()}
+        self._formatting = Formatting(formatting_func, self._reading.text_column) if formatting_func else None
+        self._columns = Columns(self._reading, options.format)
 
     def __call__(self, rows: Iterable[SourcedRow], ledger: Ledger) -> Iterator[KeptRow]:
         """The rows that can be trained, in order; `ledger` gets the count of all, and what became of the others.
@@ -71,8 +71,7 @@ class RowReader:
     def _count_columns(self, chunk: list[SourcedRow], ledger: Ledger) -> None:
         """Counts the columns that no format reads; a formatting function may read any."""
         if self._formatting is None:
-            keys = (key for _, row in chunk if isinstance(row, Mapping) for key in row if key not in self._used)
-            ledger.columns_unused.update(map(str, keys))
+            self._columns.count(chunk, ledger)
 
     def _planned(self, chunk: list[SourcedRow], ledger: Ledger) -> Iterator[tuple[Example, list[View]]]:
         """Reads and plans the rows of a chunk; rows that cannot be used go to the ledger."""
