@@ -52,11 +52,12 @@ def read_file(path: Path) -> Iterator[SourcedRow]:
         raise DataError(f"{path} is empty.", fix="it should hold one JSON object per line")
     if kind_of(path) in TABLES:
         return _some(_read_table(path), path)
-    if _starts_a_list(path):
+    first = next((line for line in _lines(path) if line.strip()), b"").strip()
+    if first.startswith(b"["):
         try:
             return _read_json_list(path)
         except DataError:
-            if kind_of(path) == ".json":
+            if kind_of(path) == ".json" or first == b"[":  # else lines may hold lists of their own
                 raise
     return _some(_read_json_lines(path), path)
 
@@ -115,7 +116,7 @@ def _parse(line: bytes) -> Any:
     """What the line says, or the RowError of one that is not JSON."""
     try:
         return _DECODER.decode(line.decode())  # control characters inside strings are text like any other
-    except UnicodeDecodeError:
+    except UnicodeDecodeError:  # a ValueError, too
         raise
     except (ValueError, RecursionError) as error:
         why = str(error)
@@ -123,13 +124,6 @@ def _parse(line: bytes) -> Any:
             why = f"{error.msg.removesuffix(' at')} (character {error.pos + 1})"
         start = line[:400].decode(errors="replace").strip()[:80]
         return RowError("not JSON", f"{why}: {start!r}")
-
-
-def _starts_a_list(path: Path) -> bool:
-    for line in _lines(path):
-        if line.strip():
-            return line.lstrip().startswith(b"[")
-    return False
 
 
 def _read_json_list(path: Path) -> Iterator[SourcedRow]:

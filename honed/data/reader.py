@@ -47,7 +47,9 @@ class RowReader:
             text_field=options.text_field,
             columns=options.columns,
         )
-        self._formatting = Formatting(formatting_func, self._reading.text_column) if formatting_func else None
+        self._formatting = None
+        if formatting_func is not None:
+            self._formatting = Formatting(formatting_func, self._reading.text_column)
         self._columns = Columns(self._reading, options.format)
 
     def __call__(self, rows: Iterable[SourcedRow], ledger: Ledger) -> Iterator[KeptRow]:

@@ -88,6 +88,7 @@ def test_csv_cells_of_several_lines_in_a_long_file(tmp_path: Path) -> None:
         ("a.tsv", "a\tb\n1\t2\n".encode("utf-16"), r"a\.tsv is UTF-16 text"),
         ("a.json", b"[1, 2", r"not valid JSON: .*line 1 column 6"),
         ("a.json", b"[" * 100_000, r"not valid JSON"),
+        ("a.jsonl", b"[\n1,\n2", r"a.jsonl: not valid JSON: .*line 3"),
         ("a.json", b" []\n", r"holds an empty list"),
         ("a.parquet", b"PAR1", r"not a readable parquet file"),
         ("a.arrow", b"nothing", r"not a readable arrow file"),
