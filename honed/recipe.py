@@ -82,7 +82,7 @@ class DataRecipe:
     packing: bool = False
     packing_strategy: str = "bfd"
     bad_rows: str = "error"
-    text_field: str = "text"
+    text_field: str | None = None
     held_out: str | None = None
     eval_share: float | None = None
     streaming: bool = False

@@ -100,12 +100,17 @@ def _of_one_kind(found: list[Finding]) -> Iterator[str]:
     yield f"  {kind.name.replace('_', ' ')}: {kind.says}"
     for finding in found:
         yield f"  {finding.count:>9,}  {finding.subject or 'rows'}"
+        # what to do about an unusable row is in its detail: that is shown whole, and unbroken, to be copied
+        most = 2000 if kind.name == "unusable" else 110
+        before = ""
         for spot in finding.spots:
-            yield f"{'':13}{spot.source}{'  ' + _flat(spot.detail) if spot.detail else ''}"
+            detail = _flat(spot.detail, most)
+            yield f"{'':13}{spot.source}{'  ' + detail if detail != before else ''}"
+            before = detail
     yield from textwrap.wrap(f"fix: {kind.fix}", WIDTH, initial_indent=" " * 13, subsequent_indent=" " * 18)
 
 
-def _flat(text: str, most: int = 110) -> str:
+def _flat(text: str, most: int) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= most else flat[: most - 1] + "…"
 

@@ -16,6 +16,7 @@ ROLES = {
     "gpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "function_call": "assistant",
     "tool": "tool",
     "function": "tool",

@@ -6,17 +6,19 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
 from honed.data.example import Source
+from honed.data.messages import RowError
 from honed.errors import DataError
 
 SourcedRow = tuple[Source, Any]
@@ -27,7 +29,10 @@ TABLES = (".parquet", ".arrow", ".csv", ".tsv")
 KINDS = (".jsonl", ".ndjson", ".json", *TABLES)
 ROWS_AT_A_TIME = 1000
 _CSV_BLOCK = 16 << 20  # bytes; no row of a CSV file may be longer
-_BOM = b"\xef\xbb\xbf"
+_WIDE = {  # the longer mark first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
 
 
 def kind_of(path: Path) -> str:
@@ -38,8 +43,10 @@ def kind_of(path: Path) -> str:
 def read_file(path: Path) -> Iterator[SourcedRow]:
     """The rows of a file, with 1-based line numbers (JSON lines) or row numbers (the rest).
 
+    In place of a line that cannot be parsed its RowError is given, so that it counts as a row that cannot be used.
+
     Raises:
-        DataError: it is missing, empty or garbled; names the file and, where there is one, the line.
+        DataError: it is missing, empty, or cannot be read at all; names the file and, where there is one, the line.
     """
     return (row() for row in unread_file(path))
 
@@ -56,8 +63,13 @@ def unread_file(path: Path) -> Iterator[UnreadRow]:
         raise DataError(f"{path} is empty.", fix="it should hold one JSON object per line")
     if kind_of(path) in TABLES:
         return _some(_read_table(path), path)
-    if kind_of(path) == ".json" and _starts_a_list(path):
-        return map(given, _read_json_list(path))
+    first = next((line for line in _lines(path) if line.strip()), b"").strip()
+    if first.startswith(b"["):
+        try:
+            return map(given, _read_json_list(path))
+        except DataError:
+            if kind_of(path) == ".json" or first == b"[":  # else lines may hold lists of their own
+                raise
     return _some(_read_json_lines(path), path)
 
 
@@ -79,11 +91,12 @@ def _some(rows: Iterator[UnreadRow], path: Path) -> Iterator[UnreadRow]:
 
 
 def _read_json_lines(path: Path) -> Iterator[UnreadRow]:
-    name, offset = str(path), 0
+    name, offset, first = str(path), 0, True
     # bytes are cut at \n only; text would also be cut at U+2028 and its like, which JSON allows inside strings
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            yield partial(_parsed, line, name, number, offset)
+            yield partial(_parsed, line, name, number, offset, first)
+            first = False
         offset += len(line)
 
 
@@ -91,36 +104,50 @@ def _lines(path: Path) -> Iterator[bytes]:
     with _open(path) as file:
         try:
             first = file.readline()
-            yield first.removeprefix(_BOM)
+            _refuse_wide(path, first)
+            yield first.removeprefix(codecs.BOM_UTF8)
             yield from file
         except (OSError, EOFError, zlib.error) as error:
             raise _broken(path, error) from None
 
 
+def _refuse_wide(path: Path, start: bytes) -> None:
+    """Raises DataError where the file's first bytes are the mark of another encoding than UTF-8."""
+    for mark, encoding in _WIDE.items():
+        if start.startswith(mark):
+            plain = path.name.removesuffix(path.suffix) if path.suffix.lower() in COMPRESSED else path.name
+            raise DataError(
+                f"{path} is {encoding} text.",
+                fix=f"convert it{' (unpacked)' if plain != path.name else ''}: "
+                f"iconv -f {encoding} -t UTF-8 {plain} > utf8_{plain}",
+            )
+
+
 _DECODER = json.JSONDecoder(strict=False)  # `json.loads` would make one for every line
 
 
-def _parsed(line: bytes, name: str, number: int, offset: int) -> SourcedRow:
-    return Source(file=name, row=number), _parse(line, name, number, offset)
+def _parsed(line: bytes, name: str, number: int, offset: int, first: bool) -> SourcedRow:
+    source = Source(file=name, row=number)
+    try:
+        return source, _parse(line)
+    except UnicodeDecodeError as error:
+        if first:  # not one bad line, but another encoding, or no text at all
+            raise _not_utf8(str(source), offset + error.start) from None
+        return source, RowError("not UTF-8 text", f"byte {offset + error.start} of the file")
 
 
-def _parse(line: bytes, name: str, number: int, offset: int) -> Any:
+def _parse(line: bytes) -> Any:
+    """What the line says, or the RowError of one that is not JSON."""
     try:
         return _DECODER.decode(line.decode())  # control characters inside strings are text like any other
-    except UnicodeDecodeError as error:
-        raise _not_utf8(f"{name}:{number}", offset + error.start) from None
+    except UnicodeDecodeError:  # a ValueError, too
+        raise
     except (ValueError, RecursionError) as error:
+        why = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            why = f"{error.msg.removesuffix(' at')} (character {error.pos + 1})"
         start = line[:400].decode(errors="replace").strip()[:80]
-        raise DataError(
-            f"{name}:{number}: this line is not JSON ({error}): {start!r}", fix="each line must be one JSON object"
-        ) from None
-
-
-def _starts_a_list(path: Path) -> bool:
-    for line in _lines(path):
-        if line.strip():
-            return line.lstrip().startswith(b"[")
-    return False
+        return RowError("not JSON", f"{why}: {start!r}")
 
 
 def _read_json_list(path: Path) -> Iterator[SourcedRow]:
@@ -185,6 +212,8 @@ def _table_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        with suppress(OSError, EOFError, zlib.error), _open(path) as file:
+            _refuse_wide(path, file.read(4))
         raise DataError(
             f"{path}: not a readable {kind_of(path)[1:]} file: {error}", fix="check or re-make the file"
         ) from None

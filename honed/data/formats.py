@@ -9,7 +9,17 @@ from functools import lru_cache
 from typing import Any
 
 from honed.data.example import Conversation, Document, Example, Message, PromptCompletion, Source, Tokens
-from honed.data.messages import LARGEST_WEIGHT, RowError, check_depth, checked, read_messages, read_text, read_tools
+from honed.data.messages import (
+    LARGEST_WEIGHT,
+    RowError,
+    check_depth,
+    checked,
+    parsed_turns,
+    read_messages,
+    read_text,
+    read_tools,
+)
+from honed.data.unknown import unknown_format
 from honed.errors import RecipeError
 from honed.recipe import suggest
 
@@ -30,14 +40,20 @@ class ReadOptions:
     Attributes:
         system: system prompt for conversations that have none of their own.
         alpaca_separator: what stands between `instruction` and a non-empty `input`.
-        text_field: the column of plain-text rows.
+        text_field: the column of plain-text rows, where one was named; its text then comes before columns of ShareGPT
+            (with `role` and `content`) and Alpaca, as in TRL. None: `text`, behind all other formats.
         columns: what a format expects -> the row's own name of it; keys of messages too.
     """
 
     system: str | None = None
     alpaca_separator: str = "\n"
-    text_field: str = "text"
+    text_field: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text_column(self) -> str:
+        """Where the text of plain-text rows stands."""
+        return self.text_field or "text"
 
 
 Reader = Callable[[Row, Source, ReadOptions], Example]
@@ -45,11 +61,12 @@ Reader = Callable[[Row, Source, ReadOptions], Example]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A format's name, the keys by which a row is recognised (any of the sets), and its reader."""
+    """A format's name, the keys by which a row is recognised (any of the sets), its reader, further keys it reads."""
 
     name: str
     keys: tuple[frozenset[str], ...]
     read: Reader
+    reads: frozenset[str] = frozenset()
 
     def matches(self, found: frozenset[Any]) -> bool:
         """True when these keys of a row, those without None, are all of one of the sets."""
@@ -69,6 +86,8 @@ def read_example(row: Any, source: Source, options: ReadOptions, *, format: str 
         RowError: the row has no known format, or does not hold what its format needs.
     """
     if not isinstance(row, Mapping):
+        if isinstance(row, RowError):  # a line that could not be parsed
+            raise row
         raise RowError("row is not an object", f"found {type(row).__name__}")
     row = _renamed(row, options.columns) if options.columns else row
     chosen = _format_of(row, format, options)
@@ -103,8 +122,9 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
     inner = {key: column for key, column in columns.items() if key in MESSAGE_KEYS}
     lists = [key for key in LISTS_OF_MESSAGES if isinstance(renamed.get(key), Sequence)] if inner else []
     for key in lists:
-        if not isinstance(renamed[key], str):
-            renamed[key] = [_renamed_message(turn, inner) for turn in renamed[key]]
+        turns = parsed_turns(renamed[key]) if key in ("messages", "conversations") else renamed[key]
+        if not isinstance(turns, str):
+            renamed[key] = [_renamed_message(turn, inner) for turn in turns]
     return renamed
 
 
@@ -123,15 +143,44 @@ def _with_names(row: Row, names: Mapping[str, str], reason: str, *, needed: Sequ
     return kept | {key: row[column] for key, column in names.items() if column in row}
 
 
+def formats_of(row: Row, options: ReadOptions) -> list[str]:
+    """Names of the formats whose columns this row has, first the one that it is read in; none for an unusable row."""
+    try:
+        row = _renamed(row, options.columns) if options.columns else row
+        chosen = _format_of(row, "auto", options)
+    except RowError:
+        return []
+    found = frozenset(key for key, value in row.items() if value is not None)
+    others = [f.name for f in FORMATS.values() if f is not chosen and f.name != "text" and f.matches(found)]
+    text = ["text"] if chosen.name != "text" and isinstance(row.get(options.text_column), str) else []
+    return [chosen.name, *others, *text]
+
+
 def _format_of(row: Row, name: str, options: ReadOptions) -> Format:
     if name != "auto":
         return FORMATS[name]
-    if (found := format_of_keys(tuple(key for key, value in row.items() if value is not None))) is not None:
-        return FORMATS[found]
-    if isinstance(row.get(options.text_field), str):
+    found = format_of_keys(tuple(key for key, value in row.items() if value is not None))
+    named = options.text_field
+    if named is not None and isinstance(row.get(named), str) and not _is_before_text(found, row):
         return FORMATS["text"]
-    known = "; ".join(f"{f.name} ({' or '.join('+'.join(sorted(k)) for k in f.keys)})" for f in FORMATS.values())
-    raise RowError("unknown format", f"keys seen: {', '.join(map(str, row)) or 'none'}. Formats known: {known}")
+    if found is None:
+        keys = {f.name: f.keys for f in FORMATS.values() if f.name != "text"}
+        raise unknown_format(row, {**keys, "text": (frozenset({options.text_column}),)})
+    return FORMATS[found]
+
+
+def _is_before_text(name: str | None, row: Row) -> bool:
+    """Whether TRL, too, would rather train this format of the row than the text column that was named."""
+    if name == "messages":
+        return "role" in _first(row["messages"])
+    if name == "sharegpt":
+        return {"from", "value"} <= _first(row["conversations"]).keys()
+    return name in ("tokens", "prompt_completion")
+
+
+def _first(turns: Any) -> Mapping[str, Any]:
+    first = turns[0] if isinstance(turns, (list, tuple)) and turns else None
+    return first if isinstance(first, Mapping) else {}
 
 
 @lru_cache(maxsize=1024)  # rows of a file have few sets of keys
@@ -142,11 +191,17 @@ def format_of_keys(keys: tuple[Any, ...]) -> str | None:
 
 
 def _messages(row: Row, source: Source, options: ReadOptions) -> Conversation:
-    return _conversation(read_messages(row["messages"]), row, source, options)
+    return _talk("messages", row, source, options)
 
 
 def _sharegpt(row: Row, source: Source, options: ReadOptions) -> Conversation:
-    return _conversation(read_messages(row["conversations"]), row, source, options)
+    return _talk("conversations", row, source, options)
+
+
+def _talk(key: str, row: Row, source: Source, options: ReadOptions) -> Conversation:
+    if isinstance(row[key], str):  # JSON, as tables without nested types hold it
+        row = {**row, key: parsed_turns(row[key])}
+    return _conversation(read_messages(row[key]), row, source, options)
 
 
 def _alpaca(row: Row, source: Source, options: ReadOptions) -> Conversation:
@@ -182,9 +237,9 @@ def _prompt_completion(row: Row, source: Source, options: ReadOptions) -> Exampl
 
 
 def _text_row(row: Row, source: Source, options: ReadOptions) -> Document:
-    text = read_text(row.get(options.text_field), options.text_field)
+    text = read_text(row.get(options.text_column), options.text_column)
     if not text.strip():
-        raise RowError("empty text", f"`{options.text_field}` holds no text")
+        raise RowError("empty text", f"`{options.text_column}` holds no text")
     return Document(text=text, source=source)
 
 
@@ -212,17 +267,31 @@ def _token_weights(row: Row, ids: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(map(float, weights))
 
 
+_BESIDE_MESSAGES = frozenset({"system", "tools", "functions", "images", "image"})
+_MADE_BY_TOKENIZERS = {"attention_mask", "position_ids", "token_type_ids", "special_tokens_mask"}  # beside input_ids
+# In the order in which a row is asked for them: TRL's, where TRL knows them.
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        Format(name="tokens", keys=(frozenset({"input_ids"}),), read=_tokens),
-        Format(name="messages", keys=(frozenset({"messages"}),), read=_messages),
-        Format(name="sharegpt", keys=(frozenset({"conversations"}),), read=_sharegpt),
-        Format(name="prompt_completion", keys=(frozenset({"prompt", "completion"}),), read=_prompt_completion),
+        Format(
+            name="tokens",
+            keys=(frozenset({"input_ids"}),),
+            read=_tokens,
+            reads=frozenset({"labels", "completion_mask", "assistant_masks", "loss_mask", *_MADE_BY_TOKENIZERS}),
+        ),
+        Format(
+            name="prompt_completion",
+            keys=(frozenset({"prompt", "completion"}),),
+            read=_prompt_completion,
+            reads=_BESIDE_MESSAGES,
+        ),
+        Format(name="messages", keys=(frozenset({"messages"}),), read=_messages, reads=_BESIDE_MESSAGES),
+        Format(name="sharegpt", keys=(frozenset({"conversations"}),), read=_sharegpt, reads=_BESIDE_MESSAGES),
         Format(
             name="alpaca",
             keys=(frozenset({"instruction", "output"}), frozenset({"instruction", "response"})),
             read=_alpaca,
+            reads=_BESIDE_MESSAGES | {"input", "history"},
         ),
         Format(name="text", keys=(frozenset({"text"}),), read=_text_row),
     )

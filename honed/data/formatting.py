@@ -37,6 +37,8 @@ class Formatting:
         Raises:
             RowError: the function fails on this row, or returns something else.
         """
+        if isinstance(row, RowError):  # a line that could not be parsed
+            raise row
         if self._batched is None:
             self._batched = self._wants_batches(row)
         if not self._batched:

@@ -33,7 +33,8 @@ class Ledger:
         by_source: name of a source -> its own rows_in, rows_trained, documents, tokens and trained_tokens; only where
             several are mixed.
         evaluation: what `as_dict` says of the held-out side, where a share of the rows was held out.
-        columns_unused: column that no format reads -> rows that have it.
+        columns_unused: column that is not read -> rows that have it.
+        formats_beside: format that rows are trained in, and those that their further columns are of -> rows.
         examples: a few rows for each reason.
         notes: what else the user should know.
     """
@@ -54,6 +55,7 @@ class Ledger:
     by_source: dict[str, dict[str, int]] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     columns_unused: Counter[str] = field(default_factory=Counter)
+    formats_beside: Counter[str] = field(default_factory=Counter)
     examples: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -72,12 +74,20 @@ class Ledger:
         for name in ("rows_in", "rows_trained", "conversations_split_into_views", "rows_with_control_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         before = {**self.rows_dropped, **self.rows_cut}
-        for name in ("rows_dropped", "rows_cut", "columns_unused"):
+        for name in ("rows_dropped", "rows_cut", "columns_unused", "formats_beside"):
             getattr(self, name).update(getattr(other, name))
         for example in other.examples:
             seen = before[example["reason"]] = before.get(example["reason"], 0) + 1
             if seen <= EXAMPLES_PER_REASON:
                 self.examples.append(example)
+
+    def format_notes(self) -> list[str]:
+        """Which rows have the columns of several formats, and how to choose."""
+        return [
+            f"{rows:,} rows have the columns of several formats and are trained as {formats}: "
+            "data.format=NAME chooses (from Python: data_format)"
+            for formats, rows in self.formats_beside.items()
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """For `ledger.json`."""

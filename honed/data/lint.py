@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from honed.data.columns import Columns, beside
 from honed.data.example import Example, Source, Tokens
-from honed.data.formats import ROW_KEYS, RowError, read_example
+from honed.data.formats import RowError, formats_of, read_example
 from honed.data.ledger import Ledger
 from honed.data.lint_kinds import Finding, Findings
 from honed.data.lint_repeats import Known, Repeats
@@ -25,7 +26,6 @@ from honed.data.lint_spread import Spread, length_findings
 from honed.data.lint_text import ControlTokens, text_faults
 from honed.data.lint_tokens import TokenCheck, reading_of
 from honed.data.prepare import PrepareOptions
-from honed.data.reader import MADE_BY_TOKENIZERS
 from honed.data.render import Rendered
 from honed.data.sources import read_rows
 from honed.progress import progress
@@ -119,7 +119,7 @@ class _Running:
     def __init__(self, options: PrepareOptions, tokens: TokenCheck | None, keep: Container[int]) -> None:
         self.options, self.tokens, self.keep = options, tokens, keep
         self.reading = tokens.reading if tokens else reading_of(options)
-        self.used = {*ROW_KEYS, *MADE_BY_TOKENIZERS, options.text_field, *options.columns.values()}
+        self.columns = Columns(self.reading, options.format)
         self.control = ControlTokens.of(tokens.special if tokens else ())
         self.ledger, self.findings = Ledger(), Findings()
         self.repeats, self.spread = Repeats(None), Spread()
@@ -138,8 +138,8 @@ class _Running:
 
     def see(self, chunk: Sequence[tuple[Source, Any]]) -> None:
         """Checks some rows."""
-        keys = (key for _, row in chunk if isinstance(row, Mapping) for key in row if key not in self.used)
-        self.ledger.columns_unused.update(map(str, keys))
+        self.columns.count(chunk, self.ledger)
+        self._formats(chunk)
         examples = [read for item in chunk if (read := self._read(*item)) is not None]
         rows = [(example.source, example) for _, example in examples]
         for place, example in examples:
@@ -171,6 +171,15 @@ class _Running:
             notes=tuple(self._notes()),
             kept=tuple(self.kept.values()),
         )
+
+    def _formats(self, chunk: Sequence[tuple[Source, Any]]) -> None:
+        """Rows with the columns of several formats."""
+        if self.options.format != "auto" or not self.ledger.formats_beside:
+            return
+        for source, row in chunk:
+            names = formats_of(row, self.reading) if isinstance(row, Mapping) else []
+            if len(names) > 1:
+                self.findings.add("several_formats", source, subject=f"trained as {beside(names)}")
 
     def _read(self, source: Source, row: Any) -> tuple[int, Example] | None:
         place = self.ledger.rows_in

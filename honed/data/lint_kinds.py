@@ -64,6 +64,19 @@ KINDS: dict[str, Kind] = {
             fix="take these rows out of one of the two files",
         ),
         Kind(
+            name="several_formats",
+            severity="warning",
+            says="Rows have the columns of several formats, and only one of them is trained.",
+            fix="choose with data.format=NAME (from Python: data_format), or take the other columns out",
+        ),
+        Kind(
+            name="empty_reasoning",
+            severity="warning",
+            says="Trained answers begin with an empty reasoning block: asked to think, the model learns not to.",
+            fix="give the answers their reasoning; or train them as they are served without thinking: "
+            "data.train_on=assistant data.template_arguments={enable_thinking: false}, if the template knows it",
+        ),
+        Kind(
             name="overlong",
             severity="warning",
             says="Rows are longer than max_length: overlong=drop leaves them out, truncate cuts, split divides them.",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from honed.data.empty_reasoning import EmptyReasoning
 from honed.data.example import Example
 from honed.data.formats import ReadOptions, RowError
 from honed.data.ledger import Ledger
@@ -64,6 +65,7 @@ class TokenCheck:
         self.special_ids = set(tokenizer.convert_tokens_to_ids(self.special))
         # training would stop at the first overlong row; a check goes on
         self._policy = replace(options, overlong="drop") if options.overlong_policy == "error" else options
+        self._empty_reasoning = EmptyReasoning(tokenizer)
         self._lengths: list[int] = []  # of the documents that are trained
         self._ends: dict[int, int] = {}
 
@@ -98,7 +100,8 @@ class TokenCheck:
                 findings.add("unusable", source, "no token of it is trained", subject=reason)
             return [*faults, *(["unusable"] if reason != "overlong" else [])], reason
         self._count(fitted, ledger)
-        return faults + self._check_ends(fitted.kept, findings), ""
+        faults += self._check_ends(fitted.kept, findings) + self._check_reasoning(fitted.kept, findings)
+        return faults, ""
 
     def _done_to(self, fitted: Fitted) -> str:
         if self.options.overlong_policy == "error":
@@ -150,3 +153,9 @@ class TokenCheck:
             detail = f"ends with {self.tokenizer.decode([end])!r}; generation stops at {stops}"
             findings.add(kind, kept[0].source, detail)
         return list(faults)
+
+    def _check_reasoning(self, kept: Sequence[Rendered], findings: Findings) -> list[str]:
+        empty = sum(self._empty_reasoning.count(view.input_ids, view.weights) for view in kept)
+        if empty:
+            findings.add("empty_reasoning", kept[0].source, f"{empty} in this row")
+        return ["empty_reasoning"] if empty else []

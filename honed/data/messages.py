@@ -37,6 +37,16 @@ def read_messages(turns: Any) -> tuple[Message, ...]:
     return checked(_with_analysis_as_thinking([_read_message(turn) for turn in turns]))
 
 
+def parsed_turns(turns: Any) -> Any:
+    """The turns of a conversation that stands there as JSON; all else as it is.
+
+    Raises:
+        RowError: it begins as a list, and is no JSON.
+    """
+    listed = isinstance(turns, str) and turns.lstrip().startswith("[")
+    return _from_json(turns, "messages are not JSON") if listed else turns
+
+
 def checked(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages, if there is an answer and no answer is empty.
 

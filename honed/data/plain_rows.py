@@ -31,6 +31,7 @@ class PlainRows:
 
     def __init__(self, options: PrepareOptions) -> None:
         self._options = options
+        self._text_column = options.text_field or "text"
         self._system = (options.system,) if options.system else ()
         self._readers: dict[tuple[Any, ...], _Read | None] = {}
 
@@ -51,11 +52,11 @@ class PlainRows:
         if options.columns:
             return None
         name = format_of_keys(keys) or "text" if options.format == "auto" else options.format
-        found = {key for key in keys if key in _READ or key == options.text_field}
+        found = {key for key in keys if key in _READ or key == self._text_column}
         readers: dict[str, tuple[set[str], _Read]] = {
             "messages": ({"messages"}, self._messages),
             "prompt_completion": ({"prompt", "completion"}, _prompt_completion),
-            "text": ({options.text_field}, self._text),
+            "text": ({self._text_column}, self._text),
         }
         needed, read = readers.get(name, (set(), None))
         return read if found == needed else None
@@ -80,7 +81,7 @@ class PlainRows:
         return tuple(roles), tuple(contents)
 
     def _text(self, row: dict[Any, Any]) -> Plain | None:
-        text = row[self._options.text_field]
+        text = row[self._text_column]
         return ("text", (text,)) if type(text) is str and not is_blank(text) and is_unicode(text) else None
 
 

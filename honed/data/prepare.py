@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from honed.data.empty_reasoning import EmptyReasoning, note_of
 from honed.data.example import Source
 from honed.data.formats import FORMATS, check_columns
 from honed.data.kept import KeptRows
@@ -57,7 +58,8 @@ class PrepareOptions:
             "wrapped" (rows are full to the last token and tear the documents at their ends; for pre-training).
         share_prefixes: packing puts documents that begin alike into one row, which holds what they share once.
         bad_rows: "error" (stop and list them) or "drop" (count them).
-        text_field: column of plain-text rows.
+        text_field: column of plain-text rows. Where it is named, its text comes before columns of ShareGPT (with `role`
+            and `content`) and Alpaca, as in TRL; None: `text`, behind all other formats.
     """
 
     format: str = "auto"
@@ -75,7 +77,7 @@ class PrepareOptions:
     packing_strategy: str = "bfd"
     share_prefixes: bool = False
     bad_rows: str = "error"
-    text_field: str = "text"
+    text_field: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("format", self.format, ("auto", *FORMATS))
@@ -301,6 +303,9 @@ def _finish(
         ledger.stop_tokens[tokenizer.decode([token])] += n
     ledger.documents, ledger.tokens = len(table), len(table.input_ids)
     ledger.trained_tokens = int(np.count_nonzero(table.weights))
+    ledger.notes += ledger.format_notes()
+    if n := EmptyReasoning(tokenizer).count(table.input_ids, table.weights):
+        ledger.notes.append(note_of(n, options.train_on))
     table, packed = _packed(table, options, ledger)
     ledger.packed_rows = len(packed)
     if n := ledger.rows_with_control_tokens:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from honed.data.columns import Columns
 from honed.data.example import Example
-from honed.data.formats import ROW_KEYS, ReadOptions, RowError, read_example
+from honed.data.formats import ReadOptions, RowError, read_example
 from honed.data.formatting import Formatting
 from honed.data.kept import KeptRow, KeptRows
 from honed.data.ledger import Ledger
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from honed.data.prepare import PrepareOptions
 
 ROWS_AT_A_TIME = 1000
-MADE_BY_TOKENIZERS = ("attention_mask", "position_ids", "token_type_ids", "special_tokens_mask")  # beside input_ids
 
 
 class RowReader:
@@ -45,16 +44,18 @@ class RowReader:
     ) -> None:
         self._options = options
         self._renderer = Renderer(tokenizer, template, train_on=options.train_on)
-        self._formatting = Formatting(formatting_func, options.text_field) if formatting_func is not None else None
         self._reading = ReadOptions(
             system=options.system,
             alpaca_separator=template.alpaca_separator if template else "\n",
             text_field=options.text_field,
             columns=options.columns,
         )
+        self._formatting = None
+        if formatting_func is not None:
+            self._formatting = Formatting(formatting_func, self._reading.text_column)
         # a formatting function may be called once only
         self._straight = Straight(self._renderer, options) if formatting_func is None else None
-        self._used = {*ROW_KEYS, *MADE_BY_TOKENIZERS, options.text_field, *options.columns.values()}
+        self._columns = Columns(self._reading, options.format)
 
     def __call__(self, rows: Iterable[SourcedRow], ledger: Ledger) -> Iterator[KeptRow]:
         """The rows that can be trained, in order; `ledger` gets the count of all, and what became of the others.
@@ -94,11 +95,7 @@ class RowReader:
     def _count_columns(self, chunk: Sequence[SourcedRow], ledger: Ledger) -> None:
         """Counts the columns that no format reads; a formatting function may read any."""
         if self._formatting is None:
-            sets_of_keys = Counter(tuple(row) for _, row in chunk if isinstance(row, Mapping))
-            for keys, rows in sets_of_keys.items():
-                for key in keys:
-                    if key not in self._used:
-                        ledger.columns_unused[str(key)] += rows
+            self._columns.count(chunk, ledger)
 
     def _kept(self, chunk: Sequence[SourcedRow], ledger: Ledger, *, first: bool) -> Iterator[tuple[int, KeptRow]]:
         """The rows of a chunk that can be trained, and which of it they are; `first` of all that could be."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from honed.data.empty_reasoning import EmptyReasoning, note_of
 from honed.data.ledger import Ledger
 from honed.data.mixture import as_mixture
 from honed.data.pack import fill_rate, one_by_one, pack_best_fit
@@ -101,6 +102,7 @@ class RowStream:
             own = part_options(part, options)
             self._readers.append(RowReader(tokenizer, make_template(tokenizer, own), own, formatting_func))
         self.ledger = Ledger()
+        self._reasoning, self._empty_reasoning = EmptyReasoning(tokenizer), 0
 
     def batches(self, size: int, start: Place | None = None) -> Iterator[tuple[Place, list[PackedRow]]]:
         """Batches of `size` rows, each with the place of its first row; from the place of one of them, or the start."""
@@ -118,7 +120,7 @@ class RowStream:
             DataError: rows cannot be used (with `bad_rows="error"`), or a whole epoch gave none.
         """
         start = start or Place()
-        epoch, first, self.ledger = start.epoch, start.block, Ledger()
+        epoch, first, self.ledger, self._empty_reasoning = start.epoch, start.block, Ledger(), 0
         while True:
             found = bool(first)
             for number, drawn in self._blocks(epoch, first):
@@ -165,6 +167,10 @@ class RowStream:
         ledger.tokens += len(table.input_ids)
         ledger.trained_tokens += int(np.count_nonzero(table.weights))
         ledger.packed_rows += len(rows)
+        self._empty_reasoning += self._reasoning.count(table.input_ids, table.weights)
+        ledger.notes = ledger.format_notes()
+        if n := self._empty_reasoning:
+            ledger.notes.append(note_of(n, self._options.train_on))
         for token, n in _stops(documents).items():
             ledger.stop_tokens[self._tokenizer.decode([token])] += n
         if self._options.packing and self._options.max_length and rows:

@@ -18,6 +18,7 @@ from honed.errors import TemplateError
 
 _THINK_BLOCK = re.compile(r"(?<=<think>)(\s*)(\S.*?)(\s*)(?=</think>)", re.DOTALL)
 _NOTHING = "conversation begins with the assistant: nothing to answer"
+_ASK_FIRST = 'the chat template makes no prompt of nothing: put a question first, or mark message 1 "train": false'
 _PROBE = "Xprobe9X"
 _ADVICE = "train them too (leave this option out), or use a template that prints them once and as they are"
 
@@ -53,12 +54,12 @@ class Talk:
         """
         try:
             text = self._jinja(self._inputs[:count], self.tools, prompt=prompt)
-        except RowError as error:
+        except RowError:
             if count:
                 raise
-            raise RowError(_NOTHING, f"and the chat template makes no prompt of nothing ({error.detail})") from None
+            raise RowError(_NOTHING, _ASK_FIRST) from None
         if not count and not text:
-            raise RowError(_NOTHING, "and the chat template makes an empty prompt of nothing")
+            raise RowError(_NOTHING, _ASK_FIRST)
         if self._plain and self.marks and self._plain.text(count, prompt=prompt) != self.marks.strip(text):
             raise RowError(
                 "control tokens in the text", "the chat template reads them, so they cannot be encoded as text"

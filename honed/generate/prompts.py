@@ -88,7 +88,8 @@ def read_tasks(data: Any) -> list[str]:
     """
     tasks = []
     for source, row in read_rows(data):
-        text = next((row[key] for key in ("prompt", "instruction") if isinstance(row.get(key), str)), "")
+        found = row if isinstance(row, Mapping) else {}
+        text = next((found[key] for key in ("prompt", "instruction") if isinstance(found.get(key), str)), "")
         if not text.strip():
             raise DataError(f"{source}: no `prompt` and no `instruction`.", fix='rows like {"prompt": "..."}')
         tasks.append(" ".join(text.split()))

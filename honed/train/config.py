@@ -38,7 +38,9 @@ class SFTConfig(TrainingArguments):
         chat_template_path: what replaces the tokenizer's chat template: a Jinja file, or a model whose template it is.
         eos_token: token that ends turns and texts, instead of the tokenizer's.
         pad_token: token that fills up padded batches, instead of the tokenizer's.
-        dataset_text_field: column of plain-text rows.
+        dataset_text_field: column of plain-text rows. As in TRL its text comes before the columns of other formats, but
+            for messages (`role` and `content`, or ShareGPT's `from` and `value`) and prompt+completion. None (honed):
+            `text`, behind all others.
         dataset_kwargs: {"skip_prepare_dataset": True} hands rows to the collator as they are.
         dataset_num_proc: processes that prepare the rows; the result is the same. None for one.
         max_length: longest row in tokens; None for no limit. The default is lowered to the tokenizer's limit.
@@ -105,7 +107,7 @@ class SFTConfig(TrainingArguments):
     chat_template_path: str | None = None
     eos_token: str | None = None
     pad_token: str | None = None
-    dataset_text_field: str = "text"
+    dataset_text_field: str | None = "text"
     dataset_kwargs: dict[str, Any] | str | None = None
     dataset_num_proc: int | None = None
     max_length: int | None = 1024

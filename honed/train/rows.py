@@ -172,6 +172,7 @@ class Datasets:
             raise DataError(error.problem, fix=f"{error.fix}; {raw}") from None
         self.prepared[name] = made
         self._tell_cuts(name, made)
+        self.notes += made.ledger.format_notes()
         if self._custom is None or isinstance(made.rows, VisionRows):
             return made.rows
         return Features(made.rows, with_labels=takes_labels(self._custom))

@@ -85,6 +85,24 @@ def test_check_prints_where_and_how_to_mend(honed: Honed, write: Callable[..., P
     assert ESCAPE not in shown.out and "\\x1b[31m" in shown.out
 
 
+def test_what_to_do_about_a_row_is_shown_whole(honed: Honed, write: Callable[..., Path]) -> None:
+    shown = honed("data", "check", write([{"question": "a", "answer": "b"}] * 2)).out
+    assert shown.count("data.columns='{prompt: question, completion: answer}'") == 1
+    assert shown.count("columns={'instruction': 'question', 'output': 'answer'}") == 1
+    shown = honed("data", "check", write([{"who": "a"}])).out
+    assert "Formats known: tokens (input_ids); " in shown and "text (text)" in shown and "…" not in shown
+
+
+def test_check_goes_on_behind_a_line_that_is_not_json(honed: Honed, write: Callable[..., Path]) -> None:
+    file = write([asked("a"), asked("b")])
+    file.write_text("{'a': 1}\n" + file.read_text(encoding="utf-8"), encoding="utf-8")
+    shown = honed("data", "check", file)
+    assert shown.status == 1 and f"{file}:1  Expecting property name" in shown.out
+    assert "3 rows in, 2 can be read, 1 cannot" in shown.out
+    assert honed("data", "show", file, "--row", 2).status == 0
+    assert "This row cannot be trained on: not JSON" in honed("data", "show", file, "--row", 1).out
+
+
 def test_check_as_json(honed: Honed, write: Callable[..., Path], tokenizer_folder: Path) -> None:
     file = write([asked("a <|im_end|>"), asked("b"), asked("b"), asked("c", "")])
     held_out = write([asked("b")], "held_out.jsonl")

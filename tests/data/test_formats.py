@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from honed.data.example import Conversation, Document, PromptCompletion, Source, Tokens
-from honed.data.formats import FORMATS, ReadOptions, RowError, check_columns, read_example
+from honed.data.formats import FORMATS, ReadOptions, RowError, check_columns, formats_of, read_example
 from honed.errors import RecipeError
 
 SOURCE = Source(file="f", row=1)
@@ -282,8 +282,8 @@ def test_rows_that_cannot_be_used(row: Any, problem: str) -> None:
 
 def test_unknown_format_lists_the_keys_seen_and_the_formats_known() -> None:
     with pytest.raises(RowError, match="unknown format") as caught:
-        read({"question": "a", "answer": "b"})
-    assert "keys seen: question, answer. Formats known:" in caught.value.detail
+        read({"who": "a", "what": "b"})
+    assert "keys seen: who, what. Formats known:" in caught.value.detail
     assert all(name in caught.value.detail for name in FORMATS)
 
 
@@ -312,3 +312,126 @@ def test_whatever_json_holds_it_is_read_or_refused(row: Any, format: str) -> Non
         assert all(isinstance(message.content, str) for message in found.messages)
     if isinstance(found, Tokens):
         assert len(found.input_ids) == len(found.weights)
+
+
+ALPACA = {"instruction": "a", "input": "", "output": "b"}
+HUMAN = [{"from": "human", "value": "why"}, {"from": "gpt", "value": "yes"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "named", "unnamed"),
+    [
+        ({**ALPACA, "text": "c"}, "text", "alpaca"),
+        ({"conversations": [USER, ANSWER], "text": "c"}, "text", "sharegpt"),
+        ({"conversations": HUMAN, "text": "c"}, "sharegpt", "sharegpt"),
+        ({"messages": [USER, ANSWER], "text": "c"}, "messages", "messages"),
+        ({"messages": "not turns", "text": "c"}, "text", "messages"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "prompt_completion", "prompt_completion"),
+        ({"prompt": [USER], "completion": [ANSWER], "messages": [USER, ANSWER]}, "prompt_completion",
+         "prompt_completion"),
+        ({"input_ids": [1], "text": "c"}, "tokens", "tokens"),
+        ({**ALPACA, "text": None}, "alpaca", "alpaca"),
+        ({"text": "c"}, "text", "text"),
+    ],
+)  # fmt: skip
+def test_what_comes_first_where_several_formats_fit(row: dict[str, Any], named: str, unnamed: str) -> None:
+    """The order of TRL 1.16 where a text column is named, as its SFTConfig always does."""
+    assert formats_of(row, ReadOptions(text_field="text"))[0] == named
+    assert formats_of(row, ReadOptions())[0] == unnamed
+    if named == "text":
+        assert read(row, text_field="text") == Document(text="c", source=SOURCE)
+        assert formats_of(row, ReadOptions(text_field="other"))[0] == unnamed
+
+
+@pytest.mark.parametrize(
+    ("row", "chosen"),
+    [
+        ({**ALPACA, "text": "c"}, "text"),
+        ({"conversations": [USER, ANSWER], "text": "c"}, "text"),
+        ({"conversations": HUMAN, "text": "c"}, "messages"),
+        ({"messages": [USER, ANSWER], "text": "c"}, "messages"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "prompt"),
+        ({"prompt": [USER], "completion": [ANSWER], "messages": [USER, ANSWER]}, "prompt"),
+    ],
+)
+def test_the_order_is_that_of_trl(row: dict[str, Any], chosen: str, tiny_tokenizer: Any) -> None:
+    """Asked of TRL's own preparation, where TRL is installed."""
+    trl = pytest.importorskip("trl")
+    if not trl.__version__.startswith("1.16."):
+        pytest.skip(f"this asks functions of TRL 1.16 that are not public; here is {trl.__version__}")
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+
+    asked: list[str] = []
+
+    def tokenize(processor: Any, given: Any, **more: Any) -> dict[str, Any]:
+        row_of = {json.dumps(row.get(key)): key for key in ("text", "prompt", "messages")}
+        asked.append(row_of.get(json.dumps(given), "messages" if isinstance(given, list) else "text"))
+        return {"input_ids": [1]}
+
+    module = __import__("trl.trainer.sft_trainer", fromlist=["x"])
+    trainer = SimpleNamespace(_tokenizer=tiny_tokenizer, chat_template=None, completion_only_loss=False)
+    args = SimpleNamespace(
+        dataset_num_proc=None,
+        dataset_text_field="text",
+        assistant_only_loss=False,
+        max_length=None,
+        shuffle_dataset=False,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_tokenize", tokenize)
+        trl.SFTTrainer._prepare_dataset(trainer, Dataset.from_list([row]), tiny_tokenizer, args, False, None, "train")
+    assert asked[0] == chosen
+
+
+def test_a_column_that_is_null_is_named() -> None:
+    for row, key in (({"messages": None}, "messages"), ({"text": None, "id": 1}, "text"),
+                     ({"prompt": "a", "completion": None}, "completion")):  # fmt: skip
+        with pytest.raises(RowError, match=f"^`{key}` is null: keys seen: "):
+            read(row)
+    with pytest.raises(RowError, match=r"^`body` is null"):
+        read({"body": None}, text_field="body")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "a", "answer": "b"}, "a b"),
+        ({"input": "a", "output": "b"}, "a b"),
+        ({"prompt": "a", "response": "b"}, "a b"),
+        ({"query": "a", "response": "b"}, "a b"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "a b"),
+        ({"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}, "why yes"),
+        ({"prompt": "why", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "why yes"),
+        ({"chosen": "a b", "rejected": "a c"}, "a b"),
+    ],
+)
+def test_every_option_that_is_advised_reads_the_row(row: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RowError, match=r"^unknown format: ") as caught:
+        read(row)
+    assert ("honed does SFT" in caught.value.detail) is ("chosen" in row)
+    for text in re.findall(r"data\.columns='\{(.*?)\}'", caught.value.detail):
+        columns = dict(pair.split(": ") for pair in text.split(", "))
+        assert repr(columns) in caught.value.detail, "as Python takes it"
+        example = read(row, columns=columns)
+        messages = [message.content for message in getattr(example, "messages", ())]
+        texts = messages or [getattr(example, key) for key in ("prompt", "completion", "text") if hasattr(example, key)]
+        assert " ".join(texts) == expected
+
+
+def test_messages_as_json() -> None:
+    """As CSV files and many parquet files hold them."""
+    assert turns({"messages": json.dumps([USER, ANSWER])}) == [("user", "why"), ("assistant", "yes")]
+    assert turns({"conversations": json.dumps(HUMAN)}) == [("user", "why"), ("assistant", "yes")]
+    own = {"chat": json.dumps([{"who": "human", "content": "why"}, {"who": "ai", "content": "yes"}])}
+    assert turns(own, columns={"messages": "chat", "role": "who"}) == [("user", "why"), ("assistant", "yes")]
+    tools = [{"role": "system", "content": "hm", "tools": '[{"name": "sum"}]'}, USER, ANSWER]
+    assert read({"messages": json.dumps(tools)}).tools == ({"name": "sum"},)
+    with pytest.raises(RowError, match="messages are not JSON"):
+        read({"messages": "[{'role': 'user'}]"})
+
+
+def test_names_of_roles_in_any_case() -> None:
+    named = [{"role": "Human", "content": "why"}, {"role": "AI", "content": "yes"}]
+    assert turns({"messages": named}) == [("user", "why"), ("assistant", "yes")]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from honed.data.lint import check
+from honed.data.messages import RowError
 from honed.data.mixture import as_mixture
 from honed.data.prepare import PrepareOptions, prepare
 from honed.data.sources import read_rows, starter_file
@@ -135,6 +136,9 @@ def test_broken_files_give_one_error_with_the_line_or_their_rows(tmp_path: Path)
             assert f"{path}:{place + 1}" in str(error) or f"{path}:{place + 2}" in str(error)
             assert len(str(error)) < 1500
         else:
+            broken = [(source.row, row) for source, row in rows if isinstance(row, RowError)]
+            errors += bool(broken)
+            assert all(n in (place + 1, place + 2) and len(str(row)) < 1500 for n, row in broken)
             sound = [row for n, row in enumerate(GOOD) if n != place]
             assert [row for _, row in rows if row in sound] == sound
     assert errors > 300

@@ -104,6 +104,16 @@ def test_tool_calls_written_as_text() -> None:
     assert found(check([asked("a", broken)], PrepareOptions())) == {"tool_call": 1}
 
 
+def test_rows_of_several_formats() -> None:
+    rows = [*usual(3), {**asked("which"), "text": "whole"}, {"instruction": "a", "output": "b", "text": "c"}]
+    findings = [f for f in check(rows, PrepareOptions()).findings if f.kind.name == "several_formats"]
+    assert [(f.subject, f.count, f.spots[0].source) for f in findings] == [
+        ("trained as messages, not text", 1, "row:4"),
+        ("trained as alpaca, not text", 1, "row:5"),
+    ]
+    assert "several_formats" not in found(check(rows[3:4], PrepareOptions(format="text")))
+
+
 def test_repeated_rows() -> None:
     rows = usual(30)
     long = " ".join(f"the {n} words" for n in range(20))

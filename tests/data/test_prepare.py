@@ -217,7 +217,7 @@ def test_nothing_left(tiny_tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"format": "sharegtp"}, "choose one of: auto, tokens, messages"),
+        ({"format": "sharegtp"}, "choose one of: auto, tokens, prompt_completion, messages"),
         ({"train_on": "user"}, "train_on is 'user'"),
         ({"overlong": "cut"}, "choose one of: drop, truncate, split, error"),
         ({"bad_rows": "skip"}, "choose one of: error, drop"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from honed.data import files as data_files
+from honed.data.messages import RowError
 from honed.data.sources import files_of, read_rows, shards, starter_file
 from honed.errors import DataError
 
@@ -78,13 +79,16 @@ def test_csv_cells_of_several_lines_in_a_long_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl:2: this line is not JSON .*'\{\"a\":'"),
-        ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: this line is not JSON"),
         ("a.jsonl", b"", r"is empty"),
         ("a.jsonl", b"\xef\xbb\xbf \n\n", r"holds no rows"),
-        ("a.jsonl", b'{"a": 1}\n\x1f\x8b\x08', r"a\.jsonl:2: not UTF-8 text \(byte 10\)"),
+        ("a.jsonl", b"\n\x1f\x8b\x08", r"a\.jsonl:2: not UTF-8 text \(byte 2\)"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), r"a\.jsonl is UTF-16 text.\n.*iconv -f UTF-16 -t UTF-8 a.jsonl >"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-32"), r"a\.jsonl is UTF-32 text.\n.*iconv -f UTF-32 "),
+        ("a.json.gz", gzip.compress("[1]".encode("utf-16")), r"\(unpacked\): iconv -f UTF-16 -t UTF-8 a.json >"),
+        ("a.tsv", "a\tb\n1\t2\n".encode("utf-16"), r"a\.tsv is UTF-16 text"),
         ("a.json", b"[1, 2", r"not valid JSON: .*line 1 column 6"),
         ("a.json", b"[" * 100_000, r"not valid JSON"),
+        ("a.jsonl", b"[\n1,\n2", r"a.jsonl: not valid JSON: .*line 3"),
         ("a.json", b" []\n", r"holds an empty list"),
         ("a.parquet", b"PAR1", r"not a readable parquet file"),
         ("a.arrow", b"nothing", r"not a readable arrow file"),
@@ -293,3 +297,30 @@ def test_the_files_that_data_name(tmp_path: Path) -> None:
     assert files_of(tmp_path) == both == files_of(str(tmp_path / "*.json*"))
     assert files_of(["starter", tmp_path]) == [starter_file("train.jsonl"), *both]
     assert [files_of(data) for data in ("me/data", [tmp_path, "me/data"], [], [{"text": "a"}], 5)] == [None] * 5
+
+
+def test_lines_that_cannot_be_parsed_are_rows_that_cannot_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = b'{"text": "one more row"}'
+    path.write_bytes(b"\n".join([good, b'{"text": ', b"", good + b",", b'{"text": "caf\xe9"}', b"[" * 100_000, good]))
+    rows = list(read_rows(path))
+    assert [(source.row, row.reason) for source, row in rows if isinstance(row, RowError)] == [
+        (2, "not JSON"), (4, "not JSON"), (5, "not UTF-8 text"), (6, "not JSON"),
+    ]  # fmt: skip
+    assert [source.row for source, row in rows if row == {"text": "one more row"}] == [1, 7]
+    details = [row.detail for _, row in rows if isinstance(row, RowError)]
+    assert details[0] == """Expecting value (character 11): '{"text":'""" and "Extra data (character 25)" in details[1]
+    assert details[2] == f"byte {path.read_bytes().index(0xE9)} of the file"
+
+
+@pytest.mark.parametrize("content", [json.dumps(ROWS, indent=1), json.dumps(ROWS), "\n" + json.dumps(ROWS)])
+def test_one_list_in_a_file_for_lines(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content, encoding="utf-8")
+    assert found(path) == [(1, ROWS[0]), (2, ROWS[1]), (3, ROWS[2])]
+
+
+def test_lists_on_lines_are_no_list_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("[1, 2]\n[3]\n")
+    assert found(path) == [(1, [1, 2]), (2, [3])]

@@ -153,7 +153,7 @@ def test_errors_are_the_same(file: Path, tiny_tokenizer: Any) -> None:
 def test_a_broken_file_is_named(tmp_path: Path, tiny_tokenizer: Any) -> None:
     path = tmp_path / "broken.jsonl"
     path.write_text('{"text": "fine"}\n' * 1200 + '{"text": \n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"broken\.jsonl:1201: this line is not JSON"):
+    with pytest.raises(DataError, match=r"broken\.jsonl:1201: not JSON"):
         prepare(str(path), tiny_tokenizer, PrepareOptions(), workers=2)
 
 

@@ -152,6 +152,17 @@ def test_the_text_column_has_any_name(make: Make) -> None:
     assert rows_of(named) == rows_of(plain)
 
 
+def test_a_text_column_comes_before_alpaca_as_in_trl(make: Make) -> None:
+    """The notebook that adds `text` to Alpaca rows; `dataset_text_field` always names a column."""
+    rows = [{"instruction": "why", "input": "", "output": "yes", "text": f"why yes {n}"} for n in range(2)]
+    trainer = make(rows, train_on=None)
+    assert rows_of(trainer) == rows_of(make([{"text": row["text"]} for row in rows], train_on=None))
+    assert any("trained as text, not alpaca" in note for note in trainer.notes)
+    other = make(rows, train_on=None, dataset_text_field=None)  # as a recipe without text_field
+    assert rows_of(other) == rows_of(make(rows, train_on=None, data_format="alpaca"))
+    assert any("trained as alpaca, not text" in note for note in other.notes)
+
+
 @pytest.mark.parametrize(("strategy", "whole", "full"), [("bfd", True, False), ("wrapped", False, True)])
 def test_packing_strategies(strategy: str, whole: bool, full: bool, make: Make) -> None:
     """bfd keeps each document in one row; wrapped fills every row but the last, and tears some."""
