@@ -11,6 +11,7 @@ import torch
 
 from honed.errors import RecipeError
 from honed.train.config import SFTConfig
+from honed.train.precision import rounds_stochastically
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +144,13 @@ RULES = (
         ),
         message="optimizer_in_backward needs whole gradients; reentrant checkpointing hands them over in parts.",
         fix="leave use_reentrant out of gradient_checkpointing_kwargs",
+        refuses=True,
+    ),
+    Rule(
+        name="rounding_of_shards",
+        when=lambda args: rounds_stochastically(args) and (bool(args.fsdp) or bool(args.deepspeed) or args.fp16),
+        message="bf16_stochastic_round rounds whole weights: not those that FSDP or DeepSpeed split, nor with fp16.",
+        fix="leave it out of optim_args; weights that are split have room for float32",
         refuses=True,
     ),
     Rule(

@@ -17,6 +17,8 @@ import torch
 
 from honed.errors import RecipeError
 from honed.train.config import SFTConfig
+from honed.train.precision import rounds_stochastically
+from honed.train.stochastic_rounding import StochasticRoundingAdamW
 
 
 class AdamWInBackward(torch.optim.AdamW):
@@ -26,12 +28,17 @@ class AdamWInBackward(torch.optim.AdamW):
 
     Args:
         params, options: as of `torch.optim.AdamW`.
+        rounding_seed: rounds bfloat16 weights as `StochasticRoundingAdamW` with this seed does; None for the nearest.
     """
 
-    def __init__(self, params: Any, **options: Any) -> None:
+    def __init__(self, params: Any, *, rounding_seed: int | None = None, **options: Any) -> None:
         super().__init__(params, **options)
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        self._alone = {weight: torch.optim.AdamW([weight], **options) for weight in weights}
+        self._alone: dict[torch.Tensor, torch.optim.Optimizer] = {}
+        for number, weight in enumerate(weight for group in self.param_groups for weight in group["params"]):
+            if rounding_seed is None:
+                self._alone[weight] = torch.optim.AdamW([weight], **options)
+            else:
+                self._alone[weight] = StochasticRoundingAdamW([weight], seed=rounding_seed, first=number, **options)
         self._groups: dict[torch.Tensor, dict[str, Any]] = {}
         self._squares: list[torch.Tensor] = []
 
@@ -66,20 +73,25 @@ class AdamWInBackward(torch.optim.AdamW):
 
 
 def optimizer_of(args: SFTConfig, given: Any) -> Any:
-    """The class and keywords that transformers makes the optimizer of; `given` where the option is not set.
+    """The class and keywords that transformers makes the optimizer of; those in `given` where it is not one of honed's.
 
     Raises:
-        RecipeError: the option is set, and the caller gives an optimizer as well.
+        RecipeError: it is one of honed's, and the caller gives an optimizer as well.
     """
-    if not args.optimizer_in_backward:
+    rounds = rounds_stochastically(args)
+    if not (args.optimizer_in_backward or rounds):
         return given[1]
     if given[0][0] is not None or given[1] is not None:
         raise RecipeError(
-            "optimizer_in_backward is AdamW; an optimizer of your own cannot step in the backward pass.",
+            "optimizer_in_backward and bf16_stochastic_round are AdamW's; an optimizer of your own has neither.",
             fix="leave one of them out",
         )
     options = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-    return AdamWInBackward, {**options, "fused": args.optim.value == "adamw_torch_fused"}
+    if not rounds:
+        return AdamWInBackward, {**options, "fused": args.optim.value == "adamw_torch_fused"}
+    if args.optimizer_in_backward:
+        return AdamWInBackward, {**options, "rounding_seed": args.seed}
+    return StochasticRoundingAdamW, {**options, "seed": args.seed}
 
 
 def stepping_in_backward(optimizer: Any) -> AdamWInBackward | None:

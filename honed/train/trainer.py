@@ -21,7 +21,7 @@ from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.adapters import ready_to_train
 from honed.model.vocabulary import agree_on_stops
-from honed.train import filling, legacy, rules, seams, shared_prefixes, start, stream, token_batches, vision
+from honed.train import filling, legacy, precision, rules, seams, shared_prefixes, start, stream, token_batches, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
 from honed.train.out_of_memory import Splits
@@ -101,7 +101,7 @@ class SFTTrainer(ResumingTrainer):
         self.seams, flat = start.choose_attention(found, model, trained, args)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
         shares = shared_prefixes.decide(args.share_prefixes, trained, self.seams)
-        self.notes += self.seams.notes
+        self.notes += self.seams.notes + precision.notes_on_masters(trained, args)
         self._datasets = Datasets(
             args,
             tokenizer,
