@@ -65,7 +65,7 @@ def fitted(weight: torch.Tensor, make_optimizer: Callable[..., Any], *, steps: i
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
 
 
@@ -140,19 +140,18 @@ def test_a_model_trained_in_bfloat16_follows_float32(
     make: Trainers, tiny_model: Callable[..., Any], chat_rows: Any
 ) -> None:
     def curve(dtype: torch.dtype, **options: Any) -> np.ndarray:
-        model = tiny_model(dtype=torch.bfloat16).to(dtype)  # all start from the same numbers
-        options = {**JOB, "max_steps": 200, "learning_rate": 2e-4, "token_metrics": False, **options}
-        trainer = make(chat_rows, model=model, per_device_train_batch_size=16, **options)
+        model = tiny_model(dtype=torch.bfloat16, num_hidden_layers=1).to(dtype)  # all start from the same numbers
+        options = {**JOB, "max_steps": 100, "logging_steps": 10, "learning_rate": 4e-4, **options}
+        trainer = make(chat_rows, model=model, gradient_checkpointing=False, token_metrics=False, **options)
         trainer.train()
-        losses = np.array([line["loss"] for line in trainer.state.log_history if "loss" in line])
-        return losses.reshape(20, -1).mean(1)
+        return np.array([line["loss"] for line in trainer.state.log_history if "loss" in line])
 
     exact = curve(torch.float32)
     rounded = curve(torch.bfloat16, optim_args=ROUNDS)
     stalled = curve(torch.bfloat16)
-    print(exact, rounded, stalled)
-    assert (np.abs(rounded - exact) < 0.02 * exact).all()
-    assert (stalled - exact)[-1] > 2 * np.abs(rounded - exact).max()
+    assert exact[-1] < 0.3 * exact[0]
+    assert (np.abs(rounded - exact) < 0.05).all()  # nats
+    assert stalled[-1] > exact[-1] + 1
 
 
 def test_what_is_lost_or_has_no_effect_is_told(make: Trainers, tiny_model: Callable[..., Any], chat_rows: Any) -> None:
