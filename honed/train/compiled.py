@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,20 +12,24 @@ from honed.errors import ModelError
 from honed.ops import attention
 
 
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # a recorded graph has one shape
+
+
 @contextmanager
-def compiled_layers(model: nn.Module, *, backend: str, mode: str | None = None) -> Iterator[int]:
+def compiled_layers(
+    model: nn.Module, *, backend: str, mode: str | None = None, checkpointed: bool = False
+) -> Iterator[int]:
     """Within the block the model's repeated layers run compiled; yields how many modules, 0 within another such block.
 
     The modules stay the objects that they are: parameters, names, files and hooks do not change. Honed's attention is
     left out of the graphs, for what it does depends on where documents end: each layer has one graph before it and one
-    behind it. Lengths are symbols from the first step on, so no batch is compiled for.
-
-    Activation checkpointing happens in the layers' own `forward`, and a graph cannot be left inside of it. There the
-    layers' children are compiled: attention, MLP, norms.
+    behind it. Lengths are symbols from the first step on, so no batch is compiled for, but in modes with CUDA graphs.
 
     Args:
         model: with its seams open.
         backend, mode: as of `torch.compile`.
+        checkpointed: whether the layers recompute their activations. That happens in their own `forward`, and a graph
+            cannot be left inside of it; so their children are compiled instead: attention, MLP, norms.
 
     Raises:
         ModelError: there are no repeated layers.
@@ -34,12 +37,13 @@ def compiled_layers(model: nn.Module, *, backend: str, mode: str | None = None) 
     layers = repeated_layers(model)
     if not layers:
         raise ModelError(f"torch_compile: {type(model).__name__} has no repeated layers.", fix="leave torch_compile out")
-    regions = [region for layer in layers for region in _regions(layer)]
+    regions = [region for layer in layers for region in (layer.children() if checkpointed else [layer])]
     todo = [region for region in regions if region._compiled_call_impl is None]
+    dynamic = None if mode in CUDA_GRAPH_MODES else True
     with _attention_outside():
         try:
             for region in todo:
-                region.compile(backend=backend, mode=mode, dynamic=True)
+                region.compile(backend=backend, mode=mode, dynamic=dynamic)
             yield len(todo)
         finally:
             for region in todo:
@@ -55,17 +59,13 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _regions(layer: nn.Module) -> list[nn.Module]:
-    return list(layer.children()) if getattr(layer, "gradient_checkpointing", False) else [layer]
-
-
 @contextmanager
 def _attention_outside() -> Iterator[None]:
     from transformers import AttentionInterface
 
-    attention.register()
-    AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.document_attention))
+    plain = attention.document_attention
+    AttentionInterface.register(attention.NAME, torch.compiler.disable(plain))
     try:
         yield
     finally:
-        attention.register()
+        AttentionInterface.register(attention.NAME, plain)

@@ -94,7 +94,8 @@ def _documents(batch: Batch, bounds: list[int]) -> Batch:
     longest = max(end - start for start, end in pairwise(bounds))
     cut = {name: batch[name][:, span] for name in _OF_TOKENS}
     ends = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
-    return {**cut, **ends, "num_tokens": bounds[-1] - bounds[0], "num_targets": _targets(cut["labels"])}
+    tokens = min(bounds[-1], batch["num_tokens"]) - min(bounds[0], batch["num_tokens"])  # padding comes last
+    return {**cut, **ends, "num_tokens": tokens, "num_targets": _targets(cut["labels"])}
 
 
 def _rows(batch: Batch, span: slice) -> Batch:

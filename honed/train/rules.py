@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from honed.errors import RecipeError
+from honed.train.compiled import CUDA_GRAPH_MODES
 from honed.train.config import SFTConfig
 from honed.train.precision import rounds_stochastically
 
@@ -154,6 +157,65 @@ RULES = (
         refuses=True,
     ),
     Rule(
+        name="compile_of_shards",
+        when=lambda args: args.torch_compile and (bool(args.fsdp) or bool(args.deepspeed)),
+        message="torch_compile compiles the layers of whole models, not of those that FSDP or DeepSpeed split.",
+        fix="leave torch_compile out",
+        refuses=True,
+    ),
+    Rule(
+        name="compile_without_compiler",
+        when=lambda args: (
+            args.torch_compile and args.torch_compile_backend == "inductor" and not has_compiler(args.device.type)
+        ),
+        message="torch_compile writes code that it cannot compile here: on CPUs it takes a C++ compiler, on GPUs Triton.",
+        fix="apt-get install g++ (on a GPU: pip install triton), or leave torch_compile out",
+        refuses=True,
+    ),
+    Rule(
+        name="cuda_graphs_and_checkpointing",
+        when=lambda args: args.torch_compile_mode in CUDA_GRAPH_MODES and bool(args.gradient_checkpointing),
+        message="A CUDA graph writes over what it gave out before, which recomputed activations still need "
+        "(torch_compile_mode='reduce-overhead' or 'max-autotune').",
+        fix="set gradient_checkpointing=False; such modes are for small models",
+        refuses=True,
+    ),
+    Rule(
+        name="fp8_absent",
+        when=lambda args: bool(args.fp8) and is_missing("torchao"),
+        message="fp8 needs torchao, which is not installed.",
+        fix="pip install torchao",
+        refuses=True,
+    ),
+    Rule(
+        name="fp8_hardware",
+        when=lambda args: bool(args.fp8) and args.fp8 != "emulate" and not multiplies_float8(args),
+        message="fp8=True needs a GPU that multiplies in float8: NVIDIA's from Ada or Hopper on.",
+        fix="leave it out; bf16=True is for all newer GPUs (fp8='emulate' only tries what would be learned, slowly)",
+        refuses=True,
+    ),
+    Rule(
+        name="fp8_of_shards",
+        when=lambda args: bool(args.fp8) and (bool(args.fsdp) or bool(args.deepspeed) or args.fp16),
+        message="fp8 takes whole layers, not those that FSDP or DeepSpeed split, and bf16=True or float32 beside it.",
+        fix="leave fp8 out, or the other",
+        refuses=True,
+    ),
+    Rule(
+        name="fp8_not_compiled",
+        when=lambda args: bool(args.fp8) and args.fp8 != "emulate" and not args.torch_compile,
+        message="fp8 without torch_compile=True casts in kernels of their own, which costs what the products save.",
+        fix="set torch_compile=True",
+        refuses=False,
+    ),
+    Rule(
+        name="lengths_of_cuda_graphs",
+        when=lambda args: args.torch_compile_mode in CUDA_GRAPH_MODES and not args.pad_to_multiple_of,
+        message="CUDA graphs are recorded for each length anew (torch_compile_mode='reduce-overhead', 'max-autotune').",
+        fix="set packing=True and pad_to_multiple_of to per_device_train_batch_size * max_length: one length for all",
+        refuses=False,
+    ),
+    Rule(
         name="fsdp_on_cpu",
         when=lambda args: bool(args.fsdp) and args.device.type == "cpu",
         message="fsdp has no effect on CPUs: accelerate keeps the whole model in every process there (DDP).",
@@ -270,6 +332,18 @@ def row_parts(args: SFTConfig) -> int:
 def is_missing(package: str) -> bool:
     """True when a package is not installed."""
     return importlib.util.find_spec(package) is None
+
+
+def has_compiler(device: str) -> bool:
+    """True where torch's inductor finds what compiles its code."""
+    if device == "cpu":
+        return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
+    return device != "cuda" or not is_missing("triton")
+
+
+def multiplies_float8(args: SFTConfig) -> bool:
+    """True on NVIDIA GPUs from compute capability 8.9 on."""
+    return args.device.type == "cuda" and torch.cuda.get_device_capability(args.device) >= (8, 9)
 
 
 def runs_triton(args: SFTConfig) -> bool:

@@ -176,7 +176,7 @@ class SFTTrainer(ResumingTrainer):
         if isinstance(self.train_dataset, stream.StreamDataset):
             self._stream_after = stream.place_to_resume(resume)
         try:
-            with self._seams_open(), start.checkpointing_undone(self.model):
+            with self._seams_open(), start.checkpointing_undone(self.model), self._layers_changed():
                 return super().train(resume, *args, **kwargs)
         finally:
             self._progress.close(finished=False)  # which training that broke off has not done
