@@ -11,7 +11,6 @@ from torch import nn
 from honed.errors import ModelError
 from honed.ops import attention
 
-
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # a recorded graph has one shape
 
 
@@ -36,7 +35,7 @@ def compiled_layers(
     """
     layers = repeated_layers(model)
     if not layers:
-        raise ModelError(f"torch_compile: {type(model).__name__} has no repeated layers.", fix="leave torch_compile out")
+        raise ModelError(f"{type(model).__name__} has no repeated layers to compile.", fix="leave torch_compile out")
     regions = [region for layer in layers for region in (layer.children() if checkpointed else [layer])]
     todo = [region for region in regions if region._compiled_call_impl is None]
     dynamic = None if mode in CUDA_GRAPH_MODES else True
@@ -54,8 +53,10 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
     """The members of all outermost lists of modules of one class: decoder layers, those of a vision tower."""
     found: list[nn.Module] = []
     for child in model.children():
-        alike = isinstance(child, nn.ModuleList) and len({type(member) for member in child}) == 1
-        found += list(child) if alike else repeated_layers(child)
+        if isinstance(child, nn.ModuleList) and len({type(member) for member in child}) == 1:
+            found += child
+        else:
+            found += repeated_layers(child)
     return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from torch import nn
 
@@ -35,8 +36,7 @@ def float8_linears(model: nn.Module, *, emulate: bool = False) -> Iterator[int]:
     Raises:
         ModelError: the model has no such layers.
     """
-    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-
+    torchao = import_module("torchao.float8")
     blocks = repeated_layers(model)
     places = [
         (parent, name, child)
@@ -48,9 +48,9 @@ def float8_linears(model: nn.Module, *, emulate: bool = False) -> Iterator[int]:
     if not places and not any(_is_float8(module) for module in model.modules()):
         raise ModelError(f"fp8: {type(model).__name__} has no linear layers that fit.", fix="leave fp8 out")
     chosen = {id(child) for _, _, child in places}
-    config = Float8LinearConfig(emulate=emulate, pad_inner_dim=True)  # the number of tokens is any
+    config = torchao.Float8LinearConfig(emulate=emulate, pad_inner_dim=True)  # the number of tokens is any
     for block in blocks:
-        convert_to_float8_training(block, module_filter_fn=lambda child, _: id(child) in chosen, config=config)
+        torchao.convert_to_float8_training(block, module_filter_fn=lambda child, _: id(child) in chosen, config=config)
     try:
         yield len(places)
     finally:

@@ -80,7 +80,7 @@ def halves(batch: Batch) -> tuple[Batch, Batch] | None:
     if "cu_seq_lens_q" not in batch:
         rows = len(batch["input_ids"])
         return None if rows < 2 else (_rows(batch, slice(0, rows // 2)), _rows(batch, slice(rows // 2, rows)))
-    bounds: list[int] = batch["cu_seq_lens_q"].tolist()
+    bounds = [bound for bound in batch["cu_seq_lens_q"].tolist() if bound <= batch["num_tokens"]]  # without padding
     if len(bounds) < 3:
         return None
     middle = min(range(1, len(bounds) - 1), key=lambda at: abs(2 * bounds[at] - bounds[-1]))
@@ -94,8 +94,7 @@ def _documents(batch: Batch, bounds: list[int]) -> Batch:
     longest = max(end - start for start, end in pairwise(bounds))
     cut = {name: batch[name][:, span] for name in _OF_TOKENS}
     ends = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
-    tokens = min(bounds[-1], batch["num_tokens"]) - min(bounds[0], batch["num_tokens"])  # padding comes last
-    return {**cut, **ends, "num_tokens": tokens, "num_targets": _targets(cut["labels"])}
+    return {**cut, **ends, "num_tokens": bounds[-1] - bounds[0], "num_targets": _targets(cut["labels"])}
 
 
 def _rows(batch: Batch, span: slice) -> Batch:

@@ -1,4 +1,4 @@
-"""Which copy of the weights the optimizer updates, and what to say where small updates would be lost (docs/precision.md).
+"""Which copy of the weights the optimizer updates, and where small updates would be lost; see docs/precision.md.
 
 `bf16=True` is torch's autocast: products in bfloat16, while the weights that the optimizer updates stay as they were
 loaded, in float32 unless the user asked for another format.

@@ -168,7 +168,7 @@ RULES = (
         when=lambda args: (
             args.torch_compile and args.torch_compile_backend == "inductor" and not has_compiler(args.device.type)
         ),
-        message="torch_compile writes code that it cannot compile here: on CPUs it takes a C++ compiler, on GPUs Triton.",
+        message="torch_compile finds nothing here that compiles its code: on CPUs a C++ compiler, on GPUs Triton.",
         fix="apt-get install g++ (on a GPU: pip install triton), or leave torch_compile out",
         refuses=True,
     ),

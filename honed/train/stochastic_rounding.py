@@ -22,10 +22,11 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 class StochasticRoundingAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` whose bfloat16 weights and moments are rounded stochastically; others are as they are there.
+    """`torch.optim.AdamW` that rounds bfloat16 weights and moments stochastically; others are as they are there.
 
-    The random bits follow from the seed, the weight's number and its step alone. So a run that goes on from a checkpoint
-    is the same to the bit, ranks that hold the same weights round them alike, and no other generator is drawn from.
+    The random bits follow from the seed, the weight's number and its step alone. So a run that goes on from a
+    checkpoint is the same to the bit, ranks that hold the same weights round them alike, and no other generator is
+    drawn from.
 
     Args:
         params: as of `torch.optim.AdamW`.
@@ -75,9 +76,7 @@ class StochasticRoundingAdamW(torch.optim.AdamW):
             exact = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
             _adamw(exact, gradient.to(exact[0].dtype), state["step"], group)
             for part, value in zip(parts, exact, strict=True):
-                if part.dtype == torch.bfloat16:
-                    value = stochastic_round(value, noise)
-                part.copy_(value)
+                part.copy_(stochastic_round(value, noise) if part.dtype == torch.bfloat16 else value)
         state["step"] += 1
 
     def _noise(self, device: torch.device, key: str) -> torch.Generator:

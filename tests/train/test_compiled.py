@@ -22,7 +22,9 @@ from honed.train.trainer import SFTTrainer
 Trainers = Callable[..., SFTTrainer]
 BACKEND = "aot_eager"  # traces and differentiates as inductor does, and writes no code
 JOB: dict[str, Any] = {"optim": "adamw_torch", "max_steps": 3, "per_device_train_batch_size": 2}
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of what dynamo imports
+pytestmark = pytest.mark.filterwarnings(  # of torch about itself, while it imports what compiles, and traces
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning", "ignore:.torch.jit:DeprecationWarning"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +39,6 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-def lora() -> Any:
-    peft = pytest.importorskip("peft")
-    return peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-
-
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
 def test_gradients_graphs_and_lengths(
     checkpointed: bool, make: Trainers, tiny_model: Callable[..., Any], chat_rows: Any
@@ -49,7 +46,8 @@ def test_gradients_graphs_and_lengths(
     model = tiny_model("qwen3", dtype=torch.float64, num_hidden_layers=3)
     trainer = make(chat_rows, model=model, gradient_checkpointing=checkpointed)
     if checkpointed:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # transformers renamed it on the way to v6
     model.train()
     rows = trainer.train_dataset
     batches = [FlatCollator()([rows[n] for n in numbers]) for numbers in ([0, 1], [2], [3, 4, 5], [6, 7, 8, 9])]
@@ -70,35 +68,35 @@ def test_gradients_graphs_and_lengths(
             after_one = graphs()
             found += first
         assert n_regions == (12 if checkpointed else 3)
+        assert names == list(model.state_dict()) and kinds == [type(module) for module in model.modules()]
     assert 0 < after_one <= 5  # before and behind attention, forward and backward being one; not one for each layer
     assert graphs() == after_one  # nor for each length
     assert not [reason for reason in counters["graph_break"] if "document_attention" not in reason]
     for ours, theirs in zip(found, plain, strict=True):
         assert (ours - theirs).norm() < 1e-10 * theirs.norm()
-    assert names == list(model.state_dict()) and kinds == [type(module) for module in model.modules()]
     assert not [module for module in model.modules() if module._compiled_call_impl is not None]
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-def test_a_run_learns_and_saves_the_same(
-    adapter: bool, make: Trainers, tiny_model: Callable[..., Any], chat_rows: Any, tmp_path: Path
+def test_an_adapter_s_run_learns_and_saves_the_same(
+    make: Trainers, tiny_model: Callable[..., Any], chat_rows: Any, tmp_path: Path
 ) -> None:
+    peft = pytest.importorskip("peft")
     runs = []
     for backend in (None, BACKEND):
         torch.manual_seed(0)
         options = {**JOB, "torch_compile_backend": backend, "output_dir": str(tmp_path / str(backend))}
         options |= {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
-        own = {"peft_config": lora()} if adapter else {}
-        trainer = make(chat_rows, model=tiny_model(dtype=torch.float64), eval_dataset=chat_rows[:2], **options, **own)
+        adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+        model = tiny_model(dtype=torch.float64)
+        trainer = make(chat_rows, model=model, eval_dataset=chat_rows[:2], peft_config=adapter, **options)
         trainer.train()
         runs.append(trainer)
     assert graphs() > 0
     plain, compiled = runs
     for ours, theirs in zip(compiled.state.log_history[:-1], plain.state.log_history[:-1], strict=True):
-        for key in ({"loss", "eval_loss", "grad_norm"}) & set(theirs):
+        for key in {"loss", "eval_loss", "grad_norm"} & set(theirs):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-9), key
-    name = "adapter_model.safetensors" if adapter else "model.safetensors"
-    files = [load_file(tmp_path / folder / "checkpoint-2" / name) for folder in ("None", BACKEND)]
+    files = [load_file(tmp_path / name / "checkpoint-2" / "adapter_model.safetensors") for name in ("None", BACKEND)]
     assert files[0].keys() == files[1].keys()
     assert all(torch.allclose(files[0][key], files[1][key], atol=1e-9) for key in files[0])
 

@@ -41,7 +41,7 @@ def lora() -> Any:
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_products_are_bfloat16_and_masters_float32(
+def test_products_are_bfloat16_and_masters_float32(  # noqa: PLR0917 - fixtures
     family: str,
     adapter: bool,
     make: Trainers,
