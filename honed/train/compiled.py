@@ -22,7 +22,8 @@ def compiled_layers(
 
     The modules stay the objects that they are: parameters, names, files and hooks do not change. Honed's attention is
     left out of the graphs, for what it does depends on where documents end: each layer has one graph before it and one
-    behind it. Lengths are symbols from the first step on, so no batch is compiled for, but in modes with CUDA graphs.
+    behind it. Lengths are symbols from the first step on, so nothing is compiled anew for a batch; in modes with CUDA
+    graphs, which have one length, they are numbers.
 
     Args:
         model: with its seams open.

@@ -181,6 +181,13 @@ RULES = (
         refuses=True,
     ),
     Rule(
+        name="fp8_value",
+        when=lambda args: args.fp8 not in (False, True, "emulate"),
+        message="fp8 is True, False or 'emulate'.",
+        fix="set one of them",
+        refuses=True,
+    ),
+    Rule(
         name="fp8_absent",
         when=lambda args: bool(args.fp8) and is_missing("torchao"),
         message="fp8 needs torchao, which is not installed.",

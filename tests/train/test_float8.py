@@ -22,6 +22,8 @@ JOB: dict[str, Any] = {"optim": "adamw_torch", "learning_rate": 3e-3, "max_steps
 
 
 def test_it_is_refused_where_it_cannot_be(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="True, False or 'emulate'"):
+        rules.check(SFTConfig(**quick, fp8="false"))
     monkeypatch.setattr(rules, "is_missing", lambda package: package == "torchao")
     with pytest.raises(RecipeError, match="pip install torchao"):
         rules.check(SFTConfig(**quick, fp8=True))
