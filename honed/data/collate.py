@@ -32,24 +32,43 @@ class FlatCollator:
     Attributes:
         share_prefixes: what documents of the batch have in common at their beginning stands in the row once, and
             boundaries are those of segments (see `prefix`). For models whose attention is honed's.
+        multiple_of: the row is filled up to a multiple of this length, by documents of padding that nobody sees.
+        pad_token_id: what they consist of.
     """
 
     share_prefixes: bool = False
+    multiple_of: int = 1
+    pad_token_id: int = 0
 
     def __call__(self, rows: Sequence[PackedRow]) -> Batch:
         """The batch.
 
         Returns:
             input_ids, labels, position_ids int64 (1, T); loss_weights float32 (1, T); cu_seq_lens int32 (N + 1,).
-            Two integers, so that nobody has to ask the device: `num_tokens`, and `num_targets`, positions with a
-            label to their right. Where prefixes are shared also shared_prefixes, int32 (2, N): the parent of each
-            segment, -1 for none, and how many tokens come before it.
+            Two integers, so that nobody has to ask the device: `num_tokens`, padding not among them, and `num_targets`,
+            positions with a label to their right. Where prefixes are shared also shared_prefixes, int32 (2, N): the
+            parent of each segment, -1 for none, and how many tokens come before it.
         """
         tree = shared_row(rows) if self.share_prefixes else None
-        if tree is None:
-            return self._flat(rows, np.zeros(sum(len(row.lengths) for row in rows), dtype=np.int64))
-        structure = np.array([tree.parents, tree.starts], dtype=np.int32)
-        return {**self._flat([tree], structure[1]), "shared_prefixes": torch.from_numpy(structure)}
+        rows = rows if tree is None else [tree]
+        padding = self._padding(rows)
+        segments = sum(len(row.lengths) for row in rows) + len(padding.lengths)
+        structure = np.array([[-1], [0]], dtype=np.int32).repeat(segments, axis=1)
+        if tree is not None:
+            structure[:, : len(tree.parents)] = tree.parents, tree.starts
+        batch = self._flat([*rows, padding], structure[1])
+        batch["num_tokens"] -= len(padding.input_ids)
+        return batch if tree is None else {**batch, "shared_prefixes": torch.from_numpy(structure)}
+
+    def _padding(self, rows: Sequence[PackedRow]) -> PackedRow:
+        """What the row lacks, in documents no longer than the others: attention's cost grows with their squares."""
+        missing = -sum(len(row.input_ids) for row in rows) % self.multiple_of
+        longest = max(length for row in rows for length in row.lengths)
+        return PackedRow(
+            input_ids=np.full(missing, self.pad_token_id),
+            weights=np.zeros(missing, dtype=np.float32),
+            lengths=tuple(min(longest, missing - start) for start in range(0, missing, longest)),
+        )
 
     @staticmethod
     def _flat(rows: Sequence[PackedRow], starts: np.ndarray) -> Batch:

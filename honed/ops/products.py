@@ -90,7 +90,7 @@ class FastLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output, shape (..., O)."""
-        if not _pays(x, self.weight, self.bias):
+        if torch.compiler.is_compiling() or not _pays(x, self.weight, self.bias):
             return super().forward(x)
         output: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
         return output

@@ -49,7 +49,8 @@ class SFTConfig(TrainingArguments):
         packing: pack documents into rows of `max_length`, isolated from each other.
         packing_strategy: "bfd" (no document is torn), "bfd_split" (overlong documents are split first) or "wrapped".
         padding_free: accepted; batches have no padding wherever the model allows it.
-        pad_to_multiple_of: where batches must be padded, pad them to a multiple of this; "auto": to the longest row.
+        pad_to_multiple_of: pad batches to a multiple of this. Of flat ones the sum of tokens is meant, so that the most
+            that a batch can hold gives all the same shape. "auto": flat ones not at all, others to the longest row.
         eval_packing: the same as `packing` for the evaluation set; None to follow it.
         completion_only_loss: train on completions only; None means yes where rows have prompt and completion.
         assistant_only_loss: train on the assistant's turns only.
@@ -79,6 +80,7 @@ class SFTConfig(TrainingArguments):
             max_length of them; how many there are follows. The plain engine does not have it.
         optimizer_in_backward: honed. AdamW updates each weight during the backward pass and frees its gradient, for
             full fine-tuning where memory is short; without clipping, accumulation and several ranks.
+        fp8: honed. Linear layers multiply in float8 (torchao); for GPUs that have it. "emulate": anywhere, slowly.
         image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
         freeze_vision: honed. Leave the vision tower as it is.
         token_metrics: honed. Log mean_token_accuracy and entropy; costs next to nothing.
@@ -141,6 +143,7 @@ class SFTConfig(TrainingArguments):
     tokens_per_step: int | None = None
     optimizer_in_backward: bool = False
     memory_budget: float | None = None
+    fp8: bool | str = False
     image_folder: str | None = None
     freeze_vision: bool = False
     token_metrics: bool = True

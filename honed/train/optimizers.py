@@ -10,7 +10,9 @@ from transformers.utils import ExplicitEnum
 from honed.errors import RecipeError
 from honed.recipe import suggest
 from honed.train.muon import make_muon, muon_options, summary
+from honed.train.precision import rounds_stochastically
 from honed.train.step_in_backward import AdamWInBackward
+from honed.train.stochastic_rounding import StochasticRoundingAdamW
 
 if TYPE_CHECKING:
     from honed.train.config import SFTConfig
@@ -43,19 +45,24 @@ def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> A
         notes: gets what the user should know.
 
     Raises:
-        RecipeError: optimizer_in_backward is set and the caller gives an optimizer as well; Muon cannot train this.
+        RecipeError: it is one of honed's, and the caller gives an optimizer as well; Muon cannot train this.
     """
-    own = given[0][0] is not None or given[1] is not None
-    options = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-    if args.optimizer_in_backward:
-        if own:
+    rounds = rounds_stochastically(args)
+    if given[0][0] is not None or given[1] is not None:
+        if args.optimizer_in_backward or rounds:
             raise RecipeError(
-                "optimizer_in_backward is AdamW; an optimizer of your own cannot step in the backward pass.",
+                "optimizer_in_backward and bf16_stochastic_round are AdamW's; an optimizer of your own has neither.",
                 fix="leave one of them out",
             )
-        return AdamWInBackward, {**options, "fused": args.optim.value == "adamw_torch_fused"}
-    if own or args.optim is not Own.MUON:
         return given[1]
+    options = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    if args.optimizer_in_backward:
+        way = {"rounding_seed": args.seed} if rounds else {"fused": args.optim.value == "adamw_torch_fused"}
+        return AdamWInBackward, {**options, **way}
+    if rounds:
+        return StochasticRoundingAdamW, {**options, "seed": args.seed}
+    if args.optim is not Own.MUON:
+        return None
     notes.append(summary(model))
     muon = muon_options(args.optim_args)
     return _factory, {**options, "weight_decay": args.weight_decay, "options": muon}

@@ -80,7 +80,7 @@ def halves(batch: Batch) -> tuple[Batch, Batch] | None:
     if "cu_seq_lens_q" not in batch:
         rows = len(batch["input_ids"])
         return None if rows < 2 else (_rows(batch, slice(0, rows // 2)), _rows(batch, slice(rows // 2, rows)))
-    bounds: list[int] = batch["cu_seq_lens_q"].tolist()
+    bounds = [bound for bound in batch["cu_seq_lens_q"].tolist() if bound <= batch["num_tokens"]]  # without padding
     if len(bounds) < 3:
         return None
     middle = min(range(1, len(bounds) - 1), key=lambda at: abs(2 * bounds[at] - bounds[-1]))

@@ -123,10 +123,12 @@ class Datasets:
         self.streamed: RowStream | None = None
         self.notes: list[str] = []
         self._custom = collator
-        self.padded = PaddedCollator(
-            pad_token_id=getattr(tokenizer, "pad_token_id", None) or 0, multiple_of=int(args.pad_to_multiple_of or 1)
-        )
-        own: FlatCollator | PaddedCollator = FlatCollator(share_prefixes=shares_prefixes) if flat else self.padded
+        padding = {
+            "pad_token_id": getattr(tokenizer, "pad_token_id", None) or 0,
+            "multiple_of": int(args.pad_to_multiple_of or 1),
+        }
+        self.padded = PaddedCollator(**padding)
+        own = FlatCollator(share_prefixes=shares_prefixes, **padding) if flat else self.padded
         self.collator: Collator = collator or (TokenCollator(collate=own) if args.skips_preparation else own)
         if processor is not None:
             self.collator = vision.VisionCollator(processor=processor, multiple_of=self.padded.multiple_of)
@@ -135,8 +137,6 @@ class Datasets:
                 f"packing=True packs nothing for a {type(collator).__name__}: it gets one document a row.",
                 fix="leave packing or data_collator out",
             )
-        if flat and args.pad_to_multiple_of and collator is None:
-            self.notes.append("pad_to_multiple_of has no effect: batches are flat and have no padding.")
 
     def make(self, name: str, dataset: Any) -> Any:
         """What the trainer takes as its data set; rows that were made before are returned as they are.

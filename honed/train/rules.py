@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from honed.errors import RecipeError
+from honed.train.compiled import CUDA_GRAPH_MODES
 from honed.train.config import SFTConfig
 from honed.train.optimizers import Own
+from honed.train.precision import rounds_stochastically
+from honed.train.surroundings import (
+    cpu_likes_bf16,
+    has_compiler,
+    is_missing,
+    is_sharded,
+    multiplies_float8,
+    row_parts,
+    runs_triton,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +168,79 @@ RULES = (
         refuses=True,
     ),
     Rule(
+        name="rounding_of_shards",
+        when=lambda args: rounds_stochastically(args) and (is_sharded(args) or bool(args.deepspeed) or args.fp16),
+        message="bf16_stochastic_round rounds whole weights: not those that FSDP or DeepSpeed split, nor with fp16.",
+        fix="leave it out of optim_args; weights that are split have room for float32",
+        refuses=True,
+    ),
+    Rule(
+        name="compile_of_shards",
+        when=lambda args: args.torch_compile and (is_sharded(args) or bool(args.deepspeed)),
+        message="torch_compile compiles the layers of whole models, not of those that FSDP or DeepSpeed split.",
+        fix="leave torch_compile out",
+        refuses=True,
+    ),
+    Rule(
+        name="compile_without_compiler",
+        when=lambda args: (
+            args.torch_compile and args.torch_compile_backend == "inductor" and not has_compiler(args.device.type)
+        ),
+        message="torch_compile finds nothing here that compiles its code: on CPUs a C++ compiler, on GPUs Triton.",
+        fix="apt-get install g++ (on a GPU: pip install triton), or leave torch_compile out",
+        refuses=True,
+    ),
+    Rule(
+        name="cuda_graphs_and_checkpointing",
+        when=lambda args: args.torch_compile_mode in CUDA_GRAPH_MODES and bool(args.gradient_checkpointing),
+        message="A CUDA graph writes over what it gave out before, which recomputed activations still need "
+        "(torch_compile_mode='reduce-overhead' or 'max-autotune').",
+        fix="set gradient_checkpointing=False; such modes are for small models",
+        refuses=True,
+    ),
+    Rule(
+        name="fp8_value",
+        when=lambda args: args.fp8 not in (False, True, "emulate"),
+        message="fp8 is True, False or 'emulate'.",
+        fix="set one of them",
+        refuses=True,
+    ),
+    Rule(
+        name="fp8_absent",
+        when=lambda args: bool(args.fp8) and is_missing("torchao"),
+        message="fp8 needs torchao, which is not installed.",
+        fix="pip install torchao",
+        refuses=True,
+    ),
+    Rule(
+        name="fp8_hardware",
+        when=lambda args: bool(args.fp8) and args.fp8 != "emulate" and not multiplies_float8(args),
+        message="fp8=True needs a GPU that multiplies in float8: NVIDIA's from Ada or Hopper on.",
+        fix="leave it out; bf16=True is for all newer GPUs (fp8='emulate' only tries what would be learned, slowly)",
+        refuses=True,
+    ),
+    Rule(
+        name="fp8_of_shards",
+        when=lambda args: bool(args.fp8) and (is_sharded(args) or bool(args.deepspeed) or args.fp16),
+        message="fp8 takes whole layers, not those that FSDP or DeepSpeed split, and bf16=True or float32 beside it.",
+        fix="leave fp8 out, or the other",
+        refuses=True,
+    ),
+    Rule(
+        name="fp8_not_compiled",
+        when=lambda args: bool(args.fp8) and args.fp8 != "emulate" and not args.torch_compile,
+        message="fp8 without torch_compile=True casts in kernels of their own, which costs what the products save.",
+        fix="set torch_compile=True",
+        refuses=False,
+    ),
+    Rule(
+        name="lengths_of_cuda_graphs",
+        when=lambda args: args.torch_compile_mode in CUDA_GRAPH_MODES and not args.pad_to_multiple_of,
+        message="CUDA graphs are recorded for each length anew (torch_compile_mode='reduce-overhead', 'max-autotune').",
+        fix="set packing=True and pad_to_multiple_of to per_device_train_batch_size * max_length: one length for all",
+        refuses=False,
+    ),
+    Rule(
         name="fsdp_on_cpu",
         when=lambda args: bool(args.fsdp) and args.device.type == "cpu",
         message="fsdp has no effect on CPUs: accelerate keeps the whole model in every process there (DDP).",
@@ -286,35 +366,3 @@ def check(args: SFTConfig) -> list[str]:
             raise RecipeError(rule.message, fix=rule.fix)
         notes.append(f"{rule.message} {rule.fix[0].upper()}{rule.fix[1:]}.")
     return notes
-
-
-def row_parts(args: SFTConfig) -> int:
-    """Among how many processes a row is to be split: by the arguments, or by what `accelerate launch` sets."""
-    given = args.parallelism_config
-    if given is not None:
-        return max(given.cp_size, given.sp_size)
-    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() != "true":
-        return 1
-    return max(int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1")) for kind in ("CP", "SP"))
-
-
-def is_sharded(args: SFTConfig) -> bool:
-    """Whether FSDP is asked for: by the arguments, or by what `accelerate launch` sets."""
-    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-
-
-def is_missing(package: str) -> bool:
-    """True when a package is not installed."""
-    return importlib.util.find_spec(package) is None
-
-
-def runs_triton(args: SFTConfig) -> bool:
-    """True on devices that Triton compiles for."""
-    return args.device.type in ("cuda", "xpu")
-
-
-def cpu_likes_bf16() -> bool:
-    """True when a small bfloat16 matrix product beats the float32 one on this CPU."""
-    from honed.model.device import matmul_seconds
-
-    return matmul_seconds(torch.bfloat16) < matmul_seconds(torch.float32)

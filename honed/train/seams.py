@@ -70,7 +70,7 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
     if seams.scoring and head is None:
         head = ScoringHead(head_before, seams.transform)
         inner.set_output_embeddings(head)
-    if seams.flat:
+    if seams.flat and attention_before != attention.NAME:  # else opened already, and maybe kept out of compiled graphs
         inner.set_attn_implementation(attention.register())
     try:
         with (

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from honed.train.stochastic_rounding import StochasticRoundingAdamW
+
 
 class AdamWInBackward(torch.optim.AdamW):
     """`torch.optim.AdamW` that updates a weight as soon as its gradient is complete, in backward passes `in_backward`.
@@ -23,12 +25,17 @@ class AdamWInBackward(torch.optim.AdamW):
 
     Args:
         params, options: as of `torch.optim.AdamW`.
+        rounding_seed: rounds bfloat16 weights as `StochasticRoundingAdamW` with this seed does; None for the nearest.
     """
 
-    def __init__(self, params: Any, **options: Any) -> None:
+    def __init__(self, params: Any, *, rounding_seed: int | None = None, **options: Any) -> None:
         super().__init__(params, **options)
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        self._alone = {weight: torch.optim.AdamW([weight], **options) for weight in weights}
+        self._alone: dict[torch.Tensor, torch.optim.Optimizer] = {}
+        for number, weight in enumerate(weight for group in self.param_groups for weight in group["params"]):
+            if rounding_seed is None:
+                self._alone[weight] = torch.optim.AdamW([weight], **options)
+            else:
+                self._alone[weight] = StochasticRoundingAdamW([weight], seed=rounding_seed, first=number, **options)
         self._groups: dict[torch.Tensor, dict[str, Any]] = {}
         self._squares: list[torch.Tensor] = []
 

@@ -21,7 +21,7 @@ from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.adapters import ready_to_train
 from honed.model.vocabulary import agree_on_stops
-from honed.train import filling, legacy, rules, seams, shared_prefixes, start, stream, token_batches, vision
+from honed.train import filling, legacy, precision, rules, seams, shared_prefixes, start, stream, token_batches, vision
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
 from honed.train.checkpointing import choose_layers
@@ -102,7 +102,7 @@ class SFTTrainer(ResumingTrainer):
         found = vision.without_attention(found, trained) if sees else found
         self.seams, flat = start.choose_attention(found, model, trained, args)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
-        self.notes += self.seams.notes
+        self.notes += self.seams.notes + precision.notes_on_masters(trained, args)
         self._datasets = Datasets(
             args,
             tokenizer,
@@ -178,7 +178,7 @@ class SFTTrainer(ResumingTrainer):
         if isinstance(self.train_dataset, stream.StreamDataset):
             self._stream_after = stream.place_to_resume(resume)
         try:
-            with self._seams_open(), start.checkpointing_undone(self.model):
+            with self._seams_open(), start.checkpointing_undone(self.model), self._layers_changed():
                 return super().train(resume, *args, **kwargs)
         finally:
             self._progress.close(finished=False)  # which training that broke off has not done

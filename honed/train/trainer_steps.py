@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
@@ -15,7 +16,9 @@ from honed.data.collate import Batch
 from honed.data.table import PackedRows
 from honed.errors import RunError
 from honed.train import seams
+from honed.train.compiled import compiled_layers
 from honed.train.evaluation import EvaluatingTrainer
+from honed.train.float8 import float8_linears
 from honed.train.neftune import noisy_embeddings
 from honed.train.offload import offloaded, on_host
 from honed.train.out_of_memory import Splits, can_be_cut, halves, is_out_of_memory
@@ -40,6 +43,28 @@ class SteppingTrainer(EvaluatingTrainer):
     rows_of: Callable[[int], list[list[int]] | None]
     splits: Splits
     _window: list[list[Batch]]
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Without the compiling of the whole model, head and attention: `_layers_changed` compiles its layers."""
+        args: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        return {**args, "dynamo_plugin": TorchDynamoPlugin(backend="no")} if self.args.torch_compile else args
+
+    @contextmanager
+    def _layers_changed(self) -> Iterator[None]:
+        """Within the block the layers compute in float8 and compiled, if asked for."""
+        args, model = self.args, self.model
+        with (
+            float8_linears(model, emulate=args.fp8 == "emulate") if args.fp8 else nullcontext(),
+            compiled_layers(
+                model,
+                backend=args.torch_compile_backend,
+                mode=args.torch_compile_mode,
+                checkpointed=bool(args.gradient_checkpointing),
+            )
+            if args.torch_compile
+            else nullcontext(),
+        ):
+            yield
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """What the loader gives for one optimizer step."""
@@ -87,6 +112,8 @@ class SteppingTrainer(EvaluatingTrainer):
         embeddings = seams.base_model(self.model).get_input_embeddings()
         offload = self.args.activation_offloading and not on_host(self.args.device)
         early = stepping_in_backward(self.optimizer)
+        if self.args.torch_compile:
+            torch.compiler.cudagraph_mark_step_begin()  # what CUDA graphs gave out before may be written over
         with (
             noisy_embeddings(embeddings, self.args.neftune_noise_alpha, part),
             offloaded(self.args.device) if offload else nullcontext(),

@@ -53,6 +53,30 @@ def test_flat(rows: list[list[list[tuple[int, float]]]]) -> None:
 
 
 @settings(deadline=None, derandomize=True)
+@given(docs=st.lists(documents, min_size=1, max_size=5), multiple=st.sampled_from([1, 4, 32]), share=st.booleans())
+def test_flat_filled_up(docs: list[list[tuple[int, float]]], multiple: int, share: bool) -> None:
+    rows = [packed(doc) for doc in docs]
+    plain = FlatCollator(share_prefixes=share)(rows)
+    batch = FlatCollator(share_prefixes=share, multiple_of=multiple, pad_token_id=PAD)(rows)
+    tokens, width = plain["input_ids"].shape[1], batch["input_ids"].shape[1]
+    assert width % multiple == 0 and 0 <= width - tokens < multiple
+    for name in ("input_ids", "labels", "loss_weights", "position_ids"):
+        assert torch.equal(batch[name][:, :tokens], plain[name])
+    assert (batch["labels"][:, tokens:] == -100).all() and not batch["loss_weights"][:, tokens:].any()
+    bounds, found = plain["cu_seq_lens_q"].tolist(), batch["cu_seq_lens_q"].tolist()
+    assert found[: len(bounds)] == bounds and found[-1] == width
+    for name in ("num_tokens", "num_targets", "max_length_q"):
+        assert batch[name] == plain[name]
+    filled = len(found) - len(bounds)
+    assert ("shared_prefixes" in batch) is ("shared_prefixes" in plain)
+    if "shared_prefixes" in plain:
+        tree = batch["shared_prefixes"].tolist()
+        assert tree == [
+            before + [value] * filled for before, value in zip(plain["shared_prefixes"].tolist(), (-1, 0), strict=True)
+        ]
+
+
+@settings(deadline=None, derandomize=True)
 @given(docs=st.lists(documents, min_size=1, max_size=5), multiple=st.sampled_from([1, 4]))
 def test_padded(docs: list[list[tuple[int, float]]], multiple: int) -> None:
     batch = PaddedCollator(pad_token_id=PAD, multiple_of=multiple)([packed(doc) for doc in docs])

@@ -155,3 +155,12 @@ def test_halves_hold_the_same_documents(collate: Any, make: Trainers, chat_rows:
     assert abs(first["num_tokens"] - second["num_tokens"]) <= 60
     assert first.keys() == batch.keys()
     assert halves(collate([rows[0]])) is None and halves({**batch, "pixel_values": None}) is None
+
+
+def test_halves_of_a_flat_batch_have_no_padding(make: Trainers, chat_rows: Any) -> None:
+    rows = [make(chat_rows).train_dataset[n] for n in range(3)]
+    found, expected = (halves(collate(rows)) for collate in (FlatCollator(multiple_of=256), FlatCollator()))
+    for ours, plain in zip(found, expected, strict=True):
+        assert all(torch.equal(ours[name], plain[name]) for name in ("input_ids", "labels", "cu_seq_lens_q"))
+        assert ours["num_tokens"] == plain["num_tokens"]
+    assert halves(FlatCollator(multiple_of=256)(rows[:1])) is None

@@ -207,13 +207,12 @@ def test_what_was_cut_is_counted_and_told(make: Make, chat_rows: Rows, caplog: p
     assert [record.getMessage() for record in caplog.records if record.name.startswith("honed")] == trainer.notes
 
 
-def test_padding_to_a_multiple_is_told_of_where_there_is_none(
-    make: Make, chat_rows: Rows, tiny_model: Callable[..., Any]
-) -> None:
-    assert any("pad_to_multiple_of has no effect" in note for note in make(chat_rows, pad_to_multiple_of=8).notes)
-    padded = make(chat_rows, pad_to_multiple_of=8, model=tiny_model("llama", attention_chunk_size=4))
-    batch = next(iter(padded.get_train_dataloader()))
-    assert batch["input_ids"].shape[1] % 8 == 0 and not any("pad_to_multiple" in note for note in padded.notes)
+@pytest.mark.parametrize("flat", [True, False])
+def test_padding_to_a_multiple(flat: bool, make: Make, chat_rows: Rows, tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model() if flat else tiny_model("llama", attention_chunk_size=4)
+    padded = make(chat_rows, pad_to_multiple_of=8, model=model)
+    assert padded.seams.flat is flat
+    assert all(batch["input_ids"].shape[1] % 8 == 0 for batch in padded.get_train_dataloader())
 
 
 def test_rows_of_like_length_meet_in_a_batch(make: Make, tiny_model: Callable[..., Any]) -> None:

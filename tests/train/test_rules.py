@@ -8,7 +8,7 @@ import pytest
 from accelerate import ParallelismConfig
 
 from honed.errors import RecipeError
-from honed.train import rules
+from honed.train import rules, surroundings
 from honed.train.config import SFTConfig
 from honed.train.optimizers import Own
 
@@ -44,6 +44,15 @@ def deepspeed_muon(args: SFTConfig) -> None:
     args.optim, args.deepspeed = Own.MUON, "ds.json"
 
 
+def sharded_and_compiled(args: SFTConfig) -> None:
+    args.fsdp, args.torch_compile = True, True
+
+
+def sharded_and_rounded(args: SFTConfig) -> None:
+    args.fsdp, args.optim_args = True, "bf16_stochastic_round=True"
+
+
+CUDA_GRAPHS = {"torch_compile_mode": "reduce-overhead"}
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
     "context_parallel": rows_split,
@@ -63,6 +72,16 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "in_backward_reentrant": {**IN_BACKWARD, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     "muon_sharded": sharded_muon,
     "muon_deepspeed": deepspeed_muon,
+    "rounding_of_shards": sharded_and_rounded,
+    "compile_of_shards": sharded_and_compiled,
+    "compile_without_compiler": {"torch_compile": True},
+    "cuda_graphs_and_checkpointing": {**CUDA_GRAPHS, "gradient_checkpointing": True},
+    "fp8_value": {"fp8": "yes"},
+    "fp8_absent": {"fp8": True},
+    "fp8_hardware": {"fp8": True},
+    "fp8_of_shards": {"fp8": "emulate", "fp16": True},
+    "fp8_not_compiled": {"fp8": True},
+    "lengths_of_cuda_graphs": {**CUDA_GRAPHS, "gradient_checkpointing": False},
     "fsdp_on_cpu": sharded,
     "liger_config": {"liger_kernel_config": {"rope": False}},
     "checkpointing_kwargs": {
@@ -103,7 +122,9 @@ def test_every_rule_has_a_case() -> None:
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
 def test_the_rule_applies(rule: rules.Rule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "cpu_likes_bf16", lambda: False)
-    monkeypatch.setattr(rules, "is_missing", lambda package: rule.name == "liger_absent")
+    monkeypatch.setattr(rules, "is_missing", lambda package: rule.name in ("liger_absent", "fp8_absent"))
+    monkeypatch.setattr(rules, "has_compiler", lambda device: rule.name != "compile_without_compiler")
+    monkeypatch.setattr(rules, "multiplies_float8", lambda args: rule.name != "fp8_hardware")
     args = arguments(tmp_path, CASES[rule.name])
     assert rule.when(args)
     if rule.refuses:
@@ -125,7 +146,7 @@ def test_rows_may_be_split_by_accelerate_launch_as_well(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
     monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind}_SIZE", "2")
-    assert rules.row_parts(arguments(tmp_path, {})) == parts
+    assert surroundings.row_parts(arguments(tmp_path, {})) == parts
 
 
 @pytest.mark.parametrize(("name", "refused"), [("muon", True), ("adamw_torch", False)])

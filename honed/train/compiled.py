@@ -1,0 +1,73 @@
+"""`torch_compile=True`: a model's repeated layers are compiled, once for all of them and for all lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from honed.errors import ModelError
+from honed.ops import attention
+
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # a recorded graph has one shape
+
+
+@contextmanager
+def compiled_layers(
+    model: nn.Module, *, backend: str, mode: str | None = None, checkpointed: bool = False
+) -> Iterator[int]:
+    """Within the block the model's repeated layers run compiled; yields how many modules, 0 within another such block.
+
+    The modules stay the objects that they are: parameters, names, files and hooks do not change. Honed's attention is
+    left out of the graphs, for what it does depends on where documents end: each layer has one graph before it and one
+    behind it. Lengths are symbols from the first step on, so nothing is compiled anew for a batch; in modes with CUDA
+    graphs, which have one length, they are numbers.
+
+    Args:
+        model: with its seams open.
+        backend, mode: as of `torch.compile`.
+        checkpointed: whether the layers recompute their activations. That happens in their own `forward`, and a graph
+            cannot be left inside of it; so their children are compiled instead: attention, MLP, norms.
+
+    Raises:
+        ModelError: there are no repeated layers.
+    """
+    layers = repeated_layers(model)
+    if not layers:
+        raise ModelError(f"{type(model).__name__} has no repeated layers to compile.", fix="leave torch_compile out")
+    regions = [region for layer in layers for region in (layer.children() if checkpointed else [layer])]
+    todo = [region for region in regions if region._compiled_call_impl is None]
+    dynamic = None if mode in CUDA_GRAPH_MODES else True
+    with _attention_outside():
+        try:
+            for region in todo:
+                region.compile(backend=backend, mode=mode, dynamic=dynamic)
+            yield len(todo)
+        finally:
+            for region in todo:
+                region._compiled_call_impl = None  # torch has no other way back
+
+
+def repeated_layers(model: nn.Module) -> list[nn.Module]:
+    """The members of all outermost lists of modules of one class: decoder layers, those of a vision tower."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        if isinstance(child, nn.ModuleList) and len({type(member) for member in child}) == 1:
+            found += child
+        else:
+            found += repeated_layers(child)
+    return found
+
+
+@contextmanager
+def _attention_outside() -> Iterator[None]:
+    from transformers import AttentionInterface
+
+    plain = attention.document_attention
+    AttentionInterface.register(attention.NAME, torch.compiler.disable(plain))
+    try:
+        yield
+    finally:
+        AttentionInterface.register(attention.NAME, plain)

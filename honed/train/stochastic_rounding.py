@@ -1,0 +1,110 @@
+"""AdamW for weights that are held in bfloat16: computed in float32, written back with stochastic rounding.
+
+bfloat16 has 8 significant bits, so an update below 1/512 of its weight is lost when it is rounded to the nearest
+number; at usual learning rates that is nearly every update. Here a value between two neighbours goes to either, the
+likelier the nearer it is, so that its mean is right and small updates add up (Zamirai et al., arXiv:2010.06192).
+Both moments are bfloat16 as well and are rounded in the same way: to the nearest, the second one could not fall,
+since it loses only 1/1000 of itself in a step.
+
+Bytes per weight: 2 for itself, 2 for its gradient, 4 for the moments; in float32 16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch.optim.adamw import adamw
+
+# Numbers that are computed at a time, so that the float32 copies of a large matrix are never all there.
+CHUNK_ELEMENTS = 1 << 24
+
+
+class StochasticRoundingAdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW` that rounds bfloat16 weights and moments stochastically; others are as they are there.
+
+    The random bits follow from the seed, the weight's number and its step alone. So a run that goes on from a
+    checkpoint is the same to the bit, ranks that hold the same weights round them alike, and no other generator is
+    drawn from.
+
+    Args:
+        params: as of `torch.optim.AdamW`.
+        seed: of the rounding.
+        first: number of the first weight, for who gives each weight an optimizer of its own.
+        lr, betas, eps, weight_decay: as of `torch.optim.AdamW`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        seed: int = 0,
+        first: int = 0,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        self._seed, self._first = seed, first
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of all weights that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        weights = [(weight, group) for group in self.param_groups for weight in group["params"]]
+        for number, (weight, group) in enumerate(weights, start=self._first):
+            if weight.grad is not None:
+                self._update(weight, group, number)
+        return loss
+
+    def _update(self, weight: torch.Tensor, group: dict[str, Any], number: int) -> None:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        state["step"] = state["step"].cpu()  # a checkpoint may have brought it to the device
+        noise = self._noise(weight.device, f"{self._seed}/{number}/{int(state['step'])}")
+        kept = [torch.atleast_1d(tensor) for tensor in (weight, state["exp_avg"], state["exp_avg_sq"], weight.grad)]
+        rows = max(1, CHUNK_ELEMENTS // max(1, kept[0][0].numel()))
+        for *parts, gradient in zip(*(tensor.split(rows) for tensor in kept), strict=True):
+            exact = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+            _adamw(exact, gradient.to(exact[0].dtype), state["step"], group)
+            for part, value in zip(parts, exact, strict=True):
+                part.copy_(stochastic_round(value, noise) if part.dtype == torch.bfloat16 else value)
+        state["step"] += 1
+
+    def _noise(self, device: torch.device, key: str) -> torch.Generator:
+        generator = self._generators.setdefault(device, torch.Generator(device))
+        generator.manual_seed(crc32(key.encode()))  # of a longer seed, the CPU's generator takes 32 bits only
+        return generator
+
+
+def stochastic_round(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """`x` in bfloat16; each number goes to one of its two neighbours, and is its own mean.
+
+    Args:
+        x: float32; infinities and NaN stay what they are.
+        generator: on the device of `x`.
+    """
+    bits = x.view(torch.int32)
+    noise = torch.randint(1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
+    # cutting the low half off rounds towards 0; adding to it before carries over as often as it is large
+    rounded = noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32)
+    return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)  # a NaN's bits might carry into the sign
+
+
+def _adamw(state: list[torch.Tensor], gradient: torch.Tensor, step: torch.Tensor, group: dict[str, Any]) -> None:
+    """One step of torch's own AdamW, in place, on weight and moments."""
+    weight, mean, square = state
+    steps = torch.full((), float(step), device=weight.device)  # torch counts it up
+    adamw(
+        [weight], [gradient], [mean], [square], [], [steps],
+        amsgrad=False, maximize=False, fused=True, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
+        weight_decay=group["weight_decay"], eps=group["eps"],
+    )  # fmt: skip
