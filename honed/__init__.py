@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from honed.model.load import load_tokenizer as load_tokenizer
     from honed.recipe import Recipe as Recipe
     from honed.recipe import load_recipe as load_recipe
+    from honed.report.row_preview import show as show
     from honed.train.config import SFTConfig as SFTConfig
     from honed.train.model_config import ModelConfig as ModelConfig
     from honed.train.model_config import get_kbit_device_map as get_kbit_device_map
@@ -48,6 +49,7 @@ _HOMES = {
     "load_tokenizer": "honed.model.load",
     "prepare": "honed.data.prepare",
     "setup_chat_format": "honed.model.chat_tokens",
+    "show": "honed.report.row_preview",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - the names above

@@ -73,8 +73,8 @@ def row_text(found: tuple[Any, Any], options: PrepareOptions, tokenizer: Any, st
     viewer = TokenViewer(tokens.tokenizer, tokens.special_ids)
     parts = [visible(str(source))]
     for number, view in enumerate(views, start=1):
-        parts += ["", _view_head(number, len(views), view, options), _view_text(viewer.tokens(view), style)]
-    return "\n".join([*parts, "", _legend(style)])
+        parts += ["", view_head(number, len(views), view, options), view_text(viewer.tokens(view), style)]
+    return "\n".join([*parts, "", legend(style)])
 
 
 NO_TOKENS = "(the messages only: name a model to see the template, the tokens and what is trained)"
@@ -93,14 +93,15 @@ def _messages(example: Any) -> Iterator[str]:
         yield f"\n{len(example.input_ids):,} token ids: {' '.join(map(str, example.input_ids[:50]))} ..."
 
 
-def _view_head(number: int, of: int, view: Any, options: PrepareOptions) -> str:
+def view_head(number: int, of: int, view: Any, options: PrepareOptions) -> str:
+    """'view 1 of 2: 30 tokens, 12 of them trained'."""
     too_long = options.max_length is not None and len(view) > options.max_length
     note = f"; longer than max_length {options.max_length:,} (overlong={options.overlong})" if too_long else ""
     return f"view {number} of {of}: {len(view):,} tokens, {view.trained:,} of them trained{note}"
 
 
-def _view_text(tokens: Iterable[ShownToken], style: Style) -> str:
-    """Neighbours of one weight together; special tokens apart where only colour would show them."""
+def view_text(tokens: Iterable[ShownToken], style: Style) -> str:
+    """The tokens as one text: neighbours of one weight together; special tokens apart where only colour would show them."""
     apart = style.paint != "brackets"
     stretches = []
     for (weight, special), group in groupby(tokens, key=lambda t: (t.weight, t.special and apart)):
@@ -135,7 +136,8 @@ def _weight_mark(weight: float) -> str:
     return f"{weight:g}:" if weight not in (0, 1) else ""
 
 
-def _legend(style: Style) -> str:
+def legend(style: Style) -> str:
+    """What the marks mean."""
     shown = {"brackets": "«...»", "reverse": "reversed", "colour": "coloured"}[style.paint]
     marks = "; | begins a token" if style.tokens else ""
     return f"({shown}: trained; weights other than 1 stand before the text{marks})"

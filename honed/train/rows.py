@@ -263,6 +263,25 @@ class GroupedByLength(LengthGroupedSampler):
         self.generator.manual_seed(self._seed + epoch)
 
 
+def show_row(rows: Any, tokenizer: Any, row: int) -> None:
+    """Shows a prepared row with what is trained marked: coloured text, or HTML in a notebook.
+
+    Raises:
+        DataError: the rows are streamed or the caller's own, or there is no such row.
+    """
+    from honed.report.row_preview import display, preview_ids
+
+    rows = rows.rows if isinstance(rows, Features) else rows
+    if not isinstance(rows, (PackedRows, VisionRows)):
+        raise DataError(
+            f"A {type(rows).__name__} holds no prepared rows to show.",
+            fix="show rows before they are trained: honed.show(rows, tokenizer)",
+        )
+    if not -len(rows) <= row < len(rows):
+        raise DataError(f"There is no row {row} among {len(rows):,}.", fix="rows are counted from 0")
+    display(preview_ids(rows[row], tokenizer, name=f"row {row} of {len(rows):,}"))
+
+
 def takes_labels(collator: Any) -> bool:
     """Whether a collator takes `labels` of rows: it does not if it makes its own."""
     from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
