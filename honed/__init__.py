@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from honed.train.model_config import get_kbit_device_map as get_kbit_device_map
     from honed.train.model_config import get_peft_config as get_peft_config
     from honed.train.model_config import get_quantization_config as get_quantization_config
+    from honed.train.responses import train_on_responses_only as train_on_responses_only
     from honed.train.script_arguments import ScriptArguments as ScriptArguments
     from honed.train.script_arguments import TrlParser as TrlParser
     from honed.train.trainer import SFTTrainer as SFTTrainer
@@ -50,6 +51,7 @@ _HOMES = {
     "prepare": "honed.data.prepare",
     "setup_chat_format": "honed.model.chat_tokens",
     "show": "honed.report.row_preview",
+    "train_on_responses_only": "honed.train.responses",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - the names above
