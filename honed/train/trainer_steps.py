@@ -87,12 +87,16 @@ class SteppingTrainer(EvaluatingTrainer):
         embeddings = seams.base_model(self.model).get_input_embeddings()
         offload = self.args.activation_offloading and not on_host(self.args.device)
         early = stepping_in_backward(self.optimizer)
+        counted = self.metrics.mark()
         with (
             noisy_embeddings(embeddings, self.args.neftune_noise_alpha, part),
             offloaded(self.args.device) if offload else nullcontext(),
             nullcontext() if early is None else early.in_backward(),
         ):
-            return super().training_step(model, part, total)
+            loss = super().training_step(model, part, total)
+        if self.metrics.mark()[0] == counted[0]:  # the loss is the caller's own, which counts nothing
+            self.metrics.count(**seams.known_counts(part))
+        return loss
 
     def _can_do_again(self) -> bool:
         elsewhere = self.args.world_size > 1 or self.is_deepspeed_enabled or self._plain_loss
