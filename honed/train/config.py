@@ -14,6 +14,7 @@ from honed.data.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
 from honed.loss.objective import Objective
 from honed.train.legacy import takes_old_names
+from honed.train.refusals import refusals_of_arguments
 
 OLD_VALUES = {  # option -> value that it had in older releases of TRL -> the same today
     "packing_strategy": {"bfd-requeue": "bfd_split", "ffd": "bfd"},
@@ -153,7 +154,8 @@ class SFTConfig(TrainingArguments):
                 setattr(self, name, values[value])
                 self.old_names.append(f"{name}={value!r} is called {values[value]!r} now.")
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
-        super().__post_init__()
+        with refusals_of_arguments():
+            super().__post_init__()
 
     @property
     def skips_preparation(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from honed.errors import RecipeError
 from honed.train.config import SFTConfig
+from honed.train.refusals import need_reporters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,9 +237,10 @@ def check(args: SFTConfig) -> list[str]:
     """The notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies, or the loss is not one there is.
+        RecipeError: a rule that refuses applies, or the loss or a service of `report_to` is not one there is.
     """
     args.objective()
+    need_reporters(args.report_to)
     notes = []
     for rule in RULES:
         if not rule.when(args):
