@@ -61,7 +61,10 @@ def add_mm(sum_MN: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor) -> None
 def fast_linears(model: nn.Module) -> Iterator[int]:
     """Within the block the model's plain linear layers take the faster way; yields how many, 0 where there is none.
 
-    The layers stay the objects that they are, with their parameters, hooks and names: only their class is another.
+    The layers stay the objects that they are, with their parameters, hooks and names: only their class is another,
+    and theirs again afterwards, however the block ends. Who looks at a model meanwhile (a callback) sees
+    `isinstance(layer, nn.Linear)` hold and `type(layer) is nn.Linear` not; copies, pickles and saved files hold plain
+    layers.
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear] if onednn_is_faster() else []
     try:
@@ -82,6 +85,10 @@ class FastLinear(nn.Linear):
             return super().forward(x)
         output: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
         return output
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles are plain layers: they outlive the block, and are read where honed is not."""
+        return object.__new__, (nn.Linear,), self.__dict__
 
 
 PLAIN = {nn.Linear, FastLinear}
