@@ -17,10 +17,10 @@ Rows = slice | Sequence[int]
 class RowColumns(Mapping[str, list[int]]):
     """A row as a mapping, with the columns that TRL's packed rows have; the values are plain lists.
 
-        input_ids     what the model reads
-        labels        the same ids, -100 where nothing is trained; position t says whether t itself is trained
-        position_ids  counted from 0 in each document
-        seq_lengths   tokens of each document
+    input_ids     what the model reads
+    labels        the same ids, -100 where nothing is trained; position t says whether t itself is trained
+    position_ids  counted from 0 in each document
+    seq_lengths   tokens of each document
     """
 
     __slots__ = ()

@@ -78,7 +78,7 @@ def apply_chat_template(
     if "completion" not in example:
         return {"prompt": prompt}
     whole = text([*example["prompt"], *example["completion"]])
-    prompt = os.path.commonprefix([prompt, whole])
+    prompt = os.path.commonprefix([prompt, whole])  # noqa: RUF071 - by characters, as it does
     return {"prompt": prompt, "completion": whole[len(prompt) :]}
 
 
@@ -100,4 +100,6 @@ def _asks(prompt: Any) -> bool:
 
 
 def _is_talk(value: Any, *keys: str) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and all(k in value[0] for k in keys)
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and all(k in value[0] for k in keys)
+    )

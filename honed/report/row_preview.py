@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import groupby
 from typing import Any
 
@@ -116,11 +117,9 @@ def show(rows: Any, tokenizer: Any, row: int = 0, **options: Any) -> None:
 def display(shown: RowPreview) -> None:
     """Prints it, or has the notebook show it."""
     if in_notebook():
-        from IPython.display import display as show_in_cell
-
-        show_in_cell(shown)
+        import_module("IPython.display").display(shown)
     else:
-        print(shown)
+        sys.stdout.write(f"{shown}\n")
 
 
 def in_notebook() -> bool:

@@ -101,7 +101,7 @@ def view_head(number: int, of: int, view: Any, options: PrepareOptions) -> str:
 
 
 def view_text(tokens: Iterable[ShownToken], style: Style) -> str:
-    """The tokens as one text: neighbours of one weight together; special tokens apart where only colour would show them."""
+    """The tokens as a text: neighbours of one weight together; special ones apart where only colour would show them."""
     apart = style.paint != "brackets"
     stretches = []
     for (weight, special), group in groupby(tokens, key=lambda t: (t.weight, t.special and apart)):

@@ -10,8 +10,8 @@ from honed.recipe import suggest
 
 # Words of a refusal -> the fix.
 FIXES = {
-    "bf16/gpu": "leave bf16 out, it is taken where the device has it; or set use_cpu=True to train in bfloat16 on the CPU",
-    "load_best_model_at_end": "give save_strategy and eval_strategy the same value, and save_steps a multiple of eval_steps",
+    "bf16/gpu": "leave bf16 out (it is taken where the device has it), or set use_cpu=True to train in bfloat16 on it",
+    "load_best_model_at_end": "give save_strategy and eval_strategy one value, and save_steps a multiple of eval_steps",
     "At most one of fp16 and bf16": "leave both out: bf16 is taken where the device has it",
 }
 # Value of report_to -> what to install, where it is not its name.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Columns = Mapping[str, Sequence[Sequence[int]]]
 
 
-def train_on_responses_only(
+def train_on_responses_only(  # noqa: PLR0917 - the order is Unsloth's
     trainer: Any,
     instruction_part: str | None = None,
     response_part: str | None = None,
@@ -56,9 +56,7 @@ def train_on_responses_only(
             fix="pass the texts that begin a question and an answer, or set assistant_only_loss=True, which needs none",
         )
     own = trainer.processing_class if tokenizer is None else tokenizer
-    finder = DataCollatorForCompletionOnlyLM(
-        response_part, instruction_part, tokenizer=getattr(own, "tokenizer", own)
-    )
+    finder = DataCollatorForCompletionOnlyLM(response_part, instruction_part, tokenizer=getattr(own, "tokenizer", own))
     if return_function:
         return _labels_by(finder)
     trainer.train_dataset = _masked(trainer, "train", trainer.train_dataset, finder)

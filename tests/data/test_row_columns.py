@@ -27,7 +27,9 @@ EXPECTED = [
 def rows() -> PackedRows:
     documents = [([5, 6], [0, 1]), ([7, 8, 9], [0, 1, 0.5]), ([1], [0])]
     made = [
-        Rendered(input_ids=np.array(i, dtype=np.int32), weights=np.array(w, dtype=np.float32), source=Source(file="", row=1))
+        Rendered(
+            input_ids=np.array(i, dtype=np.int32), weights=np.array(w, dtype=np.float32), source=Source(file="", row=1)
+        )
         for i, w in documents
     ]
     return PackedRows(TokenTable(made), ROWS)

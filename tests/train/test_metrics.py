@@ -67,21 +67,22 @@ def test_counting_goes_on_from_a_state() -> None:
 
 
 def own_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    nll = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-    return nll
+    return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 class OwnTrainer(SFTTrainer):
     """A loss in the way that TRL scripts override it."""
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         labels = inputs.pop("labels")
         loss = own_loss(model(input_ids=inputs["input_ids"]), labels)
         return (loss, None) if return_outputs else loss
 
 
 @pytest.mark.parametrize("way", ["compute_loss_func", "compute_loss", "own collator"])
-def test_tokens_are_counted_beside_a_loss_of_ones_own(
+def test_tokens_are_counted_beside_a_loss_of_ones_own(  # noqa: PLR0917
     way: str, make: Callable[..., SFTTrainer], quick: Any, tiny_model: Any, tiny_tokenizer: Any, chat_rows: Any
 ) -> None:
     """As many as honed's own loss counts on the same rows."""

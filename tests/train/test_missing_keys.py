@@ -48,9 +48,7 @@ def test_resuming_and_the_best_model_of_tied_weights(
     assert (head.weight is embeddings.weight) is tied
 
 
-def test_a_weight_that_is_absent_is_told_of(
-    make: Callable[..., SFTTrainer], chat_rows: Any, said: list[str]
-) -> None:
+def test_a_weight_that_is_absent_is_told_of(make: Callable[..., SFTTrainer], chat_rows: Any, said: list[str]) -> None:
     trainer = make(chat_rows)
     state = dict(trainer.model.state_dict())
     del state["lm_head.weight"], state["model.norm.weight"]

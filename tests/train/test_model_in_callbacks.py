@@ -33,7 +33,7 @@ class Keep(TrainerCallback):
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("breaks", [False, True])
-def test_copies_outlive_the_training(
+def test_copies_outlive_the_training(  # noqa: PLR0917
     lora: bool, breaks: bool, make: Callable[..., SFTTrainer], chat_rows: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
