@@ -25,7 +25,7 @@ from honed.train import filling, legacy, rules, seams, shared_prefixes, start, s
 from honed.train.adapter_callbacks import adapter_callbacks
 from honed.train.callbacks import TrainingProgress
 from honed.train.out_of_memory import Splits
-from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength, show_row
+from honed.train.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
 from honed.train.step_in_backward import optimizer_of
 from honed.train.trainer_checkpoint import ResumingTrainer, SavesAndStops, keep_workers
 from honed.train.trainer_watch import StepWatch
@@ -161,18 +161,6 @@ class SFTTrainer(ResumingTrainer):
         if self.stream_loader is not None:
             return self.stream_loader.ledger
         return self._datasets.ledger()
-
-    def show(self, row: int = 0, rows: Any = None) -> None:
-        """Shows a prepared row with what is trained marked: coloured text, or HTML in a notebook.
-
-        Args:
-            row: which one, counted from 0.
-            rows: where to look; None for `train_dataset`.
-
-        Raises:
-            DataError: the rows are not prepared ones, or there is no such row.
-        """
-        show_row(self.train_dataset if rows is None else rows, self.processing_class, row)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains; see `transformers.Trainer.train`.
