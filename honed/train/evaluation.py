@@ -1,4 +1,4 @@
-"""How SFTTrainer evaluates, predicts and shows its rows: rows prepared as for training, one exact loss, logits row by row."""
+"""How SFTTrainer evaluates, predicts and shows rows: prepared as for training, one exact loss, logits row by row."""
 
 from __future__ import annotations
 
