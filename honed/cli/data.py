@@ -95,7 +95,7 @@ def show_rows(args: argparse.Namespace, command: str = "") -> int:
         raise DataError("Which row?", fix="add --row N for one row, or --html out.html for a page about all of them")
     import sys
 
-    from honed.cli.data_text import Style, row_text
+    from honed.report.row_text import Style, row_text
 
     tokenizer, _ = load_tokenizer_and_stops(plan.model, plan.files)
     style = Style.of(sys.stdout, tokens=args.tokens or args.ids, ids=args.ids, whole=args.context == "all")

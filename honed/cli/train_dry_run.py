@@ -30,7 +30,7 @@ def without_flag(command: str) -> str:
 
 def rows_shown(found: DryRun) -> list[str]:
     """The first rows as `honed data show` shows them."""
-    from honed.cli.data_text import Style, row_text
+    from honed.report.row_text import Style, row_text
 
     style = Style.of(sys.stdout)
     return [row_text((source, row), options, found.tokenizer, style) for source, row, options in found.examples]

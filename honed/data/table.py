@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 
 from honed.data.render import Rendered
+from honed.data.row_columns import ByColumn, RowColumns, Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackedRow:
-    """One or more documents that share a row.
+class PackedRow(RowColumns):
+    """One or more documents that share a row; `row["labels"]` and so on as in `RowColumns`.
 
         input_ids  | a a a a | b b | c c c |      lengths (4, 2, 3)
         weights    | 0 0 1 1 | 0 1 | 0 0 1 |      the first of each document is 0
@@ -73,8 +75,8 @@ class TokenTable:
         )
 
 
-class PackedRows:
-    """A map-style data set of `PackedRow`, as torch's DataLoader wants it.
+class PackedRows(ByColumn):
+    """A map-style data set of `PackedRow`, as torch's DataLoader wants it; slices and names of columns as `datasets`.
 
     Args:
         table: the documents.
@@ -88,7 +90,15 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> PackedRow:
+    @overload
+    def __getitem__(self, index: int) -> PackedRow: ...
+
+    @overload
+    def __getitem__(self, index: str | Rows) -> Any: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (str, slice, list, range)):
+            return self.columns(index)
         return self.table.row(self.rows[index])
 
 

@@ -20,6 +20,7 @@ from honed.data.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Par
 from honed.data.prepare import PrepareOptions, count_stops, part_options, stop_on_bad_rows
 from honed.data.reader import KeptRow
 from honed.data.render import Rendered
+from honed.data.row_columns import ByColumn
 from honed.data.table import PackedRow, TokenTable
 from honed.data.vision_images import ImageRef, need_pillow
 from honed.data.vision_render import VisionReader, VisionRendered
@@ -34,7 +35,7 @@ class VisionRow(PackedRow):
     images: tuple[ImageRef, ...] = ()
 
 
-class VisionRows:
+class VisionRows(ByColumn):
     """A map-style data set of `VisionRow`, as torch's DataLoader wants it.
 
     Args:
@@ -48,7 +49,10 @@ class VisionRows:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> VisionRow:
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (str, slice, list, range)):
+            return self.columns(index)
+        index = range(len(self))[index]
         row = self.table.row([index])
         return VisionRow(input_ids=row.input_ids, weights=row.weights, lengths=row.lengths, images=self.images[index])
 

@@ -73,7 +73,10 @@ def _by_parts(a_MK: torch.Tensor, b_KN: torch.Tensor) -> Iterator[tuple[slice, t
 def fast_linears(model: nn.Module) -> Iterator[int]:
     """Within the block the model's plain linear layers take the faster way; yields how many, 0 where there is none.
 
-    The layers stay the objects that they are, with their parameters, hooks and names: only their class is another.
+    The layers stay the objects that they are, with their parameters, hooks and names: only their class is another,
+    and theirs again afterwards, however the block ends. Who looks at a model meanwhile (a callback) sees
+    `isinstance(layer, nn.Linear)` hold and `type(layer) is nn.Linear` not; copies, pickles and saved files hold plain
+    layers.
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear] if onednn_is_faster() else []
     try:
@@ -94,6 +97,10 @@ class FastLinear(nn.Linear):
             return super().forward(x)
         output: torch.Tensor = _Linear.apply(x, self.weight, self.bias)
         return output
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles are plain layers: they outlive the block, and are read where honed is not."""
+        return object.__new__, (nn.Linear,), self.__dict__
 
 
 PLAIN = {nn.Linear, FastLinear}

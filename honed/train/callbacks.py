@@ -84,7 +84,9 @@ def describe(logs: dict[str, float]) -> str:
     if "learning_rate" in logs:
         parts.append(f"lr {logs['learning_rate']:.1e}")
     if "tokens_per_second" in logs:
-        parts.append(f"{logs['tokens_per_second']:.0f} tok/s ({logs['trained_tokens_per_second']:.0f} trained)")
+        trained = logs.get("trained_tokens_per_second")
+        of_them = "" if trained is None else f" ({trained:.0f} trained)"
+        parts.append(f"{logs['tokens_per_second']:.0f} tok/s{of_them}")
     return "  ".join(parts)
 
 

@@ -15,6 +15,7 @@ from honed.errors import RecipeError
 from honed.loss.objective import Objective
 from honed.train.legacy import takes_old_names
 from honed.train.optimizers import Own, known_optimizer
+from honed.train.refusals import refusals_of_arguments
 
 OLD_VALUES = {  # option -> value that it had in older releases of TRL -> the same today
     "packing_strategy": {"bfd-requeue": "bfd_split", "ffd": "bfd"},
@@ -168,7 +169,8 @@ class SFTConfig(TrainingArguments):
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         optim = known_optimizer(self.optim)
         self.optim: Any = TrainingArguments.default_optim if isinstance(optim, Own) else optim
-        super().__post_init__()  # which takes transformers' own only
+        with refusals_of_arguments():
+            super().__post_init__()  # which takes transformers' own optimizers only
         self.optim = optim
 
     @property

@@ -1,4 +1,4 @@
-"""How SFTTrainer evaluates and predicts: rows prepared as for training, one exact loss, logits row by row."""
+"""How SFTTrainer evaluates, predicts and shows rows: prepared as for training, one exact loss, logits row by row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from honed.loss.objective import total_weight
 from honed.train import seams
 from honed.train.loop_ranks import Ranks
 from honed.train.metrics import StepMetrics
-from honed.train.rows import Datasets
+from honed.train.rows import Datasets, show_row
 
 
 class EvenRows:
@@ -73,6 +73,18 @@ class EvaluatingTrainer(Trainer):
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Logits and labels of rows, one document each; see `transformers.Trainer.predict`."""
         return super().predict(self._datasets.make("test", test_dataset), *args, **kwargs)
+
+    def show(self, row: int = 0, rows: Any = None) -> None:
+        """Shows a prepared row with what is trained marked: coloured text, or HTML in a notebook.
+
+        Args:
+            row: which one, counted from 0.
+            rows: where to look; None for `train_dataset`.
+
+        Raises:
+            DataError: the rows are not prepared ones, or there is no such row.
+        """
+        show_row(self.train_dataset if rows is None else rows, self.processing_class, row)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Batches to evaluate on: padded, a document in each row, where somebody looks at the logits."""

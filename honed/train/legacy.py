@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -158,6 +158,11 @@ def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: i
         if value is not None:  # what these arguments were when a script left them out
             setattr(args, name, value)
     return processing_class, notes
+
+
+def folded(notes: Sequence[str]) -> list[str]:
+    """The notes about old names as one."""
+    return [" ".join(notes)] if notes else []
 
 
 def _put(values: Values, name: str, value: Any, as_given: str) -> None:

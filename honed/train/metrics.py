@@ -43,8 +43,7 @@ class StepMetrics:
             tokens: positions that the model computed, padding left out.
             aux_loss: scalar, of a mixture-of-experts model.
         """
-        self._tokens += tokens
-        self._trained += scores.nll_N.numel()
+        self.count(tokens=tokens, trained=scores.nll_N.numel())
         if scores.entropy_N is not None and scores.correct_N is not None:
             both = torch.stack([scores.entropy_N.sum(), scores.correct_N.sum()])
             self._sums = self._sums + both.to(self._sums)  # not in place: a mark keeps the sums as they were
@@ -53,20 +52,28 @@ class StepMetrics:
             self._aux_sum = self._aux_sum + aux_loss.detach() * scores.nll_N.numel()
             self._aux_tokens += scores.nll_N.numel()
 
+    def count(self, *, tokens: int, trained: int) -> None:
+        """Counts one micro-batch whose scores are not known: of a loss that is the caller's own."""
+        self._tokens += tokens
+        self._trained += trained
+
     def read(self) -> dict[str, float]:
         """Means, num_tokens (of the whole run), tokens per second, memory (GB); then starts anew.
 
-        Of all ranks, but for the memory, which is this process's.
+        Of all ranks, but for the memory, which is this process's. Where no tokens were counted (batches of another
+        kind), no speed is told, and no trained tokens per second where no batch had labels.
         """
         seconds = max(time.perf_counter() - self._since, 1e-9)
         tokens, trained, scored, aux_tokens, entropy, correct, aux_sum = self._totals()
         self.num_tokens += int(tokens)
         logs: dict[str, float] = {
             "num_tokens": float(self.num_tokens),
-            "tokens_per_second": tokens / seconds,
-            "trained_tokens_per_second": trained / seconds,
             "memory_gb": memory_gb(self.device),
         }
+        if tokens:
+            logs["tokens_per_second"] = tokens / seconds
+        if trained:
+            logs["trained_tokens_per_second"] = trained / seconds
         if scored:
             logs |= {"mean_token_accuracy": correct / scored, "entropy": entropy / scored}
         if aux_tokens:

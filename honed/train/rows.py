@@ -14,12 +14,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from honed.data.collate import Batch, FlatCollator, PaddedCollator
 from honed.data.completion_collator import DataCollatorForCompletionOnlyLM
 from honed.data.example import Source
-from honed.data.formats import FORMATS, IGNORE_INDEX, ReadOptions
+from honed.data.formats import FORMATS, ReadOptions
 from honed.data.ledger import Ledger
 from honed.data.messages import RowError
 from honed.data.mixture import Mixture
 from honed.data.prepare import Prepared, PrepareOptions, prepare
 from honed.data.prepared_cache import prepare_cached
+from honed.data.row_columns import ByColumn
 from honed.data.sources import SourcedRows, read_rows
 from honed.data.stream import RowStream
 from honed.data.table import PackedRow, PackedRows
@@ -35,7 +36,7 @@ TOKEN_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids", "token
                  "assistant_masks", "loss_mask", "seq_lengths")  # fmt: skip
 
 
-class Features:
+class Features(ByColumn):
     """Prepared rows as the mappings that other libraries' collators take.
 
     Args:
@@ -45,11 +46,14 @@ class Features:
 
     def __init__(self, rows: PackedRows, *, with_labels: bool) -> None:
         self.rows, self._with_labels = rows, with_labels
+        self.column_names = ("input_ids", "labels") if with_labels else ("input_ids",)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (str, slice, list, range)):
+            return self.columns(index)
         return as_feature(self.rows[index], with_labels=self._with_labels)
 
 
@@ -260,6 +264,25 @@ class GroupedByLength(LengthGroupedSampler):
         self.generator.manual_seed(self._seed + epoch)
 
 
+def show_row(rows: Any, tokenizer: Any, row: int) -> None:
+    """Shows a prepared row with what is trained marked: coloured text, or HTML in a notebook.
+
+    Raises:
+        DataError: the rows are streamed or the caller's own, or there is no such row.
+    """
+    from honed.report.row_preview import display, preview_ids
+
+    rows = rows.rows if isinstance(rows, Features) else rows
+    if not isinstance(rows, (PackedRows, VisionRows)):
+        raise DataError(
+            f"A {type(rows).__name__} holds no prepared rows to show.",
+            fix="show rows before they are trained: honed.show(rows, tokenizer)",
+        )
+    if not -len(rows) <= row < len(rows):
+        raise DataError(f"There is no row {row} among {len(rows):,}.", fix="rows are counted from 0")
+    display(preview_ids(rows[row], tokenizer, name=f"row {row} of {len(rows):,}"))
+
+
 def takes_labels(collator: Any) -> bool:
     """Whether a collator takes `labels` of rows: it does not if it makes its own."""
     from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
@@ -270,11 +293,7 @@ def takes_labels(collator: Any) -> bool:
 
 def as_feature(row: PackedRow, *, with_labels: bool) -> dict[str, list[int]]:
     """`input_ids`, and `labels` that are -100 where nothing is trained; not shifted."""
-    ids = row.input_ids
-    feature = {"input_ids": ids.tolist()}
-    if with_labels:
-        feature["labels"] = np.where(row.weights > 0, ids, IGNORE_INDEX).tolist()
-    return feature
+    return {name: row[name] for name in (("input_ids", "labels") if with_labels else ("input_ids",))}
 
 
 def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:

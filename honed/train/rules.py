@@ -10,6 +10,7 @@ from honed.train.compiled import CUDA_GRAPH_MODES
 from honed.train.config import SFTConfig
 from honed.train.optimizers import Own
 from honed.train.precision import rounds_stochastically
+from honed.train.refusals import need_reporters
 from honed.train.surroundings import (
     cpu_likes_bf16,
     has_compiler,
@@ -355,9 +356,10 @@ def check(args: SFTConfig) -> list[str]:
     """The notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies, or the loss is not one there is.
+        RecipeError: a rule that refuses applies, or the loss or a service of `report_to` is not one there is.
     """
     args.objective()
+    need_reporters(args.report_to)
     notes = []
     for rule in RULES:
         if not rule.when(args):

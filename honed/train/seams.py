@@ -134,6 +134,17 @@ def token_count(batch: Batch) -> int:
     return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
+def known_counts(batch: Batch) -> dict[str, int]:
+    """`tokens`, and how many of them are `trained`; 0 where a batch of another kind does not say.
+
+    Waits for the device only where another collator made the batch.
+    """
+    ids, labels, trained = batch.get("input_ids"), batch.get("labels"), batch.get("num_targets", 0)
+    if ids is not None and labels is not None and labels.shape == ids.shape and "num_targets" not in batch:
+        trained = (labels[..., 1:] != IGNORE_INDEX).sum()
+    return {"tokens": 0 if ids is None else token_count(batch), "trained": int(trained)}
+
+
 @torch.no_grad()
 def find_seams(model: nn.Module) -> Seams:
     """Tries both seams on two short random documents and keeps those that give the plain model's own scores.

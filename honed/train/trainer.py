@@ -83,7 +83,7 @@ class SFTTrainer(ResumingTrainer):
     ) -> None:
         args = start.own_arguments(args, model)
         processing_class, notes = legacy.adopt(args, old, processing_class, inspect.signature(SFTTrainer))
-        self.notes: list[str] = [*args.old_names, *notes, *rules.check(args)]
+        self.notes: list[str] = [*legacy.folded([*args.old_names, *notes]), *rules.check(args)]
         looked_at = None if data_collator is not None or args.streaming else train_dataset
         processing_class = start.make_processing_class(processing_class, start.model_name(model), args, looked_at)
         sees = vision.is_processor(processing_class)

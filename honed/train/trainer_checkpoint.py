@@ -264,6 +264,11 @@ class ResumingTrainer(WatchedTrainer):
         self.metrics.restore(mine["metrics"])
         self.watch.restore(mine["watch"])
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Called by Trainer with the names that a checkpoint lacks: of tied weights it holds one, which is enough."""
+        missing = lacking(self.model, load_result.missing_keys)
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         self._found = {} if resume_from_checkpoint is None else checkpoint.read_position(resume_from_checkpoint)[0]
         return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -301,6 +306,13 @@ def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]
     means = {key: sum(rank[key] for rank in ranks) / len(ranks) for key in ("loss", "total_loss")}
     first = {**ranks[0], **means}
     return [{**first, "metrics": nothing if number else total} for number in range(world)]
+
+
+def lacking(model: nn.Module, missing: list[str]) -> list[str]:
+    """Those of the names that were not loaded whose tensor was not loaded under another name either."""
+    state = model.state_dict(keep_vars=True)
+    loaded = {id(tensor) for name, tensor in state.items() if name not in missing}
+    return [name for name in missing if name not in state or id(state[name]) not in loaded]
 
 
 def rows_digest(rows: Any) -> str:

@@ -114,12 +114,16 @@ class SteppingTrainer(EvaluatingTrainer):
         early = stepping_in_backward(self.optimizer)
         if self.args.torch_compile:
             torch.compiler.cudagraph_mark_step_begin()  # what CUDA graphs gave out before may be written over
+        counted = self.metrics.mark()
         with (
             noisy_embeddings(embeddings, self.args.neftune_noise_alpha, part),
             offloaded(self.args.device) if offload else nullcontext(),
             nullcontext() if early is None else early.in_backward(),
         ):
-            return super().training_step(model, part, total)
+            loss = super().training_step(model, part, total)
+        if self.metrics.mark()[0] == counted[0]:  # the loss is the caller's own, which counts nothing
+            self.metrics.count(**seams.known_counts(part))
+        return loss
 
     def _can_do_again(self) -> bool:
         elsewhere = self.args.world_size > 1 or self.is_deepspeed_enabled or self._plain_loss

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from honed.cli.data_text import Style, shortened
+from honed.report.row_text import Style, shortened
 
 Honed = Callable[..., Any]
 ESCAPE = "\x1b"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +114,29 @@ def test_layers_are_themselves_again_whatever_happens() -> None:
         assert type(model[0]) is FastLinear
         raise ZeroDivisionError
     assert [type(layer) for layer in (model[0], model[1], model[2][0])] == [nn.Linear, Own, nn.Linear]
+
+
+def test_copies_and_pickles_are_plain_layers(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight  # tied, and with a hook
+    heard: list[int] = []
+    model[0].register_forward_hook(lambda *_: heard.append(1))
+    x = torch.randn(2, 4)
+    with fast_linears(model):
+        copied = copy.deepcopy(model)
+        hookless = copy.deepcopy(model[1])
+        assert isinstance(model[0], nn.Linear) and type(model[0]) is FastLinear
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            data = pickle.dumps(hookless, protocol)
+            assert b"honed" not in data
+            assert torch.equal(pickle.loads(data)(x), hookless(x))
+        torch.save(hookless, tmp_path / "layer.pt")
+        assert type(torch.load(tmp_path / "layer.pt", weights_only=False)) is nn.Linear
+    assert [type(layer) for layer in copied] == [nn.Linear, nn.Linear]
+    assert copied[1].weight is copied[0].weight is not model[0].weight
+    assert torch.equal(copied(x), model(x)) and len(heard) == 2
+    copied[0].weight.data.zero_()
+    assert model[0].weight.any()
 
 
 class Sharded(torch.Tensor):

@@ -1,0 +1,105 @@
+"""TRL's small functions on rows, for scripts that call them before training. honed itself needs none of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from honed.errors import DataError
+
+Row = Mapping[str, Any]
+
+_TALKS = ("prompt", "completion", "messages", "chosen", "rejected")
+_WITH_CONVERSATIONS = (*_TALKS, "conversations")
+_READ = ({"messages"}, {"prompt"}, {"prompt", "completion"})  # of rows for supervised fine-tuning
+
+
+def is_conversational(example: Row) -> bool:
+    """Whether the row's texts are lists of messages with roles, not plain texts."""
+    return any(_is_talk(example.get(key), "role") for key in _TALKS)
+
+
+def is_conversational_from_value(example: Row) -> bool:
+    """Whether the row has `conversations` of {"from": ..., "value": ...}."""
+    return _is_talk(example.get("conversations"), "from", "value")
+
+
+def maybe_convert_to_chatml(example: Row) -> dict[str, Any]:
+    """The row with `messages` of {"role": ..., "content": ...} in place of `conversations` of "from" and "value".
+
+    Roles keep their names. The row itself is not changed, unlike in TRL.
+    """
+    new = {"from": "role", "value": "content"}
+    made = dict(example)
+    for key in _WITH_CONVERSATIONS:
+        if isinstance(made.get(key), list):
+            made[key] = [
+                {new.get(k, k): v for k, v in message.items()} if isinstance(message, Mapping) else message
+                for message in made[key]
+            ]
+    if "conversations" in made:
+        made["messages"] = made.pop("conversations")
+    return made
+
+
+def apply_chat_template(
+    example: Row, processing_class: Any, tools: list[Any] | None = None, **template_kwargs: Any
+) -> dict[str, str]:
+    """The row's messages as texts: `text` of messages; `prompt`, and `completion`, of rows that have these.
+
+    The prompt ends where the two texts part: a template may write more behind a prompt than inside a conversation.
+
+    Args:
+        example: a row with `messages`, `prompt`, or `prompt` and `completion`.
+        processing_class: has `apply_chat_template`.
+        tools: what the template announces.
+        template_kwargs: further variables of the template; those of the row's `chat_template_kwargs` are given too.
+
+    Raises:
+        DataError: the row has other columns of messages, or its prompt ends with a turn that nothing can follow.
+    """
+    found = set(_TALKS) & example.keys()
+    if found not in _READ:
+        raise DataError(
+            f"apply_chat_template takes rows with messages, prompt, or prompt and completion; this one has "
+            f"{', '.join(sorted(found)) or 'none of them'}.",
+            fix="rows with chosen and rejected answers are for preference training: keep TRL for it",
+        )
+    options = {**example.get("chat_template_kwargs", {}), **template_kwargs, "tools": tools or None, "tokenize": False}
+
+    def text(messages: Any, **how: Any) -> str:
+        return str(processing_class.apply_chat_template(messages, **options, **how))
+
+    if "messages" in example:
+        return {"text": text(example["messages"])}
+    asks = _asks(example["prompt"])
+    prompt = text(example["prompt"], add_generation_prompt=asks, continue_final_message=not asks)
+    if "completion" not in example:
+        return {"prompt": prompt}
+    whole = text([*example["prompt"], *example["completion"]])
+    prompt = os.path.commonprefix([prompt, whole])  # noqa: RUF071 - by characters, as it does
+    return {"prompt": prompt, "completion": whole[len(prompt) :]}
+
+
+def maybe_apply_chat_template(
+    example: Row, processing_class: Any, tools: list[Any] | None = None, **template_kwargs: Any
+) -> dict[str, Any]:
+    """`apply_chat_template` of a conversational row; any other as it is."""
+    if is_conversational(example):
+        return apply_chat_template(example, processing_class, tools, **template_kwargs)
+    return dict(example)
+
+
+def _asks(prompt: Any) -> bool:
+    """Whether an answer follows the prompt; else its last turn is one that goes on."""
+    role = prompt[-1]["role"]
+    if role not in ("user", "tool", "assistant"):
+        raise DataError(f"A prompt ends with a turn of {role!r}.", fix="end it with a turn of the user")
+    return bool(role != "assistant")
+
+
+def _is_talk(value: Any, *keys: str) -> bool:
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and all(k in value[0] for k in keys)
+    )

@@ -1,0 +1,57 @@
+"""Names that scripts import from TRL or Unsloth and that honed does not have: what takes their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PREFERENCES = "keep TRL for preferences, rewards and reinforcement learning; models saved by honed load there"
+PACKING = "set SFTConfig(packing=True): rows are packed by their real lengths, documents isolated from each other"
+MIXTURE = "pass train_dataset='file.jsonl', a folder or a data set; mixtures: `data.sources` of a recipe (docs/data.md)"
+COLLATOR = "leave data_collator out: honed's batches need none; transformers' own class of the name is taken too"
+BAR = "nothing is needed: the trainer shows a bar of its own"
+TEMPLATE = "nothing is needed: assistant_only_loss=True takes any chat template, without {% generation %} marks"
+
+NOT_HERE: Mapping[str, str] = {
+    "pack_dataset": PACKING,
+    "ConstantLengthDataset": PACKING,
+    "truncate_dataset": "set SFTConfig(max_length=...): what is cut is counted in trainer.ledger",
+    "get_dataset": MIXTURE,
+    "DatasetMixtureConfig": MIXTURE,
+    "DataCollatorForLanguageModeling": COLLATOR,
+    "DataCollatorForVisionLanguageModeling": "leave data_collator out: rows with images need none (docs/vision.md)",
+    "DataCollatorForChatML": COLLATOR,
+    "get_training_chat_template": TEMPLATE,
+    "add_response_schema": "nothing is needed to train; transformers' tokenizer.response_schema reads answers apart",
+    "supports_tool_calling": "nothing is needed: a template that does not show a row's tools or calls is refused",
+    "prepare_multimodal_messages": "nothing is needed: rows with images are read as they are (docs/vision.md)",
+    "RichProgressCallback": BAR,
+    "init_zero_verbose": "nothing is needed; quiet other libraries by their own logging settings",
+    "LogCompletionsCallback": "run `honed eval`, or generate in a TrainerCallback (docs/generation.md)",
+    "WeaveCallback": "set report_to='wandb', or pass a TrainerCallback",
+    "BEMACallback": "pass a TrainerCallback that averages the weights, or keep TRL for it",
+    "SFTScriptArguments": "use honed.ScriptArguments",
+    "extract_prompt": PREFERENCES,
+    "maybe_extract_prompt": PREFERENCES,
+    "unpair_preference_dataset": PREFERENCES,
+    "maybe_unpair_preference_dataset": PREFERENCES,
+    "create_reference_model": PREFERENCES,
+    "SyncRefModelCallback": PREFERENCES,
+    "AutoModelForCausalLMWithValueHead": PREFERENCES,
+    **{
+        f"{method}{kind}": PREFERENCES
+        for method in ("DPO", "GRPO", "KTO", "Reward", "RLOO", "PPO", "ORPO", "CPO", "OnlineDPO", "BCO")
+        for kind in ("Config", "Trainer")
+    },
+    "DistillationConfig": "keep TRL for distillation",
+    "DistillationTrainer": "keep TRL for distillation",
+    "FastLanguageModel": "pass the model's name to SFTTrainer, and peft_config=LoraConfig(...) (docs/migrating.md)",
+    "FastModel": "pass the model's name to SFTTrainer, and peft_config=LoraConfig(...) (docs/migrating.md)",
+    "get_chat_template": "set SFTConfig(chat_template_path=...), a Jinja file or a model whose template it is",
+    "standardize_sharegpt": "nothing is needed: ShareGPT rows are recognised",
+    "is_bfloat16_supported": "leave bf16 and fp16 out: SFTConfig takes bf16 where the device has it",
+}
+
+
+def refusal(name: str) -> ImportError:
+    """The error for a name of `NOT_HERE`."""
+    return ImportError(f"honed has no {name!r}.\n  fix: {NOT_HERE[name]}", name="honed")

@@ -1,0 +1,58 @@
+"""What transformers refuses, told as honed's errors: with the fix, and without a traceback of its insides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from honed.errors import RecipeError
+from honed.recipe import suggest
+
+# Words of a refusal -> the fix.
+FIXES = {
+    "bf16/gpu": "leave bf16 out (it is taken where the device has it), or set use_cpu=True to train in bfloat16 on it",
+    "load_best_model_at_end": "give save_strategy and eval_strategy one value, and save_steps a multiple of eval_steps",
+    "At most one of fp16 and bf16": "leave both out: bf16 is taken where the device has it",
+}
+# Value of report_to -> what to install, where it is not its name.
+PACKAGES = {"comet_ml": "comet-ml", "azure_ml": "azureml-sdk mlflow", "flyte": "flytekit", "kubeflow": "kubeflow"}
+
+
+@contextmanager
+def refusals_of_arguments() -> Iterator[None]:
+    """Within the block transformers looks at its arguments.
+
+    Raises:
+        RecipeError: in place of its ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        fix = next((fix for words, fix in FIXES.items() if words in said), "change that argument")
+        raise RecipeError(f"These arguments cannot be used: {said}", fix=fix) from None
+
+
+def need_reporters(report_to: Sequence[str]) -> None:
+    """Every service that metrics are to be sent to is known, and its package installed.
+
+    Args:
+        report_to: as TrainingArguments keep it, a list.
+
+    Raises:
+        RecipeError: one is not.
+    """
+    if not report_to:
+        return
+    from transformers.integrations import integration_utils as known
+
+    for name in report_to:
+        if name not in known.INTEGRATION_TO_CALLBACK:
+            raise RecipeError(f"report_to names no service {name!r}.", fix=suggest(name, known.INTEGRATION_TO_CALLBACK))
+    installed = {*known.get_available_reporting_integrations(), *(["flyte"] if known.is_flytekit_available() else [])}
+    if absent := [name for name in report_to if name not in installed]:
+        packages = " ".join(PACKAGES.get(name, name) for name in absent)
+        raise RecipeError(
+            f"report_to names {', '.join(map(repr, absent))}, whose package is not installed.",
+            fix=f"pip install {packages}; or set report_to='none'",
+        )
