@@ -194,14 +194,23 @@ def test_a_killed_process_and_ctrl_c_leave_nothing(file: Path, tiny_tokenizer: A
     assert left_over() == before
 
 
-def test_what_was_made_before_an_error_is_not_kept_from_being_said_first(tmp_path: Path, tiny_tokenizer: Any) -> None:
+def test_the_first_error_is_told_whichever_process_meets_one(tmp_path: Path, tiny_tokenizer: Any) -> None:
     path = tmp_path / "two.jsonl"
     lines = ['{"text": "fine"}'] * 4000
-    lines[1500] = '{"text": '  # of another process than the first
-    lines[2500] = '{"other": '
+    lines[1500] = lines[2500] = json.dumps({"text": "far too long " * 20})
     path.write_text("\n".join(lines), encoding="utf-8")
     for number in (1, 2, 3):
-        with pytest.raises(DataError, match=r"two\.jsonl:1501: this line is not JSON"):
+        with pytest.raises(DataError, match=r"two\.jsonl:1501: \d+ tokens, more than max_length 32"):
+            prepare(str(path), tiny_tokenizer, PrepareOptions(max_length=32, overlong="error"), workers=number)
+
+
+def test_rows_that_are_no_json_are_told_in_order(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    path = tmp_path / "two.jsonl"
+    lines = ['{"text": "fine"}'] * 4000
+    lines[1500] = lines[2500] = '{"text": '
+    path.write_text("\n".join(lines), encoding="utf-8")
+    for number in (1, 2, 3):
+        with pytest.raises(DataError, match=r"(?s)two\.jsonl:1501: not JSON.*two\.jsonl:2501: not JSON"):
             prepare(str(path), tiny_tokenizer, PrepareOptions(), workers=number)
 
 
