@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ended, Ranks
 from program import logits_of, make_model
 from test_engines import ALONE, SAVES, same_run, same_weights, settings
 from transformers import AutoModelForCausalLM
@@ -26,6 +25,9 @@ pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip inst
 ON_CPU = {"DS_ACCELERATOR": "cpu"}
 BUILD = """
 from deepspeed.accelerator import get_accelerator
+
+if TYPE_CHECKING:
+    from conftest import Ended, Ranks
 get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
 """
 

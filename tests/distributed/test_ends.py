@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
-
-from conftest import Ranks
+from typing import TYPE_CHECKING
 
 from honed.train.checkpoint import latest_good
+
+if TYPE_CHECKING:
+    from conftest import Ranks
 
 SAVES = {"save_strategy": "steps", "save_steps": 1}
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from conftest import Ended, Ranks
 from program import logits_of, make_model
 from transformers import AutoModelForCausalLM
 
 from honed.model.export import Probe, export
 from honed.train.checkpoint import check
+
+if TYPE_CHECKING:
+    from conftest import Ended, Ranks
 
 long = pytest.mark.skipif(not os.environ.get("HONED_FAULTS"), reason="a long one: HONED_FAULTS=1, or `make faults`")
 FSDP = {"fsdp": True, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}

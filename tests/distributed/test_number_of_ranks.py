@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import Ended, Ranks
 from test_engines import SAVES, same_weights
+
+if TYPE_CHECKING:
+    from conftest import Ended, Ranks
 
 ROWS, STEPS, SAVED = 14, 8, 3  # two epochs of four steps, the last of each short; it stops in the midst of the first
 

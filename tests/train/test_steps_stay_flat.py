@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from conftest import Trainers
 from transformers import TrainerCallback
 
 from honed.train.trainer_watch import StepWatch
+
+if TYPE_CHECKING:
+    from conftest import Trainers
 
 
 class CountsCalls(TrainerCallback):
