@@ -10,7 +10,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,13 +21,13 @@ from transformers import AutoModelForCausalLM
 from honed.model.export import Probe, export
 from honed.train.checkpoint import check
 
+if TYPE_CHECKING:
+    from conftest import Ended, Ranks
+
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install deepspeed")
 ON_CPU = {"DS_ACCELERATOR": "cpu"}
 BUILD = """
 from deepspeed.accelerator import get_accelerator
-
-if TYPE_CHECKING:
-    from conftest import Ended, Ranks
 get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
 """
 
