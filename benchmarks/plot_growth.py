@@ -14,8 +14,8 @@ from typing import Any
 
 from growth import line
 
-WIDTH, HEIGHT = 480, 300
-LEFT, RIGHT, TOP, BOTTOM = 74, 464, 46, 250  # edges of the plot, pixels
+WIDTH, HEIGHT = 500, 300
+LEFT, RIGHT, TOP, BOTTOM = 74, 456, 46, 250  # edges of the plot, pixels
 UNITS = {"s": "processor time, s", "MB": "memory, MB"}
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#444}.t{font-weight:600;font-size:13px;fill:#222}"
@@ -47,8 +47,8 @@ def svg(result: dict[str, Any]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
         f"<title>{escape(title(result))}</title><style>{STYLE}</style>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        f'<text class="t" x="{LEFT}" y="18">{escape(title(result))}</text>',
-        f'<text x="{LEFT}" y="35">dots: measured; dashes: {escape(form(result["powers"]))}</text>',
+        f'<text class="t" x="16" y="18">{escape(title(result))}</text>',
+        f'<text x="16" y="35">dots: measured; dashes: {escape(form(result["powers"]))}</text>',
         *(grid(tick, pixel(tick, up, BOTTOM, TOP), across=False) for tick in ticks(up)),
         *(grid(tick, pixel(tick, across, LEFT, RIGHT), across=True) for tick in ticks(across)),
         f'<polyline class="l" points="{path}"/>',
