@@ -149,11 +149,14 @@ def adapter_of(config: Any, lora: Mapping[str, Any]) -> Adapter:
 def adapter_in(model: Any) -> Adapter:
     """Counts the adapter that a model has; of several ranks it takes the largest."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    halves = {name: parameter for name, parameter in trained.items() if ".lora_A" in name}
-    owners = [name.partition(".lora_A")[0] for name in halves]
+    owners = [name.partition(".lora_A")[0] for name in trained if ".lora_A" in name]
+    # of experts' weights peft's matrices hold the ranks of all experts, so their shapes do not tell it
+    ranks = [
+        rank for module in model.modules() if isinstance(of := getattr(module, "r", None), dict) for rank in of.values()
+    ]
     return Adapter(
         weights=sum(parameter.numel() for parameter in trained.values()),
-        rank=max((min(parameter.shape) for parameter in halves.values()), default=0),
+        rank=max(ranks, default=0),
         targets=frozenset(owner.rsplit(".", 1)[-1] for owner in owners),
         merges_experts=any(".experts" in owner for owner in owners),
     )

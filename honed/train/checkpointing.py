@@ -44,7 +44,7 @@ class Decision:
 
 
 def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *, sees: bool = False) -> Decision:
-    """What `args.gradient_checkpointing` comes to for a model that is on its device; asked on every rank.
+    """What `args.gradient_checkpointing` comes to for a model that is on its device.
 
     Args:
         longest: tokens and rows of the largest micro-batch (see `largest_batch`); None if they are not known.
@@ -218,17 +218,11 @@ def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, sees: bool, t
 
 
 def _free(args: SFTConfig) -> float | None:
-    """Bytes free on the device; of several ranks, on the one that has the least, so that all choose alike."""
+    """Bytes free on this rank's device. Ranks need not choose alike, as gradients do not depend on the choice."""
     free = free_memory(args.device)
-    if free is None or args.world_size == 1:
+    if free is None or args.device.type != "cpu" or args.world_size == 1:
         return free
-    if args.device.type == "cpu":  # which the ranks of a machine share
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", str(args.world_size)))
-    if not torch.distributed.is_initialized():
-        return free
-    least = torch.tensor(float(free), dtype=torch.float64, device=args.device)
-    torch.distributed.all_reduce(least, op=torch.distributed.ReduceOp.MIN)
-    return float(least)
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", str(args.world_size)))  # which the ranks of a machine share
 
 
 def _quantization(base: nn.Module) -> str | None:
