@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from honed.data.table import PackedRows
 from honed.errors import HonedError
 from honed.model import plan
+from honed.model.layers import decoder_layers, keep_first
 from honed.model.memory import free_memory
 from honed.model.plan_activations import FP32, Formats
 from honed.model.plan_checkpointing import Choice, fewest, loaded_bytes
@@ -174,18 +174,6 @@ def set_switch(args: SFTConfig, *, on: bool) -> None:
     args.gradient_checkpointing = on
     if hasattr(args, "activation_checkpointing"):
         args.activation_checkpointing = on
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of which each can compute its activations again, first to last; of a model that sees, the text's."""
-    layers = [m for m in base_model(model).modules() if isinstance(m, GradientCheckpointingLayer)]
-    return [layer for layer in layers if type(layer) is type(layers[-1])]
-
-
-def keep_first(model: nn.Module, count: int) -> None:
-    """Where checkpointing is on for all layers, leaves it on for the first so many."""
-    for layer in decoder_layers(model)[count:]:
-        layer.gradient_checkpointing = False  # type: ignore[assignment]
 
 
 class FirstLayers(TrainerCallback):

@@ -26,8 +26,8 @@ from honed.data.table import PackedRow
 from honed.errors import DataError, RecipeError, RunError
 from honed.loss.objective import IGNORE_INDEX, total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
+from honed.model.layers import keep_first
 from honed.train import checkpoint
-from honed.train.checkpointing import keep_first
 from honed.train.loop_config import LoopConfig
 from honed.train.loop_log import Log, opened_log
 from honed.train.loop_neftune import neftune

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from honed.model.layers import keep_first
 from honed.model.minimind import register
 from honed.model.plan_activations import Formats, saved_per_layer, saved_per_token
 from honed.model.plan_sizes import adapter_of, sizes_of
-from honed.train.checkpointing import keep_first
 
 TOKENS = 40
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
