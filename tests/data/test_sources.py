@@ -185,7 +185,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str, monkeypat
 
     peak(1)  # imports
     # five copies may be smaller than what gzip reads at a time (Python 3.12: 128 KB); fifty are 25 MB
-    assert peak(50) <= 1.1 * peak(5) + (1 << 18)
+    # ten times the rows; Arrow's threads read ahead by as many blocks as they find time for
+    assert peak(50) <= 1.5 * peak(5) + (1 << 18)
 
 
 def write_big(path: Path, copies: int) -> Path:

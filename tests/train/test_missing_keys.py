@@ -25,8 +25,11 @@ def said() -> Iterator[list[str]]:
             lines.append(record.getMessage())
 
     logger, handler = logging.getLogger("transformers.trainer"), Keep()
+    before = logger.level
     logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)  # commands that ran before may have made transformers quieter
     yield lines
+    logger.setLevel(before)
     logger.removeHandler(handler)
 
 
