@@ -37,7 +37,10 @@ SHARE, SHARE_UNREAD = 0.9, 0.6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """How many of the model's layers compute their activations again (None: as it was asked for), and why."""
+    """How many of the model's layers compute their activations again (None: as it was asked for), and why.
+
+    Where there is room for all to be kept, there is nothing to tell.
+    """
 
     layers: int | None = None
     note: str | None = None
@@ -65,6 +68,8 @@ def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *
     found = job if isinstance(job, str) else choose(job, args, there=loaded_bytes(job))
     if isinstance(found, str):
         return Decision(layers=max(1, total), note=f"gradient_checkpointing=auto: all layers, because {found}.")
+    if not found[0].layers and found[0].fits:
+        return Decision(layers=0)
     return Decision(layers=found[0].layers, note=f"gradient_checkpointing=auto: {in_words(*found)}.")
 
 
@@ -89,11 +94,11 @@ def choose_layers(trainer: Any, model: nn.Module, *, padded: bool, sees: bool) -
     """
     args = trainer.args
     found = decide(args, model, largest_batch(trainer.train_dataset, args, padded=padded), sees=sees)
-    if found.layers is None or found.note is None:
+    if found.layers is None:
         return []
     set_switch(args, on=found.layers > 0)
     trainer.add_callback(FirstLayers(found.layers))
-    return [found.note]
+    return [found.note] if found.note else []
 
 
 def choose(job: plan.Job, args: SFTConfig, *, there: int) -> tuple[Choice, Memory] | str:
