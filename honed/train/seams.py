@@ -17,6 +17,7 @@ from torch import nn
 
 from honed.data.collate import Batch, FlatCollator
 from honed.data.table import PackedRow
+from honed.errors import ModelError
 from honed.loss.head import LogitTransform, ScoringHead, score_logits
 from honed.loss.objective import IGNORE_INDEX, Objective, targets_of
 from honed.loss.tied_embedding import one_gradient
@@ -152,7 +153,15 @@ def find_seams(model: nn.Module) -> Seams:
     A leak between documents is looked for by changing the first document: the second's scores may not move at all. The
     experts of a mixture are an exception: they compute the tokens of all documents in one product, whose rounding
     depends on how many there are. There the gradient must show that nothing flows from one document to the other.
+
+    Raises:
+        ModelError: the weights are not here, and will not be before training.
     """
+    if any(hasattr(parameter, "ds_id") and not parameter.numel() for parameter in model.parameters()):
+        raise ModelError(
+            "DeepSpeed's ZeRO-3 shared the weights out while they were loaded, so nothing can be tried on this model.",
+            fix="load the model before the configuration is made, and pass the model; or use ZeRO-2 or FSDP2",
+        )
     seams = lora_alone(model)
     inner = base_model(model)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):

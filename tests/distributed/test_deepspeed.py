@@ -76,7 +76,7 @@ def test_a_checkpoint_is_gone_on_from(stage: int, ranks: Ranks) -> None:
     same_weights(resumed, whole)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2])  # ZeRO-3 refuses models that it loads: tests/train/test_seams.py
 def test_an_adapter_is_merged(stage: int, ranks: Ranks, tmp_path: Path) -> None:
     """The export loads in plain transformers, with the logits that the sharded model gave when its training ended."""
     base, out = tmp_path / "base", tmp_path / "merged"

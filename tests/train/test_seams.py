@@ -8,6 +8,7 @@ import torch
 
 from honed.data.collate import FlatCollator, PaddedCollator
 from honed.data.table import PackedRow
+from honed.errors import ModelError
 from honed.loss.head import LogitTransform, ScoringHead
 from honed.model.adapters import attach, lora_config
 from honed.train import seams
@@ -184,3 +185,13 @@ def test_weights_that_are_not_here_are_not_probed() -> None:
     with torch.device("meta"):
         model = torch.nn.Linear(2, 2)
     assert "not loaded" in seams.find_seams(model).notes[0]
+
+
+def test_weights_that_deepspeed_shared_out_are_refused(tiny_model: Callable[..., Any]) -> None:
+    """A model that was loaded under ZeRO-3's configuration: each weight is empty until its module runs."""
+    model = tiny_model()
+    weight = model.get_input_embeddings().weight
+    weight.ds_id, weight.data = 0, torch.empty(0)
+    with pytest.raises(ModelError, match="ZeRO-3 shared the weights out") as refusal:
+        seams.find_seams(model)
+    assert "load the model before" in refusal.value.fix
