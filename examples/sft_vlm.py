@@ -27,7 +27,7 @@ def main(model_name: str, rows: str, output: str) -> None:
             learning_rate=2e-4,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=4,
-            dataloader_num_workers=4,
+            dataloader_num_workers=2,
         ),
         train_dataset=rows,
         processing_class=AutoProcessor.from_pretrained(model_name),
