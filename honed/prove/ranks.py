@@ -48,6 +48,7 @@ def stepped_by_ranks(kind: type[Any], model: Any, rows: PackedRows, tokenizer: A
 def _rank(rank: int, port: int, folder: str, world: int) -> None:
     """What one process does, with the environment that torchrun would give it."""
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    own["OMP_NUM_THREADS"] = 1  # else accelerate takes several for each process, and says so
     os.environ.update({name: str(value) for name, value in own.items()})
     torch.set_num_threads(1)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before the imports, in which it speaks
