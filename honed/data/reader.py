@@ -11,13 +11,13 @@ import numpy as np
 
 from honed.data.columns import Columns
 from honed.data.example import Example
+from honed.data.fast_path import FastPath
 from honed.data.formats import ReadOptions, RowError, read_example
 from honed.data.formatting import Formatting
 from honed.data.kept import KeptRow, KeptRows
 from honed.data.ledger import Ledger
 from honed.data.render import Rendered, Renderer, Turn
 from honed.data.sources import SourcedRow
-from honed.data.straight import Straight
 from honed.data.template import Template, View
 from honed.errors import DataError, TemplateError
 
@@ -54,7 +54,7 @@ class RowReader:
         if formatting_func is not None:
             self._formatting = Formatting(formatting_func, self._reading.text_column)
         # a formatting function may be called once only
-        self._straight = Straight(self._renderer, options) if formatting_func is None else None
+        self._fast_path = FastPath(self._renderer, options) if formatting_func is None else None
         self._columns = Columns(self._reading, options.format)
 
     def __call__(self, rows: Iterable[SourcedRow], ledger: Ledger) -> Iterator[KeptRow]:
@@ -77,9 +77,9 @@ class RowReader:
         """
         ledger.rows_in += len(chunk)
         self._count_columns(chunk, ledger)
-        if self._straight is None:
+        if self._fast_path is None:
             return KeptRows.of([row for _, row in self._kept(chunk, ledger, first=ledger.rows_in == len(chunk))])
-        done, went = self._straight(chunk)
+        done, went = self._fast_path(chunk)
         if went.all():
             return done
         left = np.flatnonzero(~went).tolist()

@@ -230,7 +230,7 @@ class VisionReader(RowReader):
     ) -> None:
         template = VisionTemplate(processor, options)
         super().__init__(processor.tokenizer, template, options, formatting_func)
-        self._straight = None  # its columns hold no images
+        self._fast_path = None  # its columns hold no images
         self._renderer: VisionRenderer = VisionRenderer(
             processor,
             template,

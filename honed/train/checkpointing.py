@@ -30,6 +30,7 @@ from honed.model.plan_sizes import adapter_in, sizes_of
 from honed.model.quantize import is_quantized
 from honed.train.config import SFTConfig
 from honed.train.seams import base_model
+from honed.train.surroundings import is_sharded
 
 # Of the free memory, what is planned with: predictions were within a tenth for families that were read.
 SHARE, SHARE_UNREAD = 0.9, 0.6
@@ -200,12 +201,11 @@ def _which(count: int, total: int) -> str:
 
 def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, sees: bool, total: int) -> str | None:
     """Why nothing can be planned, in words."""
-    sharded = args.fsdp or args.deepspeed or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if not total:
         return "the model can do it only as a whole"
     if sees:
         return "the vision tower's memory is not planned"
-    if sharded or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+    if is_sharded(args):
         return "what sharded ranks take is not planned"
     return "the longest row is not known without max_length" if longest is None else None
 

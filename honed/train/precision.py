@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from honed.train.surroundings import uses_deepspeed
+
 if TYPE_CHECKING:
     from honed.train.config import SFTConfig
 
@@ -38,7 +40,7 @@ def notes_on_masters(model: nn.Module, args: SFTConfig) -> list[str]:
         note = "bf16_stochastic_round has no effect: no weight that is trained is bfloat16. Load the model with dtype="
         return [] if n_weights else [f"{note}'bfloat16' to train it in half the memory, or leave it out."]
     own = args.optim.value in COMPENSATED or any(word in (args.optim_args or "") for word in COMPENSATING_WORDS)
-    if not n_weights or own or args.deepspeed:  # DeepSpeed keeps float32 copies
+    if not n_weights or own or uses_deepspeed(args):  # DeepSpeed keeps float32 copies
         return []
     return [
         f"{n_weights:,} weights are trained in bfloat16, where an update below about 1/512 of its weight is lost. Load "

@@ -19,6 +19,8 @@ from honed.train.surroundings import (
     multiplies_float8,
     row_parts,
     runs_triton,
+    uses_deepspeed,
+    uses_fsdp,
 )
 
 
@@ -108,7 +110,7 @@ RULES = (
     ),
     Rule(
         name="tokens_with_deepspeed",
-        when=lambda args: args.tokens_per_step is not None and bool(args.deepspeed),
+        when=lambda args: args.tokens_per_step is not None and uses_deepspeed(args),
         message="tokens_per_step varies the number of micro-batches, which DeepSpeed counts itself.",
         fix="leave one of them out, or shard with FSDP",
         refuses=True,
@@ -132,7 +134,7 @@ RULES = (
     Rule(
         name="in_backward_alone",
         when=lambda args: (
-            args.optimizer_in_backward and (args.world_size > 1 or args.n_gpu > 1 or bool(args.deepspeed) or args.fp16)
+            args.optimizer_in_backward and (args.world_size > 1 or args.n_gpu > 1 or uses_deepspeed(args) or args.fp16)
         ),
         message="optimizer_in_backward steps before ranks average gradients, or float16's scaler unscales them.",
         fix="start one process with bf16 or float32, or leave it out",
@@ -156,28 +158,28 @@ RULES = (
     ),
     Rule(
         name="muon_sharded",
-        when=lambda args: args.optim is Own.MUON and is_sharded(args),
+        when=lambda args: args.optim is Own.MUON and uses_fsdp(args),
         message="optim='muon' needs whole matrices, of which FSDP leaves each process a part.",
         fix="leave fsdp out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
         refuses=True,
     ),
     Rule(
         name="muon_deepspeed",
-        when=lambda args: args.optim is Own.MUON and (bool(args.deepspeed) or args.deepspeed_plugin is not None),
+        when=lambda args: args.optim is Own.MUON and uses_deepspeed(args),
         message="optim='muon' needs whole matrices, which DeepSpeed flattens and shares out.",
         fix="leave deepspeed out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
         refuses=True,
     ),
     Rule(
         name="rounding_of_shards",
-        when=lambda args: rounds_stochastically(args) and (is_sharded(args) or bool(args.deepspeed) or args.fp16),
+        when=lambda args: rounds_stochastically(args) and (is_sharded(args) or args.fp16),
         message="bf16_stochastic_round rounds whole weights: not those that FSDP or DeepSpeed split, nor with fp16.",
         fix="leave it out of optim_args; weights that are split have room for float32",
         refuses=True,
     ),
     Rule(
         name="compile_of_shards",
-        when=lambda args: args.torch_compile and (is_sharded(args) or bool(args.deepspeed)),
+        when=lambda args: args.torch_compile and (is_sharded(args)),
         message="torch_compile compiles the layers of whole models, not of those that FSDP or DeepSpeed split.",
         fix="leave torch_compile out",
         refuses=True,
@@ -222,7 +224,7 @@ RULES = (
     ),
     Rule(
         name="fp8_of_shards",
-        when=lambda args: bool(args.fp8) and (is_sharded(args) or bool(args.deepspeed) or args.fp16),
+        when=lambda args: bool(args.fp8) and (is_sharded(args) or args.fp16),
         message="fp8 takes whole layers, not those that FSDP or DeepSpeed split, and bf16=True or float32 beside it.",
         fix="leave fp8 out, or the other",
         refuses=True,

@@ -7,7 +7,6 @@ long on one rank (answers, preparing the data) is waited for without a time limi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch.distributed as dist
 
 from honed.errors import RecipeError, RunError
 from honed.train.config import SFTConfig
+from honed.train.surroundings import is_sharded
 
 NEVER = timedelta(days=365)
 
@@ -93,12 +93,8 @@ def check_ranks(args: SFTConfig, *, engine: str, asks: bool) -> None:
         raise RecipeError(
             "A recipe's plain engine is one process.", fix="set engine=trainer, or call honed.train.loop.train"
         )
-    if asks and (args.fsdp or args.deepspeed or _sharded_by_accelerate()):
+    if asks and is_sharded(args):
         raise RecipeError(
             "samples.prompts are answered by one process, and the model lies in pieces on all of them.",
             fix="set samples.prompts=null, and ask the trained model with `honed chat` or `honed generate`",
         )
-
-
-def _sharded_by_accelerate() -> bool:
-    return any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))

@@ -6,10 +6,12 @@ import importlib.util
 import os
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 
-from honed.train.config import SFTConfig
+if TYPE_CHECKING:
+    from honed.train.config import SFTConfig
 
 
 def row_parts(args: SFTConfig) -> int:
@@ -22,9 +24,19 @@ def row_parts(args: SFTConfig) -> int:
     return max(int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1")) for kind in ("CP", "SP"))
 
 
-def is_sharded(args: SFTConfig) -> bool:
+def uses_fsdp(args: SFTConfig) -> bool:
     """Whether FSDP is asked for: by the arguments, or by what `accelerate launch` sets."""
     return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def uses_deepspeed(args: SFTConfig) -> bool:
+    """Whether DeepSpeed is asked for, in either way."""
+    return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+
+
+def is_sharded(args: SFTConfig) -> bool:
+    """Whether one of them is, so that the model may lie in pieces on the ranks."""
+    return uses_fsdp(args) or uses_deepspeed(args)
 
 
 def is_missing(package: str) -> bool:

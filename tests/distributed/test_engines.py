@@ -104,6 +104,12 @@ def test_lora(engine: dict[str, Any], lora_alone: Ended, ranks: Ranks) -> None:
     same_run(ranks(f"lora-{len(engine)}", lora=True, **settings(engine)), lora_alone)
 
 
+def test_muon_under_ddp(ranks: Ranks) -> None:
+    """Weights to 1e-5: five rounds of products in bfloat16 orthogonalise what two ranks summed in another order."""
+    muon = {"optim": "muon"}
+    same_weights(ranks("muon", **settings(muon)), ranks("muon-alone", world=1, **settings({**ALONE, **muon})), 1e-5)
+
+
 @pytest.mark.parametrize("engine", [FSDP, IN_PARTS], ids=["whole", "in-parts"])
 def test_an_adapter_that_fsdp2_trained_is_merged(engine: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
     """The export loads in plain transformers, with the logits that the sharded model gave when its training ended."""

@@ -161,3 +161,14 @@ def test_muon_sees_what_accelerate_launch_shards(
 def test_muon_does_not_step_in_the_backward_pass(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="is AdamW, not another"):
         rules.check(arguments(tmp_path, {**IN_BACKWARD, "optim": "muon"}))
+
+
+@pytest.mark.parametrize(("name", "rule"), [("FSDP", "muon_sharded"), ("DEEPSPEED", "muon_deepspeed")])
+def test_who_shards_may_be_said_by_the_launcher(
+    name: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = arguments(tmp_path, {"optim": "muon"})
+    [wanted] = [one for one in rules.RULES if one.name == rule]
+    assert not wanted.when(args) and not surroundings.is_sharded(args)
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")  # as `accelerate launch` does
+    assert wanted.when(args) and surroundings.is_sharded(args)

@@ -49,7 +49,7 @@ class Outline:
     closes: bool
 
 
-class Straight:
+class FastPath:
     """Takes the rows of a chunk that can go this way.
 
     Args:

@@ -149,9 +149,9 @@ def tokenizer(tokenizer_with: Callable[..., Any]) -> Any:
 def went(tokenizer: Any, own: list[Any], chosen: PrepareOptions | None = None) -> list[bool]:
     """Which of the rows go straight, once the shapes of plain ones are known."""
     reader = RowReader(tokenizer, make_template(tokenizer, chosen or PrepareOptions()), chosen or PrepareOptions())
-    assert reader._straight is not None
-    reader._straight(sourced(plain(12)))
-    return list(reader._straight(sourced(own))[1].tolist())
+    assert reader._fast_path is not None
+    reader._fast_path(sourced(plain(12)))
+    return list(reader._fast_path(sourced(own))[1].tolist())
 
 
 def test_plain_rows_go_straight(tokenizer: Any) -> None:
@@ -185,7 +185,7 @@ def test_what_is_special_goes_the_usual_way_and_only_that(tokenizer: Any, row: A
 
 def test_renamed_columns_and_formatting_functions_go_the_usual_way(tokenizer: Any) -> None:
     assert went(tokenizer, plain(3), PrepareOptions(columns={"text": "body"})) == [False] * 3
-    assert RowReader(tokenizer, None, PrepareOptions(), lambda row: row["text"])._straight is None
+    assert RowReader(tokenizer, None, PrepareOptions(), lambda row: row["text"])._fast_path is None
 
 
 def test_the_first_bad_row_is_the_one_that_is_told(tokenizer: Any) -> None:
