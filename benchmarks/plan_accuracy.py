@@ -1,6 +1,7 @@
 """What `honed plan` predicts, against the memory that `SFTTrainer` took.
 
     python benchmarks/plan_accuracy.py [--only NAME ...] [--out NAME.json]
+    python benchmarks/plan_accuracy.py --again --out NAME.json
 
 Two optimizer steps on random tokens with random weights, CPU, one thread, each configuration in a process of its own.
 The measured peak is by how much the peak of resident memory lies above what was resident before training, as Linux
@@ -10,6 +11,7 @@ blocks go back at once (MALLOC_MMAP_THRESHOLD_), or the next ones would hide in 
 ones, some with fewer layers; what a layer costs does not depend on how many there are.
 
 With `--out` and `--only`, other configurations in that file stay as they are; each is written when it is done.
+`--again` predicts anew what was measured that day, after a formula changed; not where the plan chose how to train.
 
 `fake` configurations are no runs: tensors have shapes and no bytes (torch's FakeTensorMode), and a dispatch mode counts
 those that are alive. So models that would never fit here are held against the formulas as well. Honed's loss reads
@@ -40,14 +42,17 @@ import torch
 from growth import resident
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from honed.model import plan
+from honed.model import plan, plan_optimizers
 from honed.model.plan_checkpointing import fewest
 from honed.model.plan_shapes import find_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One configuration; `layers` cuts the model, `bf16` trains under autocast, `budget` chooses the checkpointing."""
+    """One configuration; `layers` cuts the model, `bf16` trains under autocast, `budget` chooses the checkpointing.
+
+    `in_backward` is `optimizer_in_backward`.
+    """
 
     model: str
     method: str = "full"
@@ -58,6 +63,8 @@ class Case:
     budget: float | None = None
     bf16: bool = False
     accumulation: int = 1
+    optim: str = plan_optimizers.DEFAULT
+    in_backward: bool = False
     fake: bool = False
 
     @property
@@ -69,6 +76,8 @@ class Case:
         words += [f"within {self.budget:g} GB"] if self.budget else []
         words += ["bf16"] if self.bf16 else []
         words += [f"accumulation {self.accumulation}"] if self.accumulation > 1 else []
+        words += [self.optim] if self.optim != plan_optimizers.DEFAULT else []
+        words += ["optimizer in backward"] if self.in_backward else []
         return ", ".join(words)
 
 
@@ -89,6 +98,10 @@ CASES = (
     Case(model="Qwen3-0.6B", method="lora", length=512, rows=2, layers=6, bf16=True),
     Case(model="Qwen2.5-0.5B", length=384, rows=2, layers=4, bf16=True),
     Case(model="Gemma-3-270M", method="lora", length=700, layers=6),
+    Case(model="SmolLM2-135M", optim="muon"),
+    Case(model="SmolLM2-135M", optim="adafactor"),
+    Case(model="SmolLM2-135M", length=512, rows=4, checkpointing=True, in_backward=True),
+    Case(model="Qwen3-0.6B", length=512, layers=4, optim="sgd"),
     Case(model="Qwen3-8B", method="lora", length=2048, fake=True),
     Case(model="Qwen3-8B", method="lora", length=8192, checkpointing=True, fake=True),
     Case(model="Qwen2.5-7B", method="qlora", length=512, checkpointing=True, fake=True),
@@ -101,6 +114,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[""], help="cases whose names hold one of these")
     parser.add_argument("--quick", action="store_true", help="the smallest model: whether it works, not how fast it is")
     parser.add_argument("--out")
+    parser.add_argument("--again", action="store_true", help="new predictions for the measurements in --out")
     parser.add_argument("--one", metavar="NAME", help="one case, in this process")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -111,8 +125,10 @@ def main() -> None:
         args.only = ["minimind"]
     rows = {} if args.out is None else kept(Path(args.out))
     for case in CASES:
+        if args.again and (case.name not in rows or case.budget):
+            continue
         if any(part in case.name for part in args.only):
-            predicted, measured = alone(case)
+            predicted, measured = (prediction(case), rows[case.name]["measured"]) if args.again else alone(case)
             error = predicted / measured - 1
             rows[case.name] = {"case": case.name, "fake": case.fake, "predicted": predicted, "measured": measured}
             print(f"{case.name:60} {predicted / 1e9:8.3f} {measured / 1e9:8.3f} GB {error:+7.1%}", flush=True)
@@ -145,6 +161,12 @@ def kept(file: Path) -> dict[str, dict[str, Any]]:
 
 def compare(case: Case) -> tuple[int, int]:
     """Predicted and measured bytes at the peak."""
+    measure_one = measure_fake if case.fake else measure
+    return prediction(case), measure_one(case, config_of(case))
+
+
+def prediction(case: Case) -> int:
+    """Predicted bytes at the peak."""
     config = config_of(case)
     dtype = "bfloat16" if case.bf16 and case.method != "full" else "float32"
     job = plan.job_for(
@@ -157,14 +179,15 @@ def compare(case: Case) -> tuple[int, int]:
         device="cpu",
         dtype="bfloat16" if case.fake else dtype,
     )
+    job = replace(job, optimizer=plan_optimizers.Optimizer(name=case.optim, in_backward=case.in_backward))
     if case.budget:
         job = fewest(job, case.budget * plan.GB).job
     if case.bf16:
         job = replace(job, formats=replace(job.formats, compute=2))
     if case.fake:
-        return without_head(job), measure_fake(case, config)
+        return without_head(job)
     found = plan.estimate(job)
-    return found.peak - found.parts.overhead, measure(case, config)
+    return found.peak - found.parts.overhead
 
 
 def alone(case: Case) -> tuple[int, int]:
@@ -220,6 +243,9 @@ def measure(case: Case, config: Any) -> int:
                 max_length=case.length,
                 train_on="all",
                 bf16=case.bf16,
+                optim=case.optim,
+                optimizer_in_backward=case.in_backward,
+                max_grad_norm=0.0 if case.in_backward else 1.0,
                 use_cpu=True,
                 save_strategy="no",
                 report_to=[],

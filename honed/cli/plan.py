@@ -3,6 +3,7 @@
   honed plan --model Qwen3-8B --gpu 24GB
   honed plan --model Qwen/Qwen2.5-7B-Instruct --gpu 8GB --length 512
   honed plan recipe.yaml --gpu rtx-4090             (one's own recipe, as `honed train` takes it)
+  honed plan --model Qwen3-8B --gpu 80GB --optim adamw_8bit
   honed plan --model runs/mine --flops 50T --json
   honed plan --model Qwen3-8B --gpu h100 --gpus 64 --network 3200gbps     (DDP, FSDP2, hybrid; docs/scaling.md)
 
@@ -88,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="short for model=...")
     parser.add_argument("--gpu", metavar="SIZE|NAME", help=f"24GB, 24GiB or one of {', '.join(GPUS)} [this machine]")
     parser.add_argument("--length", type=int, metavar="N", help="short for data.max_length=N")
+    parser.add_argument("--optim", metavar="NAME", help="short for optim=NAME: adamw_8bit, adafactor, muon, ...")
     parser.add_argument("--flops", metavar="RATE", help="operations per second at best, such as 400T [measured on CPU]")
     parser.add_argument("--efficiency", type=float, default=0.4, metavar="SHARE", help="of them that is reached [0.4]")
     plan_ranks.add_arguments(parser)
@@ -98,13 +100,17 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Plans and shows the table."""
     from honed.cli.console import quiet_libraries
     from honed.cli.train import divide
+    from honed.model.plan_optimizers import DEFAULT
     from honed.recipe import load_recipe
+    from honed.train.optimizers import known_optimizer
 
     quiet_libraries()
     path, changes = divide(args.items)
     changes += [f"model='{args.model}'"] if args.model else []
     changes += [f"data.max_length={args.length}"] if args.length is not None else []
+    changes += [f"optim={args.optim}"] if args.optim else []
     recipe = load_recipe(path, changes)
+    known_optimizer(recipe.train.get("optim", DEFAULT))
     if not 0 < args.efficiency <= 1:
         raise RecipeError(f"--efficiency is {args.efficiency}.", fix="give a share above 0, up to 1")
     on = machine(args.gpu, args.flops)
@@ -193,6 +199,8 @@ def as_json(recipe: Recipe, on: Machine, choices: list[Choice], ranked: list[Ran
         "device": on.device,
         "memory_bytes": on.memory,
         "flops": on.flops,
+        "optim": choices[0].job.optimizer.name,
+        "optimizer_state_known": choices[0].job.optimizer.known,
         "choices": [choice.as_dict() for choice in choices],
         "recipe": best(choices).name if any(choice.fits for choice in choices) else None,
         **({"ranks": [one.as_dict() for one in ranked]} if ranked else {}),
@@ -207,7 +215,7 @@ def as_text(recipe: Recipe, on: Machine, choices: list[Choice], *, efficiency: f
     lines = [
         f"{recipe.model}: {_number(sizes.parameters)} parameters, {sizes.layers} layers of {sizes.hidden:,}, "
         f"vocabulary {sizes.vocabulary:,}, head {'tied' if sizes.tied else 'of its own'}",
-        f"on {on.says}, rows of {first.length:,} tokens, {first.rows} in a micro-batch",
+        f"on {on.says}, rows of {first.length:,} tokens, {first.rows} in a micro-batch, {first.optimizer.name}",
         "",
         *_table(choices),
         "",
@@ -219,7 +227,7 @@ def as_text(recipe: Recipe, on: Machine, choices: list[Choice], *, efficiency: f
         lines += [f"Nothing fits. The least is {least.name}, with {_gb(least.found.peak)} GB:", *_parts(least)]
         if least.longest:
             lines.append(f"It would fit with rows of up to {least.longest:,} tokens: --length {least.longest}")
-    return "\n".join([*lines, "", *_notes(on, sizes, efficiency)])
+    return "\n".join([*lines, "", *_notes(on, sizes, efficiency), *_optimizer_notes(on, choices)])
 
 
 def best(choices: list[Choice]) -> Choice:
@@ -241,10 +249,11 @@ def _by_method(recipe: Recipe, on: Machine) -> dict[str, Job]:
 
 def _own(recipe: Recipe, jobs: Mapping[str, Job], on: Machine) -> Job:
     from honed.model import plan
+    from honed.model.plan_activations import formats_of
     from honed.model.plan_checkpointing import fewest
 
     method = "full" if recipe.lora is None else "lora" if recipe.quantization is None else "qlora"
-    job = replace(jobs[method], formats=plan.formats_of(method, device=on.device, dtype=recipe.dtype))
+    job = replace(jobs[method], formats=formats_of(method, device=on.device, dtype=recipe.dtype))
     if recipe.train.get("gradient_checkpointing") != "auto":
         return job
     budget = recipe.train.get("memory_budget")
@@ -318,7 +327,9 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 MOMENTS = {
     "loss": "when the loss is computed",
     "backward": "at the first layer of the backward pass",
+    "last_layer": "at the last layer of the backward pass",
     "gradients": "when all gradients are there",
+    "step": "when the optimizer takes its step",
 }
 
 
@@ -338,7 +349,9 @@ def _recipe_lines(recipe: Recipe, choice: Choice) -> list[str]:
     lines += [f"quantization: {job.quantization}"] if job.quantization else []
     lines += [f"data: {{max_length: {job.length}}}"]
     lines += ["lora: null"] if job.adapter is None else [f"lora: {{r: {job.adapter.rank}}}"]
-    lines += [f"train: {{per_device_train_batch_size: {job.rows}, gradient_checkpointing: {checkpointing}}}"]
+    own = [name for name in ("optim", "optim_args", "optimizer_in_backward") if name in recipe.train]
+    more = "".join(f", {name}: {json.dumps(recipe.train[name])}" for name in own)
+    lines += [f"train: {{per_device_train_batch_size: {job.rows}, gradient_checkpointing: {checkpointing}{more}}}"]
     return ["In a recipe:", *(f"  {line}" for line in lines)]
 
 
@@ -356,6 +369,16 @@ def _notes(on: Machine, sizes: Any, efficiency: float) -> list[str]:
         notes.append(f"Layers of {sizes.family} were not read: their activations are taken to be those of a Llama.")
     if sizes.routed:
         notes.append("Quantization leaves the experts as they are, and an adapter on them makes peft hold them twice.")
+    return notes
+
+
+def _optimizer_notes(on: Machine, choices: list[Choice]) -> list[str]:
+    from honed.model.plan_optimizers import paged_bytes
+
+    job = next((choice for choice in choices if choice.fits), choices[-1]).job
+    notes = [f"Optimizer: {job.optimizer.doubt}."] if job.optimizer.doubt else []
+    if on.device == "cuda" and (size := paged_bytes(job.optimizer, job.trained, weight=job.trained_format)):
+        notes.append(f"{job.optimizer.name}: {_gb(size)} GB of its state, counted here, can go to the host's memory.")
     return notes
 
 

@@ -1,6 +1,8 @@
-"""A model's decoder layers, and which of them compute their activations again."""
+"""A model's decoder layers, which of them compute their activations again, and the matrices in them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -17,3 +19,26 @@ def keep_first(model: nn.Module, count: int) -> None:
     """Where checkpointing is on for all layers, leaves it on for the first so many."""
     for layer in decoder_layers(model)[count:]:
         layer.gradient_checkpointing = False  # type: ignore[assignment]
+
+
+def hidden_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained of the 2-D weights that a hidden layer multiplies by: linear layers, routers, LoRA's A and B.
+
+    Not among them are embeddings and the head (and adapters on them), vectors, experts stacked in three dimensions, and
+    LoRA of such.
+    """
+    aside = {id(p) for p in _no_matrices(model)}
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return {name: p for name, p in trained if p.ndim == 2 and name.endswith("weight") and id(p) not in aside}
+
+
+def _no_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is not None:
+        yield from head.parameters()
+    for module in model.modules():
+        stacked = getattr(module, "num_experts", 1) != 1 and hasattr(module, "lora_A")  # peft's, for 3-D parameters
+        if stacked or isinstance(module, nn.Embedding):
+            yield from module.parameters()
+        elif type(module).__module__.startswith("peft."):  # a table of angles, magnitudes; its matrices are nn.Linear
+            yield from module.parameters(recurse=False)

@@ -5,9 +5,10 @@
     plan.fits(job, 8 * plan.GB)      # True
     plan.largest(job, 24 * plan.GB)  # the longest row, in tokens
 
-Three moments can be the peak of a step: the loss, when all layers have kept what they need; the first layer of the
-backward pass; and its end, when all gradients exist. Each is a sum of parts (`Moment`); docs/planning.md has the
-formulas, and benchmarks/plan_accuracy.py compares them with what the allocator handed out.
+Five moments can be the peak of a step: the loss, when all layers have kept what they need; the first layer of the
+backward pass, and its last one; its end, when all gradients exist; and the optimizer's own work. Each is a sum of parts
+(`Moment`, from plan_parts.py); docs/planning.md has the formulas, and benchmarks/plan_accuracy.py compares them with
+what the allocator handed out.
 
 GB are 10^9 bytes. A card that is sold with 24 GB has 24 GiB, 7 percent more; what its driver and the desktop hold
 comes out of that.
@@ -20,19 +21,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from honed.errors import RecipeError
-from honed.model.plan_activations import FP32, Formats, saved_per_layer, saved_per_token
+from honed.model import plan_parts as parts
+from honed.model.plan_activations import FP32, Formats, formats_of
+from honed.model.plan_optimizers import ADAMW, DEFAULT, Optimizer, optimizer_for, state_bytes
 from honed.model.plan_shapes import find_config
-from honed.model.plan_sizes import Adapter, Sizes, adapter_of, sizes_of
+from honed.model.plan_sizes import Adapter, Sizes, Tensors, adapter_of, sizes_of
 from honed.recipe import LoraRecipe, Recipe
 
 GB = 10**9
 METHODS = ("full", "lora", "qlora")
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Bytes per weight. In 4 bits: half a byte, an 8-bit scale for 64 weights, a float32 for 256 scales (bitsandbytes).
 QUANTIZED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "fp4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
-# Logits that the head computes at a time, and fewest rows of them; see honed/ops/linear_cross_entropy.py.
-TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
-TILE_MIN_ROWS = 128
 # Not measured: what a CUDA context and the workspaces of its libraries take, and what the allocator cannot use.
 CUDA_CONTEXT = 600_000_000
 CUDA_SLACK = 0.03
@@ -52,8 +51,8 @@ class Job:
         recomputed: but only those of so many layers, the first ones; None for all.
         accumulation: micro-batches per optimizer step.
         device: "cuda" or "cpu".
-        formats: of numbers; see `formats_of`.
-        state_bytes: of the optimizer for each trained number of float32; 8 for AdamW.
+        formats: of numbers; see `plan_activations.formats_of`.
+        optimizer: what trains it; see `plan_optimizers`.
     """
 
     sizes: Sizes
@@ -65,7 +64,7 @@ class Job:
     accumulation: int
     device: str
     formats: Formats
-    state_bytes: float = 8.0
+    optimizer: Optimizer = ADAMW
     recomputed: int | None = None
 
     @property
@@ -79,6 +78,21 @@ class Job:
     def tokens(self) -> int:
         """Of a micro-batch."""
         return self.length * self.rows
+
+    @property
+    def trained(self) -> tuple[Tensors, ...]:
+        """What is trained."""
+        return self.sizes.tensors if self.adapter is None else self.adapter.tensors
+
+    @property
+    def trained_format(self) -> int:
+        """Bytes of one of its numbers; peft keeps adapters in float32."""
+        return self.formats.weight if self.adapter is None else FP32
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of all that is trained, and so of its gradients."""
+        return (self.sizes.parameters if self.adapter is None else self.adapter.weights) * self.trained_format
 
     @property
     def method(self) -> str:
@@ -126,7 +140,7 @@ class Estimate:
 
     @property
     def peak_moment(self) -> str:
-        """When most memory is in use: "loss", "backward" or "gradients"."""
+        """When most memory is in use: see `estimate`."""
         return max(self.moments, key=lambda name: self.moments[name].total)
 
     @property
@@ -215,7 +229,13 @@ def job_of(recipe: Recipe, *, device: str = "cuda") -> Job:
         quantization=recipe.quantization or "nf4",
     )
     recomputed = selected(job.sizes.layers) if way == "selective" else None
-    return replace(job, state_bytes=state_bytes(str(train.get("optim", "adamw"))), recomputed=recomputed)
+    optimizer = optimizer_for(
+        str(train.get("optim", DEFAULT)),
+        train.get("optim_args"),
+        decays=bool(train.get("weight_decay")),
+        in_backward=bool(train.get("optimizer_in_backward")),
+    )
+    return replace(job, optimizer=optimizer, recomputed=recomputed)
 
 
 def selected(layers: int) -> int:
@@ -234,42 +254,28 @@ def quantized(job: Job, kind: str) -> Job:
     return replace(job, quantization=kind, formats=formats_of("qlora", device=job.device))
 
 
-def formats_of(method: str, *, device: str, dtype: str | None = None) -> Formats:
-    """The number formats that honed uses: on CUDA products in bfloat16, and weights in float32 if they are trained.
-
-    Raises:
-        RecipeError: an unknown number format.
-    """
-    if dtype is not None and dtype not in BYTES:
-        raise RecipeError(f"dtype is {dtype!r}.", fix=f"known are {', '.join(BYTES)}")
-    on_cuda = device == "cuda"
-    weight = BYTES[dtype] if dtype is not None else 2 if on_cuda and method != "full" else FP32
-    return Formats(weight=weight, compute=2 if on_cuda else weight, copies_attention=not on_cuda)
-
-
-def state_bytes(optim: str) -> float:
-    """Bytes that an optimizer of transformers' `optim` keeps for a float32 weight; 8 for those not known here."""
-    known = {"8bit": 2.0, "4bit": 1.0, "adafactor": 0.0, "sgd": 0.0, "lion": 4.0}
-    return next((size for word, size in known.items() if word in optim), 8.0)
-
-
 def estimate(job: Job) -> Estimate:
-    """Memory at the moments that can be the peak of a step, from the second step on (the optimizer has its states)."""
-    base = _lasting(job)
-    trained = trained_bytes(job)
-    kept, one_layer = _kept(job)
-    early = trained if job.accumulation > 1 else 0
-    head_gradient = _head_elements(job.sizes) * job.formats.weight if job.adapter is None else 0
+    """Memory at the moments that can be the peak of a step, from the second step on (the optimizer has its states).
+
+    They are "loss", "backward" (its first layer), "last_layer" (of the backward pass), "gradients" and "step".
+    """
+    base, working = _lasting(job), parts.working(job)
+    kept, one_layer = parts.kept(job)
+    early = job.trained_bytes if job.accumulation > 1 else 0
+    first = early + parts.first_gradients(job)
+    last = max(early, parts.last_gradients(job))
     moments = {
-        "loss": replace(base, gradients=early, activations=kept + _autocast_weights(job), head=_head(job)),
+        "loss": replace(base, gradients=early, activations=kept + parts.autocast_weights(job), head=parts.head(job)),
         "backward": replace(
             base,
-            gradients=max(early, head_gradient),
-            activations=kept + one_layer,
+            gradients=first,
+            activations=kept + (one_layer if job.layers_recomputed == job.sizes.layers else 0),
             head=job.tokens * job.sizes.hidden * job.formats.compute,
-            working=_working(job),
+            working=working,
         ),
-        "gradients": replace(base, gradients=trained, working=_last_working(job)),
+        "last_layer": replace(base, gradients=parts.layers_gradients(job), activations=one_layer, working=working),
+        "gradients": replace(base, gradients=last, working=parts.last_working(job)),
+        "step": replace(base, gradients=last, working=parts.stepping(job)),
     }
     return Estimate(moments={name: with_overhead(job, moment) for name, moment in moments.items()})
 
@@ -307,71 +313,8 @@ def _lasting(job: Job) -> Moment:
         weights=int((sizes.parameters - sizes.linear) * weight + linear),
         adapter=adapter * FP32,
         gradients=0,
-        optimizer=int(trained_bytes(job) / FP32 * job.state_bytes),
+        optimizer=state_bytes(job.optimizer, job.trained, weight=job.trained_format),
     )
-
-
-def trained_bytes(job: Job) -> int:
-    """Gradients have the format of their weights; peft keeps those of adapters in float32."""
-    return job.sizes.parameters * job.formats.weight if job.adapter is None else job.adapter.weights * FP32
-
-
-def _kept(job: Job) -> tuple[int, int]:
-    """Bytes kept by all layers and by what surrounds them; and by the last layer when it computes them again.
-
-    Where only the first layers do so, what the others kept is gone by then, and that was more.
-    """
-    sizes, formats, tokens = job.sizes, job.formats, job.tokens
-    layer = tokens * sum(saved_per_token(sizes, formats, job.adapter).values())
-    layer += saved_per_layer(sizes, formats, job.adapter)
-    normed = formats.weight if job.adapter is None else 0
-    around = tokens * (sizes.hidden * (FP32 + normed) + 2 * sizes.head_size * formats.weight)
-    again = job.layers_recomputed
-    kept = (sizes.layers - again) * layer + again * tokens * sizes.hidden * formats.weight
-    return kept + around, layer if again == sizes.layers else 0
-
-
-def _autocast_weights(job: Job) -> int:
-    """Autocast keeps its copies of trained weights until the forward pass ends, also where layers keep nothing."""
-    if job.adapter is not None or not job.formats.casts:
-        return 0
-    return job.sizes.linear * job.layers_recomputed // job.sizes.layers * job.formats.compute
-
-
-def _head_elements(sizes: Sizes) -> int:
-    return sizes.vocabulary * sizes.hidden
-
-
-def _head(job: Job) -> int:
-    """A tile of logits and its float32, the hidden states and their gradient, and for a trained head its gradient."""
-    sizes, formats = job.sizes, job.formats
-    rows = min(job.tokens, max(TILE_MIN_ROWS, TILE_ELEMENTS[job.device] // sizes.vocabulary))
-    in_float32 = FP32 if job.device == "cuda" and formats.compute < FP32 else 0
-    tile = rows * sizes.vocabulary * (formats.compute + in_float32)
-    hidden = 2 * job.tokens * sizes.hidden * formats.compute
-    cast = _head_elements(sizes) * formats.compute if formats.casts else 0
-    if job.adapter is not None:
-        return tile + hidden + cast
-    summed = FP32 if job.tokens > rows else formats.weight
-    return tile + hidden + cast + _head_elements(sizes) * summed
-
-
-def _working(job: Job) -> int:
-    """Gradients inside a feed-forward layer, and what its products need: a weight's gradient or the weight itself in
-    the format of the product."""
-    sizes, formats = job.sizes, job.formats
-    width = sizes.feed_forward * max(1, sizes.chosen)
-    each = 2 * width * formats.compute + 2 * sizes.hidden * FP32
-    if job.adapter is not None and formats.compute < FP32:
-        each += width * FP32  # peft's cast of an adapter's input
-    needs_copy = job.quantization is not None or (job.adapter is None and formats.casts)
-    return job.tokens * each + (sizes.largest_linear * formats.compute if needs_copy else 0)
-
-
-def _last_working(job: Job) -> int:
-    """The embedding's gradient comes whole, and is added to the head's where both are one."""
-    rows = job.tokens * job.sizes.hidden * FP32
-    return rows + (job.sizes.embedding * job.formats.weight if job.adapter is None and job.sizes.tied else 0)
 
 
 def with_overhead(job: Job, moment: Moment) -> Moment:

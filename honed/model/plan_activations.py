@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from honed.errors import RecipeError
 from honed.model.plan_sizes import Adapter, Sizes
 
 # Layers that read the same tensor: the normed hidden states, attention's output, the feed-forward's product.
@@ -28,6 +29,7 @@ _PLAIN = (
     (READS_FEED_FORWARD_PRODUCT, 1),
 )
 FP32 = 4  # bytes of a number, and in what norms compute whatever the model's format
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,19 @@ class Formats:
     def casts(self) -> bool:
         """Whether autocast turns the weights into another format."""
         return self.weight != self.compute
+
+
+def formats_of(method: str, *, device: str, dtype: str | None = None) -> Formats:
+    """The number formats that honed uses: on CUDA products in bfloat16, and weights in float32 if they are trained.
+
+    Raises:
+        RecipeError: an unknown number format.
+    """
+    if dtype is not None and dtype not in BYTES:
+        raise RecipeError(f"dtype is {dtype!r}.", fix=f"known are {', '.join(BYTES)}")
+    on_cuda = device == "cuda"
+    weight = BYTES[dtype] if dtype is not None else 2 if on_cuda and method != "full" else FP32
+    return Formats(weight=weight, compute=2 if on_cuda else weight, copies_attention=not on_cuda)
 
 
 def saved_per_token(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> dict[str, int]:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from honed.errors import RecipeError
 from honed.model import plan
@@ -173,9 +173,13 @@ def predict(job: Job, on: Cluster, way: str, *, flops: float, efficiency: float 
         flops, efficiency: as of `plan_time.seconds_per_step`.
 
     Raises:
-        RecipeError: there is no such way, or quantised weights are to be sharded.
+        RecipeError: see `check_way`; or optimizer_in_backward on several GPUs.
     """
     check_way(job, way)
+    if job.optimizer.in_backward and on.gpus > 1:
+        raise RecipeError(
+            "optimizer_in_backward steps before GPUs share gradients.", fix="plan one GPU, or leave it out"
+        )
     moved = tuple(_collectives(job, on, way)) if on.gpus > 1 else ()
     compute = seconds_per_step(job, flops, efficiency=efficiency)
     talk = sum(collective.seconds(on) for collective in moved)
@@ -193,8 +197,8 @@ def predict(job: Job, on: Cluster, way: str, *, flops: float, efficiency: float 
 
 
 def ways_for(job: Job, on: Cluster) -> tuple[str, ...]:
-    """The ways that differ for this job and cluster: no sharding of 4-bit weights, no hybrid in a single node."""
-    if job.quantization is not None or on.gpus == 1:
+    """The ways that differ for this job and cluster: no shards of 4-bit weights or for Muon, no hybrid in one node."""
+    if job.quantization is not None or job.optimizer.alone or on.gpus == 1:
         return ("ddp",)
     return WAYS if on.nodes > 1 else ("ddp", "fsdp")
 
@@ -203,12 +207,16 @@ def check_way(job: Job, way: str) -> None:
     """Refuses what cannot be planned.
 
     Raises:
-        RecipeError: there is no such way, or quantised weights are to be sharded.
+        RecipeError: there is no such way, or it shards quantised weights or Muon's matrices.
     """
     if way not in WAYS:
         raise RecipeError(f"way is {way!r}.", fix=f"known are {', '.join(WAYS)}")
     if job.quantization is not None and way != "ddp":
         raise RecipeError("Sharding of quantised weights is not planned.", fix="plan ddp, or leave quantization out")
+    if job.optimizer.alone and way != "ddp":
+        raise RecipeError(
+            f"{job.optimizer.name} needs whole weights, not shards.", fix="plan ddp, or another optimizer"
+        )
 
 
 def estimate_of(job: Job, on: Cluster, way: str) -> Estimate:
@@ -222,7 +230,7 @@ def estimate_of(job: Job, on: Cluster, way: str) -> Estimate:
     if on.gpus == 1:
         return alone
     if way == "ddp":
-        buckets = plan.trained_bytes(job)
+        buckets = job.trained_bytes
         moments = {name: replace(m, gradients=m.gradients + buckets) for name, m in alone.moments.items()}
     else:
         # gathered weights have the format of products, so nothing is cast any more
@@ -237,6 +245,8 @@ def _sharded(job: Job, name: str, whole: Moment, cast: Moment, shards: int) -> M
     ends = sizes.embedding + sizes.head
     adapter = job.adapter.weights if job.adapter is not None else 0
     layer = (sizes.parameters - ends + adapter) / sizes.layers
+    if name == "step":  # nothing is gathered any more
+        return _shard_of(whole, shards)
     trained_layer, trained_ends = (layer, ends) if job.adapter is None else (adapter / sizes.layers, 0)
     gradients = cast.gradients + trained_layer * c
     if name == "gradients":
@@ -251,10 +261,14 @@ def _sharded(job: Job, name: str, whole: Moment, cast: Moment, shards: int) -> M
     )
 
 
+def _shard_of(whole: Moment, shards: int) -> Moment:
+    return Moment(**{name: math.ceil(size / shards) for name, size in asdict(whole).items()})
+
+
 def _collectives(job: Job, on: Cluster, way: str) -> Iterator[Collective]:
     sizes, c = job.sizes, job.formats.compute
     if way == "ddp":
-        size = plan.trained_bytes(job)
+        size = job.trained_bytes
         calls = math.ceil(size / DDP_BUCKET)
         yield Collective(kind="all-reduce", size=size, calls=calls, ranks=on.gpus, nodes=on.nodes)
         return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,27 @@ from honed.errors import ModelError
 READ_FAMILIES = frozenset(
     ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma3_text", "minimind", "smollm3")
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensors:
+    """Weights of one shape that are trained alike.
+
+    Attributes:
+        shape: of each. count: how many there are.
+        hidden: they are matrices that a hidden layer multiplies by (see `layers.hidden_matrices`).
+        embedding: they are an embedding's.
+    """
+
+    shape: tuple[int, ...]
+    count: int = 1
+    hidden: bool = False
+    embedding: bool = False
+
+    @property
+    def size(self) -> int:
+        """Numbers of each."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +58,8 @@ class Sizes:
         largest_linear: of the largest of them.
         experts: weights of all routed experts, which are one tensor for all in transformers 5.
         others: norms, biases, routers.
+        tensors: all of them by shape.
+        plain_embedding: the embedding is torch's own class, and not a family's that scales what it gives.
         routed, chosen: experts of a layer, and how many of them a token goes through; 0 for a dense model.
         window: of sliding attention, None without; full_layers: how many layers see everything.
     """
@@ -58,6 +82,8 @@ class Sizes:
     largest_linear: int
     experts: int
     others: int
+    tensors: tuple[Tensors, ...]
+    plain_embedding: bool
     routed: int = 0
     chosen: int = 0
     window: int | None = None
@@ -84,13 +110,14 @@ class Adapter:
     """A LoRA adapter on a model.
 
     Attributes:
-        weights: elements that are trained.
+        weights: elements that are trained; tensors: the same by shape.
         rank: r.
         targets: last names of the layers that have one, such as q_proj.
         merges_experts: peft adds the experts' update to their weights in each forward, and so holds them twice.
     """
 
     weights: int
+    tensors: tuple[Tensors, ...]
     rank: int
     targets: frozenset[str] = field(default_factory=frozenset)
     merges_experts: bool = False
@@ -102,6 +129,8 @@ def sizes_of(config: Any) -> Sizes:
     Raises:
         ModelError: transformers has no causal language model for this configuration.
     """
+    from torch import nn
+
     model = on_meta(config)
     heads = int(config.num_attention_heads)
     key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
@@ -123,6 +152,8 @@ def sizes_of(config: Any) -> Sizes:
         norms=4 if "pre_feedforward_layernorm" in names else 2,
         qk_norm="q_norm" in names,
         **_counts(model),
+        tensors=trained_tensors(model),
+        plain_embedding=type(model.get_input_embeddings()) is nn.Embedding,
         **experts,
         window=getattr(config, "sliding_window", None) if "sliding_attention" in windows else None,
         full_layers=windows.count("full_attention") if windows else config.num_hidden_layers,
@@ -156,9 +187,26 @@ def adapter_in(model: Any) -> Adapter:
     ]
     return Adapter(
         weights=sum(parameter.numel() for parameter in trained.values()),
+        tensors=trained_tensors(model),
         rank=max(ranks, default=0),
         targets=frozenset(owner.rsplit(".", 1)[-1] for owner in owners),
         merges_experts=any(".experts" in owner for owner in owners),
+    )
+
+
+def trained_tensors(model: Any) -> tuple[Tensors, ...]:
+    """What is trained of a model, tied weights once."""
+    from torch import nn
+
+    from honed.model.layers import hidden_matrices
+
+    hidden = {id(p) for p in hidden_matrices(model).values()}
+    embedding = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = Counter((tuple(p.shape), id(p) in hidden, id(p) in embedding) for p in trained)
+    return tuple(
+        Tensors(shape=shape, count=count, hidden=matrix, embedding=table)
+        for (shape, matrix, table), count in found.items()
     )
 
 

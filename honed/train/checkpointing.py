@@ -29,6 +29,7 @@ from honed.model.plan_checkpointing import Choice, fewest, loaded_bytes
 from honed.model.plan_sizes import adapter_in, sizes_of
 from honed.model.quantize import is_quantized
 from honed.train.config import SFTConfig
+from honed.train.optimizers import planned
 from honed.train.seams import base_model
 from honed.train.surroundings import is_sharded
 
@@ -69,7 +70,7 @@ def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *
     found = job if isinstance(job, str) else choose(job, args, there=loaded_bytes(job))
     if isinstance(found, str):
         return Decision(layers=max(1, total), note=f"gradient_checkpointing=auto: all layers, because {found}.")
-    if not found[0].layers and found[0].fits:
+    if not found[0].layers and found[0].fits and found[0].job.optimizer.known:
         return Decision(layers=0)
     return Decision(layers=found[0].layers, note=f"gradient_checkpointing=auto: {in_words(*found)}.")
 
@@ -127,7 +128,8 @@ def in_words(choice: Choice, memory: Memory) -> str:
     takes = f"a step takes about {choice.needs / plan.GB:,.2f} GB"
     without = f", without it {choice.without / plan.GB:,.2f} GB" if choice.layers else ""
     fits = "" if choice.fits else "; that is too much: lower per_device_train_batch_size or max_length"
-    return f"{which}{more}; {takes}{without}, and may take {memory.size / plan.GB:,.2f} GB ({memory.says}){fits}"
+    doubt = f"; {choice.job.optimizer.doubt}" if choice.job.optimizer.doubt else ""
+    return f"{which}{more}; {takes}{without}, and may take {memory.size / plan.GB:,.2f} GB ({memory.says}){fits}{doubt}"
 
 
 def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Job | str:
@@ -153,7 +155,7 @@ def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Jo
         formats=Formats(
             weight=weight, compute=2 if args.bf16 or args.fp16 else weight, copies_attention=device != "cuda"
         ),
-        state_bytes=plan.state_bytes(args.optim.value),
+        optimizer=planned(args),
     )
 
 

@@ -30,6 +30,7 @@ from honed.model.plan_time import flops_per_step
 from honed.recipe import Recipe
 from honed.train import checkpointing, rules, vision
 from honed.train.config import SFTConfig
+from honed.train.optimizers import planned
 from honed.train.rows import Datasets
 from honed.train.run import Plan, lora_options
 from honed.train.run_data import run_data
@@ -115,6 +116,8 @@ def dry_run(recipe: Recipe) -> DryRun:
     if job is not None and args.gradient_checkpointing == "auto":
         job, told_of = _checkpointed(job, args, rows)
         notes.append(told_of)
+    elif job is not None and job.optimizer.doubt:
+        notes.append(f"memory: {job.optimizer.doubt}.")
     return DryRun(
         recipe=recipe,
         args=args,
@@ -247,7 +250,8 @@ def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
     if args.device.type not in ("cpu", "cuda"):
         return None
     try:
-        return plan.job_of(recipe, device=args.device.type)
+        job = plan.job_of(recipe, device=args.device.type)
+        return dataclasses.replace(job, optimizer=planned(args))
     except (RecipeError, NotImplementedError, KeyError):  # no max_length, or an architecture that it has no formula for
         return None
 

@@ -7,13 +7,14 @@ arXiv:2502.16982).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from honed.errors import RecipeError, RunError
+from honed.model.layers import hidden_matrices
 from honed.recipe import suggest
 
 OPTIONS: dict[str, Callable[[str], Any]] = {  # of `optim_args`, for Muon's matrices alone
@@ -101,15 +102,12 @@ def make_muon(
 def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """What is trained, as the matrices that are Muon's, and the rest.
 
-    Muon's are 2-D weights that a hidden layer multiplies by: linear layers, routers, LoRA's A and B. AdamW's are
-    embeddings and the head (and adapters on them), vectors, experts stacked in three dimensions, and LoRA of such.
+    Muon's are `hidden_matrices`, AdamW's all others.
 
     Raises:
         RecipeError: Muon would have no matrix, or one that it cannot work on.
     """
-    aside = set(_of_adamw_alone(model))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = {name: p for name, p in trained.items() if p.ndim == 2 and name.endswith("weight") and p not in aside}
+    matrices = hidden_matrices(model)
     if not matrices:
         raise RecipeError(
             "optim='muon' is for matrices of hidden layers, and none is trained.", fix="set optim='adamw_torch_fused'"
@@ -121,7 +119,7 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
                 fix="train with DDP, or set optim='adamw_torch_fused'",
             )
     own = set(matrices.values())
-    return list(matrices.values()), [p for p in trained.values() if p not in own]
+    return list(matrices.values()), [p for p in model.parameters() if p.requires_grad and p not in own]
 
 
 def summary(model: nn.Module) -> str:
@@ -131,18 +129,6 @@ def summary(model: nn.Module) -> str:
     stacked = sum(p.numel() for p in others if p.ndim == 3)
     experts = f" ({stacked:,} of them in three-dimensional weights, as experts have them)" if stacked else ""
     return f"optim='muon': Muon trains {own:,} numbers in matrices, AdamW the other {rest:,}{experts}."
-
-
-def _of_adamw_alone(model: nn.Module) -> Iterator[nn.Parameter]:
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if head is not None:
-        yield from head.parameters()
-    for module in model.modules():
-        stacked = getattr(module, "num_experts", 1) != 1 and hasattr(module, "lora_A")  # peft's, for 3-D parameters
-        if stacked or isinstance(module, nn.Embedding):
-            yield from module.parameters()
-        elif type(module).__module__.startswith("peft."):  # a table of angles, magnitudes; its matrices are nn.Linear
-            yield from module.parameters(recurse=False)
 
 
 def muon_options(text: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import ExplicitEnum
 
 from honed.errors import RecipeError
+from honed.model.plan_optimizers import Optimizer, optimizer_for
 from honed.recipe import suggest
 from honed.train.muon import make_muon, muon_options, summary
 from honed.train.precision import rounds_stochastically
@@ -35,6 +36,13 @@ def known_optimizer(name: Any) -> OptimizerNames | Own:
     if value not in known:
         raise RecipeError(f"optim is {value!r}, which is no optimizer.", fix=suggest(str(value), known))
     return known[value]
+
+
+def planned(args: SFTConfig) -> Optimizer:
+    """The optimizer as the planner sees it."""
+    return optimizer_for(
+        args.optim.value, args.optim_args, decays=args.weight_decay > 0, in_backward=args.optimizer_in_backward
+    )
 
 
 def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> Any:

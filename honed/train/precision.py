@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from honed.model.plan_optimizers import named_values
 from honed.train.surroundings import uses_deepspeed
 
 if TYPE_CHECKING:
@@ -24,13 +25,9 @@ COMPENSATING_WORDS = ("stochastic", "kahan")
 
 def rounds_stochastically(args: SFTConfig) -> bool:
     """Whether AdamW is to round bfloat16 weights stochastically, which torchao's optimizers name the same way."""
-    return args.optim.value in ADAMW and optim_arguments(args).get("bf16_stochastic_round", "").lower() == "true"
-
-
-def optim_arguments(args: SFTConfig) -> dict[str, str]:
-    """What stands in `optim_args`, "name=value,name=value"."""
-    pairs = (pair.partition("=") for pair in (args.optim_args or "").replace(" ", "").split(",") if pair)
-    return {name: value for name, _, value in pairs}
+    return (
+        args.optim.value in ADAMW and named_values(args.optim_args).get("bf16_stochastic_round", "").lower() == "true"
+    )
 
 
 def notes_on_masters(model: nn.Module, args: SFTConfig) -> list[str]:

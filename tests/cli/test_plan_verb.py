@@ -38,6 +38,22 @@ def test_json_and_a_recipe(honed: Any, tmp_path: Path) -> None:
     assert found["recipe"] == "your recipe" and mine["fits"]
 
 
+def test_the_optimizer_counts(honed: Any) -> None:
+    given = ("plan", "--model", "Qwen3-0.6B", "--gpu", "80GB")
+    found = {name: json.loads(honed(*given, "--optim", name, "--json").out) for name in ("sgd", "muon", "galore_adamw")}
+    adamw = json.loads(honed(*given, "--json").out)
+    states = {name: plan["choices"][0]["parts"]["optimizer"] for name, plan in [*found.items(), ("adamw", adamw)]}
+    assert states["sgd"] == 0 < states["muon"] < states["adamw"] == states["galore_adamw"]
+    assert adamw["optimizer_state_known"] and not found["galore_adamw"]["optimizer_state_known"]
+    shown = honed(*given, "--optim", "galore_adamw").out
+    assert (
+        "the state of galore_adamw is not known, and counted as AdamW's" in shown and 'optim: "galore_adamw"' in shown
+    )
+    assert "GB of its state, counted here, can go to the host" in honed(*given, "--optim", "paged_adamw_8bit").out
+    refused = honed(*given, "--optim", "adafactors")
+    assert refused.status != 0 and "adafactor" in refused.err
+
+
 def test_nothing_fits(honed: Any) -> None:
     shown = honed("plan", "--model", "Llama-3.3-70B", "--gpu", "24GB")
     assert shown.status == 0 and "Nothing fits." in shown.out

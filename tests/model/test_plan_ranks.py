@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from honed.errors import RecipeError
 from honed.model import plan
+from honed.model.plan_optimizers import Optimizer
 from honed.model.plan_ranks import WAYS, Cluster, Collective, Prediction, estimate_of, predict, ways_for
 from honed.model.plan_time import seconds_per_step
 
@@ -75,10 +76,11 @@ def test_sharded_memory_by_hand() -> None:
     on, layer = cluster(64), (PARAMETERS - EMBEDDING) / LAYERS
     at_end = estimate_of(JOB, on, "fsdp").moments["gradients"]
     assert at_end.weights == pytest.approx(4 * PARAMETERS / 64 + 2 * (2 * layer + EMBEDDING), abs=2)
-    assert at_end.optimizer == pytest.approx(8 * PARAMETERS / 64, abs=2)
+    counters = 4 * sum(tensors.count for tensors in JOB.trained)  # of AdamW's steps
+    assert at_end.optimizer == pytest.approx((8 * PARAMETERS + counters) / 64, abs=2)
     assert at_end.gradients == pytest.approx(4 * PARAMETERS / 64 + 2 * (layer + EMBEDDING), abs=2)
     hybrid = estimate_of(JOB, on, "hybrid").moments["gradients"]
-    assert hybrid.optimizer == PARAMETERS  # 8 bytes over the 8 GPUs of a node
+    assert hybrid.optimizer == pytest.approx(PARAMETERS + counters / 8, abs=2)  # over the 8 GPUs of a node
 
 
 def test_ddp_holds_gradients_twice() -> None:
@@ -135,6 +137,12 @@ def test_ways() -> None:
     assert ways_for(quantised, cluster(64)) == ("ddp",)
     with pytest.raises(RecipeError, match="quantised"):
         predict(quantised, cluster(64), "fsdp", flops=1e15)
+    muon = replace(JOB, optimizer=Optimizer(name="muon"))
+    assert ways_for(muon, cluster(64)) == ("ddp",)
+    with pytest.raises(RecipeError, match="muon needs whole weights"):
+        predict(muon, cluster(64), "fsdp", flops=1e15)
+    with pytest.raises(RecipeError, match="optimizer_in_backward"):
+        predict(replace(JOB, optimizer=Optimizer(in_backward=True)), cluster(8), "ddp", flops=1e15)
     with pytest.raises(RecipeError, match="hybrid"):
         predict(JOB, cluster(64), "zero3", flops=1e15)
 
