@@ -243,8 +243,7 @@ def _by_method(recipe: Recipe, on: Machine) -> dict[str, Job]:
     plain = replace(recipe, dtype=None, quantization=None)
     full = plan.job_of(replace(plain, lora=None), device=on.device)
     lora = plan.job_of(replace(plain, lora=recipe.lora or LoraRecipe()), device=on.device)
-    kind = recipe.quantization or "nf4"
-    return {"full": full, "lora": lora, "qlora": plan.quantized(lora, kind)}
+    return {"full": full, "lora": lora, "qlora": plan.quantized(lora, recipe.quantization or "nf4")}
 
 
 def _own(recipe: Recipe, jobs: Mapping[str, Job], on: Machine) -> Job:

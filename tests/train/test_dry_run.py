@@ -162,6 +162,17 @@ def test_memory_and_operations_are_the_planners(recipe_of: Callable[..., Recipe]
     assert (unbounded.memory, unbounded.operations) == (None, None)
 
 
+def test_memory_is_that_of_the_recipes_optimizer(recipe_of: Callable[..., Recipe]) -> None:
+    fixed = ("lora=null", "gradient_checkpointing=false", "max_length=8", "per_device_train_batch_size=1")
+    found = {name: dry_run(recipe_of(*fixed, f"optim={name}")) for name in ("sgd", "adamw_torch_fused", "apollo_adamw")}
+    memory = {name: dry.memory or 0 for name, dry in found.items()}
+    assert memory["sgd"] < memory["adamw_torch_fused"] == memory["apollo_adamw"]
+    told = {name: any("apollo_adamw is not known" in note for note in dry.notes) for name, dry in found.items()}
+    assert told == {"sgd": False, "adamw_torch_fused": False, "apollo_adamw": True}
+    auto = dry_run(recipe_of(*fixed, "gradient_checkpointing=auto", "optim=apollo_adamw")).notes
+    assert sum("apollo_adamw is not known" in note for note in auto) == 1
+
+
 def test_steps_chosen_by_tokens_are_counted_as_they_are_made(tmp_path: Path) -> None:
     lengths = [30, 50, 20, 90, 10, 10, 60]
     args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, tokens_per_step=80, num_train_epochs=2)
