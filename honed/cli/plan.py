@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     from honed.cli.train import divide
     from honed.model.plan_optimizers import DEFAULT
     from honed.recipe import load_recipe
-    from honed.train.optimizers import known_optimizer
+    from honed.train.optimizers.optimizers import known_optimizer
 
     quiet_libraries()
     path, changes = divide(args.items)

@@ -27,7 +27,7 @@ DEFAULT = "adamw_torch_fused"  # transformers' own
 # Of 8-bit and 4-bit states: numbers that share a float32 scale, and the size below which a tensor stays as it was.
 BLOCK, LEAST_QUANTIZED = 256, 4096
 PAGED_FROM = 100_000  # numbers of a tensor whose state bitsandbytes can page out
-# Numbers that stochastic rounding works on at a time; see honed/train/stochastic_rounding.py.
+# Numbers that stochastic rounding works on at a time; see honed/train/optimizers/stochastic_rounding.py.
 ROUNDED_AT_A_TIME, ROUNDING_BYTES = 1 << 24, 23
 
 # Copies of a weight in its own format, and bytes for each tensor besides.
