@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from honed.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
     from honed.recipe import DataRecipe
 
 SEVERITIES = ("error", "warning", "never")
@@ -146,7 +146,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
     from dataclasses import fields
 
     from honed.cli.train import RECIPE_SUFFIXES
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
     from honed.recipe import load_recipe
 
     changes = [item for item in args.items if "=" in item and not Path(item).exists()]

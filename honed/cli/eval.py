@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from honed.data.ledger import Ledger
-    from honed.data.prepare.prepare import PrepareOptions
-    from honed.data.templates.template import Template
+    from honed.data.prepare.options import PrepareOptions
+    from honed.data.templates.view import Template
     from honed.evaluate.evaluation import Exam, Measured
     from honed.evaluate.held_out import Collate, Scorer
     from honed.evaluate.measure import Compared
@@ -128,7 +128,7 @@ def trained_with(folder: Path, max_length: int | None) -> PrepareOptions:
     """
     from dataclasses import fields, replace
 
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
     from honed.recipe import load_recipe
 
     options = PrepareOptions()

@@ -14,7 +14,7 @@ from honed.data.lint.view import ShownToken, TokenViewer, visible
 from honed.data.read.formats import RowError
 
 if TYPE_CHECKING:
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
 
 SHORT_CONTEXT = 240  # characters kept at each end of a long untrained stretch
 

@@ -24,7 +24,7 @@ from honed.data.lint.rows import row_faults, said
 from honed.data.lint.spread import Spread, length_findings
 from honed.data.lint.text import ControlTokens, text_faults
 from honed.data.lint.tokens import TokenCheck, reading_of
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.data.read.columns import Columns, beside
 from honed.data.read.formats import RowError, formats_of, read_example
 from honed.data.read.sources import read_rows

@@ -18,7 +18,7 @@ from typing import Any
 from honed.data.encode.render import Rendered, Renderer
 from honed.data.example import Conversation, Example, Source
 from honed.data.ledger import Ledger
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.reader import RowReader
 from honed.data.read.formats import LISTS_OF_MESSAGES, read_example
 from honed.data.read.messages import RowError

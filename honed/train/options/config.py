@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
 from honed.loss.objective import Objective

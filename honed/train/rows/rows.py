@@ -19,7 +19,8 @@ from honed.data.example import Source
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import Mixture
 from honed.data.prepare.cache import prepare_cached
-from honed.data.prepare.prepare import Prepared, PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import Prepared, prepare
 from honed.data.prepare.stream import RowStream
 from honed.data.read.formats import FORMATS, ReadOptions
 from honed.data.read.messages import RowError

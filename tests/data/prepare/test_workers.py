@@ -20,7 +20,8 @@ from pyarrow import parquet
 
 from honed.data.ledger import Ledger
 from honed.data.prepare import reader, workers
-from honed.data.prepare.prepare import Prepared, PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import Prepared, prepare
 from honed.errors import DataError
 
 pytestmark = pytest.mark.skipif(not workers.can_fork(), reason="processes cannot be forked safely here")
