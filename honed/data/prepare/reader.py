@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from honed.data.encode.render import Rendered, Renderer, Turn
-from honed.data.example import Example
+from honed.data.example import Example, RowError
 from honed.data.ledger import Ledger
 from honed.data.prepare.fast_path import FastPath
 from honed.data.prepare.kept import KeptRow, KeptRows
 from honed.data.prepare.options import PrepareOptions
 from honed.data.read.columns import Columns
-from honed.data.read.formats import ReadOptions, RowError, read_example
+from honed.data.read.formats import ReadOptions, read_example
 from honed.data.read.formatting import Formatting
 from honed.data.read.sources import SourcedRow
 from honed.data.templates.view import Template, View

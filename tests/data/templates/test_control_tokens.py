@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from honed.data.encode.render import Renderer
-from honed.data.example import Conversation, Message, Source
+from honed.data.example import Conversation, Message, RowError, Source
 from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.prepare import prepare
-from honed.data.read.formats import RowError
 from honed.data.templates.jinja import JinjaTemplate
 from honed.data.templates.plain import PlainTemplate
 
