@@ -13,8 +13,8 @@ from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
 from honed.loss.objective import Objective
-from honed.train.optimizers.optimizers import Own, known_optimizer
 from honed.train.options.legacy import takes_old_names
+from honed.train.options.optim import Own, known_optimizer
 from honed.train.options.refusals import refusals_of_arguments
 
 OLD_VALUES = {  # option -> value that it had in older releases of TRL -> the same today

@@ -11,7 +11,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from honed.progress import Progress
-from honed.train.loop.log import MetricsLines
+from honed.train.metrics import describe
+from honed.train.run_folder.metrics_file import MetricsLines
 
 
 class TrainingProgress(TrainerCallback):
@@ -76,18 +77,6 @@ class MetricsFile(TrainerCallback):
         line = {"step": state.global_step, "seconds": seconds, **{key: _finite(value) for key, value in logs.items()}}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def describe(logs: dict[str, float]) -> str:
-    """'loss 0.512  lr 1.8e-03  612 tok/s (301 trained)'."""
-    parts = [f"loss {logs['loss']:.4f}"]
-    if "learning_rate" in logs:
-        parts.append(f"lr {logs['learning_rate']:.1e}")
-    if "tokens_per_second" in logs:
-        trained = logs.get("trained_tokens_per_second")
-        of_them = "" if trained is None else f" ({trained:.0f} trained)"
-        parts.append(f"{logs['tokens_per_second']:.0f} tok/s{of_them}")
-    return "  ".join(parts)
 
 
 def _finite(value: Any) -> Any:
