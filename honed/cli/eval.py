@@ -146,7 +146,7 @@ def _measured(args: argparse.Namespace, name: str, exam: Exam, tokenizer: Any, t
 
     from honed.evaluate.evaluation import check_same_tokens, sit
     from honed.model.device import pick_device
-    from honed.model.load import load_for_generation
+    from honed.model.load_trained import load_for_generation
 
     print(f"{name}:")
     model, own_tokenizer = load_for_generation(name, device=pick_device())
