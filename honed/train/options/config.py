@@ -75,7 +75,7 @@ class SFTConfig(TrainingArguments):
         bad_rows: honed. "error" or "drop".
         streaming: honed. Read, render and pack rows while training, in constant memory; needs max_steps.
         shuffle_buffer: honed. While streaming, rows held and shuffled at a time; 0 keeps their order.
-        data_cache: honed. Keep prepared data on disk and open it when the same is asked for (see `prepared_cache`).
+        data_cache: honed. Keep prepared data on disk and open it when the same is asked for (`honed cache` lists it).
         tokens_per_step: honed. Tokens of an optimizer step, about: its rows are chosen by them, the same on any number
             of ranks, which get nearly equal shares. A micro-batch holds at most per_device_train_batch_size *
             max_length of them; how many there are follows. The plain engine does not have it.
