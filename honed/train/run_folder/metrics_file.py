@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from honed.errors import storage_errors
 
@@ -20,14 +21,19 @@ class MetricsLines:
         drop_after(path, step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers that JSON cannot hold (NaN, infinity) become null."""
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        line = {"step": step, "seconds": round(time.perf_counter() - self._started, 3), **finite}
-        with storage_errors(self._path.parent), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """See `append_line`."""
+        with storage_errors(self._path.parent):
+            append_line(self._path, step, time.perf_counter() - self._started, values)
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def append_line(path: Path, step: int, seconds: float, values: Mapping[str, Any]) -> None:
+    """One JSON object more; numbers that JSON cannot hold (NaN, infinity) become null."""
+    line = {"step": step, "seconds": round(seconds, 3), **{key: _finite(value) for key, value in values.items()}}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def drop_after(path: Path, step: int) -> None:
@@ -38,6 +44,10 @@ def drop_after(path: Path, step: int) -> None:
         beside = path.with_name(f".{path.name}.{os.getpid()}")  # renamed: a kill must not leave half of the lines
         beside.write_text("".join(f"{line}\n" for line in old if _step_of(line) <= step), encoding="utf-8")
         beside.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_of(line: str) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from transformers import TrainerCallback
 
 from honed.progress import Progress
 from honed.train.metrics import describe
-from honed.train.run_folder.metrics_file import MetricsLines
+from honed.train.run_folder.metrics_file import append_line, drop_after
 
 
 class TrainingProgress(TrainerCallback):
@@ -67,17 +65,9 @@ class MetricsFile(TrainerCallback):
         """Empties the file; of a run that is resumed, only what comes after its checkpoint is dropped."""
         self._started = time.perf_counter()
         if state.is_world_process_zero:
-            MetricsLines(self.path, step=state.global_step)
+            drop_after(self.path, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """One JSON object a line; numbers that JSON cannot hold (NaN, infinity) become null."""
-        if not state.is_world_process_zero or not logs:
-            return
-        seconds = round(time.perf_counter() - self._started, 3)
-        line = {"step": state.global_step, "seconds": seconds, **{key: _finite(value) for key, value in logs.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        """One JSON object a line, see `append_line`."""
+        if state.is_world_process_zero and logs:
+            append_line(self.path, state.global_step, time.perf_counter() - self._started, logs)
