@@ -1,11 +1,15 @@
 """One forward and backward over several answers to one question: ours with and without sharing, and TRL.
 
-    python benchmarks/shared_prefix.py [--question 48] [--answer 48] [--answers 8] [--repeats 3] [--out NAME.json]
+    python benchmarks/shared_prefix.py [--case NAME] [--answers 8] [--repeats 3] [--out NAME.json]
 
-Random tokens through a model of SmolLM2-135M's shape with random weights, float32, one thread, interleaved. The loss is
-on the answers. TRL gets the same documents as rows with a completion mask, one batch in each of its settings that a CPU
-allows (padded rows, padding_free, packing); documents are equally long, so padding costs it nothing. The ratio is
-printed against the fastest of them. Losses and gradients of all sides are compared first.
+Random tokens through a model with random weights, float32, one thread, interleaved. The loss is on the answers, and a
+question has as many tokens as each answer. TRL gets the same documents as rows with a completion mask, one batch in
+each of its settings that a CPU allows (padded rows, padding_free, packing); documents are equally long, so padding
+costs it nothing. The ratio is printed against the fastest of them. Losses and gradients of all sides are compared
+first.
+
+Two bounds stand beside what was measured: tokens without sharing over tokens with it, and the same for the products of
+matrices, which is less, since the head scores the answers' tokens, and sharing leaves it those. Time is processor time.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -40,53 +45,94 @@ TRL_SETTINGS: dict[str, dict[str, Any]] = {
 Step = Callable[[], tuple[float, int]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A Llama's shape with tied embeddings, and the tokens of the question and of each answer."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    tokens_each: int
+
+    @property
+    def layers_weights(self) -> int:
+        attention = 2 * self.hidden * self.hidden * (1 + self.kv_heads / self.heads)
+        return round(self.layers * (attention + 3 * self.hidden * self.intermediate))
+
+
+SMOLLM2 = {"hidden": 576, "intermediate": 1536, "layers": 30, "heads": 9, "kv_heads": 3, "vocabulary": 49_152}
+CASES = {
+    "smollm2-135m": Case(**SMOLLM2, tokens_each=48),
+    "minimind": Case(hidden=512, intermediate=1408, layers=8, heads=8, kv_heads=2, vocabulary=6_400, tokens_each=128),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--question", type=int, default=48)
-    parser.add_argument("--answer", type=int, default=48)
+    parser.add_argument("--case", choices=CASES)
     parser.add_argument("--answers", type=int, default=8)
-    parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--quick", action="store_true", help="two layers, one round: whether it works, not how fast it is"
+        "--quick", action="store_true", help="one round of one model: whether it works, not how fast it is"
     )
     parser.add_argument("--out")
     args = parser.parse_args()
     if args.quick:
-        args.layers, args.repeats = 2, 1
+        args.case, args.repeats = args.case or "minimind", 1
     torch.set_num_threads(1)
-    documents = draw_documents(args.question, args.answer, args.answers)
-    model, trls_model = new_model(args.layers), new_model(args.layers)
+    results = []
+    for name in [args.case] if args.case else CASES:
+        results.append({"case": name, "answers": args.answers, **asdict(CASES[name]), **compare(CASES[name], args)})
+        print(json.dumps(results[-1], indent=1), flush=True)
+    if args.out:
+        machine = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1}
+        record = {"date": date.today().isoformat(), "machine": machine, "versions": versions(), "results": results}
+        Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("honed", "trl", "torch", "transformers")}
+
+
+def compare(case: Case, args: argparse.Namespace) -> dict[str, Any]:
+    documents = draw_documents(case, args.answers)
+    model, trls_model = new_model(case), new_model(case)
     with tempfile.TemporaryDirectory() as folder:
         steps = {
-            "honed shared": ours(model, documents, args.question, share=True),
-            "honed unshared": ours(model, documents, args.question, share=False),
+            "honed shared": ours(model, documents, case.tokens_each, share=True),
+            "honed unshared": ours(model, documents, case.tokens_each, share=False),
             **{
-                name: trls(trls_model, documents, args.question, folder, options)
+                name: trls(trls_model, documents, case.tokens_each, folder, options)
                 for name, options in TRL_SETTINGS.items()
             },
         }
         tokens = check(steps, model, trls_model)
-        seconds = measure(steps, args.repeats)
-    result = summary(seconds, tokens)
-    print(json.dumps(result, indent=1))
-    if args.out:
-        machine = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1}
-        record = {"date": date.today().isoformat(), "machine": machine, "arguments": vars(args), **result}
-        Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        return summary(measure(steps, args.repeats), tokens) | bounds(case, args.answers, tokens)
 
 
-def new_model(layers: int) -> Any:
+def bounds(case: Case, answers: int, tokens: dict[str, int]) -> dict[str, float]:
+    head = answers * case.tokens_each * case.hidden * case.vocabulary
+    unshared, shared = (tokens[f"honed {side}"] for side in ("unshared", "shared"))
+    products = (unshared * case.layers_weights + head) / (shared * case.layers_weights + head)
+    return {"ratio_of_tokens": round(unshared / shared, 3), "ratio_of_products": round(products, 3)}
+
+
+def new_model(case: Case) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
+        vocab_size=case.vocabulary,
+        hidden_size=case.hidden,
+        intermediate_size=case.intermediate,
+        num_hidden_layers=case.layers,
+        num_attention_heads=case.heads,
+        num_key_value_heads=case.kv_heads,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,
@@ -95,10 +141,10 @@ def new_model(layers: int) -> Any:
     return LlamaForCausalLM(config).train()
 
 
-def draw_documents(question: int, answer: int, answers: int) -> list[np.ndarray]:
+def draw_documents(case: Case, answers: int) -> list[np.ndarray]:
     draw = np.random.default_rng(0)
-    asked = draw.integers(3, 49152, question)
-    return [np.concatenate([asked, draw.integers(3, 49152, answer)]) for _ in range(answers)]
+    question, *rest = draw.integers(3, case.vocabulary, (1 + answers, case.tokens_each))
+    return [np.concatenate([question, answer]) for answer in rest]
 
 
 def ours(model: Any, documents: list[np.ndarray], question: int, *, share: bool) -> Step:
@@ -180,9 +226,9 @@ def measure(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return seconds
 
 

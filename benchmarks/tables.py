@@ -111,10 +111,12 @@ def training_step(record: Record, _: Path) -> str:
         "times as fast",
         "over TRL's default",
         "memory of the best, times ours",
+        "without libraries",
     )
     return table(head, [
         (r["case"], r["seconds_per_step"]["honed"], f"{r['seconds_per_step'][r['best']]} ({r['best']})",
-         r["speed_over_best"], r["speed_over_default"], round(1 / r["memory_of_best"], 2))
+         r["speed_over_best"], r["speed_over_default"], round(1 / r["memory_of_best"], 2),
+         round(1 / r["training_memory_of_best"], 2))
         for r in record["results"]
     ])  # fmt: skip
 
@@ -171,10 +173,23 @@ def moe_dispatch(record: Record, _: Path) -> str:
 
 
 def shared_prefix(record: Record, _: Path) -> str:
-    head = ("side", "seconds", "tokens computed")
-    rows = [(side, seconds, record["tokens"][side]) for side, seconds in record["seconds"].items()]
-    best = f"{record['speedup_over_fastest_trl']} times as fast as the fastest of TRL ({record['fastest_trl']})"
-    return f"{table(head, rows)}\n\nShared: {best}, {record['speedup_over_unshared']} times as unshared."
+    head = (
+        "model",
+        "tokens of each",
+        "shared, s",
+        "unshared, s",
+        "TRL's fastest, s",
+        "over TRL's fastest",
+        "over unshared",
+        "ratio of products",
+        "ratio of tokens",
+    )
+    return table(head, [
+        (r["case"], r["tokens_each"], r["seconds"]["honed shared"], r["seconds"]["honed unshared"],
+         f"{r['seconds'][r['fastest_trl']]} ({r['fastest_trl']})", r["speedup_over_fastest_trl"],
+         r["speedup_over_unshared"], r["ratio_of_products"], r["ratio_of_tokens"])
+        for r in record["results"]
+    ])  # fmt: skip
 
 
 def plan_accuracy(record: Record, _: Path) -> str:
@@ -224,7 +239,7 @@ def summary(words: dict[str, str]) -> str:
             both = joined((r["speed_over_best"], r["speed_over_default"]))
             rows.append((words[r["case"]], words["settings"], both))
     for record in records("shared-prefix"):
-        rows.append((words["prefix"], words["best"], str(record["speedup_over_fastest_trl"])))
+        rows.append((words["prefix"], words["best"], joined(r["speedup_over_fastest_trl"] for r in record["results"])))
     for record in records("startup"):
         warm = next(r for r in record["results"] if r["caches"] == "warm")
         ratios = (warm["ratio_of_seconds"][engine] for engine in ("trainer", "plain"))
@@ -251,7 +266,7 @@ SUMMARIES = {
         "rows": "52,000 rows to tokens: prompt and completion; messages; packed text",
         "head-heavy": "a training step: small model, vocabulary 151,936", "smollm2-135m": "SmolLM2-135M's shape",
         "minimind": "MiniMind's shape", "smollm2-135m-lora": "SmolLM2-135M's shape, LoRA",
-        "prefix": "8 answers to each question, the question half of the tokens",
+        "prefix": "8 answers to each question, as long as an answer: SmolLM2-135M's shape; MiniMind's",
         "startup": "from the command to the first step: both engines",
         "generation": "16 answers of skewed lengths; of natural ones; of equal ones",
     },
@@ -261,7 +276,7 @@ SUMMARIES = {
         "rows": "5.2 万行变成 token：prompt + completion；messages；打包的纯文本",
         "head-heavy": "训练一步：小模型，词表 151,936", "smollm2-135m": "SmolLM2-135M 的形状",
         "minimind": "MiniMind 的形状", "smollm2-135m-lora": "SmolLM2-135M 的形状，LoRA",
-        "prefix": "每个问题 8 个回答，问题占一半 token",
+        "prefix": "每个问题 8 个回答，问题与每个回答一样长：SmolLM2-135M 的形状；MiniMind 的形状",
         "startup": "从命令到第一步：两种引擎",
         "generation": "16 个回答：长短不一；自然结束；长度相同",
     },

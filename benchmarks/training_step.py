@@ -8,7 +8,9 @@ setting of its own here; both sides have bf16=False.
 
 Before anything is timed, the gradients of the first step are compared; a ratio is printed only where they agree. Time
 is processor time per step, after the first step: with one thread it is what a clock shows on an idle machine, and it
-hardly changes when others use the machine too. Peak memory is that of the whole process.
+hardly changes when others use the machine too. Peak memory is that of the whole process; the training's own is by how
+much it lies above what was resident when training began, plus the model's weights, so without the interpreter, the
+libraries and the tokenizer, which are the same on both sides.
 
 Rows: question and answer pairs of five files in ../shared/data, answers trained, up to 512 tokens; without that folder
 the packaged starter set. Token ids are taken modulo the case's vocabulary.
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from data_preparation import SHARED, THREADS, distinct_pairs, load_tokenizer, machine, peak_gb
+from growth import resident
 
 MAX_LENGTH = 512
 # What each side sets beyond what all have.
@@ -129,6 +132,7 @@ def compare(name: str, folder: Path, *, steps: int, repeats: int) -> dict[str, A
         "gradient_errors": {side: float(f"{error:.1e}") for side, error in errors.items()},
         "seconds_per_step": {side: round(median(m, "seconds"), 3) for side, m in found.items()},
         "peak_gb": {side: round(median(m, "peak_gb"), 3) for side, m in found.items()},
+        "training_gb": {side: round(median(m, "training_gb"), 3) for side, m in found.items()},
         "losses": {side: m[0]["losses"] for side, m in found.items()},
         "best": best,
         **{
@@ -136,6 +140,7 @@ def compare(name: str, folder: Path, *, steps: int, repeats: int) -> dict[str, A
         },
         "memory_of_best": round(1 / ratio(found, best, "peak_gb"), 2),
         "memory_of_default": round(1 / ratio(found, "trl", "peak_gb"), 2),
+        "training_memory_of_best": round(1 / ratio(found, best, "training_gb"), 2),
     }
 
 
@@ -194,11 +199,13 @@ def train(side: str, case: Case, file: Path, *, steps: int, gradients: str | Non
         trainer.remove_callback(PrinterCallback)
         watch = watching(gradients)
         trainer.add_callback(watch)
+        others = resident("VmRSS") / 1e3 - sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
         trainer.train()
         losses = [round(line["loss"], 5) for line in trainer.state.log_history if "loss" in line]
         ends = watch.ends
         seconds = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
-        return {"seconds": seconds, "peak_gb": peak_gb(), "losses": losses}
+        peak = peak_gb()
+        return {"seconds": seconds, "peak_gb": peak, "training_gb": peak - others, "losses": losses}
 
 
 def honed_trainer(model: Any, options: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any) -> Any:
@@ -310,7 +317,7 @@ def describe(result: dict[str, Any]) -> str:
         [
             f"{result['case']}: honed {result['speed_over_best']:.2f}x TRL's best ({result['best']}),"
             f" {result['speed_over_default']:.2f}x its default; memory {result['memory_of_best']:.2f}x,"
-            f" {result['memory_of_default']:.2f}x",
+            f" {result['memory_of_default']:.2f}x; its own {result['training_memory_of_best']:.2f}x",
             *(f"  {side:22}{seconds[side]:8.2f} s/step {peak[side]:7.2f} GB" for side in SIDES),
             "  relative error of the first step's gradients: "
             + ", ".join(f"{side} {error:.0e}" for side, error in result["gradient_errors"].items()),

@@ -14,8 +14,8 @@ comes after all this, in the backward pass) nor the digits. There a tile holds (
 times; what a token counts is relative to the greatest weight, which the backward pass multiplies in; and products of
 float16 matrices for the layer's gradient are float32 at once.
 
-Plain PyTorch. On a GPU it is a few large operations that never wait for the device, but it has been measured on CPU
-only.
+On a GPU a tile is scored by a Triton kernel where there is one (`cross_entropy_triton.py`), else by a few large
+operations; nothing waits for the device. It has been measured on CPU only.
 
 Shapes: N tokens, n tokens of a tile or block, D hidden size, V vocabulary.
 """
@@ -28,18 +28,20 @@ from typing import Any, NamedTuple
 
 import torch
 
+from honed.ops.cross_entropy import HALF_SCALE, Part, Scoring, score
+from honed.ops.cross_entropy_triton import can_score
 from honed.ops.products import add_mm, mm
 
-# Logits of a tile: on CPU as many as the last-level cache holds, but as many rows as a matrix product needs.
+# Logits of a tile: on CPU as many as the last-level cache holds, but as many rows as a matrix product needs. On a GPU a
+# tile's share of the layer's gradient is added in float32 to what is there: 8 bytes of traffic a weight, which some
+# 1,000 rows' products outlast.
 TILE_ELEMENTS = {"cpu": 1 << 22, "gpu": 1 << 26}
 TILE_MIN_ROWS = 128
+TILE_MIN_ROWS_TRAINED = {"cpu": 128, "gpu": 1024}
 # Logits of a block, which several operations in turn pass over: 1 MB of float32.
 BLOCK_ELEMENTS = 1 << 18
 # Elements of the products that a half-precision sum adds one after another.
 SUM_ELEMENTS = 1 << 24
-# What a tile's gradient is multiplied by. In float16 small probabilities stay above 6e-8 so, and sums over the
-# vocabulary of weights up to 128 below 65,504.
-HALF_SCALE = {torch.float16: 256.0, torch.bfloat16: 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +61,9 @@ class TokenScores:
     correct_N: torch.Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Options:
-    label_smoothing: float
-    dft: bool
-    softcap: float | None
-    extras: bool
-    rows: int
-    gradient: bool = False  # whether a block of logits is to become its gradient
-    entropy: bool = False  # whether a block's entropy is to be computed from its logits
+class _Options(NamedTuple):
+    asked: Scoring
+    rows: int | None
 
 
 class _Tokens(NamedTuple):
@@ -120,10 +116,7 @@ def linear_cross_entropy(
             nothing (`_entropy`), and in half precision is as rough as they are.
         rows: tokens per tile; None to choose.
     """
-    if rows is None:
-        elements = TILE_ELEMENTS["cpu" if h_ND.device.type == "cpu" else "gpu"]
-        rows = max(TILE_MIN_ROWS, elements // len(weight_VD))
-    options = _Options(label_smoothing=label_smoothing, dft=dft, softcap=softcap, extras=extras, rows=rows)
+    options = _Options(Scoring(label_smoothing=label_smoothing, dft=dft, softcap=softcap, correct=extras), rows)
     if not torch.is_grad_enabled():
         return _over_tiles(_Tokens(h_ND, targets_N, weights_N), _Layer(weight_VD, bias_V), options, _Wanted())[0]
     loss, nll_N, entropy_N, correct_N = _LinearCrossEntropy.apply(
@@ -175,24 +168,6 @@ def _times(gradient: torch.Tensor | None, above: torch.Tensor, dtype: torch.dtyp
     return gradient.mul_(above.to(gradient.dtype))
 
 
-class _Part(NamedTuple):
-    """What came out for each token of a block, of a tile, or of all tiles.
-
-    Attributes:
-        loss_n: the token's loss, not weighted.
-        count_n: what it counts: its weight, for DFT times its probability.
-        times_n: what the gradients in the tile are too large by: the sum over the vocabulary of exp(logit - greatest
-            logit), in half precision HALF_SCALE.
-    """
-
-    loss_n: torch.Tensor
-    nll_n: torch.Tensor
-    count_n: torch.Tensor
-    times_n: torch.Tensor
-    entropy_n: torch.Tensor | None
-    correct_n: torch.Tensor | None
-
-
 def _over_tiles(
     tokens: _Tokens, layer: _Layer, options: _Options, wanted: _Wanted
 ) -> tuple[TokenScores, tuple[torch.Tensor | None, ...]]:
@@ -201,22 +176,22 @@ def _over_tiles(
     Theirs is a scalar, or None where they lack nothing.
     """
     h_ND, targets_N, weights_N = tokens
-    device, several = h_ND.device.type, len(h_ND) > options.rows
+    device, rows = h_ND.device.type, options.rows or _rows(h_ND, layer, trained=wanted.weight)
+    several = len(h_ND) > rows
     dweight = _Sum(layer.weight_VD, several=several) if wanted.weight else None
     dbias = _Sum(layer.bias_V, several=several) if wanted.bias and layer.bias_V is not None else None
-    from_gradient = options.extras and wanted.h and layer.bias_V is None and options.softcap is None
-    options = replace(options, gradient=any(wanted), entropy=options.extras and not from_gradient)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
     unit = _unit(weights_N, dtype)
     with torch.autocast(device, enabled=False):
         h_ND = h_ND.to(dtype)
         layer = _Layer(layer.weight_VD.to(dtype), None if layer.bias_V is None else layer.bias_V.to(dtype))
         dh_ND = torch.empty_like(h_ND) if wanted.h else None
-        buffer_nV = h_ND.new_empty(min(options.rows, len(h_ND)), len(layer.weight_VD))
+        buffer_nV = h_ND.new_empty(min(rows, len(h_ND)), len(layer.weight_VD))
+        scoring = _scoring(options.asked, wanted, layer, buffer_nV)
         parts = []
-        for tile in _slices(len(h_ND), options.rows):
+        for tile in _slices(len(h_ND), rows):
             tile_nV = _linear(h_ND[tile], layer, out=buffer_nV[: tile.stop - tile.start])
-            part = _each_block(tile_nV, targets_N[tile], weights_N[tile], options)
+            part = _each_block(tile_nV, targets_N[tile], weights_N[tile], scoring)
             factor_n = part.count_n / part.times_n
             factor_n1 = (factor_n if unit is None else factor_n / unit)[:, None].to(dtype)
             if dh_ND is not None:
@@ -228,7 +203,7 @@ def _over_tiles(
             parts.append(part)
             del tile_nV  # before the next one is made, where that is not in the buffer
     part = _joined(parts)
-    if from_gradient and dh_ND is not None:
+    if scoring.correct and not scoring.entropy and dh_ND is not None:
         part = part._replace(entropy_n=_entropy(part, h_ND, dh_ND))
     scores = TokenScores(
         loss=(part.loss_n * part.count_n).sum(),
@@ -238,6 +213,20 @@ def _over_tiles(
     )
     factor_N = part.count_n / part.times_n
     return scores, (dh_ND, factor_N, *(None if total is None else total.result() for total in (dweight, dbias)), unit)
+
+
+def _scoring(asked: Scoring, wanted: _Wanted, layer: _Layer, logits_nV: torch.Tensor) -> Scoring:
+    """Extras want the entropy: of the logits where the gradient cannot give it, or a kernel has it for nothing."""
+    from_gradient = wanted.h and layer.bias_V is None and asked.softcap is None and not can_score(logits_nV)
+    return replace(asked, gradient=any(wanted), entropy=asked.correct and not from_gradient)
+
+
+def _rows(h_ND: torch.Tensor, layer: _Layer, *, trained: bool) -> int:
+    """Tokens of a tile: as many tiles as needed, all of about the same height."""
+    device = "cpu" if h_ND.device.type == "cpu" else "gpu"
+    least = TILE_MIN_ROWS_TRAINED[device] if trained else TILE_MIN_ROWS
+    most = max(least, TILE_ELEMENTS[device] // len(layer.weight_VD))
+    return -(-len(h_ND) // max(1, -(-len(h_ND) // most))) or 1
 
 
 def _unit(weights_N: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
@@ -251,63 +240,14 @@ def _each_block(
     tile_nV: torch.Tensor,
     targets_n: torch.Tensor,
     weights_n: torch.Tensor,
-    options: _Options,
-) -> _Part:
+    scoring: Scoring,
+) -> Part:
     rows = max(1, BLOCK_ELEMENTS // tile_nV.shape[1]) if tile_nV.device.type == "cpu" else len(tile_nV)
     blocks = _slices(len(tile_nV), max(rows, 1))
-    return _joined([_block(tile_nV[b], targets_n[b], weights_n[b], options) for b in blocks])
+    return _joined([score(tile_nV[b], targets_n[b], weights_n[b], scoring) for b in blocks])
 
 
-def _block(
-    logits_nV: torch.Tensor,
-    targets_n: torch.Tensor,
-    weights_n: torch.Tensor,
-    options: _Options,
-) -> _Part:
-    """Scores from logits, which become times_n times the gradient of loss_n if `options.gradient`, else anything."""
-    x_nV = logits_nV.float() if logits_nV.dtype in HALF_SCALE else logits_nV
-    tanh_nV = None
-    if options.softcap is not None:
-        tanh_nV = x_nV.div_(options.softcap).tanh_().clone()
-        x_nV.mul_(options.softcap)
-    x_nV.sub_(x_nV.amax(-1, keepdim=True))
-    right_n = x_nV.gather(1, targets_n[:, None]).squeeze(1)
-    mean_n = x_nV.mean(-1) if options.label_smoothing else None
-    exp_nV = x_nV.exp() if options.entropy else x_nV.exp_()
-    total_n = exp_nV.sum(-1)
-    log_total_n = total_n.log()
-    nll_n = log_total_n - right_n
-    part = _Part(
-        loss_n=nll_n if mean_n is None else torch.lerp(nll_n, log_total_n - mean_n, options.label_smoothing),
-        nll_n=nll_n,
-        count_n=weights_n * nll_n.neg().exp() if options.dft else weights_n,
-        times_n=total_n,
-        entropy_n=log_total_n - torch.linalg.vecdot(exp_nV, x_nV) / total_n if options.entropy else None,
-        correct_n=right_n >= 0 if options.extras else None,
-    )
-    if options.gradient:
-        _to_gradient(exp_nV, tanh_nV, targets_n, total_n, options.label_smoothing)
-        if scale := HALF_SCALE.get(logits_nV.dtype):
-            exp_nV.mul_(scale / total_n[:, None])
-            part = part._replace(times_n=torch.full_like(total_n, scale))
-        if exp_nV is not logits_nV:
-            logits_nV.copy_(exp_nV)
-    return part
-
-
-def _to_gradient(
-    exp_nV: torch.Tensor, tanh_nV: torch.Tensor | None, targets_n: torch.Tensor, total_n: torch.Tensor, smoothing: float
-) -> None:
-    """In place: total_n * (softmax - smoothed target), and through the soft cap where there is one."""
-    total_n1 = total_n[:, None]
-    exp_nV.scatter_add_(1, targets_n[:, None], total_n1 * (smoothing - 1))
-    if smoothing:
-        exp_nV.sub_(total_n1 * (smoothing / exp_nV.shape[1]))
-    if tanh_nV is not None:
-        exp_nV.mul_(tanh_nV.square_().neg_().add_(1))
-
-
-def _entropy(part: _Part, h_ND: torch.Tensor, dh_ND: torch.Tensor) -> torch.Tensor:
+def _entropy(part: Part, h_ND: torch.Tensor, dh_ND: torch.Tensor) -> torch.Tensor:
     """Entropy in nats, with no pass over the logits.
 
     With p the prediction, t the smoothed target and x the logits, `h . dh` is the sum over the vocabulary of
@@ -368,9 +308,9 @@ def _slices(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, max(length, 1), size))
 
 
-def _joined(parts: list[_Part]) -> _Part:
+def _joined(parts: list[Part]) -> Part:
     if len(parts) == 1:
         return parts[0]
     columns = zip(*parts, strict=True)
     joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
-    return _Part(*joined)
+    return Part(*joined)

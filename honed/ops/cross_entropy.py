@@ -1,0 +1,128 @@
+"""A block of logits scored, and turned into its gradient in place: in plain PyTorch, or by one Triton kernel on a GPU.
+
+Shapes: n tokens of the block, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from honed.ops import cross_entropy_triton
+
+# What a block's gradient is multiplied by. In float16 small probabilities stay above 6e-8 so, and sums over the
+# vocabulary of weights up to 128 below 65,504.
+HALF_SCALE = {torch.float16: 256.0, torch.bfloat16: 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """What is wanted of a block.
+
+    Attributes:
+        label_smoothing, dft, softcap: as in `linear_cross_entropy`.
+        correct: whether the right token was the likeliest.
+        entropy: of the prediction, computed from the logits.
+        gradient: the logits become their gradient.
+    """
+
+    label_smoothing: float = 0.0
+    dft: bool = False
+    softcap: float | None = None
+    correct: bool = False
+    entropy: bool = False
+    gradient: bool = False
+
+
+class Part(NamedTuple):
+    """What came out for each token of a block, of a tile, or of all tiles.
+
+    Attributes:
+        loss_n: the token's loss, not weighted.
+        count_n: what it counts: its weight, for DFT times its probability.
+        times_n: what the gradient in the block is too large by: the sum over the vocabulary of exp(logit - greatest
+            logit) in plain PyTorch, HALF_SCALE in half precision, 1 in the kernel's float32.
+    """
+
+    loss_n: torch.Tensor
+    nll_n: torch.Tensor
+    count_n: torch.Tensor
+    times_n: torch.Tensor
+    entropy_n: torch.Tensor | None
+    correct_n: torch.Tensor | None
+
+
+def score(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor, wanted: Scoring) -> Part:
+    """Scores of logits, which become times_n times the gradient of loss_n if `wanted.gradient`, else anything."""
+    if cross_entropy_triton.can_score(logits_nV):
+        return _by_kernel(logits_nV, targets_n, weights_n, wanted)
+    return _in_torch(logits_nV, targets_n, weights_n, wanted)
+
+
+def _by_kernel(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor, wanted: Scoring) -> Part:
+    scale = HALF_SCALE.get(logits_nV.dtype, 1.0)
+    loss_n, nll_n, entropy_n, correct_n = cross_entropy_triton.score(
+        logits_nV,
+        targets_n,
+        label_smoothing=wanted.label_smoothing,
+        softcap=wanted.softcap,
+        entropy=wanted.entropy,
+        scale=scale if wanted.gradient else None,
+    )
+    return Part(
+        loss_n=loss_n,
+        nll_n=nll_n,
+        count_n=_count(weights_n, nll_n, wanted),
+        times_n=torch.full_like(nll_n, scale),
+        entropy_n=entropy_n,
+        correct_n=correct_n if wanted.correct else None,
+    )
+
+
+def _in_torch(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor, wanted: Scoring) -> Part:
+    x_nV = logits_nV.float() if logits_nV.dtype in HALF_SCALE else logits_nV
+    tanh_nV = None
+    if wanted.softcap is not None:
+        tanh_nV = x_nV.div_(wanted.softcap).tanh_().clone()
+        x_nV.mul_(wanted.softcap)
+    x_nV.sub_(x_nV.amax(-1, keepdim=True))
+    right_n = x_nV.gather(1, targets_n[:, None]).squeeze(1)
+    mean_n = x_nV.mean(-1) if wanted.label_smoothing else None
+    exp_nV = x_nV.exp() if wanted.entropy else x_nV.exp_()
+    total_n = exp_nV.sum(-1)
+    log_total_n = total_n.log()
+    nll_n = log_total_n - right_n
+    part = Part(
+        loss_n=nll_n if mean_n is None else torch.lerp(nll_n, log_total_n - mean_n, wanted.label_smoothing),
+        nll_n=nll_n,
+        count_n=_count(weights_n, nll_n, wanted),
+        times_n=total_n,
+        entropy_n=log_total_n - torch.linalg.vecdot(exp_nV, x_nV) / total_n if wanted.entropy else None,
+        correct_n=right_n >= 0 if wanted.correct else None,
+    )
+    if wanted.gradient:
+        _to_gradient(exp_nV, tanh_nV, targets_n, total_n, wanted.label_smoothing)
+        if scale := HALF_SCALE.get(logits_nV.dtype):
+            exp_nV.mul_(scale / total_n[:, None])
+            part = part._replace(times_n=torch.full_like(total_n, scale))
+        if exp_nV is not logits_nV:
+            logits_nV.copy_(exp_nV)
+    return part
+
+
+def _count(weights_n: torch.Tensor, nll_n: torch.Tensor, wanted: Scoring) -> torch.Tensor:
+    return weights_n * nll_n.neg().exp() if wanted.dft else weights_n
+
+
+def _to_gradient(
+    exp_nV: torch.Tensor, tanh_nV: torch.Tensor | None, targets_n: torch.Tensor, total_n: torch.Tensor, smoothing: float
+) -> None:
+    """In place: total_n * (softmax - smoothed target), and through the soft cap where there is one."""
+    total_n1 = total_n[:, None]
+    exp_nV.scatter_add_(1, targets_n[:, None], total_n1 * (smoothing - 1))
+    if smoothing:
+        exp_nV.sub_(total_n1 * (smoothing / exp_nV.shape[1]))
+    if tanh_nV is not None:
+        exp_nV.mul_(tanh_nV.square_().neg_().add_(1))
