@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from honed.cli.machine import Machine
 
 if TYPE_CHECKING:
-    from honed.model.plan import Estimate, Job
+    from honed.model.plan import Estimate
+    from honed.model.plan_job import Job
     from honed.recipe import Recipe
 
 

@@ -22,10 +22,11 @@ from typing import Any
 
 from honed.errors import RecipeError
 from honed.model import plan_parts as parts
-from honed.model.plan_activations import FP32, Formats, formats_of
-from honed.model.plan_optimizers import ADAMW, DEFAULT, Optimizer, optimizer_for, state_bytes
+from honed.model.plan_activations import FP32, formats_of
+from honed.model.plan_job import Job
+from honed.model.plan_optimizers import DEFAULT, optimizer_for, state_bytes
 from honed.model.plan_shapes import find_config
-from honed.model.plan_sizes import Adapter, Sizes, Tensors, adapter_of, sizes_of
+from honed.model.plan_sizes import adapter_of, sizes_of
 from honed.recipe import LoraRecipe, Recipe
 
 GB = 10**9
@@ -37,69 +38,6 @@ CUDA_CONTEXT = 600_000_000
 CUDA_SLACK = 0.03
 PYTHON = 500_000_000  # an interpreter with torch, transformers and peft loaded
 LONGEST = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What is to be trained, and how.
-
-    Attributes:
-        sizes, adapter: of the model; no adapter means that all weights are trained.
-        quantization: "nf4", "fp4" or "int8" for the frozen linear layers, or None.
-        length: tokens of a row. rows: of a micro-batch. Only their product matters for memory.
-        checkpointing: activations are computed again in the backward pass,
-        recomputed: but only those of so many layers, the first ones; None for all.
-        accumulation: micro-batches per optimizer step.
-        device: "cuda" or "cpu".
-        formats: of numbers; see `plan_activations.formats_of`.
-        optimizer: what trains it; see `plan_optimizers`.
-    """
-
-    sizes: Sizes
-    adapter: Adapter | None
-    quantization: str | None
-    length: int
-    rows: int
-    checkpointing: bool
-    accumulation: int
-    device: str
-    formats: Formats
-    optimizer: Optimizer = ADAMW
-    recomputed: int | None = None
-
-    @property
-    def layers_recomputed(self) -> int:
-        """How many layers compute their activations again."""
-        if not self.checkpointing:
-            return 0
-        return self.sizes.layers if self.recomputed is None else self.recomputed
-
-    @property
-    def tokens(self) -> int:
-        """Of a micro-batch."""
-        return self.length * self.rows
-
-    @property
-    def trained(self) -> tuple[Tensors, ...]:
-        """What is trained."""
-        return self.sizes.tensors if self.adapter is None else self.adapter.tensors
-
-    @property
-    def trained_format(self) -> int:
-        """Bytes of one of its numbers; peft keeps adapters in float32."""
-        return self.formats.weight if self.adapter is None else FP32
-
-    @property
-    def trained_bytes(self) -> int:
-        """Of all that is trained, and so of its gradients."""
-        return (self.sizes.parameters if self.adapter is None else self.adapter.weights) * self.trained_format
-
-    @property
-    def method(self) -> str:
-        """One of `METHODS`."""
-        if self.adapter is None:
-            return "full"
-        return "lora" if self.quantization is None else "qlora"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

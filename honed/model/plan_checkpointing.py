@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from honed.model import plan
-from honed.model.plan import Job
+from honed.model.plan_job import Job
 from honed.model.plan_time import flops_per_step
 
 

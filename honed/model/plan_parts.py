@@ -5,17 +5,15 @@ The formulas are those of docs/planning.md; tests/model/test_plan_parts.py count
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from honed.model.plan_activations import FP32, saved_per_layer, saved_per_token
+from honed.model.plan_job import Job
 from honed.model.plan_optimizers import step_bytes
 
-if TYPE_CHECKING:
-    from honed.model.plan import Job
-
-# Logits that the head computes at a time, and fewest rows of them; see honed/ops/linear_cross_entropy.py.
+# Logits that the head computes at a time, and fewest rows of them, for a head that is trained too; see
+# honed/ops/linear_cross_entropy.py.
 TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 TILE_MIN_ROWS = 128
+TILE_MIN_ROWS_TRAINED = {"cpu": 128, "cuda": 1024}
 
 
 def kept(job: Job) -> tuple[int, int]:
@@ -42,7 +40,8 @@ def head(job: Job) -> int:
     In half precision that is a product, and the float32 that it is turned into or added to.
     """
     sizes, formats = job.sizes, job.formats
-    rows = min(job.tokens, max(TILE_MIN_ROWS, TILE_ELEMENTS[job.device] // sizes.vocabulary))
+    least = TILE_MIN_ROWS if job.adapter else TILE_MIN_ROWS_TRAINED[job.device]
+    rows = min(job.tokens, max(least, TILE_ELEMENTS[job.device] // sizes.vocabulary))
     in_float32 = FP32 if job.device == "cuda" and formats.compute < FP32 else 0
     tile = rows * sizes.vocabulary * (formats.compute + in_float32)
     hidden = 2 * job.tokens * sizes.hidden * formats.compute

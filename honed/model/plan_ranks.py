@@ -31,7 +31,8 @@ from dataclasses import asdict, dataclass, replace
 
 from honed.errors import RecipeError
 from honed.model import plan
-from honed.model.plan import Estimate, Job, Moment
+from honed.model.plan import Estimate, Moment
+from honed.model.plan_job import Job
 from honed.model.plan_time import EFFICIENCY, seconds_per_step
 
 WAYS = ("ddp", "fsdp", "hybrid")

@@ -8,7 +8,7 @@ the backward pass. Checkpointing runs the forward pass of its layers once more.
 
 from __future__ import annotations
 
-from honed.model.plan import Job
+from honed.model.plan_job import Job
 
 # Share of the peak that training is assumed to reach (model FLOPs utilisation, arXiv:2204.02311); not measured here.
 EFFICIENCY = 0.4

@@ -169,3 +169,5 @@ def test_tiles_are_the_heads_own() -> None:
 
     assert {"cpu": tiles.TILE_ELEMENTS["cpu"], "cuda": tiles.TILE_ELEMENTS["gpu"]} == plan_parts.TILE_ELEMENTS
     assert plan_parts.TILE_MIN_ROWS == tiles.TILE_MIN_ROWS
+    trained = {"cpu": tiles.TILE_MIN_ROWS_TRAINED["cpu"], "cuda": tiles.TILE_MIN_ROWS_TRAINED["gpu"]}
+    assert trained == plan_parts.TILE_MIN_ROWS_TRAINED

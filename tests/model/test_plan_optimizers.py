@@ -28,8 +28,8 @@ from honed.model.plan_optimizers import (
     step_bytes,
 )
 from honed.model.plan_sizes import Tensors, trained_tensors
-from honed.train.optimizers.optimizers import planned
 from honed.train.optimizers.stochastic_rounding import CHUNK_ELEMENTS
+from honed.train.options.optim import planned
 
 # Matrices above and below what is quantised (4,096 numbers), some that blocks of 256 do not fill.
 SHAPE = {"hidden_size": 64, "intermediate_size": 101, "vocab_size": 400, "head_dim": 16}

@@ -12,7 +12,7 @@ from alive import Alive
 
 from honed import SFTConfig, SFTTrainer
 from honed.model import plan
-from honed.train.optimizers.optimizers import planned
+from honed.train.options.optim import planned
 
 # Activations count for most with many tokens and few words, gradients with few tokens and many words.
 SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 4, "head_dim": 24}

@@ -29,8 +29,8 @@ from honed.model.plan_checkpointing import Choice, fewest, loaded_bytes
 from honed.model.plan_sizes import adapter_in, sizes_of
 from honed.model.quantize import is_quantized
 from honed.train.forward.seams import base_model
-from honed.train.optimizers.optimizers import planned
 from honed.train.options.config import SFTConfig
+from honed.train.options.optim import planned
 from honed.train.options.surroundings import is_sharded
 
 # Of the free memory, what is planned with: predictions were within a tenth for families that were read.
@@ -155,7 +155,7 @@ def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Jo
         formats=Formats(
             weight=weight, compute=2 if args.bf16 or args.fp16 else weight, copies_attention=device != "cuda"
         ),
-        optimizer=planned(args),
+        optimizer=planned(args, in_backward=args.optimizer_in_backward),
     )
 
 

@@ -5,19 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from honed.errors import RecipeError
-from honed.model.plan_optimizers import Optimizer, optimizer_for
 from honed.train.optimizers.muon import make_muon, muon_options, summary
 from honed.train.optimizers.step_in_backward import AdamWInBackward
 from honed.train.optimizers.stochastic_rounding import StochasticRoundingAdamW
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import Own, rounds_stochastically
-
-
-def planned(args: SFTConfig) -> Optimizer:
-    """The optimizer as the planner sees it."""
-    return optimizer_for(
-        args.optim.value, args.optim_args, decays=args.weight_decay > 0, in_backward=args.optimizer_in_backward
-    )
 
 
 def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> Any:

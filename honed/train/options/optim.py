@@ -9,7 +9,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import ExplicitEnum
 
 from honed.errors import RecipeError
-from honed.model.plan_optimizers import named_values
+from honed.model.plan_optimizers import Optimizer, named_values, optimizer_for
 from honed.recipe import suggest
 
 ADAMW = ("adamw_torch", "adamw_torch_fused")
@@ -38,3 +38,8 @@ def rounds_stochastically(args: TrainingArguments) -> bool:
     """Whether AdamW is to round bfloat16 weights stochastically, which torchao's optimizers name the same way."""
     rounds = named_values(args.optim_args).get("bf16_stochastic_round", "").lower() == "true"
     return args.optim.value in ADAMW and rounds
+
+
+def planned(args: TrainingArguments, *, in_backward: bool) -> Optimizer:
+    """The optimizer as the planner sees it."""
+    return optimizer_for(args.optim.value, args.optim_args, decays=args.weight_decay > 0, in_backward=in_backward)

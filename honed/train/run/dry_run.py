@@ -29,9 +29,9 @@ from honed.model.plan_checkpointing import libraries_bytes, with_layers
 from honed.model.plan_time import flops_per_step
 from honed.recipe import Recipe
 from honed.train.forward import checkpointing, vision
-from honed.train.optimizers.optimizers import planned
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
+from honed.train.options.optim import planned
 from honed.train.rows.rows import Datasets
 from honed.train.run.data import run_data
 from honed.train.run.run import Plan, lora_options
@@ -252,7 +252,7 @@ def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
         return None
     try:
         job = plan.job_of(recipe, device=args.device.type)
-        return dataclasses.replace(job, optimizer=planned(args))
+        return dataclasses.replace(job, optimizer=planned(args, in_backward=args.optimizer_in_backward))
     except (RecipeError, NotImplementedError, KeyError):  # no max_length, or an architecture that it has no formula for
         return None
 
