@@ -74,7 +74,7 @@ def make(tmp_path: Path, tiny_tokenizer: Any) -> Callable[..., tuple[Any, Optimi
             **options,
         )
         trainer = SFTTrainer(model, args, train_dataset=ROWS, processing_class=tiny_tokenizer)
-        return trainer.create_optimizer(), planned(args)
+        return trainer.create_optimizer(), planned(args, in_backward=args.optimizer_in_backward)
 
     return build
 

@@ -54,6 +54,11 @@ def test_peak_of_a_step(case: dict[str, Any], tiny_model: Any, tiny_tokenizer: A
     steps = args.gradient_accumulation_steps
     job = plan.job_for(model.config, method="full", length=length, rows=rows, device="cpu", accumulation=steps)
     formats = replace(job.formats, compute=2 if args.bf16 else 4)
-    job = replace(job, optimizer=planned(args), checkpointing=bool(args.gradient_checkpointing), formats=formats)
+    job = replace(
+        job,
+        optimizer=planned(args, in_backward=args.optimizer_in_backward),
+        checkpointing=bool(args.gradient_checkpointing),
+        formats=formats,
+    )
     parts = plan.estimate(job).parts
     assert parts.total - parts.overhead - parts.weights == pytest.approx(alive.most, rel=0.06)
