@@ -53,6 +53,14 @@ RULES = (
         refuses=True,
     ),
     Rule(
+        name="dispatched_batches",
+        when=lambda args: bool(args.accelerator_config.dispatch_batches),
+        message="dispatch_batches=True (accelerator_config) has one process make all batches and cut the others' out "
+        "of its own: through documents, where batches are flat.",
+        fix="leave it out; each process then makes its own batches",
+        refuses=True,
+    ),
+    Rule(
         name="packing_without_length",
         when=lambda args: args.packing and args.max_length is None,
         message="packing=True needs the length of a packed row.",

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from honed.data.prepare import tokenizer_with_template
 from honed.data.vision import shows_images
 from honed.errors import ModelError, RecipeError
+from honed.loss.router import aux_loss_coefficient
 from honed.model.load import load_model, load_processor, load_tokenizer, sees_images
 from honed.model.quantize import quantized_options
 from honed.model.vocabulary import with_pad_token
@@ -131,6 +132,19 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
         config = args.liger_kernel_config or {}
         args.liger_kernel_config = {**config, "fused_linear_cross_entropy": False, "cross_entropy": False}
     return notes
+
+
+def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:
+    """Leaves `pad_to_multiple_of` out of our own `args` where experts would be balanced for padding; a note if so.
+
+    No mask tells a model which documents of a flat row are padding.
+    """
+    if not flat or (args.pad_to_multiple_of or 1) == 1:
+        return []
+    if not aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
+        return []
+    args.pad_to_multiple_of = None
+    return ["pad_to_multiple_of has no effect: the router's auxiliary loss would count the padding of flat batches."]
 
 
 def choose_attention(seams: Seams, given: Any, model: nn.Module, args: SFTConfig) -> tuple[Seams, bool]:

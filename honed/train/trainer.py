@@ -16,7 +16,7 @@ from honed.data.collate import FlatCollator, PaddedCollator
 from honed.data.ledger import Ledger
 from honed.data.stream import Place
 from honed.data.table import PackedRows
-from honed.errors import RecipeError
+from honed.errors import DataError, RecipeError
 from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.adapters import ready_to_train
@@ -102,6 +102,7 @@ class SFTTrainer(ResumingTrainer):
         found = vision.without_attention(found, trained) if sees else found
         self.seams, flat = start.choose_attention(found, model, trained, args)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
+        self.notes += start.fit_padding(args, trained, flat=flat)
         self.notes += self.seams.notes + precision.notes_on_masters(trained, args)
         self._datasets = Datasets(
             args,
@@ -109,7 +110,7 @@ class SFTTrainer(ResumingTrainer):
             formatting_func=formatting_func,
             collator=data_collator,
             flat=flat,
-            shares_prefixes=shared_prefixes.decide(args.share_prefixes, trained, self.seams),
+            shares_prefixes=shared_prefixes.decide(args, trained, self.seams),
             processor=processor,
         )
         self.stream_loader: stream.StreamLoader | None = None
@@ -206,6 +207,12 @@ class SFTTrainer(ResumingTrainer):
     def _rows_loader(self) -> Any:
         """Batches that accelerate deals to the ranks; those of our own rows and loss are filled up with nothing."""
         rows, collate = self.train_dataset, self.data_collator
+        needed = self._train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and isinstance(rows, PackedRows) and len(rows) < needed:
+            raise DataError(
+                f"{len(rows):,} rows do not fill a batch of {needed:,}, and dataloader_drop_last=True leaves the rest out.",
+                fix="leave dataloader_drop_last out, or lower per_device_train_batch_size",
+            )
         fills = isinstance(rows, PackedRows) and isinstance(collate, (FlatCollator, PaddedCollator)) and len(rows) > 0
         if self.args.world_size == 1 or self._plain_loss or not fills:
             return super().get_train_dataloader()
@@ -246,6 +253,8 @@ class SFTTrainer(ResumingTrainer):
             total = total / self.accelerator.num_processes  # data-parallel wrappers average over ranks
         config = seams.base_model(self.model).config.get_text_config()
         aux_coefficient = aux_loss_coefficient(config, self.args.router_aux_loss_coef)
+        if not model.training:  # an evaluation's loss is that of its tokens, whichever rows share a batch
+            aux_coefficient = 0.0
         logits_wanted = return_outputs and bool(self.compute_metrics or self.preprocess_logits_for_metrics)
         scores, output = seams.token_scores(
             model,
