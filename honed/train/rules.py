@@ -61,6 +61,13 @@ RULES = (
         refuses=True,
     ),
     Rule(
+        name="rebalanced_batches",
+        when=lambda args: getattr(args, "train_sampling_strategy", "") == "batch_rebalance",
+        message="train_sampling_strategy='batch_rebalance' repeats rows in an epoch's last step, which count twice.",
+        fix="set tokens_per_step, which gives all ranks and micro-batches as many tokens, or leave it out",
+        refuses=True,
+    ),
+    Rule(
         name="packing_without_length",
         when=lambda args: args.packing and args.max_length is None,
         message="packing=True needs the length of a packed row.",
