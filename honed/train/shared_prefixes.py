@@ -38,9 +38,7 @@ def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
     return False
 
 
-def find_obstacle(
-    model: nn.Module, seams: Seams, *, balance: float | None = None, noise: bool = False
-) -> str | None:
+def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = None, noise: bool = False) -> str | None:
     """Why this model cannot compute a shared prefix once; None where it can, which two short documents have shown.
 
     Args:

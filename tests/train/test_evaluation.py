@@ -107,7 +107,9 @@ def test_the_callers_loss_function_gets_logits_and_labels(make: Make, chat_rows:
     assert first == pytest.approx(second, rel=1e-6) and own.evaluate()["eval_loss"] > 0
 
 
-def test_training_is_the_same_with_evaluations_in_it(make: Make, chat_rows: Rows, tiny_model: Callable[..., Any]) -> None:
+def test_training_is_the_same_with_evaluations_in_it(
+    make: Make, chat_rows: Rows, tiny_model: Callable[..., Any]
+) -> None:
     """A loader draws a seed where noise is drawn from; rows grouped by length would draw their order there too."""
     losses = []
     for changes in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
@@ -133,9 +135,7 @@ def test_options_of_training_leave_no_row_out(make: Make, chat_rows: Rows) -> No
 
 
 def test_workers_that_stay_do_not_keep_another_set(make: Make, chat_rows: Rows) -> None:
-    trainer = make(
-        chat_rows, eval_dataset=chat_rows[:3], dataloader_persistent_workers=True, dataloader_num_workers=1
-    )
+    trainer = make(chat_rows, eval_dataset=chat_rows[:3], dataloader_persistent_workers=True, dataloader_num_workers=1)
     own, rest = trainer.evaluate()["eval_loss"], trainer.evaluate(chat_rows[3:])["eval_loss"]
     assert rest == pytest.approx(mean_loss(trainer, trainer._datasets.prepared["eval"].rows), rel=1e-9)
     assert own != rest and trainer.evaluate()["eval_loss"] == own
