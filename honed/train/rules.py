@@ -259,6 +259,14 @@ RULES = (
         refuses=False,
     ),
     Rule(
+        name="mean_of_ranks",
+        when=lambda args: not args.average_tokens_across_devices,
+        message="average_tokens_across_devices=False takes the mean of the processes' means: with several of them the "
+        "loss depends on which rows fall to which.",
+        fix="leave it out",
+        refuses=False,
+    ),
+    Rule(
         name="fsdp_on_cpu",
         when=lambda args: bool(args.fsdp) and args.device.type == "cpu",
         message="fsdp has no effect on CPUs: accelerate keeps the whole model in every process there (DDP).",

@@ -29,7 +29,9 @@ def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
         raise RecipeError(f"share_prefixes is {wanted!r}.", fix='choose one of: true, false, "auto"')
     if not wanted:
         return False
-    obstacle = find_obstacle(model, seams, balance=args.router_aux_loss_coef, noise=bool(args.neftune_noise_alpha))
+    obstacle: str | None = "NEFTune's noise would be the same for all documents that share a token"
+    if not args.neftune_noise_alpha:
+        obstacle = find_obstacle(model, seams, balance=args.router_aux_loss_coef)
     if obstacle is None:
         return True
     if wanted is True:
@@ -38,20 +40,17 @@ def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
     return False
 
 
-def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = None, noise: bool = False) -> str | None:
+def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = None) -> str | None:
     """Why this model cannot compute a shared prefix once; None where it can, which two short documents have shown.
 
     Args:
         balance: `router_aux_loss_coef`; None for the model's own.
-        noise: whether embeddings get NEFTune's.
     """
     config = base_model(model).config
     if not seams.flat:
         return "documents cannot share a row in this model"
     if getattr(config, "attention_dropout", 0.0) or any(m.p for m in model.modules() if isinstance(m, nn.Dropout)):
         return "the model has dropout, which would be the same for all documents that share a token"
-    if noise:
-        return "NEFTune's noise would be the same for all documents that share a token"
     if aux_loss_coefficient(config.get_text_config(), balance):
         return "the router's auxiliary loss would count shared tokens once"
     try:

@@ -210,7 +210,7 @@ class SFTTrainer(ResumingTrainer):
         needed = self._train_batch_size * self.args.world_size
         if self.args.dataloader_drop_last and isinstance(rows, PackedRows) and len(rows) < needed:
             raise DataError(
-                f"{len(rows):,} rows do not fill a batch of {needed:,}, and dataloader_drop_last=True leaves the rest out.",
+                f"{len(rows):,} rows do not fill a batch of {needed:,}, and dataloader_drop_last=True leaves them out.",
                 fix="leave dataloader_drop_last out, or lower per_device_train_batch_size",
             )
         fills = isinstance(rows, PackedRows) and isinstance(collate, (FlatCollator, PaddedCollator)) and len(rows) > 0

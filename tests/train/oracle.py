@@ -54,7 +54,7 @@ class Training:
 
 
 def loss_of_step(model: Any, step: Step, how: Training) -> torch.Tensor:
-    """sum of weight * token loss / sum of weights, over the whole step; with the balance of each micro-batch's experts."""
+    """sum of weight * token loss / sum of weights, over the whole step; and the balance of its experts."""
     total = sum(sum(document.weights) for batch in step for document in batch)
     loss = torch.zeros((), dtype=torch.float64)
     for batch in step:

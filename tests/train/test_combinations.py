@@ -11,7 +11,7 @@ import copy
 import random
 import re
 from collections.abc import Callable, Iterator
-from itertools import combinations, islice
+from itertools import combinations, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,23 @@ def name_of(run: Run) -> str:
 
 # ---- rows, and the documents they are, worked out by hand ----
 
-WORDS = "the quick brown fox asks why and answers with a word yes no one two three user system".split()
+WORDS = (
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "asks",
+    "why",
+    "and",
+    "answers",
+    "with",
+    "a",
+    "word",
+    "yes",
+    "no",
+    "one",
+    "two",
+)
 SYSTEM = "the system asks one two three why and answers with a word: the quick brown fox asks no one, user two. "
 ASKS = {"chat": "assistant", "weighted": "assistant", "pairs": "completion", "tokens": "assistant", "texts": "all"}
 
@@ -180,7 +196,7 @@ def documents_of(rows: list[dict[str, Any]], run: Run, tokenizer: Any) -> list[D
         weights = [w for document in documents for w in document.weights]
         starts = [sum(len(d.ids) for d in documents[:n]) for n in range(len(documents))]
         cuts = [*sorted({*starts, *range(0, len(ids), limit)}), len(ids)]
-        return [Document.of(ids[a:b], weights[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [Document.of(ids[a:b], weights[a:b]) for a, b in pairwise(cuts)]
     ends = [len(d.ids) if run["rows"] == "bfd_split" else min(limit, len(d.ids)) for d in documents]
     parts = [
         Document.of(d.ids[at : min(at + limit, end)], d.weights[at : min(at + limit, end)])
@@ -278,7 +294,7 @@ class StopsAtOnce(TrainerCallback):
         control.should_training_stop = True
 
 
-def by_trainer(run: Run, model: Any, how: Training, rows: Any, tokenizer: Any, folder: Path) -> tuple[Any, ...]:
+def by_trainer(run: Run, model: Any, how: Training, *, rows: Any, tokenizer: Any, folder: Path) -> tuple[Any, ...]:
     """A trained trainer, the model as it was before, and what it logged."""
     args, evaluation = arguments_of(run, how, folder), rows_of(run["data"], seed=5, count=7)
     whole = copy.deepcopy(model)
@@ -313,7 +329,7 @@ def steps_of_trainer(run: Run, trainer: SFTTrainer, documents: list[Document]) -
     return [[[d for row in batch for d in documents_in(rows[row])] for batch in step] for step in found]
 
 
-def by_loop(run: Run, model: Any, how: Training, rows: Any, tokenizer: Any, folder: Path) -> tuple[Any, ...]:
+def by_loop(run: Run, model: Any, how: Training, *, rows: Any, tokenizer: Any, folder: Path) -> tuple[Any, ...]:
     """The trained model, as it was before, what it logged, its rows and its plan."""
     packing = run["rows"] in ("bfd", "bfd_split", "wrapped")
     options = PrepareOptions(
@@ -364,17 +380,16 @@ def test_it_is_what_the_oracle_computes(
 ) -> None:
     model, rows = model_of(run, tiny_model), rows_of(run["data"], seed=0, count=11)
     how, documents = how_of(run, model), documents_of(rows, run, tiny_tokenizer)
+    given = {"rows": rows, "tokenizer": tiny_tokenizer, "folder": tmp_path}
     if run["engine"] == "trainer":
-        trainer, before, log = by_trainer(run, model, how, rows, tiny_tokenizer, tmp_path)
+        trainer, before, log = by_trainer(run, model, how, **given)
         steps, trained = steps_of_trainer(run, trainer, documents), trainer.model
         assert trainer.ledger.rows_in == trainer.ledger.rows_trained + trainer.ledger.rows_dropped.total()
     else:
-        trained, before, log, prepared, plan = by_loop(run, model, how, rows, tiny_tokenizer, tmp_path)
+        trained, before, log, prepared, plan = by_loop(run, model, how, **given)
         steps = steps_of_loop(run, prepared, plan, documents)
-    oracle, held_out = (
-        ByHand(before, how, len(steps)),
-        documents_of(rows_of(run["data"], seed=5, count=7), run, tiny_tokenizer),
-    )
+    oracle = ByHand(before, how, len(steps))
+    held_out = documents_of(rows_of(run["data"], seed=5, count=7), run, tiny_tokenizer)
     for step in steps:
         oracle.take(step)
         if run["around"] == "evaluations":

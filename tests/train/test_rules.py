@@ -58,6 +58,7 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "context_parallel": rows_split,
     "dispatched_batches": {"accelerator_config": {"dispatch_batches": True}},
     "rebalanced_batches": {"train_sampling_strategy": "batch_rebalance"},
+    "mean_of_ranks": {"average_tokens_across_devices": False},
     "packing_without_length": {"packing": True, "max_length": None},
     "liger_absent": {"use_liger_kernel": True},
     "liger_without_gpu": {"use_liger_kernel": True},
