@@ -202,6 +202,15 @@ class Datasets:
             return tuple(self.streamed.stop_ids())
         return self.prepared["train"].stop_ids if "train" in self.prepared else ()
 
+    def note_weights(self) -> None:
+        """Says so where rows bring weights beside 0 and 1: the caller's own collator or loss gets labels only."""
+        for name, made in self.prepared.items():
+            if isinstance(made.rows, PackedRows) and not np.isin(made.rows.table.weights, (0, 1)).all():
+                self.notes.append(
+                    f"Tokens of the {name} set have weights that your data_collator or compute_loss_func does not get: "
+                    "all that is trained counts alike."
+                )
+
     def _make(self, rows: Any, options: PrepareOptions, **further: Any) -> Prepared | VisionPrepared:
         if self._processor is not None:
             if (self.args.dataset_num_proc or 1) > 1:

@@ -154,6 +154,8 @@ class SFTTrainer(ResumingTrainer):
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
         streams = self._datasets.streamed is not None
         self.add_callback(SavesAndStops(self._go_on, self._stops, self._save_now, streams=streams))
+        if self._plain_loss or data_collator is not None:
+            self._datasets.note_weights()
         self.notes += self._datasets.notes
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)

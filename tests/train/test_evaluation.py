@@ -107,6 +107,15 @@ def test_the_callers_loss_function_gets_logits_and_labels(make: Make, chat_rows:
     assert first == pytest.approx(second, rel=1e-6) and own.evaluate()["eval_loss"] > 0
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_weights_that_the_callers_loss_does_not_get_are_told(weight: float, make: Make) -> None:
+    rows = [{"input_ids": [3, 4, 5], "loss_mask": [0, weight, 1]}]
+    trainer = make(
+        rows, trainer={"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.logits.sum()}
+    )
+    assert any("counts alike" in note for note in trainer.notes) == (weight != 1)
+
+
 def test_training_is_the_same_with_evaluations_in_it(
     make: Make, chat_rows: Rows, tiny_model: Callable[..., Any]
 ) -> None:
