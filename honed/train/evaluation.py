@@ -117,7 +117,7 @@ class EvaluatingTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Prepared rows in their own order, also where training groups them by length: `EvenRows` counts on it."""
         if isinstance(eval_dataset, (PackedRows, EvenRows)):
-            return SequentialSampler(eval_dataset)  # type: ignore[arg-type]
+            return SequentialSampler(eval_dataset)
         return super()._get_eval_sampler(eval_dataset)
 
     def _new_metrics(self) -> StepMetrics:

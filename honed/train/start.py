@@ -131,7 +131,7 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
     limit = _rotations_change_after(base_model(model).config.get_text_config())
     if limit is not None and (args.max_length is None or args.max_length > limit):
         notes.append(
-            f"A row longer than {limit:,} tokens changes how this model rotates the positions of all rows in its batch: "
+            f"A row longer than {limit:,} tokens changes how this model rotates positions in all rows of its batch: "
             f"losses depend on which rows meet. Set max_length={limit} for losses that do not."
         )
     if args.use_liger_kernel:  # its layers with our head: its own loss would replace the model's forward
@@ -146,8 +146,7 @@ def _rotations_change_after(config: Any) -> int | None:
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one, or one for each kind of layer
     for kind in kinds:
         if kind.get("rope_type") in ("dynamic", "longrope"):
-            limit = kind.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", 0)
-            return int(limit)
+            return int(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
     return None
 
 

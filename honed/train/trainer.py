@@ -16,7 +16,7 @@ from honed.data.collate import FlatCollator, PaddedCollator
 from honed.data.ledger import Ledger
 from honed.data.stream import Place
 from honed.data.table import PackedRows
-from honed.errors import DataError, RecipeError
+from honed.errors import RecipeError
 from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.adapters import ready_to_train
@@ -102,8 +102,8 @@ class SFTTrainer(ResumingTrainer):
         found = vision.without_attention(found, trained) if sees else found
         self.seams, flat = start.choose_attention(found, model, trained, args)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
-        self.notes += start.fit_padding(args, trained, flat=flat)
-        self.notes += self.seams.notes + precision.notes_on_masters(trained, args)
+        self.notes += start.fit_padding(args, trained, flat=flat) + self.seams.notes
+        self.notes += precision.notes_on_masters(trained, args)
         self._datasets = Datasets(
             args,
             tokenizer,
@@ -152,11 +152,10 @@ class SFTTrainer(ResumingTrainer):
         self.notes += choose_layers(self, trained, padded=not flat, sees=sees)
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
-        streams = self._datasets.streamed is not None
-        self.add_callback(SavesAndStops(self._go_on, self._stops, self._save_now, streams=streams))
-        if self._plain_loss or data_collator is not None:
-            self._datasets.note_weights()
-        self.notes += self._datasets.notes
+        self.add_callback(
+            SavesAndStops(self._go_on, self._stops, self._save_now, streams=bool(self._datasets.streamed))
+        )
+        self.notes += self._datasets.notes + self._datasets.weights_not_seen(own_loss=self._plain_loss)
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)
 
@@ -209,12 +208,6 @@ class SFTTrainer(ResumingTrainer):
     def _rows_loader(self) -> Any:
         """Batches that accelerate deals to the ranks; those of our own rows and loss are filled up with nothing."""
         rows, collate = self.train_dataset, self.data_collator
-        needed = self._train_batch_size * self.args.world_size
-        if self.args.dataloader_drop_last and isinstance(rows, PackedRows) and len(rows) < needed:
-            raise DataError(
-                f"{len(rows):,} rows do not fill a batch of {needed:,}, and dataloader_drop_last=True leaves them out.",
-                fix="leave dataloader_drop_last out, or lower per_device_train_batch_size",
-            )
         fills = isinstance(rows, PackedRows) and isinstance(collate, (FlatCollator, PaddedCollator)) and len(rows) > 0
         if self.args.world_size == 1 or self._plain_loss or not fills:
             return super().get_train_dataloader()
@@ -253,10 +246,8 @@ class SFTTrainer(ResumingTrainer):
         total = total + (total == 0)  # without a trained token the loss is 0
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = total / self.accelerator.num_processes  # data-parallel wrappers average over ranks
-        config = seams.base_model(self.model).config.get_text_config()
-        aux_coefficient = aux_loss_coefficient(config, self.args.router_aux_loss_coef)
-        if not model.training:  # an evaluation's loss is that of its tokens, whichever rows share a batch
-            aux_coefficient = 0.0
+        config = seams.base_model(self.model).config.get_text_config()  # evaluations are of tokens: no balance in them
+        aux_coefficient = aux_loss_coefficient(config, self.args.router_aux_loss_coef if model.training else 0.0)
         logits_wanted = return_outputs and bool(self.compute_metrics or self.preprocess_logits_for_metrics)
         scores, output = seams.token_scores(
             model,
