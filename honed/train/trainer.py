@@ -152,9 +152,8 @@ class SFTTrainer(ResumingTrainer):
         self.notes += choose_layers(self, trained, padded=not flat, sees=sees)
         if stop_ids := self._datasets.stop_ids():
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
-        self.add_callback(
-            SavesAndStops(self._go_on, self._stops, self._save_now, streams=bool(self._datasets.streamed))
-        )
+        streams = self._datasets.streamed is not None
+        self.add_callback(SavesAndStops(self._go_on, self._stops, self._save_now, streams=streams))
         self.notes += self._datasets.notes + self._datasets.weights_not_seen(own_loss=self._plain_loss)
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)
@@ -170,8 +169,7 @@ class SFTTrainer(ResumingTrainer):
         """Trains; see `transformers.Trainer.train`.
 
         Args:
-            resume_from_checkpoint: a checkpoint; True for the newest good one in `output_dir`; "auto" for the same, or
-                none if there is none.
+            resume_from_checkpoint: a checkpoint; True: the newest good one in `output_dir`; "auto": that one, or none.
 
         Raises:
             RunError: there is no checkpoint to resume from, or too many steps had no finite loss or gradient.
