@@ -28,7 +28,7 @@ from honed.train import loop
 from honed.train.config import SFTConfig
 from honed.train.loop_config import LoopConfig
 from honed.train.loop_plan import Plan
-from honed.train.seams import Seams
+from honed.train.seams import Seams, find_seams
 from honed.train.trainer import SFTTrainer
 
 Run = dict[str, Any]
@@ -380,6 +380,8 @@ def test_it_is_what_the_oracle_computes(
 ) -> None:
     model, rows = model_of(run, tiny_model), rows_of(run["data"], seed=0, count=9)
     how, documents = how_of(run, model), documents_of(rows, run, tiny_tokenizer)
+    if run["family"] == "capped" and run["rows"] in ("bfd", "bfd_split", "wrapped") and not find_seams(model).flat:
+        pytest.skip("this release of transformers has a Gemma 2 whose packing is refused")
     given = {"rows": rows, "tokenizer": tiny_tokenizer, "folder": tmp_path}
     if run["engine"] == "trainer":
         trainer, before, log = by_trainer(run, model, how, **given)
