@@ -20,16 +20,16 @@ import torch
 from oracle import ByHand, Document, Step, Training, loss_of_step
 from transformers import TrainerCallback
 
-from honed.data.prepare import PrepareOptions, prepare
-from honed.data.table import PackedRow, PackedRows
+from honed.data.batch.table import PackedRow, PackedRows
+from honed.data.prepare.prepare import PrepareOptions, prepare
 from honed.model.adapters import attach, lora_config
 from honed.model.minimind import register
-from honed.train import loop
-from honed.train.config import SFTConfig
-from honed.train.loop_config import LoopConfig
-from honed.train.loop_plan import Plan
-from honed.train.seams import Seams, find_seams
-from honed.train.trainer import SFTTrainer
+from honed.train.forward.seams import Seams, find_seams
+from honed.train.loop import loop
+from honed.train.loop.config import LoopConfig
+from honed.train.loop.plan import Plan
+from honed.train.options.config import SFTConfig
+from honed.train.trainer.trainer import SFTTrainer
 
 Run = dict[str, Any]
 
