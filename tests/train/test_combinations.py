@@ -21,7 +21,8 @@ from oracle import ByHand, Document, Step, Training, loss_of_step
 from transformers import TrainerCallback
 
 from honed.data.batch.table import PackedRow, PackedRows
-from honed.data.prepare.prepare import PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
 from honed.model.adapters import attach, lora_config
 from honed.model.minimind import register
 from honed.train.forward.seams import Seams, find_seams
