@@ -90,13 +90,16 @@ class StepMetrics:
         """What has been counted since the last `read`, and of the whole run; as JSON, for `restore`."""
         sums: list[float] = self._sums.tolist()
         counts = {"tokens": self._tokens, "trained": self._trained, "scored": self._scored}
-        return {"num_tokens": self.num_tokens, "sums": sums, **counts}
+        balance = {"aux_tokens": self._aux_tokens, "aux_sum": float(self._aux_sum)}
+        return {"num_tokens": self.num_tokens, "sums": sums, **counts, **balance}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on counting from there."""
         self.num_tokens = state["num_tokens"]
         self._sums.copy_(torch.tensor(state["sums"]))
         self._tokens, self._trained, self._scored = state["tokens"], state["trained"], state["scored"]
+        self._aux_tokens = state.get("aux_tokens", 0)  # which older checkpoints lack
+        self._aux_sum.fill_(state.get("aux_sum", 0.0))
 
     def mark(self) -> Mark:
         """What has been counted so far, for `back_to`; costs nothing."""

@@ -54,15 +54,15 @@ def test_counting_goes_on_from_a_state() -> None:
     for metrics in (whole, first):
         metrics.add(scores([9.0], [True]), tokens=5)
         metrics.read()
-        metrics.add(scores([1.0, 0.1], [True, False]), tokens=10)
+        metrics.add(scores([1.0, 0.1], [True, False]), tokens=10, aux_loss=torch.tensor(4.0))
     second = StepMetrics(CPU)
     second.restore(json.loads(json.dumps(first.state())))
     found, expected = [], []
     for metrics, logs in ((second, found), (whole, expected)):
-        metrics.add(scores([2.0], [False]), tokens=30)
+        metrics.add(scores([2.0], [False]), tokens=30, aux_loss=torch.tensor(1.0))
         read = metrics.read()
-        logs += [read[key] for key in ("entropy", "mean_token_accuracy", "num_tokens")]
-    assert found == expected and found[2] == 45
+        logs += [read[key] for key in ("entropy", "mean_token_accuracy", "num_tokens", "aux_loss")]
+    assert found == expected and found[2:] == [45, 3.0]
 
 
 def own_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -14,20 +14,24 @@ from honed.data.batch.table import PackedRow
 from honed.errors import ModelError, RecipeError
 from honed.loss.router import aux_loss_coefficient
 from honed.train.forward.seams import Seams, base_model, opened, token_scores
+from honed.train.options.config import SFTConfig
 
 
-def decide(wanted: bool | str, model: nn.Module, seams: Seams) -> bool:
+def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
     """Whether prefixes are shared; with "auto", why not goes into the seams' notes.
 
     Raises:
-        RecipeError: `wanted` is neither a bool nor "auto".
-        ModelError: `wanted` is True, and the model cannot.
+        RecipeError: `share_prefixes` is neither a bool nor "auto".
+        ModelError: it is True, and the model or another option is in the way.
     """
+    wanted = args.share_prefixes
     if wanted not in (True, False, "auto"):
         raise RecipeError(f"share_prefixes is {wanted!r}.", fix='choose one of: true, false, "auto"')
     if not wanted:
         return False
-    obstacle = find_obstacle(model, seams)
+    obstacle: str | None = "NEFTune's noise would be the same for all documents that share a token"
+    if not args.neftune_noise_alpha:
+        obstacle = find_obstacle(model, seams, balance=args.router_aux_loss_coef)
     if obstacle is None:
         return True
     if wanted is True:
@@ -36,14 +40,18 @@ def decide(wanted: bool | str, model: nn.Module, seams: Seams) -> bool:
     return False
 
 
-def find_obstacle(model: nn.Module, seams: Seams) -> str | None:
-    """Why this model cannot compute a shared prefix once; None where it can, which two short documents have shown."""
+def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = None) -> str | None:
+    """Why this model cannot compute a shared prefix once; None where it can, which two short documents have shown.
+
+    Args:
+        balance: `router_aux_loss_coef`; None for the model's own.
+    """
     config = base_model(model).config
     if not seams.flat:
         return "documents cannot share a row in this model"
     if getattr(config, "attention_dropout", 0.0) or any(m.p for m in model.modules() if isinstance(m, nn.Dropout)):
         return "the model has dropout, which would be the same for all documents that share a token"
-    if aux_loss_coefficient(config.get_text_config(), None):
+    if aux_loss_coefficient(config.get_text_config(), balance):
         return "the router's auxiliary loss would count shared tokens once"
     try:
         apart, together = (_probe(model, share=share) for share in (False, True))

@@ -52,6 +52,21 @@ RULES = (
         refuses=True,
     ),
     Rule(
+        name="dispatched_batches",
+        when=lambda args: bool(args.accelerator_config.dispatch_batches),
+        message="dispatch_batches=True (accelerator_config) has one process make all batches and cut the others' out "
+        "of its own: through documents, where batches are flat.",
+        fix="leave it out; each process then makes its own batches",
+        refuses=True,
+    ),
+    Rule(
+        name="rebalanced_batches",
+        when=lambda args: getattr(args, "train_sampling_strategy", "") == "batch_rebalance",
+        message="train_sampling_strategy='batch_rebalance' repeats rows in an epoch's last step, which count twice.",
+        fix="set tokens_per_step, which gives all ranks and micro-batches as many tokens, or leave it out",
+        refuses=True,
+    ),
+    Rule(
         name="packing_without_length",
         when=lambda args: args.packing and args.max_length is None,
         message="packing=True needs the length of a packed row.",
@@ -240,6 +255,14 @@ RULES = (
         when=lambda args: args.torch_compile_mode in CUDA_GRAPH_MODES and not args.pad_to_multiple_of,
         message="CUDA graphs are recorded for each length anew (torch_compile_mode='reduce-overhead', 'max-autotune').",
         fix="set packing=True and pad_to_multiple_of to per_device_train_batch_size * max_length: one length for all",
+        refuses=False,
+    ),
+    Rule(
+        name="mean_of_ranks",
+        when=lambda args: not args.average_tokens_across_devices,
+        message="average_tokens_across_devices=False takes the mean of the processes' means: with several of them the "
+        "loss depends on which rows fall to which.",
+        fix="leave it out",
         refuses=False,
     ),
     Rule(

@@ -175,6 +175,8 @@ class Datasets:
                 raise
             raw = "if the data_collator takes rows as they are, set dataset_kwargs={'skip_prepare_dataset': True}"
             raise DataError(error.problem, fix=f"{error.fix}; {raw}") from None
+        if name == "train":
+            self._refuse_less_than_a_batch(len(made.rows))
         self.prepared[name] = made
         self._tell_cuts(name, made)
         self.notes += made.ledger.format_notes()
@@ -202,6 +204,17 @@ class Datasets:
         if self.streamed is not None:
             return tuple(self.streamed.stop_ids())
         return self.prepared["train"].stop_ids if "train" in self.prepared else ()
+
+    def weights_not_seen(self, *, own_loss: bool) -> list[str]:
+        """Notes on sets whose rows have weights beside 0 and 1 where the caller's collator or loss gets labels only."""
+        if not own_loss and self._custom is None:
+            return []
+        return [
+            f"Tokens of the {name} set have weights that your data_collator or compute_loss_func does not get: "
+            "all that is trained counts alike."
+            for name, made in self.prepared.items()
+            if isinstance(made.rows, PackedRows) and not np.isin(made.rows.table.weights, (0, 1)).all()
+        ]
 
     def _make(self, rows: Any, options: PrepareOptions, **further: Any) -> Prepared | VisionPrepared:
         if self._processor is not None:
@@ -232,6 +245,15 @@ class Datasets:
         if self._custom is not None:
             collator = FeatureCollator(collate=self._custom, with_labels=takes_labels(self._custom))
         return stream.StreamDataset(self.streamed, args.per_device_train_batch_size, collator)
+
+    def _refuse_less_than_a_batch(self, rows: int) -> None:
+        """transformers would say that the loader has no length."""
+        needed = self.args.per_device_train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and self.args.tokens_per_step is None and rows < needed:
+            raise DataError(
+                f"{rows:,} rows do not fill a batch of {needed:,}, and dataloader_drop_last=True leaves them out.",
+                fix="leave dataloader_drop_last out, or lower per_device_train_batch_size",
+            )
 
     def _tell_cuts(self, name: str, made: Prepared | VisionPrepared) -> None:
         if cut := made.ledger.rows_cut.total():

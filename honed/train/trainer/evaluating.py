@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from honed.data.batch.collate import FlatCollator
@@ -89,7 +90,13 @@ class EvaluatingTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Batches to evaluate on: padded, a document in each row, where somebody looks at the logits."""
         with self._rows_apart(self.compute_metrics is not None, eval_dataset):
-            return super().get_eval_dataloader(eval_dataset)
+            if eval_dataset is None or isinstance(eval_dataset, str):
+                return super().get_eval_dataloader(eval_dataset)
+            kept = self.__dict__.pop("_eval_dataloaders", {})  # of workers that stay: transformers knows sets by name
+            try:
+                return super().get_eval_dataloader(eval_dataset)
+            finally:
+                self._eval_dataloaders = kept
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Batches to predict on, padded."""
@@ -97,9 +104,21 @@ class EvaluatingTrainer(Trainer):
             return super().get_test_dataloader(test_dataset)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(dataset, PackedRows) and not kwargs.get("is_training") and self.args.world_size > 1 and dataset:
+        if kwargs.get("is_training"):
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        if isinstance(dataset, PackedRows) and self.args.world_size > 1 and dataset:
             dataset = EvenRows(dataset, self.args.eval_batch_size * self.args.world_size)
-        return super()._get_dataloader(dataset, *args, **kwargs)
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # which is for training
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drops
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Prepared rows in their own order, also where training groups them by length: `EvenRows` counts on it."""
+        if isinstance(eval_dataset, (PackedRows, EvenRows)):
+            return SequentialSampler(eval_dataset)
+        return super()._get_eval_sampler(eval_dataset)
 
     def _new_metrics(self) -> StepMetrics:
         args = self.args
@@ -113,7 +132,8 @@ class EvaluatingTrainer(Trainer):
         self.metrics = self._new_metrics()
         self._evaluated = torch.zeros(2, device=self.args.device)
         try:
-            with self._seams_open():
+            # a loader draws a seed from torch's generator, which dropout and noise draw from when training goes on
+            with self._seams_open(), torch.random.fork_rng(devices=[]):
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
             if isinstance(rows := getattr(dataloader, "dataset", None), EvenRows):
                 output = output._replace(num_samples=rows.total_dataset_length)

@@ -299,7 +299,8 @@ def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]
     if len(ranks) == world:
         return ranks
     counts = [rank["metrics"] for rank in ranks]
-    summed = {key: sum(count[key] for count in counts) for key in ("tokens", "trained", "scored")}
+    added = ("tokens", "trained", "scored", "aux_tokens", "aux_sum")
+    summed = {key: sum(count.get(key, 0) for count in counts) for key in added}
     sums = [sum(column) for column in zip(*(count["sums"] for count in counts), strict=True)]
     total = {"num_tokens": counts[0]["num_tokens"], "sums": sums, **summed}
     nothing = {**total, "sums": [0.0] * len(sums), **dict.fromkeys(summed, 0)}

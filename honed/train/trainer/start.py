@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from honed.data.prepare.prepare import tokenizer_with_template
 from honed.data.vision.template import shows_images
 from honed.errors import ModelError, RecipeError
+from honed.loss.router import aux_loss_coefficient
 from honed.model.load import load_model, load_processor, load_tokenizer, sees_images
 from honed.model.quantize import quantized_options
 from honed.model.vocabulary import with_pad_token
@@ -136,10 +137,39 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
     if args.gradient_checkpointing and not getattr(base_model(model), "supports_gradient_checkpointing", False):
         set_switch(args, on=False)
         notes.append(f"gradient_checkpointing has no effect: {type(base_model(model)).__name__} cannot do it.")
+    limit = _rotations_change_after(base_model(model).config.get_text_config())
+    if limit is not None and (args.max_length is None or args.max_length > limit):
+        notes.append(
+            f"A row longer than {limit:,} tokens changes how this model rotates positions in all rows of its batch: "
+            f"losses depend on which rows meet. Set max_length={limit} for losses that do not."
+        )
     if args.use_liger_kernel:  # its layers with our head: its own loss would replace the model's forward
         config = args.liger_kernel_config or {}
         args.liger_kernel_config = {**config, "fused_linear_cross_entropy": False, "cross_entropy": False}
     return notes
+
+
+def _rotations_change_after(config: Any) -> int | None:
+    """The length after which rotary positions depend on the longest row of a batch (or met so far); None: never."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one, or one for each kind of layer
+    for kind in kinds:
+        if kind.get("rope_type") in ("dynamic", "longrope"):
+            return int(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
+    return None
+
+
+def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:
+    """Leaves `pad_to_multiple_of` out of our own `args` where experts would be balanced for padding; a note if so.
+
+    No mask tells a model which documents of a flat row are padding.
+    """
+    if not flat or (args.pad_to_multiple_of or 1) == 1:
+        return []
+    if not aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
+        return []
+    args.pad_to_multiple_of = None
+    return ["pad_to_multiple_of has no effect: the router's auxiliary loss would count the padding of flat batches."]
 
 
 def choose_attention(seams: Seams, given: Any, model: nn.Module, args: SFTConfig) -> tuple[Seams, bool]:

@@ -106,14 +106,15 @@ class SFTTrainer(ResumingTrainer):
         found = vision.without_attention(found, trained) if sees else found
         self.seams, flat = start.choose_attention(found, model, trained, args)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
-        self.notes += self.seams.notes + precision.notes_on_masters(trained, args)
+        self.notes += start.fit_padding(args, trained, flat=flat) + self.seams.notes
+        self.notes += precision.notes_on_masters(trained, args)
         self._datasets = Datasets(
             args,
             tokenizer,
             formatting_func=formatting_func,
             collator=data_collator,
             flat=flat,
-            shares_prefixes=shared_prefixes.decide(args.share_prefixes, trained, self.seams),
+            shares_prefixes=shared_prefixes.decide(args, trained, self.seams),
             processor=processor,
         )
         self.stream_loader: stream.StreamLoader | None = None
@@ -152,7 +153,7 @@ class SFTTrainer(ResumingTrainer):
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
         streams = self._datasets.streamed is not None
         self.add_callback(SavesAndStops(self._go_on, self._stops, self._save_now, streams=streams))
-        self.notes += self._datasets.notes
+        self.notes += self._datasets.notes + self._datasets.weights_not_seen(own_loss=self._plain_loss)
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)
 
@@ -167,8 +168,7 @@ class SFTTrainer(ResumingTrainer):
         """Trains; see `transformers.Trainer.train`.
 
         Args:
-            resume_from_checkpoint: a checkpoint; True for the newest good one in `output_dir`; "auto" for the same, or
-                none if there is none.
+            resume_from_checkpoint: a checkpoint; True: the newest good one in `output_dir`; "auto": that one, or none.
 
         Raises:
             RunError: there is no checkpoint to resume from, or too many steps had no finite loss or gradient.
@@ -243,8 +243,8 @@ class SFTTrainer(ResumingTrainer):
         total = total + (total == 0)  # without a trained token the loss is 0
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = total / self.accelerator.num_processes  # data-parallel wrappers average over ranks
-        config = seams.base_model(self.model).config.get_text_config()
-        aux_coefficient = aux_loss_coefficient(config, self.args.router_aux_loss_coef)
+        config = seams.base_model(self.model).config.get_text_config()  # evaluations are of tokens: no balance in them
+        aux_coefficient = aux_loss_coefficient(config, self.args.router_aux_loss_coef if model.training else 0.0)
         logits_wanted = return_outputs and bool(self.compute_metrics or self.preprocess_logits_for_metrics)
         scores, output = seams.token_scores(
             model,

@@ -90,11 +90,15 @@ def test_loss_and_gradients_are_those_of_the_documents(
     torch.testing.assert_close(gradients_together, gradients_apart, rtol=1e-10, atol=1e-10)
 
 
+def asked(share: Any, **options: Any) -> SFTConfig:
+    return SFTConfig(share_prefixes=share, use_cpu=True, report_to="none", **options)
+
+
 @pytest.mark.parametrize(("family", "options"), FAMILIES)
 def test_fitting_models_are_found(family: str, options: dict[str, Any], tiny_model: Callable[..., Any]) -> None:
     model = tiny_model(family, **options)
-    assert shared_prefixes.decide("auto", model, seams.find_seams(model))
-    assert not shared_prefixes.decide(False, model, seams.Seams(flat=True))
+    assert shared_prefixes.decide(asked("auto"), model, seams.find_seams(model))
+    assert not shared_prefixes.decide(asked(False), model, seams.Seams(flat=True))
 
 
 @pytest.mark.parametrize(
@@ -111,10 +115,27 @@ def test_what_cannot_share_says_why(
 ) -> None:
     model = tiny_model(family, **options)
     found = seams.Seams(flat=True)
-    assert not shared_prefixes.decide("auto", model, found)
+    assert not shared_prefixes.decide(asked("auto"), model, found)
     assert reason in found.notes[0]
     with pytest.raises(ModelError, match="share_prefixes=True, but"):
-        shared_prefixes.decide(True, model, found)
+        shared_prefixes.decide(asked(True), model, found)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "reason"),
+    [("llama", {"neftune_noise_alpha": 5.0}, "noise"), ("mixtral", {"router_aux_loss_coef": 0.1}, "auxiliary loss")],
+)
+def test_options_in_the_way_say_so(
+    family: str, options: dict[str, Any], reason: str, tiny_model: Callable[..., Any]
+) -> None:
+    """The model by itself could: no noise, and a balance that counts nothing."""
+    model = tiny_model(family, num_local_experts=2, router_aux_loss_coef=0.0)
+    assert shared_prefixes.decide(asked(True), model, seams.find_seams(model))
+    found = seams.Seams(flat=True)
+    assert not shared_prefixes.decide(asked("auto", **options), model, found)
+    assert reason in found.notes[0]
+    with pytest.raises(ModelError, match=reason):
+        shared_prefixes.decide(asked(True, **options), model, found)
 
 
 def test_a_model_without_flat_rows_cannot_share(tiny_model: Callable[..., Any]) -> None:
@@ -123,7 +144,7 @@ def test_a_model_without_flat_rows_cannot_share(tiny_model: Callable[..., Any]) 
 
 def test_an_unknown_wish_is_refused(tiny_model: Callable[..., Any]) -> None:
     with pytest.raises(RecipeError, match="share_prefixes is 'yes'"):
-        shared_prefixes.decide("yes", tiny_model(), seams.Seams())
+        shared_prefixes.decide(asked("yes"), tiny_model(), seams.Seams())
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -56,6 +56,9 @@ CUDA_GRAPHS = {"torch_compile_mode": "reduce-overhead"}
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
     "context_parallel": rows_split,
+    "dispatched_batches": {"accelerator_config": {"dispatch_batches": True}},
+    "rebalanced_batches": {"train_sampling_strategy": "batch_rebalance"},
+    "mean_of_ranks": {"average_tokens_across_devices": False},
     "packing_without_length": {"packing": True, "max_length": None},
     "liger_absent": {"use_liger_kernel": True},
     "liger_without_gpu": {"use_liger_kernel": True},

@@ -228,6 +228,12 @@ def test_rows_of_like_length_meet_in_a_batch(make: Make, tiny_model: Callable[..
     assert any("no effect on flat batches" in note for note in flat.notes)
 
 
+def test_rows_that_do_not_fill_one_batch_are_told(make: Any, chat_rows: list[dict[str, Any]]) -> None:
+    """transformers would say that the loader has no length."""
+    with pytest.raises(DataError, match="12 rows do not fill a batch of 20"):
+        make(chat_rows, per_device_train_batch_size=20, dataloader_drop_last=True).train()
+
+
 def test_the_ranks_batches_of_a_round_are_of_like_length() -> None:
     """At 8 ranks, with lengths as conversations have (half of them 128 tokens, 5% above 350): each row once an epoch,
     and the longest of the 8 batches is less than a tenth longer than they are on average."""

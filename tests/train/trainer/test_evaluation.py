@@ -105,3 +105,46 @@ def test_the_callers_loss_function_gets_logits_and_labels(make: Make, chat_rows:
         trainer.train()
     first, second = ([line["loss"] for line in t.state.log_history if "loss" in line] for t in (own, plain))
     assert first == pytest.approx(second, rel=1e-6) and own.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_weights_that_the_callers_loss_does_not_get_are_told(weight: float, make: Make) -> None:
+    rows = [{"input_ids": [3, 4, 5], "loss_mask": [0, weight, 1]}]
+    trainer = make(
+        rows, trainer={"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.logits.sum()}
+    )
+    assert any("counts alike" in note for note in trainer.notes) == (weight != 1)
+
+
+def test_training_is_the_same_with_evaluations_in_it(
+    make: Make, chat_rows: Rows, tiny_model: Callable[..., Any]
+) -> None:
+    """A loader draws a seed where noise is drawn from; rows grouped by length would draw their order there too."""
+    losses = []
+    for changes in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
+        model = tiny_model()
+        model.set_attn_implementation("eager")
+        trainer = make(
+            chat_rows, model=model, eval_dataset=chat_rows, max_steps=3, neftune_noise_alpha=5.0,
+            train_sampling_strategy="group_by_length", **changes,
+        )  # fmt: skip
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert losses[0] == losses[1]
+
+
+def test_options_of_training_leave_no_row_out(make: Make, chat_rows: Rows) -> None:
+    changes = {"per_device_eval_batch_size": 5, "eval_packing": False}
+    usual = make(chat_rows, eval_dataset=chat_rows, **changes)
+    options = {"dataloader_drop_last": True, "train_sampling_strategy": "group_by_length"}
+    trainer = make(chat_rows, eval_dataset=chat_rows, **changes, **options)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(usual.evaluate()["eval_loss"], rel=1e-12)
+    np.testing.assert_array_equal(trainer.predict(chat_rows).label_ids, usual.predict(chat_rows).label_ids)
+    assert trainer.args.dataloader_drop_last
+
+
+def test_workers_that_stay_do_not_keep_another_set(make: Make, chat_rows: Rows) -> None:
+    trainer = make(chat_rows, eval_dataset=chat_rows[:3], dataloader_persistent_workers=True, dataloader_num_workers=1)
+    own, rest = trainer.evaluate()["eval_loss"], trainer.evaluate(chat_rows[3:])["eval_loss"]
+    assert rest == pytest.approx(mean_loss(trainer, trainer._datasets.prepared["eval"].rows), rel=1e-9)
+    assert own != rest and trainer.evaluate()["eval_loss"] == own

@@ -176,6 +176,30 @@ def test_the_auxiliary_loss_is_logged_and_can_be_left_out(
     assert logged[1] == [None, None]
 
 
+def test_padding_of_flat_batches_is_not_balanced(
+    make: Callable[..., SFTTrainer], tiny_model: Callable[..., Any]
+) -> None:
+    """No mask tells the model which tokens of a flat row are padding, so there is none where it would count."""
+    model = tiny_model("mixtral", **EXPERTS)
+    balanced = make(model, pad_to_multiple_of=64)
+    assert any("pad_to_multiple_of has no effect" in note for note in balanced.notes)
+    assert next(iter(balanced.get_train_dataloader()))["input_ids"].numel() % 64
+    unbalanced = make(model, pad_to_multiple_of=64, router_aux_loss_coef=0.0)
+    assert next(iter(unbalanced.get_train_dataloader()))["input_ids"].numel() % 64 == 0
+
+
+def test_the_auxiliary_loss_is_no_part_of_an_evaluation(
+    make: Callable[..., SFTTrainer], tiny_model: Callable[..., Any]
+) -> None:
+    """It depends on which rows share a batch; what an evaluation tells may not."""
+    model = tiny_model("mixtral", **EXPERTS)
+    losses = [
+        make(model, router_aux_loss_coef=coefficient, per_device_eval_batch_size=size).evaluate()["eval_loss"]
+        for coefficient, size in ((0.5, 2), (0.5, 5), (0.0, 5))
+    ]
+    assert losses == pytest.approx([losses[2]] * 3, rel=1e-5)
+
+
 def test_an_auxiliary_loss_of_a_dense_model_is_refused(make: Callable[..., SFTTrainer]) -> None:
     with pytest.raises(RecipeError, match="no router logits"):
         make(router_aux_loss_coef=0.1).train()

@@ -245,3 +245,23 @@ def test_generation_after_training_keeps_its_cache(
     cached = model.train().generate(prompt, use_cache=True, **options)
     assert torch.equal(cached, model.eval().generate(prompt, use_cache=False, **options))
     assert model.config.use_cache
+
+
+@pytest.mark.parametrize(
+    ("rope", "max_length", "told"),
+    [("dynamic", 128, True), ("dynamic", None, True), ("dynamic", 32, False), ("linear", 128, False)],
+)
+def test_rotations_that_depend_on_the_longest_row_are_told(
+    rope: str, max_length: int | None, told: bool, tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    kind = {"rope_type": rope, "rope_theta": 10000.0, "factor": 2.0}
+    model = tiny_model(max_position_embeddings=32, rope_parameters=kind)
+    rows = torch.arange(3, 3 + (max_length or 128)).expand(2, -1)
+    mask = torch.ones_like(rows)
+    mask[0, 8:] = 0
+    with torch.no_grad():
+        alone = model(input_ids=rows[:1, :8]).logits
+        beside = model(input_ids=rows, attention_mask=mask).logits
+    assert torch.allclose(alone, beside[:1, :8], atol=1e-4) != told
+    notes = start.fit_to_model(SFTConfig(use_cpu=True, report_to="none", max_length=max_length), model, tiny_tokenizer)
+    assert any("longer than 32 tokens" in note for note in notes) == told
