@@ -54,7 +54,7 @@ def check_subclass(cls: type, base: type, args: SFTConfig) -> list[str]:
             raise RecipeError(f"{cls.__name__} overrides {name}, which is TRL's own and never called here.", fix=fix)
     notes = []
     if reads_batches(cls, base):
-        layout = "flat ones, of which it must hand all to the model" if args.packing else "padded"
+        layout = "flat ones, of which it must hand all to the model" if args.packing or args.eval_packing else "padded"
         mine = " and ".join(name for name in READ_BATCHES if overridden(cls, base, name))
         notes.append(f"{cls.__name__} has a {mine} of its own: batches are {layout}.")
     if overridden(cls, base, "compute_loss"):

@@ -158,7 +158,7 @@ def choose_attention(
             "packing=True, but documents cannot share a row in this model: " + "; ".join(seams.notes),
             fix="set packing=False",
         )
-    if padded and not args.packing:
+    if padded and not (args.packing or args.eval_packing):
         return replace(seams, flat=False), False
     if named is None:
         return seams, seams.flat
