@@ -118,7 +118,16 @@ def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:
 
 
 def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]:
-    """Changes our own `args` where a default asks for more than model and tokenizer can do; a note for each."""
+    """Changes our own `args` where a default asks for more than model and tokenizer can do; a note for each.
+
+    Raises:
+        RecipeError: the model is split among ranks that the arguments give different rows.
+    """
+    if (getattr(model, "_tp_size", None) or 1) > 1 and (args.tokens_per_step or args.streaming):
+        raise RecipeError(
+            "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",
+            fix="leave one of them out",
+        )
     notes = []
     limit = getattr(tokenizer, "model_max_length", None)
     if args.max_length == DEFAULT_MAX_LENGTH and limit is not None and limit < args.max_length:

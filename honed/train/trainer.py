@@ -118,11 +118,6 @@ class SFTTrainer(ResumingTrainer):
         self.stream_loader: stream.StreamLoader | None = None
         self._stream_after: Place | None = None
         token_batches.check(args, self._datasets.collator)
-        if (getattr(trained, "_tp_size", None) or 1) > 1 and (args.tokens_per_step or args.streaming):
-            raise RecipeError(
-                "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",
-                fix="leave one of them out",
-            )
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
             model=trained,
