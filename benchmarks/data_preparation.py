@@ -123,8 +123,8 @@ def measure(side: str, kind: str, file: Path) -> dict[str, Any]:
 
 
 def ours(kind: str, file: Path, *, workers: int = 1) -> dict[str, Any]:
-    from honed.data.prepare import PrepareOptions
-    from honed.data.prepared_cache import prepare_cached
+    from honed.data.prepare.cache import prepare_cached
+    from honed.data.prepare.prepare import PrepareOptions
 
     tokenizer = load_tokenizer()
     packing = kind == "text"

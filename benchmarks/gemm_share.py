@@ -28,11 +28,11 @@ import torch
 from data_preparation import machine
 from training_step import CASES, Case, model_of, rows_of
 
-from honed.data.collate import Batch, FlatCollator
-from honed.data.table import PackedRow
+from honed.data.batch.collate import Batch, FlatCollator
+from honed.data.batch.table import PackedRow
 from honed.loss.objective import total_weight
 from honed.ops import products
-from honed.train import seams
+from honed.train.forward import seams
 
 SQUARE = 2048  # larger squares were no faster
 

@@ -95,7 +95,7 @@ def arguments() -> argparse.Namespace:
 
 
 def works(tokenizer: Any, stops: frozenset[int]) -> list[Work]:
-    from honed.data.sources import read_rows, starter_file
+    from honed.data.read.sources import read_rows, starter_file
 
     questions = [row["prompt"] for _, row in read_rows(str(starter_file("held_out.jsonl")))][:PROMPTS]
     asked = [

@@ -161,10 +161,10 @@ def step_of(lengths: list[int], vocabulary: int = 1024, hidden: int = HIDDEN) ->
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from honed.data.collate import FlatCollator
-    from honed.data.table import PackedRow
+    from honed.data.batch.collate import FlatCollator
+    from honed.data.batch.table import PackedRow
     from honed.loss.objective import total_weight
-    from honed.train import seams
+    from honed.train.forward import seams
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -226,7 +226,7 @@ def resident(key: str) -> float:
 
 def preparation(rows: int) -> float:
     """Processor seconds from the file to training tokens; the packaged starter set, repeated."""
-    from honed.data.prepare import PrepareOptions, prepare
+    from honed.data.prepare.prepare import PrepareOptions, prepare
     from honed.model.load import load_tokenizer
 
     tokenizer = load_tokenizer("smollm2-135m-instruct")

@@ -31,11 +31,11 @@ from data_preparation import machine
 from torch import nn
 from training_step import CASES, model_of, versions
 
-from honed.data.collate import FlatCollator
-from honed.data.table import PackedRow
+from honed.data.batch.collate import FlatCollator
+from honed.data.batch.table import PackedRow
 from honed.model.fused_lora import fused_lora
 from honed.ops.products import FastLinear
-from honed.train import seams
+from honed.train.forward import seams
 
 SHAPES = {"q, o": (576, 576), "k, v": (576, 192), "gate, up": (576, 1536), "down": (1536, 576)}
 SIDES = ("honed", "peft")

@@ -78,7 +78,7 @@ def real_lengths() -> tuple[np.ndarray, str]:
     """Tokens of each conversation as honed prepares it; those above the capacity are dropped, as recipes do."""
     from data_preparation import SHARED, distinct_pairs, load_tokenizer
 
-    from honed.data.prepare import PrepareOptions, prepare
+    from honed.data.prepare.prepare import PrepareOptions, prepare
 
     rows = [
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
@@ -99,14 +99,14 @@ def describe_lengths(lengths: np.ndarray, source: str) -> dict[str, Any]:
 
 
 def packed(lengths: np.ndarray) -> list[list[int]]:
-    from honed.data.pack import pack_best_fit
+    from honed.data.batch.pack import pack_best_fit
 
     return pack_best_fit(lengths, CAPACITY)
 
 
 def packed_by_blocks(lengths: np.ndarray) -> list[list[int]]:
     """As a stream packs: `stream.BLOCK` rows at a time. Row numbers are those of the whole set."""
-    from honed.data.stream import BLOCK
+    from honed.data.prepare.stream import BLOCK
 
     starts = range(0, len(lengths), BLOCK)
     return [[start + n for n in row] for start in starts for row in packed(lengths[start : start + BLOCK])]
@@ -114,7 +114,7 @@ def packed_by_blocks(lengths: np.ndarray) -> list[list[int]]:
 
 def fill(distinct: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
     """Shares of rows that hold tokens; padded batches as TRL's default pads them, and sorted by length."""
-    from honed.data.pack import fill_rate
+    from honed.data.batch.pack import fill_rate
 
     def of(rows: list[list[int]], of_lengths: np.ndarray = lengths) -> float:
         return round(fill_rate(of_lengths, rows, CAPACITY), 5)
@@ -137,7 +137,7 @@ def padded_tokens(batches: Any) -> np.ndarray:
 
 def batches_by_length(lengths: np.ndarray, size: int, ranks: int = 1) -> list[np.ndarray]:
     """Lengths of the batches that `train_sampling_strategy="group_by_length"` gives; one of each rank in a step."""
-    from honed.train.rows import GroupedByLength
+    from honed.train.rows.rows import GroupedByLength
 
     class Rows:
         def __len__(self) -> int:
@@ -159,7 +159,7 @@ def order(rows: int, ranks: int) -> dict[str, Any]:
     Raises:
         SystemExit: a row is missing, or is trained more often than it should be.
     """
-    from honed.train.loop_plan import epoch_order
+    from honed.train.loop.plan import epoch_order
 
     plain, weightless = dealt_by_plan(rows, ranks)
     trained = Counter(row for of_rank in plain for batch in of_rank for row in batch)
@@ -181,8 +181,8 @@ def order(rows: int, ranks: int) -> dict[str, Any]:
 
 
 def plan_of(rows: int, ranks: int, accumulation: int = 1) -> Any:
-    from honed.train.loop_config import LoopConfig
-    from honed.train.loop_plan import Plan
+    from honed.train.loop.config import LoopConfig
+    from honed.train.loop.plan import Plan
 
     return Plan(config=LoopConfig(batch_size=BATCH, accumulation=accumulation, seed=0), rows=rows, world=ranks)
 
@@ -202,7 +202,7 @@ def dealt_by_accelerate(epoch: list[int], ranks: int) -> list[list[list[int]]]:
     from accelerate.data_loader import BatchSamplerShard
     from torch.utils.data import BatchSampler
 
-    from honed.train.filling import FilledOrder
+    from honed.train.rows.filling import FilledOrder
 
     batches = BatchSampler(FilledOrder(epoch, BATCH * ranks), BATCH, drop_last=False)
     dealt = [BatchSamplerShard(batches, ranks, rank) if ranks > 1 else batches for rank in range(ranks)]
@@ -217,8 +217,8 @@ def in_turn(dealt: list[list[list[int]]]) -> list[int]:
 
 def check_stream(ranks: int, rounds: int = 4) -> None:
     """`StreamDataset` gives each batch of a stream to one rank; the second half again after a checkpoint."""
-    from honed.data.stream import Place
-    from honed.train.stream import StreamDataset
+    from honed.data.prepare.stream import Place
+    from honed.train.rows.stream import StreamDataset
 
     class Numbers:
         ledger = None
@@ -292,8 +292,8 @@ def layouts(lengths: np.ndarray, rows: list[list[int]], ranks: Ranks) -> Iterato
 
 def plan_batches(rows: int, size: int) -> list[list[int]]:
     """All ranks' micro-batches in their order; `order` has shown that batch b is rank b mod ranks's."""
-    from honed.train.loop_config import LoopConfig
-    from honed.train.loop_plan import Plan
+    from honed.train.loop.config import LoopConfig
+    from honed.train.loop.plan import Plan
 
     batches, _ = Plan(config=LoopConfig(batch_size=size, seed=0), rows=rows).batches(0, 0)
     return batches

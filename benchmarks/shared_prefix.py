@@ -27,10 +27,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 import numpy as np
 import torch
 
-from honed.data.collate import FlatCollator
-from honed.data.table import PackedRow
+from honed.data.batch.collate import FlatCollator
+from honed.data.batch.table import PackedRow
 from honed.loss.objective import total_weight
-from honed.train import seams
+from honed.train.forward import seams
 
 TRL_SETTINGS: dict[str, dict[str, Any]] = {
     "trl padded": {},

@@ -16,7 +16,7 @@ from itertools import islice
 import torch
 
 from honed import SFTConfig, SFTTrainer, clone_chat_template, load_model, load_tokenizer
-from honed.data.sources import STARTER, read_rows
+from honed.data.read.sources import STARTER, read_rows
 from honed.model.adapters import lora_config
 from honed.model.chat_tokens import new_token_rows, template_tokens
 

@@ -22,7 +22,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from honed import DataCollatorForCompletionOnlyLM, SFTConfig, SFTTrainer, load_model, load_tokenizer
-from honed.data.sources import STARTER, read_rows
+from honed.data.read.sources import STARTER, read_rows
 from honed.model.device import pick_device, pick_dtype
 
 RESPONSE = " ### Answer:"

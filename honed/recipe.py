@@ -52,14 +52,14 @@ for _letter in "yYnNoO":  # else yes, no, on and off would be true and false
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRecipe:
-    """What is trained on; `files` is what `data: FILE` means in short. See `honed.data.prepare.PrepareOptions`.
+    """What is trained on; `files` is what `data: FILE` means in short. See `honed.data.prepare.prepare.PrepareOptions`.
 
     Attributes:
-        files: files, folders, patterns and Hub ids (see `honed.data.sources.shards`).
-        sources: instead of `files`, several with weights, caps and options of their own (see `honed.data.mixture`).
+        files: files, folders, patterns and Hub ids (see `honed.data.read.sources.shards`).
+        sources: instead of `files`, several with weights, caps and options of their own (see `honed.data.mix.mixture`).
         held_out: file to evaluate on.
-        eval_share: instead of `held_out`, the share of the rows to hold out (see `honed.data.split`).
-        streaming: read, render and pack rows while training, in constant memory (see `honed.data.stream`).
+        eval_share: instead of `held_out`, the share of the rows to hold out (see `honed.data.mix.split`).
+        streaming: read, render and pack rows while training, in constant memory (see `honed.data.prepare.stream`).
         shuffle_buffer: while streaming, rows held and shuffled at a time.
         cache: keep prepared data on disk (`honed cache` shows and clears it).
         workers: processes that prepare the rows; the result is the same.
@@ -138,7 +138,7 @@ class Recipe:
         quantization: "nf4", "fp4" or "int8" loads it quantised, to train an adapter on (see `honed.model.quantize`).
         data, lora, samples: see their classes.
         train: arguments of `honed.SFTConfig` (and so of transformers' TrainingArguments), by name.
-        engine: "trainer" trains with `honed.SFTTrainer`, "plain" with the loop of `honed.train.loop`.
+        engine: "trainer" trains with `honed.SFTTrainer`, "plain" with the loop of `honed.train.loop.loop`.
         output: folder of the run.
     """
 

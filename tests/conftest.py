@@ -202,7 +202,7 @@ def loud_logger() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_prepared_data(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepared data of a test stays out of the user's cache."""
-    from honed.data import prepared_cache
+    from honed.data.prepare import cache as prepared_cache
 
     made: list[Path] = []
 

@@ -52,7 +52,7 @@ def load_speaker(name: str, *, seed: int, weights: bool = True) -> Speaker:
     """
     from transformers import set_seed
 
-    from honed.data.prepare import PrepareOptions, make_template
+    from honed.data.prepare.prepare import PrepareOptions, make_template
     from honed.generate.answer import need_template
     from honed.model.device import pick_device
     from honed.model.load import load_for_generation, load_tokenizer, resolve

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from honed.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from honed.data.prepare import PrepareOptions
+    from honed.data.prepare.prepare import PrepareOptions
     from honed.recipe import DataRecipe
 
 SEVERITIES = ("error", "warning", "never")
@@ -74,7 +74,7 @@ def check_rows(args: argparse.Namespace) -> int:
     The status is 1 where something was found (see --fail-on), 2 where a file cannot be read, else 0.
     Without a model, whatever needs tokens is left out."""
     from honed.cli.data_text import as_json, as_text, fails
-    from honed.data.lint import check
+    from honed.data.lint.lint import check
 
     plan = read_plan(args)
     tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)
@@ -105,7 +105,7 @@ def show_rows(args: argparse.Namespace, command: str = "") -> int:
 
 def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
     """The page of `honed data show --html`."""
-    from honed.data.lint import check
+    from honed.data.lint.lint import check
     from honed.report.data_page import PageFacts, write_data_page
 
     first, last = args.rows or (1, args.limit)
@@ -146,7 +146,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
     from dataclasses import fields
 
     from honed.cli.train import RECIPE_SUFFIXES
-    from honed.data.prepare import PrepareOptions
+    from honed.data.prepare.prepare import PrepareOptions
     from honed.recipe import load_recipe
 
     changes = [item for item in args.items if "=" in item and not Path(item).exists()]
@@ -169,7 +169,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
 
 def _recipe_files(data: DataRecipe) -> tuple[str, ...]:
     """The files of a recipe; of a mixture those of all its sources, read in full with the options of the section."""
-    from honed.data.mixture import mixture_from
+    from honed.data.mix.mixture import mixture_from
 
     if not data.sources:
         return data.files
@@ -183,7 +183,7 @@ def find_row(files: tuple[str, ...], number: int) -> tuple[Any, Any]:
     Raises:
         DataError: there is no such row, or several files are named.
     """
-    from honed.data.sources import read_rows
+    from honed.data.read.sources import read_rows
 
     if len(files) != 1:
         raise DataError(f"--row {number} of which file? {len(files)} are named.", fix="name one file")
@@ -206,7 +206,7 @@ def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...] = ()) -> 
     if model is None:
         return None, ()
     from honed.cli.console import quiet_libraries
-    from honed.data.vision import shows_images
+    from honed.data.vision.template import shows_images
     from honed.model.load import load_processor, load_tokenizer, resolve, sees_images
 
     quiet_libraries()

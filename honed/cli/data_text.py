@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from honed.data.lint import Checked
-from honed.data.lint_kinds import SEVERITIES, Finding
-from honed.data.lint_view import visible
+from honed.data.lint.kinds import SEVERITIES, Finding
+from honed.data.lint.lint import Checked
+from honed.data.lint.view import visible
 
 if TYPE_CHECKING:
     from honed.cli.data import Plan

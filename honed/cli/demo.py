@@ -22,8 +22,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     from honed.cli.console import quiet_libraries, show_result
     from honed.cli.train import find_recipe
     from honed.recipe import load_recipe
-    from honed.train.run_folder import RunFolder
-    from honed.train.secrets import masked_yaml
+    from honed.train.run_folder.folder import RunFolder
+    from honed.train.run_folder.secrets import masked_yaml
 
     recipe = load_recipe(find_recipe("demo"), args.items)
     folder = RunFolder(recipe.output)
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     if folder.state().get("status") == "finished" and not args.again:
         raise RunError(f"{folder.path} holds a finished run of another recipe.", fix="add --again to replace it")
     quiet_libraries()
-    from honed.train.run import run as run_recipe
+    from honed.train.run.run import run as run_recipe
 
     result = run_recipe(recipe, command=command, say=print, overwrite=True)
     show_result(result.folder, result.samples)

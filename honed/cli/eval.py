@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from honed.data.ledger import Ledger
-    from honed.data.prepare import PrepareOptions
-    from honed.data.template import Template
+    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.templates.template import Template
     from honed.evaluate.evaluation import Exam, Measured
     from honed.evaluate.held_out import Collate, Scorer
     from honed.evaluate.measure import Compared
@@ -92,7 +92,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _exam(args: argparse.Namespace) -> tuple[Exam, Any, Template | None]:
     """What is measured, with the tokenizer and the template of the first model, which the second takes as well."""
-    from honed.data.prepare import make_template
+    from honed.data.prepare.prepare import make_template
     from honed.evaluate.before_after import Form
     from honed.evaluate.behaviour import prompts_of
     from honed.evaluate.evaluation import Exam
@@ -128,7 +128,7 @@ def trained_with(folder: Path, max_length: int | None) -> PrepareOptions:
     """
     from dataclasses import fields, replace
 
-    from honed.data.prepare import PrepareOptions
+    from honed.data.prepare.prepare import PrepareOptions
     from honed.recipe import load_recipe
 
     options = PrepareOptions()
@@ -164,9 +164,9 @@ def opened_scorer(model: Any, tokenizer: Any) -> Iterator[tuple[Scorer, Collate]
     """What scores tokens with this model: with its head computed in tiles, and rows laid flat, where it takes that."""
     import torch
 
-    from honed.data.collate import Batch, FlatCollator, PaddedCollator
+    from honed.data.batch.collate import Batch, FlatCollator, PaddedCollator
     from honed.loss.head import TokenScores
-    from honed.train.seams import find_seams, opened, token_scores
+    from honed.train.forward.seams import find_seams, opened, token_scores
 
     seams = find_seams(model)
     device = next(model.parameters()).device

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from honed.data.prepare import PrepareOptions
-    from honed.data.table import TokenTable
+    from honed.data.batch.table import TokenTable
+    from honed.data.prepare.prepare import PrepareOptions
     from honed.model.export import Probe
 
 PROBES = 6
@@ -79,11 +79,11 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 def rows_of(folder: Path, tokenizer: Any, *, count: int) -> TokenTable:
     """The first rows of the run's training data; of the starter set where the folder is no run's or they are gone."""
-    from honed.data.prepare import PrepareOptions
-    from honed.data.sources import STARTER
+    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.read.sources import STARTER
     from honed.errors import DataError
     from honed.recipe import load_recipe
-    from honed.train.run import training_arguments
+    from honed.train.run.run import training_arguments
 
     if (folder / "recipe.yaml").is_file():
         recipe = load_recipe(folder / "recipe.yaml")
@@ -107,8 +107,8 @@ def _table(files: Any, options: PrepareOptions, tokenizer: Any, count: int) -> T
     from dataclasses import replace
     from itertools import islice
 
-    from honed.data.prepare import prepare
-    from honed.data.sources import read_rows
+    from honed.data.prepare.prepare import prepare
+    from honed.data.read.sources import read_rows
 
     rows = [row for _, row in islice(read_rows(files), count)]
     short = replace(options, packing=False, max_length=LONGEST, overlong="truncate", bad_rows="drop")

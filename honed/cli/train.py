@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     if args.dry_run:
         show(recipe, command)
         return 0
-    from honed.train.run import run as run_recipe
+    from honed.train.run.run import run as run_recipe
 
     result = run_recipe(recipe, command=command, say=print, overwrite=args.overwrite)
     if result.finished and result.first:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from honed.recipe import Recipe
-    from honed.train.dry_run import DryRun
+    from honed.train.run.dry_run import DryRun
 
 FLAG = "--dry-run"
 
 
 def show(recipe: Recipe, command: str) -> None:
     """Prints what the command would do, and the command that does it."""
-    from honed.train.dry_run import dry_run
+    from honed.train.run.dry_run import dry_run
 
     found = dry_run(recipe)
     print("\n\n".join([_recipe(recipe), *rows_shown(found), summary(found)]))
@@ -38,7 +38,7 @@ def rows_shown(found: DryRun) -> list[str]:
 
 def summary(found: DryRun) -> str:
     """Model, data, steps, learning rate, memory, time and notes, a line or two each."""
-    from honed.train.dry_run import schedule_in_words
+    from honed.train.run.dry_run import schedule_in_words
 
     share = found.trainable / max(1, found.parameters)
     how = "all weights" if found.recipe.lora is None else f"an adapter, {share:.2%} as many"

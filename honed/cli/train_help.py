@@ -28,11 +28,11 @@ def all_keys() -> str:
     """The recipe's keys, honed's arguments of training, and the names of transformers' own."""
     from transformers import TrainingArguments
 
-    from honed.data.prepare import PrepareOptions
+    from honed.data.prepare.prepare import PrepareOptions
     from honed.model.adapters import lora_config
     from honed.recipe import SECTIONS, TRAIN_DEFAULTS, Recipe
-    from honed.train.config import SFTConfig
-    from honed.train.options_page import meanings_of
+    from honed.train.options.config import SFTConfig
+    from honed.train.options.page import meanings_of
 
     elsewhere: Mapping[type, Any] = {SECTIONS["data"]: PrepareOptions, SECTIONS["lora"]: lora_config}
     lines = ["Keys of a recipe (key=value on the command line; sections as YAML's)", ""]

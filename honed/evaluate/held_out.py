@@ -12,18 +12,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from honed.data.collate import Batch
+from honed.data.batch.collate import Batch
+from honed.data.batch.table import PackedRow
+from honed.data.encode.render import Rendered
 from honed.data.example import Conversation, Document, Example, PromptCompletion
-from honed.data.formats import ReadOptions, read_example
-from honed.data.kept import KeptRow
 from honed.data.ledger import Ledger
-from honed.data.prepare import PrepareOptions
-from honed.data.reader import RowReader
-from honed.data.render import Rendered
-from honed.data.sources import read_rows
-from honed.data.table import PackedRow
-from honed.data.template import Template
-from honed.data.view import trained_turns
+from honed.data.prepare.kept import KeptRow
+from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.reader import RowReader
+from honed.data.read.formats import ReadOptions, read_example
+from honed.data.read.sources import read_rows
+from honed.data.templates.template import Template
+from honed.data.templates.view import trained_turns
 from honed.errors import DataError
 from honed.evaluate.measure import Measure
 from honed.evaluate.statistics import Ratio
@@ -105,7 +105,7 @@ def read_held_out(data: Any, tokenizer: Any, template: Template | None, options:
     both.
 
     Args:
-        data: what `honed.data.sources.read_rows` takes.
+        data: what `honed.data.read.sources.read_rows` takes.
         tokenizer, template: of the model.
         options: those of its training; packing, `overlong` and `bad_rows` are not looked at.
 

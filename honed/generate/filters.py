@@ -109,7 +109,7 @@ def _passes(verify: Verifier, candidate: Candidate) -> bool:
 
 def _drop_near(candidates: Sequence[Candidate], found: list[str | None], least: float, known: Sequence[str]) -> None:
     """Marks those that resemble a known text or one kept before them."""
-    from honed.data.minhash import near_groups, signatures
+    from honed.data.mix.minhash import near_groups, signatures
 
     kept = [number for number, reason in enumerate(found) if reason is None]
     asked = [f"{candidates[n].question}\n{candidates[n].answer}" if not known else candidates[n].answer for n in kept]

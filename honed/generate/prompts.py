@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from honed.data.example import Message, Source
-from honed.data.sources import read_rows
+from honed.data.read.sources import read_rows
 from honed.errors import DataError
 
 PLACE = re.compile(r"\{(\w+)\}")
@@ -44,7 +44,7 @@ def read_prompts(data: Any, *, template: str | None = None) -> Iterator[Prompt]:
     """One prompt for each row.
 
     Args:
-        data: whatever `honed.data.sources` reads.
+        data: whatever `honed.data.read.sources` reads.
         template: text in which `{column}` stands for the row's column; other braces are text. Without it a row's
             `prompt` is asked, or its `messages` up to its last answer.
 

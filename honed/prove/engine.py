@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from transformers.trainer_callback import PrinterCallback
 
-from honed.data.collate import FlatCollator, PaddedCollator
-from honed.data.table import PackedRows
-from honed.train.config import SFTConfig
-from honed.train.seams import NOT_FOR_THE_MODEL, Seams, find_seams, opened, token_scores
-from honed.train.trainer import SFTTrainer
+from honed.data.batch.collate import FlatCollator, PaddedCollator
+from honed.data.batch.table import PackedRows
+from honed.train.forward.seams import NOT_FOR_THE_MODEL, Seams, find_seams, opened, token_scores
+from honed.train.options.config import SFTConfig
+from honed.train.trainer.trainer import SFTTrainer
 
 ONE_STEP: dict[str, Any] = {
     "max_steps": 1,

@@ -21,9 +21,9 @@ from honed.prove.sample import documents_of, read_sample
 from honed.prove.statement import FAILED, NOT_CHECKED, PASSED, Finding, NotChecked
 from honed.prove.subject import Check, Subject
 from honed.recipe import Recipe
-from honed.train.run import training_arguments
-from honed.train.run_data import run_data
-from honed.train.vision import is_processor, load_processing_class
+from honed.train.forward.vision import is_processor, load_processing_class
+from honed.train.run.data import run_data
+from honed.train.run.run import training_arguments
 
 STATEMENTS: dict[str, Check] = {**sums.STATEMENTS, **texts.STATEMENTS, **runs.STATEMENTS}
 DTYPES = ("float64", "float32", "bfloat16")
@@ -67,7 +67,7 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
 
 
 def _known(recipe: Recipe) -> dict[str, Any]:
-    from honed.train.loop_recipe import known_to_transformers
+    from honed.train.loop.recipe import known_to_transformers
 
     return known_to_transformers(recipe.train)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from honed.data.table import PackedRows
+    from honed.data.batch.table import PackedRows
     from honed.prove.engine import Step
 
 # Where the system has it, one process imports the libraries, and the others are copies of it.

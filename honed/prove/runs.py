@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from honed.data.table import PackedRows
+from honed.data.batch.table import PackedRows
 from honed.errors import RecipeError
 from honed.model.adapters import has_adapter, load_with_adapter
 from honed.model.load import load_model
@@ -19,9 +19,9 @@ from honed.prove.engine import apart, one_step, silent, trained, weights_apart
 from honed.prove.ranks import stepped_by_ranks
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Subject
-from honed.train import loop
-from honed.train.config import SFTConfig
-from honed.train.loop_recipe import config_of, known_to_transformers
+from honed.train.loop import loop
+from honed.train.loop.recipe import config_of, known_to_transformers
+from honed.train.options.config import SFTConfig
 
 STEPS = 3
 WORLDS = (2, 4)  # processes

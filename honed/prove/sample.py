@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from honed.data.batch.table import PackedRows, TokenTable
+from honed.data.encode.render import Rendered
 from honed.data.example import Example
-from honed.data.formats import ReadOptions, read_example
 from honed.data.ledger import Ledger
-from honed.data.mixture import Mixture, Part, as_mixture, with_data
-from honed.data.prepare import PrepareOptions, make_template, part_options
-from honed.data.reader import RowReader
-from honed.data.render import Rendered
-from honed.data.sources import SourcedRow, SourcedRows, read_rows
-from honed.data.table import PackedRows, TokenTable
-from honed.data.template import Template
+from honed.data.mix.mixture import Mixture, Part, as_mixture, with_data
+from honed.data.prepare.prepare import PrepareOptions, make_template, part_options
+from honed.data.prepare.reader import RowReader
+from honed.data.read.formats import ReadOptions, read_example
+from honed.data.read.sources import SourcedRow, SourcedRows, read_rows
+from honed.data.templates.template import Template
 from honed.errors import DataError
 
 TEXT_ROWS = 200  # rows whose tokens are looked at; nothing is computed with most of them

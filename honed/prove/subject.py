@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from honed.data.table import PackedRows
+from honed.data.batch.table import PackedRows
 from honed.prove.engine import Step
 from honed.prove.models import Chosen
 from honed.prove.sample import Sample
 from honed.prove.statement import NotChecked
 from honed.recipe import Recipe
-from honed.train.config import SFTConfig
-from honed.train.run import training_arguments
-from honed.train.seams import Seams
-from honed.train.trainer import SFTTrainer
+from honed.train.forward.seams import Seams
+from honed.train.options.config import SFTConfig
+from honed.train.run.run import training_arguments
+from honed.train.trainer.trainer import SFTTrainer
 
 # Relative distance that rounding alone explains, of sums in another order.
 # Models compute their norms and rotations in float32 whatever their own format is, so float64 is not 1e-15.

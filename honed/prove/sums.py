@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from honed.data.pack import pack_best_fit
-from honed.data.prefix import MIN_SHARED, shared_row
-from honed.data.table import PackedRows, TokenTable
+from honed.data.batch.pack import pack_best_fit
+from honed.data.batch.prefix import MIN_SHARED, shared_row
+from honed.data.batch.table import PackedRows, TokenTable
 from honed.model.fused_lora import coverage
 from honed.prove.engine import Step, apart, head_apart, make_trainer, one_step, reference
 from honed.prove.sample import together
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Subject
-from honed.train.seams import Seams, opened
-from honed.train.shared_prefixes import find_obstacle
+from honed.train.forward.seams import Seams, opened
+from honed.train.forward.shared_prefixes import find_obstacle
 
 
 def packed(subject: Subject) -> Measured:

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from honed.data.collate import FlatCollator
+from honed.data.batch.collate import FlatCollator
+from honed.data.batch.table import PackedRows
+from honed.data.encode.render import Renderer, Turn
 from honed.data.example import Conversation
-from honed.data.prepare import PrepareOptions, prepare, tokenizer_with_template
-from honed.data.render import Renderer, Turn
-from honed.data.table import PackedRows
-from honed.data.template import PlainTemplate
-from honed.data.view import special_tokens, trained_turns
+from honed.data.prepare.prepare import PrepareOptions, prepare, tokenizer_with_template
+from honed.data.templates.template import PlainTemplate
+from honed.data.templates.view import special_tokens, trained_turns
 from honed.loss.objective import next_token_targets
 from honed.model.vocabulary import agree_on_stops
 from honed.prove.sample import SampleRow
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Subject
-from honed.train.seams import base_model
+from honed.train.forward.seams import base_model
 
 
 def served(subject: Subject) -> Measured:

@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import Any
 
 from honed.data.example import Conversation, Document, Example, PromptCompletion
-from honed.data.lint import KeptRow
-from honed.data.lint_view import ShownToken, TokenViewer, visible
+from honed.data.lint.lint import KeptRow
+from honed.data.lint.view import ShownToken, TokenViewer, visible
 from honed.report.markup import Html, join, tag
 from honed.report.quantities import count_text, counted
 

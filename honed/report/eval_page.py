@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from honed.data.lint_view import visible
+from honed.data.lint.view import visible
 from honed.errors import RunError
 from honed.report.markup import Html, escaped, join, tag, trusted
 from honed.report.quantities import count_text, counted, percent_text, short_text

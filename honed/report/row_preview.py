@@ -10,11 +10,11 @@ from importlib import import_module
 from itertools import groupby
 from typing import Any
 
-from honed.data.formats import RowError, read_example
-from honed.data.lint_tokens import TokenCheck
-from honed.data.lint_view import ShownToken, TokenViewer, visible
-from honed.data.prepare import PrepareOptions
-from honed.data.sources import read_rows
+from honed.data.lint.tokens import TokenCheck
+from honed.data.lint.view import ShownToken, TokenViewer, visible
+from honed.data.prepare.prepare import PrepareOptions
+from honed.data.read.formats import RowError, read_example
+from honed.data.read.sources import read_rows
 from honed.errors import DataError, RecipeError
 from honed.recipe import suggest
 from honed.report.markup import Html, join, tag
@@ -55,7 +55,7 @@ def preview_ids(row: Any, tokenizer: Any, *, name: str) -> RowPreview:
     """What training reads of a prepared row.
 
     Args:
-        row: with `input_ids`, `weights` and `lengths` (see `honed.data.table.PackedRow`).
+        row: with `input_ids`, `weights` and `lengths` (see `honed.data.batch.table.PackedRow`).
         tokenizer: the one that made the ids.
         name: of the row, for its headline.
     """
@@ -70,7 +70,7 @@ def preview(found: tuple[Any, Any], tokenizer: Any, options: PrepareOptions) -> 
     """A source row as the model will see it, every view of it.
 
     Args:
-        found: the source and the row, as `honed.data.sources.read_rows` gives them.
+        found: the source and the row, as `honed.data.read.sources.read_rows` gives them.
         tokenizer: a transformers tokenizer, or a processor.
         options: how rows become tokens.
 
@@ -94,7 +94,7 @@ def show(rows: Any, tokenizer: Any, row: int = 0, **options: Any) -> None:
     """Shows a row as training would see it, with what is trained marked: coloured text, or HTML in a notebook.
 
     Args:
-        rows: whatever `honed.data.sources.read_rows` reads: a file, a list of rows, a `datasets.Dataset`.
+        rows: whatever `honed.data.read.sources.read_rows` reads: a file, a list of rows, a `datasets.Dataset`.
         tokenizer: a transformers tokenizer, or a processor for rows with images.
         row: which one, counted from 0.
         options: of `honed.PrepareOptions`, such as `train_on="last"`.

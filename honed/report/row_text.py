@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
-from honed.data.formats import RowError
-from honed.data.lint_tokens import TokenCheck, reading_of
-from honed.data.lint_view import ShownToken, TokenViewer, visible
+from honed.data.lint.tokens import TokenCheck, reading_of
+from honed.data.lint.view import ShownToken, TokenViewer, visible
+from honed.data.read.formats import RowError
 
 if TYPE_CHECKING:
-    from honed.data.prepare import PrepareOptions
+    from honed.data.prepare.prepare import PrepareOptions
 
 SHORT_CONTEXT = 240  # characters kept at each end of a long untrained stretch
 
@@ -57,7 +57,7 @@ class Style:
 
 def row_text(found: tuple[Any, Any], options: PrepareOptions, tokenizer: Any, style: Style) -> str:
     """One row as the model will see it: every view, with what is trained standing out."""
-    from honed.data.formats import read_example
+    from honed.data.read.formats import read_example
 
     source, row = found
     tokens = TokenCheck(tokenizer, options) if tokenizer is not None else None

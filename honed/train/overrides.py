@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping
 
 from honed.errors import RecipeError
-from honed.train.config import SFTConfig
+from honed.train.options.config import SFTConfig
 
 READ_BATCHES = ("compute_loss", "prediction_step")
 

@@ -214,7 +214,7 @@ def test_impossible_outputs(output: str, honed: Callable[..., Any], model_folder
 def test_full_disk_is_told_before_training(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("honed.train.run_folder.shutil.disk_usage", lambda _: Usage(1000, 999, 1))
+    monkeypatch.setattr("honed.train.run_folder.folder.shutil.disk_usage", lambda _: Usage(1000, 999, 1))
     assert_mendable(train(), "GB free", "free some space")
     assert not list((tmp_path / "run").glob("*.safetensors"))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"

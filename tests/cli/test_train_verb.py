@@ -31,7 +31,7 @@ def recipe_of(honed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Cal
             taken.append(recipe)
             raise Enough
 
-        monkeypatch.setattr("honed.train.run.run", run)
+        monkeypatch.setattr("honed.train.run.run.run", run)
         with pytest.raises(Enough):
             honed("train", *arguments)
         return taken[0]
@@ -156,7 +156,7 @@ def test_the_short_help_names_every_packaged_recipe() -> None:
 
 
 def test_the_long_help_names_every_key(honed: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
-    from honed.train.config import SFTConfig
+    from honed.train.options.config import SFTConfig
 
     with pytest.raises(SystemExit) as left:
         honed("train", "--help-all")

@@ -25,12 +25,12 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from honed.data.table import PackedRows, TokenTable
+from honed.data.batch.table import PackedRows, TokenTable
 from honed.errors import HonedError
 from honed.model.adapters import lora_config
-from honed.train.config import SFTConfig
-from honed.train.run_ranks import RunRanks
-from honed.train.trainer import SFTTrainer
+from honed.train.options.config import SFTConfig
+from honed.train.run.ranks import RunRanks
+from honed.train.trainer.trainer import SFTTrainer
 
 VOCABULARY = 64
 SHAPE: dict[str, Any] = {

@@ -19,7 +19,7 @@ from test_engines import ALONE, SAVES, same_run, same_weights, settings
 from transformers import AutoModelForCausalLM
 
 from honed.model.export import Probe, export
-from honed.train.checkpoint import check
+from honed.train.run_folder.checkpoint import check
 
 if TYPE_CHECKING:
     from conftest import Ended, Ranks
@@ -76,7 +76,7 @@ def test_a_checkpoint_is_gone_on_from(stage: int, ranks: Ranks) -> None:
     same_weights(resumed, whole)
 
 
-@pytest.mark.parametrize("stage", [2])  # ZeRO-3 refuses models that it loads: tests/train/test_seams.py
+@pytest.mark.parametrize("stage", [2])  # ZeRO-3 refuses models that it loads: tests/train/forward/test_seams.py
 def test_an_adapter_is_merged(stage: int, ranks: Ranks, tmp_path: Path) -> None:
     """The export loads in plain transformers, with the logits that the sharded model gave when its training ended."""
     base, out = tmp_path / "base", tmp_path / "merged"

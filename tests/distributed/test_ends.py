@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from honed.train.checkpoint import latest_good
+from honed.train.run_folder.checkpoint import latest_good
 
 if TYPE_CHECKING:
     from conftest import Ranks

@@ -16,7 +16,7 @@ from program import logits_of, make_model
 from transformers import AutoModelForCausalLM
 
 from honed.model.export import Probe, export
-from honed.train.checkpoint import check
+from honed.train.run_folder.checkpoint import check
 
 if TYPE_CHECKING:
     from conftest import Ended, Ranks

@@ -17,9 +17,9 @@ from fault_tools import ROOT, Shown, long
 from safetensors.torch import load_file
 
 STAGES = {
-    "loading": "honed.train.run.load_model",
-    "preparing": "honed.train.run.run_data",
-    "making the trainer": "honed.train.run.make_trainer",
+    "loading": "honed.train.run.run.load_model",
+    "preparing": "honed.train.run.run.run_data",
+    "making the trainer": "honed.train.run.run.make_trainer",
     "training": "transformers.Trainer.training_step",
     "writing a checkpoint": "transformers.Trainer._save_optimizer_and_scheduler",
     "saving": "transformers.Trainer.save_model",
@@ -44,7 +44,7 @@ def press(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_at_every_stage(stage: str, train: Callable[..., Shown], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import honed.train.run  # noqa: F401 - holds what is replaced
+    import honed.train.run.run  # noqa: F401 - holds what is replaced
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     press(monkeypatch, STAGES[stage])
@@ -62,10 +62,10 @@ def test_at_every_stage(stage: str, train: Callable[..., Shown], run: Path, monk
 
 
 def test_while_the_report_is_written(train: Callable[..., Shown], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import honed.train.run  # noqa: F401
+    import honed.train.run.run  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    press(monkeypatch, "honed.train.run.write_run_report")
+    press(monkeypatch, "honed.train.run.run.write_run_report")
     assert train().status == 130
     assert json.loads((run / "run.json").read_text())["status"] == "finished"  # the weights are there
     assert load_file(run / "adapter_model.safetensors")

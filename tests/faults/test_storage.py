@@ -12,7 +12,7 @@ import pytest
 from fault_tools import Shown, assert_mendable
 
 from honed.errors import HonedError, RunError
-from honed.train.run_folder import RunFolder
+from honed.train.run_folder.folder import RunFolder
 
 
 def on_first_call(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, do: Callable[[], None]) -> None:
@@ -55,7 +55,7 @@ def test_the_disk_fills_up_beside_the_cache(
     train: Callable[..., Shown], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from honed.cache import cache_folder
-    from honed.data import prepared_cache
+    from honed.data.prepare import cache as prepared_cache
 
     monkeypatch.setattr(prepared_cache, "cache_folder", lambda kind, root=None: cache_folder(kind, root=small_disk))
     cache_folder("prepared", root=small_disk)
@@ -85,9 +85,9 @@ def test_a_read_only_output(as_nobody: Path) -> None:
 
 
 def test_a_read_only_cache(as_nobody: Path, tiny_tokenizer: Any) -> None:
-    from honed.data.prepare import PrepareOptions
-    from honed.data.prepared_cache import prepare_cached
-    from honed.data.sources import starter_file
+    from honed.data.prepare.cache import prepare_cached
+    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.read.sources import starter_file
 
     with pytest.raises(HonedError, match="Permission denied"):
         prepare_cached(str(starter_file("train.jsonl")), tiny_tokenizer, PrepareOptions(), root=as_nobody / "cache")
@@ -124,8 +124,8 @@ def test_prepared_data_that_lie_are_made_again(
     tmp_path: Path, rows_file: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One byte of another value, the size as before."""
-    from honed.data.prepare import PrepareOptions
-    from honed.data.prepared_cache import prepare_cached
+    from honed.data.prepare.cache import prepare_cached
+    from honed.data.prepare.prepare import PrepareOptions
 
     def ids() -> list[int]:
         prepared = prepare_cached(str(rows_file), tiny_tokenizer, PrepareOptions(), root=tmp_path / "cache")

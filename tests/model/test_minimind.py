@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from honed.data.collate import FlatCollator, PaddedCollator
-from honed.data.table import PackedRow
+from honed.data.batch.collate import FlatCollator, PaddedCollator
+from honed.data.batch.table import PackedRow
 from honed.errors import ModelError
 from honed.generate.engine import Engine
 from honed.generate.request import Request, complete
@@ -23,7 +23,7 @@ from honed.model.minimind_config import YARN, MiniMindConfig
 from honed.model.minimind_rope import rope_frequencies
 from honed.model.quantize import is_quantized, quantization_config
 from honed.ops import attention
-from honed.train import seams
+from honed.train.forward import seams
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 400,

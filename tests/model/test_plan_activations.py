@@ -62,9 +62,9 @@ def test_a_layer_that_is_computed_again_keeps_its_input_only(lora: str | None, t
 
 def saved_bytes(model: Any, lora: str | None, half: bool) -> int:
     """Storages that autograd keeps in a step of honed's, parameters left out."""
-    from honed.data.collate import FlatCollator
-    from honed.data.table import PackedRow
-    from honed.train import seams
+    from honed.data.batch.collate import FlatCollator
+    from honed.data.batch.table import PackedRow
+    from honed.train.forward import seams
 
     if lora:
         from honed.model.adapters import attach, lora_config

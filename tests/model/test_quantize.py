@@ -15,7 +15,7 @@ from honed.errors import MissingExtraError, ModelError
 from honed.model import quantize
 from honed.model.adapters import lora_config, ready_to_train
 from honed.model.load import load_model
-from honed.train.seams import find_seams
+from honed.train.forward.seams import find_seams
 
 CPU = torch.device("cpu")
 needs_bitsandbytes = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from honed.model.adapters import lora_config, ready_to_train
 from honed.model.load import load_model
-from honed.train.seams import find_seams
+from honed.train.forward.seams import find_seams
 
 CPU = torch.device("cpu")
 GROUP = 32

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from honed.train.trainer import SFTTrainer
+from honed.train.trainer.trainer import SFTTrainer
 
 
 class MeanOfMeans(SFTTrainer):

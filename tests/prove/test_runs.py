@@ -39,7 +39,7 @@ def test_processes_that_count_their_own_tokens_fail(subject_of: Callable[..., An
 
 
 def test_a_loop_that_forgets_fails(subject_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from honed.train import loop
+    from honed.train.loop import loop
 
     def forgets(run: Any, state: Any) -> None:
         run.step = state.position["step"]

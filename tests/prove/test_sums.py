@@ -14,7 +14,7 @@ from honed.prove import sums
 from honed.prove.engine import Step, apart
 from honed.prove.prove import find
 from honed.prove.statement import FAILED, NOT_CHECKED, PASSED
-from honed.train.seams import Seams
+from honed.train.forward.seams import Seams
 
 FAULTS = [
     (broken.MeanOfMeans, {"accumulated"}),

@@ -1,7 +1,7 @@
 """The recipes that come with honed: each is read, is what its header says, and runs in its smallest form.
 
-`multi_gpu` runs in tests/train/test_run_ranks.py, `demo` in tests/cli/test_demo.py, `vlm` in
-tests/train/test_vision_training.py, the MiniMind chain in tests/cli/test_new.py.
+`multi_gpu` runs in tests/train/run/test_run_ranks.py, `demo` in tests/cli/test_demo.py, `vlm` in
+tests/train/forward/test_vision_training.py, the MiniMind chain in tests/cli/test_new.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 import honed.recipes
 from honed.cli.train import divide, find_recipe
 from honed.recipe import load_recipe
-from honed.train.run import run, training_arguments
+from honed.train.run.run import run, training_arguments
 
 FOLDER = Path(honed.recipes.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

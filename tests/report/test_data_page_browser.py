@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from browser_tools import dom, frame, need_chromium, with_script
 
-from honed.data.lint import check
-from honed.data.prepare import PrepareOptions
+from honed.data.lint.lint import check
+from honed.data.prepare.prepare import PrepareOptions
 from honed.report.data_page import PageFacts, write_data_page
 
 pytestmark = pytest.mark.browser

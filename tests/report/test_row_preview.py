@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import honed
-from honed.data.table import PackedRow
+from honed.data.batch.table import PackedRow
 from honed.errors import DataError, RecipeError
 from honed.report.row_preview import preview_ids
 from honed.report.row_text import Style

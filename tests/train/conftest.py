@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from honed.train.config import SFTConfig
-from honed.train.trainer import SFTTrainer
+from honed.train.options.config import SFTConfig
+from honed.train.trainer.trainer import SFTTrainer
 
 Trainers = Callable[..., SFTTrainer]
 

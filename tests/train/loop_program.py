@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from honed.data.table import PackedRows, TokenTable
-from honed.train.loop import Outcome, train
-from honed.train.loop_config import LoopConfig
+from honed.data.batch.table import PackedRows, TokenTable
+from honed.train.loop.config import LoopConfig
+from honed.train.loop.loop import Outcome, train
 
 VOCABULARY = 64
 
@@ -68,8 +68,8 @@ def run_trainer(job: dict[str, Any]) -> tuple[list[dict[str, float]], Any]:
     """The same work by `SFTTrainer`."""
     from transformers import AutoTokenizer
 
-    from honed.train.config import SFTConfig
-    from honed.train.trainer import SFTTrainer
+    from honed.train.options.config import SFTConfig
+    from honed.train.trainer.trainer import SFTTrainer
 
     args = SFTConfig(output_dir=job["out"], **job["settings"])
     tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])

@@ -10,11 +10,11 @@ import torch
 from transformers import DataCollatorForSeq2Seq
 
 from honed.ops.linear_cross_entropy import TokenScores
-from honed.train.callbacks import describe
-from honed.train.config import SFTConfig
+from honed.train.forward.seams import known_counts
 from honed.train.metrics import StepMetrics, memory_gb
-from honed.train.seams import known_counts
-from honed.train.trainer import SFTTrainer
+from honed.train.options.config import SFTConfig
+from honed.train.trainer.callbacks import describe
+from honed.train.trainer.trainer import SFTTrainer
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from honed.errors import RecipeError
-from honed.train.config import SFTConfig
-from honed.train.trainer import SFTTrainer
+from honed.train.options.config import SFTConfig
+from honed.train.trainer.trainer import SFTTrainer
 
 
 def mean_loss(logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Documents in rows, and rows in batches: packing, shared prefixes, collators."""

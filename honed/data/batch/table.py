@@ -1,0 +1,106 @@
+"""Prepared documents side by side in three arrays, and the rows that training reads from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+
+from honed.data.batch.row_columns import ByColumn, RowColumns, Rows
+from honed.data.encode.render import Rendered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedRow(RowColumns):
+    """One or more documents that share a row; `row["labels"]` and so on as in `RowColumns`.
+
+        input_ids  | a a a a | b b | c c c |      lengths (4, 2, 3)
+        weights    | 0 0 1 1 | 0 1 | 0 0 1 |      the first of each document is 0
+
+    Attributes:
+        input_ids: int32, shape (T,), T the sum of the lengths.
+        weights: float32, shape (T,).
+        lengths: tokens of each document.
+    """
+
+    input_ids: np.ndarray
+    weights: np.ndarray
+    lengths: tuple[int, ...]
+
+
+class TokenTable:
+    """Documents of different lengths in flat arrays: no Python object per token, one slice per document.
+
+    Attributes:
+        input_ids: int32, shape (T,), all documents one after the other.
+        weights: float32, shape (T,).
+        starts: int64, shape (documents + 1,); document i is [starts[i], starts[i + 1]).
+    """
+
+    @classmethod
+    def of(cls, input_ids: np.ndarray, weights: np.ndarray, starts: np.ndarray) -> TokenTable:
+        """A table over arrays that exist already."""
+        table = cls([])
+        table.input_ids, table.weights, table.starts = input_ids, weights, starts
+        return table
+
+    def __init__(self, documents: Sequence[Rendered]) -> None:
+        self.input_ids = _joined([d.input_ids for d in documents], np.int32)
+        self.weights = _joined([d.weights for d in documents], np.float32)
+        self.starts = np.cumsum([0, *(len(d) for d in documents)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, int64, shape (documents,)."""
+        return np.diff(self.starts)
+
+    def recut(self, starts: np.ndarray) -> TokenTable:
+        """The same tokens as other documents; the first of each is predicted by nothing, so its weight is 0."""
+        weights = self.weights.copy()
+        weights[starts[:-1]] = 0.0
+        return TokenTable.of(self.input_ids, weights, starts)
+
+    def row(self, documents: Sequence[int]) -> PackedRow:
+        """These documents one behind the other."""
+        spans = [slice(self.starts[d], self.starts[d + 1]) for d in documents]
+        return PackedRow(
+            input_ids=_joined([self.input_ids[s] for s in spans], np.int32),
+            weights=_joined([self.weights[s] for s in spans], np.float32),
+            lengths=tuple(int(s.stop - s.start) for s in spans),
+        )
+
+
+class PackedRows(ByColumn):
+    """A map-style data set of `PackedRow`, as torch's DataLoader wants it; slices and names of columns as `datasets`.
+
+    Args:
+        table: the documents.
+        rows: document numbers of each row (see `pack.py`).
+    """
+
+    def __init__(self, table: TokenTable, rows: Sequence[Sequence[int]]) -> None:
+        self.table = table
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> PackedRow: ...
+
+    @overload
+    def __getitem__(self, index: str | Rows) -> Any: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (str, slice, list, range)):
+            return self.columns(index)
+        return self.table.row(self.rows[index])
+
+
+def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)

@@ -1,0 +1,1 @@
+"""Views as ids and loss weights."""

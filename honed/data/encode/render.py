@@ -1,0 +1,319 @@
+"""Example -> Rendered: ids and loss weights. The only maker of masks in the project."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from honed.data.encode.encode import Encoder
+from honed.data.example import Conversation, Document, Example, PromptCompletion, Source, Tokens
+from honed.data.read.formats import RowError
+from honed.data.templates.shapes import Form
+from honed.data.templates.template import JinjaTemplate, Piece, Template, View, special_tokens
+from honed.errors import DataError
+
+# What a text is encoded behind (None: the tokenizer's own BOS), the text, and whether special tokens in it are text.
+_Key = tuple[str | None, str, bool]
+_Codes = dict[_Key, np.ndarray]
+
+
+class _Keyed(NamedTuple):
+    """A view, what is encoded for each of its pieces, and for each of its checks what must come to the same."""
+
+    view: View
+    keys: list[_Key]
+    heads: list[tuple[list[_Key], list[_Key]]]
+
+    def is_as_served(self, codes: _Codes) -> bool:
+        """Whether inference would feed the ids that are trained."""
+        return all(np.array_equal(_joined(own, codes), _joined(head, codes)) for own, head in self.heads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """The tokens [start, end) of a trained turn; `stop` is the id of its last token."""
+
+    start: int
+    end: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """Token ids with a loss weight for each.
+
+    Attributes:
+        input_ids: int32, shape (T,).
+        weights: float32, shape (T,); `weights[t]` is the weight of predicting token t from those before it. The
+            first is always 0: nothing stands before it.
+        turns: spans of the trained turns.
+        views: into how many views this row's conversation was divided.
+    """
+
+    input_ids: np.ndarray
+    weights: np.ndarray
+    source: Source
+    turns: tuple[Turn, ...] = ()
+    views: int = 1
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def trained(self) -> int:
+        """How many tokens are trained."""
+        return int(np.count_nonzero(self.weights))
+
+
+class Renderer:
+    """Renders examples with one template and one tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer; it is called with lists of texts, which fast tokenizers encode in parallel.
+        template: for conversations; may be None where there are none.
+        train_on: see `PrepareOptions.train_on`.
+
+    Attributes:
+        opening: int32, what the tokenizer puts before a text by itself.
+        puts_space_before: whether it puts a space before every text.
+    """
+
+    def __init__(self, tokenizer: Any, template: Template | None, *, train_on: str = "assistant") -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.train_on = train_on
+        self.eos = tokenizer.eos_token_id
+        self.encoder = Encoder(tokenizer)
+        self.opening = opening_ids(tokenizer)
+        newline, both, letter = self.encoder(["\n", "\na", "a"])
+        self.puts_space_before = not np.array_equal(both, np.concatenate([newline, letter]))
+        self._special = special_tokens(tokenizer)
+        self._control = re.compile("|".join(map(re.escape, self._special)) or "(?!)")
+
+    def render(self, examples: Sequence[Example]) -> list[list[Rendered]]:
+        """For each example its views, in order; one view for all but conversations whose template rewrites history.
+
+        Raises:
+            RowError, TemplateError: see `Template.views`; plan rows one by one to know whose it was.
+        """
+        return self.encode([(example, self.plan(example)) for example in examples])
+
+    def plan(self, example: Example, *, apart: bool = False) -> list[View]:
+        """The texts that this example becomes. Cheap: nothing is encoded.
+
+        Raises:
+            RowError: the template refuses it, nothing in it is to be trained, or half of a surrogate pair is in it.
+        """
+        views = self._views(example, apart)
+        try:
+            for view in views:
+                view.text.encode()
+        except UnicodeEncodeError as error:
+            raise RowError("text is not valid Unicode", str(error)) from None
+        return views
+
+    def _views(self, example: Example, apart: bool) -> list[View]:
+        if isinstance(example, Conversation):
+            if self.template is None:
+                raise DataError("Conversations need a chat template.", fix="set data.template")
+            return self.template.views(example, train_on=self._mode(example), apart=apart)
+        context = 1.0 if self.train_on == "all" else 0.0
+        if isinstance(example, PromptCompletion):
+            pieces = (Piece(text=example.prompt, weight=context), Piece(text=example.completion, weight=1.0, turn=0))
+            return [View(pieces=pieces, ends_open=True, add_special_tokens=True)]
+        if isinstance(example, Document):
+            piece = Piece(text=example.text, weight=1.0, turn=0)
+            return [View(pieces=(piece,), ends_open=True, add_special_tokens=True)]
+        return []
+
+    def _mode(self, conversation: Conversation) -> str:
+        if self.train_on != "completion":
+            return self.train_on
+        divided = any(message.train is False for message in conversation.messages)
+        return "assistant" if divided else "all"
+
+    def form(self, conversation: Conversation) -> tuple[bool, Form | None]:
+        """See `Shapes.form`; templates other than Jinja's have none."""
+        if not isinstance(self.template, JinjaTemplate):
+            return True, None
+        return self.template.form(conversation, train_on=self._mode(conversation))
+
+    def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
+        """Encodes the views of many examples in few calls of the tokenizer."""
+        keyed = [[self._keyed(view) for view in views] for _, views in planned]
+        codes = self._encode_texts([one for views in keyed for one in views])
+        rendered = []
+        for (example, _), views in zip(planned, keyed, strict=True):
+            if isinstance(example, Tokens):
+                rendered.append([_from_tokens(example)])
+            elif all(one.is_as_served(codes) for one in views):
+                rendered.append([self._assemble(one, codes, example.source, of=len(views)) for one in views])
+            else:
+                apart = [self._keyed(view) for view in self.plan(example, apart=True)]
+                own = self._encode_texts(apart)
+                rendered.append([self._assemble(one, own, example.source, of=len(apart)) for one in apart])
+        return rendered
+
+    def prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
+        """Ids of a prompt, piece by piece as in training."""
+        keyed = self._keyed(View(pieces=tuple(pieces)))
+        codes = self._encode_texts([keyed])
+        return [i for key in keyed.keys for i in codes[key].tolist()]
+
+    def spells_control_tokens(self, views: Sequence[View]) -> bool:
+        """True where the row's own text holds control tokens, which are encoded as plain text."""
+        return any(self._is_text(piece) for view in views for piece in view.pieces if piece.literal)
+
+    def _is_text(self, piece: Piece) -> bool:
+        return piece.literal and self._control.search(piece.text) is not None
+
+    def _keyed(self, view: View) -> _Keyed:
+        keys = self._keys(view)
+        # one piece is encoded in one go already
+        heads = [(keys[:count], self._head(view, count)) for count in view.checks if count > 1]
+        return _Keyed(view, keys, heads)
+
+    def _encode_texts(self, keyed: Sequence[_Keyed]) -> _Codes:
+        wanted: dict[tuple[str | None, bool], dict[str, None]] = {}
+        for view, keys, heads in keyed:
+            served = [key for _, head in heads for key in head]
+            for mark, text, literal in (*keys, *served, *_borders(view, keys)):
+                wanted.setdefault((mark, literal), {})[text] = None
+        codes: _Codes = {}
+        for (mark, literal), texts in wanted.items():
+            own = self._behind(mark, list(texts), literal)
+            codes.update(zip(((mark, text, literal) for text in texts), own, strict=True))
+        return codes
+
+    def _keys(self, view: View) -> list[_Key]:
+        marks = [None if view.add_special_tokens else "", *(self._mark(piece) for piece in view.pieces[:-1])]
+        return [(mark, piece.text, self._is_text(piece)) for mark, piece in zip(marks, view.pieces, strict=True)]
+
+    def _head(self, view: View, count: int) -> list[_Key]:
+        """The first pieces as inference encodes them: in one go, but for what is literal."""
+        runs: list[Piece] = []
+        for piece in view.pieces[:count]:
+            if runs and not self._is_text(piece) and not self._is_text(runs[-1]):
+                runs[-1] = Piece(text=runs[-1].text + piece.text)
+            else:
+                runs.append(piece)
+        return self._keys(View(pieces=tuple(runs)))
+
+    def _mark(self, before: Piece) -> str:
+        """Where the tokenizer puts a space before what it is given: what to encode the next piece behind instead."""
+        if not self.puts_space_before or not before.text:
+            return ""
+        if self._is_text(before):
+            return "\n"
+        return next((token for token in self._special if before.text.endswith(token)), "\n")
+
+    def _as_text(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of texts whose special tokens are plain text."""
+        coded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True)
+        # fast tokenizers keep the last call's way in their state
+        self.tokenizer([""], add_special_tokens=False, return_attention_mask=False)
+        return [np.array(ids, dtype=np.int32) for ids in coded["input_ids"]]
+
+    def _behind(self, mark: str | None, texts: list[str], literal: bool = False) -> list[np.ndarray]:
+        if mark is None:
+            return self._opened(texts)
+        encode = self._as_text if literal else self.encoder
+        if not mark:
+            return encode(texts)
+        mark = "\n" if literal else mark  # a special token would be read as text as well
+        [head] = encode([mark])
+        pairs = zip(encode(texts), encode([mark + text for text in texts]), strict=True)
+        return [b[len(head) :] if np.array_equal(b[: len(head)], head) else a for a, b in pairs]
+
+    def _opened(self, texts: list[str]) -> list[np.ndarray]:
+        """With the tokenizer's own BOS, but no EOS: a prompt must stay open, and `_assemble` closes the rest."""
+        plain = self.encoder(texts)
+        return [np.concatenate([self.opening, ids]) for ids in plain] if len(self.opening) else plain
+
+    def _assemble(self, keyed: _Keyed, codes: _Codes, source: Source, *, of: int) -> Rendered:
+        view, keys, _ = keyed
+        parts = [codes[key] for key in keys]
+        if view.ends_open and self.eos is not None and not (len(parts[-1]) and parts[-1][-1] == self.eos):
+            parts.append(np.array([self.eos], dtype=np.int32))  # unless the row's own text ends with it
+        ids = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        weights = np.zeros(len(ids), dtype=np.float32)
+        spans: dict[int, tuple[int, int]] = {}
+        position = 0
+        for key, piece, part in zip(keys, view.pieces, parts, strict=False):
+            end = position + len(part)
+            if piece.weight:
+                weights[position:end] = piece.weight
+            if piece.turn is not None:
+                head = _before(key, piece.head, codes) if piece.head else 0
+                spans[piece.turn] = (spans.get(piece.turn, (position + head, 0))[0], end)
+            if piece.mutes or piece.head:
+                _mute(weights, position, piece, key, codes)
+            position = end
+        if view.ends_open and spans:
+            last = max(spans)
+            weights[position:] = next(piece.weight for piece in reversed(view.pieces) if piece.turn == last)
+            spans[last] = (spans[last][0], len(ids))
+        weights[:1] = 0.0
+        turns = tuple([Turn(start=a, end=b, stop=int(ids[b - 1])) for a, b in spans.values() if b > a])
+        return Rendered(input_ids=ids, weights=weights, source=source, turns=turns, views=of)
+
+
+def opening_ids(tokenizer: Any) -> np.ndarray:
+    """What the tokenizer puts before a text by itself (BOS, or nothing), int32.
+
+    Raises:
+        DataError: it adds something else than fixed tokens around the text.
+    """
+    texts = ["a", "b c", ""]
+    with_own = [list(ids) for ids in tokenizer(texts, return_attention_mask=False)["input_ids"]]
+    plain = [list(ids) for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]]
+    around = len(with_own[0]) - len(plain[0])
+    for n in range(around + 1):
+        opening, closing = with_own[0][:n], with_own[0][n + len(plain[0]) :]
+        if all(own == [*opening, *ids, *closing] for own, ids in zip(with_own, plain, strict=True)):
+            return np.array(opening, dtype=np.int32)
+    raise DataError(
+        "The tokenizer changes a text's tokens when it adds its special ones.",
+        fix="use one that adds them around the text",
+    )
+
+
+def _joined(keys: Sequence[_Key], codes: _Codes) -> np.ndarray:
+    return np.concatenate([codes[key] for key in keys])
+
+
+def _borders(view: View, keys: Sequence[_Key]) -> list[_Key]:
+    """What stands in a piece before the borders of its silent stretches."""
+    if not any(piece.mutes or piece.head for piece in view.pieces):
+        return []
+    pairs = zip(keys, view.pieces, strict=True)
+    return [(mark, text[:n], plain) for (mark, text, plain), piece in pairs for n in _edges(piece)]
+
+
+def _edges(piece: Piece) -> list[int]:
+    return [n for stretch in ((0, piece.head), *piece.mutes) for n in stretch]
+
+
+def _mute(weights: np.ndarray, position: int, piece: Piece, key: _Key, codes: _Codes) -> None:
+    """Sets 0 within a piece's silent stretches; a token over a border belongs to where it begins."""
+    for start, end in ((0, piece.head), *piece.mutes):
+        weights[position + _before(key, start, codes) : position + _before(key, end, codes)] = 0.0
+
+
+def _before(key: _Key, border: int, codes: _Codes) -> int:
+    """How many tokens of a piece stand before this character: those that also open the text cut there."""
+    mark, text, plain = key
+    ids, cut = codes[key], codes[mark, text[:border], plain]
+    shorter = min(len(ids), len(cut))
+    differ = np.flatnonzero(ids[:shorter] != cut[:shorter])
+    return int(differ[0]) if len(differ) else shorter
+
+
+def _from_tokens(example: Tokens) -> Rendered:
+    weights = np.asarray(example.weights, dtype=np.float32)
+    weights[:1] = 0.0
+    return Rendered(input_ids=np.asarray(example.input_ids, dtype=np.int32), weights=weights, source=example.source)

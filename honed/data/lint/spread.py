@@ -1,0 +1,124 @@
+"""What only shows when all rows are seen: system prompts, scripts and lengths that differ from the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from honed.data.example import Example, Source
+from honed.data.lint.kinds import EXAMPLES, Findings, Spot
+from honed.data.lint.rows import answer, said, system_prompt
+from honed.data.lint.text import script_of
+
+RARE = 0.02  # share of rows below which a script is rare
+ENOUGH_ROWS = 20  # to speak of what is usual
+MOST_SYSTEMS = 1000  # distinct system prompts counted one by one
+FAR = 3.0  # quartile distances beyond the upper quartile, of the lengths' logarithms
+USUAL_ANSWER = 40  # characters: answers are long where half of them are longer
+SHORT_ANSWER = 3  # characters
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """Rows by one property, with the first places of each value."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    spots: dict[str, list[Source]] = field(default_factory=dict)
+
+    def add(self, value: str, source: Source) -> None:
+        """One more row with this value."""
+        self.counts[value] = self.counts.get(value, 0) + 1
+        seen = self.spots.setdefault(value, [])
+        if len(seen) < EXAMPLES:
+            seen.append(source)
+
+    def ranked(self) -> list[tuple[str, int]]:
+        """Values and counts, most frequent first."""
+        return sorted(self.counts.items(), key=lambda item: -item[1])
+
+
+@dataclass(slots=True)
+class Spread:
+    """Collects system prompts, scripts and answers over all rows."""
+
+    systems: Tally = field(default_factory=Tally)
+    scripts: Tally = field(default_factory=Tally)
+    answers: list[int] = field(default_factory=list)
+    short: list[tuple[Source, str]] = field(default_factory=list)
+
+    def see(self, rows: Iterable[tuple[Source, Example]]) -> None:
+        """Adds rows."""
+        for source, example in rows:
+            system = system_prompt(example)
+            if system is not None and len(self.systems.counts) < MOST_SYSTEMS:
+                self.systems.add(system, source)
+            if script := script_of("\n".join(said(example))):
+                self.scripts.add(script, source)
+            text = answer(example)
+            if text is not None:
+                self.answers.append(len(text.strip()))
+                if self.answers[-1] <= SHORT_ANSWER:
+                    self.short.append((source, text.strip()))
+
+    def finish(self, findings: Findings) -> None:
+        """Adds what is unusual."""
+        system_findings(self.systems, findings)
+        script_findings(self.scripts, findings)
+        if self.short and len(self.answers) >= ENOUGH_ROWS and np.median(self.answers) > USUAL_ANSWER:
+            spots = [Spot(source=str(source), detail=repr(text)) for source, text in self.short[:EXAMPLES]]
+            findings.add_counted("short_answer", len(self.short), spots)
+
+
+def system_findings(systems: Tally, findings: Findings) -> None:
+    """How many system prompts there are, where there are several (none counts as one)."""
+    if len(systems.counts) < 2:
+        return
+    rows = sum(systems.counts.values())
+    at_least = " or more" if len(systems.counts) >= MOST_SYSTEMS else ""
+    spots = [
+        Spot(source=str(systems.spots[text][0]), detail=f"{count / rows:.0%} of rows: {_shortened(text) or 'none'}")
+        for text, count in systems.ranked()[:EXAMPLES]
+    ]
+    findings.add_counted("system_prompts", len(systems.counts), spots, subject=f"distinct prompts{at_least}")
+
+
+def script_findings(scripts: Tally, findings: Findings) -> None:
+    """Scripts that hardly any row is written in."""
+    rows = sum(scripts.counts.values())
+    if rows < ENOUGH_ROWS:
+        return
+    usual = ", ".join(f"{name} {count / rows:.0%}" for name, count in scripts.ranked() if count >= RARE * rows)
+    for name, count in scripts.ranked():
+        if count < RARE * rows:
+            spots = [Spot(source=str(source), detail=f"usual here: {usual}") for source in scripts.spots[name]]
+            findings.add_counted("rare_script", count, spots, subject=name)
+
+
+def length_findings(lengths: np.ndarray, sources: Sequence[Source], unit: str, findings: Findings) -> None:
+    """Rows whose length lies far beyond the upper quartile, on a scale of ratios.
+
+    Args:
+        lengths: of each row, in `unit`.
+        sources: of each row.
+    """
+    if len(lengths) < ENOUGH_ROWS:
+        return
+    logs = np.log(np.maximum(lengths, 1))
+    lower, upper = np.quantile(logs, [0.25, 0.75])
+    limit = upper + FAR * max(upper - lower, np.log(1.5))
+    far = np.flatnonzero(logs > limit)
+    longest = far[np.argsort(-lengths[far], kind="stable")]
+    half = int(np.median(lengths))
+    spots = [
+        Spot(source=str(sources[n]), detail=f"{lengths[n]:,} {unit}; half of the rows have at most {half:,}")
+        for n in longest[:EXAMPLES]
+    ]
+    if spots:
+        findings.add_counted("long_row", len(far), spots)
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    flat = " ".join(text.split())
+    return repr(flat if len(flat) <= most else flat[: most - 1] + "…") if flat else ""

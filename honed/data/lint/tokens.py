@@ -1,0 +1,161 @@
+"""The part of a check that needs a tokenizer: the ledger as `prepare` keeps it, lengths, and stop tokens.
+
+Everything that depends on how masks are made goes through here, and through `Renderer` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from honed.data.batch.pack import pack_best_fit
+from honed.data.encode.empty_reasoning import EmptyReasoning
+from honed.data.encode.render import Rendered, Renderer
+from honed.data.example import Example
+from honed.data.ledger import Ledger
+from honed.data.lint.kinds import Findings
+from honed.data.prepare.prepare import PrepareOptions, make_template
+from honed.data.prepare.reader import Fitted, fit
+from honed.data.read.formats import ReadOptions, RowError
+from honed.data.templates.template import Template, View, special_tokens
+from honed.data.vision.prepare import without_cuts
+from honed.data.vision.render import VisionRenderer
+from honed.data.vision.template import VisionTemplate
+from honed.errors import TemplateError
+
+NOT_VERIFIED = "the chat template's spans cannot be verified"
+
+
+def reading_of(options: PrepareOptions, template: Template | None = None) -> ReadOptions:
+    """How rows are read, as `prepare` reads them."""
+    return ReadOptions(
+        system=options.system,
+        alpaca_separator=template.alpaca_separator if template else "\n",
+        text_field=options.text_field,
+        columns=options.columns,
+    )
+
+
+class TokenCheck:
+    """Renders rows, applies the length policy and looks at how trained turns end.
+
+    Args:
+        tokenizer: a transformers tokenizer, or for rows with images a processor.
+        options: as for `prepare`.
+        stop_ids: ids at which the model's own generation config stops, beside the tokenizer's EOS.
+    """
+
+    def __init__(self, tokenizer: Any, options: PrepareOptions, stop_ids: Sequence[int] = ()) -> None:
+        template: Template | None
+        if hasattr(tokenizer, "image_processor"):
+            options, processor = without_cuts(options)[0], tokenizer
+            template, tokenizer = VisionTemplate(processor, options), processor.tokenizer
+            self.renderer: Renderer = VisionRenderer(processor, template, train_on=options.train_on)
+        else:
+            template = make_template(tokenizer, options)
+            self.renderer = Renderer(tokenizer, template, train_on=options.train_on)
+        self.tokenizer, self.options = tokenizer, options
+        self.reading = reading_of(options, template)
+        self.special = special_tokens(tokenizer)
+        eos = tokenizer.eos_token_id
+        self._stops = {*stop_ids, *(() if eos is None else (eos,))}
+        self.special_ids = set(tokenizer.convert_tokens_to_ids(self.special))
+        # training would stop at the first overlong row; a check goes on
+        self._policy = replace(options, overlong="drop") if options.overlong_policy == "error" else options
+        self._empty_reasoning = EmptyReasoning(tokenizer)
+        self._lengths: list[int] = []  # of the documents that are trained
+        self._ends: dict[int, int] = {}
+
+    def plan(self, example: Example) -> list[View]:
+        """The texts that this example becomes.
+
+        Raises:
+            RowError: it cannot be rendered.
+        """
+        try:
+            return self.renderer.plan(example)
+        except TemplateError as error:  # of this row; others may do
+            raise RowError(NOT_VERIFIED, error.problem.partition("\n")[0]) from None
+
+    def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
+        """Ids and masks of many examples."""
+        return self.renderer.encode(planned)
+
+    def settle(self, views: Sequence[Rendered], ledger: Ledger, findings: Findings) -> tuple[list[str], str]:
+        """Enters one row into the ledger as `prepare` does; returns the kinds of its faults, and why it is dropped."""
+        source = views[0].source
+        fitted = fit(views, self._policy)
+        faults = []
+        if fitted.overlong:
+            detail = f"{fitted.longest:,} tokens, max_length {self.options.max_length:,}"
+            findings.add("overlong", source, detail, subject=self._done_to(fitted))
+            faults.append("overlong")
+        if not fitted.kept:
+            reason = "overlong" if fitted.overlong else "nothing to train"
+            ledger.drop(source, reason, f"{fitted.longest} tokens")
+            if reason != "overlong":
+                findings.add("unusable", source, "no token of it is trained", subject=reason)
+            return [*faults, *(["unusable"] if reason != "overlong" else [])], reason
+        self._count(fitted, ledger)
+        faults += self._check_ends(fitted.kept, findings) + self._check_reasoning(fitted.kept, findings)
+        return faults, ""
+
+    def _done_to(self, fitted: Fitted) -> str:
+        if self.options.overlong_policy == "error":
+            return "training stops at them"
+        return fitted.cut[0].removeprefix("overlong: ").replace("dropped", "left out") if fitted.cut else "left out"
+
+    def finish(self, ledger: Ledger) -> np.ndarray:
+        """Completes the ledger; returns the tokens of each row as packing fills it, whether the options pack or not."""
+        for token, count in sorted(self._ends.items(), key=lambda item: -item[1]):
+            ledger.stop_tokens[self.tokenizer.decode([token])] += count
+        capacity = self.options.max_length
+        if capacity is None:
+            ledger.packed_rows = len(self._lengths)
+            return np.empty(0, dtype=np.int64)
+        fills = self._fills(capacity)
+        ledger.packed_rows = len(fills) if self.options.packing else len(self._lengths)
+        if self.options.packing and len(fills):
+            ledger.fill = float(fills.sum()) / (len(fills) * capacity)
+        return fills
+
+    def _fills(self, capacity: int) -> np.ndarray:
+        """Tokens of each packed row."""
+        if self.options.packing and self.options.packing_strategy == "wrapped":
+            total = sum(self._lengths)
+            return np.array([min(capacity, total - start) for start in range(0, total, capacity)], dtype=np.int64)
+        rows = pack_best_fit(self._lengths, capacity)
+        return np.array([sum(self._lengths[d] for d in row) for row in rows], dtype=np.int64)
+
+    def _count(self, fitted: Fitted, ledger: Ledger) -> None:
+        kept = fitted.kept
+        ledger.rows_trained += 1
+        ledger.documents += len(kept)
+        ledger.tokens += sum(map(len, kept))
+        ledger.trained_tokens += sum(view.trained for view in kept)
+        ledger.conversations_split_into_views += kept[0].views > 1
+        self._lengths += map(len, kept)
+        if fitted.cut:
+            ledger.cut(kept[0].source, *fitted.cut)
+
+    def _check_ends(self, kept: Sequence[Rendered], findings: Findings) -> list[str]:
+        ends = [turn.stop for view in kept for turn in view.turns]
+        faults = {}
+        for end in ends:
+            self._ends[end] = self._ends.get(end, 0) + 1
+            if end not in self._stops:
+                faults["foreign_stop" if end in self.special_ids else "untrained_stop"] = end
+        for kind, end in faults.items():
+            stops = ", ".join(repr(self.tokenizer.decode([stop])) for stop in sorted(self._stops)) or "no token at all"
+            detail = f"ends with {self.tokenizer.decode([end])!r}; generation stops at {stops}"
+            findings.add(kind, kept[0].source, detail)
+        return list(faults)
+
+    def _check_reasoning(self, kept: Sequence[Rendered], findings: Findings) -> list[str]:
+        empty = sum(self._empty_reasoning.count(view.input_ids, view.weights) for view in kept)
+        if empty:
+            findings.add("empty_reasoning", kept[0].source, f"{empty} in this row")
+        return ["empty_reasoning"] if empty else []

@@ -1,0 +1,1 @@
+"""Which rows are taken: weighted sources, a share held out, rows alike."""

@@ -1,0 +1,189 @@
+"""Several sources in one data set: their shares, caps and repeats, and how the rows of each are read.
+
+One epoch holds, of every source,
+
+    without weights   all its rows, `repeat` times each
+    with weights      rows in proportion to the weights; of all such epochs the largest for which no source must give
+                      a row more often than its `repeat` (1) allows
+
+so 1,000 rows at weight 0.7 and 1,000 at 0.3 make an epoch of 1,000 + 429 rows, and the second source leaves out 571.
+Weights count rows that can be trained; a cap counts rows as read, and those above it are not rendered at all. Which
+rows are left out depends on the seed, the source's name and the row's number only; each is counted in the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from honed.data.example import Source
+from honed.data.read.sources import SourcedRow, read_rows
+from honed.errors import DataError, RecipeError
+from honed.recipe import suggest
+
+LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT = "left out by cap", "left out by weight"
+READING = ("system", "format", "template", "template_arguments")  # what a source may set for itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One source of a mixture.
+
+    Attributes:
+        data: whatever `sources.read_rows` reads.
+        name: for the ledger.
+        weight: share of rows, relative to the other weights; None where no part has one.
+        cap: at most so many rows are read.
+        repeat: how often each row may stand in one epoch.
+        system, format, template, template_arguments: for the rows of this source; None to follow the options.
+    """
+
+    data: Any
+    name: str = "rows"
+    weight: float | None = None
+    cap: int | None = None
+    repeat: int = 1
+    system: str | None = None
+    format: str | None = None
+    template: str | None = None
+    template_arguments: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for key, least in (("cap", 1), ("repeat", 1)):
+            value = getattr(self, key)
+            if (value is not None or key == "repeat") and (type(value) is not int or value < least):
+                raise RecipeError(f"{key} of source {self.name} is {value!r}.", fix="set a whole number, 1 or more")
+        if self.weight is not None and not (type(self.weight) in (int, float) and 0 < self.weight < float("inf")):
+            raise RecipeError(f"weight of source {self.name} is {self.weight!r}.", fix="set a number above 0, as 0.3")
+
+    def reading(self) -> dict[str, Any]:
+        """The options that this source sets for itself."""
+        return {key: value for key in READING if (value := getattr(self, key)) is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """Sources that are trained together; accepted wherever rows are.
+
+    Attributes:
+        parts: the sources.
+        seed: decides which rows are left out.
+
+    Raises:
+        RecipeError: some parts have weights and others have none, or there is no part.
+    """
+
+    parts: tuple[Part, ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        weightless = [part.name for part in self.parts if part.weight is None]
+        if not self.parts:
+            raise RecipeError("A mixture without sources.", fix="name at least one")
+        if 0 < len(weightless) < len(self.parts):
+            raise RecipeError(
+                f"Some sources have a weight and these have none: {', '.join(weightless)}.",
+                fix="give every source a weight, or none",
+            )
+
+    def rows(self, part: Part, left_out: Callable[[Source], None]) -> Iterator[SourcedRow]:
+        """The rows of this part that are used; `left_out` gets the sources of those above its cap."""
+        rows = read_rows(part.data)
+        return rows if part.cap is None else iter(_sample(rows, part.cap, f"{self.seed}:{part.name}", left_out))
+
+    def times(self, counts: Sequence[int]) -> list[np.ndarray]:
+        """How often each row of each part stands in one epoch: int64, shape (rows of the part,).
+
+        Args:
+            counts: rows of each part that can be trained.
+
+        Raises:
+            DataError: a source with a weight has no rows, so no epoch can hold its share.
+        """
+        targets = _targets(self.parts, counts)
+        made = zip(self.parts, counts, targets, strict=True)
+        return [_spread(count, target, f"{self.seed}:{part.name}") for part, count, target in made]
+
+
+def as_mixture(data: Any) -> Mixture:
+    """`data` as a mixture of one, where it is none."""
+    return data if isinstance(data, Mixture) else Mixture(parts=(Part(data=data),))
+
+
+def mixture_from(sources: Sequence[Mapping[str, Any]], *, seed: int) -> Mixture:
+    """A mixture from the `data.sources` of a recipe.
+
+    Raises:
+        RecipeError: a source without files, an unknown key or a value that cannot be.
+    """
+    parts: list[Part] = []
+    for number, source in enumerate(sources, start=1):
+        parts.append(_part(source, f"data.sources[{number}]", {part.name for part in parts}))
+    return Mixture(parts=tuple(parts), seed=seed)
+
+
+def _part(source: Mapping[str, Any], place: str, taken: set[str]) -> Part:
+    known = ["files", *(f.name for f in fields(Part) if f.name != "data")]
+    for key in source:
+        if key not in known:
+            raise RecipeError(f"Unknown key {key!r} in {place}.", fix=suggest(str(key), known))
+    files = source.get("files")
+    files = [files] if isinstance(files, str) else files
+    if not isinstance(files, (list, tuple)) or not files or not all(isinstance(file, str) for file in files):
+        raise RecipeError(f"{place} names no files: {files!r}.", fix="write files: a.jsonl, or a list of files")
+    name = str(source.get("name") or ", ".join(files))
+    unique = name if name not in taken else f"{name} ({len(taken) + 1})"
+    given = {key: value for key, value in source.items() if key not in ("files", "name")}
+    if not isinstance(given.get("template_arguments", {}), Mapping):
+        raise RecipeError(f"template_arguments of {place} is no mapping.", fix="write key: value lines below it")
+    return Part(data=list(files), name=unique, **given)
+
+
+def with_data(mixture: Mixture, data: Sequence[Any], **changes: Any) -> Mixture:
+    """The mixture with other rows in its parts, and with `changes` made to each part."""
+    pairs = zip(mixture.parts, data, strict=True)
+    return replace(mixture, parts=tuple(replace(part, data=rows, **changes) for part, rows in pairs))
+
+
+def _targets(parts: Sequence[Part], counts: Sequence[int]) -> list[int]:
+    """Rows of each part in one epoch."""
+    limits = [part.repeat * count for part, count in zip(parts, counts, strict=True)]
+    weights = [part.weight for part in parts if part.weight is not None]
+    if not weights:
+        return limits
+    for part, count in zip(parts, counts, strict=True):
+        if not count:
+            raise DataError(f"The source {part.name} has a weight, but no row to train.", fix="mend it or leave it out")
+    epoch = min(limit / weight for limit, weight in zip(limits, weights, strict=True))
+    # at least one row: a weight that is tiny beside the others would round to nothing
+    return [min(limit, max(1, round(epoch * weight))) for limit, weight in zip(limits, weights, strict=True)]
+
+
+def _spread(count: int, target: int, key: str) -> np.ndarray:
+    """`target` rows over `count`: each equally often, and once more those that the key picks."""
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    times = np.full(count, target // count, dtype=np.int64)
+    times[np.random.default_rng(_number(key)).permutation(count)[: target % count]] += 1
+    return times
+
+
+def _sample(rows: Iterator[SourcedRow], cap: int, key: str, left_out: Callable[[Source], None]) -> list[SourcedRow]:
+    """`cap` rows in their order: those whose keyed hashes are least, so that one pass and `cap` rows are enough."""
+    heap: list[tuple[int, int, SourcedRow]] = []
+    for number, row in enumerate(rows):
+        entry = (-_number(f"{key}:{number}"), number, row)
+        if len(heap) < cap:
+            heapq.heappush(heap, entry)
+        else:
+            left_out(heapq.heappushpop(heap, entry)[2][0])
+    return [row for _, _, row in sorted(heap, key=lambda entry: entry[1])]
+
+
+def _number(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

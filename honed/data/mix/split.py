@@ -1,0 +1,211 @@
+"""A share of the rows held out for evaluation: the same rows whatever their order, and nothing alike on both sides.
+
+Rows that are alike stay together. Alike means: equal once case, white space, punctuation and digits are evened out, or
+near duplicates by MinHash (about 0.7 of their three-word shingles in common), directly or through others. Each group
+is ranked by a hash of the seed and its rows' texts, and groups are held out in that order until the share is reached;
+one that would go beyond it is passed over. So a row's side depends on what it says, on the seed and on what else is in
+the data, never on where it stands.
+
+System messages are left out of the comparison: rows often share a long one and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from honed.data.mix.minhash import near_groups, signatures
+from honed.data.mix.mixture import Mixture, with_data
+from honed.data.read.sources import SourcedRow, SourcedRows, UnreadRow, read_rows, unread_rows
+from honed.errors import DataError, RecipeError
+
+ALIKE = 0.7  # estimated similarity; lower than for finding duplicates, for a miss here leaks
+ROWS_AT_A_TIME = 1000
+_DIGITS, _NO_WORD = re.compile(r"\d+(?:[.,]\d+)*"), re.compile(r"[\W_]+")
+_ROLE_KEYS = ("role", "from")
+_ROLE_ONLY = frozenset({"system", "developer"})
+# What the formats read. In rows that have none of these (a formatting function's), all columns are compared.
+READ = (
+    *("messages", "conversations", "prompt", "completion", "chosen", "text", "input_ids"),
+    *("instruction", "input", "output", "response", "history"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Both sides, and how they came about.
+
+    Attributes:
+        train, held_out: mixtures; weights, caps and repeats concern the training side only.
+        note: for the ledger.
+    """
+
+    train: Mixture
+    held_out: Mixture
+    note: str
+
+
+def split(mixture: Mixture, share: float, *, seed: int) -> Split:
+    """Holds out a share of all rows of all sources. The sources are read once now, and again by each side.
+
+    Args:
+        mixture: what there is.
+        share: of the rows, above 0 and below 1.
+        seed: another one holds out other rows.
+
+    Raises:
+        RecipeError: the share is not between 0 and 1.
+        DataError: the rows are too few, or too much alike, to be divided.
+    """
+    if not 0 < share < 1:
+        raise RecipeError(f"eval_share is {share}.", fix="set a share of the rows above 0 and below 1, such as 0.02")
+    texts, signed, counts = _digest(mixture)
+    groups = groups_of(texts, signed)
+    held = hold_out(groups, texts, share, seed=seed)
+    if not held.any() or held.all():
+        largest = int(np.bincount(groups).max()) if len(groups) else 0
+        raise DataError(
+            f"{share:.1%} of {len(groups):,} rows cannot be held out; the largest group of rows alike has {largest:,}.",
+            fix="name a file of its own with data.held_out, and leave data.eval_share out",
+        )
+    sides = np.split(held, np.cumsum(counts)[:-1])
+    return Split(
+        train=with_data(mixture, _side(mixture, [~side for side in sides])),
+        held_out=with_data(mixture, _side(mixture, sides), weight=None, cap=None, repeat=1),
+        note=f"{held.sum():,} of {len(held):,} rows ({held.mean():.1%}) are held out for evaluation, in "
+        f"{len(np.unique(groups[held])):,} groups of rows alike",
+    )
+
+
+def content(row: Any) -> str:
+    """What a row says, for comparison: its texts without system messages, evened out."""
+    read = {key: row[key] for key in READ if key in row} if isinstance(row, Mapping) else None
+    try:
+        said = " ".join(_texts(read or row)) or repr(row)
+    except RecursionError:  # nothing that could be trained on, so nothing that needs a side of its own
+        said = "nested too deeply"
+    even = _NO_WORD.sub(" ", _DIGITS.sub("0", said.casefold())).strip()
+    return even or said  # nothing but punctuation
+
+
+def groups_of(texts: np.ndarray, signed: np.ndarray) -> np.ndarray:
+    """Which rows are alike: for each row its group's number, int64, shape (rows,).
+
+    Args:
+        texts: hashes of the rows' contents, uint64, shape (rows,).
+        signed: their MinHash signatures, shape (rows, PLACES).
+    """
+    _, first, number = np.unique(texts, return_index=True, return_inverse=True)
+    there = near_groups(signed[first], least=ALIKE)
+    # candidates are compared with the first of their bucket only: the other way round, others come first
+    back = len(first) - 1 - near_groups(signed[first][::-1], least=ALIKE)[::-1]
+    return _joined(there, back)[number.reshape(-1)]
+
+
+def hold_out(groups: np.ndarray, texts: np.ndarray, share: float, *, seed: int) -> np.ndarray:
+    """Which rows are held out: bool, shape (rows,). At least one group, whole groups only, at most the share else.
+
+    Args:
+        groups: each row's group.
+        texts: hashes of the rows' contents, which name the groups whatever the order of the rows.
+    """
+    _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    names = np.full(len(sizes), np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(names, member.reshape(-1), texts)
+    ranks = [_hash(f"{seed}:{name}") for name in names.tolist()]
+    room, chosen = max(1, round(share * len(groups))), np.zeros(len(sizes), dtype=bool)
+    for group in sorted(range(len(sizes)), key=ranks.__getitem__):
+        if sizes[group] <= room:
+            chosen[group] = True
+            room -= int(sizes[group])
+    return chosen[member.reshape(-1)]
+
+
+def _digest(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Hash and signature of every row's content, and how many rows each part has; no text is kept."""
+    texts: list[int] = []
+    signed: list[np.ndarray] = []
+    counts = []
+    for part in mixture.parts:
+        before = len(texts)
+        rows = read_rows(part.data)
+        while chunk := [content(row) for _, row in islice(rows, ROWS_AT_A_TIME)]:
+            texts += map(_hash, chunk)
+            signed.append(signatures(chunk))
+        counts.append(len(texts) - before)
+    if not texts:
+        raise DataError("There are no rows to hold a share out of.", fix="check data.files")
+    return np.array(texts, dtype=np.uint64), np.concatenate(signed), counts
+
+
+def _side(mixture: Mixture, wanted: Sequence[np.ndarray]) -> list[SourcedRows]:
+    return [_Chosen(part.data, which) for part, which in zip(mixture.parts, wanted, strict=True)]
+
+
+class _Chosen(SourcedRows):
+    """The rows of `data` at which `wanted` is true."""
+
+    def __init__(self, data: Any, wanted: np.ndarray) -> None:
+        super().__init__(self._read)
+        self._data, self._wanted = data, wanted
+
+    def __len__(self) -> int:
+        return int(self._wanted.sum())
+
+    def _read(self) -> Iterator[SourcedRow]:
+        return (row() for row in self.unread())
+
+    def unread(self) -> Iterator[UnreadRow]:
+        for number, row in enumerate(unread_rows(self._data)):
+            if number >= len(self._wanted):
+                raise DataError(f"{row()[0]}: this row was not there a moment ago.", fix="leave the data as they are")
+            if self._wanted[number]:
+                yield row
+
+
+def _texts(value: Any) -> Iterable[str]:
+    """All texts in a row, but those of system messages and the names of roles."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        if not any(value.get(key) in _ROLE_ONLY for key in _ROLE_KEYS if isinstance(value.get(key), str)):
+            for key, inner in value.items():
+                if key not in (*_ROLE_KEYS, "system"):
+                    yield from _texts(inner)
+    elif isinstance(value, (list, tuple)):
+        if value and all(isinstance(item, int) for item in value):
+            yield " ".join(map(_as_word, value))
+        for item in value:
+            yield from _texts(item)
+
+
+def _as_word(token: int) -> str:
+    """A token id in letters: digits in texts are evened out."""
+    return "".join(chr(97 + int(digit)) for digit in str(abs(token)))
+
+
+def _joined(*links: np.ndarray) -> np.ndarray:
+    """Groups that hold together what any of the links holds together; each named by the least of its members."""
+    parents = list(range(len(links[0])))
+
+    def root(member: int) -> int:
+        while parents[member] != member:
+            parents[member] = parents[parents[member]]
+            member = parents[member]
+        return member
+
+    for link in links:
+        for member, other in enumerate(link.tolist()):
+            least, most = sorted((root(member), root(other)))
+            parents[most] = least
+    return np.array([root(member) for member in range(len(parents))], dtype=np.int64)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")

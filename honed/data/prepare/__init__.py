@@ -1,0 +1,1 @@
+"""All of it in one pass, before training or while training. Begin with `prepare.py`."""

@@ -1,0 +1,174 @@
+"""Prepared data kept on disk: a second run with the same rows, tokenizer, template and options opens it at once.
+
+    <cache>/prepared/<key>/   input_ids.npy  weights.npy  starts.npy     the documents, memory-mapped when read
+                              rows.npy  row_starts.npy                   which documents share a row
+                              prepared.json                              the ledger and the stop ids
+
+The key is a hash of everything that decides the result. What cannot be hashed (rows in memory, a formatting function)
+is prepared anew each time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from honed.cache import cache_errors, cache_folder, manifest_fault, publish, work_folder, write_manifest
+from honed.data.batch.table import PackedRows, TokenTable
+from honed.data.encode.tokenizer_state import state_of, states_kept
+from honed.data.ledger import Ledger
+from honed.data.prepare.prepare import Prepared, PrepareOptions, prepare
+from honed.data.read.sources import files_of
+
+KIND = "prepared"
+LAYOUT = 1
+_BLOCK = 1 << 20
+
+
+@states_kept()
+def prepare_cached(
+    data: Any,
+    tokenizer: Any,
+    options: PrepareOptions,
+    *,
+    formatting_func: Callable[[Any], Any] | None = None,
+    desc: str = "Preparing data",
+    workers: int = 1,
+    root: Path | None = None,
+) -> Prepared:
+    """`prepare`, or what it gave before for the same input; see there for arguments and errors.
+
+    Args:
+        root: the cache; None for honed's own.
+    """
+    if formatting_func is not None:
+        return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)
+    key = cache_key(data, tokenizer, options)
+    if key is None:
+        return prepare(data, tokenizer, options, desc=desc, workers=workers)
+    folder = cache_folder(KIND, root=root) / key
+    if manifest_fault(folder, source_sha256=key, converter=LAYOUT) is None:
+        return load(folder)
+    prepared = prepare(data, tokenizer, options, desc=desc, workers=workers)
+    with cache_errors(folder), work_folder(folder.parent) as work:
+        save(prepared, work / "made")
+        write_manifest(work / "made", source_sha256=key, converter=LAYOUT)
+        publish(work / "made", folder, lambda found: manifest_fault(found, source_sha256=key, converter=LAYOUT))
+    return prepared
+
+
+def cache_key(data: Any, tokenizer: Any, options: PrepareOptions) -> str | None:
+    """A hash of rows, tokenizer, template, options and honed's own code; None where the rows cannot be hashed."""
+    rows = _rows_state(data)
+    if rows is None:
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for part in chain_parts(rows, _tokenizer_state(tokenizer), _options_state(options), _code_state()):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def save(prepared: Prepared, folder: Path) -> None:
+    """Writes what `load` reads."""
+    folder.mkdir()
+    table, rows = prepared.rows.table, prepared.rows.rows
+    arrays = {
+        "input_ids": table.input_ids,
+        "weights": table.weights,
+        "starts": table.starts,
+        "rows": np.fromiter((d for row in rows for d in row), dtype=np.int64),
+        "row_starts": np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    record = {"ledger": prepared.ledger.as_dict(), "stop_ids": list(prepared.stop_ids)}
+    (folder / "prepared.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+
+
+def load(folder: Path) -> Prepared:
+    """What `save` wrote; arrays stay on disk until they are read."""
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+    record = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    table = TokenTable.of(arrays["input_ids"], arrays["weights"], arrays["starts"])
+    rows = _StoredRows(arrays["rows"], arrays["row_starts"])
+    return Prepared(
+        rows=PackedRows(table, rows),
+        ledger=_ledger(record["ledger"]),
+        stop_ids=tuple(record["stop_ids"]),
+    )
+
+
+class _StoredRows(Sequence[Sequence[int]]):
+    """Document numbers of each row, read from two arrays."""
+
+    def __init__(self, documents: np.ndarray, starts: np.ndarray) -> None:
+        self._documents, self._starts = documents, starts
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(len(self)))]
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(index)
+        return self._documents[self._starts[number] : self._starts[number + 1]].tolist()
+
+
+def _ledger(record: dict[str, Any]) -> Ledger:
+    counters = {f.name for f in dataclasses.fields(Ledger) if str(f.type).startswith("Counter")}
+    values: dict[str, Any] = {name: Counter(own) if name in counters else own for name, own in record.items()}
+    return Ledger(**values)
+
+
+def chain_parts(*parts: Iterator[bytes]) -> Iterator[bytes]:
+    """All bytes of all parts, each part followed by a mark so that borders count."""
+    for part in parts:
+        yield from part
+        yield b"\0|\0"
+
+
+def _rows_state(data: Any) -> Iterator[bytes] | None:
+    fingerprint = getattr(data, "_fingerprint", None)
+    if isinstance(fingerprint, str) and hasattr(data, "column_names"):
+        return iter([fingerprint.encode()])
+    files = files_of(data)
+    if files is None or not all(path.is_file() for path in files):
+        return None  # where one is missing, `prepare` says so
+    return _file_bytes(files)
+
+
+def _file_bytes(files: Sequence[Path]) -> Iterator[bytes]:
+    for path in files:
+        yield str(path).encode()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                yield block
+
+
+def _tokenizer_state(tokenizer: Any) -> Iterator[bytes]:
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    yield type(tokenizer).__name__.encode()
+    yield (state_of(tokenizer) if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)).encode()
+    yield json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str).encode()
+    yield json.dumps(tokenizer.chat_template, sort_keys=True, default=str).encode()
+
+
+def _options_state(options: PrepareOptions) -> Iterator[bytes]:
+    yield json.dumps(dataclasses.asdict(options), sort_keys=True, default=str).encode()
+    if Path(options.template).is_file():
+        yield Path(options.template).read_bytes()
+
+
+def _code_state() -> Iterator[bytes]:
+    """The code that prepares: a changed line gives another key."""
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        yield path.read_bytes()

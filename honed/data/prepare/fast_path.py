@@ -1,0 +1,215 @@
+"""Rows that need nothing special, straight from their texts to columns: no object for a row, a piece or a turn.
+
+    contents (Hi, Hello!)   outline   | ids | [0]<|im_end|>\n | ids | [1]<|im_end|> | ids |     weights 0 0 0 1 0
+
+A row goes this way if its texts are all that it holds (`plain_rows.py`), if the view of its shape is known but for them
+(`shapes.py`), and if there is nothing of it to count. All others are left to the usual way, as are those of this kind
+that turn out to be too long, to train nothing, or to end with the end token already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from honed.data.encode.render import Renderer
+from honed.data.example import Conversation, Source
+from honed.data.prepare.kept import KeptRows
+from honed.data.prepare.plain_rows import PlainRows, Shape, example_of
+from honed.data.read.messages import PLAIN_ROLES
+from honed.data.read.sources import SourcedRow
+from honed.data.templates.shapes import Segments
+from honed.data.templates.template import JinjaTemplate, View
+
+if TYPE_CHECKING:
+    from honed.data.prepare.prepare import PrepareOptions
+
+_NOWHERE = Source(file="", row=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """The one view of a shape, as parts that are encoded by themselves.
+
+    Attributes:
+        fixed: of each part its ids, int32; None where texts of the row stand in it.
+        filled: for each None, the part's text with `%s` for texts of the row, and which of them (first, behind last).
+        weights: of each part.
+        ends: of each part, whether a trained turn ends with it.
+        closes: the last part is the EOS that `render` adds.
+    """
+
+    fixed: list[np.ndarray | None]
+    filled: list[tuple[str, int, int]]
+    weights: list[float]
+    ends: list[bool]
+    closes: bool
+
+
+class FastPath:
+    """Takes the rows of a chunk that can go this way.
+
+    Args:
+        renderer: the usual way.
+        options: see `prepare`.
+    """
+
+    def __init__(self, renderer: Renderer, options: PrepareOptions) -> None:
+        self._renderer, self._options = renderer, options
+        self._plain = PlainRows(options)
+        self._outlines: dict[Shape, Outline | None] = {}
+        template = renderer.template
+        self._apart = template.treated_apart if isinstance(template, JinjaTemplate) else None
+
+    def __call__(self, chunk: Sequence[SourcedRow]) -> tuple[KeptRows, np.ndarray]:
+        """The rows that went this way, and for all of the chunk whether they did, bool (rows,)."""
+        taken = np.zeros(len(chunk), dtype=bool)
+        places, outlines, texts = self._read(chunk)
+        if not places:
+            return KeptRows.of([]), taken
+        laid = _Laid.of(outlines, self._renderer.encoder(texts))
+        good = laid.good(self._options.longest_document, self._renderer.eos)
+        places = np.flatnonzero(good).tolist() if len(places) == len(chunk) else np.array(places)[good].tolist()
+        taken[places] = True
+        return laid.columns(good, [chunk[n][0] for n in places]), taken
+
+    def _read(self, chunk: Sequence[SourcedRow]) -> tuple[list[int], list[Outline], list[str]]:
+        """Which rows might go this way, their outlines, and their own texts to encode."""
+        places: list[int] = []
+        outlines: list[Outline] = []
+        texts: list[str] = []
+        for place, (_, row) in enumerate(chunk):
+            if (plain := self._plain(row)) is None:
+                continue
+            shape, contents = plain
+            if shape not in self._outlines:
+                self._learn(shape, contents)
+            outline = self._outlines.get(shape)
+            if outline is None or (type(shape) is tuple and self._is_apart(contents)):
+                continue
+            places.append(place)
+            outlines.append(outline)
+            texts.extend([text % contents[first:end] for text, first, end in outline.filled])
+        return places, outlines, texts
+
+    def _is_apart(self, contents: tuple[str, ...]) -> bool:
+        return self._apart is None or any(map(self._apart.search, contents))
+
+    def _learn(self, shape: Shape, contents: tuple[str, ...]) -> None:
+        """The outline of a shape, as soon as it is known whether it has one."""
+        example = example_of(shape, contents, _NOWHERE)
+        if self._renderer.puts_space_before:
+            self._outlines[shape] = None
+        elif not isinstance(example, Conversation):
+            [view] = self._renderer.plan(example)
+            self._outlines[shape] = self._outline(view, [(n,) for n in range(len(view.pieces))])
+        elif self._apart is None or "assistant" not in shape or not PLAIN_ROLES.issuperset(shape):
+            self._outlines[shape] = None
+        elif not self._is_apart(contents):
+            settled, form = self._renderer.form(example)
+            if settled:
+                single = form is not None and len(form.views) == 1
+                self._outlines[shape] = self._outline(*form.views[0]) if form and single else None
+
+    def _outline(self, view: View, segments: Sequence[Segments]) -> Outline | None:
+        """The outline of a view; None where it must be seen row by row whether it is as served."""
+        if any(count > 1 for count in view.checks):
+            return None
+        renderer, encode = self._renderer, self._renderer.encoder
+        last = {piece.turn: n for n, piece in enumerate(view.pieces)}
+        parts: list[tuple[np.ndarray | None, float, bool]] = []
+        filled = []
+        if view.add_special_tokens and len(renderer.opening):
+            parts.append((renderer.opening, view.pieces[0].weight, False))
+        for number, (piece, own) in enumerate(zip(view.pieces, segments, strict=True)):
+            contents = [segment for segment in own if isinstance(segment, int)]
+            ids = None if contents else encode([piece.text])[0]
+            if ids is not None and not len(ids):
+                continue
+            if contents:
+                text = "".join("%s" if isinstance(segment, int) else segment.replace("%", "%%") for segment in own)
+                filled.append((text, contents[0], contents[-1] + 1))
+            parts.append((ids, piece.weight, piece.turn is not None and last[piece.turn] == number))
+        closes = view.ends_open and renderer.eos is not None
+        if closes:
+            ids, weight, ends = parts[-1]
+            parts[-1] = ids, weight, False
+            parts.append((np.array([renderer.eos], dtype=np.int32), weight, ends))
+        fixed, weights, all_ends = map(list, zip(*parts, strict=True))
+        return Outline(fixed=fixed, filled=filled, weights=weights, ends=all_ends, closes=closes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Laid:
+    """The parts of many rows end to end.
+
+    Attributes:
+        ids: int32 (T,).
+        lengths, weights, ends: of each part, int64, float32, bool (parts,).
+        counts, closes: of each row its parts, int64, and whether EOS was added, bool (rows,).
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    weights: np.ndarray
+    ends: np.ndarray
+    counts: np.ndarray
+    closes: np.ndarray
+
+    @classmethod
+    def of(cls, outlines: Sequence[Outline], codes: Sequence[np.ndarray]) -> _Laid:
+        own = iter(codes)
+        parts = [next(own) if ids is None else ids for outline in outlines for ids in outline.fixed]
+        return cls(
+            ids=np.concatenate(parts),
+            lengths=np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)),
+            weights=np.array([weight for outline in outlines for weight in outline.weights], dtype=np.float32),
+            ends=np.array([end for outline in outlines for end in outline.ends], dtype=bool),
+            counts=np.array([len(outline.fixed) for outline in outlines], dtype=np.int64),
+            closes=np.array([outline.closes for outline in outlines], dtype=bool),
+        )
+
+    def good(self, limit: int | None, eos: int | None) -> np.ndarray:
+        """bool (rows,): the row is trained as it is, and no part is empty."""
+        first = np.cumsum(self.counts) - self.counts
+        trained = np.add.reduceat(np.where(self.weights != 0, self.lengths, 0), first) - (self.weights[first] != 0)
+        good = (np.minimum.reduceat(self.lengths, first) > 0) & (trained > 0)
+        if limit is not None:
+            good &= np.add.reduceat(self.lengths, first) <= limit
+        before_last = np.cumsum(self.lengths)[first + self.counts - 1] - 2
+        return good & ~(self.closes & (self.ids[before_last] == eos))
+
+    def columns(self, good: np.ndarray, sources: Sequence[Source]) -> KeptRows:
+        """The rows that are good."""
+        if not good.all():
+            parts = np.repeat(good, self.counts)
+            chosen = _Laid(
+                ids=self.ids[np.repeat(parts, self.lengths)],
+                lengths=self.lengths[parts],
+                weights=self.weights[parts],
+                ends=self.ends[parts],
+                counts=self.counts[good],
+                closes=self.closes[good],
+            )
+            return chosen.columns(good[good], sources) if len(sources) else KeptRows.of([])
+        first = np.cumsum(self.counts) - self.counts
+        lengths = np.add.reduceat(self.lengths, first)
+        weights = np.repeat(self.weights, self.lengths)
+        weights[np.cumsum(lengths) - lengths] = 0.0
+        names = {name: n for n, name in enumerate(dict.fromkeys(source.file for source in sources))}
+        return KeptRows(
+            input_ids=self.ids,
+            weights=weights,
+            lengths=lengths,
+            documents=np.ones(len(lengths), dtype=np.int64),
+            stops=self.ids[np.cumsum(self.lengths)[self.ends] - 1],
+            turns=np.add.reduceat(self.ends, first, dtype=np.int64),
+            divided=np.zeros(len(lengths), dtype=bool),
+            file=np.array([names[source.file] for source in sources], dtype=np.int64),
+            number=np.array([source.row for source in sources], dtype=np.int64),
+            names=tuple(names),
+            cuts={},
+        )

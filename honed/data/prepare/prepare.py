@@ -1,0 +1,379 @@
+"""Rows in, packed rows and a ledger out: reading, rendering, the length policy and packing in one pass."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from honed.data.batch.pack import fill_rate, one_by_one, pack_best_fit, pack_wrapped
+from honed.data.batch.prefix import pack_shared
+from honed.data.batch.table import PackedRows, TokenTable
+from honed.data.encode.empty_reasoning import EmptyReasoning, note_of
+from honed.data.example import Source
+from honed.data.ledger import Ledger
+from honed.data.mix.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
+from honed.data.prepare.kept import KeptRows
+from honed.data.prepare.reader import RowReader
+from honed.data.prepare.workers import can_fork, kept_rows, kept_rows_by_workers
+from honed.data.read.formats import FORMATS, check_columns
+from honed.data.read.sources import files_of, unread_rows
+from honed.data.templates.template import PLAIN_SYSTEM_PROMPT, TRAIN_ON, JinjaTemplate, Masks, PlainTemplate, Template
+from honed.errors import DataError, RecipeError
+from honed.progress import Progress
+
+OVERLONG = ("drop", "truncate", "split", "error")
+PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
+BAD_ROWS = ("error", "drop")
+MUCH_TEXT = 4 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOptions:
+    """How rows become training tokens.
+
+    Attributes:
+        format: a name of `formats.FORMATS`, or "auto": recognised row by row.
+        template: "auto" (the tokenizer's own), "plain", or the path of a Jinja file.
+        template_arguments: further variables of the template.
+        columns: what the format expects -> the row's own name of it, as in `{messages: chat, role: who}`.
+        system: system prompt for conversations that have none.
+        train_on: "assistant" (every answer), "last" (the last one), "all" (the whole text, as in TRL: `train` and
+            `weight` of messages are not looked at), or "completion" (answers of rows that separate question and
+            answer, the whole text of the rest: TRL's default).
+        train_roles: roles whose turns are trained.
+        train_reasoning: False gives the reasoning inside trained turns weight 0.
+        train_tool_calls: False gives the tool calls inside trained turns weight 0.
+        max_length: longest document in tokens, and the capacity of a packed row; None for no limit (no packing then).
+        overlong: what happens to longer documents: "drop", "truncate" (keeps the start, counts what was cut),
+            "split" (into parts, each a document of its own), "error".
+        packing: several documents share a row, isolated from each other.
+        packing_strategy: "bfd" (best fit, decreasing: no document is torn), "bfd_split" (also overlong=split) or
+            "wrapped" (rows are full to the last token and tear the documents at their ends; for pre-training).
+        share_prefixes: packing puts documents that begin alike into one row, which holds what they share once.
+        bad_rows: "error" (stop and list them) or "drop" (count them).
+        text_field: column of plain-text rows. Where it is named, its text comes before columns of ShareGPT (with `role`
+            and `content`) and Alpaca, as in TRL; None: `text`, behind all other formats.
+    """
+
+    format: str = "auto"
+    template: str = "auto"
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
+    train_on: str = "assistant"
+    train_roles: tuple[str, ...] = ("assistant",)
+    train_reasoning: bool = True
+    train_tool_calls: bool = True
+    max_length: int | None = 1024
+    overlong: str = "drop"
+    packing: bool = False
+    packing_strategy: str = "bfd"
+    share_prefixes: bool = False
+    bad_rows: str = "error"
+    text_field: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("format", self.format, ("auto", *FORMATS))
+        check_columns(self.columns)
+        self.masks()
+        _one_of("train_on", self.train_on, TRAIN_ON)
+        _one_of("overlong", self.overlong, OVERLONG)
+        _one_of("bad_rows", self.bad_rows, BAD_ROWS)
+        _one_of("packing_strategy", self.packing_strategy, PACKING_STRATEGIES)
+        if self.max_length is not None and self.max_length < 2:
+            raise RecipeError(
+                f"max_length is {self.max_length}.", fix="a document needs at least 2 tokens to be trained"
+            )
+        if self.packing and self.max_length is None:
+            raise RecipeError("packing needs max_length.", fix="set max_length: it is the length of a packed row")
+
+    @property
+    def overlong_policy(self) -> str:
+        """What happens to longer documents, packing considered."""
+        return "split" if self.packing and self.packing_strategy == "bfd_split" else self.overlong
+
+    @property
+    def longest_document(self) -> int | None:
+        """In tokens; None for no limit. Wrapped packing tears documents, so it takes any."""
+        return None if self.packing and self.packing_strategy == "wrapped" else self.max_length
+
+    def masks(self) -> Masks:
+        """Whose turns are trained, and what of them."""
+        return Masks(roles=tuple(self.train_roles), reasoning=self.train_reasoning, tool_calls=self.train_tool_calls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What training reads.
+
+    Attributes:
+        rows: the packed rows.
+        ledger: what became of every source row.
+        stop_ids: ids at which trained turns end, most frequent first; generation must stop at them.
+    """
+
+    rows: PackedRows
+    ledger: Ledger
+    stop_ids: tuple[int, ...]
+
+
+@contextmanager
+def _fewer_collections() -> Iterator[None]:
+    """Python's garbage collector looks through all rows kept so far, again and again: up to a third of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_fewer_collections()
+def prepare(
+    data: Any,
+    tokenizer: Any,
+    options: PrepareOptions,
+    *,
+    formatting_func: Callable[[Any], Any] | None = None,
+    desc: str = "Preparing data",
+    workers: int = 1,
+) -> Prepared:
+    """Turns source rows into packed rows. Neither `data` nor `tokenizer` is changed.
+
+    Args:
+        data: whatever `sources.read_rows` reads, or a `Mixture`.
+        tokenizer: a transformers tokenizer.
+        options: see `PrepareOptions`.
+        formatting_func: row -> text, messages, a pair or another row (see `Formatting`); applied before the format is
+            recognised.
+        desc: text of the progress bar.
+        workers: processes to read and render in; the result is the same. Where rows can be read only once, or Python
+            cannot fork safely (macOS, Windows), one is used.
+
+    Raises:
+        DataError: rows cannot be used (with `bad_rows="error"`), or none is left.
+        TemplateError: the chat template's spans cannot be verified; names the row. With `bad_rows="drop"` such rows
+            are dropped, unless that would be every row of the first chunk.
+    """
+    mixture = as_mixture(data)
+    ledger = Ledger()
+    templates = [make_template(tokenizer, part_options(part, options)) for part in mixture.parts]
+    kept = []
+    for part, template in zip(mixture.parts, templates, strict=True):
+        read = RowReader(tokenizer, template, part_options(part, options), formatting_func)
+        kept.append(_read_part(mixture, part, read, ledger, desc=desc, workers=workers))
+    stop_on_bad_rows(ledger, options)
+    times = mixture.times(list(map(len, kept)))
+    parts = [
+        _trained(rows, repeats, part.name, ledger)
+        for part, rows, repeats in zip(mixture.parts, kept, times, strict=True)
+    ]
+    if len(parts) == 1:
+        ledger.by_source.clear()  # the ledger itself says it
+    return _finish(parts, tokenizer, options, ledger, templates)
+
+
+def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:
+    """The options for the rows of one source."""
+    return replace(options, **part.reading())
+
+
+def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *, desc: str, workers: int) -> KeptRows:
+    """The rows of one source that can be trained; counts those that cannot."""
+    before = ledger.rows_in
+
+    def left_out(source: Source) -> None:
+        ledger.rows_in += 1
+        ledger.drop(source, LEFT_OUT_BY_CAP)
+
+    if part.cap is None and _is_much(part.data):
+        read.get_ready()
+    with Progress(desc=desc, total=_length(part.data), unit="rows") as bar:
+
+        def advance() -> None:
+            bar.advance(ledger.rows_in - before - bar.count)
+
+        if workers > 1 and can_fork() and part.cap is None and not isinstance(part.data, Iterator):
+            kept = kept_rows_by_workers(lambda: unread_rows(part.data), read, ledger, advance, workers)
+        else:
+            kept = kept_rows(mixture.rows(part, left_out), read, ledger, advance)
+    ledger.by_source[part.name] = {"rows_in": ledger.rows_in - before}
+    return KeptRows.joined(kept)
+
+
+def _is_much(data: Any) -> bool:
+    """Whether there is certainly so much text that looking for the faster encoding pays before the first row."""
+    files = files_of(data)
+    if files is not None:
+        return sum(path.stat().st_size for path in files if path.is_file()) >= MUCH_TEXT
+    return (_length(data) or 0) >= MUCH_TEXT // 500
+
+
+def _trained(rows: KeptRows, times: np.ndarray, name: str, ledger: Ledger) -> KeptRows:
+    """The rows of one source in one epoch; counts them, once each."""
+    for row in np.flatnonzero(times == 0).tolist():
+        ledger.drop(rows.source(row), LEFT_OUT_BY_WEIGHT)
+    rows.repeated(np.minimum(times, 1)).count(ledger)
+    documents = rows.repeated(times)
+    ledger.by_source[name] |= {
+        "rows_trained": int(np.count_nonzero(times)),
+        "documents": len(documents.lengths),
+        "tokens": len(documents.input_ids),
+        "trained_tokens": int(np.count_nonzero(documents.weights)),
+    }
+    return documents
+
+
+def make_template(tokenizer: Any, options: PrepareOptions) -> Template | None:
+    """The template that the options name; None where the tokenizer has none and the data may not need one.
+
+    Raises:
+        TemplateError, RecipeError: the named template cannot be used with this tokenizer.
+    """
+    if options.template == "plain":
+        for token in ("<|im_start|>", "<|im_end|>"):
+            if len(tokenizer(token, add_special_tokens=False)["input_ids"]) != 1:
+                raise RecipeError(
+                    f"template=plain needs {token} as one token, and this tokenizer does not have it.",
+                    fix="use a tokenizer with ChatML tokens, or another template",
+                )
+        system = PLAIN_SYSTEM_PROMPT if options.system is None else options.system
+        return PlainTemplate(system=system, masks=options.masks())
+    if options.template != "auto":
+        tokenizer = tokenizer_with_template(tokenizer, options.template)
+    own = getattr(tokenizer, "chat_template", None)
+    if not own:
+        return None
+    masks = options.masks()
+    plain = PlainTemplate.from_jinja(own, masks=masks) if isinstance(own, str) else None
+    return plain or JinjaTemplate(tokenizer, arguments=options.template_arguments, masks=masks)
+
+
+def tokenizer_with_template(tokenizer: Any, path: str) -> Any:
+    """A copy of the tokenizer that has the template in this file."""
+    import copy
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise RecipeError(f"template: no such file: {path}", fix="use 'auto', 'plain' or the path of a Jinja file")
+    changed = copy.copy(tokenizer)
+    changed.chat_template = file.read_text(encoding="utf-8")
+    return changed
+
+
+def stop_on_bad_rows(ledger: Ledger, options: PrepareOptions) -> None:
+    """Raises DataError where rows were dropped that should not be, unless `bad_rows="drop"`."""
+    chosen = {"overlong", LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT}
+    bad = {reason: n for reason, n in ledger.rows_dropped.items() if reason not in chosen}
+    if not bad or options.bad_rows == "drop":
+        return
+    shown = [example for example in ledger.examples if example["reason"] in bad]
+    lines = [f"  {e['source']}: {e['reason']}{': ' + e['detail'] if e['detail'] else ''}" for e in shown[:5]]
+    total = sum(bad.values())
+    more = f"\n  ... and {total - len(lines):,} more" if total > len(lines) else ""
+    raise DataError(
+        f"{total:,} of {ledger.rows_in:,} rows cannot be trained on:\n" + "\n".join(lines) + more,
+        fix="mend these rows, or leave them out with data.bad_rows=drop (they stay in the ledger)",
+    )
+
+
+def _finish(
+    parts: Sequence[KeptRows],
+    tokenizer: Any,
+    options: PrepareOptions,
+    ledger: Ledger,
+    templates: Sequence[Template | None],
+) -> Prepared:
+    rows = KeptRows.joined(parts) if len(parts) > 1 else parts[0]
+    if not len(rows):
+        raise DataError(
+            f"No row is left to train on.\n{ledger.summary()}",
+            fix="raise max_length or mend the data; `overlong` rows are longer than max_length",
+        )
+    table = TokenTable.of(rows.input_ids, rows.weights, np.concatenate([[0], np.cumsum(rows.lengths)]))
+    stops = count_stops(rows.stops.tolist())
+    for token, n in stops.items():
+        ledger.stop_tokens[tokenizer.decode([token])] += n
+    ledger.documents, ledger.tokens = len(table), len(table.input_ids)
+    ledger.trained_tokens = int(np.count_nonzero(table.weights))
+    ledger.notes += ledger.format_notes()
+    if n := EmptyReasoning(tokenizer).count(table.input_ids, table.weights):
+        ledger.notes.append(note_of(n, options.train_on))
+    table, packed = _packed(table, options, ledger)
+    ledger.packed_rows = len(packed)
+    if n := ledger.rows_with_control_tokens:
+        ledger.notes.append(f"control tokens in the text of {n:,} rows were encoded as plain text")
+    if any(isinstance(template, PlainTemplate) for template in templates):
+        ledger.notes.append(
+            "the plain template is encoded message by message; serve it with honed, which does the same"
+        )
+    assert_conserved(packed, table, ledger.trained_tokens)
+    return Prepared(rows=PackedRows(table, packed), ledger=ledger, stop_ids=tuple(stops))
+
+
+def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple[TokenTable, list[list[int]]]:
+    """Documents (parts of them, where rows are wrapped) and which share a row."""
+    if not options.packing or not options.max_length:
+        return table, one_by_one(len(table))
+    if options.packing_strategy == "wrapped":
+        starts, rows = pack_wrapped(table.starts, options.max_length)
+        lost = int(np.count_nonzero(table.weights[np.setdiff1d(starts[:-1], table.starts)]))
+        table = table.recut(starts)
+        ledger.trained_tokens -= lost
+        ledger.notes.append(
+            f"wrapped packing tore {len(table) - ledger.documents:,} documents; "
+            f"{lost:,} trained tokens stand at a tear, where nothing predicts them"
+        )
+    elif options.share_prefixes:
+        rows, tokens = pack_shared(table, options.max_length)
+        if shared := ledger.tokens - tokens:
+            ledger.notes.append(f"{shared:,} of {ledger.tokens:,} tokens repeat a prefix in their row: computed once")
+        ledger.fill = tokens / (len(rows) * options.max_length)
+        return table, rows
+    else:
+        rows = pack_best_fit(table.lengths, options.max_length)
+    ledger.fill = fill_rate(table.lengths, rows, options.max_length)
+    return table, rows
+
+
+def count_stops(ids: Iterable[int]) -> dict[int, int]:
+    """Last ids of trained turns -> how often, most frequent first."""
+    return dict(Counter(ids).most_common())
+
+
+def assert_conserved(rows: Sequence[Sequence[int]], table: TokenTable, trained: int) -> None:
+    """Trained tokens in = trained tokens out: every document stands in exactly one row, with all that is trained.
+
+    Args:
+        rows: document numbers of each row.
+        table: the documents as they were packed.
+        trained: the trained tokens that there were before, less those at which `wrapped` tore documents.
+
+    Raises:
+        AssertionError: one got lost, or was repeated.
+    """
+    placed = np.fromiter((document for row in rows for document in row), dtype=np.int64)
+    if not np.array_equal(np.sort(placed), np.arange(len(table))):
+        raise AssertionError("packing lost or repeated a document; this is a bug in honed")
+    if (found := int(np.count_nonzero(table.weights))) != trained:
+        raise AssertionError(f"packing made {found:,} of {trained:,} trained tokens; this is a bug in honed")
+
+
+def _length(data: Any) -> int | None:
+    """How many rows `data` holds, where that is known before reading; names of files do not tell."""
+    if not hasattr(data, "__len__") or isinstance(data, (str, Path)):
+        return None
+    named = isinstance(data, Sequence) and isinstance(next(iter(data), None), (str, Path))
+    return None if named else len(data)
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise RecipeError(f"{name} is {value!r}.", fix=f"choose one of: {', '.join(known)}")

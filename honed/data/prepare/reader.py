@@ -1,0 +1,209 @@
+"""Source rows -> rendered rows: reading, rendering and the length policy, a thousand rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from honed.data.encode.render import Rendered, Renderer, Turn
+from honed.data.example import Example
+from honed.data.ledger import Ledger
+from honed.data.prepare.fast_path import FastPath
+from honed.data.prepare.kept import KeptRow, KeptRows
+from honed.data.read.columns import Columns
+from honed.data.read.formats import ReadOptions, RowError, read_example
+from honed.data.read.formatting import Formatting
+from honed.data.read.sources import SourcedRow
+from honed.data.templates.template import Template, View
+from honed.errors import DataError, TemplateError
+
+if TYPE_CHECKING:
+    from honed.data.prepare.prepare import PrepareOptions
+
+ROWS_AT_A_TIME = 1000
+
+
+class RowReader:
+    """Reads rows with one template and one tokenizer.
+
+    Args:
+        tokenizer, template, options: see `prepare`.
+        formatting_func: applied before the format is recognised; see `Formatting`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template | None,
+        options: PrepareOptions,
+        formatting_func: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._options = options
+        self._renderer = Renderer(tokenizer, template, train_on=options.train_on)
+        self._reading = ReadOptions(
+            system=options.system,
+            alpaca_separator=template.alpaca_separator if template else "\n",
+            text_field=options.text_field,
+            columns=options.columns,
+        )
+        self._formatting = None
+        if formatting_func is not None:
+            self._formatting = Formatting(formatting_func, self._reading.text_column)
+        # a formatting function may be called once only
+        self._fast_path = FastPath(self._renderer, options) if formatting_func is None else None
+        self._columns = Columns(self._reading, options.format)
+
+    def __call__(self, rows: Iterable[SourcedRow], ledger: Ledger) -> Iterator[KeptRow]:
+        """The rows that can be trained, in order; `ledger` gets the count of all, and what became of the others.
+
+        Raises:
+            DataError, TemplateError: see `prepare`.
+        """
+        iterator = iter(rows)
+        while chunk := list(islice(iterator, ROWS_AT_A_TIME)):
+            ledger.rows_in += len(chunk)
+            self._count_columns(chunk, ledger)
+            yield from (row for _, row in self._kept(chunk, ledger, first=ledger.rows_in == len(chunk)))
+
+    def columns(self, chunk: Sequence[SourcedRow], ledger: Ledger) -> KeptRows:
+        """The same for one chunk, in columns; sooner, as most rows need nothing special.
+
+        Raises:
+            DataError, TemplateError: see `prepare`.
+        """
+        ledger.rows_in += len(chunk)
+        self._count_columns(chunk, ledger)
+        if self._fast_path is None:
+            return KeptRows.of([row for _, row in self._kept(chunk, ledger, first=ledger.rows_in == len(chunk))])
+        done, went = self._fast_path(chunk)
+        if went.all():
+            return done
+        left = np.flatnonzero(~went).tolist()
+        first = ledger.rows_in == len(chunk) and not len(done)
+        others = list(self._kept([chunk[n] for n in left], ledger, first=first))
+        places = [*np.flatnonzero(went).tolist(), *(left[place] for place, _ in others)]
+        return KeptRows.joined([done, KeptRows.of([row for _, row in others])]).chosen(np.argsort(places))
+
+    def get_ready(self) -> None:
+        """For many rows: what pays for those only is done now."""
+        self._renderer.encoder.get_ready()
+
+    def _count_columns(self, chunk: Sequence[SourcedRow], ledger: Ledger) -> None:
+        """Counts the columns that no format reads; a formatting function may read any."""
+        if self._formatting is None:
+            self._columns.count(chunk, ledger)
+
+    def _kept(self, chunk: Sequence[SourcedRow], ledger: Ledger, *, first: bool) -> Iterator[tuple[int, KeptRow]]:
+        """The rows of a chunk that can be trained, and which of it they are; `first` of all that could be."""
+        planned = list(self._planned(chunk, ledger, first=first))
+        encoded = self._renderer.encode([(example, views) for _, example, views in planned])
+        for (place, _, _), views in zip(planned, encoded, strict=True):
+            if row := _kept(views, self._options, ledger):
+                yield place, row
+
+    def _planned(
+        self, chunk: Sequence[SourcedRow], ledger: Ledger, *, first: bool
+    ) -> Iterator[tuple[int, Example, list[View]]]:
+        """Reads and plans the rows of a chunk; rows that cannot be used go to the ledger."""
+        refused: TemplateError | None = None
+        planned = 0
+        for place, (source, row) in enumerate(chunk):
+            try:
+                shaped = row if self._formatting is None else self._formatting(row)
+                example = read_example(shaped, source, self._reading, format=self._options.format)
+                views = self._renderer.plan(example)
+            except RowError as error:
+                ledger.drop(source, error.reason, error.detail)
+            except TemplateError as error:
+                refused = refused or TemplateError(f"{source}: {error.problem}", fix=error.fix)
+                if self._options.bad_rows == "error":
+                    raise refused from None
+                ledger.drop(source, "the chat template's spans cannot be verified", error.problem.partition("\n")[0])
+            else:
+                planned += 1
+                ledger.rows_with_control_tokens += self._renderer.spells_control_tokens(views)
+                yield place, example, views
+        if refused and not planned and first:
+            raise refused  # not one row of the first chunk could be rendered: the template is at fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A row's documents after the length policy.
+
+    Attributes:
+        kept: those of which anything is trained.
+        longest: tokens of the longest document before.
+        overlong: whether that was too long.
+        cut: what the policy did, as reason and detail; None where it did nothing or nothing is kept.
+    """
+
+    kept: list[Rendered]
+    longest: int
+    overlong: bool
+    cut: tuple[str, str] | None
+
+
+def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
+    """Applies the length policy to the documents of one row.
+
+    Raises:
+        DataError: one is too long, and `overlong` is "error".
+    """
+    longest, limit = max(map(len, views)), options.longest_document
+    if limit is None or longest <= limit:
+        return Fitted(kept=[view for view in views if view.trained], longest=longest, overlong=False, cut=None)
+    kept = [fitted for view in views for fitted in _fitted(view, options) if fitted.trained]
+    reason = f"overlong: {_DONE_TO_LONG_ROWS[options.overlong_policy]}"
+    detail = f"{longest} tokens, max_length {options.max_length}"
+    return Fitted(kept=kept, longest=longest, overlong=True, cut=(reason, detail) if kept else None)
+
+
+def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> KeptRow | None:
+    """The row after the length policy; None, and counted as dropped, where nothing of it is trained."""
+    fitted = fit(views, options)
+    if not fitted.kept:
+        reason = "overlong" if fitted.overlong else "nothing to train"
+        ledger.drop(views[0].source, reason, f"{fitted.longest} tokens")
+        return None
+    return KeptRow(source=views[0].source, views=fitted.kept, cut=fitted.cut)
+
+
+_DONE_TO_LONG_ROWS = {
+    "drop": "views dropped",
+    "truncate": "cut at the end",
+    "split": "split into parts",
+    "error": "refused",
+}
+
+
+def _fitted(view: Rendered, options: PrepareOptions) -> list[Rendered]:
+    """The view within the length limit: itself, its start, its parts, or nothing."""
+    limit = options.longest_document
+    if limit is None or len(view) <= limit:
+        return [view]
+    if options.overlong_policy == "error":
+        raise DataError(
+            f"{view.source}: {len(view)} tokens, more than max_length {limit}.",
+            fix="raise max_length, or set overlong=drop, overlong=truncate or overlong=split",
+        )
+    starts = {"drop": [], "truncate": [0], "split": list(range(0, len(view), limit))}[options.overlong_policy]
+    return [_part(view, start, start + limit) for start in starts]
+
+
+def _part(view: Rendered, start: int, end: int) -> Rendered:
+    """The tokens [start, end) as a document of its own, whose first token nothing predicts."""
+    weights = view.weights[start:end].copy()
+    weights[:1] = 0.0
+    turns = (Turn(start=t.start - start, end=t.end - start, stop=t.stop) for t in view.turns if start < t.end <= end)
+    return Rendered(
+        input_ids=view.input_ids[start:end],
+        weights=weights,
+        source=view.source,
+        turns=tuple(replace(turn, start=max(turn.start, 0)) for turn in turns),
+        views=view.views,
+    )

@@ -1,0 +1,278 @@
+"""One file as rows, each with its line or row number; read piece by piece, so that memory does not grow with the file.
+
+.jsonl .ndjson .json   one object per line, or (.json) one list; also .gz and .zst
+.parquet .arrow .csv .tsv
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import IO, Any
+
+from honed.data.example import Source
+from honed.data.read.messages import RowError
+from honed.errors import DataError
+
+SourcedRow = tuple[Source, Any]
+UnreadRow = Callable[[], SourcedRow]
+
+COMPRESSED = (".gz", ".zst")
+TABLES = (".parquet", ".arrow", ".csv", ".tsv")
+KINDS = (".jsonl", ".ndjson", ".json", *TABLES)
+ROWS_AT_A_TIME = 1000
+_CSV_BLOCK = 16 << 20  # bytes; no row of a CSV file may be longer
+_WIDE = {  # the longer mark first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that tells what is inside: `.jsonl` of `a.jsonl.gz`; "" where there is none."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
+
+
+def read_file(path: Path) -> Iterator[SourcedRow]:
+    """The rows of a file, with 1-based line numbers (JSON lines) or row numbers (the rest).
+
+    In place of a line that cannot be parsed its RowError is given, so that it counts as a row that cannot be used.
+
+    Raises:
+        DataError: it is missing, empty, or cannot be read at all; names the file and, where there is one, the line.
+    """
+    return (row() for row in unread_file(path))
+
+
+def unread_file(path: Path) -> Iterator[UnreadRow]:
+    """The same rows, each read (parsed) when it is called: to pass over it costs little.
+
+    Raises:
+        DataError: as `read_file`; what is wrong with one row only when that is called.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.", fix="check the path; relative paths start at the current folder")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty.", fix="it should hold one JSON object per line")
+    if kind_of(path) in TABLES:
+        return _some(_read_table(path), path)
+    first = next((line for line in _lines(path) if line.strip()), b"").strip()
+    if first.startswith(b"["):
+        try:
+            return map(given, _read_json_list(path))
+        except DataError:
+            if kind_of(path) == ".json" or first == b"[":  # else lines may hold lists of their own
+                raise
+    return _some(_read_json_lines(path), path)
+
+
+def given(row: SourcedRow) -> UnreadRow:
+    """A row that was read already."""
+    return partial(_same, row)
+
+
+def _same(row: SourcedRow) -> SourcedRow:
+    return row
+
+
+def _some(rows: Iterator[UnreadRow], path: Path) -> Iterator[UnreadRow]:
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{path} holds no rows.", fix="it should hold at least one row")
+    yield first
+    yield from rows
+
+
+def _read_json_lines(path: Path) -> Iterator[UnreadRow]:
+    name, offset, first = str(path), 0, True
+    # bytes are cut at \n only; text would also be cut at U+2028 and its like, which JSON allows inside strings
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            yield partial(_parsed, line, name, number, offset, first)
+            first = False
+        offset += len(line)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with _open(path) as file:
+        try:
+            first = file.readline()
+            _refuse_wide(path, first)
+            yield first.removeprefix(codecs.BOM_UTF8)
+            yield from file
+        except (OSError, EOFError, zlib.error) as error:
+            raise _broken(path, error) from None
+
+
+def _refuse_wide(path: Path, start: bytes) -> None:
+    """Raises DataError where the file's first bytes are the mark of another encoding than UTF-8."""
+    for mark, encoding in _WIDE.items():
+        if start.startswith(mark):
+            plain = path.name.removesuffix(path.suffix) if path.suffix.lower() in COMPRESSED else path.name
+            raise DataError(
+                f"{path} is {encoding} text.",
+                fix=f"convert it{' (unpacked)' if plain != path.name else ''}: "
+                f"iconv -f {encoding} -t UTF-8 {plain} > utf8_{plain}",
+            )
+
+
+_DECODER = json.JSONDecoder(strict=False)  # `json.loads` would make one for every line
+
+
+def _parsed(line: bytes, name: str, number: int, offset: int, first: bool) -> SourcedRow:
+    source = Source(file=name, row=number)
+    try:
+        return source, _parse(line)
+    except UnicodeDecodeError as error:
+        if first:  # not one bad line, but another encoding, or no text at all
+            raise _not_utf8(str(source), offset + error.start) from None
+        return source, RowError("not UTF-8 text", f"byte {offset + error.start} of the file")
+
+
+def _parse(line: bytes) -> Any:
+    """What the line says, or the RowError of one that is not JSON."""
+    try:
+        return _DECODER.decode(line.decode())  # control characters inside strings are text like any other
+    except UnicodeDecodeError:  # a ValueError, too
+        raise
+    except (ValueError, RecursionError) as error:
+        why = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            why = f"{error.msg.removesuffix(' at')} (character {error.pos + 1})"
+        start = line[:400].decode(errors="replace").strip()[:80]
+        return RowError("not JSON", f"{why}: {start!r}")
+
+
+def _read_json_list(path: Path) -> Iterator[SourcedRow]:
+    """A JSON list of rows, parsed as a whole: unlike lines, it has no places at which it could be cut."""
+    content = b"".join(_lines(path))
+    try:
+        rows = json.loads(content.decode(), strict=False)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(f"{path}:{content[: error.start].count(10) + 1}", error.start) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}", fix="mend the file at that place") from None
+    if not rows:
+        raise DataError(f"{path} holds an empty list.", fix="it should hold at least one row")
+    return numbered(rows, str(path))
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked on the fly."""
+    try:
+        if path.suffix.lower() == ".gz":
+            return io.BufferedReader(gzip.open(path))
+        if path.suffix.lower() == ".zst":
+            import pyarrow as pa
+
+            return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)
+        return path.open("rb", buffering=1 << 20)
+    except OSError as error:
+        raise _broken(path, error) from None
+
+
+def _read_table(path: Path) -> Iterator[UnreadRow]:
+    read = {".parquet": _parquet, ".arrow": _arrow}.get(kind_of(path), _csv)
+    before = 0
+    with _table_errors(path):
+        for batch in read(path):
+            for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+                part = batch.slice(start, ROWS_AT_A_TIME)
+                yield from unread_part(partial(_to_rows, part, path), part.num_rows, str(path), before)
+                before += part.num_rows
+
+
+def _to_rows(batch: Any, path: Path) -> list[Any]:
+    with _table_errors(path):
+        rows: list[Any] = batch.to_pylist()
+    return rows
+
+
+def unread_part(read: Callable[[], list[Any]], count: int, name: str, before: int) -> Iterator[UnreadRow]:
+    """The `count` rows that `read` gives, which stand after `before` others; all read when one of them is."""
+    part = cache(read)
+    return (partial(_row_of, part, number, Source(file=name, row=before + number + 1)) for number in range(count))
+
+
+def _row_of(part: Callable[[], list[Any]], number: int, source: Source) -> SourcedRow:
+    return source, part()[number]
+
+
+@contextmanager
+def _table_errors(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        with suppress(OSError, EOFError, zlib.error), _open(path) as file:
+            _refuse_wide(path, file.read(4))
+        raise DataError(
+            f"{path}: not a readable {kind_of(path)[1:]} file: {error}", fix="check or re-make the file"
+        ) from None
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(str(path)) as file:
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(batch_size=ROWS_AT_A_TIME, row_groups=[group])
+
+
+def _arrow(path: Path) -> Iterator[Any]:
+    """Both of Arrow's formats: streams (which `datasets` writes) and files (Feather)."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as file:
+        if file.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(file)
+            yield from (reader.get_batch(n) for n in range(reader.num_record_batches))
+        else:
+            file.seek(0)
+            yield from pa.ipc.open_stream(file)
+
+
+def _csv(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    options = {
+        "read_options": csv.ReadOptions(block_size=_CSV_BLOCK),
+        # answers have several lines
+        "parse_options": csv.ParseOptions(newlines_in_values=True, delimiter="\t" if kind_of(path) == ".tsv" else ","),
+    }
+    with _open(path) as file, csv.open_csv(file, **options) as first:
+        # every column is text, else an answer "1" or "true" would not stay one
+        types = dict.fromkeys(first.schema.names, pa.string())
+    convert = csv.ConvertOptions(column_types=types)
+    with _open(path) as file, csv.open_csv(file, convert_options=convert, **options) as reader:
+        yield from reader
+
+
+def numbered(rows: Iterable[Any], name: str) -> Iterator[SourcedRow]:
+    """Rows with their numbers, from 1."""
+    for number, row in enumerate(rows, start=1):
+        yield Source(file=name, row=number), row
+
+
+def _not_utf8(place: str, byte: int) -> DataError:
+    return DataError(
+        f"{place}: not UTF-8 text (byte {byte}).",
+        fix="save the file as UTF-8; a compressed file must end in .gz or .zst, a binary one must be unpacked first",
+    )
+
+
+def _broken(path: Path, error: BaseException) -> DataError:
+    packed = path.suffix.lower() in COMPRESSED
+    what = getattr(error, "strerror", None) or error
+    return DataError(
+        f"{path} cannot be read: {what}.", fix="re-make the compressed file" if packed else "check its permissions"
+    )

@@ -1,0 +1,329 @@
+"""Source row -> Example: one small reader per format, recognised row by row or forced by name."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from honed.data.example import Conversation, Document, Example, Message, PromptCompletion, Source, Tokens
+from honed.data.read.messages import (
+    LARGEST_WEIGHT,
+    RowError,
+    check_depth,
+    checked,
+    parsed_turns,
+    read_messages,
+    read_text,
+    read_tools,
+)
+from honed.data.read.unknown import unknown_format
+from honed.errors import RecipeError
+from honed.recipe import suggest
+
+Row = Mapping[str, Any]
+# What `columns` may rename: keys of rows, and keys of the messages in them.
+LISTS_OF_MESSAGES = ("messages", "conversations", "prompt", "completion")
+ROW_KEYS = (*LISTS_OF_MESSAGES, "instruction", "input", "output", "response", "history", "system", "tools", "images",
+            "text", "input_ids", "labels", "completion_mask", "assistant_masks", "loss_mask")  # fmt: skip
+MESSAGE_KEYS = ("role", "content", "from", "value", "train", "weight", "name", "tool_calls", "tool_call_id",
+                "reasoning_content", "thinking")  # fmt: skip
+IGNORE_INDEX = -100  # PyTorch's own default for labels that are not trained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How rows are read.
+
+    Attributes:
+        system: system prompt for conversations that have none of their own.
+        alpaca_separator: what stands between `instruction` and a non-empty `input`.
+        text_field: the column of plain-text rows, where one was named; its text then comes before columns of ShareGPT
+            (with `role` and `content`) and Alpaca, as in TRL. None: `text`, behind all other formats.
+        columns: what a format expects -> the row's own name of it; keys of messages too.
+    """
+
+    system: str | None = None
+    alpaca_separator: str = "\n"
+    text_field: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text_column(self) -> str:
+        """Where the text of plain-text rows stands."""
+        return self.text_field or "text"
+
+
+Reader = Callable[[Row, Source, ReadOptions], Example]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A format's name, the keys by which a row is recognised (any of the sets), its reader, further keys it reads."""
+
+    name: str
+    keys: tuple[frozenset[str], ...]
+    read: Reader
+    reads: frozenset[str] = frozenset()
+
+    def matches(self, found: frozenset[Any]) -> bool:
+        """True when these keys of a row, those without None, are all of one of the sets."""
+        return any(keys <= found for keys in self.keys)
+
+
+def read_example(row: Any, source: Source, options: ReadOptions, *, format: str = "auto") -> Example:
+    """One row as an Example.
+
+    Args:
+        row: a mapping as parsed from the source.
+        source: where it came from, kept for messages.
+        options: see `ReadOptions`.
+        format: a name of `FORMATS`, or "auto" to recognise the row by its keys.
+
+    Raises:
+        RowError: the row has no known format, or does not hold what its format needs.
+    """
+    if not isinstance(row, Mapping):
+        if isinstance(row, RowError):  # a line that could not be parsed
+            raise row
+        raise RowError("row is not an object", f"found {type(row).__name__}")
+    row = _renamed(row, options.columns) if options.columns else row
+    chosen = _format_of(row, format, options)
+    try:
+        return chosen.read(row, source, options)
+    except RowError:
+        raise
+    except RecursionError:
+        raise RowError("nested too deeply", "lists and objects inside each other") from None
+    except (TypeError, ValueError, KeyError, AttributeError, StopIteration) as error:
+        # a wrong type deep inside a row: the row is at fault, and the reader of the message can only mend the row
+        raise RowError(f"not a {chosen.name} row", f"{type(error).__name__}: {error}") from None
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Refuses names that no format knows.
+
+    Raises:
+        RecipeError: a key is unknown, or a value is not a column's name.
+    """
+    for key, column in columns.items():
+        if key not in (*ROW_KEYS, *MESSAGE_KEYS):
+            raise RecipeError(f"columns: no format has {key!r}.", fix=suggest(str(key), (*ROW_KEYS, *MESSAGE_KEYS)))
+        if not isinstance(column, str):
+            raise RecipeError(f"columns: {key} is {column!r}.", fix="name a column of the rows")
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row, and the messages in it, under the names that formats know."""
+    own = {key: column for key, column in columns.items() if key in ROW_KEYS}
+    renamed = _with_names(row, own, "column not found", needed=tuple(own))
+    inner = {key: column for key, column in columns.items() if key in MESSAGE_KEYS}
+    lists = [key for key in LISTS_OF_MESSAGES if isinstance(renamed.get(key), Sequence)] if inner else []
+    for key in lists:
+        turns = parsed_turns(renamed[key]) if key in ("messages", "conversations") else renamed[key]
+        if not isinstance(turns, str):
+            renamed[key] = [_renamed_message(turn, inner) for turn in turns]
+    return renamed
+
+
+def _renamed_message(turn: Any, columns: Mapping[str, str]) -> Any:
+    if not isinstance(turn, Mapping):
+        return turn
+    return _with_names(turn, columns, "key not found in a message", needed=("role", "from"))
+
+
+def _with_names(row: Row, names: Mapping[str, str], reason: str, *, needed: Sequence[str]) -> dict[str, Any]:
+    absent = [column for key, column in names.items() if column not in row and key in needed]
+    if absent:
+        raise RowError(reason, f"{absent[0]!r} of data.columns; keys seen: {', '.join(map(str, row)) or 'none'}")
+    taken = set(names.values())
+    kept = {key: value for key, value in row.items() if key not in taken}
+    return kept | {key: row[column] for key, column in names.items() if column in row}
+
+
+def formats_of(row: Row, options: ReadOptions) -> list[str]:
+    """Names of the formats whose columns this row has, first the one that it is read in; none for an unusable row."""
+    try:
+        row = _renamed(row, options.columns) if options.columns else row
+        chosen = _format_of(row, "auto", options)
+    except RowError:
+        return []
+    found = frozenset(key for key, value in row.items() if value is not None)
+    others = [f.name for f in FORMATS.values() if f is not chosen and f.name != "text" and f.matches(found)]
+    text = ["text"] if chosen.name != "text" and isinstance(row.get(options.text_column), str) else []
+    return [chosen.name, *others, *text]
+
+
+def _format_of(row: Row, name: str, options: ReadOptions) -> Format:
+    if name != "auto":
+        return FORMATS[name]
+    found = format_of_keys(tuple(key for key, value in row.items() if value is not None))
+    named = options.text_field
+    if named is not None and isinstance(row.get(named), str) and not _is_before_text(found, row):
+        return FORMATS["text"]
+    if found is None:
+        keys = {f.name: f.keys for f in FORMATS.values() if f.name != "text"}
+        raise unknown_format(row, {**keys, "text": (frozenset({options.text_column}),)})
+    return FORMATS[found]
+
+
+def _is_before_text(name: str | None, row: Row) -> bool:
+    """Whether TRL, too, would rather train this format of the row than the text column that was named."""
+    if name == "messages":
+        return "role" in _first(row["messages"])
+    if name == "sharegpt":
+        return {"from", "value"} <= _first(row["conversations"]).keys()
+    return name in ("tokens", "prompt_completion")
+
+
+def _first(turns: Any) -> Mapping[str, Any]:
+    first = turns[0] if isinstance(turns, (list, tuple)) and turns else None
+    return first if isinstance(first, Mapping) else {}
+
+
+@lru_cache(maxsize=1024)  # rows of a file have few sets of keys
+def format_of_keys(keys: tuple[Any, ...]) -> str | None:
+    """The first format that a row has in which these keys hold something; None where that is none."""
+    found = frozenset(keys)
+    return next((candidate.name for candidate in FORMATS.values() if candidate.matches(found)), None)
+
+
+def _messages(row: Row, source: Source, options: ReadOptions) -> Conversation:
+    return _talk("messages", row, source, options)
+
+
+def _sharegpt(row: Row, source: Source, options: ReadOptions) -> Conversation:
+    return _talk("conversations", row, source, options)
+
+
+def _talk(key: str, row: Row, source: Source, options: ReadOptions) -> Conversation:
+    if isinstance(row[key], str):  # JSON, as tables without nested types hold it
+        row = {**row, key: parsed_turns(row[key])}
+    return _conversation(read_messages(row[key]), row, source, options)
+
+
+def _alpaca(row: Row, source: Source, options: ReadOptions) -> Conversation:
+    answer = next(row[key] for key in ("output", "response") if row.get(key) is not None)
+    instruction, extra = read_text(row["instruction"], "instruction"), read_text(row.get("input") or "", "input")
+    question = options.alpaca_separator.join(part for part in (instruction, extra) if part)
+    turns: list[tuple[str, str]] = []
+    for pair in row.get("history") or ():
+        if not (isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2):
+            raise RowError("history is not a list of [question, answer] pairs", f"found {pair!r:.80}")
+        turns += [("user", read_text(pair[0], "history")), ("assistant", read_text(pair[1], "history"))]
+    turns += [("user", question), ("assistant", read_text(answer, "output"))]
+    # questions are marked as not trained, so that an Alpaca row counts as prompt and completion
+    messages = tuple(
+        Message(role=role, content=content, train=None if role == "assistant" else False) for role, content in turns
+    )
+    return _conversation(checked(messages), row, source, options)
+
+
+def _prompt_completion(row: Row, source: Source, options: ReadOptions) -> Example:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        if not completion.strip():
+            raise RowError("empty answer", "`completion` holds no text")
+        if _images(row):
+            raise RowError("images in a text-only template", "images need messages, a vision model and its processor")
+        return PromptCompletion(prompt=prompt, completion=completion, source=source)
+    if isinstance(prompt, str) or isinstance(completion, str):
+        raise RowError("prompt and completion differ in kind", "both must be texts, or both lists of messages")
+    # conversational: what stands in the prompt is context, whatever its role
+    asked = [{**message, "train": False} for message in prompt]
+    return _conversation(read_messages([*asked, *completion]), row, source, options)
+
+
+def _text_row(row: Row, source: Source, options: ReadOptions) -> Document:
+    text = read_text(row.get(options.text_column), options.text_column)
+    if not text.strip():
+        raise RowError("empty text", f"`{options.text_column}` holds no text")
+    return Document(text=text, source=source)
+
+
+def _tokens(row: Row, source: Source, options: ReadOptions) -> Tokens:
+    ids = tuple(operator.index(i) for i in row["input_ids"])  # int() would also take 1.7 and "1"
+    if not all(0 <= i < 2**31 for i in ids):
+        raise RowError("token ids out of range", f"found {min(ids)} to {max(ids)}")
+    weights = _token_weights(row, ids)
+    if len(weights) != len(ids):
+        raise RowError("mask and input_ids differ in length", f"{len(weights)} and {len(ids)}")
+    return Tokens(input_ids=ids, weights=weights, source=source)
+
+
+def _token_weights(row: Row, ids: tuple[int, ...]) -> tuple[float, ...]:
+    """Labels say which tokens are trained; masks may come alone or together, and then all must agree."""
+    if row.get("labels") is not None:
+        labels = tuple(row["labels"])
+        if any(label not in (i, IGNORE_INDEX) for label, i in zip(labels, ids, strict=False)):
+            raise RowError("labels differ from input_ids", f"each must be its token's id, unshifted, or {IGNORE_INDEX}")
+        return tuple(0.0 if label == IGNORE_INDEX else 1.0 for label in labels)
+    masks = [row[key] for key in ("completion_mask", "assistant_masks", "loss_mask") if row.get(key) is not None]
+    weights = tuple(map(min, zip(*masks, strict=True))) if masks else (1.0,) * len(ids)
+    if not all(0 <= weight <= LARGEST_WEIGHT for weight in weights):
+        raise RowError("loss weights out of range", "a mask holds 0, 1 or another finite weight")
+    return tuple(map(float, weights))
+
+
+_BESIDE_MESSAGES = frozenset({"system", "tools", "functions", "images", "image"})
+_MADE_BY_TOKENIZERS = {"attention_mask", "position_ids", "token_type_ids", "special_tokens_mask"}  # beside input_ids
+# In the order in which a row is asked for them: TRL's, where TRL knows them.
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        Format(
+            name="tokens",
+            keys=(frozenset({"input_ids"}),),
+            read=_tokens,
+            reads=frozenset({"labels", "completion_mask", "assistant_masks", "loss_mask", *_MADE_BY_TOKENIZERS}),
+        ),
+        Format(
+            name="prompt_completion",
+            keys=(frozenset({"prompt", "completion"}),),
+            read=_prompt_completion,
+            reads=_BESIDE_MESSAGES,
+        ),
+        Format(name="messages", keys=(frozenset({"messages"}),), read=_messages, reads=_BESIDE_MESSAGES),
+        Format(name="sharegpt", keys=(frozenset({"conversations"}),), read=_sharegpt, reads=_BESIDE_MESSAGES),
+        Format(
+            name="alpaca",
+            keys=(frozenset({"instruction", "output"}), frozenset({"instruction", "response"})),
+            read=_alpaca,
+            reads=_BESIDE_MESSAGES | {"input", "history"},
+        ),
+        Format(name="text", keys=(frozenset({"text"}),), read=_text_row),
+    )
+}
+
+
+def _conversation(messages: tuple[Message, ...], row: Row, source: Source, options: ReadOptions) -> Conversation:
+    conversation = Conversation(messages=messages, source=source, tools=_tools(row), images=_images(row))
+    if conversation.tools or any(message.extra or message.parts for message in messages):
+        check_depth(conversation.tools, [(message.extra, message.parts) for message in messages])
+    return _with_system(conversation, row, options)
+
+
+def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
+    """The row's own, or those that MiniMind's rows put into their system message."""
+    for key in ("tools", "functions"):
+        if tools := read_tools(row.get(key)):
+            return tools
+    first = next(iter(row.get("conversations") or row.get("messages") or ()), None)
+    return read_tools(first.get("tools")) if isinstance(first, Mapping) else ()
+
+
+def _images(row: Row) -> tuple[Any, ...]:
+    """What stands in the row's columns for images; one or several."""
+    found = next((row[key] for key in ("images", "image") if row.get(key) is not None), ())
+    return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+
+
+def _with_system(conversation: Conversation, row: Row, options: ReadOptions) -> Conversation:
+    """A conversation that starts without a system message gets the row's own, else that of the options."""
+    system = row.get("system") or options.system
+    if not system or conversation.messages[0].role == "system":
+        return conversation
+    message = Message(role="system", content=read_text(system, "system"))
+    return replace(conversation, messages=(message, *conversation.messages))

@@ -1,0 +1,224 @@
+"""Whatever holds rows, as rows that know where they came from: files, folders, globs, the Hub, data sets in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from glob import glob, has_magic
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from honed.data.read.files import (
+    COMPRESSED,
+    KINDS,
+    ROWS_AT_A_TIME,
+    SourcedRow,
+    UnreadRow,
+    given,
+    kind_of,
+    numbered,
+    read_file,
+    unread_file,
+    unread_part,
+)
+from honed.errors import DataError
+
+STARTER = "starter"
+
+# owner/name, owner/name:split, owner/name@config, owner/name@config:split
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>\S+))?")
+
+Reader = Callable[[], Iterator[SourcedRow]]
+
+
+class SourcedRows:
+    """Rows that carry their `Source` already; `read` starts from the first row each time it is called.
+
+    Args:
+        read: gives the rows.
+    """
+
+    def __init__(self, read: Reader) -> None:
+        self.read = read
+
+    def unread(self) -> Iterator[UnreadRow]:
+        """The same rows, see `unread_rows`."""
+        return map(given, self.read())
+
+
+def starter_file(name: str) -> Path:
+    """Path of a packaged file of the starter set: `train.jsonl` or `held_out.jsonl`."""
+    return Path(str(resources.files("honed.data") / "starter" / name))
+
+
+def read_rows(data: Any) -> Iterator[SourcedRow]:
+    """Rows of anything that holds rows, each with its source. Nothing that the caller passed is changed.
+
+    Args:
+        data: what `shards` takes.
+
+    Raises:
+        DataError: a file is missing, empty or garbled; names the file and the line.
+    """
+    for read in shards(data):
+        yield from read()
+
+
+def unread_rows(data: Any) -> Iterator[UnreadRow]:
+    """The same, each row read when it is called, where that saves anything: to pass over it costs little."""
+    files = files_of(data)
+    if files is not None:
+        for path in files:
+            yield from unread_file(path)
+    elif isinstance(data, SourcedRows):
+        yield from data.unread()
+    elif hasattr(data, "select") and hasattr(data, "features") and hasattr(data, "__len__"):
+        rows, name = _as_python(data), _name_of(data)
+        for start in range(0, len(data), ROWS_AT_A_TIME):
+            numbers = range(start, min(start + ROWS_AT_A_TIME, len(data)))
+            yield from unread_part(partial(_selected, rows, numbers), len(numbers), name, start)
+    else:
+        yield from map(given, read_rows(data))
+
+
+def shards(data: Any, *, streaming: bool = False) -> list[Reader]:
+    """The parts of which `data` consists, one for each file; each can be read by itself, from its start.
+
+    Args:
+        data: "starter"; a file, folder, glob or Hub id (`owner/name`, `owner/name@config:split`); a `datasets` data
+            set, or a dict of one; any iterable of mappings; `SourcedRows`; or a list of the former names.
+        streaming: read Hub data sets over the network instead of downloading them first.
+
+    Raises:
+        DataError: a name leads nowhere, or `data` holds no rows of its own.
+    """
+    if isinstance(data, SourcedRows):
+        return [data.read]
+    if isinstance(data, (str, os.PathLike)):
+        return _named(str(data), streaming)
+    if isinstance(data, Sequence) and data and all(isinstance(item, (str, os.PathLike)) for item in data):
+        return [reader for item in data for reader in _named(str(item), streaming)]
+    if isinstance(data, Iterable) and not isinstance(data, Mapping):
+        return [lambda: numbered(_as_python(data), _name_of(data))]
+    if isinstance(data, Mapping) and data and all(hasattr(split, "column_names") for split in data.values()):
+        if len(data) == 1:
+            return shards(next(iter(data.values())), streaming=streaming)
+        names = ", ".join(map(repr, data))
+        raise DataError(
+            f"A {type(data).__name__} holds several splits: {names}.",
+            fix=f"pass one of them, data[{next(iter(data))!r}]",
+        )
+    raise DataError(
+        f"Cannot read rows from {type(data).__name__}.",
+        fix="pass a file, a list of rows or a `datasets.Dataset`; of a DatasetDict, one split",
+    )
+
+
+def files_of(data: Any) -> list[Path] | None:
+    """The files that `data` names, in the order in which they are read; None where it names anything else."""
+    if isinstance(data, (str, os.PathLike)):
+        return _paths(str(data))
+    if isinstance(data, Sequence) and data and all(isinstance(item, (str, os.PathLike)) for item in data):
+        found = [_paths(str(item)) for item in data]
+        return None if None in found else [path for paths in found for path in paths or ()]
+    return None
+
+
+def _named(name: str, streaming: bool) -> list[Reader]:
+    paths = _paths(name)
+    if paths is not None:
+        return [_reader(path) for path in paths]
+    if found := _HUB.fullmatch(name):
+        return [lambda: _read_hub(name, found["id"], found["config"], found["split"] or "train", streaming)]
+    raise DataError(
+        f"No such file: {name}",
+        fix=f"name a file ending in {', '.join(KINDS)} (or one of these and {' or '.join(COMPRESSED)}), a folder, "
+        "a pattern such as data/*.jsonl, a Hub id (owner/name or owner/name:split) or 'starter'",
+    )
+
+
+def _paths(name: str) -> list[Path] | None:
+    """The files of a name; None where it can only be one of the Hub's."""
+    path = Path(name).expanduser()
+    if name == STARTER:
+        return [starter_file("train.jsonl")]
+    if path.is_dir():
+        return files_in(path)
+    if path.exists():
+        return [path]
+    if has_magic(name) and not _HUB.fullmatch(name):  # a split may look like a pattern: owner/name:train[:5%]
+        return _matches(name, path)
+    return [path] if kind_of(path) in KINDS else None  # reading it says that it is missing
+
+
+def _reader(path: Path) -> Reader:
+    return lambda: read_file(path)
+
+
+def _matches(name: str, path: Path) -> list[Path]:
+    """The files that a pattern names, sorted."""
+    matches = map(Path, glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    found = sorted(match for match in matches if match.is_file())
+    if not found:
+        raise DataError(f"No file matches {name}.", fix="check the pattern; relative ones start at the current folder")
+    return found
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The data files of a folder and the folders in it, sorted by path; of one that `datasets` saved, its tables.
+
+    Raises:
+        DataError: there are none, or the folder holds several splits.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        names = json.loads((folder / "dataset_dict.json").read_text("utf-8")).get("splits", [])
+        if len(names) == 1:
+            return files_in(folder / names[0])
+        raise DataError(
+            f"{folder} is a DatasetDict with the splits {', '.join(names)}.",
+            fix=f"name one of them, {folder / names[0]}",
+        )
+    if (folder / "state.json").is_file():
+        state = json.loads((folder / "state.json").read_text("utf-8"))
+        return [folder / file["filename"] for file in state.get("_data_files", [])]
+    inside = ((file, file.relative_to(folder)) for file in folder.rglob("*"))
+    found = sorted(f for f, name in inside if f.is_file() and kind_of(f) in KINDS and not _hidden(name))
+    if not found:
+        raise DataError(
+            f"{folder} is a folder that holds no data files.", fix=f"name one with files ending in {', '.join(KINDS)}"
+        )
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _as_python(data: Any) -> Iterable[Any]:
+    """A `datasets` data set whose rows come as plain values, whatever format is set on it; others as they are."""
+    return data.with_format(None) if hasattr(data, "with_format") and hasattr(data, "features") else data
+
+
+def _selected(data: Any, numbers: range) -> list[Any]:
+    return list(data.select(numbers))
+
+
+def _name_of(data: Any) -> str:
+    return str(getattr(getattr(data, "info", None), "dataset_name", None) or "row")
+
+
+def _read_hub(name: str, hub_id: str, config: str | None, split: str, streaming: bool) -> Iterator[SourcedRow]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(hub_id, config, split=split, streaming=streaming)
+    except Exception as error:  # the Hub's client raises dozens of kinds; the user needs only one line
+        raise DataError(
+            f"The data set {name!r} is neither a file here nor loadable from the Hub: {error}",
+            fix="check the name, the split (owner/name:split) and the network, or pass a local file",
+        ) from None
+    return numbered(rows, name)

@@ -1,0 +1,69 @@
+"""A trained turn in its text, and how turns become views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from honed.data.templates.view import Piece, View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A trained turn.
+
+    Attributes:
+        number: of its message.
+        text: the conversation up to and with it.
+        start, end: the characters of `text` that are trained.
+        open: no special token ends it.
+        served: inference makes such turns: what stands before is a prompt of its own.
+        weight: loss weight.
+        mutes: stretches of `text` within it that are not trained.
+    """
+
+    number: int
+    text: str
+    start: int
+    end: int
+    open: bool = False
+    served: bool = True
+    weight: float = 1.0
+    mutes: tuple[tuple[int, int], ...] = ()
+
+    def alone(self) -> View:
+        """The view that trains this turn only."""
+        rest = self.text[self.end :]
+        after = (Piece(text=rest),) if rest and not self.open else ()
+        return View(pieces=(*self.pieces(self.text, 0), *after), ends_open=self.open)
+
+    def pieces(self, whole: str, position: int) -> list[Piece]:
+        """What stands in `whole` from `position` up to the end of this turn."""
+        # where inference does not cut, neither does training
+        cut = self.start if self.served else position
+        mutes = tuple((a - cut, b - cut) for a, b in self.mutes)
+        text, head = whole[cut : self.end], self.start - cut
+        own = Piece(text=text, weight=self.weight, turn=self.number, head=head, mutes=mutes)
+        return [Piece(text=whole[position:cut]), own] if self.served else [own]
+
+
+def joined(whole: str, turns: Sequence[Turn]) -> View | None:
+    """All turns in one text, or None where the template rewrites earlier turns when later ones follow."""
+    pieces: list[Piece] = []
+    checks: list[int] = []
+    position = 0
+    for turn in turns:
+        if not whole.startswith(turn.text[: turn.end]):
+            return None
+        more = turn.pieces(whole, position)
+        # the first context is encoded exactly as inference does it; later ones follow cuts that inference lacks
+        if position and turn.served:
+            checks.append(len(pieces) + 1)
+        pieces += more
+        position = turn.end
+    if rest := whole[position:]:
+        pieces.append(Piece(text=rest))
+    last = turns[-1]
+    if last.open:
+        return None if len(turns) > 1 else last.alone()
+    return View(pieces=tuple(pieces), checks=tuple(checks))

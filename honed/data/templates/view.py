@@ -1,0 +1,135 @@
+"""Views: texts cut into pieces that are trained and pieces that are not; what templates make and `render` encodes.
+
+A template gives *views*: texts whose pieces carry a loss weight. Most conversations have one view. Where training on
+several turns in one text would show the model something else than inference does, there is one view per trained turn.
+
+    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n Hello!<|im_end|> \\n
+    |------------------- context, weight 0 -----------------||-- weight 1 --||0|
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from honed.data.example import ROLES, Conversation, Message
+from honed.data.read.formats import RowError
+from honed.errors import RecipeError
+
+TRAIN_ON = ("assistant", "last", "all", "completion")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A stretch of text that is encoded by itself.
+
+    Attributes:
+        text: as it stands in the view.
+        weight: loss weight of its tokens.
+        turn: numbers the trained turn that it answers, if any.
+        literal: the text comes from the row, so that special tokens spelled in it are encoded as plain text.
+        head: so many characters at its start are context of the turn, with weight 0.
+        mutes: stretches [start, end) of characters whose tokens get weight 0 after all; the ids do not change.
+    """
+
+    text: str
+    weight: float = 0.0
+    turn: int | None = None
+    literal: bool = False
+    head: int = 0
+    mutes: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One text to train on.
+
+    Attributes:
+        pieces: in order; their texts joined are the whole text.
+        checks: counts of pieces. For each, that many pieces, joined and encoded in one go as inference does it, must
+            give the same ids as the pieces encoded one by one; else every trained turn gets its own view.
+        ends_open: the last trained turn has no token at its end at which generation stops; `render` adds EOS.
+        add_special_tokens: the first piece is encoded with the tokenizer's own BOS (texts without a template).
+    """
+
+    pieces: tuple[Piece, ...]
+    checks: tuple[int, ...] = ()
+    ends_open: bool = False
+    add_special_tokens: bool = False
+
+    @property
+    def text(self) -> str:
+        """The whole text of this view."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masks:
+    """Which turns are trained, and what of them.
+
+    Attributes:
+        roles: whose turns.
+        reasoning: False gives the reasoning inside trained turns weight 0.
+        tool_calls: False gives the tool calls inside trained turns weight 0.
+
+    Raises:
+        RecipeError: a role is unknown, or none is named.
+    """
+
+    roles: tuple[str, ...] = ("assistant",)
+    reasoning: bool = True
+    tool_calls: bool = True
+
+    def __post_init__(self) -> None:
+        known = tuple(dict.fromkeys(ROLES.values()))
+        wrong = [role for role in self.roles if role not in known]
+        if wrong or not self.roles or isinstance(self.roles, str):
+            raise RecipeError(f"train_roles is {self.roles!r}.", fix=f"a list of: {', '.join(known)}")
+
+
+class Template(Protocol):
+    """What `render` and generation need of a chat template."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def alpaca_separator(self) -> str:
+        """What stands between the instruction and the input of an Alpaca row."""
+
+    def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
+        """The texts to train on; `apart` asks for one view per trained turn.
+
+        Raises:
+            RowError: the template refuses this conversation, or nothing in it is to be trained.
+            TemplateError: spans in this template's output cannot be verified.
+        """
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> tuple[Piece, ...]:
+        """What inference feeds before the next answer."""
+
+
+def trained_turns(
+    messages: Sequence[Message], train_on: str, roles: Sequence[str] = ("assistant",)
+) -> dict[int, float]:
+    """Numbers of the messages that are trained, in order, with their loss weights.
+
+    Raises:
+        RowError: none is.
+    """
+    turns = [n for n, message in enumerate(messages) if message.role in roles]
+    if train_on == "last":
+        turns = turns[-1:]
+    wanted = {n: messages[n].loss_weight for n in turns if messages[n].loss_weight > 0}
+    if not wanted:
+        raise RowError("nothing to train", f"no message of {' or '.join(roles)} is left to train")
+    return wanted
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """All special tokens, longest first."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    found = {*tokenizer.all_special_tokens, *(token.content for token in added.values() if token.special)}
+    return sorted(found, key=lambda token: (-len(token), token))

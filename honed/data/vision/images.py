@@ -1,0 +1,140 @@
+"""Images of rows: where they may come from, and how they are opened when they are needed.
+
+A row names an image by a path, holds its bytes, or (in Python) the image itself. Paths lead nowhere but into one
+folder, by default that of the data file, so that a data set from elsewhere cannot read what it was not given. Nothing
+is fetched from the network. Only pixel formats are opened: Pillow would run other programs for some others.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from honed.data.example import Source
+from honed.data.read.messages import RowError
+from honed.errors import MissingExtraError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
+
+
+@dataclass(frozen=True, slots=True)
+class FromDataSet:
+    """Image `number` of row `index` of a data set that keeps its rows on disk: read again each time."""
+
+    rows: Any
+    index: int
+    number: int
+    read: Callable[[Any], tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRef:
+    """An image of a row, not opened yet.
+
+    Attributes:
+        value: a `Path`, bytes, a PIL image, an array, or `FromDataSet`.
+        source: the row that shows it.
+        name: for messages.
+    """
+
+    value: Any
+    source: Source
+    name: str
+
+
+def need_pillow() -> None:
+    """Raises MissingExtraError where Pillow is not installed."""
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("PIL", "vision") from None
+
+
+def image_ref(value: Any, source: Source, folder: Path | None) -> ImageRef:
+    """What a row says of an image, as something that can be opened.
+
+    Args:
+        value: path, `data:` URL, bytes, `{"bytes": ..., "path": ...}`, PIL image or array.
+        source: the row.
+        folder: where relative paths start and out of which none may lead; None for the folder of the row's file.
+
+    Raises:
+        RowError: it is a URL, leads out of the folder, or is nothing that holds an image.
+    """
+    if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, str) and (found := _DATA_URL.match(value)):
+        return ImageRef(value=_from_base64(value[found.end() :]), source=source, name="data: URL")
+    if isinstance(value, (str, Path)):
+        return ImageRef(value=_inside(str(value), folder or folder_of(source)), source=source, name=str(value)[:200])
+    if isinstance(value, bytes) or hasattr(value, "convert") or hasattr(value, "__array__"):
+        return ImageRef(value=value, source=source, name=type(value).__name__)
+    raise RowError("not an image", f"expected a path, bytes or an image, found {type(value).__name__}: {value!r:.80}")
+
+
+def folder_of(source: Source) -> Path:
+    """The folder of the row's file; of rows that come from no file, the current one."""
+    file = Path(source.file)
+    return file.parent if file.is_file() else Path()
+
+
+def load(ref: ImageRef) -> Any:
+    """The image as PIL's, RGB, upright: what transformers' `load_image` makes of the same file.
+
+    Raises:
+        RowError: it cannot be read.
+    """
+    value = ref.value
+    if isinstance(value, FromDataSet):
+        values = value.read(value.rows[value.index])
+        return load(image_ref(values[value.number], ref.source, None))
+    try:
+        return _opened(value)
+    except Exception as error:  # Pillow raises a dozen kinds for broken files: OSError, SyntaxError, struct.error, ...
+        if isinstance(error, FileNotFoundError):
+            raise RowError("image not found", str(value)) from None
+        raise RowError("broken image", f"{ref.name}: {type(error).__name__}: {error}") from None
+
+
+def _opened(value: Any) -> Any:
+    from PIL import Image, ImageOps
+
+    if hasattr(value, "convert"):
+        return ImageOps.exif_transpose(value).convert("RGB")
+    if hasattr(value, "__array__"):
+        return Image.fromarray(value).convert("RGB")
+    Image.init()
+    known = tuple(name for name in FORMATS if name in Image.OPEN)
+    with Image.open(io.BytesIO(value) if isinstance(value, bytes) else value, formats=known) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RowError("broken image", f"the data: URL is not base64: {error}") from None
+
+
+def _inside(text: str, folder: Path) -> Path:
+    if _URL.match(text):
+        raise RowError("image is a URL", f"{text[:120]}: download it, and name the file")
+    root = folder.expanduser().resolve()
+    try:
+        path = (root / text).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, a loop of links
+        raise RowError("not an image", f"{text[:120]!r}: {error}") from None
+    if not path.is_relative_to(root):
+        raise RowError(
+            "image outside the data folder",
+            f"{text[:120]} leads out of {root}; set image_folder (train.image_folder) to the folder of the images",
+        )
+    return path

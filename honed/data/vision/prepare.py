@@ -1,0 +1,163 @@
+"""Rows with images in, rows to train and a ledger out: `prepare` for a processor that sees.
+
+Every image is opened once while rows are prepared, so that a broken one is in the ledger before training begins, and
+so that every length is known. Only token ids and where to find the images are kept; the images are opened again for
+each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from honed.data.batch.row_columns import ByColumn
+from honed.data.batch.table import PackedRow, TokenTable
+from honed.data.encode.render import Rendered
+from honed.data.example import Source
+from honed.data.ledger import Ledger
+from honed.data.mix.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
+from honed.data.prepare.prepare import PrepareOptions, count_stops, part_options, stop_on_bad_rows
+from honed.data.prepare.reader import KeptRow
+from honed.data.vision.images import ImageRef, need_pillow
+from honed.data.vision.render import VisionReader, VisionRendered
+from honed.errors import DataError, RecipeError
+from honed.progress import progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionRow(PackedRow):
+    """One document and the images that it shows, in order."""
+
+    images: tuple[ImageRef, ...] = ()
+
+
+class VisionRows(ByColumn):
+    """A map-style data set of `VisionRow`, as torch's DataLoader wants it.
+
+    Args:
+        documents: what is trained.
+    """
+
+    def __init__(self, documents: Sequence[Rendered]) -> None:
+        self.table = TokenTable(documents)
+        self.images = [d.images if isinstance(d, VisionRendered) else () for d in documents]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (str, slice, list, range)):
+            return self.columns(index)
+        index = range(len(self))[index]
+        row = self.table.row([index])
+        return VisionRow(input_ids=row.input_ids, weights=row.weights, lengths=row.lengths, images=self.images[index])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionPrepared:
+    """What training reads; see `honed.data.prepare.prepare.Prepared`."""
+
+    rows: VisionRows
+    ledger: Ledger
+    stop_ids: tuple[int, ...]
+
+
+def prepare_vision(
+    data: Any,
+    processor: Any,
+    options: PrepareOptions,
+    *,
+    image_folder: str | Path | None = None,
+    formatting_func: Callable[[Any], Any] | None = None,
+    desc: str = "Preparing data",
+) -> VisionPrepared:
+    """Turns rows with and without images into rows to train. Neither `data` nor `processor` is changed.
+
+    Args:
+        data: whatever `sources.read_rows` reads, or a `Mixture`.
+        processor: a transformers processor that sees images.
+        options: see `PrepareOptions`. Overlong rows are dropped (or refused), never cut.
+        image_folder: where the paths of images start, and out of which none may lead; None for each file's own folder.
+        formatting_func: as for `prepare`.
+        desc: text of the progress bar.
+
+    Raises:
+        DataError: rows cannot be used (with `bad_rows="error"`), or none is left.
+        TemplateError: the processor's chat template cannot be used.
+        RecipeError: the options ask for packing.
+        MissingExtraError: Pillow is absent.
+    """
+    need_pillow()
+    options, note = without_cuts(options)
+    mixture, ledger = as_mixture(data), Ledger()
+    folder = None if image_folder is None else Path(image_folder)
+    kept = []
+    for part in mixture.parts:
+        reader = VisionReader(
+            processor,
+            part_options(part, options),
+            formatting_func,
+            image_folder=folder,
+            data_set=part.data if hasattr(part.data, "cast_column") and hasattr(part.data, "__getitem__") else None,
+        )
+        kept.append(list(_read(mixture, part, reader, ledger, desc)))
+    stop_on_bad_rows(ledger, options)
+    documents = _documents(mixture, kept, ledger)
+    if not documents:
+        raise DataError(f"No row is left to train on.\n{ledger.summary()}", fix="raise max_length or mend the data")
+    if note and ledger.rows_dropped["overlong"]:
+        ledger.notes.append(note)
+    return _counted(documents, processor.tokenizer, ledger)
+
+
+def without_cuts(options: PrepareOptions) -> tuple[PrepareOptions, str]:
+    """The options with which no row is cut, and what to say of it ("" for nothing).
+
+    Raises:
+        RecipeError: rows are to be packed.
+    """
+    if options.packing:
+        raise RecipeError(
+            "packing=True, but rows with images cannot share one: their images would be seen by their neighbours.",
+            fix="set packing=False, or train on text alone with the tokenizer (processing_class=processor.tokenizer)",
+        )
+    if options.overlong in ("truncate", "split"):
+        told = f"overlong={options.overlong} would cut images: rows longer than max_length were dropped"
+        return replace(options, overlong="drop"), told
+    return options, ""
+
+
+def _read(mixture: Mixture, part: Part, reader: VisionReader, ledger: Ledger, desc: str) -> list[KeptRow]:
+    def left_out(source: Source) -> None:
+        ledger.rows_in += 1
+        ledger.drop(source, LEFT_OUT_BY_CAP)
+
+    return list(reader(progress(mixture.rows(part, left_out), desc=desc, unit="rows"), ledger))
+
+
+def _documents(mixture: Mixture, kept: list[list[KeptRow]], ledger: Ledger) -> list[Rendered]:
+    """The documents of one epoch; counts the rows of all sources."""
+    documents: list[Rendered] = []
+    for rows, times in zip(kept, mixture.times(list(map(len, kept))), strict=True):
+        for row, n in zip(rows, times.tolist(), strict=True):
+            row.count(ledger) if n else ledger.drop(row.source, LEFT_OUT_BY_WEIGHT)
+            documents += row.views * n
+    return documents
+
+
+def _counted(documents: list[Rendered], tokenizer: Any, ledger: Ledger) -> VisionPrepared:
+    rows = VisionRows(documents)
+    stops = count_stops(turn.stop for document in documents for turn in document.turns)
+    for token, n in stops.items():
+        ledger.stop_tokens[tokenizer.decode([token])] += n
+    ledger.documents = ledger.packed_rows = len(rows)
+    ledger.tokens = len(rows.table.input_ids)
+    ledger.trained_tokens = int(np.count_nonzero(rows.table.weights))
+    ledger.notes += ledger.format_notes()
+    shown = sum(bool(images) for images in rows.images)
+    ledger.notes.append(f"{shown:,} of {len(rows):,} rows show images, {sum(map(len, rows.images)):,} in all")
+    return VisionPrepared(rows=rows, ledger=ledger, stop_ids=tuple(stops))

@@ -1,0 +1,230 @@
+"""Which layers compute their activations again: chosen by the memory there is, before the first step.
+
+    gradient_checkpointing   True, "full"     all layers; False, "none": none
+                             "selective"      the first half of them
+                             "auto"           the fewest with which the longest micro-batch fits
+
+transformers switches checkpointing on for all layers; afterwards the others are switched off again, by the flag that
+each of them has. What is computed again draws the same random numbers, so gradients do not change.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from honed.data.batch.table import PackedRows
+from honed.errors import HonedError
+from honed.model import plan
+from honed.model.layers import decoder_layers, keep_first
+from honed.model.memory import free_memory
+from honed.model.plan_activations import FP32, Formats
+from honed.model.plan_checkpointing import Choice, fewest, loaded_bytes
+from honed.model.plan_sizes import adapter_in, sizes_of
+from honed.model.quantize import is_quantized
+from honed.train.forward.seams import base_model
+from honed.train.options.config import SFTConfig
+from honed.train.options.surroundings import is_sharded
+
+# Of the free memory, what is planned with: predictions were within a tenth for families that were read.
+SHARE, SHARE_UNREAD = 0.9, 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """How many of the model's layers compute their activations again (None: as it was asked for), and why.
+
+    Where there is room for all to be kept, there is nothing to tell.
+    """
+
+    layers: int | None = None
+    note: str | None = None
+
+
+def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *, sees: bool = False) -> Decision:
+    """What `args.gradient_checkpointing` comes to for a model that is on its device.
+
+    Args:
+        longest: tokens and rows of the largest micro-batch (see `largest_batch`); None if they are not known.
+        sees: whether the model has a vision tower, whose activations are not planned.
+    """
+    way = args.gradient_checkpointing
+    if isinstance(way, bool):
+        return Decision()
+    total = len(decoder_layers(model))
+    if way == "selective":
+        count = plan.selected(total)
+        return Decision(layers=count, note=f"gradient_checkpointing=selective: {_which(count, total)}.")
+    if _keeps_prefix(model):
+        return Decision(layers=0, note="gradient_checkpointing=auto: none, as it would drop the adapter's prefix.")
+    job = _obstacle(args, longest, sees=sees, total=total) or job_in(model, args, *longest or (1, 1))
+    if not isinstance(job, str) and job.sizes.layers != total:
+        job = UNKNOWN_MODEL
+    found = job if isinstance(job, str) else choose(job, args, there=loaded_bytes(job))
+    if isinstance(found, str):
+        return Decision(layers=max(1, total), note=f"gradient_checkpointing=auto: all layers, because {found}.")
+    if not found[0].layers and found[0].fits:
+        return Decision(layers=0)
+    return Decision(layers=found[0].layers, note=f"gradient_checkpointing=auto: {in_words(*found)}.")
+
+
+UNKNOWN_MODEL = "the planner does not know this model"
+UNKNOWN_MEMORY = "it is not known how much memory is free; memory_budget can say it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes that a step may take, and what they are in words."""
+
+    size: float
+    says: str
+
+
+def choose_layers(trainer: Any, model: nn.Module, *, padded: bool, sees: bool) -> list[str]:
+    """Decides for an `SFTTrainer` that has its rows; what becomes of it is returned, to be told.
+
+    Args:
+        padded: whether all rows of a batch become as long as the longest.
+        sees: see `decide`.
+    """
+    args = trainer.args
+    found = decide(args, model, largest_batch(trainer.train_dataset, args, padded=padded), sees=sees)
+    if found.layers is None:
+        return []
+    set_switch(args, on=found.layers > 0)
+    trainer.add_callback(FirstLayers(found.layers))
+    return [found.note] if found.note else []
+
+
+def choose(job: plan.Job, args: SFTConfig, *, there: int) -> tuple[Choice, Memory] | str:
+    """The fewest layers for `memory_budget`, or for what is free; where that is not known, words that say so.
+
+    Args:
+        job: what is trained; its own checkpointing does not matter.
+        there: bytes of the predicted peak that are in use already.
+    """
+    if args.memory_budget is not None:
+        memory = Memory(size=args.memory_budget * plan.GB, says=f"memory_budget of {args.memory_budget:g} GB")
+        return fewest(job, memory.size), memory
+    free = _free(args)
+    if free is None:
+        return UNKNOWN_MEMORY
+    share = SHARE if job.sizes.read else SHARE_UNREAD
+    memory = Memory(size=share * free, says=f"{share:.0%} of the {free / plan.GB:,.1f} GB that are free")
+    return fewest(job, memory.size, there=there), memory
+
+
+def in_words(choice: Choice, memory: Memory) -> str:
+    """What was chosen, and why."""
+    which = _which(choice.layers, choice.job.sizes.layers)
+    more = f" ({choice.operations - 1:.0%} more operations)" if choice.layers else ""
+    takes = f"a step takes about {choice.needs / plan.GB:,.2f} GB"
+    without = f", without it {choice.without / plan.GB:,.2f} GB" if choice.layers else ""
+    fits = "" if choice.fits else "; that is too much: lower per_device_train_batch_size or max_length"
+    return f"{which}{more}; {takes}{without}, and may take {memory.size / plan.GB:,.2f} GB ({memory.says}){fits}"
+
+
+def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Job | str:
+    """A loaded model and its training as the planner sees it; where it cannot, words that say so."""
+    base = base_model(model)
+    try:
+        sizes = sizes_of(base.config.get_text_config())
+    except (HonedError, NotImplementedError, KeyError, AttributeError):
+        return UNKNOWN_MODEL
+    device = args.device.type
+    weight = max((p.element_size() for p in base.parameters() if p.dtype in FLOATS), default=FP32)
+    weight = min(weight, FP32)
+    adapter = adapter_in(model)
+    return plan.Job(
+        sizes=sizes,
+        adapter=None if adapter.weights > sizes.parameters / 2 else adapter,
+        quantization=_quantization(base),
+        length=-(-tokens // rows),
+        rows=rows,
+        checkpointing=False,
+        accumulation=2 if args.tokens_per_step is not None else args.gradient_accumulation_steps,
+        device=device,
+        formats=Formats(
+            weight=weight, compute=2 if args.bf16 or args.fp16 else weight, copies_attention=device != "cuda"
+        ),
+        state_bytes=plan.state_bytes(args.optim.value),
+    )
+
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def largest_batch(rows: Any, args: SFTConfig, *, padded: bool = False) -> tuple[int, int] | None:
+    """Tokens and rows of the largest micro-batch that these rows can give; None if there is no telling.
+
+    Args:
+        rows: prepared ones; anything else (a stream) counts as rows of `max_length`.
+        padded: whether all rows of a batch become as long as the longest.
+    """
+    size = args.per_device_train_batch_size
+    if not isinstance(rows, PackedRows) or not len(rows) or args.tokens_per_step is not None:
+        return None if args.max_length is None else (size * args.max_length, size)
+    lengths = rows.table.lengths.tolist()
+    longest = heapq.nlargest(size, (sum(lengths[document] for document in row) for row in rows.rows))
+    return (longest[0] * len(longest) if padded else sum(longest)), len(longest)
+
+
+def set_switch(args: SFTConfig, *, on: bool) -> None:
+    """Under both of its names: transformers renamed it on the way to v6."""
+    args.gradient_checkpointing = on
+    if hasattr(args, "activation_checkpointing"):
+        args.activation_checkpointing = on
+
+
+class FirstLayers(TrainerCallback):
+    """Does so when training begins, after the Trainer has switched it on for all."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """The other layers keep their activations."""
+        keep_first(model, self.count)
+
+
+def _which(count: int, total: int) -> str:
+    if not count:
+        return f"none of the {total} layers computes its activations again"
+    return f"{'all' if count == total else f'the first {count} of the'} {total} layers compute their activations again"
+
+
+def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, sees: bool, total: int) -> str | None:
+    """Why nothing can be planned, in words."""
+    if not total:
+        return "the model can do it only as a whole"
+    if sees:
+        return "the vision tower's memory is not planned"
+    if is_sharded(args):
+        return "what sharded ranks take is not planned"
+    return "the longest row is not known without max_length" if longest is None else None
+
+
+def _free(args: SFTConfig) -> float | None:
+    """Bytes free on this rank's device. Ranks need not choose alike, as gradients do not depend on the choice."""
+    free = free_memory(args.device)
+    if free is None or args.device.type != "cpu" or args.world_size == 1:
+        return free
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", str(args.world_size)))  # which the ranks of a machine share
+
+
+def _quantization(base: nn.Module) -> str | None:
+    if not is_quantized(base):
+        return None
+    config = getattr(base.config, "quantization_config", None)
+    return "int8" if getattr(config, "load_in_8bit", False) else "nf4"
+
+
+def _keeps_prefix(model: nn.Module) -> bool:
+    config = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
+    return getattr(getattr(config, "peft_type", None), "value", "") == "PREFIX_TUNING"

@@ -1,0 +1,68 @@
+"""`fp8=True`: the linear layers of a model's repeated layers multiply in float8, by torchao.
+
+Inputs, weights and gradients are scaled by their greatest magnitude and cast for each product (float8 e4m3, gradients
+e5m2); sums and outputs are in the format of the input. The weights themselves stay as they are, so what the optimizer
+updates and what is saved is no different. Source: Micikevicius et al., arXiv:2209.05433.
+
+Not measured on a GPU; on a CPU tested by torchao's emulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+from torch import nn
+
+from honed.errors import ModelError
+from honed.ops.products import PLAIN
+from honed.train.forward.compiled import repeated_layers
+
+MULTIPLE = 16  # the kernels want both sides of a weight divisible by it
+KEPT = ("lora_", "gate.", "router.")  # adapters are small; what routes to experts needs its precision
+
+
+@contextmanager
+def float8_linears(model: nn.Module, *, emulate: bool = False) -> Iterator[int]:
+    """Within the block these layers compute in float8; yields how many. Afterwards they are the objects they were.
+
+    The head, the embeddings, adapters' own matrices, routers and quantised layers are left as they are.
+
+    Args:
+        model: with its seams open.
+        emulate: round to float8 and multiply in the input's format, on any device.
+
+    Raises:
+        ModelError: the model has no such layers.
+    """
+    torchao = import_module("torchao.float8")
+    blocks = repeated_layers(model)
+    places = [
+        (parent, name, child)
+        for block in blocks
+        for path, parent in block.named_modules()
+        for name, child in parent.named_children()
+        if _fits(child, f"{path}.{name}.")
+    ]
+    if not places and not any(_is_float8(module) for module in model.modules()):
+        raise ModelError(f"fp8: {type(model).__name__} has no linear layers that fit.", fix="leave fp8 out")
+    chosen = {id(child) for _, _, child in places}
+    config = torchao.Float8LinearConfig(emulate=emulate, pad_inner_dim=True)  # the number of tokens is any
+    for block in blocks:
+        torchao.convert_to_float8_training(block, module_filter_fn=lambda child, _: id(child) in chosen, config=config)
+    try:
+        yield len(places)
+    finally:
+        for parent, name, child in places:
+            setattr(parent, name, child)
+
+
+def _fits(layer: nn.Module, path: str) -> bool:
+    if type(layer) not in PLAIN or any(f".{word}" in f".{path}" for word in KEPT):
+        return False
+    return all(size % MULTIPLE == 0 for size in layer.weight.shape)  # type: ignore[union-attr]
+
+
+def _is_float8(layer: nn.Module) -> bool:
+    return type(layer).__name__ == "Float8Linear"

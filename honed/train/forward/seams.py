@@ -1,0 +1,318 @@
+"""Where a model takes our attention and our head, and the check that both change nothing on this very model.
+
+Two seams, both public interfaces of transformers: `set_attn_implementation` and `set_output_embeddings`. A model that
+does not fit one of them (an unusual head, linear attention, ...) is trained the ordinary way, and says so. A third is
+peft's: LoRA layers that compute as one function (`honed.model.fused_lora`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from honed.data.batch.collate import Batch, FlatCollator
+from honed.data.batch.table import PackedRow
+from honed.errors import ModelError
+from honed.loss.head import LogitTransform, ScoringHead, score_logits
+from honed.loss.objective import IGNORE_INDEX, Objective, targets_of
+from honed.loss.tied_embedding import one_gradient
+from honed.model.adapters import prompt_tokens
+from honed.model.fused_lora import coverage, fused_lora
+from honed.ops import attention
+from honed.ops.linear_cross_entropy import TokenScores
+from honed.ops.products import fast_linears
+
+PROBE_LENGTHS = (5, 7)
+NOT_FOR_THE_MODEL = ("labels", "loss_weights", "num_tokens", "num_targets")
+# What configurations call the factor on the logits; which of the model's candidates holds is found out by trying.
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
+
+@dataclass(slots=True, kw_only=True)
+class Seams:
+    """Which seams a model takes.
+
+    Attributes:
+        flat: documents can share a row without seeing each other.
+        scoring: the head can score trained positions only.
+        lora: there are LoRA layers that can compute as one function.
+        transform: what the model does to its logits behind the head.
+        notes: why not, where not.
+    """
+
+    flat: bool = False
+    scoring: bool = False
+    lora: bool = False
+    transform: LogitTransform = field(default_factory=LogitTransform)
+    notes: list[str] = field(default_factory=list)
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model inside a peft model; any other model is returned as it is."""
+    peft: Any = model
+    return peft.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
+    """The model with its seams in place, and as it was again afterwards. Yields the scoring head, if it has one.
+
+    FSDP2 and DeepSpeed tie a module's weights to that module: a scoring head that they got hold of stays in the model,
+    where it is the linear layer that it replaced, unless it is asked to score.
+    """
+    inner = base_model(model)
+    attention_before, head_before = inner.config._attn_implementation, inner.get_output_embeddings()
+    head = head_before if isinstance(head_before, ScoringHead) else None
+    if seams.scoring and head is None:
+        head = ScoringHead(head_before, seams.transform)
+        inner.set_output_embeddings(head)
+    if seams.flat and attention_before != attention.NAME:  # else opened already, and maybe kept out of compiled graphs
+        inner.set_attn_implementation(attention.register())
+    try:
+        with (
+            fast_linears(model),
+            fused_lora(model) if seams.lora else nullcontext(),
+            one_gradient(inner.get_input_embeddings(), head),
+        ):
+            yield head
+    finally:
+        if head is None or not _is_wrapped(head, head_before):
+            inner.set_output_embeddings(head_before)
+        if seams.flat:
+            inner.set_attn_implementation(attention_before)
+
+
+def _is_wrapped(head: ScoringHead, before: nn.Module) -> bool:
+    return head.weight is not before.weight or bool(head._forward_pre_hooks)
+
+
+def token_scores(
+    model: nn.Module,
+    batch: Batch,
+    head: ScoringHead | None,
+    *,
+    objective: Objective | None = None,
+    total: torch.Tensor | float = 1.0,
+    extras: bool = False,
+    router_logits: bool = False,
+) -> tuple[TokenScores, Any]:
+    """Scores of the batch's trained tokens with their loss, and the model's output.
+
+    Args:
+        model: the model, wrapped (DDP, FSDP, peft) or not.
+        batch: as the collators make it; not changed.
+        head: the scoring head inside the model, or None to score the model's own logits.
+        objective: the loss of a token; None for the negative log-likelihood.
+        total: what the sum of the weighted losses is divided by: the token weight of the whole step.
+        extras: whether entropy and correctness are wanted.
+        router_logits: asks a mixture-of-experts model for its auxiliary loss, `output.aux_loss`.
+    """
+    objective = objective or Objective()
+    targets = targets_of(batch["labels"], batch.get("loss_weights"), count=batch.get("num_targets"), total=total)
+    inputs = {key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL} | {"use_cache": False}
+    if router_logits:
+        inputs["output_router_logits"] = True
+    if head is None:
+        output = model(**inputs)
+        # prompt-learning adapters put virtual tokens before
+        logits_ND = output.logits[:, -batch["labels"].shape[1] :].flatten(0, 1).index_select(0, targets.index_N)
+        return score_logits(logits_ND, targets, objective, extras=extras), output
+    with head.scoring(targets, objective=objective, extras=extras):
+        output = model(**inputs)
+    return head.take(output.logits), output
+
+
+def token_count(batch: Batch) -> int:
+    """Tokens that are no padding; waits for the device only where another collator left `num_tokens` out."""
+    if "num_tokens" in batch:
+        return int(batch["num_tokens"])
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+def known_counts(batch: Batch) -> dict[str, int]:
+    """`tokens`, and how many of them are `trained`; 0 where a batch of another kind does not say.
+
+    Waits for the device only where another collator made the batch.
+    """
+    ids, labels, trained = batch.get("input_ids"), batch.get("labels"), batch.get("num_targets", 0)
+    if ids is not None and labels is not None and labels.shape == ids.shape and "num_targets" not in batch:
+        trained = (labels[..., 1:] != IGNORE_INDEX).sum()
+    return {"tokens": 0 if ids is None else token_count(batch), "trained": int(trained)}
+
+
+@torch.no_grad()
+def find_seams(model: nn.Module) -> Seams:
+    """Tries both seams on two short random documents and keeps those that give the plain model's own scores.
+
+    A leak between documents is looked for by changing the first document: the second's scores may not move at all. The
+    experts of a mixture are an exception: they compute the tokens of all documents in one product, whose rounding
+    depends on how many there are. There the gradient must show that nothing flows from one document to the other.
+
+    Raises:
+        ModelError: the weights are not here, and will not be before training.
+    """
+    if any(hasattr(parameter, "ds_id") and not parameter.numel() for parameter in model.parameters()):
+        raise ModelError(
+            "DeepSpeed's ZeRO-3 shared the weights out while they were loaded, so nothing can be tried on this model.",
+            fix="load the model before the configuration is made, and pass the model; or use ZeRO-2 or FSDP2",
+        )
+    seams = lora_alone(model)
+    inner = base_model(model)
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        seams.notes.append("the model's weights are not loaded here, so its attention and head were left as they are")
+        return seams
+    if prompt_tokens(model) is not None:
+        seams.notes.append("the adapter puts virtual tokens before each row: batches are padded, whole logits computed")
+        return seams
+    was_training = model.training
+    model.eval()
+    try:
+        rows = _probe_rows(inner)
+        plain = _plain_scores(model, rows)
+        seams.scoring = _scoring_fits(model, inner, rows, plain, seams)
+        seams.flat = _flat_fits(model, inner, rows, plain, seams)
+    finally:
+        model.train(was_training)
+    return seams
+
+
+def lora_alone(model: nn.Module) -> Seams:
+    """The model's LoRA layers as the only seam, with a note on those that are left to peft, and why."""
+    fused, left = coverage(model)
+    notes = []
+    if left:
+        reasons = ", ".join(f"{count} with {reason}" for reason, count in left.items())
+        notes.append(f"{left.total()} of {fused + left.total()} LoRA layers compute as peft has them: {reasons}")
+    return Seams(lora=fused > 0, notes=notes)
+
+
+def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:
+    head = inner.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        seams.notes.append(f"the LM head is a {type(head).__name__}, not a linear layer: whole logits are computed")
+        return False
+    for transform in logit_transforms(inner.config.get_text_config()):
+        with opened(model, Seams(scoring=True, transform=transform)) as scoring_head:
+            try:
+                scores = [_scores(model, [row], scoring_head, padded=True) for row in rows]
+                fits = _same(scores, plain, inner.dtype) and _gradient_comes_through(
+                    model, rows[0], inner.get_output_embeddings()
+                )
+            except (IndexError, TypeError, ValueError, RuntimeError):  # it needs logits of the usual shape
+                fits = False
+        if fits:
+            seams.transform = transform
+            return True
+    seams.notes.append("the model changes its logits after the head: whole logits are computed")
+    return False
+
+
+def logit_transforms(config: Any) -> Iterator[LogitTransform]:
+    """What a model of this configuration may do to its logits, likeliest first."""
+    softcap = getattr(config, "final_logit_softcapping", None)
+    named = [getattr(config, name, None) for name in SCALES]
+    scales = [float(scale) for scale in named if isinstance(scale, int | float) and scale not in {0, 1}]
+    # the one name stands for a factor in some families, for a divisor in others
+    for scale in [*scales, *(1 / scale for scale in scales), 1.0]:
+        yield LogitTransform(scale=scale, softcap=softcap or None)
+    if softcap:
+        yield LogitTransform()
+
+
+def _gradient_comes_through(model: nn.Module, row: PackedRow, head: ScoringHead) -> bool:
+    """Whether the loss has slope 1 in the head's ticket, whatever the model does to it."""
+    tickets: list[torch.Tensor] = []
+
+    def record_from_here(module: nn.Module, args: Any, ticket: torch.Tensor) -> torch.Tensor:
+        torch.set_grad_enabled(True)
+        tickets.append(ticket.detach().requires_grad_())
+        return tickets[-1]
+
+    handle = head.register_forward_hook(record_from_here)
+    try:
+        with torch.no_grad():  # whose end also ends the recording
+            loss = _token_scores(model, [row], head, padded=True).loss
+    finally:
+        handle.remove()
+    (slope,) = torch.autograd.grad(loss, tickets)
+    return bool(torch.isclose(slope, torch.ones_like(slope), rtol=1e-5))
+
+
+def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:
+    if getattr(inner.config.get_text_config(), "attention_chunk_size", None):
+        seams.notes.append("chunked attention: documents cannot share a row")
+        return False
+    other = _row(rows[0].input_ids[::-1].copy())
+    try:
+        with opened(model, Seams(flat=True)):
+            scores = _scores(model, rows, None)
+            moved = _scores(model, [other, rows[1]], None)
+            first = PROBE_LENGTHS[0] - 1
+            rounded = _same([scores[first:]], [moved[first:]], inner.dtype)
+            isolated = torch.equal(scores[first:], moved[first:]) or (rounded and _nothing_flows(model, inner, rows))
+    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        seams.notes.append(f"documents cannot share a row: {error}")
+        return False
+    if isolated and _same([scores], [torch.cat(plain)], inner.dtype):
+        return True
+    seams.notes.append("documents would see each other in a shared row: batches are padded instead")
+    return False
+
+
+def _nothing_flows(model: nn.Module, inner: Any, rows: list[PackedRow]) -> bool:
+    """True when the second document's scores have no gradient at all with respect to the first one's embeddings."""
+    batch = _on_device(FlatCollator()(rows), model)
+    with torch.enable_grad():
+        embedded_1TD = inner.get_input_embeddings()(batch.pop("input_ids")).detach().requires_grad_()
+        batch["labels"][:, : PROBE_LENGTHS[0]] = IGNORE_INDEX  # the second document's loss alone
+        scores, _ = token_scores(model, {**batch, "inputs_embeds": embedded_1TD, "num_targets": None}, None)
+        [gradient_1TD] = torch.autograd.grad(scores.loss, embedded_1TD)
+    return not gradient_1TD[:, : PROBE_LENGTHS[0]].any()
+
+
+def _on_device(batch: Batch, model: nn.Module) -> Batch:
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
+def _probe_rows(inner: Any) -> list[PackedRow]:
+    vocabulary = inner.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(vocabulary, (n,), generator=generator).numpy() for n in PROBE_LENGTHS]
+    return [_row(i) for i in ids]
+
+
+def _row(ids: Any) -> PackedRow:
+    weights = torch.ones(len(ids)).numpy()
+    weights[0] = 0.0
+    return PackedRow(input_ids=ids, weights=weights, lengths=(len(ids),))
+
+
+def _plain_scores(model: nn.Module, rows: list[PackedRow]) -> list[torch.Tensor]:
+    return [_scores(model, [row], None, padded=True) for row in rows]
+
+
+def _scores(model: nn.Module, rows: list[PackedRow], head: ScoringHead | None, padded: bool = False) -> torch.Tensor:
+    return _token_scores(model, rows, head, padded).nll_N
+
+
+def _token_scores(
+    model: nn.Module, rows: list[PackedRow], head: ScoringHead | None, padded: bool = False
+) -> TokenScores:
+    batch = FlatCollator()(rows)
+    if padded:  # one document, no boundaries: the model's ordinary way
+        batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
+    return token_scores(model, _on_device(batch, model), head)[0]
+
+
+def _same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Half-precision models round differently when shapes differ; the leak check does not depend on that."""
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
+    pairs = zip(found, expected, strict=True)
+    return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)

@@ -1,0 +1,80 @@
+"""Whether what documents have in common is computed once: asked for, and tried on the very model first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from honed.data.batch.collate import Batch, FlatCollator
+from honed.data.batch.prefix import MIN_SHARED
+from honed.data.batch.table import PackedRow
+from honed.errors import ModelError, RecipeError
+from honed.loss.router import aux_loss_coefficient
+from honed.train.forward.seams import Seams, base_model, opened, token_scores
+
+
+def decide(wanted: bool | str, model: nn.Module, seams: Seams) -> bool:
+    """Whether prefixes are shared; with "auto", why not goes into the seams' notes.
+
+    Raises:
+        RecipeError: `wanted` is neither a bool nor "auto".
+        ModelError: `wanted` is True, and the model cannot.
+    """
+    if wanted not in (True, False, "auto"):
+        raise RecipeError(f"share_prefixes is {wanted!r}.", fix='choose one of: true, false, "auto"')
+    if not wanted:
+        return False
+    obstacle = find_obstacle(model, seams)
+    if obstacle is None:
+        return True
+    if wanted is True:
+        raise ModelError(f"share_prefixes=True, but {obstacle}", fix="set share_prefixes=False, or remove the cause")
+    seams.notes.append(f"prefixes are not shared: {obstacle}")
+    return False
+
+
+def find_obstacle(model: nn.Module, seams: Seams) -> str | None:
+    """Why this model cannot compute a shared prefix once; None where it can, which two short documents have shown."""
+    config = base_model(model).config
+    if not seams.flat:
+        return "documents cannot share a row in this model"
+    if getattr(config, "attention_dropout", 0.0) or any(m.p for m in model.modules() if isinstance(m, nn.Dropout)):
+        return "the model has dropout, which would be the same for all documents that share a token"
+    if aux_loss_coefficient(config.get_text_config(), None):
+        return "the router's auxiliary loss would count shared tokens once"
+    try:
+        apart, together = (_probe(model, share=share) for share in (False, True))
+    except (TypeError, ValueError, RuntimeError) as error:
+        return f"the model does not take them: {error}"
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(base_model(model).dtype, 5e-2)
+    if torch.allclose(apart, together, rtol=tolerance, atol=tolerance):
+        return None
+    return "documents that share a prefix get other scores than each by itself"
+
+
+@torch.no_grad()
+def _probe(model: nn.Module, *, share: bool) -> torch.Tensor:
+    """Scores of two documents behind one prefix, as training would compute them."""
+    vocabulary = base_model(model).get_input_embeddings().weight.shape[0]
+    prefix = np.random.default_rng(0).integers(vocabulary, size=MIN_SHARED + 1)
+    rows = [_row(np.concatenate([prefix, np.arange(n, n + 4) % vocabulary])) for n in (1, 2)]
+    device, was_training = next(model.parameters()).device, model.training
+    batch: Batch = {
+        key: value.to(device) if isinstance(value, torch.Tensor) else value
+        for key, value in FlatCollator(share_prefixes=share)(rows).items()
+    }
+    model.eval()
+    try:
+        with opened(model, Seams(flat=True)):
+            return token_scores(model, batch, None)[0].nll_N
+    finally:
+        model.train(was_training)
+
+
+def _row(ids: np.ndarray[Any, Any]) -> PackedRow:
+    weights = np.ones(len(ids), dtype=np.float32)
+    weights[: MIN_SHARED + 1] = 0.0  # what stands before the documents part is the same in both
+    return PackedRow(input_ids=ids, weights=weights, lengths=(len(ids),))

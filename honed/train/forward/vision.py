@@ -1,0 +1,150 @@
+"""Vision-language models in the trainer: batches with pixels, which seams are opened, and what is left untrained."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from honed.data.batch.collate import Batch, PaddedCollator
+from honed.data.read.messages import RowError
+from honed.data.vision.images import ImageRef, load
+from honed.data.vision.prepare import VisionRow
+from honed.data.vision.template import shows_images
+from honed.errors import DataError, ModelError, RecipeError
+from honed.model.load import load_processor, load_tokenizer, sees_images
+from honed.train.forward.seams import Seams, base_model, lora_alone
+from honed.train.options.config import SFTConfig
+
+TYPES = ("mm_token_type_ids", "token_type_ids")  # 1 at the tokens of an image; which name depends on the model
+MADE_FROM_TEXT = ("input_ids", "attention_mask", *TYPES)
+
+
+def is_processor(processing_class: Any) -> bool:
+    """Whether this is a processor that sees images, and not a tokenizer."""
+    return hasattr(processing_class, "tokenizer") and hasattr(processing_class, "image_processor")
+
+
+def load_processing_class(name: str, data: Any) -> Any:
+    """The processor of a model that sees if the rows show images, else the model's tokenizer."""
+    return load_processor(name) if shows_images(data) and sees_images(name) else load_tokenizer(name)
+
+
+def with_tokenizer(processor: Any, tokenizer: Any) -> Any:
+    """The processor if this is its tokenizer, else a copy that has it."""
+    if tokenizer is processor.tokenizer:
+        return processor
+    changed = copy.copy(processor)
+    changed.tokenizer = tokenizer
+    return changed
+
+
+def fit(args: SFTConfig, model: nn.Module, peft_config: Any) -> tuple[Any, list[str]]:
+    """The adapter's configuration for this model, and notes; changes our own `args` where images ask for it.
+
+    Raises:
+        RecipeError: packing or streaming is asked for.
+    """
+    for option in ("packing", "streaming"):
+        if getattr(args, option):
+            raise RecipeError(
+                f"{option}=True does not work with images yet.",
+                fix=f"set {option}=False, or train on text alone with processing_class=processor.tokenizer",
+            )
+    if args.ddp_find_unused_parameters is None and args.world_size > 1:
+        args.ddp_find_unused_parameters = True  # a batch without images gives the vision tower no gradient
+    return (None, []) if peft_config is None else language_only(peft_config, model)
+
+
+def without_attention(found: Seams, model: nn.Module) -> Seams:
+    """The seams but for attention: rows are padded, since vision towers have an attention of their own."""
+    return replace(found, flat=False, notes=lora_alone(model).notes if found.scoring else found.notes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionCollator:
+    """Padded rows with the pixels of their images, which are opened here and nowhere kept.
+
+        input_ids        [[a <image> <image> b c]      pixel_values, image_grid_thw, ...: whatever the processor makes
+                          [d e       .       . .]]     of the images of all rows, in order
+
+    The ids are those that were prepared; the processor is asked for pixels only. A batch without images has none.
+
+    Attributes:
+        processor: a transformers processor.
+        multiple_of: rows are padded to a multiple of this length.
+    """
+
+    processor: Any
+    multiple_of: int = 1
+
+    def __call__(self, rows: Sequence[VisionRow]) -> Batch:
+        """What `PaddedCollator` gives, with the processor's tensors and, where the model wants them, token types.
+
+        Raises:
+            DataError: an image that could be opened while the data were prepared can no longer be.
+        """
+        pad = self.processor.tokenizer.pad_token_id
+        batch = PaddedCollator(pad_token_id=pad, multiple_of=self.multiple_of)(rows)
+        images = [[_loaded(ref) for ref in row.images] for row in rows if row.images]
+        texts = [" ".join([self.processor.image_token] * len(own)) for own in images] or [" "]
+        seen = self.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
+        batch |= {key: value for key, value in seen.items() if key not in MADE_FROM_TEXT}
+        for key in TYPES:
+            if key in seen:
+                # the type of a token depends on its id alone: those that the processor calls an image's are
+                kinds = seen["input_ids"][seen[key] > 0].unique()
+                batch[key] = torch.isin(batch["input_ids"], kinds).long() * batch["attention_mask"]
+        return batch
+
+
+def _loaded(ref: ImageRef) -> Any:
+    try:
+        return load(ref)
+    except RowError as error:
+        raise DataError(
+            f"{ref.source}: an image has changed since the data were prepared: {error}",
+            fix="put it back, or start again",
+        ) from None
+
+
+def vision_tower(model: nn.Module) -> nn.Module:
+    """The part of the model that sees.
+
+    Raises:
+        ModelError: there is none that transformers knows of.
+    """
+    inner = base_model(model)
+    tower: nn.Module = inner.get_encoder(modality="image")
+    if tower is inner or tower is inner.base_model:
+        raise ModelError(
+            f"{type(inner).__name__} has no vision tower that could be found.", fix="leave freeze_vision out"
+        )
+    return tower
+
+
+def freeze_vision(model: nn.Module) -> str:
+    """Leaves the vision tower as it is while the rest is trained; returns a note that says so."""
+    parameters = list(vision_tower(model).parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return f"the vision tower is frozen: {sum(p.numel() for p in parameters):,} parameters are not trained"
+
+
+def language_only(peft_config: Any, model: nn.Module) -> tuple[Any, list[str]]:
+    """The adapter's configuration with "all-linear" kept out of the vision tower, and notes.
+
+    Configurations that name layers, or say what to leave out, are taken as they are. The one passed in is not changed.
+    """
+    if getattr(peft_config, "target_modules", None) != "all-linear" or peft_config.exclude_modules:
+        return peft_config, []
+    tower = vision_tower(model)
+    name = next(name for name, module in base_model(model).named_modules() if module is tower)
+    changed = copy.deepcopy(peft_config)
+    changed.exclude_modules = re.escape(name) + r"\..*"
+    return changed, [f"the adapter leaves the vision tower ({name}) out; name target_modules to reach it"]

@@ -1,0 +1,110 @@
+"""What the plain loop can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from honed.errors import RecipeError
+
+DTYPES = ("float32", "bfloat16", "float16")
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("constant", "linear", "cosine", "minimind")
+# These change what a run costs or tells, not what it computes; a run may be resumed with others.
+_NOT_THE_RUN = (
+    *("device", "workers", "eval_batch_size", "token_metrics", "log_every", "eval_every", "save_every", "keep"),
+    *("gradient_checkpointing", "recomputed_layers", "trackers", "project", "run_name", "resume"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopConfig:
+    """Settings of `honed.train.loop.loop.train`.
+
+    Attributes:
+        epochs: passes over the rows; a part of one is allowed.
+        max_steps: optimizer steps, instead of `epochs`.
+        batch_size: rows of a micro-batch, on each rank.
+        accumulation: micro-batches of a step, on each rank.
+        optimizer: "adamw" or "muon" (see `honed.train.optimizers.muon`).
+        learning_rate: the highest one ("minimind" goes a tenth above it).
+        schedule: "constant", "linear" (to 0), "cosine" (to `floor`), or "minimind" (from 1.1 to 0.1 of it).
+        warmup: steps in which the rate rises from 0; below 1, a share of all steps.
+        floor: the share of the learning rate at which "cosine" ends.
+        weight_decay: of matrices; biases and norms never decay.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
+        dtype: what the model computes in: "float32", "bfloat16" or "float16" (not on MPS). Weights keep their own.
+        router_aux_loss_coef: weight of the experts' load-balancing loss; None for the model's own.
+        neftune_alpha: noise on the embeddings (arXiv:2310.05914).
+        shuffle: draw the rows' order anew for each epoch.
+        seed: of everything random; `data_seed` of the rows' order alone.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them,
+        recomputed_layers: but only those of the first so many layers; None for all.
+        device: "cpu", "cuda", "cuda:1", "mps"; None picks.
+        workers: processes that make batches.
+        log_every, eval_every, save_every: steps; below 1, a share of all steps; 0 never; "epoch" at the end of each.
+        keep: checkpoints to keep; None for all.
+        trackers: "tensorboard", "wandb", "trackio", "swanlab"; `project` and `run_name` are what they show.
+        resume: "auto" goes on from the folder's newest whole checkpoint, a path from that one; None starts anew.
+    """
+
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 8
+    eval_batch_size: int = 8
+    accumulation: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 2e-5
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    floor: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    dtype: str = "float32"
+    router_aux_loss_coef: float | None = None
+    neftune_alpha: float | None = None
+    shuffle: bool = True
+    seed: int = 0
+    data_seed: int | None = None
+    gradient_checkpointing: bool = False
+    recomputed_layers: int | None = None
+    device: str | None = None
+    workers: int = 0
+    token_metrics: bool = True
+    log_every: float | str = 10
+    eval_every: float | str = "epoch"
+    save_every: float | str = 0
+    keep: int | None = None
+    trackers: tuple[str, ...] = ()
+    project: str | None = None
+    run_name: str | None = None
+    resume: str | None = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("batch_size", 1),
+            ("eval_batch_size", 1),
+            ("accumulation", 1),
+            ("workers", 0),
+            ("warmup", 0),
+        ):
+            if getattr(self, name) < least:
+                raise RecipeError(f"{name} is {getattr(self, name)}.", fix=f"set {least} or more")
+        for name, known in (("dtype", DTYPES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise RecipeError(f"{name} is {getattr(self, name)!r}.", fix=f"set one of {', '.join(known)}")
+        if self.max_steps is None and self.epochs <= 0:
+            raise RecipeError(f"epochs is {self.epochs}.", fix="set a number above 0")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise RecipeError(f"max_steps is {self.max_steps}.", fix="set 1 or more, or None")
+        for name in ("log_every", "eval_every", "save_every"):
+            value = getattr(self, name)
+            if value != "epoch" and (isinstance(value, str) or value < 0):
+                raise RecipeError(f"{name} is {value!r}.", fix="set a number of steps, 0 for never, or 'epoch'")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that shape the weights, by name; a checkpoint made with others is another run's."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_THE_RUN}

@@ -1,0 +1,296 @@
+"""Supervised fine-tuning, whole, in plain PyTorch. It reads from top to bottom:
+
+    rows -> batches -> scores -> objective -> backward -> clip -> step -> log -> save -> resume
+
+It knows nothing of transformers' Trainer, and tests hold the two against each other step by step. It runs as one
+process, or as several under `torchrun`. docs/loop.md says what usually goes wrong in such a loop, and where it is here.
+
+Shapes: B rows, L tokens, N trained tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from honed.data.batch.collate import Batch, FlatCollator, PaddedCollator
+from honed.data.batch.table import PackedRow
+from honed.errors import DataError, RecipeError, RunError
+from honed.loss.objective import IGNORE_INDEX, total_weight
+from honed.loss.router import aux_loss_coefficient, aux_loss_of
+from honed.model.layers import keep_first
+from honed.train.forward.seams import Seams, base_model, find_seams, opened, token_count, token_scores
+from honed.train.loop.config import LoopConfig
+from honed.train.loop.log import Log, opened_log
+from honed.train.loop.neftune import neftune
+from honed.train.loop.plan import Plan, learning_rate
+from honed.train.loop.state import Run, identity_of, restore, seed_everything, state_of
+from honed.train.metrics import StepMetrics
+from honed.train.optimizers.muon import make_muon
+from honed.train.ranks import Ranks, joined, keep_on_sigterm, others_alive, until_sigterm
+from honed.train.run_folder import checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run ended: steps taken, whether SIGTERM stopped it before its end, what it logged, what it noted."""
+
+    steps: int
+    stopped: bool
+    log: list[dict[str, float]]
+    notes: list[str]
+
+
+def train(
+    model: Any,
+    rows: Sequence[PackedRow],
+    config: LoopConfig,
+    *,
+    eval_rows: Sequence[PackedRow] | None = None,
+    folder: Path | None = None,
+    seams: Seams | None = None,
+    pad_token_id: int = 0,
+    bar: bool = False,
+) -> Outcome:
+    """Trains the model's parameters that require gradients, in place.
+
+    Args:
+        model: a causal language model of transformers, or a peft model.
+        rows: what to train on, as `honed.data.prepare.prepare` makes it.
+        config: how.
+        eval_rows: what to evaluate on.
+        folder: takes checkpoints and `metrics.jsonl`; None writes nothing.
+        seams: which the model takes; None to find out.
+        pad_token_id: fills up rows where the model needs padding; it is masked by length, so any token will do.
+        bar: whether to show progress on standard error.
+
+    Raises:
+        DataError: there are no rows.
+        RecipeError: the device is not there or cannot compute in this format, or a tracker is not installed.
+        RunError: the loss is not a number, or the checkpoint named to resume from cannot be.
+    """
+    if not len(rows):
+        raise DataError("There are no rows to train on.", fix="see the ledger for why they were dropped")
+    with joined(config.device) as ranks, others_alive(folder), until_sigterm() as asked_to_stop:
+        model.to(ranks.device)
+        seams = seams or find_seams(model)
+        collate = FlatCollator() if seams.flat else PaddedCollator(pad_token_id=pad_token_id)
+        seed_everything(config.seed + ranks.rank)
+        model.train()
+        stopped = False
+        with opened(model, seams) as head:
+            run = begin(model, rows, config, ranks=ranks, head=head, folder=folder)
+            told = resume(run, folder)
+            first = ranks.rank == 0
+            with opened_log(config, folder, step=run.step, total=run.plan.total, first=first, bar=bar) as log:
+                log.note(*told)
+                for micro_batches in steps(rows, collate, run):
+                    norm = train_step(run, micro_batches)
+                    log.step()
+                    if run.plan.due(config.log_every, run.step):
+                        log.write(run.step, measured(run, norm))
+                    if eval_rows is not None and run.plan.due(config.eval_every, run.step):
+                        log.write(run.step, evaluate(run, eval_rows, collate))
+                    stopped = any(ranks.sum(asked_to_stop.is_set()))
+                    last = run.step == run.plan.total and bool(config.save_every)
+                    if folder is not None and (stopped or last or run.plan.due(config.save_every, run.step)):
+                        save(run, folder, log, must=stopped)
+                    if stopped:
+                        break
+        run.wrapped = run.model  # the wrapper must be gone before the process group is: later it would wait for ever
+    return Outcome(steps=run.step, stopped=stopped, log=log.lines, notes=log.notes)
+
+
+def begin(
+    model: Any, rows: Sequence[PackedRow], config: LoopConfig, *, ranks: Ranks, head: Any, folder: Path | None
+) -> Run:
+    """A run at its step 0."""
+    if config.dtype == "float16" and ranks.device.type not in ("cuda", "cpu"):
+        raise RecipeError(f"dtype=float16 is not for {ranks.device.type}.", fix="set bfloat16 or float32")
+    if config.gradient_checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # transformers renamed it on the way to v6
+        if config.recomputed_layers is not None:
+            keep_first(model, config.recomputed_layers)
+    return Run(
+        config=config,
+        plan=Plan(config=config, rows=len(rows), world=ranks.world),
+        ranks=ranks,
+        model=model,
+        wrapped=ranks.wrap(model),
+        head=head,
+        optimizer=make_optimizer(model, config),
+        scaler=torch.amp.GradScaler(ranks.device.type, enabled=config.dtype == "float16"),
+        metrics=StepMetrics(ranks.device, over_ranks=ranks.sum),
+        loss=torch.zeros((), device=ranks.device),
+        identity={} if folder is None else identity_of(model, rows, config, ranks.world),
+    )
+
+
+def steps(rows: Sequence[PackedRow], collate: Any, run: Run) -> Iterator[list[Batch]]:
+    """This rank's micro-batches, step by step to the end of the last epoch: a single loop, that one `break` leaves."""
+    config, plan, step = run.config, run.plan, run.step
+    while step < plan.total:
+        epoch, done = plan.place(step)
+        batches, lacks_one = plan.batches(epoch, run.ranks.rank)
+        loader: DataLoader[Any] = DataLoader(
+            rows,  # type: ignore[arg-type]
+            batch_sampler=batches[done:],
+            collate_fn=collate,
+            num_workers=config.workers,
+            worker_init_fn=keep_on_sigterm,
+            pin_memory=run.ranks.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the generator of dropout
+        )
+        micro_batches = iter(loader)
+        while step < plan.total and (of_a_step := list(islice(micro_batches, config.accumulation))):
+            step += 1
+            if lacks_one and step % plan.steps_per_epoch == 0:
+                of_a_step[-1]["labels"].fill_(IGNORE_INDEX)
+                of_a_step[-1]["num_targets"] = 0
+            yield of_a_step
+
+
+def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    """AdamW, or Muon with it, over what is trained. Matrices decay; biases and norms, which are vectors, do not."""
+    options: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
+    if config.optimizer == "muon":
+        return make_muon(model, weight_decay=config.weight_decay, **options)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, fused=True, **options)
+
+
+def train_step(run: Run, micro_batches: list[Batch]) -> torch.Tensor:
+    """One optimizer step; returns the norm of the gradient before it is clipped.
+
+    The loss is the sum of the weighted token losses of all micro-batches of all ranks, divided once by the sum of
+    their weights. It is no mean of means, so it does not matter how the step's rows are cut into micro-batches.
+    """
+    config, ranks, scaler = run.config, run.ranks, run.scaler
+    weights = [float(total_weight(batch["labels"], batch.get("loss_weights"))) for batch in micro_batches]
+    step_weight = ranks.sum(sum(weights))[0] or 1.0  # 0 where nothing is trained; the loss is then 0 as well
+    for number, (on_host, weight) in enumerate(zip(micro_batches, weights, strict=True), start=1):
+        batch = ranks.on_device(on_host)
+        with ranks.syncing(run.wrapped, now=number == len(micro_batches)):
+            loss, aux_loss = forward(run, batch, step_weight)
+            if aux_loss is not None:  # a mean over this micro-batch's tokens already, so it counts by their share
+                loss = loss + aux_loss * (weight / step_weight)
+            scaler.scale(loss * ranks.world).backward()  # times `world`, as the ranks' gradients are averaged
+        run.loss += loss.detach()
+    scaler.unscale_(run.optimizer)
+    trained = [p for p in run.model.parameters() if p.requires_grad]
+    norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(run.step, run.plan.total, config)
+    scaler.step(run.optimizer)
+    scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step, run.unlogged = run.step + 1, run.unlogged + 1
+    return norm
+
+
+def forward(run: Run, batch: Batch, step_weight: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weighted sum of the micro-batch's token losses / `step_weight`, and the experts' balance if there are any."""
+    inner, config = base_model(run.model), run.config
+    balance = aux_loss_coefficient(inner.config.get_text_config(), config.router_aux_loss_coef)
+    extras, asks = config.token_metrics, balance > 0
+    with run.ranks.precision(config.dtype), neftune(inner.get_input_embeddings(), batch, config.neftune_alpha):
+        scores, output = token_scores(
+            run.wrapped, batch, run.head, total=step_weight, extras=extras, router_logits=asks
+        )
+    aux_loss = aux_loss_of(output) if balance else None
+    run.metrics.add(scores, tokens=token_count(batch), aux_loss=aux_loss)
+    return scores.loss, None if aux_loss is None else balance * aux_loss
+
+
+def measured(run: Run, norm: torch.Tensor) -> dict[str, float]:
+    """What is logged: the mean loss of the steps since the last log, and where the run stands."""
+    loss = unlogged_loss(run) / run.unlogged
+    run.loss, run.unlogged = torch.zeros_like(run.loss), 0
+    epoch, done = run.plan.place(run.step)
+    return {
+        "loss": loss,
+        "grad_norm": float(norm),
+        "learning_rate": run.optimizer.param_groups[0]["lr"],
+        "epoch": epoch + done / run.plan.micro_batches,
+        **run.metrics.read(),
+    }
+
+
+def unlogged_loss(run: Run) -> float:
+    """The sum of the losses of the steps since the last log, all ranks together; asked before logging and saving.
+
+    Raises:
+        RunError: it is not a number any more.
+    """
+    loss = run.ranks.sum(float(run.loss))[0]
+    if not math.isfinite(loss):
+        raise RunError(f"The loss is {loss} at step {run.step}.", fix="lower learning_rate, or warm up for longer")
+    return loss
+
+
+@torch.no_grad()
+def evaluate(run: Run, rows: Sequence[PackedRow], collate: Any) -> dict[str, float]:
+    """Loss per trained token over all rows: one sum, one denominator, whatever the batch size."""
+    size, ranks, sums = run.config.eval_batch_size, run.ranks, [0.0, 0.0, 0.0, 0.0]
+    run.model.eval()
+    for start in range(ranks.rank * size, len(rows), ranks.world * size):
+        batch = ranks.on_device(collate([rows[i] for i in range(start, min(start + size, len(rows)))]))
+        with ranks.precision(run.config.dtype):
+            scores, _ = token_scores(run.model, batch, run.head, extras=True)
+        trained = float(total_weight(batch["labels"], batch.get("loss_weights")))
+        correct = torch.zeros(()) if scores.correct_N is None else scores.correct_N.sum()
+        found = (float(scores.loss), trained, float(correct), scores.nll_N.numel())
+        sums = [before + now for before, now in zip(sums, found, strict=True)]
+    run.model.train()
+    run.metrics.start_clock()
+    losses, weight, correct_ones, tokens = ranks.sum(*sums)
+    return {"eval_loss": losses / (weight or 1.0), "eval_mean_token_accuracy": correct_ones / (tokens or 1.0)}
+
+
+def save(run: Run, folder: Path, log: Log, *, must: bool) -> None:
+    """Keeps everything that the next step depends on; `must` makes a full disk an error instead of a note."""
+    state = state_of(run, loss=unlogged_loss(run))
+    if run.ranks.rank != 0:
+        return
+    try:
+        path = checkpoint.save(folder, state)
+        checkpoint.prune(folder, run.config.keep, known_good=path)
+    except RunError as error:
+        if must:
+            raise
+        log.note(f"step {run.step} is not saved, and training goes on. {error.problem}")
+    run.metrics.start_clock()
+
+
+def resume(run: Run, folder: Path | None) -> list[str]:
+    """Puts the run where a checkpoint stands, if there is one; returns why newer ones were passed over.
+
+    Raises:
+        RunError: the checkpoint that the config names is torn or another run's.
+    """
+    named = run.config.resume
+    if folder is None or named is None:
+        return []
+    if named == "auto":
+        path, notes = checkpoint.latest_good(folder, run.identity)
+    else:
+        path, notes = Path(named), []
+        if problem := checkpoint.why_not(path, run.identity):
+            raise RunError(f"{path} cannot be resumed from: {problem}.", fix="name another checkpoint, or none")
+    if path is None:
+        return notes
+    restore(run, checkpoint.load(path, checked=True))
+    return [*notes, f"going on from {path.name}"]

@@ -1,0 +1,88 @@
+"""What is known before the plain loop starts: the rows of every step, and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from honed.train.loop.config import LoopConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How many steps there are, and which rows each rank gets in each: a function of the settings alone.
+
+    Attributes:
+        config: the settings.
+        rows: rows of the data set.
+        world: ranks that train together.
+    """
+
+    config: LoopConfig
+    rows: int
+    world: int = 1
+
+    @property
+    def micro_batches(self) -> int:
+        """Of an epoch, on each rank."""
+        return math.ceil(self.rows / (self.config.batch_size * self.world))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last step of an epoch may be short of micro-batches; it is taken all the same."""
+        return math.ceil(self.micro_batches / self.config.accumulation)
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the run."""
+        return self.config.max_steps or math.ceil(self.config.epochs * self.steps_per_epoch)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """After so many steps: how many epochs are over, and how many micro-batches of the one that runs."""
+        epoch, done = divmod(step, self.steps_per_epoch)
+        return epoch, done * self.config.accumulation
+
+    def batches(self, epoch: int, rank: int) -> tuple[list[list[int]], bool]:
+        """A rank's micro-batches of an epoch, as row numbers, and whether the last of them is there to make up numbers.
+
+        Batch b of the epoch belongs to rank b mod `world`. Where some ranks have none left in the last round, they get
+        the first one again, to be trained without weight: all ranks must take part in every backward pass.
+        """
+        config, size = self.config, self.config.batch_size
+        seed = config.seed if config.data_seed is None else config.data_seed
+        order = epoch_order(self.rows, seed, epoch) if config.shuffle else list(range(self.rows))
+        everyones = [order[i : i + size] for i in range(0, self.rows, size)]
+        own = everyones[rank :: self.world]
+        lacks_one = len(own) < self.micro_batches
+        return own + everyones[:1] * lacks_one, lacks_one
+
+    def due(self, every: float | str, step: int) -> bool:
+        """Whether something that happens every so many steps (see `LoopConfig`) happens after step `step`, from 1."""
+        if every == "epoch":
+            return step % self.steps_per_epoch == 0 or step == self.total
+        steps = math.ceil(self.total * float(every)) if float(every) < 1 else int(every)
+        return steps > 0 and step % steps == 0
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
+    """The rows' order in one epoch: a function of these three numbers, and the one that transformers' Trainer draws."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+
+
+def learning_rate(step: int, total: int, config: LoopConfig) -> float:
+    """The learning rate of step `step`, from 0. It depends on nothing else, so there is nothing to save or resume."""
+    warmup = math.ceil(total * config.warmup) if config.warmup < 1 else int(config.warmup)
+    if step < warmup:
+        return config.learning_rate * step / warmup
+    left = max(1, total - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / left))
+    factor = {
+        "constant": 1.0,
+        "linear": max(0.0, (total - step) / left),
+        "cosine": cosine * (1 - config.floor) + config.floor,
+        # MiniMind counts steps from 1: lr/10 + lr/2 * (1 + cos(pi * step / total))
+        "minimind": 0.1 + 0.5 * (1 + math.cos(math.pi * (step + 1 - warmup) / left)),
+    }
+    return config.learning_rate * factor[config.schedule]

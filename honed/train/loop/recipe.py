@@ -1,0 +1,247 @@
+"""A recipe's SFTConfig for the plain loop, and the loop in the trainer's place in a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from honed.data.prepare.cache import prepare_cached
+from honed.data.prepare.prepare import prepare
+from honed.errors import ModelError, RecipeError
+from honed.model.adapters import ready_to_train
+from honed.model.vocabulary import agree_on_stops, with_pad_token
+from honed.train.forward.checkpointing import decide, largest_batch
+from honed.train.forward.seams import base_model, find_seams
+from honed.train.loop import loop
+from honed.train.loop.config import LoopConfig
+from honed.train.loop.state import seed_everything
+from honed.train.optimizers.muon import summary
+from honed.train.optimizers.optimizers import Own
+from honed.train.options import rules
+from honed.train.options.config import SFTConfig
+from honed.train.ranks import Stopped
+
+
+class PlainTrainer:
+    """The plain loop under the names by which `run.py` knows an `SFTTrainer`; see there for the arguments.
+
+    Attributes:
+        model: as it is trained, with its adapter.
+        notes: what the user should know.
+        ledger: what became of every training row.
+        stream_loader: none; streams are the Trainer's.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        args: SFTConfig,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        processing_class: Any,
+        peft_config: Any = None,
+    ) -> None:
+        if hasattr(processing_class, "image_processor"):
+            raise RecipeError("The plain engine trains on text alone.", fix="set engine=trainer for rows with images")
+        self.config, self.notes, self.stream_loader = config_of(args), rules.check(args), None
+        self._args, self._tokenizer = args, with_pad_token(processing_class)
+        seed_everything(args.seed)  # the adapter's first weights are drawn
+        self.model, notes = ready_to_train(
+            model,
+            peft_config,
+            tokenizer=self._tokenizer,
+            checkpointing=args.gradient_checkpointing not in (False, "auto"),
+        )
+        self._seams = find_seams(self.model)
+        self.notes += notes + self._seams.notes
+        if args.optim is Own.MUON:
+            self.notes.append(summary(self.model))
+        if args.packing and not self._seams.flat:
+            raise ModelError(
+                "packing is set, but this model cannot keep documents in a row apart.", fix="packing=false"
+            )
+        train = self._prepare("train", train_dataset)
+        self._rows, self.ledger = train.rows, train.ledger
+        self._choose_checkpointing()
+        self._eval_rows = None
+        if eval_dataset is not None:
+            held_out = self._prepare("eval", eval_dataset)
+            self._eval_rows, self.ledger.evaluation = held_out.rows, held_out.ledger.as_dict()
+        agree_on_stops(base_model(self.model), self._tokenizer, train.stop_ids)
+
+    def train(self, resume_from_checkpoint: Any = None) -> None:
+        """Trains, from the newest checkpoint in the run's folder on if there is one.
+
+        Args:
+            resume_from_checkpoint: in the config already, which was made of the same arguments.
+
+        Raises:
+            Stopped: SIGTERM came.
+        """
+        outcome = loop.train(
+            self.model,
+            self._rows,
+            self.config,
+            eval_rows=self._eval_rows,
+            folder=Path(self._args.output_dir or "."),
+            seams=self._seams,
+            pad_token_id=self._tokenizer.pad_token_id,
+            bar=not self._args.disable_tqdm,
+        )
+        if outcome.stopped:
+            raise Stopped(f"Stopped at step {outcome.steps} and saved; the same command goes on from there.")
+
+    def save_model(self, place: str) -> None:
+        """The weights (an adapter's alone, if there is one) and the tokenizer, as transformers and peft save them."""
+        self.model.save_pretrained(place)
+        self._tokenizer.save_pretrained(place)
+
+    def _choose_checkpointing(self) -> None:
+        largest = largest_batch(self._rows, self._args, padded=not self._seams.flat)
+        found = decide(self._args, self.model, largest)
+        if found.layers is not None:
+            count = found.layers
+            self.config = dataclasses.replace(self.config, gradient_checkpointing=count > 0, recomputed_layers=count)
+            self.notes += [found.note] if found.note else []
+
+    def _prepare(self, name: str, rows: Any) -> Any:
+        prepared = prepare_cached if self._args.data_cache else prepare
+        options = self._args.prepare_options(evaluation=name != "train")
+        workers = self._args.dataset_num_proc or 1
+        return prepared(rows, self._tokenizer, options, desc=f"Preparing {name} data", workers=workers)
+
+
+def known_to_transformers(train: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's `train` with the one schedule that only the loop has put where `config_of` finds it again."""
+    if train.get("lr_scheduler_type") != "minimind":
+        return dict(train)
+    return {**train, "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"schedule": "minimind"}}
+
+
+def config_of(args: SFTConfig) -> LoopConfig:
+    """The same run for the plain loop.
+
+    Raises:
+        RecipeError: an argument is set that the loop does not have; none is passed over silently.
+    """
+    _refuse_unknown(args)
+    schedule, floor = _schedule(args)
+    return LoopConfig(
+        epochs=args.num_train_epochs,
+        max_steps=args.max_steps if args.max_steps > 0 else None,
+        batch_size=args.per_device_train_batch_size,
+        eval_batch_size=args.per_device_eval_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        optimizer=OPTIMIZERS[args.optim.value],
+        learning_rate=args.learning_rate,
+        schedule=schedule,
+        # as in transformers, whose "constant" has no warm-up
+        warmup=0.0 if args.lr_scheduler_type.value == "constant" else args.warmup_steps,
+        floor=floor,
+        weight_decay=args.weight_decay,
+        betas=(args.adam_beta1, args.adam_beta2),
+        epsilon=args.adam_epsilon,
+        max_grad_norm=args.max_grad_norm,
+        dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        router_aux_loss_coef=args.router_aux_loss_coef,
+        neftune_alpha=args.neftune_noise_alpha,
+        shuffle=args.train_sampling_strategy == "random",
+        seed=args.seed,
+        data_seed=args.data_seed,
+        gradient_checkpointing=bool(args.gradient_checkpointing),
+        device="cpu" if args.use_cpu else None,
+        workers=args.dataloader_num_workers,
+        token_metrics=args.token_metrics,
+        log_every=_every(args.logging_strategy.value, args.logging_steps),
+        eval_every=_every(args.eval_strategy.value, args.eval_steps or args.logging_steps),
+        save_every=_every(args.save_strategy.value, args.save_steps),
+        keep=args.save_total_limit,
+        trackers=tuple(args.report_to),
+        project=None if args.project == _default("project") else args.project,
+        run_name=args.run_name,
+        resume=_resume(args.resume_from_checkpoint),
+    )
+
+
+OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "muon": "muon"}  # `optim` -> the loop's name
+
+# What `config_of` takes over; what is read when the data are prepared; and what has no bearing on one run.
+_TAKEN = {
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16", "optim"),
+    "router_aux_loss_coef",
+    *("neftune_noise_alpha", "train_sampling_strategy", "seed", "data_seed", "gradient_checkpointing", "use_cpu"),
+    *("activation_checkpointing", "dataloader_num_workers", "token_metrics", "logging_strategy", "logging_steps"),
+    *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit", "report_to", "project"),
+    *("run_name", "resume_from_checkpoint"),
+}
+_DATA = {
+    *("dataset_text_field", "max_length", "packing", "packing_strategy", "eval_packing", "assistant_only_loss"),
+    *("completion_only_loss", "train_on", "template", "template_arguments", "data_format"),
+    *("columns", "system", "train_roles", "train_reasoning", "train_tool_calls", "overlong", "bad_rows"),
+    *("data_cache", "dataset_num_proc", "chat_template_path", "shuffle_buffer", "memory_budget"),
+}
+_NO_BEARING = {
+    *("output_dir", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "do_train", "do_eval"),
+    *("do_predict", "dataloader_pin_memory", "remove_unused_columns", "label_names", "local_rank", "hub_token"),
+    *("logging_nan_inf_filter", "prediction_loss_only", "accelerator_config"),
+    *("ddp_timeout", "skip_memory_metrics", "include_num_input_tokens_seen"),
+}
+
+
+def _refuse_unknown(args: SFTConfig) -> None:
+    for field in dataclasses.fields(args):
+        if field.name in _TAKEN | _DATA | _NO_BEARING or not field.init:
+            continue
+        if (value := getattr(args, field.name)) not in (_default(field.name), None, False, []):
+            raise RecipeError(
+                f"engine=plain does not have {field.name} (it is {value!r}).", fix="leave it out, or set engine=trainer"
+            )
+    if args.optim.value not in OPTIMIZERS:
+        raise RecipeError(f"engine=plain has AdamW and Muon, not optim={args.optim.value}.", fix="set engine=trainer")
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise RecipeError(
+            f"engine=plain does not have train_sampling_strategy={args.train_sampling_strategy}.",
+            fix="set random or sequential, or engine=trainer",
+        )
+
+
+def _default(name: str) -> Any:
+    field = SFTConfig.__dataclass_fields__[name]
+    return field.default if field.default is not dataclasses.MISSING else None
+
+
+def _schedule(args: SFTConfig) -> tuple[str, float]:
+    """The name of the schedule and the share of the learning rate at its end."""
+    name, options = args.lr_scheduler_type.value, dict(args.lr_scheduler_kwargs or {})
+    if options == {"schedule": "minimind"}:
+        return "minimind", 0.0
+    if name == "cosine_with_min_lr" and len(options) == 1 and "min_lr_rate" in options:
+        return "cosine", float(options["min_lr_rate"])
+    if name == "cosine_with_min_lr" and len(options) == 1 and "min_lr" in options:
+        return "cosine", float(options["min_lr"]) / args.learning_rate
+    if options or name not in ("constant", "constant_with_warmup", "linear", "cosine"):
+        raise RecipeError(
+            f"engine=plain does not have lr_scheduler_type={name} {options or ''}.".replace(" .", "."),
+            fix="set constant, constant_with_warmup, linear, cosine or minimind; or set engine=trainer",
+        )
+    return name.removesuffix("_with_warmup"), 0.0
+
+
+def _every(strategy: str, steps: float) -> float | str:
+    if strategy in ("no", "epoch"):
+        return "epoch" if strategy == "epoch" else 0
+    if strategy != "steps":
+        raise RecipeError(f"engine=plain does not have the strategy {strategy!r}.", fix="set no, steps or epoch")
+    return steps
+
+
+def _resume(given: Any) -> str | None:
+    """Without a word, the folder's newest checkpoint: that is what makes the same command go on."""
+    if given in (None, True, "True", "true"):
+        return "auto"
+    return str(Path(given))

@@ -1,0 +1,125 @@
+"""What a run of the plain loop holds, and what of it a checkpoint keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from honed.data.batch.table import PackedRow
+from honed.loss.head import ScoringHead
+from honed.train.loop.config import LoopConfig
+from honed.train.loop.plan import Plan
+from honed.train.metrics import StepMetrics
+from honed.train.ranks import Ranks
+from honed.train.run_folder import checkpoint
+
+_COMPARED = 64  # first values of each frozen parameter
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What a run holds while it trains.
+
+    Attributes:
+        model, wrapped: the model, and the same with its gradients averaged over ranks where there are several.
+        head: the scoring head inside it, if it takes one (see `seams.py`).
+        step: optimizer steps taken.
+        loss: sum of this rank's shares of the losses since the last log, on the device.
+        unlogged: how many steps these are.
+        identity: what a checkpoint must agree with to be this run's.
+    """
+
+    config: LoopConfig
+    plan: Plan
+    ranks: Ranks
+    model: Any
+    wrapped: nn.Module
+    head: ScoringHead | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    metrics: StepMetrics
+    loss: torch.Tensor
+    unlogged: int = 0
+    step: int = 0
+    identity: dict[str, Any]
+
+
+def state_of(run: Run, *, loss: float) -> checkpoint.State:
+    """All that the next step and the next log depend on. Every rank must ask for it; the first one keeps it.
+
+    Args:
+        loss: sum of all ranks' `run.loss`.
+    """
+    epoch, micro_batch = run.plan.place(run.step)
+    return checkpoint.State(
+        weights=trained(run.model),
+        optimizer=run.optimizer.state_dict(),
+        scaler=run.scaler.state_dict(),
+        random=run.ranks.gather(checkpoint.random_state(run.ranks.device)),
+        position={
+            "step": run.step,
+            "epoch": epoch,
+            "micro_batch": micro_batch,
+            "loss": loss,
+            "unlogged": run.unlogged,
+            "metrics": run.ranks.gather(run.metrics.state()),
+        },
+        identity=run.identity,
+    )
+
+
+@torch.no_grad()
+def restore(run: Run, state: checkpoint.State) -> None:
+    """Puts the run where the checkpoint stands."""
+    for name, parameter in trained(run.model).items():
+        parameter.copy_(state.weights[name])
+    run.optimizer.load_state_dict(dict(state.optimizer))
+    run.scaler.load_state_dict(dict(state.scaler))
+    checkpoint.set_random_state(state.random[run.ranks.rank])
+    run.step, run.unlogged = state.position["step"], state.position["unlogged"]
+    run.loss.fill_(state.position["loss"] if run.ranks.rank == 0 else 0.0)
+    run.metrics.restore(state.position["metrics"][run.ranks.rank])
+
+
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters that training changes, by name: with an adapter, the adapter's."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def identity_of(model: Any, rows: Sequence[PackedRow], config: LoopConfig, ranks: int) -> dict[str, Any]:
+    """What makes a run this one, as JSON: a checkpoint that differs in any of it is another run's."""
+    data = hashlib.sha256()
+    for number in range(len(rows)):
+        row = rows[number]
+        data.update(row.input_ids.tobytes() + row.weights.tobytes() + repr(row.lengths).encode())
+    return {**config.identity(), "ranks": ranks, **identity_of_model(model), "data": data.hexdigest()}
+
+
+def identity_of_model(model: Any) -> dict[str, Any]:
+    """What a checkpoint of this model must agree with, as JSON: shapes, formats, frozen weights and adapters."""
+    weights = hashlib.sha256()
+    for name, p in model.named_parameters():
+        weights.update(f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}".encode())
+        if not p.requires_grad:  # in no checkpoint, so it must be the same again; its first values tell
+            weights.update(p.detach().flatten()[:_COMPARED].float().cpu().numpy().tobytes())
+    adapters = {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()}
+    return {"adapter": json.loads(json.dumps(adapters, default=_plain)), "model": weights.hexdigest()}
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds every generator that training could draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _plain(value: Any) -> Any:
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)

@@ -1,0 +1,49 @@
+"""Which copy of the weights the optimizer updates, and where small updates would be lost; see docs/precision.md.
+
+`bf16=True` is torch's autocast: products in bfloat16, while the weights that the optimizer updates stay as they were
+loaded, in float32 unless the user asked for another format.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from honed.train.options.surroundings import uses_deepspeed
+
+if TYPE_CHECKING:
+    from honed.train.options.config import SFTConfig
+
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+# Optimizers that mend the loss themselves, always or where `optim_args` holds one of these words.
+COMPENSATED = ("stable_adamw",)
+COMPENSATING_WORDS = ("stochastic", "kahan")
+
+
+def rounds_stochastically(args: SFTConfig) -> bool:
+    """Whether AdamW is to round bfloat16 weights stochastically, which torchao's optimizers name the same way."""
+    return args.optim.value in ADAMW and optim_arguments(args).get("bf16_stochastic_round", "").lower() == "true"
+
+
+def optim_arguments(args: SFTConfig) -> dict[str, str]:
+    """What stands in `optim_args`, "name=value,name=value"."""
+    pairs = (pair.partition("=") for pair in (args.optim_args or "").replace(" ", "").split(",") if pair)
+    return {name: value for name, _, value in pairs}
+
+
+def notes_on_masters(model: nn.Module, args: SFTConfig) -> list[str]:
+    """What the user should know of the format that trained weights are held in."""
+    n_weights = sum(p.numel() for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16)
+    if rounds_stochastically(args):
+        note = "bf16_stochastic_round has no effect: no weight that is trained is bfloat16. Load the model with dtype="
+        return [] if n_weights else [f"{note}'bfloat16' to train it in half the memory, or leave it out."]
+    own = args.optim.value in COMPENSATED or any(word in (args.optim_args or "") for word in COMPENSATING_WORDS)
+    if not n_weights or own or uses_deepspeed(args):  # DeepSpeed keeps float32 copies
+        return []
+    return [
+        f"{n_weights:,} weights are trained in bfloat16, where an update below about 1/512 of its weight is lost. Load "
+        "the model in float32 (leave dtype out; bf16=True still computes in bfloat16), or, with AdamW, set "
+        "optim_args='bf16_stochastic_round=True'."
+    ]

@@ -1,0 +1,184 @@
+"""ScriptArguments and TrlParser, under TRL's names (1.16): dataclasses from flags and from a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+from honed.errors import RecipeError
+from honed.train.options import legacy
+
+logger = logging.getLogger(__name__)
+
+RENAMED = {**legacy.RENAMED, "torch_dtype": legacy.Renamed(new="dtype")}  # the last of ModelConfig
+
+
+@dataclass
+class ScriptArguments:
+    """Which data set; fields and defaults are TRL's."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "File, folder or Hub id of the data."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    dataset_streaming: bool = field(default=False, metadata={"help": "Read the rows while training."})
+    ignore_bias_buffers: bool = field(
+        default=False, metadata={"help": "For models with bool buffers under DistributedDataParallel."}
+    )
+
+
+class TrlParser(HfArgumentParser):
+    """Dataclasses from the command line, with a YAML file (`--config FILE`) below it.
+
+    A flag beats the file, the file beats the dataclass's default. `env:` in the file holds environment variables. Names
+    that options of training had in older releases are taken in both, and told of.
+
+    Args:
+        dataclass_types: one dataclass or several; none may have a field `config`.
+        kwargs: as for `HfArgumentParser`.
+
+    Raises:
+        ValueError: a dataclass has a field `config`.
+    """
+
+    def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
+        kinds = list(dataclass_types) if isinstance(dataclass_types, Iterable) else [dataclass_types]
+        kinds = [kind for kind in kinds if kind is not None]
+        for kind in kinds:
+            if "config" in kind.__dataclass_fields__:
+                raise ValueError(f"{kind.__name__} has a field 'config', which is the name of the YAML file's flag.")
+        super().__init__(dataclass_types=kinds, **kwargs)
+
+    def parse_args_and_config(
+        self,
+        args: Iterable[str] | None = None,
+        return_remaining_strings: bool = False,
+        fail_with_unknown_args: bool = True,
+        separate_remaining_strings: bool = False,
+    ) -> tuple[Any, ...]:
+        """An instance of each dataclass, in their order.
+
+        Args:
+            args: the command line; None for `sys.argv`.
+            return_remaining_strings: give what no dataclass knows as a last list, `["--key", "value", ...]`.
+            fail_with_unknown_args: refuse keys of the file that no dataclass knows.
+            separate_remaining_strings: two lists, first the file's and then the command line's.
+
+        Raises:
+            RecipeError: the file cannot be read, or holds an unknown key.
+        """
+        known = {action.dest for action in self._actions}
+        flags = _modern_flags(sys.argv[1:] if args is None else args, known)
+        path = _take_config(flags)
+        unknown = self.set_defaults_with_config(**_modern(_read(path), known)) if path is not None else []
+        parsed = self.parse_args_into_dataclasses(args=flags, return_remaining_strings=return_remaining_strings)
+        if return_remaining_strings:
+            *instances, rest = parsed
+            return (*instances, unknown, rest) if separate_remaining_strings else (*instances, unknown + rest)
+        if unknown and fail_with_unknown_args:
+            raise RecipeError(f"{path} holds keys that no argument is called: {' '.join(unknown)}", fix="remove them")
+        return tuple(parsed)
+
+    def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
+        """Makes these values defaults, also of sub-parsers; what no argument is called comes back as flags."""
+        used = _set_defaults(self, kwargs)
+        return [word for key, value in kwargs.items() if key not in used for word in (f"--{key}", str(value))]
+
+
+def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any]) -> set[str]:
+    used: set[str] = set()
+    for action in parser._actions:  # argparse has no public way to walk them
+        if isinstance(action, argparse._SubParsersAction):
+            used |= {key for below in action.choices.values() for key in _set_defaults(below, values)}
+        elif action.dest in values:
+            action.default, action.required = values[action.dest], False
+            used.add(action.dest)
+    return used
+
+
+def _modern(config: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The file's keys under the names that they have now."""
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        new = _today(name, known)
+        if new == name:
+            values[name] = value
+        elif new is not None:
+            change = RENAMED[name].value
+            values[new] = change(value) if change else value
+    return values
+
+
+def _modern_flags(words: Iterable[str], known: Collection[str]) -> list[str]:
+    """The same for a command line: `--name value ...`, `--name=value` or a bare `--name`."""
+    groups: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    return [word for group in groups for word in _modern_flag(group, known)]
+
+
+def _modern_flag(group: Sequence[str], known: Collection[str]) -> Sequence[str]:
+    flag, equals, value = group[0].partition("=") if group else ("", "", "")
+    name = flag.removeprefix("--").replace("-", "_")
+    new = _today(name, known)
+    if new == name:
+        return group
+    if new is None:
+        return []
+    values = [value, *group[1:]] if equals else list(group[1:])
+    if change := RENAMED[name].value:
+        made = change(string_to_bool(values[0]) if values else True)
+        values = [made] if isinstance(made, str) else made
+    return [f"--{new}", *values]
+
+
+def _today(name: str, known: Collection[str]) -> str | None:
+    """What an argument is called now; None if it has no effect any more."""
+    if name in known:
+        return name
+    if name in RENAMED and RENAMED[name].new in known:
+        logger.warning("%s is called %s now.", name, RENAMED[name].new)
+        return RENAMED[name].new
+    if name in legacy.WITHOUT_EFFECT and "output_dir" in known:  # which training arguments have
+        logger.warning("%s has no effect: %s.", name, legacy.WITHOUT_EFFECT[name])
+        return None
+    return name
+
+
+def _take_config(flags: list[str]) -> Path | None:
+    """The file behind `--config FILE` or `--config=FILE`, which is taken out of the flags."""
+    for index, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if name != "--config":
+            continue
+        if not equals and index + 1 == len(flags):
+            raise RecipeError("--config names no file.", fix="write --config FILE.yaml")
+        taken = 1 if equals else 2
+        path = value if equals else flags[index + 1]
+        del flags[index : index + taken]
+        return Path(path)
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's keys; its `env` goes into the environment."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"The config file {path} cannot be read: {error}", fix="name a YAML file") from None
+    if not isinstance(config, dict) or not isinstance(config.get("env", {}), dict):
+        raise RecipeError(f"{path} does not hold key: value lines.", fix="write lines such as `learning_rate: 2.0e-5`")
+    os.environ.update({key: str(value) for key, value in config.pop("env", {}).items()})
+    return config

@@ -1,0 +1,68 @@
+"""What the rules ask of the launcher, the installed packages and the device."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from honed.train.options.config import SFTConfig
+
+
+def row_parts(args: SFTConfig) -> int:
+    """Among how many processes a row is to be split: by the arguments, or by what `accelerate launch` sets."""
+    given = args.parallelism_config
+    if given is not None:
+        return max(given.cp_size, given.sp_size)
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() != "true":
+        return 1
+    return max(int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1")) for kind in ("CP", "SP"))
+
+
+def uses_fsdp(args: SFTConfig) -> bool:
+    """Whether FSDP is asked for: by the arguments, or by what `accelerate launch` sets."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def uses_deepspeed(args: SFTConfig) -> bool:
+    """Whether DeepSpeed is asked for, in either way."""
+    return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+
+
+def is_sharded(args: SFTConfig) -> bool:
+    """Whether one of them is, so that the model may lie in pieces on the ranks."""
+    return uses_fsdp(args) or uses_deepspeed(args)
+
+
+def is_missing(package: str) -> bool:
+    """True when a package is not installed."""
+    return importlib.util.find_spec(package) is None
+
+
+def has_compiler(device: str) -> bool:
+    """True where torch's inductor finds what compiles its code."""
+    if device == "cpu":
+        return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
+    return device != "cuda" or not is_missing("triton")
+
+
+def multiplies_float8(args: SFTConfig) -> bool:
+    """True on NVIDIA GPUs from compute capability 8.9 on."""
+    return args.device.type == "cuda" and torch.cuda.get_device_capability(args.device) >= (8, 9)
+
+
+def runs_triton(args: SFTConfig) -> bool:
+    """True on devices that Triton compiles for."""
+    return args.device.type in ("cuda", "xpu")
+
+
+def cpu_likes_bf16() -> bool:
+    """True when a small bfloat16 matrix product beats the float32 one on this CPU."""
+    from honed.model.device import matmul_seconds
+
+    return matmul_seconds(torch.bfloat16) < matmul_seconds(torch.float32)

@@ -1,0 +1,153 @@
+"""What the plain loop asks of the system: its device, the other processes, and SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from honed.data.batch.collate import Batch
+from honed.errors import RecipeError, RunError
+from honed.model.device import pick_device
+
+# How gloo tells that a process has gone, or did not come in time; it has no error of its own.
+_LOST = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket closed|No route to host", re.I
+)
+
+
+class Stopped(Exception):
+    """SIGTERM ended a run before its end; its newest checkpoint is whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """This process among those that train together; `world` 1 where there is only one."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def sum(self, *values: float) -> list[float]:
+        """The sums over all ranks, in float64."""
+        if self.world == 1:
+            return list(values)
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        total = torch.tensor(values, dtype=kind, device=self.device)
+        dist.all_reduce(total)
+        return list(total.tolist())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Each rank's value, by rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch with its tensors on this rank's device."""
+        moved = {key: value.to(self.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        return {**batch, **moved}
+
+    def precision(self, dtype: str) -> AbstractContextManager[Any]:
+        """A block that computes in this format; weights keep theirs, and so do what is saved and resumed."""
+        return nullcontext() if dtype == "float32" else torch.autocast(self.device.type, dtype=getattr(torch, dtype))
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model, with gradients averaged over the ranks in the backward pass where there are several."""
+        if self.world == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(model, [self.device] if self.device.type == "cuda" else None)
+
+    def syncing(self, model: nn.Module, now: bool) -> Any:
+        """A block whose backward pass averages gradients over the ranks only if `now`."""
+        return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) and not now else nullcontext()
+
+
+@contextmanager
+def joined(device: str | None) -> Iterator[Ranks]:
+    """This process's place, as `torchrun` says it in the environment; the process group ends with the block.
+
+    Raises:
+        RecipeError: there is no such device.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    here = _device(device)
+    if here.type == "cuda" and here.index is None:
+        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(here)
+    joins = world > 1 and not dist.is_initialized()
+    if joins:
+        dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
+    try:
+        yield Ranks(device=here, rank=rank, world=world)
+    finally:
+        if joins:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def others_alive(folder: str | Path | None) -> Iterator[None]:
+    """A block in which ranks wait for each other; the end of one is told as that, not as a lost connection.
+
+    Args:
+        folder: of the run, where its checkpoints are.
+
+    Raises:
+        RunError: another process ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        again = "" if folder is None else f"; the same command goes on from the newest checkpoint in {folder}"
+        raise RunError("Another process of this run has ended, or hangs.", fix=f"see what it said{again}") from error
+
+
+def is_lost_rank(error: Exception) -> bool:
+    """Whether an error tells that another process ended or hangs."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and bool(_LOST.search(str(error))))
+
+
+@contextmanager
+def until_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets instead of ending the process; elsewhere than in the main thread it is never set."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def keep_on_sigterm(worker: int) -> None:
+    """For processes that make batches: SIGTERM to a whole group must leave them to the one that saves and ends them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return pick_device()
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(
+            f"device={name!r} cannot be used: {str(error).splitlines()[0]}", fix="set cpu, cuda or mps"
+        ) from None
+    return device

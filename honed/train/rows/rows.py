@@ -1,0 +1,355 @@
+"""The caller's data sets as what the trainer's data loaders read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from honed.data.batch.collate import Batch, FlatCollator, PaddedCollator
+from honed.data.batch.completion_collator import DataCollatorForCompletionOnlyLM
+from honed.data.batch.row_columns import ByColumn
+from honed.data.batch.table import PackedRow, PackedRows
+from honed.data.example import Source
+from honed.data.ledger import Ledger
+from honed.data.mix.mixture import Mixture
+from honed.data.prepare.cache import prepare_cached
+from honed.data.prepare.prepare import Prepared, PrepareOptions, prepare
+from honed.data.prepare.stream import RowStream
+from honed.data.read.formats import FORMATS, ReadOptions
+from honed.data.read.messages import RowError
+from honed.data.read.sources import SourcedRows, read_rows
+from honed.data.vision.prepare import VisionPrepared, VisionRows, prepare_vision
+from honed.errors import DataError, RecipeError
+from honed.train.forward import vision
+from honed.train.options.config import SFTConfig
+from honed.train.rows import stream
+
+Collator = Callable[[list[Any]], dict[str, Any]]
+
+# Keys of rows that were tokenised before; a collator finds nothing else in them, as in TRL.
+TOKEN_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids", "completion_mask",
+                 "assistant_masks", "loss_mask", "seq_lengths")  # fmt: skip
+
+
+class Features(ByColumn):
+    """Prepared rows as the mappings that other libraries' collators take.
+
+    Args:
+        rows: one document in each.
+        with_labels: whether `labels` stand beside `input_ids`; some collators make their own and stumble over these.
+    """
+
+    def __init__(self, rows: PackedRows, *, with_labels: bool) -> None:
+        self.rows, self._with_labels = rows, with_labels
+        self.column_names = ("input_ids", "attention_mask", *(("labels",) if with_labels else ()))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (str, slice, list, range)):
+            return self.columns(index)
+        return as_feature(self.rows[index], with_labels=self._with_labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCollator:
+    """Batches of rows that were tokenised before and not prepared.
+
+    Attributes:
+        collate: ours.
+    """
+
+    collate: FlatCollator | PaddedCollator
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> Batch:
+        """A batch as `collate` makes it.
+
+        Args:
+            features: `input_ids`, with `labels` or masks if not all is trained, and `seq_lengths` if it is packed.
+        """
+        return self.collate([as_packed_row(feature) for feature in features])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureCollator:
+    """The caller's collator behind rows that are streamed; see `Features`."""
+
+    collate: Collator
+    with_labels: bool
+
+    def __call__(self, rows: Sequence[PackedRow]) -> dict[str, Any]:
+        """A batch as `collate` makes it."""
+        return self.collate([as_feature(row, with_labels=self.with_labels) for row in rows])
+
+
+class Datasets:
+    """Makes rows of data sets, and keeps what became of them.
+
+    Args:
+        args: how.
+        tokenizer: with what.
+        formatting_func: the caller's; see `honed.data.read.formatting`.
+        collator: the caller's; None for ours.
+        flat: whether our batches are flat.
+        shares_prefixes: whether what documents have in common at their beginning is computed once.
+        processor: for rows with images; None for text.
+
+    Attributes:
+        collator: what makes the batches.
+        prepared: name of a data set -> what was made of it.
+        streamed: the training rows, where they are read while training.
+        notes: what the user should know.
+
+    Raises:
+        RecipeError: options that exclude each other.
+    """
+
+    def __init__(
+        self,
+        args: SFTConfig,
+        tokenizer: Any,
+        *,
+        formatting_func: Callable[[Any], Any] | None,
+        collator: Collator | None,
+        flat: bool,
+        shares_prefixes: bool = False,
+        processor: Any = None,
+    ) -> None:
+        self.args, self.tokenizer, self._formatting_func = args, tokenizer, formatting_func
+        self._shares_prefixes, self._processor = shares_prefixes, processor
+        self.prepared: dict[str, Prepared | VisionPrepared] = {}
+        self.streamed: RowStream | None = None
+        self.notes: list[str] = []
+        self._custom = collator
+        padding = {
+            "pad_token_id": getattr(tokenizer, "pad_token_id", None) or 0,
+            "multiple_of": int(args.pad_to_multiple_of or 1),
+        }
+        self.padded = PaddedCollator(**padding)
+        own = FlatCollator(share_prefixes=shares_prefixes, **padding) if flat else self.padded
+        self.collator: Collator = collator or (TokenCollator(collate=own) if args.skips_preparation else own)
+        if processor is not None:
+            self.collator = vision.VisionCollator(processor=processor, multiple_of=self.padded.multiple_of)
+        if collator is not None and args.packing and not args.skips_preparation:
+            raise RecipeError(
+                f"packing=True packs nothing for a {type(collator).__name__}: it gets one document a row.",
+                fix="leave packing or data_collator out",
+            )
+
+    def make(self, name: str, dataset: Any) -> Any:
+        """What the trainer takes as its data set; rows that were made before are returned as they are.
+
+        Args:
+            name: "train", or what else to call it.
+            dataset: the caller's; not changed.
+
+        Raises:
+            DataError, TemplateError, RecipeError: rows or options cannot be used.
+        """
+        if dataset is None or isinstance(dataset, (PackedRows, VisionRows, Features, stream.StreamDataset)):
+            return dataset
+        if self.args.skips_preparation:
+            if not hasattr(dataset, "__len__"):  # else one rank would cut the others' batches out of its own
+                self.args.accelerator_config.dispatch_batches = False
+            return dataset
+        _refuse_transform(dataset)
+        formatting_func = self._formatting(dataset)
+        options = self.args.prepare_options(evaluation=name != "train")
+        options = replace(options, share_prefixes=self._shares_prefixes)
+        if isinstance(self._custom, DataCollatorForCompletionOnlyLM):  # which tells apart what is trained
+            options = replace(options, train_on="all")
+        if name == "train" and stream.is_streamed(dataset, self.args):
+            return self._streamed(dataset, options, formatting_func)
+        rows = _shuffled(dataset, self.args.seed) if self.args.shuffle_dataset else dataset
+        try:
+            made = self._make(rows, options, formatting_func=formatting_func, desc=f"Preparing {name} data")
+        except DataError as error:
+            if self._custom is None:
+                raise
+            raw = "if the data_collator takes rows as they are, set dataset_kwargs={'skip_prepare_dataset': True}"
+            raise DataError(error.problem, fix=f"{error.fix}; {raw}") from None
+        self.prepared[name] = made
+        self._tell_cuts(name, made)
+        self._tell_two_openings(name, made.rows)
+        self.notes += made.ledger.format_notes()
+        if self._custom is None or isinstance(made.rows, VisionRows):
+            return made.rows
+        return Features(made.rows, with_labels=takes_labels(self._custom))
+
+    def make_evaluation(self, dataset: Any) -> Any:
+        """The same for an evaluation set, or a dict of several."""
+        if isinstance(dataset, dict):
+            return {name: self.make(f"eval {name}", rows) for name, rows in dataset.items()}
+        return self.make("eval", dataset)
+
+    def ledger(self) -> Ledger | None:
+        """What became of the training rows, with the evaluation set's in it; None where they were not prepared."""
+        if "train" not in self.prepared:
+            return None
+        ledger = self.prepared["train"].ledger
+        if "eval" in self.prepared:
+            ledger.evaluation = self.prepared["eval"].ledger.as_dict()
+        return ledger
+
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids at which trained turns end; none where the training rows were not prepared."""
+        if self.streamed is not None:
+            return tuple(self.streamed.stop_ids())
+        return self.prepared["train"].stop_ids if "train" in self.prepared else ()
+
+    def _make(self, rows: Any, options: PrepareOptions, **further: Any) -> Prepared | VisionPrepared:
+        if self._processor is not None:
+            if (self.args.dataset_num_proc or 1) > 1:
+                self.notes.append("dataset_num_proc (data.workers) has no effect on rows with images.")
+            return prepare_vision(rows, self._processor, options, image_folder=self.args.image_folder, **further)
+        make = prepare_cached if self.args.data_cache else prepare
+        return make(rows, self.tokenizer, options, workers=self.args.dataset_num_proc or 1, **further)
+
+    def _formatting(self, dataset: Any) -> Callable[[Any], Any] | None:
+        if self._formatting_func is not None and "input_ids" in (getattr(dataset, "column_names", None) or ()):
+            self.notes.append("formatting_func has no effect on rows that have `input_ids` already.")
+            return None
+        return self._formatting_func
+
+    def _streamed(self, dataset: Any, options: PrepareOptions, formatting_func: Any) -> stream.StreamDataset:
+        args = self.args
+        self.streamed = RowStream(
+            dataset,
+            self.tokenizer,
+            options,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            shuffle_buffer=args.shuffle_buffer,
+            formatting_func=formatting_func,
+        )
+        args.ignore_data_skip = True  # a resumed stream starts at its place; nothing is read only to be skipped
+        collator = self.collator
+        if self._custom is not None:
+            collator = FeatureCollator(collate=self._custom, with_labels=takes_labels(self._custom))
+        return stream.StreamDataset(self.streamed, args.per_device_train_batch_size, collator)
+
+    def _tell_cuts(self, name: str, made: Prepared | VisionPrepared) -> None:
+        if cut := made.ledger.rows_cut.total():
+            self.notes.append(
+                f"{cut:,} of {made.ledger.rows_in:,} rows of the {name} set are longer than max_length="
+                f"{self.args.max_length}: their ends are cut off. Raise max_length, or set overlong='drop'."
+            )
+
+    def _tell_two_openings(self, name: str, rows: Any) -> None:
+        """Texts made by a chat template bring a BOS of their own, and the tokenizer adds another, as in TRL."""
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        if bos is None or not isinstance(rows, PackedRows):
+            return
+        ids, starts, ends = rows.table.input_ids, rows.table.starts[:-1], rows.table.starts[1:]
+        starts = starts[ends - starts > 1]
+        if two := int(np.count_nonzero((ids[starts] == bos) & (ids[starts + 1] == bos))):
+            token = self.tokenizer.bos_token
+            self.notes.append(
+                f"{two:,} of {len(ends):,} documents of the {name} set begin with two {token}: the text has one, and "
+                f"the tokenizer adds another. Take {token} out of the texts, or pass messages in place of texts."
+            )
+
+
+class GroupedByLength(LengthGroupedSampler):
+    """An order in which rows of like length meet in a batch; for padded batches, which need less padding then.
+
+    transformers' own draws from the generator that dropout draws from, so that no resumed run could find its order
+    again; this one's follows from the seed and the epoch. accelerate deals batches to the ranks in turn, and all ranks
+    wait for the longest: here not only a rank's batches but those of all ranks in a step are of like length, and the
+    order is that of one process with as many rows in a step.
+
+    Args:
+        rows: which are ordered.
+        per_step: rows of an optimizer step, on all ranks together.
+        seed: of the order.
+    """
+
+    def __init__(self, rows: PackedRows, per_step: int, *, seed: int) -> None:
+        super().__init__(per_step, lengths=[sum(rows[n].lengths) for n in range(len(rows))])
+        self._seed, self.generator = seed, torch.Generator()
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the loader before each epoch."""
+        self.generator.manual_seed(self._seed + epoch)
+
+
+def show_row(rows: Any, tokenizer: Any, row: int) -> None:
+    """Shows a prepared row with what is trained marked: coloured text, or HTML in a notebook.
+
+    Raises:
+        DataError: the rows are streamed or the caller's own, or there is no such row.
+    """
+    from honed.report.row_preview import display, preview_ids
+
+    rows = rows.rows if isinstance(rows, Features) else rows
+    if not isinstance(rows, (PackedRows, VisionRows)):
+        raise DataError(
+            f"A {type(rows).__name__} holds no prepared rows to show.",
+            fix="show rows before they are trained: honed.show(rows, tokenizer)",
+        )
+    if not -len(rows) <= row < len(rows):
+        raise DataError(f"There is no row {row} among {len(rows):,}.", fix="rows are counted from 0")
+    display(preview_ids(rows[row], tokenizer, name=f"row {row} of {len(rows):,}"))
+
+
+def takes_labels(collator: Any) -> bool:
+    """Whether a collator takes `labels` of rows: it does not if it makes its own."""
+    from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
+
+    makes_its_own = (DataCollatorForCompletionOnlyLM, DataCollatorForLanguageModeling, DataCollatorWithPadding)
+    return not isinstance(collator, makes_its_own)
+
+
+def as_feature(row: PackedRow, *, with_labels: bool) -> dict[str, list[int]]:
+    """`input_ids`, their `attention_mask`, and `labels` that are -100 where nothing is trained; not shifted."""
+    ids = row["input_ids"]
+    feature = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    return {**feature, "labels": row["labels"]} if with_labels else feature
+
+
+def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:
+    """A row that was tokenised before.
+
+    Raises:
+        DataError: it has no token ids, or ids and labels do not fit together.
+    """
+    columns = {key: np.asarray(value).tolist() for key, value in feature.items() if key in TOKEN_COLUMNS}
+    if not columns.get("input_ids"):
+        raise DataError(
+            f"skip_prepare_dataset is set, and a row has no `input_ids`, only {', '.join(map(str, feature))}.",
+            fix="pass a data_collator that takes such rows, or leave skip_prepare_dataset out",
+        )
+    try:
+        tokens: Any = FORMATS["tokens"].read(columns, Source(file="row", row=0), ReadOptions())
+    except RowError as error:
+        raise DataError(f"A row that was tokenised before cannot be used: {error}", fix="mend it") from None
+    lengths = tuple(columns.get("seq_lengths") or (len(tokens.input_ids),))
+    weights = np.array(tokens.weights, dtype=np.float32)
+    weights[np.cumsum([0, *lengths[:-1]])] = 0.0  # nothing stands before a document's first token
+    return PackedRow(input_ids=np.array(tokens.input_ids, dtype=np.int32), weights=weights, lengths=lengths)
+
+
+def _refuse_transform(dataset: Any) -> None:
+    format_set = getattr(dataset, "format", None)  # a text has a method of this name
+    if isinstance(format_set, Mapping) and format_set.get("type") == "custom":
+        raise RecipeError(
+            "The data set has a transform (with_transform), which would run only once, while rows are prepared.",
+            fix="apply it with dataset.map(...), or let it give token ids and set "
+            "dataset_kwargs={'skip_prepare_dataset': True}",
+        )
+
+
+def _shuffled(dataset: Any, seed: int) -> Any:
+    if isinstance(dataset, Mixture):
+        parts = tuple(replace(part, data=_shuffled(part.data, seed)) for part in dataset.parts)
+        return replace(dataset, parts=parts)
+    rows = list(read_rows(dataset))
+    random.Random(seed).shuffle(rows)
+    return SourcedRows(lambda: iter(rows))

@@ -1,0 +1,148 @@
+"""Streams for the trainer: each rank and each worker takes its batches, and checkpoints remember the place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from honed.data.ledger import Ledger
+from honed.data.prepare.stream import Place, RowStream
+from honed.errors import RecipeError, RunError
+from honed.train.options.config import SFTConfig
+from honed.train.ranks import keep_on_sigterm
+from honed.train.run_folder import checkpoint
+
+
+class StreamDataset(IterableDataset):
+    """Batches of a stream for one rank, shared among the workers of its DataLoader.
+
+    Batch number b of the whole sequence belongs to rank b mod `world`; the rank's own batches go to its workers in
+    turn, which is the order in which a DataLoader asks them. Items are (place, ledger so far, batch).
+
+    Args:
+        stream: what is read.
+        size: packed rows of a batch.
+        collate: packed rows -> batch.
+        rank, world: of this process, of how many.
+        after: the place of a batch of rank 0 that has been trained on, and with it those of the other ranks; None to
+            start from the beginning.
+    """
+
+    def __init__(
+        self,
+        stream: RowStream,
+        size: int,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        *,
+        rank: int = 0,
+        world: int = 1,
+        after: Place | None = None,
+    ) -> None:
+        self.stream, self.size, self.collate = stream, size, collate
+        self.rank, self.world, self.after = rank, world, after
+
+    def __iter__(self) -> Iterator[tuple[Place, Ledger, dict[str, Any]]]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        first = 0 if self.after is None else self.after.batch + self.world
+        readers, block = self.world * workers, (-1, -1)
+        ledger = Ledger()
+        for place, rows in self.stream.batches(self.size, self.after):
+            if place.batch < first or (place.batch - first) % readers != self.rank + self.world * worker:
+                continue
+            if (place.epoch, place.block) != block:
+                block, ledger = (place.epoch, place.block), copy.deepcopy(self.stream.ledger)
+            yield place, ledger, self.collate(rows)
+
+
+class StreamLoader:
+    """A DataLoader over a `StreamDataset` that remembers where it is.
+
+    Attributes:
+        place: of the batch given last.
+        ledger: of the rows read up to there, since the run began or was resumed.
+    """
+
+    def __init__(self, dataset: StreamDataset, **options: Any) -> None:
+        self.dataset = dataset
+        self._loader = DataLoader(dataset, batch_size=None, collate_fn=_as_is, **options)
+        self.place: Place | None = None
+        self.ledger = Ledger()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for place, ledger, batch in self._loader:
+            self.place, self.ledger = place, ledger
+            yield batch
+
+
+def is_streamed(data: Any, args: SFTConfig) -> bool:
+    """True where the training rows are to be streamed: because the options say so, or the data set itself streams.
+
+    Raises:
+        RecipeError: a stream has no end, and nothing says when to stop.
+    """
+    if not args.streaming and not _streams_itself(data):
+        return False
+    if args.max_steps < 1:
+        raise RecipeError(
+            "Rows that are streamed have no known number, so an epoch has no known length.",
+            fix="set max_steps" if args.streaming else "set max_steps, or pass a data set that is not streamed",
+        )
+    return True
+
+
+def loader_of(dataset: StreamDataset, args: SFTConfig, *, size: int, after: Place | None) -> StreamLoader:
+    """The loader of this rank.
+
+    Args:
+        dataset: the stream; not changed.
+        args: rank, number of ranks, and the options of the DataLoader.
+        size: packed rows of a batch.
+        after: see `StreamDataset`.
+    """
+    workers = args.dataloader_num_workers
+    own = StreamDataset(
+        dataset.stream, size, dataset.collate, rank=args.process_index, world=args.world_size, after=after
+    )
+    return StreamLoader(
+        own,
+        num_workers=workers,
+        worker_init_fn=keep_on_sigterm,
+        generator=torch.Generator(),  # else it would draw from the generator of dropout
+        pin_memory=args.dataloader_pin_memory,
+        prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+    )
+
+
+def _streams_itself(data: Any) -> bool:
+    import datasets
+
+    return isinstance(data, datasets.IterableDataset)
+
+
+def place_to_resume(resume: str | None) -> Place | None:
+    """The place to go on after; None to start from the beginning.
+
+    Args:
+        resume: a checkpoint, or nothing.
+
+    Raises:
+        RunError: the checkpoint holds no such place.
+    """
+    if not resume:
+        return None
+    place = checkpoint.read_position(resume)[0].get("stream")
+    if place is None:
+        raise RunError(
+            f"{resume} does not say where its stream stood.",
+            fix="resume from a checkpoint of a streaming run, or start anew",
+        )
+    return Place(**place)
+
+
+def _as_is(item: Any) -> Any:
+    return item

@@ -1,0 +1,200 @@
+"""Optimizer steps of about as many tokens each: which rows, on which rank, in which micro-batches.
+
+A step's rows follow from the lengths, `tokens_per_step`, the seed and the epoch alone, never from the number of ranks.
+They are then shared out so that the longest share is nearly as short as it can be: longest row first, each to the
+share that has the fewest tokens so far (Graham, Bounds on multiprocessing timing anomalies, 1969).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import DataLoaderShard
+from torch.utils.data import Dataset, Sampler
+
+from honed.data.batch.collate import Batch, FlatCollator
+from honed.data.batch.table import PackedRows
+from honed.errors import RecipeError
+from honed.train.options.config import SFTConfig
+from honed.train.rows.filling import untrained_row
+
+Lengths = Sequence[int] | np.ndarray
+
+
+def step_bounds(lengths: Lengths, tokens_per_step: int) -> np.ndarray:
+    """Where the steps of an epoch begin and end, so that all have nearly the same number of tokens.
+
+    The number of steps is the epoch's tokens / `tokens_per_step`, rounded, and the same for every order of the rows.
+    A step has that share of the tokens, give or take one row; no short step is left over at the end.
+
+    Args:
+        lengths: tokens of each row, each at least 1, in the order of the epoch.
+        tokens_per_step: tokens that a step is to have, at least 1.
+
+    Returns:
+        int64 (steps + 1,), from 0 to the number of rows, rising: step k has the rows from bounds[k] to bounds[k + 1].
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    total, rows = int(lengths.sum()), len(lengths)
+    steps = min(max(1, round(total / tokens_per_step)), rows)
+    middles = np.cumsum(lengths) - lengths / 2
+    numbers = np.arange(steps + 1)
+    bounds = np.searchsorted(middles, numbers * (total / steps))
+    bounds[0], bounds[-1] = 0, rows
+    bounds = np.maximum.accumulate(bounds - numbers) + numbers  # a step beside a very long row has one row at least
+    return np.minimum(bounds, rows - steps + numbers)
+
+
+def spread(lengths: Lengths, shares: int) -> list[list[int]]:
+    """Positions in `lengths`, shared out so that the shares' sums are nearly equal; ascending in each share."""
+    found: list[list[int]] = [[] for _ in range(shares)]
+    loads = [(0, share) for share in range(shares)]
+    for position in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
+        load, share = loads[0]
+        found[share].append(position)
+        heapq.heapreplace(loads, (load + int(lengths[position]), share))
+    return [sorted(share) for share in found]
+
+
+def micro_batches_of(lengths: Lengths, *, ranks: int, budget: int) -> list[list[list[int]]]:
+    """A step's rows for each rank, cut into micro-batches.
+
+    Args:
+        lengths: tokens of each row of the step.
+        ranks: how many share the step.
+        budget: tokens that a micro-batch may have; only a row that is longer makes one larger.
+
+    Returns:
+        rank -> micro-batch -> positions in `lengths`. All ranks have the same number of micro-batches, as few as fit;
+        one may be empty where there are not rows enough.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    limit = max(budget, int(lengths.max()))
+    shares = [np.array(share, dtype=np.int64) for share in spread(lengths, ranks)]
+    count = max(-(-int(lengths[share].sum()) // limit) for share in shares)
+    while True:
+        cut = [[share[part] for part in spread(lengths[share], count)] for share in shares]
+        if all(lengths[part].sum() <= limit for parts in cut for part in parts):
+            return [[part.tolist() for part in parts] for parts in cut]
+        count += 1
+
+
+class TokenBatches(Sampler[list[list[int]]]):
+    """This rank's part of each step of an epoch, as the row numbers of its micro-batches.
+
+    Args:
+        lengths: tokens of each row.
+        tokens_per_step: see `step_bounds`.
+        budget: see `micro_batches_of`.
+        rank, world: of this process, of how many.
+        seed: of the rows' order; None leaves them in theirs.
+    """
+
+    def __init__(
+        self, lengths: Lengths, *, tokens_per_step: int, budget: int, rank: int, world: int, seed: int | None
+    ) -> None:
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.tokens_per_step, self.budget, self.rank, self.world = tokens_per_step, budget, rank, world
+        self.seed, self.epoch = seed, 0
+
+    def __len__(self) -> int:
+        return len(step_bounds(self.lengths, self.tokens_per_step)) - 1
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        order = np.arange(len(self.lengths))
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        bounds = step_bounds(self.lengths[order], self.tokens_per_step)
+        for start, end in pairwise(bounds):
+            rows = order[start:end]
+            shares = micro_batches_of(self.lengths[rows], ranks=self.world, budget=self.budget)
+            yield [rows[part].tolist() for part in shares[self.rank]]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch."""
+        self.epoch = epoch
+
+
+class _MicroBatches(Dataset[Batch]):
+    """Row numbers of a micro-batch -> the micro-batch; of none, one in which nothing is trained."""
+
+    def __init__(self, rows: PackedRows, collate: Callable[[list[Any]], Batch]) -> None:
+        self._rows, self._collate = rows, collate
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, numbers: list[int]) -> Batch:
+        return self._collate([self._rows[number] for number in numbers] or [untrained_row(self._rows)])
+
+
+def micro_batches(inputs: Mapping[str, Any]) -> list[Batch]:
+    """What a loader gave, as micro-batches: one, but where `tokens_per_step` chose them."""
+    found: list[Batch] = inputs.get("micro_batches", [inputs])
+    return found
+
+
+def check(args: SFTConfig, collate: Any) -> None:
+    """Refuses batches that cannot be chosen by their tokens.
+
+    Raises:
+        RecipeError: the number is no number of tokens, or batches are not flat.
+    """
+    if args.tokens_per_step is None:
+        return
+    if args.tokens_per_step < 1:
+        raise RecipeError(f"tokens_per_step is {args.tokens_per_step}.", fix="set 1 or more, or leave it out")
+    if not isinstance(collate, FlatCollator):
+        raise RecipeError(
+            "tokens_per_step needs honed's flat batches, and this model or collator has others.",
+            fix="leave it out, and set per_device_train_batch_size and gradient_accumulation_steps",
+        )
+
+
+def loader_of(rows: PackedRows, collate: Callable[[list[Any]], Batch], args: SFTConfig, *, size: int) -> Any:
+    """The loader of this rank: a step at a time, as {"micro_batches": [...]}. Workers, if any, make them ahead.
+
+    Args:
+        rows: all of them.
+        collate: makes a micro-batch.
+        args: rank, number of ranks, seeds and the options of the DataLoader.
+        size: `per_device_train_batch_size`; a micro-batch holds no more tokens than so many rows of `max_length`.
+    """
+    lengths = row_lengths(rows)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    workers = args.dataloader_num_workers
+    sampler = TokenBatches(
+        lengths,
+        tokens_per_step=int(args.tokens_per_step or 1),
+        budget=size * (args.max_length or int(lengths.max())),
+        rank=args.process_index,
+        world=args.world_size,
+        seed=None if args.train_sampling_strategy == "sequential" else seed,
+    )
+    return DataLoaderShard(
+        _MicroBatches(rows, collate),
+        device=args.device,
+        batch_sampler=sampler,
+        collate_fn=_step_of,
+        num_workers=workers,
+        pin_memory=args.dataloader_pin_memory,
+        prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+        generator=torch.Generator(),  # else it would draw from the generator of dropout
+        _non_blocking=True,
+    )
+
+
+def row_lengths(rows: PackedRows) -> np.ndarray:
+    """Tokens of each row, int64."""
+    documents = np.fromiter(chain.from_iterable(rows.rows), dtype=np.int64)
+    starts = np.cumsum([0, *(len(row) for row in rows.rows)])[:-1]
+    return np.add.reduceat(rows.table.lengths[documents], starts)
+
+
+def _step_of(batches: list[Batch]) -> dict[str, list[Batch]]:
+    return {"micro_batches": batches}

@@ -1,0 +1,1 @@
+"""A recipe from end to end. Begin with `run.py`."""

@@ -1,0 +1,81 @@
+"""What a recipe trains, evaluates and asks: its files or weighted sources, the share held out, its questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from honed.data.mix.mixture import Mixture, Part, mixture_from
+from honed.data.mix.split import split
+from honed.data.read.sources import STARTER, read_rows, starter_file
+from honed.errors import DataError, RecipeError
+from honed.recipe import DataRecipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """Rows to train and to evaluate on (None for no evaluation), and a note on how they were parted ("" for none)."""
+
+    train: Any
+    held_out: Any
+    note: str = ""
+
+
+def check_data(data: DataRecipe, *, seed: int, max_steps: int) -> None:
+    """Refuses what cannot be, before anything is read.
+
+    Raises:
+        RecipeError: options exclude each other, or a source is not what a source can be.
+    """
+    if data.workers < 1:
+        raise RecipeError(f"data.workers is {data.workers}.", fix="set 1 or more")
+    if data.sources and data.files != DataRecipe().files:
+        raise RecipeError("data.files and data.sources are both set.", fix="move the files into data.sources")
+    if data.held_out and data.eval_share is not None:
+        raise RecipeError("data.held_out and data.eval_share are both set.", fix="leave one of them out")
+    if data.eval_share is not None and not 0 < data.eval_share < 1:
+        raise RecipeError(f"data.eval_share is {data.eval_share}.", fix="set a share above 0 and below 1, such as 0.02")
+    if data.streaming and max_steps < 1:
+        raise RecipeError("data.streaming has no end, and nothing says when to stop.", fix="set max_steps=NUMBER")
+    if data.eval_share is not None and data.streaming:
+        raise RecipeError(
+            "data.eval_share needs all rows to be compared, and data.streaming never holds them.",
+            fix="name a file of its own with data.held_out",
+        )
+    _mixture(data, seed)
+
+
+def run_data(data: DataRecipe, *, seed: int) -> RunData:
+    """The rows of both sides.
+
+    Raises:
+        HonedError: see `check_data`, `sources.read_rows` and `split.split`.
+    """
+    if data.eval_share is None:
+        rows = _mixture(data, seed) if data.sources else list(data.files)
+        return RunData(train=rows, held_out=data.held_out)
+    parted = split(_mixture(data, seed), data.eval_share, seed=seed)
+    return RunData(train=parted.train, held_out=parted.held_out, note=parted.note)
+
+
+def read_questions(name: str) -> list[str]:
+    """The `prompt` of every row of a JSONL file, or of the packaged held-out set.
+
+    Raises:
+        DataError: the file cannot be read, or a row has no prompt.
+    """
+    path = starter_file("held_out.jsonl") if name == STARTER else Path(name)
+    questions = []
+    for source, row in read_rows(str(path)):
+        prompt = row.get("prompt") if isinstance(row, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise DataError(f"{source}: no `prompt`, found {row!r:.80}", fix='each line must be like {"prompt": "..."}')
+        questions.append(prompt)
+    return questions
+
+
+def _mixture(data: DataRecipe, seed: int) -> Mixture:
+    if data.sources:
+        return mixture_from(data.sources, seed=seed)
+    return Mixture(parts=(Part(data=list(data.files), name=", ".join(data.files)),), seed=seed)

@@ -1,0 +1,272 @@
+"""What a recipe would do, found out without loading weights, training, or writing into the output folder.
+
+The model is built on torch's meta device, where tensors have shapes and no contents; the data are prepared as for
+training, and kept in the cache like there. What only the weights can tell (whether documents may share a row, whether
+prefixes can be shared) is tried when training starts, and assumed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from honed.data.ledger import Ledger
+from honed.data.mix.mixture import as_mixture
+from honed.data.prepare.prepare import PrepareOptions, part_options
+from honed.data.read.sources import read_rows
+from honed.errors import RecipeError
+from honed.model import plan
+from honed.model.adapters import lora_config, ready_to_train
+from honed.model.device import pick_dtype
+from honed.model.load import model_class, resolve
+from honed.model.plan_checkpointing import libraries_bytes, with_layers
+from honed.model.plan_time import flops_per_step
+from honed.recipe import Recipe
+from honed.train.forward import checkpointing, vision
+from honed.train.options import rules
+from honed.train.options.config import SFTConfig
+from honed.train.rows.rows import Datasets
+from honed.train.run.data import run_data
+from honed.train.run.run import Plan, lora_options
+from honed.train.trainer.start import fit_to_model
+
+SHOWN_ROWS = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What would happen.
+
+    Attributes:
+        recipe, args: what was asked for, and the arguments that it comes to.
+        parameters, trainable: of the model with its adapter.
+        dtype, device: in which its weights would lie, and where.
+        tokenizer: or the processor, for rows with images.
+        ledger: what became of the data; None where it is read while training.
+        rows: packed rows, or documents where nothing is packed; None as well.
+        examples: the first rows, as (source, row, options of their source).
+        steps: optimizer steps; `rows_per_step` and `tokens_per_step` are means over an epoch, of all processes.
+        memory: bytes at the peak; None where that cannot be told.
+        operations: floating-point operations of an average step on each process; None as well.
+        notes: options that were adjusted or have no effect, and what would stop the run.
+    """
+
+    recipe: Recipe
+    args: SFTConfig
+    parameters: int
+    trainable: int
+    dtype: str
+    device: str
+    tokenizer: Any
+    ledger: Ledger | None
+    rows: int | None
+    examples: list[tuple[Any, Any, PrepareOptions]]
+    batches: int | None
+    steps: int
+    rows_per_step: float
+    tokens_per_step: float | None
+    memory: int | None
+    operations: float | None
+    notes: list[str]
+
+
+def dry_run(recipe: Recipe) -> DryRun:
+    """What `honed.train.run.run.run` would do with this recipe.
+
+    Raises:
+        HonedError: whatever would stop the run before it trains.
+    """
+    args = Plan.of(recipe).args
+    notes = [*args.old_names, *rules.check(args), *_taken(recipe.output)]
+    data = run_data(recipe.data, seed=args.seed)
+    processing_class = vision.load_processing_class(recipe.model, None if args.streaming else data.train)
+    sees = vision.is_processor(processing_class)
+    tokenizer = processing_class.tokenizer if sees else processing_class
+    model = meta_model(recipe.model, sees=sees)
+    dtype = _dtype(recipe, args)
+    parameters = model.num_parameters()
+    notes += fit_to_model(args, model, tokenizer)
+    model, told = _with_adapter(recipe, args, model, sees=sees)
+    datasets = Datasets(
+        args,
+        tokenizer,
+        formatting_func=None,
+        collator=None,
+        flat=True,
+        shares_prefixes=bool(args.share_prefixes),
+        processor=processing_class if sees else None,
+    )
+    rows = None if args.streaming else datasets.make("train", data.train)
+    if rows is not None and data.held_out is not None:
+        datasets.make_evaluation(data.held_out)
+    ledger = datasets.ledger()
+    if ledger is not None and data.note:
+        ledger.notes.append(data.note)
+    tokens = 0 if ledger is None else ledger.tokens
+    batches, steps = steps_of(args, None if rows is None else len(rows), tokens)
+    epoch_steps = None if rows is None else steps_of(args, len(rows), tokens, epochs=1)[1]
+    tokens_per_step = None if ledger is None or epoch_steps is None else ledger.tokens / epoch_steps
+    job = _job(recipe, args)
+    if job is not None and args.gradient_checkpointing == "auto":
+        job, told_of = _checkpointed(job, args, rows)
+        notes.append(told_of)
+    return DryRun(
+        recipe=recipe,
+        args=args,
+        parameters=parameters,
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        dtype=dtype,
+        device=str(args.device),
+        tokenizer=processing_class,
+        ledger=ledger,
+        rows=None if rows is None else len(rows),
+        examples=first_rows(data.train, args.prepare_options()),
+        batches=batches,
+        steps=steps,
+        rows_per_step=_most_rows(args) if rows is None or epoch_steps is None else len(rows) / epoch_steps,
+        tokens_per_step=tokens_per_step,
+        memory=None if job is None else int(plan.estimate(job).peak),
+        operations=None if job is None else _operations(job, ledger, tokens_per_step, args.world_size),
+        notes=[*notes, *told, *datasets.notes],
+    )
+
+
+def meta_model(name: str, *, sees: bool = False) -> Any:
+    """The model of a name, folder or Hub id with shapes alone; `sees` as in `honed.model.load.load_model`.
+
+    Raises:
+        ModelError: there is no such model.
+        RecipeError: its configuration cannot be read.
+    """
+    from transformers import AutoConfig
+
+    from honed.model.load import first_line
+    from honed.model.minimind import register
+
+    register()
+    folder = resolve(name)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            return model_class(folder, sees, {}).from_config(config)
+    except Exception as error:  # a wrong name, a missing file, an unknown architecture: each its own kind
+        raise RecipeError(
+            f"The configuration of {name} cannot be read: {first_line(error)}",
+            fix="check the name, the folder's files and the network",
+        ) from None
+
+
+def steps_of(
+    args: SFTConfig, rows: int | None, tokens: int = 0, *, epochs: float | None = None
+) -> tuple[int | None, int]:
+    """Micro-batches of an epoch on each process (steps, if chosen by tokens; None without rows), and optimizer steps.
+
+    Args:
+        args: how the rows become steps.
+        rows, tokens: of an epoch.
+        epochs: count those of so many epochs, instead of what the arguments say.
+    """
+    if rows is None:
+        return None, args.max_steps
+    of_all = args.per_device_train_batch_size * args.world_size
+    batches = rows // of_all if args.dataloader_drop_last else math.ceil(rows / of_all)
+    per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    if args.tokens_per_step is not None:
+        batches = per_epoch = min(max(1, round(tokens / args.tokens_per_step)), rows)
+    if epochs is None and args.max_steps > 0:
+        return batches, args.max_steps
+    return batches, math.ceil((args.num_train_epochs if epochs is None else epochs) * per_epoch)
+
+
+def schedule_in_words(args: SFTConfig, steps: int) -> str:
+    """How the learning rate moves: "rises from 0 to 0.0002 in the first 5 of 100 steps, then falls ..."."""
+    kind, options = args.lr_scheduler_type.value, dict(args.lr_scheduler_kwargs or {})
+    warmup = 0 if kind == "constant" else min(steps, args.get_warmup_steps(steps))
+    peak = f"{args.learning_rate:g}"
+    rises = f"rises from 0 to {peak} in the first {warmup:,} of {steps:,} steps, then " if warmup else f"is {peak}, "
+    if kind in ("constant", "constant_with_warmup"):
+        return f"{rises}stays there" if warmup else f"is {peak} in all {steps:,} steps"
+    end = f"{options.get('min_lr', args.learning_rate * options.get('min_lr_rate', 0)):g}"
+    ways = {"linear": "falls in a line", "cosine": "falls as a cosine", "cosine_with_min_lr": "falls as a cosine"}
+    if options == {"schedule": "minimind"}:
+        return f"falls from {1.1 * args.learning_rate:g} to {0.1 * args.learning_rate:g} as MiniMind's cosine"
+    if kind not in ways:
+        return f"{rises}follows transformers' {kind} {options or ''}".rstrip()
+    return f"{rises}{ways[kind]} to {end} at step {steps:,}"
+
+
+def first_rows(data: Any, options: PrepareOptions) -> list[tuple[Any, Any, PrepareOptions]]:
+    """The first rows, each with the options of its source; of several sources, the first rows of the first ones."""
+    parts = as_mixture(data).parts
+    each = math.ceil(SHOWN_ROWS / len(parts))
+    found = [(*row, part_options(part, options)) for part in parts for row in islice(read_rows(part.data), each)]
+    return found[:SHOWN_ROWS]
+
+
+def _taken(output: str) -> list[str]:
+    """What stands in the output folder and would stop the run."""
+    try:
+        state = json.loads((Path(output).expanduser() / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    finished = isinstance(state, dict) and state.get("status") == "finished"
+    return [f"{output} holds a finished run: training needs --overwrite, or output=OTHER_FOLDER."] if finished else []
+
+
+def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, *, sees: bool) -> tuple[Any, list[str]]:
+    if recipe.lora is None:
+        return model, []
+    # what needs the weights is left out: other beginnings, DoRA's magnitudes, rows of new tokens
+    adapter: Any = lora_config(**{**lora_options(recipe.lora), "init": True, "use_dora": False})
+    notes: list[str] = []
+    if sees:
+        adapter, notes = vision.fit(args, model, adapter)
+    with torch.device("meta"):
+        trained, told = ready_to_train(model, adapter, checkpointing=False)
+    return trained, notes + told
+
+
+def _dtype(recipe: Recipe, args: SFTConfig) -> str:
+    if recipe.dtype is not None:
+        return recipe.dtype
+    trains_all = recipe.lora is None and recipe.quantization is None
+    return str(torch.float32 if trains_all else pick_dtype(args.device)).removeprefix("torch.")
+
+
+def _most_rows(args: SFTConfig) -> float:
+    return float(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
+    """The run as the planner sees it; None where it does not know the model's layers or the device."""
+    if args.device.type not in ("cpu", "cuda"):
+        return None
+    try:
+        return plan.job_of(recipe, device=args.device.type)
+    except (RecipeError, NotImplementedError, KeyError):  # no max_length, or an architecture that it has no formula for
+        return None
+
+
+def _checkpointed(job: plan.Job, args: SFTConfig, rows: Any) -> tuple[plan.Job, str]:
+    """The job with the layers that training would choose for the longest micro-batch, and why."""
+    tokens, count = checkpointing.largest_batch(rows, args) or (job.tokens, job.rows)
+    longest = dataclasses.replace(job, length=-(-tokens // count), rows=count)
+    found = checkpointing.choose(longest, args, there=libraries_bytes(job))
+    if isinstance(found, str):
+        return with_layers(job, job.sizes.layers), f"gradient_checkpointing=auto: all layers, because {found}."
+    note = f"gradient_checkpointing=auto: {checkpointing.in_words(*found)}."
+    return with_layers(job, found[0].layers), note
+
+
+def _operations(job: plan.Job, ledger: Ledger | None, tokens_per_step: float | None, world_size: int) -> float:
+    """Of one step on each process: of rows of max_length, or where the data's own tokens are known, of as many."""
+    if ledger is None or not tokens_per_step:
+        return flops_per_step(job)
+    share = ledger.trained_tokens / ledger.tokens
+    return flops_per_step(job, trained_share=share) * tokens_per_step / world_size / (job.tokens * job.accumulation)

@@ -1,0 +1,100 @@
+"""A recipe run by several processes, as `torchrun` and `accelerate launch` start them.
+
+The first rank keeps the folder, answers the questions and writes the report; the others only train along. What takes
+long on one rank (answers, preparing the data) is waited for without a time limit; the group that trains gives up after
+`ddp_timeout`, half an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from honed.errors import RecipeError, RunError
+from honed.train.options.config import SFTConfig
+from honed.train.options.surroundings import is_sharded
+
+NEVER = timedelta(days=365)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRanks:
+    """This process among those of the run.
+
+    Attributes:
+        rank: of all processes.
+        local_rank: of those on this machine.
+        group: all of them, in a process group whose operations do not time out; None where there is only one.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    group: Any = None
+
+    @classmethod
+    def of(cls, args: SFTConfig) -> RunRanks:
+        """The place that the launcher gave this process; to be called on all ranks at once."""
+        if args.world_size == 1:
+            return cls()
+        # gloo whatever the device: its waiting costs no GPU, and ends at once with an error when a process ends
+        group = dist.new_group(backend="gloo", timeout=NEVER)
+        return cls(rank=args.process_index, local_rank=args.local_process_index, group=group)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank keeps the folder and talks."""
+        return self.rank == 0
+
+    @contextmanager
+    def one_per_node_first(self) -> Iterator[None]:
+        """A block that the first rank of each machine goes through before the others: what it caches, they find.
+
+        Raises:
+            RunError: another process ended.
+        """
+        if self.local_rank:
+            self.wait()
+        yield
+        if not self.local_rank:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all ranks are here.
+
+        Raises:
+            RunError: another process ended.
+        """
+        if self.group is None:
+            return
+        try:
+            dist.barrier(group=self.group)
+        except RuntimeError:
+            raise RunError("Another process of this run has ended.", fix="see what it said before") from None
+
+
+def check_ranks(args: SFTConfig, *, engine: str, asks: bool) -> None:
+    """Refuses what several processes cannot do.
+
+    Args:
+        engine: of the recipe.
+        asks: whether questions are answered before and after.
+
+    Raises:
+        RecipeError: the plain engine, or questions to a model that lies in pieces on the ranks.
+    """
+    if args.world_size == 1:
+        return
+    if engine == "plain":
+        raise RecipeError(
+            "A recipe's plain engine is one process.", fix="set engine=trainer, or call honed.train.loop.loop.train"
+        )
+    if asks and is_sharded(args):
+        raise RecipeError(
+            "samples.prompts are answered by one process, and the model lies in pieces on all of them.",
+            fix="set samples.prompts=null, and ask the trained model with `honed chat` or `honed generate`",
+        )

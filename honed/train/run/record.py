@@ -1,0 +1,82 @@
+"""What a run leaves in `run.json`."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from honed.model.load import resolve
+from honed.recipe import Recipe
+from honed.train.metrics import memory_gb
+from honed.train.options.config import SFTConfig
+from honed.train.run.data_stamps import changed, stamps
+from honed.train.run_folder.folder import RunFolder
+from honed.train.run_folder.secrets import masked, masked_command, masked_yaml
+
+
+class RunRecord:
+    """`run.json`: what ran, on what, for how long; written at the start and at the end."""
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, command: str, args: SFTConfig) -> None:
+        self._folder, self._device, self._data = folder, args.device, recipe.data
+        self.trainable_bytes = 0
+        self._seconds: dict[str, float] = {}
+        self._content: dict[str, Any] = {
+            "status": "running",
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "honed_command": masked_command(command),
+            "model": masked(recipe.model),
+            "model_folder": resolve(recipe.model),
+            "data_files": stamps(recipe.data),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            "device": {"name": device_name(args.device), "type": args.device.type, "threads": torch.get_num_threads()},
+        }
+        folder.write_text("recipe.yaml", masked_yaml(recipe))
+        folder.write_json("run.json", self._content)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Notes how long the block takes."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[step] = round(time.perf_counter() - start, 2)
+
+    def model(self, model: Any) -> None:
+        """Notes the size of the model and of what is trained."""
+        parameters = list(model.parameters())
+        trained = [p for p in parameters if p.requires_grad]
+        self.trainable_bytes = sum(p.numel() * p.element_size() for p in trained)
+        self._content["parameters"] = sum(p.numel() for p in parameters)
+        self._content["trainable_parameters"] = sum(p.numel() for p in trained)
+        self._content["device"]["dtype"] = str(next(iter(parameters)).dtype).removeprefix("torch.")
+
+    def changed_data(self) -> list[str]:
+        """The data files that are not what they were at the start; kept in `run.json`."""
+        self._content["data_changed"] = changed(self._content["data_files"], self._data)
+        return list(self._content["data_changed"])
+
+    def end(self, status: str) -> None:
+        """Writes it all down."""
+        peak = round(memory_gb(self._device), 3)
+        self._folder.write_json(
+            "run.json", {**self._content, "status": status, "seconds": self._seconds, "peak_memory_gb": peak}
+        )
+
+
+_PACKAGES = ("honed", "torch", "transformers", "peft", "accelerate", "tokenizers")
+
+
+def device_name(device: torch.device) -> str:
+    """The card, or the processor and how many threads it is used with."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type.upper()} ({torch.get_num_threads()} threads)"

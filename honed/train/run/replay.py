@@ -1,0 +1,72 @@
+"""What a run tells of its steps: the worst, those that were not taken, and the command that comes to them again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from honed.errors import RunError
+from honed.train.ranks import Stopped
+from honed.train.run_folder import checkpoint
+from honed.train.run_folder.folder import RunFolder
+
+if TYPE_CHECKING:
+    from honed.train.trainer.watched import WatchedTrainer
+
+NOT_FINITE = "not_finite.jsonl"
+
+
+@contextmanager
+def steps_told(trainer: Any, folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
+    """Writes the steps with the highest losses and tells of those that were not taken, where training ends or gives up.
+
+    Args:
+        trainer: one that does not watch its steps (the plain loop) tells nothing.
+        folder: gets `worst_steps.json`.
+        say: gets a line for the user.
+    """
+    if not hasattr(trainer, "worst_steps"):
+        yield
+        return
+    try:
+        yield
+    except (RunError, Stopped):
+        with suppress(OSError, RunError):  # a full disk must not hide what went wrong
+            _tell(trainer, folder, say)
+        raise
+    _tell(trainer, folder, say)
+
+
+def _tell(trainer: WatchedTrainer, folder: RunFolder, say: Callable[[str], None]) -> None:
+    folder.write_json("worst_steps.json", {"steps": trainer.worst_steps()})
+    if command := replay_command(folder.path):
+        count = trainer.watch.not_finite
+        say(f"note: {count} {'step was' if count == 1 else 'steps were'} not taken; see {folder / NOT_FINITE}.")
+        say(f"note: this comes to the first of them again, and stops there: {command}")
+
+
+def replay_command(folder: Path) -> str | None:
+    """The command that takes a run to the first step that was not taken, and stops there with its rows.
+
+    It goes on from the newest whole checkpoint before that step, or else from the beginning, in a folder of its own.
+    Nothing that a step depends on is changed, so it comes to the same step with the same weights.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        None where every step was taken.
+    """
+    try:
+        first = json.loads((folder / NOT_FINITE).read_text(encoding="utf-8").partition("\n")[0])["step"]
+    except FileNotFoundError:
+        return None
+    good, _ = checkpoint.latest_good(folder, before=first)
+    words = ["honed", "train", str(folder / "recipe.yaml"), "--output", f"{folder}-replay", "max_not_finite_steps=0"]
+    if good is not None:
+        words.append(f"resume_from_checkpoint={json.dumps(str(good), ensure_ascii=False)}")  # as YAML
+    return shlex.join(words)

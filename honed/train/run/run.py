@@ -1,0 +1,384 @@
+"""A recipe, run from end to end: load, answer, prepare, train, answer again, save, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+import torch
+
+from honed.data.prepare.prepare import PrepareOptions, make_template, tokenizer_with_template
+from honed.data.templates.template import PlainTemplate, Template
+from honed.data.vision.template import VisionTemplate
+from honed.errors import RecipeError, RunError, storage_errors
+from honed.evaluate.before_after import Form, compare
+from honed.generate.answer import Answer, answers, ask, need_template
+from honed.model.adapters import lora_config
+from honed.model.load import first_line, load_model
+from honed.model.quantize import quantization_config
+from honed.recipe import LoraRecipe, Recipe, suggest
+from honed.report.run_report import write_run_report
+from honed.train.forward import vision
+from honed.train.loop.recipe import PlainTrainer, config_of, known_to_transformers
+from honed.train.options.config import SFTConfig
+from honed.train.ranks import Stopped, until_sigterm
+from honed.train.run.data import check_data, read_questions, run_data
+from honed.train.run.ranks import RunRanks, check_ranks
+from honed.train.run.record import RunRecord, device_name
+from honed.train.run.replay import steps_told
+from honed.train.run.unfinished import keep_another
+from honed.train.run_folder import checkpoint
+from honed.train.run_folder.folder import RunFolder
+from honed.train.run_folder.secrets import masked_yaml
+
+if TYPE_CHECKING:  # it brings transformers' Trainer and `datasets`, which the plain engine does without
+    from honed.train.trainer.trainer import SFTTrainer
+
+Say = Callable[[str], None]
+
+ENGINES = ("trainer", "plain")
+ONE_OR_MORE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """A run: its folder, what the before/after comparison gave ({} without samples), and whether it came to its end.
+
+    Of several processes, only the `first` has something to show.
+    """
+
+    folder: Path
+    samples: dict[str, Any]
+    finished: bool = True
+    first: bool = True
+
+
+def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> RunResult:
+    """Trains as the recipe says. What is in the output folder afterwards: see `RunFolder`.
+
+    Args:
+        recipe: what to do.
+        command: the command line, kept in `run.json`.
+        say: gets lines for the user.
+        overwrite: whether a finished run in the folder may be replaced.
+
+    Raises:
+        HonedError: something that the user can mend; the folder is left in a state from which the run can start again.
+    """
+    plan = Plan.of(recipe)
+    ranks = RunRanks.of(plan.args)
+    if not ranks.first:
+        _train_along(plan, ranks)
+        return RunResult(folder=Path(recipe.output), samples={}, first=False)
+    folder = RunFolder(recipe.output)
+    with folder.locked(say):
+        return _run_alone(plan, folder, ranks, command=command, say=say, overwrite=overwrite)
+
+
+def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, say: Say, overwrite: bool) -> RunResult:
+    recipe = plan.recipe
+    if not overwrite:
+        keep_another(folder, recipe)
+    folder.claim(masked_yaml(recipe), overwrite=overwrite)
+    record = RunRecord(folder, recipe, command, plan.args)
+    if overwrite and not plan.args.resume_from_checkpoint:
+        checkpoint.clear(folder.path)  # else the run would go on from the end of the one that it replaces
+    try:
+        samples = _run(plan, folder, record, ranks, say)
+        for name in record.changed_data():
+            say(f"note: {name} was changed while this run used it; what was trained may be its old content or its new")
+    except Stopped as stopped:
+        record.end("interrupted")
+        say(str(stopped))
+        return RunResult(folder=folder.path, samples={}, finished=False)
+    except BaseException as error:
+        with suppress(OSError, RunError):  # a full disk must not hide what went wrong
+            record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
+    record.end("finished")
+    write_run_report(folder.path)
+    return RunResult(folder=folder.path, samples=samples)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A recipe with all that can be wrong in it checked, before anything is loaded or written.
+
+    Attributes:
+        recipe, args: as given, and as training takes it.
+        questions, form: what is asked before and after, and what the answers should look like.
+    """
+
+    recipe: Recipe
+    args: SFTConfig
+    questions: list[str]
+    form: Form | None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Plan:
+        """The plan of a recipe.
+
+        Raises:
+            HonedError: what cannot be.
+        """
+        samples = recipe.samples
+        if samples.max_new_tokens < 1:
+            raise RecipeError(f"samples.max_new_tokens is {samples.max_new_tokens}.", fix="set 1 or more")
+        if Path(recipe.model).is_dir() and Path(recipe.model).resolve() == Path(recipe.output).expanduser().resolve():
+            raise RunError(f"{recipe.output} is the model's own folder.", fix="name another with output=FOLDER")
+        if recipe.quantization is not None:
+            quantization_config(recipe.quantization, dtype=torch.float32)  # known, and its package is here
+            if recipe.lora is None:
+                raise RecipeError("A quantised model's own weights cannot be trained.", fix="leave lora=null out")
+        if recipe.engine not in ENGINES:
+            raise RecipeError(f"engine is {recipe.engine!r}.", fix=f"set one of {', '.join(ENGINES)}")
+        args = training_arguments(recipe)
+        check_ranks(args, engine=recipe.engine, asks=bool(samples.prompts))
+        if recipe.engine == "plain":
+            config_of(args)
+        return cls(
+            recipe=recipe,
+            args=args,
+            questions=read_questions(samples.prompts) if samples.prompts else [],
+            form=Form(pattern=samples.form, says=samples.form_says) if samples.form else None,
+        )
+
+
+def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say: Say) -> dict[str, Any]:
+    recipe, args = plan.recipe, plan.args
+    with record.timed("load"):
+        model, processing_class, template = _load(plan)
+    say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {device_name(args.device)}")
+    tokenizer = processing_class.tokenizer if vision.is_processor(processing_class) else processing_class
+    with record.timed("answer before"):
+        before = _answers(plan, model, tokenizer, template, desc="Answering before")
+    with record.timed("prepare"), ranks.one_per_node_first():
+        trainer = make_trainer(recipe, args, model, processing_class)
+    _tell(trainer, folder, say)
+    record.model(trainer.model)
+    folder.need_space(record.trainable_bytes + (64 << 20))
+    if not isinstance(trainer, PlainTrainer):  # the plain loop writes it too, and knows where a resumed one begins
+        _keep_metrics(trainer, folder)
+    with record.timed("train"), storage_errors(folder.path), steps_told(trainer, folder, say):
+        _train(trainer, args, say)
+    if trainer.stream_loader is not None:  # now it is known what was read
+        _tell_rows(trainer, folder, say)
+    with record.timed("answer after"):
+        after = _answers(plan, trainer.model, tokenizer, template, desc="Answering after")
+    with record.timed("save"):
+        save(trainer, folder)
+    samples = compare(plan.questions, before, after, plan.form) if plan.questions else {}
+    if samples:
+        folder.write_json("samples.json", samples)
+    return samples
+
+
+def _keep_metrics(trainer: SFTTrainer, folder: RunFolder) -> None:
+    from honed.train.trainer.callbacks import MetricsFile
+
+    trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
+
+
+def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
+    """The model, its tokenizer (or processor, for rows with images) and the template, which that has from now on."""
+    recipe, args = plan.recipe, plan.args
+    whole = dataclasses.replace(recipe.data, eval_share=None)
+    rows = None if args.streaming else run_data(whole, seed=args.seed).train
+    processing_class = vision.load_processing_class(recipe.model, rows)
+    sees = vision.is_processor(processing_class)
+    model = load_model(
+        recipe.model,
+        device=args.device,
+        dtype=recipe.dtype,
+        trains_all=recipe.lora is None,
+        sees=sees,
+        quantization=recipe.quantization,
+    )
+    make = VisionTemplate if sees else make_template
+    template = make(processing_class, args.prepare_options())
+    write_template(processing_class, template, args.prepare_options())
+    return model, processing_class, template
+
+
+def _train_along(plan: Plan, ranks: RunRanks) -> None:
+    """All that the ranks other than the first do."""
+    model, processing_class, _ = _load(plan)
+    with ranks.one_per_node_first():
+        trainer = make_trainer(plan.recipe, plan.args, model, processing_class)
+    _train(trainer, plan.args, say=lambda text: None)
+    trainer.save_model(plan.recipe.output)  # writes nothing here, but gathers what FSDP keeps on this rank
+
+
+def _train(trainer: SFTTrainer | PlainTrainer, args: SFTConfig, say: Say) -> None:
+    """Trains, from the newest checkpoint in the run's folder on if there is one.
+
+    Raises:
+        Stopped: SIGTERM came.
+    """
+    if isinstance(trainer, PlainTrainer):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        return
+    trainer.tell = lambda text: say(f"note: {text}")
+    with until_sigterm() as trainer.asked_to_stop:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "auto")
+
+
+def _tell(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:
+    """Shows and keeps what became of the data, and the notes."""
+    _tell_rows(trainer, folder, say)
+    for note in trainer.notes:
+        say(f"note: {note}")
+
+
+def _tell_rows(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:
+    if trainer.ledger is not None:
+        folder.write_json("ledger.json", trainer.ledger.as_dict())
+        say(trainer.ledger.summary())
+
+
+def training_arguments(recipe: Recipe) -> SFTConfig:
+    """The recipe's `train` and `data` as an SFTConfig.
+
+    Raises:
+        RecipeError: an unknown key, or a value that cannot be used.
+    """
+    train = known_to_transformers(recipe.train) if recipe.engine == "plain" else recipe.train
+    _check_train(train)
+    data = recipe.data
+    evaluates = data.held_out is not None or data.eval_share is not None
+    own = {
+        "output_dir": recipe.output,
+        "disable_tqdm": False,  # transformers would decide by its own log level
+        "data_format": data.format,
+        "template": data.template,
+        "template_arguments": dict(data.template_arguments),
+        "columns": dict(data.columns),
+        "system": data.system,
+        "train_roles": list(data.train_roles),
+        "train_reasoning": data.train_reasoning,
+        "train_tool_calls": data.train_tool_calls,
+        "train_on": data.train_on,
+        "max_length": data.max_length,
+        "overlong": data.overlong,
+        "packing": data.packing,
+        "packing_strategy": data.packing_strategy,
+        "data_cache": data.cache,
+        "dataset_num_proc": data.workers,
+        "share_prefixes": data.share_prefixes,
+        "bad_rows": data.bad_rows,
+        "streaming": data.streaming,
+        "shuffle_buffer": data.shuffle_buffer,
+        "dataset_text_field": data.text_field,
+        "eval_strategy": "epoch" if evaluates else "no",
+    }
+    try:
+        args = SFTConfig(**{**own, **train})
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"The training arguments do not fit together: {error}", fix="check the keys below `train`"
+        ) from None
+    args.prepare_options()
+    check_data(data, seed=args.seed, max_steps=args.max_steps)
+    if args.eval_strategy.value != "no" and not evaluates:
+        raise RecipeError(
+            "eval_strategy is set, and there is nothing to evaluate on.",
+            fix="set data.held_out=FILE, or data.eval_share=0.02",
+        )
+    return args
+
+
+def _check_train(train: Mapping[str, Any]) -> None:
+    """Refuses what transformers would only stumble over in the middle of a run."""
+    hints = get_type_hints(SFTConfig)
+    known = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
+    for key, value in train.items():
+        if key not in known:
+            hint = suggest(key, known)
+            fix = hint if hint.startswith("did") else "the keys are those of transformers' TrainingArguments"
+            raise RecipeError(f"Unknown key {key}: it is neither the recipe's nor SFTConfig's.", fix=fix)
+        kinds = get_args(hints[key]) or (hints[key],)
+        if set(kinds) <= {int, float, bool, NoneType} and not _is_one_of(value, kinds):
+            raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {' or '.join(kind.__name__ for kind in kinds)}")
+        if (key in ONE_OR_MORE and value < 1) or (key == "seed" and value < 0):
+            raise RecipeError(f"{key} is {value}.", fix=f"set {0 if key == 'seed' else 1} or more")
+    resume = train.get("resume_from_checkpoint")
+    if resume is not None and not (isinstance(resume, str) and Path(resume).is_dir()):
+        raise RecipeError(f"resume_from_checkpoint: no such folder: {resume}", fix="name a checkpoint-N of the run")
+
+
+def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    """A whole number is a number too; true and false are neither."""
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any) -> SFTTrainer | PlainTrainer:
+    """The trainer that the recipe describes, with its data prepared."""
+    adapter = recipe.lora and lora_config(**lora_options(recipe.lora))
+    data = run_data(recipe.data, seed=args.seed)
+    try:
+        trainer: SFTTrainer | PlainTrainer = _engine(recipe)(
+            model,
+            args=args,
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
+            processing_class=processing_class,
+            peft_config=adapter,
+        )
+    except (ImportError, RuntimeError) as error:
+        if "install" not in str(error):
+            raise
+        raise RecipeError(
+            f"A package is missing: {first_line(error)}", fix="install it, or leave report_to out"
+        ) from None
+    if data.note and trainer.ledger is not None:
+        trainer.ledger.notes.append(data.note)
+    return trainer
+
+
+def _engine(recipe: Recipe) -> Any:
+    if recipe.engine == "plain":
+        return PlainTrainer
+    from honed.train.trainer.trainer import SFTTrainer
+
+    return SFTTrainer
+
+
+def lora_options(lora: LoraRecipe) -> dict[str, Any]:
+    """The section as keywords of `lora_config`."""
+    return {f.name: getattr(lora, f.name) for f in dataclasses.fields(lora)}
+
+
+def write_template(processing_class: Any, template: Template | None, options: PrepareOptions) -> None:
+    """Gives the tokenizer (or processor) the template that is trained, so that both are saved together."""
+    if isinstance(template, PlainTemplate):
+        processing_class.chat_template = template.jinja()
+    elif isinstance(template, VisionTemplate):
+        processing_class.chat_template = template.chat_template
+    elif options.template != "auto":
+        processing_class.chat_template = tokenizer_with_template(processing_class, options.template).chat_template
+
+
+def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder) -> None:
+    """Weights, tokenizer with its template, and a generation config that stops where training did."""
+    with folder.saving() as place:
+        trainer.save_model(str(place))
+        trainer.model.generation_config.save_pretrained(place)
+        # a pickle of the arguments; the recipe says the same, and can be read without running anything
+        (place / "training_args.bin").unlink(missing_ok=True)
+
+
+def _answers(plan: Plan, model: Any, tokenizer: Any, template: Template | None, *, desc: str) -> list[Answer]:
+    if not plan.questions:
+        return []
+    return answers(
+        model,
+        tokenizer,
+        need_template(template, plan.recipe.model),
+        [ask(question, plan.recipe.data.system) for question in plan.questions],
+        max_new_tokens=plan.recipe.samples.max_new_tokens,
+        desc=desc,
+    )

@@ -1,0 +1,172 @@
+"""How SFTTrainer evaluates, predicts and shows rows: prepared as for training, one exact loss, logits row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Trainer
+
+from honed.data.batch.collate import FlatCollator
+from honed.data.batch.table import PackedRow, PackedRows
+from honed.loss.head import ScoringHead
+from honed.loss.objective import total_weight
+from honed.train.forward import seams
+from honed.train.metrics import StepMetrics
+from honed.train.ranks import Ranks
+from honed.train.rows.rows import Datasets, show_row
+
+
+class EvenRows:
+    """Rows to evaluate on, as many for each rank.
+
+    accelerate would fill up the last batches with the first rows, which would then count twice. Here they are filled up
+    with a row that counts nothing, whose logits are cut off again.
+
+    Args:
+        rows: not empty.
+        multiple_of: rows of a batch on all ranks.
+
+    Attributes:
+        total_dataset_length: how many rows there are without those; accelerate looks for this name.
+    """
+
+    def __init__(self, rows: PackedRows, multiple_of: int) -> None:
+        self.rows, self.total_dataset_length = rows, len(rows)
+        self._length = math.ceil(len(rows) / multiple_of) * multiple_of
+        self._filling = replace(rows[0], weights=np.zeros_like(rows[0].weights))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> PackedRow:
+        return self.rows[index] if index < self.total_dataset_length else self._filling
+
+
+class EvaluatingTrainer(Trainer):
+    """transformers' Trainer with honed's evaluation; the base of `SFTTrainer`, which sets the attributes.
+
+    Attributes:
+        metrics: of what is trained or evaluated at the moment.
+        seams: which the model takes; open while it trains or evaluates.
+    """
+
+    data_collator: Any
+    metrics: StepMetrics
+    seams: seams.Seams
+    _datasets: Datasets
+    _plain_loss: bool
+    _head: ScoringHead | None = None
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates; a data set that is passed here is prepared as the one at construction was."""
+        if not isinstance(eval_dataset, str):
+            eval_dataset = self._datasets.make_evaluation(eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Logits and labels of rows, one document each; see `transformers.Trainer.predict`."""
+        return super().predict(self._datasets.make("test", test_dataset), *args, **kwargs)
+
+    def show(self, row: int = 0, rows: Any = None) -> None:
+        """Shows a prepared row with what is trained marked: coloured text, or HTML in a notebook.
+
+        Args:
+            row: which one, counted from 0.
+            rows: where to look; None for `train_dataset`.
+
+        Raises:
+            DataError: the rows are not prepared ones, or there is no such row.
+        """
+        show_row(self.train_dataset if rows is None else rows, self.processing_class, row)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Batches to evaluate on: padded, a document in each row, where somebody looks at the logits."""
+        with self._rows_apart(self.compute_metrics is not None, eval_dataset):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Batches to predict on, padded."""
+        with self._rows_apart(True, test_dataset):
+            return super().get_test_dataloader(test_dataset)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(dataset, PackedRows) and not kwargs.get("is_training") and self.args.world_size > 1 and dataset:
+            dataset = EvenRows(dataset, self.args.eval_batch_size * self.args.world_size)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _new_metrics(self) -> StepMetrics:
+        args = self.args
+        ranks = Ranks(device=args.device, rank=args.process_index, world=args.world_size)
+        parts = getattr(self.model, "_tp_size", None) or 1  # so many ranks have the same rows (tensor parallelism)
+        return StepMetrics(args.device, over_ranks=lambda *values: [total / parts for total in ranks.sum(*values)])
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates or predicts with the same seams as training; the loss is the mean over all trained tokens."""
+        before = self.metrics
+        self.metrics = self._new_metrics()
+        self._evaluated = torch.zeros(2, device=self.args.device)
+        try:
+            with self._seams_open():
+                output = super().evaluation_loop(dataloader, *args, **kwargs)
+            if isinstance(rows := getattr(dataloader, "dataset", None), EvenRows):
+                output = output._replace(num_samples=rows.total_dataset_length)
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            logs = self.metrics.read()
+            shown: dict[str, float] = {key: logs[key] for key in ("mean_token_accuracy", "entropy") if key in logs}
+            loss, weight = self.accelerator.gather(self._evaluated[None]).sum(0).tolist()
+            if weight > 0:
+                shown["loss"] = loss / weight
+            output.metrics.update({f"{prefix}_{key}": value for key, value in shown.items()})
+            return output
+        finally:
+            self.metrics = before
+            self.metrics.start_clock()
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Loss of a batch; logits and labels as well unless `prediction_loss_only`, from a plain forward pass."""
+        if self._plain_loss or "labels" not in inputs:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        items = self._get_num_items_in_batch([inputs], self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, dict(inputs), num_items_in_batch=items)  # some take the labels out
+            ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            weight = total_weight(inputs["labels"], inputs.get("loss_weights"))
+            self._evaluated = self._evaluated + torch.stack([loss * items / ranks, weight])
+            if prediction_loss_only:
+                return loss, None, None
+            plain = {key: value for key, value in inputs.items() if key not in seams.NOT_FOR_THE_MODEL}
+            return loss, model(**plain, use_cache=False).logits, inputs["labels"]
+
+    @contextmanager
+    def _rows_apart(self, apart: bool, rows: Any) -> Iterator[None]:
+        if rows is None or isinstance(rows, str):
+            rows = self.eval_dataset if rows is None else self.eval_dataset[rows]
+        packed = isinstance(rows, PackedRows) and len(rows) < len(rows.table)
+        before = self.data_collator
+        self.data_collator = (
+            self._datasets.padded if apart and not packed and isinstance(before, FlatCollator) else before
+        )
+        try:
+            yield
+        finally:
+            self.data_collator = before
+
+    @contextmanager
+    def _seams_open(self) -> Iterator[None]:
+        outer = self._head
+        with seams.opened(self.model, self.seams) as head:
+            self._head = head
+            try:
+                yield
+            finally:
+                self._head = outer

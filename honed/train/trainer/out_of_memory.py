@@ -1,0 +1,106 @@
+"""A micro-batch that does not fit into memory is cut in two, and the step is done again with the same sum of losses.
+
+A step's loss is the sum of its token losses / the weight of all its tokens, so it does not matter how its documents
+are cut into micro-batches (`honed.loss.objective`). What differs: dropout and noise are drawn anew, and the experts'
+load balance is a mean over a micro-batch.
+
+Shapes: B rows, T all tokens of a flat batch, N documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+
+from honed.data.batch.collate import Batch
+from honed.data.read.formats import IGNORE_INDEX
+
+_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "out of memory")
+_OF_TOKENS = ("input_ids", "labels", "loss_weights", "position_ids")
+_FLAT = {*_OF_TOKENS, "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "num_tokens", "num_targets"}
+_PADDED = {"input_ids", "labels", "loss_weights", "attention_mask", "num_tokens", "num_targets"}
+
+
+class Splits:
+    """What did not fit so far.
+
+    Attributes:
+        count: micro-batches that did not fit, since the last log.
+        limit: the tokens of the smallest of them; None while all fit. What is as large is cut before it is tried.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.limit: int | None = None
+
+    def fitting(self, micro_batches: list[Batch]) -> list[Batch]:
+        """The same documents in micro-batches below the limit, as far as they can be cut."""
+        if self.limit is None:
+            return list(micro_batches)
+        fits: list[Batch] = []
+        for batch in micro_batches:
+            parts = halves(batch) if size_of(batch) >= self.limit else None
+            fits += [batch] if parts is None else self.fitting(list(parts))
+        return fits
+
+    def add(self, batch: Batch) -> bool:
+        """Notes a micro-batch that did not fit; returns whether it is the first one."""
+        first, size = self.limit is None, size_of(batch)
+        self.count, self.limit = self.count + 1, size if self.limit is None else min(size, self.limit)
+        return first
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on CUDA or another accelerator, or on the host."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
+
+
+def size_of(batch: Mapping[str, torch.Tensor]) -> int:
+    """Positions that the model computes, padding among them."""
+    return batch["input_ids"].numel()
+
+
+def can_be_cut(batch: Mapping[str, object]) -> bool:
+    """Whether it is a flat or padded batch of honed's own, with nothing in it that documents share."""
+    return ("cu_seq_lens_q" in batch and set(batch) <= _FLAT) or ("attention_mask" in batch and set(batch) <= _PADDED)
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch] | None:
+    """The documents of a batch in two batches of about as many tokens, in their order; None where there is but one.
+
+    Args:
+        batch: one for which `can_be_cut` is true, on any device; not changed. The halves are views of it.
+    """
+    if not can_be_cut(batch):
+        return None
+    if "cu_seq_lens_q" not in batch:
+        rows = len(batch["input_ids"])
+        return None if rows < 2 else (_rows(batch, slice(0, rows // 2)), _rows(batch, slice(rows // 2, rows)))
+    bounds = [bound for bound in batch["cu_seq_lens_q"].tolist() if bound <= batch["num_tokens"]]  # without padding
+    if len(bounds) < 3:
+        return None
+    middle = min(range(1, len(bounds) - 1), key=lambda at: abs(2 * bounds[at] - bounds[-1]))
+    return _documents(batch, bounds[: middle + 1]), _documents(batch, bounds[middle:])
+
+
+def _documents(batch: Batch, bounds: list[int]) -> Batch:
+    """The documents of a flat batch that lie between these boundaries."""
+    span = slice(bounds[0], bounds[-1])
+    starts = torch.tensor(bounds, dtype=torch.int32, device=batch["cu_seq_lens_q"].device) - bounds[0]
+    longest = max(end - start for start, end in pairwise(bounds))
+    cut = {name: batch[name][:, span] for name in _OF_TOKENS}
+    ends = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
+    return {**cut, **ends, "num_tokens": bounds[-1] - bounds[0], "num_targets": _targets(cut["labels"])}
+
+
+def _rows(batch: Batch, span: slice) -> Batch:
+    cut = {name: value[span] for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    return {**cut, "num_tokens": int(cut["attention_mask"].sum()), "num_targets": _targets(cut["labels"])}
+
+
+def _targets(labels: torch.Tensor) -> int:
+    return int((labels[..., 1:] != IGNORE_INDEX).sum())

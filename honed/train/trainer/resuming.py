@@ -1,0 +1,334 @@
+"""SFTTrainer's checkpoints: whole or seen not to be, and gone on from as if the run had not stopped.
+
+transformers writes what it always writes; `position.json` beside it holds what transformers forgets (the loss and the
+counts since the last log, the time, the place in a stream), and `manifest.json` seals it all (see `checkpoint.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+
+from honed.data.batch.table import PackedRows
+from honed.errors import RunError
+from honed.train.loop.state import identity_of_model
+from honed.train.ranks import Stopped, others_alive, until_sigterm
+from honed.train.run_folder import checkpoint
+from honed.train.run_folder.secrets import sealed_arguments
+from honed.train.trainer.watched import WatchedTrainer
+
+logger = logging.getLogger(__name__)
+
+# A checkpoint made with others of these is another run's: its place in the data would mean other rows, or transformers
+# would silently go on with the checkpoint's value (the optimizer's settings are part of its state).
+_IDENTITY = (
+    *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
+    *("dataloader_drop_last", "streaming", "shuffle_buffer", "tokens_per_step"),
+    *("optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+)
+# These may change on the way; the run then is not what it would have been, which is told.
+_TOLD = (
+    *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
+    *("bf16", "fp16"),
+)
+# optimizer_0 is a folder: FSDP2's, in parts; latest names the one of DeepSpeed
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """Where a training began: the checkpoint's position, {} at step 0, and the time."""
+
+    position: dict[str, Any]
+    time: float
+
+
+class ResumingTrainer(WatchedTrainer):
+    """The base of `SFTTrainer` that saves and resumes; it overrides hooks of transformers' Trainer only.
+
+    Attributes:
+        asked_to_stop: once it is set, the next step is saved and `Stopped` raised. None: `train` listens to SIGTERM
+            itself, unless the script has a handler of its own.
+        tell: gets a line for each checkpoint passed over, and which one is gone on from.
+    """
+
+    asked_to_stop: threading.Event | None = None
+    tell: Callable[[str], None] = staticmethod(logger.warning)
+    stream_loader: Any
+    args: Any
+    _saving_in: Path | None = None
+    _identity: dict[str, Any] | None = None
+    _start: _Start
+
+    def checkpoint_to_resume(self, given: Any) -> str | None:
+        """The checkpoint to go on from; None to start at the beginning.
+
+        Args:
+            given: a checkpoint; True for the newest good one in `output_dir`; "auto" for the same, or none if there is
+                none.
+
+        Raises:
+            RunError: there is none, or the one that is named is torn.
+        """
+        if not given:
+            return None
+        if given not in (True, "auto"):
+            self._look_at(Path(given))
+            return str(given)
+        path, notes = checkpoint.latest_good(self.args.output_dir, self.identity())
+        for note in notes:
+            self.tell(note)
+        if path is None and given is True:
+            raise RunError(
+                f"{self.args.output_dir} holds no checkpoint to resume from. {' '.join(notes)}".strip(),
+                fix="name a checkpoint to go on from it all the same, or start anew",
+            )
+        if path is not None:
+            self._tell_changes(path)
+            self.tell(f"going on from {path.name}")
+        return None if path is None else str(path)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this one, as JSON: its data, model, and the settings that place its steps in the data."""
+        if self._identity is None:
+            args = self.args.to_dict()
+            settings = {name: args.get(name) for name in _IDENTITY}
+            data, model = rows_digest(self.train_dataset), identity_of_model(self.model)
+            self._identity = {**settings, "ranks": self.args.world_size, **model, "data": data}
+        return self._identity
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains; see `transformers.Trainer.train`.
+
+        Raises:
+            Stopped: it was asked to stop, and has saved.
+            SystemExit: SIGTERM came in a script that does not handle it, and a checkpoint is saved; the status is 0.
+        """
+        self.identity()  # while the model is whole: later its weights may be parted among ranks
+        with others_alive(self.args.output_dir), self._ends_on_sigterm():
+            return super().train(*args, **kwargs)
+
+    @contextmanager
+    def _ends_on_sigterm(self) -> Iterator[None]:
+        """SIGTERM, which would end the process at once, lets it save first; a handler of the script's own stays."""
+        if self.asked_to_stop is not None or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            yield
+            return
+        try:
+            with until_sigterm() as self.asked_to_stop:
+                yield
+        except Stopped as stopped:
+            if self.is_world_process_zero():
+                self.tell(f"{stopped} A script does with train(resume_from_checkpoint='auto').")
+            raise SystemExit(0) from None
+        finally:
+            self.asked_to_stop = None
+
+    def _look_at(self, path: Path) -> None:
+        """Refuses a torn checkpoint that was named, and tells in what it is another run's.
+
+        Raises:
+            RunError: a file is missing or not what was written.
+        """
+        if not (path / checkpoint.MANIFEST).exists():
+            self.tell(f"{path} has no {checkpoint.MANIFEST}: another program made it, so it cannot be checked.")
+            return
+        if problems := checkpoint.check(path):
+            raise RunError(f"{path} cannot be resumed from: {problems[0]}.", fix="name another checkpoint, or none")
+        here = json.loads(json.dumps(self.identity()))
+        for difference in checkpoint.differences(checkpoint.read_position(path)[1], here):
+            self.tell(f"{path.name}: {difference}. The run goes on, but it is another one now.")
+        self._tell_changes(path)
+
+    def _tell_changes(self, path: Path) -> None:
+        told = checkpoint.read_position(path)[0].get("settings", {})
+        for difference in checkpoint.differences(told, self._told()):
+            self.tell(f"{path.name}: {difference}. The rest of the run is as it is set here.")
+        if not any((path / name).exists() for name in _OPTIMIZER):
+            self.tell(f"{path.name} holds no optimizer's state (save_only_model): the optimizer begins anew.")
+
+    def _told(self) -> dict[str, Any]:
+        args = self.args.to_dict()
+        return dict(json.loads(json.dumps({name: args.get(name) for name in _TOLD})))
+
+    # ---- saving: transformers writes, into a folder beside the checkpoint's place ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(super()._get_output_dir(trial))
+        first, step = self.args.should_save, self.state.global_step
+        with checkpoint.written(folder, step, first=first, meet=self.accelerator.wait_for_everyone) as part:
+            self._saving_in = part.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._saving_in = None
+            position = self._position()
+            if self.state.best_global_step:  # transformers looked for it beside what it wrote
+                self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+            if first:
+                self.state.save_to_json(str(part / "trainer_state.json"))
+                checkpoint.write_position(part, position, self.identity())
+        place, limit = folder / f"checkpoint-{step}", self.args.save_total_limit
+        if first:
+            best = self.state.best_model_checkpoint
+            keep = limit if limit and limit > 0 else None
+            checkpoint.prune(folder, keep, known_good=place, best=None if best is None else Path(best))
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(place))
+
+    def _save_now(self) -> None:
+        self._save_checkpoint(self.model, trial=None)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the whole model; all ranks must call it. See `transformers.Trainer.save_model`."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call or not self._checkpoints_in_parts():
+            return
+        whole = self.accelerator.get_state_dict(self.model)  # transformers wrote nothing: checkpoints hold the weights
+        if self.args.should_save:
+            self._save(output_dir, state_dict=whole)
+
+    def create_model_card(self, *args: Any, dataset_name: str | None = None, **kwargs: Any) -> None:
+        """Writes README.md; see `transformers.Trainer.create_model_card`. `dataset_name` is TRL's name of `dataset`."""
+        if dataset_name is not None:
+            tags = {} if Path(dataset_name).exists() else {"dataset_tags": dataset_name}  # which are ids of the Hub
+            kwargs = {"dataset": dataset_name, **tags, **kwargs}
+        super().create_model_card(*args, **kwargs)
+
+    def _checkpoints_in_parts(self) -> bool:
+        return self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saving_in or super()._get_output_dir(trial))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._saving_in is not None:  # the upload would read from a folder that is about to move
+            return
+        with self._sealed():
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with self._sealed():
+            super()._save(*args, **kwargs)
+
+    @contextmanager
+    def _sealed(self) -> Iterator[None]:
+        """While transformers pickles the arguments: their pickle holds no secrets."""
+        given = self.args
+        self.args = sealed_arguments(given)
+        try:
+            yield
+        finally:
+            self.args = given
+
+    def _position(self) -> dict[str, Any]:
+        """What the next step and the next log depend on beside what transformers saves; all ranks must ask for it."""
+        of_this_rank = {
+            "loss": float(self._tr_loss),
+            "total_loss": self._total_loss_scalar,
+            "metrics": self.metrics.state(),
+            "watch": self.watch.state(),
+        }
+        place = None if self.stream_loader is None else self.stream_loader.place
+        return {
+            "step": self.state.global_step,
+            "last_logged": self._globalstep_last_logged,
+            "seconds": self._start.position.get("seconds", 0.0) + time.time() - self._start.time,
+            "stream": None if place is None else place.as_dict(),
+            "settings": self._told(),
+            "ranks": gather_object([of_this_rank]),
+        }
+
+    # ---- resuming ----
+
+    def _go_on(self) -> None:
+        """Puts back what transformers does not; called when it has set its own counts to 0."""
+        self._start = _Start(position=self._found, time=time.time())
+        self.forget_after(self.state.global_step)
+        ranks = self._found.get("ranks", [])
+        if not ranks:  # of another program
+            return
+        mine = _shared_anew(ranks, self.args.world_size)[self.args.process_index]
+        self._tr_loss.fill_(mine["loss"])
+        self._total_loss_scalar = mine["total_loss"]
+        self._globalstep_last_logged = self._found["last_logged"]
+        self._initial_global_step = 0  # the loss and the speed told at the end are the whole run's
+        self.metrics.restore(mine["metrics"])
+        self.watch.restore(mine["watch"])
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Called by Trainer with the names that a checkpoint lacks: of tied weights it holds one, which is enough."""
+        missing = lacking(self.model, load_result.missing_keys)
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
+    def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        self._found = {} if resume_from_checkpoint is None else checkpoint.read_position(resume_from_checkpoint)[0]
+        return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # transformers would train one step more than was asked for
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        before = self._start.position.get("seconds", 0.0)
+        return super()._finalize_training(trial, num_train_samples, start_time - before)
+
+    def _stops(self) -> bool:
+        """Whether any rank was asked to stop."""
+        asked = self.asked_to_stop
+        if asked is None:
+            return False
+        if self.args.world_size == 1:
+            return asked.is_set()
+        mine = torch.tensor([int(asked.is_set())], device=self.args.device)
+        return bool(self.accelerator.gather(mine).any())
+
+
+def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]]:
+    """What each rank had counted, for another number of ranks: the first has all counts, and losses are means."""
+    if len(ranks) == world:
+        return ranks
+    counts = [rank["metrics"] for rank in ranks]
+    summed = {key: sum(count[key] for count in counts) for key in ("tokens", "trained", "scored")}
+    sums = [sum(column) for column in zip(*(count["sums"] for count in counts), strict=True)]
+    total = {"num_tokens": counts[0]["num_tokens"], "sums": sums, **summed}
+    nothing = {**total, "sums": [0.0] * len(sums), **dict.fromkeys(summed, 0)}
+    means = {key: sum(rank[key] for rank in ranks) / len(ranks) for key in ("loss", "total_loss")}
+    first = {**ranks[0], **means}
+    return [{**first, "metrics": nothing if number else total} for number in range(world)]
+
+
+def lacking(model: nn.Module, missing: list[str]) -> list[str]:
+    """Those of the names that were not loaded whose tensor was not loaded under another name either."""
+    state = model.state_dict(keep_vars=True)
+    loaded = {id(tensor) for name, tensor in state.items() if name not in missing}
+    return [name for name in missing if name not in state or id(state[name]) not in loaded]
+
+
+def rows_digest(rows: Any) -> str:
+    """SHA-256 of prepared rows; of others, their kind and number only: reading them may be costly or impossible."""
+    if not isinstance(rows, PackedRows):
+        return f"{type(rows).__name__} of {len(rows) if hasattr(rows, '__len__') else 'unknown length'}"
+    digest, table = hashlib.sha256(), rows.table
+    lengths = np.array([len(row) for row in rows.rows], dtype=np.int64)
+    order = np.fromiter(chain.from_iterable(rows.rows), dtype=np.int64)
+    for array in (table.input_ids, table.weights, table.starts, lengths, order):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,240 @@
+"""What a run starts from: arguments, model, tokenizer, attention. What the caller gave is not changed."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainingArguments
+
+from honed.data.prepare.prepare import tokenizer_with_template
+from honed.data.vision.template import shows_images
+from honed.errors import ModelError, RecipeError
+from honed.model.load import load_model, load_processor, load_tokenizer, sees_images
+from honed.model.quantize import quantized_options
+from honed.model.vocabulary import with_pad_token
+from honed.ops import attention
+from honed.train.forward import vision
+from honed.train.forward.checkpointing import set_switch
+from honed.train.forward.seams import Seams, base_model
+from honed.train.options.config import SFTConfig
+
+DEFAULT_MAX_LENGTH = SFTConfig.max_length
+FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of documents
+
+
+def own_arguments(args: TrainingArguments | None, model: Any) -> SFTConfig:
+    """The arguments as an SFTConfig of our own.
+
+    Args:
+        args: as given; None for TRL's defaults, with a folder named after the model.
+        model: as given.
+    """
+    if args is None:
+        return SFTConfig(output_dir=f"{Path(model_name(model)).name or 'model'}-SFT")
+    if isinstance(args, SFTConfig):
+        return copy.deepcopy(args)
+    given = {key: value for key, value in args.to_dict().items() if key in SFTConfig.__dataclass_fields__}
+    given["hub_token"] = args.hub_token  # to_dict masks it
+    return SFTConfig(**given)
+
+
+def model_name(model: Any) -> str:
+    """The name or folder that the model was, or is to be, loaded from."""
+    return str(base_model(model).config.name_or_path) if isinstance(model, nn.Module) else os.fspath(model)
+
+
+def make_model(
+    model: Any, args: SFTConfig, quantization_config: Any, notes: list[str], *, sees: bool = False
+) -> nn.Module:
+    """The model itself, or loaded from its name; with `sees`, along with its vision tower.
+
+    Raises:
+        ModelError, RecipeError: it cannot be loaded; the message says why.
+    """
+    options = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+    if isinstance(model, nn.Module):
+        if options or quantization_config is not None:
+            notes.append(
+                "model_init_kwargs and quantization_config have no effect on a model that is loaded already. "
+                "Pass the model's name instead, or load it with them."
+            )
+        return model
+    options = quantized_options(options, quantization_config)
+    if "torch_dtype" in options:
+        notes.append("torch_dtype is called dtype now (in model_init_kwargs).")
+    if args.trust_remote_code:
+        options.setdefault("trust_remote_code", True)
+    if args.world_size > 1 and options.get("device_map") == "auto":
+        options["device_map"] = {"": args.local_process_index}
+        notes.append(
+            "device_map='auto' would spread the model over the GPUs of the other ranks; each rank has its own."
+        )
+    return load_model(model_name(model), device=args.device, sees=sees, **options)
+
+
+def make_processing_class(given: Any, name: str, args: SFTConfig, rows: Any) -> Any:
+    """The tokenizer (see `make_tokenizer`), or the processor of a model that sees if the rows show images.
+
+    Args:
+        given, name, args: see `make_tokenizer`.
+        rows: the training rows; None if they are not to be looked at.
+    """
+    if given is None and shows_images(rows) and sees_images(name):
+        given = load_processor(name)
+    if not vision.is_processor(given):
+        return make_tokenizer(given, name, args)
+    return vision.with_tokenizer(given, make_tokenizer(given.tokenizer, name, args))
+
+
+def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:
+    """The tokenizer that is trained and saved with: the caller's, or the model's own; a copy where it must differ.
+
+    Args:
+        given: `processing_class`; None to load it from `name`.
+        name: of the model.
+        args: `eos_token`, `pad_token` and `chat_template_path` are what it may differ in.
+
+    Raises:
+        RecipeError: a token is not in the vocabulary, or there is no such template.
+    """
+    options = {"trust_remote_code": True} if args.trust_remote_code else {}
+    if revision := (args.model_init_kwargs or {}).get("revision"):  # type: ignore[union-attr]
+        options["revision"] = revision
+    tokenizer = given if given is not None else load_tokenizer(name, **options)
+    for option in ("eos_token", "pad_token"):
+        token = getattr(args, option)
+        if token is not None and token != getattr(tokenizer, option):
+            tokenizer = _with_token(tokenizer, option, token)
+    if args.chat_template_path is not None:
+        tokenizer = _with_template(tokenizer, args.chat_template_path)
+    return with_pad_token(tokenizer)
+
+
+def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]:
+    """Changes our own `args` where a default asks for more than model and tokenizer can do; a note for each.
+
+    Raises:
+        RecipeError: the model is split among ranks that the arguments give different rows.
+    """
+    if (getattr(model, "_tp_size", None) or 1) > 1 and (args.tokens_per_step or args.streaming):
+        raise RecipeError(
+            "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",
+            fix="leave one of them out",
+        )
+    notes = []
+    limit = getattr(tokenizer, "model_max_length", None)
+    if args.max_length == DEFAULT_MAX_LENGTH and limit is not None and limit < args.max_length:
+        args.max_length = limit
+        notes.append(f"max_length is {limit}, the tokenizer's limit. Set max_length for another.")
+    if args.gradient_checkpointing and not getattr(base_model(model), "supports_gradient_checkpointing", False):
+        set_switch(args, on=False)
+        notes.append(f"gradient_checkpointing has no effect: {type(base_model(model)).__name__} cannot do it.")
+    if args.use_liger_kernel:  # its layers with our head: its own loss would replace the model's forward
+        config = args.liger_kernel_config or {}
+        args.liger_kernel_config = {**config, "fused_linear_cross_entropy": False, "cross_entropy": False}
+    return notes
+
+
+def choose_attention(
+    seams: Seams, given: Any, model: nn.Module, args: SFTConfig, *, padded: bool = False
+) -> tuple[Seams, bool]:
+    """Keeps the attention that the caller named, unless packing needs ours.
+
+    Args:
+        seams: what the model takes; not changed.
+        given: the model as the caller gave it.
+        model: the same, loaded.
+        args: `model_init_kwargs` and `packing` are looked at.
+        padded: whether batches must be padded where nothing is packed.
+
+    Returns:
+        The seams to open, and whether batches are flat.
+
+    Raises:
+        ModelError: documents are to be packed, and would see each other.
+    """
+    named = _named_attention(given, model, args)
+    needs_ours = args.packing and not (named and FLAT_ATTENTION in named) and not args.skips_preparation
+    if needs_ours and not seams.flat:
+        raise ModelError(
+            "packing=True, but documents cannot share a row in this model: " + "; ".join(seams.notes),
+            fix="set packing=False",
+        )
+    if padded and not (args.packing or args.eval_packing):
+        return replace(seams, flat=False), False
+    if named is None:
+        return seams, seams.flat
+    if FLAT_ATTENTION in named:
+        return replace(seams, flat=False), True
+    if needs_ours:
+        note = f"attn_implementation={named!r} cannot keep packed documents apart; honed's own attention does."
+        return replace(seams, notes=[*seams.notes, note]), seams.flat
+    note = f"attn_implementation={named!r} is kept, so batches are padded. Leave it out for flat batches."
+    return replace(seams, flat=False, notes=[*seams.notes, note]), False
+
+
+@contextmanager
+def checkpointing_undone(model: nn.Module) -> Iterator[None]:
+    """Switches gradient checkpointing off afterwards, if it was off before.
+
+    A model left with it in training mode silently drops the cache that `generate` counts on, and answers nonsense.
+    """
+    inner = base_model(model)
+    before = _checkpoints(inner)
+    try:
+        yield
+    finally:
+        if not before and _checkpoints(inner):
+            newer = hasattr(inner, "activation_checkpointing_disable")
+            (inner.activation_checkpointing_disable if newer else inner.gradient_checkpointing_disable)()
+
+
+def _checkpoints(inner: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
+
+
+def _named_attention(given: Any, model: nn.Module, args: SFTConfig) -> str | None:
+    """The implementation that somebody chose; None for transformers' default, or where there is no choice."""
+    if not isinstance(given, nn.Module):
+        named = (args.model_init_kwargs or {}).get("attn_implementation")  # type: ignore[union-attr]
+        return named if named is None or isinstance(named, str) else str(base_model(model).config._attn_implementation)
+    inner = base_model(model)
+    current = getattr(inner.config, "_attn_implementation", None)
+    by_default = "sdpa" if getattr(inner, "_supports_sdpa", False) else "eager"
+    return None if current in (None, by_default, attention.NAME) else str(current)
+
+
+def _with_token(tokenizer: Any, option: str, token: str) -> Any:
+    if token not in tokenizer.get_vocab():
+        raise RecipeError(
+            f"{option} is {token!r}, which is not in the tokenizer's vocabulary.",
+            fix="name one of its tokens, or add it to the tokenizer and resize the model's embeddings first",
+        )
+    changed = copy.deepcopy(tokenizer)
+    setattr(changed, option, token)
+    return changed
+
+
+def _with_template(tokenizer: Any, path: str) -> Any:
+    if Path(path).expanduser().is_file():
+        return tokenizer_with_template(tokenizer, path)
+    source = load_tokenizer(path)
+    if not isinstance(source.chat_template, str):
+        raise RecipeError(f"chat_template_path: {path} has no chat template.", fix="name a Jinja file or another model")
+    vocabulary = tokenizer.get_vocab()
+    added = [token for token in source.get_added_vocab() if token in source.chat_template and token not in vocabulary]
+    if added:
+        raise RecipeError(
+            f"The chat template of {path} needs {', '.join(sorted(added))}, which this tokenizer does not have.",
+            fix="add them to the tokenizer and resize the model's embeddings, then pass both to SFTTrainer",
+        )
+    changed = copy.copy(tokenizer)
+    changed.chat_template = source.chat_template
+    return changed

@@ -1,0 +1,190 @@
+"""How SFTTrainer computes what the loader gives: micro-batch by micro-batch, in smaller ones where memory ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate.utils import TorchDynamoPlugin
+from accelerate.utils.memory import clear_device_cache
+from torch import nn
+
+from honed.data.batch.collate import Batch
+from honed.data.batch.table import PackedRows
+from honed.errors import RunError
+from honed.train.forward import seams
+from honed.train.forward.compiled import compiled_layers
+from honed.train.forward.float8 import float8_linears
+from honed.train.forward.neftune import noisy_embeddings
+from honed.train.forward.offload import offloaded, on_host
+from honed.train.optimizers.step_in_backward import stepping_in_backward
+from honed.train.rows.token_batches import micro_batches
+from honed.train.trainer.evaluating import EvaluatingTrainer
+from honed.train.trainer.out_of_memory import Splits, can_be_cut, halves, is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+
+class SteppingTrainer(EvaluatingTrainer):
+    """The base of `SFTTrainer` that runs forward and backward.
+
+    A micro-batch for which memory does not suffice is cut in two, and the step is done again from its first
+    micro-batch on, since a backward pass that breaks off leaves a part of its gradients behind. The micro-batches of a
+    step are there until it is over anyway, so this costs nothing where memory suffices. With several processes, the
+    caller's own loss, or weights that change in the backward pass, the error is raised as it comes.
+
+    Attributes:
+        splits: what did not fit.
+    """
+
+    rows_of: Callable[[int], list[list[int]] | None]
+    splits: Splits
+    _window: list[list[Batch]]
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Without the compiling of the whole model, head and attention: `_layers_changed` compiles its layers."""
+        args: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        return {**args, "dynamo_plugin": TorchDynamoPlugin(backend="no")} if self.args.torch_compile else args
+
+    @contextmanager
+    def _layers_changed(self) -> Iterator[None]:
+        """Within the block the layers compute in float8 and compiled, if asked for."""
+        args, model = self.args, self.model
+        with (
+            float8_linears(model, emulate=args.fp8 == "emulate") if args.fp8 else nullcontext(),
+            compiled_layers(
+                model,
+                backend=args.torch_compile_backend,
+                mode=args.torch_compile_mode,
+                checkpointed=bool(args.gradient_checkpointing),
+            )
+            if args.torch_compile
+            else nullcontext(),
+        ):
+            yield
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """What the loader gives for one optimizer step."""
+        self._window = []
+        return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """What the loader gave, forward and backward; returns its share of the step's loss."""
+        self._window.append(self.splits.fitting(micro_batches(inputs)))
+        before = self.metrics.mark()
+        loss = self._add_gradients(model, self._window[-1], num_items_in_batch)
+        while loss is None:
+            model.zero_grad(set_to_none=True)
+            clear_device_cache(garbage_collection=True)
+            for parts in self._window:
+                self.metrics.back_to(before)  # what came before the last one is counted already
+                loss = self._add_gradients(model, parts, num_items_in_batch)
+                if loss is None:
+                    break
+        return loss
+
+    def _add_gradients(self, model: nn.Module, parts: list[Batch], total: Any) -> torch.Tensor | None:
+        """The sum of the parts' losses; None where one did not fit, which is cut in two then."""
+        losses = []
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1 or self.args.world_size == 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                loss = self._tried(model, part, total)
+            if loss is None:
+                parts[number : number + 1] = self._cut(part)
+                return None
+            losses.append(loss)
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def _tried(self, model: nn.Module, part: Batch, total: Any) -> torch.Tensor | None:
+        try:
+            return self._micro_batch(model, part, total)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not self._can_do_again():
+                raise
+        return None  # outside of the block, in which the error still holds what the forward pass kept
+
+    def _micro_batch(self, model: nn.Module, part: Batch, total: Any) -> torch.Tensor:
+        """Forward and backward, with NEFTune's noise and offloaded activations, if asked for."""
+        embeddings = seams.base_model(self.model).get_input_embeddings()
+        offload = self.args.activation_offloading and not on_host(self.args.device)
+        early = stepping_in_backward(self.optimizer)
+        if self.args.torch_compile:
+            torch.compiler.cudagraph_mark_step_begin()  # what CUDA graphs gave out before may be written over
+        counted = self.metrics.mark()
+        with (
+            noisy_embeddings(embeddings, self.args.neftune_noise_alpha, part),
+            offloaded(self.args.device) if offload else nullcontext(),
+            nullcontext() if early is None else early.in_backward(),
+        ):
+            loss = super().training_step(model, part, total)
+        if self.metrics.mark()[0] == counted[0]:  # the loss is the caller's own, which counts nothing
+            self.metrics.count(**seams.known_counts(part))
+        return loss
+
+    def _can_do_again(self) -> bool:
+        elsewhere = self.args.world_size > 1 or self.is_deepspeed_enabled or self._plain_loss
+        return not elsewhere and stepping_in_backward(self.optimizer) is None
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called by Trainer between backward and the optimizer's step."""
+        early = stepping_in_backward(self.optimizer)
+        if early is None:
+            return super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = early.norm()
+        if not torch.isfinite(norm):
+            raise RunError(
+                f"The loss or its gradient is not finite in step {self.state.global_step + 1}, and "
+                "optimizer_in_backward has put it into the weights already.",
+                fix="go on from the last checkpoint with a lower learning_rate, or without optimizer_in_backward",
+            )
+        return norm
+
+    def _cut(self, part: Batch) -> tuple[Batch, Batch]:
+        found, tokens = halves(part), part["input_ids"].numel()
+        if found is None:
+            raise RunError(
+                f"{self._name(part)} does not fit into memory with {tokens:,} tokens, and cannot be cut further.",
+                fix="lower max_length, or set gradient_checkpointing=True"
+                + ("" if can_be_cut(part) else ", or lower per_device_train_batch_size"),
+            )
+        if self.splits.add(part):
+            step = self.state.global_step + 1
+            logger.warning(
+                f"step {step}: memory does not suffice for {tokens:,} tokens at a time. They are computed in smaller "
+                "micro-batches from here on, and the step is done again: the loss is the same. Lower "
+                "per_device_train_batch_size (and raise gradient_accumulation_steps) to save the attempt."
+            )
+        return found
+
+    def _name(self, part: Batch) -> str:
+        """The prepared rows of this step that hold what did not fit."""
+        rows = self.rows_of(self.state.global_step + 1)
+        if rows is None or not isinstance(self.train_dataset, PackedRows):
+            return "A batch"
+        ids = part["input_ids"].flatten().cpu().tolist()
+        batch = rows[len(self._window) - 1]
+        holding = [row for row in batch if _holds(self.train_dataset[row].input_ids.tolist(), ids)] or batch
+        return f"Training row {', '.join(map(str, holding))}"
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds `out_of_memory`, the micro-batches that did not fit since the last line, where there were any."""
+        if "loss" in logs and self.splits.count:
+            logs = {**logs, "out_of_memory": float(self.splits.count)}
+            self.splits.count = 0
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of all micro-batches of what the loader gave."""
+        return sum(super(SteppingTrainer, self).floating_point_ops(part) for part in micro_batches(inputs))
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        for part in micro_batches(inputs):
+            super()._track_num_input_tokens(part)
+
+
+def _holds(row: list[int], ids: list[int]) -> bool:
+    return any(row[start : start + len(ids)] == ids for start in range(len(row) - len(ids) + 1))

@@ -1,0 +1,109 @@
+"""When SFTTrainer saves, and how it ends where it is asked to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback
+
+from honed.train.ranks import Stopped, keep_on_sigterm
+
+
+class SavesAndStops(TrainerCallback):
+    """When to save: at an epoch's end only after what belongs to it, and at once when the run is asked to stop.
+
+    A checkpoint of an epoch's last step that was written before the epoch's evaluation and log would lose them:
+    transformers goes on from it with the next epoch. A run that is asked to stop is saved before its evaluation ends
+    all the same, as the grace may end first, and once more after it.
+
+    Args:
+        go_on: puts the run where its checkpoint stands.
+        stops: whether the run is asked to stop.
+        save: writes a checkpoint of the current step.
+        streams: whether rows are streamed, which have no epochs.
+    """
+
+    def __init__(
+        self, go_on: Callable[[], None], stops: Callable[[], bool], save: Callable[[], None], *, streams: bool
+    ) -> None:
+        self._go_on, self._stops, self._save, self._streams = go_on, stops, save, streams
+        self._due = self._stopping = self._safe = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the first step."""
+        self._due = self._stopping = self._safe = False
+        self._go_on()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before each step.
+
+        Raises:
+            Stopped: the run is asked to stop, and was saved before its evaluation, which wanted no checkpoint.
+        """
+        if self._stopping and self._safe:
+            raise self._stopped(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After each step, before its log, evaluation and checkpoint."""
+        if self._streams:  # transformers counts them from where the run went on
+            state.epoch = state.global_step / state.max_steps
+        self._stopping = self._stops()
+        self._due = self._at_epochs_end(state) and (control.should_save or self._stopping)
+        self._safe = False
+        control.should_save = self._stopping or (control.should_save and not self._due)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the last step of an epoch, before its log, evaluation and checkpoint."""
+        control.should_save = control.should_save or self._due
+        self._due = False
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After each batch of an evaluation; of one that the script itself asks for, nobody knows where it stands."""
+        if self._safe or not control.should_evaluate or not (self._stopping or self._stops()):
+            return
+        self._safe = self._stopping = True
+        self._save()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After each evaluation, before the checkpoint."""
+        if not (self._stopping and self._safe):
+            return
+        control.should_save = True
+        if args.save_strategy == "best":  # which may want no checkpoint of this step
+            self._save()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After each checkpoint.
+
+        Raises:
+            Stopped: the run is asked to stop; also while this one was written.
+        """
+        self._safe = True
+        if not self._due and (self._stopping or self._stops()):
+            raise self._stopped(state)
+
+    def _stopped(self, state: Any) -> Stopped:
+        return Stopped(f"Stopped at step {state.global_step} and saved; the same command goes on from there.")
+
+    def _at_epochs_end(self, state: Any) -> bool:
+        return not self._streams and float(state.epoch).is_integer()
+
+
+def keep_workers(loader: Any) -> Any:
+    """The loader, whose processes leave SIGTERM to the one that saves and ends them."""
+    inner = getattr(loader, "base_dataloader", loader)
+    before = inner.worker_init_fn
+    inner.worker_init_fn = _Keeping(before)
+    return loader
+
+
+@dataclass(frozen=True, slots=True)
+class _Keeping:
+    before: Callable[[int], None] | None
+
+    def __call__(self, worker: int) -> None:
+        keep_on_sigterm(worker)
+        if self.before is not None:
+            self.before(worker)

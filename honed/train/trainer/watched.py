@@ -1,0 +1,211 @@
+"""Steps that went wrong: those whose loss or gradient is no number are not taken, and the worst ones are kept."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+import math
+from collections.abc import Iterable
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from honed.data.batch.table import PackedRows
+from honed.errors import RunError
+from honed.train.loop.log import drop_after
+from honed.train.trainer.stepping import SteppingTrainer
+
+logger = logging.getLogger(__name__)
+
+WORST = 10  # steps kept
+_SHOWN = 200  # characters of a row
+_UNREAD = 1000  # steps whose losses may wait on the device: a run without checkpoints would gather them for ever
+
+
+class StepWatch:
+    """Losses of this rank's steps.
+
+    Attributes:
+        not_finite: steps that were not taken.
+        micro_batches: the loss of each micro-batch of the current step, on the device.
+    """
+
+    def __init__(self) -> None:
+        self.not_finite = 0
+        self.micro_batches: list[torch.Tensor] = []
+        self._unread: list[tuple[int, torch.Tensor]] = []
+        self._worst: list[tuple[float, int]] = []
+
+    def loss(self) -> torch.Tensor:
+        """Of the current step: its micro-batches are shares of it."""
+        return torch.stack(self.micro_batches).sum()
+
+    def end(self, step: int) -> None:
+        """The current step is over; its loss is read later."""
+        self._unread.append((step, self.loss()))
+        self.micro_batches = []
+        if len(self._unread) == _UNREAD:
+            self._read()
+
+    def worst(self) -> list[tuple[int, float]]:
+        """(step, loss) of the worst steps, worst first; those that are no number come first."""
+        return [(step, loss) for loss, step in sorted(self._read(), key=_badness, reverse=True)]
+
+    def state(self) -> dict[str, Any]:
+        """As JSON, for `restore`."""
+        worst = [[str(loss), step] for loss, step in self._read()]
+        return {"not_finite": self.not_finite, "worst": worst}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.not_finite = state["not_finite"]
+        self._worst, self._unread = [(float(loss), step) for loss, step in state["worst"]], []
+
+    def _read(self) -> list[tuple[float, int]]:
+        """One wait for the device, however many steps there were."""
+        if self._unread:
+            losses = torch.stack([loss for _, loss in self._unread]).tolist()
+            steps = [step for step, _ in self._unread]
+            self._worst = heapq.nlargest(WORST, [*self._worst, *zip(losses, steps, strict=True)], key=_badness)
+            self._unread = []
+        return self._worst
+
+
+class WatchedTrainer(SteppingTrainer):
+    """The base of `SFTTrainer` that takes no step whose loss or gradient is no number.
+
+    Whether they are is read once per optimizer step (one scalar; transformers itself reads each micro-batch's loss,
+    unless logging_nan_inf_filter is False). With float16 the gradient scaler does the same, and so does DeepSpeed.
+
+    Attributes:
+        watch: the steps so far.
+    """
+
+    watch: StepWatch
+    _at: tuple[int, Any, int] | None = None  # the epoch, its loader, steps of an epoch
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What the loader gave, forward and backward."""
+        loss = super().training_step(*args, **kwargs)
+        self.watch.micro_batches.append(loss)
+        return loss
+
+    def rows_of(self, step: int) -> list[list[int]] | None:
+        """The numbers of the prepared rows in each micro-batch of a step on this rank.
+
+        Args:
+            step: counted from 1, as in the log.
+
+        Returns:
+            None where rows are streamed or the caller's own, so that they have no numbers.
+        """
+        if self._at is None or not isinstance(self.train_dataset, PackedRows) or self.args.ignore_data_skip:
+            return None
+        _, loader, steps = self._at
+        epoch, number = divmod(step - 1, steps)
+        loader.set_epoch(epoch)
+        size = self.args.gradient_accumulation_steps
+        batches: Iterable[list[Any]] = islice(loader.batch_sampler, number * size, (number + 1) * size)
+        found = [list(chain.from_iterable(batch) if isinstance(batch[0], list) else batch) for batch in batches]
+        loader.set_epoch(self._at[0])
+        return [[row for row in batch if row < len(self.train_dataset)] for batch in found]  # see `filling`
+
+    def worst_steps(self) -> list[dict[str, Any]]:
+        """The steps with the highest losses on this rank, worst first, with their rows."""
+        return [
+            {"step": step, "loss": _number(loss), "rows": self._shown(self.rows_of(step))}
+            for step, loss in self.watch.worst()
+        ]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._at = (kwargs["epoch"], kwargs["train_dataloader"], kwargs["num_update_steps_per_epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called by Trainer between backward and the optimizer's step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if hasattr(norm, "full_tensor"):  # FSDP2's, whose value lies in parts on all ranks
+            norm = norm.full_tensor()
+        try:
+            if not self._handled_elsewhere() and not self._finite(norm):
+                model.zero_grad(set_to_none=True)  # an optimizer passes over parameters that have no gradient
+                self._tell_not_finite(float(norm))
+        finally:  # the step that ends the run is one of the worst
+            self.watch.end(self.state.global_step + 1)
+        return norm
+
+    def _handled_elsewhere(self) -> bool:
+        return getattr(self.accelerator, "scaler", None) is not None or self.is_deepspeed_enabled
+
+    def _finite(self, norm: Any) -> bool:
+        """On all ranks, which must agree: the gradient's norm is the same on each, the losses are not."""
+        loss = self.watch.loss()
+        both = torch.isfinite(loss) & torch.isfinite(torch.as_tensor(norm, device=loss.device))
+        if self.args.world_size == 1:
+            return bool(both)
+        return bool(self.accelerator.gather(both[None]).all())
+
+    def _tell_not_finite(self, norm: float) -> None:
+        """Writes which rows it was into `not_finite.jsonl`.
+
+        Raises:
+            RunError: it was the last one allowed.
+        """
+        self.watch.not_finite += 1
+        step = self.state.global_step + 1
+        losses = [float(loss) for loss in self.watch.micro_batches]
+        rows = self._shown(self.rows_of(step), losses)
+        line = {"step": step, "rank": self.args.process_index, "grad_norm": _number(norm), "rows": rows}
+        line["losses"] = [_number(loss) for loss in losses]
+        path = self._not_finite_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        logger.warning(f"step {step} is not taken: loss {sum(losses)}, gradient norm {norm}. Its rows are in {path}.")
+        allowed = getattr(self.args, "max_not_finite_steps", 0)
+        if self.watch.not_finite > allowed:
+            raise RunError(
+                f"The loss or its gradient was not finite in {self.watch.not_finite} steps, the last of them step "
+                f"{step} (max_not_finite_steps is {allowed}). Their rows are in {path}.",
+                fix="lower learning_rate, warm up for longer, or look at those rows",
+            )
+
+    def _not_finite_file(self) -> Path:
+        rank = f"-{self.args.process_index}" if self.args.process_index else ""
+        return Path(self.args.output_dir) / f"not_finite{rank}.jsonl"
+
+    def forget_after(self, step: int) -> None:
+        """Drops from this rank's file what an earlier run, or this one before it was resumed, told of later steps."""
+        if (path := self._not_finite_file()).exists():
+            drop_after(path, step)
+            if not path.stat().st_size:
+                path.unlink()
+
+    def _shown(
+        self, micro_batches: list[list[int]] | None, losses: list[float] | None = None
+    ) -> list[dict[str, Any]] | None:
+        """Rows as a reader knows them again; those of a micro-batch whose loss is no number are marked."""
+        if micro_batches is None:
+            return None
+        whole = losses is None or all(map(math.isfinite, losses))
+        shown = []
+        for number, batch in enumerate(micro_batches):
+            at_fault = {} if whole or losses is None else {"at_fault": not math.isfinite(losses[number])}
+            for row in batch:
+                text = self._datasets.tokenizer.decode(self.train_dataset[row].input_ids)[:_SHOWN]
+                documents = [int(document) for document in self.train_dataset.rows[row]]
+                shown.append({"row": int(row), "documents": documents, **at_fault, "text": text})
+        return shown
+
+
+def _badness(item: tuple[float, int]) -> float:
+    return math.inf if math.isnan(item[0]) else item[0]
+
+
+def _number(value: float) -> float | str:
+    """JSON has no word for what is no number."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,174 @@
+"""Every rule of the table: it applies where it should, and not elsewhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import ParallelismConfig
+
+from honed.errors import RecipeError
+from honed.train.optimizers.optimizers import Own
+from honed.train.options import rules, surroundings
+from honed.train.options.config import SFTConfig
+
+
+def several_gpus(args: SFTConfig) -> None:
+    args._n_gpu = 4
+
+
+def deepspeed_tokens(args: SFTConfig) -> None:
+    args.tokens_per_step, args.deepspeed = 256, "ds.json"  # given at once it would have to be installed
+
+
+IN_BACKWARD = {"optimizer_in_backward": True, "max_grad_norm": 0.0}
+
+
+def deepspeed_in_backward(args: SFTConfig) -> None:
+    args.optimizer_in_backward, args.max_grad_norm, args.deepspeed = True, 0.0, "ds.json"
+
+
+def rows_split(args: SFTConfig) -> None:
+    args.parallelism_config = ParallelismConfig(cp_size=2)
+
+
+def sharded(args: SFTConfig) -> None:
+    args.fsdp = True
+
+
+def sharded_muon(args: SFTConfig) -> None:
+    args.optim, args.fsdp = Own.MUON, True
+
+
+def deepspeed_muon(args: SFTConfig) -> None:
+    args.optim, args.deepspeed = Own.MUON, "ds.json"
+
+
+def sharded_and_compiled(args: SFTConfig) -> None:
+    args.fsdp, args.torch_compile = True, True
+
+
+def sharded_and_rounded(args: SFTConfig) -> None:
+    args.fsdp, args.optim_args = True, "bf16_stochastic_round=True"
+
+
+CUDA_GRAPHS = {"torch_compile_mode": "reduce-overhead"}
+CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
+    "data_parallel": several_gpus,
+    "context_parallel": rows_split,
+    "packing_without_length": {"packing": True, "max_length": None},
+    "liger_absent": {"use_liger_kernel": True},
+    "liger_without_gpu": {"use_liger_kernel": True},
+    "liger_loss": {"liger_kernel_config": {"fused_linear_cross_entropy": True}},
+    "truncation_mode": {"truncation_mode": "keep_end"},
+    "selective_checkpointing": {"gradient_checkpointing_kwargs": {"selective": True}},
+    "tokens_and_accumulation": {"tokens_per_step": 256, "gradient_accumulation_steps": 2},
+    "tokens_of_a_stream": {"tokens_per_step": 256, "streaming": True},
+    "tokens_with_deepspeed": deepspeed_tokens,
+    "in_backward_clipping": {"optimizer_in_backward": True},
+    "in_backward_accumulation": {**IN_BACKWARD, "gradient_accumulation_steps": 2},
+    "in_backward_alone": deepspeed_in_backward,
+    "in_backward_adamw": {**IN_BACKWARD, "optim": "adafactor"},
+    "in_backward_reentrant": {**IN_BACKWARD, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "muon_sharded": sharded_muon,
+    "muon_deepspeed": deepspeed_muon,
+    "rounding_of_shards": sharded_and_rounded,
+    "compile_of_shards": sharded_and_compiled,
+    "compile_without_compiler": {"torch_compile": True},
+    "cuda_graphs_and_checkpointing": {**CUDA_GRAPHS, "gradient_checkpointing": True},
+    "fp8_value": {"fp8": "yes"},
+    "fp8_absent": {"fp8": True},
+    "fp8_hardware": {"fp8": True},
+    "fp8_of_shards": {"fp8": "emulate", "fp16": True},
+    "fp8_not_compiled": {"fp8": True},
+    "lengths_of_cuda_graphs": {**CUDA_GRAPHS, "gradient_checkpointing": False},
+    "fsdp_on_cpu": sharded,
+    "liger_config": {"liger_kernel_config": {"rope": False}},
+    "checkpointing_kwargs": {
+        "gradient_checkpointing": False,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    },
+    "checkpointing_every_n": {
+        "gradient_checkpointing": "selective",
+        "gradient_checkpointing_kwargs": {"every_n_layers": 2},
+    },
+    "budget_without_auto": {"memory_budget": 8.0},
+    "budget_not_positive": {"memory_budget": 0.0, "gradient_checkpointing": "auto"},
+    "offloading_on_cpu": {"activation_offloading": True},
+    "dataset_num_proc": {"dataset_num_proc": 4, "streaming": True},
+    "dataset_kwargs": {"dataset_kwargs": {"add_special_tokens": False}},
+    "packing_unprepared": {"packing": True, "dataset_kwargs": {"skip_prepare_dataset": True}},
+    "strategy_without_packing": {"packing_strategy": "wrapped"},
+    "completion_and_train_on": {"completion_only_loss": True, "train_on": "all"},
+    "shuffled_stream": {"shuffle_dataset": True, "streaming": True},
+    "length_grouping": {"train_sampling_strategy": "group_by_length"},
+    "bf16_on_cpu": {"bf16": True},
+}
+
+
+def arguments(tmp_path: Path, case: dict[str, Any] | Callable[[SFTConfig], None]) -> SFTConfig:
+    changes = case if isinstance(case, dict) else {}
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, **changes)
+    args.n_gpu  # noqa: B018 - reading it sets the devices up, which would undo the next line
+    if not isinstance(case, dict):
+        case(args)
+    return args
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {rule.name for rule in rules.RULES} == set(CASES)
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
+def test_the_rule_applies(rule: rules.Rule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "cpu_likes_bf16", lambda: False)
+    monkeypatch.setattr(rules, "is_missing", lambda package: rule.name in ("liger_absent", "fp8_absent"))
+    monkeypatch.setattr(rules, "has_compiler", lambda device: rule.name != "compile_without_compiler")
+    monkeypatch.setattr(rules, "multiplies_float8", lambda args: rule.name != "fp8_hardware")
+    args = arguments(tmp_path, CASES[rule.name])
+    assert rule.when(args)
+    if rule.refuses:
+        with pytest.raises(RecipeError) as caught:
+            rules.check(args)
+        assert rule.message in str(caught.value) and rule.fix in str(caught.value)
+    else:
+        assert any(rule.message in note for note in rules.check(args))
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
+def test_the_rule_leaves_plain_arguments_alone(rule: rules.Rule, tmp_path: Path) -> None:
+    assert not rule.when(arguments(tmp_path, {}))
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("CP", 2), ("SP", 2), ("TP", 1)])
+def test_rows_may_be_split_by_accelerate_launch_as_well(
+    kind: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind}_SIZE", "2")
+    assert surroundings.row_parts(arguments(tmp_path, {})) == parts
+
+
+@pytest.mark.parametrize(("name", "refused"), [("muon", True), ("adamw_torch", False)])
+def test_muon_sees_what_accelerate_launch_shards(
+    name: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    rule = next(rule for rule in rules.RULES if rule.name == "muon_sharded")
+    assert rule.when(arguments(tmp_path, {"optim": name})) is refused
+
+
+def test_muon_does_not_step_in_the_backward_pass(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is AdamW, not another"):
+        rules.check(arguments(tmp_path, {**IN_BACKWARD, "optim": "muon"}))
+
+
+@pytest.mark.parametrize(("name", "rule"), [("FSDP", "muon_sharded"), ("DEEPSPEED", "muon_deepspeed")])
+def test_who_shards_may_be_said_by_the_launcher(
+    name: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = arguments(tmp_path, {"optim": "muon"})
+    [wanted] = [one for one in rules.RULES if one.name == rule]
+    assert not wanted.when(args) and not surroundings.is_sharded(args)
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")  # as `accelerate launch` does
+    assert wanted.when(args) and surroundings.is_sharded(args)
