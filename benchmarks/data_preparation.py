@@ -124,7 +124,7 @@ def measure(side: str, kind: str, file: Path) -> dict[str, Any]:
 
 def ours(kind: str, file: Path, *, workers: int = 1) -> dict[str, Any]:
     from honed.data.prepare.cache import prepare_cached
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
 
     tokenizer = load_tokenizer()
     packing = kind == "text"

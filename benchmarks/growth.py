@@ -226,7 +226,8 @@ def resident(key: str) -> float:
 
 def preparation(rows: int) -> float:
     """Processor seconds from the file to training tokens; the packaged starter set, repeated."""
-    from honed.data.prepare.prepare import PrepareOptions, prepare
+    from honed.data.prepare.options import PrepareOptions
+    from honed.data.prepare.prepare import prepare
     from honed.model.load import load_tokenizer
 
     tokenizer = load_tokenizer("smollm2-135m-instruct")

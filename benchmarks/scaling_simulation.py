@@ -78,7 +78,8 @@ def real_lengths() -> tuple[np.ndarray, str]:
     """Tokens of each conversation as honed prepares it; those above the capacity are dropped, as recipes do."""
     from data_preparation import SHARED, distinct_pairs, load_tokenizer
 
-    from honed.data.prepare.prepare import PrepareOptions, prepare
+    from honed.data.prepare.options import PrepareOptions
+    from honed.data.prepare.prepare import prepare
 
     rows = [
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from honed.data.batch.completion_collator import DataCollatorForCompletionOnlyLM as DataCollatorForCompletionOnlyLM
-    from honed.data.prepare.prepare import PrepareOptions as PrepareOptions
+    from honed.data.prepare.options import PrepareOptions as PrepareOptions
     from honed.data.prepare.prepare import prepare as prepare
     from honed.data.read.trl_rows import apply_chat_template as apply_chat_template
     from honed.data.read.trl_rows import is_conversational as is_conversational
@@ -40,7 +40,7 @@ _HOMES = {
     "DataCollatorForCompletionOnlyLM": "honed.data.batch.completion_collator",
     "HonedError": "honed.errors",
     "ModelConfig": "honed.train.options.model_config",
-    "PrepareOptions": "honed.data.prepare.prepare",
+    "PrepareOptions": "honed.data.prepare.options",
     "Recipe": "honed.recipe",
     "SFTConfig": "honed.train.options.config",
     "SFTTrainer": "honed.train.trainer.trainer",

@@ -52,7 +52,7 @@ for _letter in "yYnNoO":  # else yes, no, on and off would be true and false
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRecipe:
-    """What is trained on; `files` is what `data: FILE` means in short. See `honed.data.prepare.prepare.PrepareOptions`.
+    """What is trained on; `files` is what `data: FILE` means in short. See `honed.data.prepare.options.PrepareOptions`.
 
     Attributes:
         files: files, folders, patterns and Hub ids (see `honed.data.read.sources.shards`).

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,28 @@ def names_in(node: ast.AST) -> set[str | None]:
 @each(ALL_CODE)
 def test_parses_as_python_3_10(path: Path) -> None:
     tree(path)
+
+
+def test_no_files_import_each_other() -> None:
+    """Neither straight nor in a circle, in functions and for types alike; `honed/__init__.py` names what is public."""
+    known = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in CODE if path.name != "__init__.py"
+    }
+    graph = {name: {module for module in imports(path) if module in known} for name, path in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"move what they share into a file below: {' <- '.join(error.args[1])}")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """All that a file imports by name, and names that may be modules."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("module", ["honed", "honed.cli.main"])

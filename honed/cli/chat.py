@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from honed.cli.generate import SAMPLING, add_sampling, sampling
+from honed.cli.sampling import SAMPLING, add_sampling, sampling
 from honed.errors import HonedError
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ def read_param(name: str, text: str) -> int | float | None:
     """
     import argparse
 
-    from honed.cli.generate import add_sampling
+    from honed.cli.sampling import add_sampling
 
     if text == "own" and name not in ("temperature", "max_new_tokens", "seed"):
         return None

@@ -52,10 +52,12 @@ def load_speaker(name: str, *, seed: int, weights: bool = True) -> Speaker:
     """
     from transformers import set_seed
 
-    from honed.data.prepare.prepare import PrepareOptions, make_template
+    from honed.data.prepare.options import PrepareOptions
+    from honed.data.prepare.prepare import make_template
     from honed.generate.answer import need_template
     from honed.model.device import pick_device
-    from honed.model.load import load_for_generation, load_tokenizer, resolve
+    from honed.model.load import load_tokenizer, resolve
+    from honed.model.load_trained import load_for_generation
 
     set_seed(seed)
     if weights:

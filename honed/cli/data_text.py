@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from honed.cli.data_reading import Plan
 from honed.data.lint.kinds import SEVERITIES, Finding
 from honed.data.lint.lint import Checked
 from honed.data.lint.view import visible
-
-if TYPE_CHECKING:
-    from honed.cli.data import Plan
 
 WIDTH = 100
 PLURALS = {"error": "Errors", "warning": "Warnings", "hint": "Hints"}

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, command: str) -> int:
     """Trains, or shows the finished run of the same recipe."""
     from honed.cli.console import quiet_libraries, show_result
-    from honed.cli.train import find_recipe
+    from honed.cli.recipe_arguments import find_recipe
     from honed.recipe import load_recipe
     from honed.train.run_folder.folder import RunFolder
     from honed.train.run_folder.secrets import masked_yaml

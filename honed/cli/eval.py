@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from honed.data.ledger import Ledger
-    from honed.data.prepare.prepare import PrepareOptions
-    from honed.data.templates.template import Template
+    from honed.data.prepare.options import PrepareOptions
+    from honed.data.templates.view import Template
     from honed.evaluate.evaluation import Exam, Measured
     from honed.evaluate.held_out import Collate, Scorer
     from honed.evaluate.measure import Compared
@@ -128,7 +128,7 @@ def trained_with(folder: Path, max_length: int | None) -> PrepareOptions:
     """
     from dataclasses import fields, replace
 
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
     from honed.recipe import load_recipe
 
     options = PrepareOptions()
@@ -146,7 +146,7 @@ def _measured(args: argparse.Namespace, name: str, exam: Exam, tokenizer: Any, t
 
     from honed.evaluate.evaluation import check_same_tokens, sit
     from honed.model.device import pick_device
-    from honed.model.load import load_for_generation
+    from honed.model.load_trained import load_for_generation
 
     print(f"{name}:")
     model, own_tokenizer = load_for_generation(name, device=pick_device())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from honed.data.batch.table import TokenTable
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
     from honed.model.export import Probe
 
 PROBES = 6
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 def rows_of(folder: Path, tokenizer: Any, *, count: int) -> TokenTable:
     """The first rows of the run's training data; of the starter set where the folder is no run's or they are gone."""
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
     from honed.data.read.sources import STARTER
     from honed.errors import DataError
     from honed.recipe import load_recipe

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from honed.cli.generate import sampling
+from honed.cli.sampling import sampling
 from honed.errors import RecipeError
 
 if TYPE_CHECKING:

@@ -165,7 +165,8 @@ def read_texts(files: list[str], unread: Counter[str]) -> Iterator[str]:
     Raises:
         DataError: a file cannot be read.
     """
-    from honed.data.read.formats import ReadOptions, RowError, read_example
+    from honed.data.example import RowError
+    from honed.data.read.formats import ReadOptions, read_example
     from honed.data.read.sources import read_rows
 
     for source, row in read_rows(files):
@@ -181,8 +182,7 @@ def texts_of(example: Example) -> Iterator[str]:
     Raises:
         RowError: it holds token ids.
     """
-    from honed.data.example import Conversation, Document, PromptCompletion
-    from honed.data.read.formats import RowError
+    from honed.data.example import Conversation, Document, PromptCompletion, RowError
 
     if isinstance(example, Conversation):
         for message in example.messages:

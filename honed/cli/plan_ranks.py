@@ -7,10 +7,11 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from honed.cli.machine import Machine
+from honed.cli.plan_choices import Choice
 from honed.errors import RecipeError
 
 if TYPE_CHECKING:
-    from honed.cli.plan import Choice, Machine
     from honed.model.plan_ranks import Cluster, Prediction
 
 # Bytes per second to another GPU of the node, in one direction, as the makers publish them: NVLink, else PCIe 4 x16.

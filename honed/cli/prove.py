@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, command: str) -> int:
     """Checks and shows; 1 where a statement fails."""
     from honed.cli.console import quiet_libraries
-    from honed.cli.train import recipe_of
+    from honed.cli.recipe_arguments import recipe_of
 
     recipe = recipe_of(args)
     quiet_libraries()

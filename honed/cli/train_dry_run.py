@@ -76,7 +76,7 @@ def _steps(found: DryRun) -> str:
 
 def _time(found: DryRun) -> str | None:
     """A guess from the operations and what the machine could do at best; None where one of them is not known."""
-    from honed.cli.plan import machine
+    from honed.cli.machine import machine
     from honed.model.plan_time import EFFICIENCY, cpu_flops
 
     if (

@@ -28,7 +28,7 @@ def all_keys() -> str:
     """The recipe's keys, honed's arguments of training, and the names of transformers' own."""
     from transformers import TrainingArguments
 
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
     from honed.model.adapters import lora_config
     from honed.recipe import SECTIONS, TRAIN_DEFAULTS, Recipe
     from honed.train.options.config import SFTConfig

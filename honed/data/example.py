@@ -1,4 +1,4 @@
-"""The canonical forms of a source row: what every format is turned into before anything else happens."""
+"""The canonical forms of a source row, and what is raised where a row has none."""
 
 from __future__ import annotations
 
@@ -123,3 +123,11 @@ class Tokens:
 
 
 Example = Conversation | PromptCompletion | Document | Tokens
+
+
+class RowError(ValueError):
+    """This row cannot be used. `reason` is the same for all rows with the same fault, so that it can be counted."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}" if detail else reason)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from honed.data.templates.template import Template
+from honed.data.templates.view import Template
 from honed.errors import ModelError
 from honed.evaluate.before_after import Form
 from honed.evaluate.behaviour import Prompt, behaviour_measures, task_measures

@@ -18,12 +18,11 @@ from honed.data.encode.render import Rendered
 from honed.data.example import Conversation, Document, Example, PromptCompletion
 from honed.data.ledger import Ledger
 from honed.data.prepare.kept import KeptRow
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.reader import RowReader
 from honed.data.read.formats import ReadOptions, read_example
 from honed.data.read.sources import read_rows
-from honed.data.templates.template import Template
-from honed.data.templates.view import trained_turns
+from honed.data.templates.view import Template, trained_turns
 from honed.errors import DataError
 from honed.evaluate.measure import Measure
 from honed.evaluate.statistics import Ratio

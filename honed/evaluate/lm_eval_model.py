@@ -17,7 +17,7 @@ import numpy as np
 
 from honed.data.batch.table import PackedRow
 from honed.data.example import Conversation, Message
-from honed.data.templates.template import Piece, View
+from honed.data.templates.view import Piece, View
 from honed.errors import MissingExtraError, RecipeError
 from honed.evaluate.held_out import Collate, Scorer, score
 from honed.generate.answer import answers, ask

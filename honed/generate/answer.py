@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from honed.data.encode.render import Renderer
-from honed.data.example import Message
-from honed.data.read.formats import RowError
-from honed.data.templates.template import Piece, Template
+from honed.data.example import Message, RowError
+from honed.data.templates.view import Piece, Template
 from honed.errors import ModelError, TemplateError
 from honed.generate.choice import OWN, open_engine, sampling_of, stop_ids
 from honed.generate.request import Completion, Request, TextEngine

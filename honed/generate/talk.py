@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from honed.data.example import Message
-from honed.data.templates.template import Template
+from honed.data.templates.view import Template
 from honed.generate.answer import prompt_ids
 from honed.generate.choice import open_engine, sampling_of, stop_ids
 from honed.generate.request import Piece, Request, TextEngine

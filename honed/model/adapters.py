@@ -9,6 +9,7 @@ from typing import Any
 
 from honed.errors import HonedError, ModelError
 from honed.model.chat_tokens import new_token_rows, template_tokens
+from honed.model.load import first_line, load_model
 from honed.model.loftq import start_at_residual
 from honed.model.quantize import is_quantized, keep_differentiable, packed_layers, refuse_compressed
 
@@ -148,8 +149,6 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
         ModelError: the adapter or its base model cannot be loaded.
     """
     from peft import PeftConfig, PeftModel
-
-    from honed.model.load import first_line, load_model
 
     try:
         if base is None:

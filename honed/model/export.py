@@ -19,7 +19,8 @@ import torch
 from honed.errors import ModelError, RunError
 from honed.model import quantize
 from honed.model.adapters import load_with_adapter
-from honed.model.load import is_adapter, load_for_generation, load_model, load_tokenizer, trained_on
+from honed.model.load import is_adapter, load_model, load_tokenizer
+from honed.model.load_trained import load_for_generation, trained_on
 
 # Root mean square of the logits' change over their standard deviation. Casting rounds each weight by up to 2^-9 of
 # itself in bfloat16, 2^-12 in float16; in float32 merging alone rounds.

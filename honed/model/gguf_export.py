@@ -24,7 +24,8 @@ import torch
 from honed.errors import ModelError
 from honed.model.export import Comparison, Probe, compare, outputs
 from honed.model.gguf_folder import unpermute
-from honed.model.load import first_line, is_adapter, load_for_generation, resolve
+from honed.model.load import first_line, is_adapter, resolve
+from honed.model.load_trained import load_for_generation
 from honed.progress import Progress
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from honed.model import quantize
 from honed.model.device import pick_dtype
 from honed.model.smollm2 import MODEL_NAME as DEFAULT_MODEL
 from honed.model.smollm2 import resolve_default_model
-from honed.recipe import load_recipe
 
 
 def resolve(name: str) -> str:
@@ -175,38 +174,6 @@ def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
             and kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         )
     return transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-
-
-def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype | str | None = None) -> tuple[Any, Any]:
-    """Model and tokenizer of a run's folder (adapter or whole model) or of any model, ready to generate.
-
-    Raises:
-        ModelError: there is none, or its base model is gone.
-    """
-    from transformers import GenerationConfig
-
-    from honed.model.adapters import load_with_adapter
-
-    folder = resolve(name)
-    tokenizer = load_tokenizer(folder)
-    adapted = is_adapter(folder)
-    load = load_with_adapter if adapted else load_model
-    options: dict[str, Any] = {"quantization": trained_on(folder)} if adapted else {"trains_all": False}
-    model = load(folder, device=device, dtype=dtype, **options).eval()
-    if adapted and (Path(folder) / "generation_config.json").exists():
-        # peft takes the base model's; the stop tokens that were trained stand in the run's own
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model, tokenizer
-
-
-def trained_on(folder: str) -> str | None:
-    """How the base was quantised when honed trained the adapter in this folder; None where it was not.
-
-    Raises:
-        RecipeError: the folder's recipe.yaml is none.
-    """
-    recipe = Path(folder) / "recipe.yaml"
-    return load_recipe(recipe).quantization if recipe.is_file() else None
 
 
 def is_adapter(folder: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from honed.errors import ModelError
+from honed.model.load import load_model
 
 
 @torch.no_grad()
@@ -29,8 +30,6 @@ def start_at_residual(model: Any, adapter: str = "default") -> None:
         ModelError: no LoRA layer stands on 4-bit weights, or the original cannot be loaded.
     """
     from bitsandbytes.functional import dequantize_4bit
-
-    from honed.model.load import load_model
 
     base = model.get_base_model()
     layers = {

@@ -17,11 +17,12 @@ from honed.data.encode.render import Rendered
 from honed.data.example import Example
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import Mixture, Part, as_mixture, with_data
-from honed.data.prepare.prepare import PrepareOptions, make_template, part_options
+from honed.data.prepare.options import PrepareOptions, part_options
+from honed.data.prepare.prepare import make_template
 from honed.data.prepare.reader import RowReader
 from honed.data.read.formats import ReadOptions, read_example
 from honed.data.read.sources import SourcedRow, SourcedRows, read_rows
-from honed.data.templates.template import Template
+from honed.data.templates.view import Template
 from honed.errors import DataError
 
 TEXT_ROWS = 200  # rows whose tokens are looked at; nothing is computed with most of them

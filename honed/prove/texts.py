@@ -12,8 +12,9 @@ from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRows
 from honed.data.encode.render import Renderer, Turn
 from honed.data.example import Conversation
-from honed.data.prepare.prepare import PrepareOptions, prepare, tokenizer_with_template
-from honed.data.templates.template import PlainTemplate
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare, tokenizer_with_template
+from honed.data.templates.plain import PlainTemplate
 from honed.data.templates.view import special_tokens, trained_turns
 from honed.loss.objective import next_token_targets
 from honed.model.vocabulary import agree_on_stops

@@ -22,8 +22,8 @@ import numpy as np
 from honed.data.lint.kinds import SEVERITIES, Finding, Spot
 from honed.data.lint.lint import Checked
 from honed.data.lint.view import TokenViewer, visible
-from honed.data.prepare.prepare import PrepareOptions
-from honed.data.templates.template import special_tokens
+from honed.data.prepare.options import PrepareOptions
+from honed.data.templates.view import special_tokens
 from honed.errors import RunError
 from honed.report.data_page_charts import Histogram, histogram
 from honed.report.data_page_rows import row_id, rows_section

@@ -10,10 +10,11 @@ from importlib import import_module
 from itertools import groupby
 from typing import Any
 
+from honed.data.example import RowError
 from honed.data.lint.tokens import TokenCheck
 from honed.data.lint.view import ShownToken, TokenViewer, visible
-from honed.data.prepare.prepare import PrepareOptions
-from honed.data.read.formats import RowError, read_example
+from honed.data.prepare.options import PrepareOptions
+from honed.data.read.formats import read_example
 from honed.data.read.sources import read_rows
 from honed.errors import DataError, RecipeError
 from honed.recipe import suggest

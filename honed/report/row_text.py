@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
+from honed.data.example import RowError
 from honed.data.lint.tokens import TokenCheck, reading_of
 from honed.data.lint.view import ShownToken, TokenViewer, visible
-from honed.data.read.formats import RowError
 
 if TYPE_CHECKING:
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
 
 SHORT_CONTEXT = 240  # characters kept at each end of a long untrained stretch
 

@@ -1,1 +1,1 @@
-"""Training: configuration, trainer, run."""
+"""Training: two engines, the plain loop and SFTTrainer, for one run."""

@@ -129,3 +129,15 @@ def memory_gb(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def describe(logs: dict[str, float]) -> str:
+    """'loss 0.512  lr 1.8e-03  612 tok/s (301 trained)'."""
+    parts = [f"loss {logs['loss']:.4f}"]
+    if "learning_rate" in logs:
+        parts.append(f"lr {logs['learning_rate']:.1e}")
+    if "tokens_per_second" in logs:
+        trained = logs.get("trained_tokens_per_second")
+        of_them = "" if trained is None else f" ({trained:.0f} trained)"
+        parts.append(f"{logs['tokens_per_second']:.0f} tok/s{of_them}")
+    return "  ".join(parts)

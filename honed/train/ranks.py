@@ -1,4 +1,4 @@
-"""What the plain loop asks of the system: its device, the other processes, and SIGTERM."""
+"""What training asks of the system: its device, the other processes, and SIGTERM."""
 
 from __future__ import annotations
 

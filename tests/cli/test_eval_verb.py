@@ -101,7 +101,7 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: Any, **options: Any) -> None:
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr("honed.model.load.load_for_generation", load)
+    monkeypatch.setattr("honed.model.load_trained.load_for_generation", load)
     monkeypatch.setattr("honed.evaluate.lm_eval_model.find_spec", lambda name: None)
 
 

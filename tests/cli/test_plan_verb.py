@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from honed.cli.plan import Machine, read_rate, read_size
+from honed.cli.machine import Machine, read_rate, read_size
 from honed.cli.plan_ranks import cluster, read_bandwidth
 from honed.errors import RecipeError
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from honed.cli.train import add_arguments, recipe_of
+from honed.cli.recipe_arguments import recipe_of
+from honed.cli.train import add_arguments
 
 pytest.importorskip("peft")
 ROOT = Path(__file__).resolve().parents[2]

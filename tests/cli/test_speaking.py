@@ -240,7 +240,9 @@ def test_vllm_alone_loads_the_weights(
                 yield Piece(request=number, answer=request.first, text=done.text, done=done)
 
     monkeypatch.setattr("honed.generate.vllm_engine.VllmEngine", Double)
-    monkeypatch.setattr("honed.model.load.load_for_generation", lambda *_, **__: pytest.fail("the weights are loaded"))
+    monkeypatch.setattr(
+        "honed.model.load_trained.load_for_generation", lambda *_, **__: pytest.fail("the weights are loaded")
+    )
     out = tmp_path / "out.jsonl"
     shown = honed("generate", model_folder, "--data", rows, "--out", out, "--engine", "vllm")
     assert shown.status == 0, shown.err

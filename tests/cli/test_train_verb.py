@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import honed.cli.train as verb
-from honed.cli.train import divide, find_recipe
+from honed.cli.recipe_arguments import divide, find_recipe
 from honed.cli.train_dry_run import without_flag
 from honed.errors import RecipeError
 from honed.recipe import SECTIONS, Recipe, load_recipe

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from honed.cli.eval import opened_scorer
-from honed.data.prepare.prepare import PrepareOptions, make_template
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import make_template
 from honed.errors import DataError
 from honed.evaluate.held_out import KINDS, ROLES, HeldOut, batches, loss_measures, read_held_out, score
 

@@ -86,7 +86,7 @@ def test_a_read_only_output(as_nobody: Path) -> None:
 
 def test_a_read_only_cache(as_nobody: Path, tiny_tokenizer: Any) -> None:
     from honed.data.prepare.cache import prepare_cached
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
     from honed.data.read.sources import starter_file
 
     with pytest.raises(HonedError, match="Permission denied"):
@@ -125,7 +125,7 @@ def test_prepared_data_that_lie_are_made_again(
 ) -> None:
     """One byte of another value, the size as before."""
     from honed.data.prepare.cache import prepare_cached
-    from honed.data.prepare.prepare import PrepareOptions
+    from honed.data.prepare.options import PrepareOptions
 
     def ids() -> list[int]:
         prepared = prepare_cached(str(rows_file), tiny_tokenizer, PrepareOptions(), root=tmp_path / "cache")

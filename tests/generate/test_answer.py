@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from honed.data.example import Message
-from honed.data.prepare.prepare import PrepareOptions, make_template
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import make_template
 from honed.errors import ModelError, TemplateError
 from honed.generate.answer import Answer, answers, ask, need_template, stop_ids
 

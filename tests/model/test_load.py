@@ -12,7 +12,8 @@ import torch
 from honed.errors import ModelError
 from honed.model import load
 from honed.model.adapters import attach, lora_config
-from honed.model.load import load_for_generation, load_model, load_tokenizer, resolve
+from honed.model.load import load_model, load_tokenizer, resolve
+from honed.model.load_trained import load_for_generation
 
 CPU = torch.device("cpu")
 

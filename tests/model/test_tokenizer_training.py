@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from honed.data.prepare.prepare import PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
 from honed.errors import DataError, ModelError
 from honed.model.tokenizer_training import chat_template, train_tokenizer
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 import honed.recipes
-from honed.cli.train import add_arguments, find_recipe, recipe_of
+from honed.cli.recipe_arguments import find_recipe, recipe_of
+from honed.cli.train import add_arguments
 from honed.recipe import Recipe
 
 CLUSTER = Path(honed.recipes.__file__).parent / "cluster"

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import honed.recipes
-from honed.cli.train import divide, find_recipe
+from honed.cli.recipe_arguments import divide, find_recipe
 from honed.recipe import load_recipe
 from honed.train.run.run import run, training_arguments
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from honed.data.lint.lint import check
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.report.axis import value_axis
 from honed.report.data_page import PageFacts, render_data_page
 from honed.report.data_page_charts import Histogram, bars_of, histogram

@@ -11,7 +11,7 @@ import pytest
 from browser_tools import dom, frame, need_chromium, with_script
 
 from honed.data.lint.lint import check
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.report.data_page import PageFacts, write_data_page
 
 pytestmark = pytest.mark.browser

@@ -165,7 +165,8 @@ def work_when_asked(asked: Any) -> None:
 
 def answer(model: Any, processing_class: Any) -> None:
     """Answers two questions, as `honed train` does before and after."""
-    from honed.data.prepare.prepare import PrepareOptions, make_template
+    from honed.data.prepare.options import PrepareOptions
+    from honed.data.prepare.prepare import make_template
     from honed.generate.answer import answers, ask, need_template
 
     template = need_template(make_template(processing_class, PrepareOptions()), "tiny")

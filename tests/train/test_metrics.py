@@ -11,9 +11,8 @@ from transformers import DataCollatorForSeq2Seq
 
 from honed.ops.linear_cross_entropy import TokenScores
 from honed.train.forward.seams import known_counts
-from honed.train.metrics import StepMetrics, memory_gb
+from honed.train.metrics import StepMetrics, describe, memory_gb
 from honed.train.options.config import SFTConfig
-from honed.train.trainer.callbacks import describe
 from honed.train.trainer.trainer import SFTTrainer
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from honed.data.encode.encode import Encoder
-from honed.data.example import Conversation, Document, Example, PromptCompletion, Source, Tokens
-from honed.data.read.formats import RowError
+from honed.data.example import Conversation, Document, Example, PromptCompletion, RowError, Source, Tokens
+from honed.data.templates.jinja import JinjaTemplate
 from honed.data.templates.shapes import Form
-from honed.data.templates.template import JinjaTemplate, Piece, Template, View, special_tokens
+from honed.data.templates.view import Piece, Template, View, special_tokens
 from honed.errors import DataError
 
 # What a text is encoded behind (None: the tokenizer's own BOS), the text, and whether special tokens in it are text.

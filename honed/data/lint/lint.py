@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from honed.data.encode.render import Rendered
-from honed.data.example import Example, Source, Tokens
+from honed.data.example import Example, RowError, Source, Tokens
 from honed.data.ledger import Ledger
 from honed.data.lint.kinds import Finding, Findings
 from honed.data.lint.repeats import Known, Repeats
@@ -24,9 +24,9 @@ from honed.data.lint.rows import row_faults, said
 from honed.data.lint.spread import Spread, length_findings
 from honed.data.lint.text import ControlTokens, text_faults
 from honed.data.lint.tokens import TokenCheck, reading_of
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.data.read.columns import Columns, beside
-from honed.data.read.formats import RowError, formats_of, read_example
+from honed.data.read.formats import formats_of, read_example
 from honed.data.read.sources import read_rows
 from honed.progress import progress
 

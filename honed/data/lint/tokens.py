@@ -14,13 +14,14 @@ import numpy as np
 from honed.data.batch.pack import pack_best_fit
 from honed.data.encode.empty_reasoning import EmptyReasoning
 from honed.data.encode.render import Rendered, Renderer
-from honed.data.example import Example
+from honed.data.example import Example, RowError
 from honed.data.ledger import Ledger
 from honed.data.lint.kinds import Findings
-from honed.data.prepare.prepare import PrepareOptions, make_template
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import make_template
 from honed.data.prepare.reader import Fitted, fit
-from honed.data.read.formats import ReadOptions, RowError
-from honed.data.templates.template import Template, View, special_tokens
+from honed.data.read.formats import ReadOptions
+from honed.data.templates.view import Template, View, special_tokens
 from honed.data.vision.prepare import without_cuts
 from honed.data.vision.render import VisionRenderer
 from honed.data.vision.template import VisionTemplate

@@ -24,7 +24,8 @@ from honed.cache import cache_errors, cache_folder, manifest_fault, publish, wor
 from honed.data.batch.table import PackedRows, TokenTable
 from honed.data.encode.tokenizer_state import state_of, states_kept
 from honed.data.ledger import Ledger
-from honed.data.prepare.prepare import Prepared, PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import Prepared, prepare
 from honed.data.read.sources import files_of
 
 KIND = "prepared"

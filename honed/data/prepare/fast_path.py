@@ -11,21 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from honed.data.encode.render import Renderer
 from honed.data.example import Conversation, Source
 from honed.data.prepare.kept import KeptRows
+from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.plain_rows import PlainRows, Shape, example_of
 from honed.data.read.messages import PLAIN_ROLES
 from honed.data.read.sources import SourcedRow
+from honed.data.templates.jinja import JinjaTemplate
 from honed.data.templates.shapes import Segments
-from honed.data.templates.template import JinjaTemplate, View
-
-if TYPE_CHECKING:
-    from honed.data.prepare.prepare import PrepareOptions
+from honed.data.templates.view import View
 
 _NOWHERE = Source(file="", row=0)
 

@@ -6,13 +6,11 @@ What is read here is read alike by `formats.read_example`; whatever it might ref
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from honed.data.example import Conversation, Document, Example, Message, PromptCompletion, Source
+from honed.data.prepare.options import PrepareOptions
 from honed.data.read.formats import ROW_KEYS, format_of_keys
-
-if TYPE_CHECKING:
-    from honed.data.prepare.prepare import PrepareOptions
 
 # The roles of a conversation, or the name of a format of texts.
 Shape = tuple[str, ...] | str

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,93 +20,17 @@ from honed.data.example import Source
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
 from honed.data.prepare.kept import KeptRows
+from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.prepare.reader import RowReader
 from honed.data.prepare.workers import can_fork, kept_rows, kept_rows_by_workers
-from honed.data.read.formats import FORMATS, check_columns
 from honed.data.read.sources import files_of, unread_rows
-from honed.data.templates.template import PLAIN_SYSTEM_PROMPT, TRAIN_ON, JinjaTemplate, Masks, PlainTemplate, Template
+from honed.data.templates.jinja import JinjaTemplate
+from honed.data.templates.plain import PLAIN_SYSTEM_PROMPT, PlainTemplate
+from honed.data.templates.view import Template
 from honed.errors import DataError, RecipeError
 from honed.progress import Progress
 
-OVERLONG = ("drop", "truncate", "split", "error")
-PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
-BAD_ROWS = ("error", "drop")
 MUCH_TEXT = 4 << 20  # bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareOptions:
-    """How rows become training tokens.
-
-    Attributes:
-        format: a name of `formats.FORMATS`, or "auto": recognised row by row.
-        template: "auto" (the tokenizer's own), "plain", or the path of a Jinja file.
-        template_arguments: further variables of the template.
-        columns: what the format expects -> the row's own name of it, as in `{messages: chat, role: who}`.
-        system: system prompt for conversations that have none.
-        train_on: "assistant" (every answer), "last" (the last one), "all" (the whole text, as in TRL: `train` and
-            `weight` of messages are not looked at), or "completion" (answers of rows that separate question and
-            answer, the whole text of the rest: TRL's default).
-        train_roles: roles whose turns are trained.
-        train_reasoning: False gives the reasoning inside trained turns weight 0.
-        train_tool_calls: False gives the tool calls inside trained turns weight 0.
-        max_length: longest document in tokens, and the capacity of a packed row; None for no limit (no packing then).
-        overlong: what happens to longer documents: "drop", "truncate" (keeps the start, counts what was cut),
-            "split" (into parts, each a document of its own), "error".
-        packing: several documents share a row, isolated from each other.
-        packing_strategy: "bfd" (best fit, decreasing: no document is torn), "bfd_split" (also overlong=split) or
-            "wrapped" (rows are full to the last token and tear the documents at their ends; for pre-training).
-        share_prefixes: packing puts documents that begin alike into one row, which holds what they share once.
-        bad_rows: "error" (stop and list them) or "drop" (count them).
-        text_field: column of plain-text rows. Where it is named, its text comes before columns of ShareGPT (with `role`
-            and `content`) and Alpaca, as in TRL; None: `text`, behind all other formats.
-    """
-
-    format: str = "auto"
-    template: str = "auto"
-    template_arguments: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    system: str | None = None
-    train_on: str = "assistant"
-    train_roles: tuple[str, ...] = ("assistant",)
-    train_reasoning: bool = True
-    train_tool_calls: bool = True
-    max_length: int | None = 1024
-    overlong: str = "drop"
-    packing: bool = False
-    packing_strategy: str = "bfd"
-    share_prefixes: bool = False
-    bad_rows: str = "error"
-    text_field: str | None = None
-
-    def __post_init__(self) -> None:
-        _one_of("format", self.format, ("auto", *FORMATS))
-        check_columns(self.columns)
-        self.masks()
-        _one_of("train_on", self.train_on, TRAIN_ON)
-        _one_of("overlong", self.overlong, OVERLONG)
-        _one_of("bad_rows", self.bad_rows, BAD_ROWS)
-        _one_of("packing_strategy", self.packing_strategy, PACKING_STRATEGIES)
-        if self.max_length is not None and self.max_length < 2:
-            raise RecipeError(
-                f"max_length is {self.max_length}.", fix="a document needs at least 2 tokens to be trained"
-            )
-        if self.packing and self.max_length is None:
-            raise RecipeError("packing needs max_length.", fix="set max_length: it is the length of a packed row")
-
-    @property
-    def overlong_policy(self) -> str:
-        """What happens to longer documents, packing considered."""
-        return "split" if self.packing and self.packing_strategy == "bfd_split" else self.overlong
-
-    @property
-    def longest_document(self) -> int | None:
-        """In tokens; None for no limit. Wrapped packing tears documents, so it takes any."""
-        return None if self.packing and self.packing_strategy == "wrapped" else self.max_length
-
-    def masks(self) -> Masks:
-        """Whose turns are trained, and what of them."""
-        return Masks(roles=tuple(self.train_roles), reasoning=self.train_reasoning, tool_calls=self.train_tool_calls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,11 +102,6 @@ def prepare(
     if len(parts) == 1:
         ledger.by_source.clear()  # the ledger itself says it
     return _finish(parts, tokenizer, options, ledger, templates)
-
-
-def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:
-    """The options for the rows of one source."""
-    return replace(options, **part.reading())
 
 
 def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *, desc: str, workers: int) -> KeptRows:
@@ -372,8 +291,3 @@ def _length(data: Any) -> int | None:
         return None
     named = isinstance(data, Sequence) and isinstance(next(iter(data), None), (str, Path))
     return None if named else len(data)
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise RecipeError(f"{name} is {value!r}.", fix=f"choose one of: {', '.join(known)}")

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from honed.data.encode.render import Rendered, Renderer, Turn
-from honed.data.example import Example
+from honed.data.example import Example, RowError
 from honed.data.ledger import Ledger
 from honed.data.prepare.fast_path import FastPath
 from honed.data.prepare.kept import KeptRow, KeptRows
+from honed.data.prepare.options import PrepareOptions
 from honed.data.read.columns import Columns
-from honed.data.read.formats import ReadOptions, RowError, read_example
+from honed.data.read.formats import ReadOptions, read_example
 from honed.data.read.formatting import Formatting
 from honed.data.read.sources import SourcedRow
-from honed.data.templates.template import Template, View
+from honed.data.templates.view import Template, View
 from honed.errors import DataError, TemplateError
-
-if TYPE_CHECKING:
-    from honed.data.prepare.prepare import PrepareOptions
 
 ROWS_AT_A_TIME = 1000
 

@@ -27,14 +27,8 @@ from honed.data.encode.empty_reasoning import EmptyReasoning, note_of
 from honed.data.encode.render import Rendered
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import as_mixture
-from honed.data.prepare.prepare import (
-    PrepareOptions,
-    assert_conserved,
-    count_stops,
-    make_template,
-    part_options,
-    stop_on_bad_rows,
-)
+from honed.data.prepare.options import PrepareOptions, part_options
+from honed.data.prepare.prepare import assert_conserved, count_stops, make_template, stop_on_bad_rows
 from honed.data.prepare.reader import RowReader
 from honed.data.read.sources import SourcedRow, shards
 from honed.errors import DataError, RecipeError

@@ -17,8 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
-from honed.data.example import Source
-from honed.data.read.messages import RowError
+from honed.data.example import RowError, Source
 from honed.errors import DataError
 
 SourcedRow = tuple[Source, Any]

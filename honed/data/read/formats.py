@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from honed.data.example import Conversation, Document, Example, Message, PromptCompletion, Source, Tokens
+from honed.data.example import Conversation, Document, Example, Message, PromptCompletion, RowError, Source, Tokens
 from honed.data.read.messages import (
     LARGEST_WEIGHT,
-    RowError,
     check_depth,
     checked,
     parsed_turns,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from honed.data.read.formats import RowError
+from honed.data.example import RowError
 
 EXPECTED = "it must return a text, a list of messages, a (prompt, completion) pair or a row"
 

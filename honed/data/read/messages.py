@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from honed.data.example import REASONING, ROLES, Message
+from honed.data.example import REASONING, ROLES, Message, RowError
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("thinking", "reasoning")
@@ -16,14 +16,6 @@ LARGEST_WEIGHT = 3.4e38  # weights are kept as float32, in which larger ones are
 _DEEPEST = 100  # levels of lists and objects; what walks through them calls itself a few times for each
 PLAIN_ROLES = {"system", "user", "assistant", "tool"}
 _READ = {"role", "from", "content", "value", "train", "weight", "tool_calls", "function_call", "tools"}
-
-
-class RowError(ValueError):
-    """This row cannot be used. `reason` is the same for all rows with the same fault, so that it can be counted."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        self.reason, self.detail = reason, detail
-        super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
 def read_messages(turns: Any) -> tuple[Message, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from honed.data.read.messages import RowError
+from honed.data.example import RowError
 
 QUESTIONS = ("prompt", "question", "query", "input", "instruction", "problem")
 ANSWERS = ("completion", "answer", "response", "output", "solution")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from honed.data.read.formats import RowError
+from honed.data.example import RowError
 from honed.errors import TemplateError
 
 SECONDS_FOR_A_TEXT = 10.0

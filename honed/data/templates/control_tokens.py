@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from honed.data.example import Message
-from honed.data.read.formats import RowError
+from honed.data.example import Message, RowError
 from honed.data.templates.view import Piece, View
 
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from honed.data.example import Conversation, Message
-from honed.data.read.formats import RowError
+from honed.data.example import Conversation, Message, RowError
 from honed.data.templates.view import Masks, Piece, View, trained_turns
 
 PLAIN_SYSTEM_PROMPT = "你是小冬瓜智能体,请安全详细回答用户 USER 的问题"

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
-from honed.data.example import Conversation
-from honed.data.read.formats import RowError
+from honed.data.example import Conversation, RowError
 from honed.data.templates.view import Piece, View
 from honed.errors import TemplateError
 

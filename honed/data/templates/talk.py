@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from honed.data.example import REASONING, Message
-from honed.data.read.formats import RowError
+from honed.data.example import REASONING, Message, RowError
 from honed.data.templates.control_tokens import Marks
 from honed.errors import TemplateError
 

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from honed.data.example import ROLES, Conversation, Message
-from honed.data.read.formats import RowError
+from honed.data.example import ROLES, Conversation, Message, RowError
 from honed.errors import RecipeError
 
 TRAIN_ON = ("assistant", "last", "all", "completion")

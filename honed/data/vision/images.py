@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from honed.data.example import Source
-from honed.data.read.messages import RowError
+from honed.data.example import RowError, Source
 from honed.errors import MissingExtraError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

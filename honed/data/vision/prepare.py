@@ -20,7 +20,8 @@ from honed.data.encode.render import Rendered
 from honed.data.example import Source
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
-from honed.data.prepare.prepare import PrepareOptions, count_stops, part_options, stop_on_bad_rows
+from honed.data.prepare.options import PrepareOptions, part_options
+from honed.data.prepare.prepare import count_stops, stop_on_bad_rows
 from honed.data.prepare.reader import KeptRow
 from honed.data.vision.images import ImageRef, need_pillow
 from honed.data.vision.render import VisionReader, VisionRendered

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from honed.data.encode.render import Rendered, Renderer
-from honed.data.example import Conversation, Example, Source
+from honed.data.example import Conversation, Example, RowError, Source
 from honed.data.ledger import Ledger
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.reader import RowReader
 from honed.data.read.formats import LISTS_OF_MESSAGES, read_example
-from honed.data.read.messages import RowError
 from honed.data.read.sources import SourcedRow
 from honed.data.templates.view import Piece, View, special_tokens
 from honed.data.vision.images import FromDataSet, ImageRef, image_ref, load

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from honed.data.encode.render import opening_ids
-from honed.data.example import Conversation, Message
+from honed.data.example import Conversation, Message, RowError
 from honed.data.mix.mixture import as_mixture
-from honed.data.prepare.prepare import PrepareOptions, tokenizer_with_template
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import tokenizer_with_template
 from honed.data.read.formats import LISTS_OF_MESSAGES
-from honed.data.read.messages import RowError
 from honed.data.read.sources import read_rows
 from honed.data.templates.jinja import JinjaTemplate
 from honed.data.templates.view import Piece, View

@@ -10,8 +10,7 @@ from torch import nn
 
 from honed.errors import ModelError
 from honed.ops import attention
-
-CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # a recorded graph has one shape
+from honed.train.options.surroundings import CUDA_GRAPH_MODES
 
 
 @contextmanager

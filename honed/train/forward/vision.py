@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from honed.data.batch.collate import Batch, PaddedCollator
-from honed.data.read.messages import RowError
+from honed.data.example import RowError
 from honed.data.vision.images import ImageRef, load
 from honed.data.vision.prepare import VisionRow
 from honed.data.vision.template import shows_images

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import json
-import math
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from honed.errors import RecipeError, storage_errors
+from honed.errors import RecipeError
 from honed.progress import Progress
 from honed.train.loop.config import LoopConfig
+from honed.train.metrics import describe
+from honed.train.run_folder.metrics_file import MetricsLines
 
 
 class Tracker(Protocol):
@@ -52,10 +51,6 @@ class Log:
         for tracker in self._trackers:
             tracker.log(step, values)
         if self._bar is not None and "loss" in values:
-            from honed.train.trainer.callbacks import (
-                describe,  # brings transformers' callbacks along, so only for a bar
-            )
-
             self._bar.advance(0, note=describe(dict(values)))
         elif self._bar is not None:
             self._bar.write(f"step {step}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
@@ -93,34 +88,6 @@ def opened_log(
             progress.close()
         for tracker in trackers:
             tracker.close()
-
-
-class MetricsLines:
-    """Appends a JSON object a line, flushed at once; where a run is resumed, lines behind its step are dropped."""
-
-    def __init__(self, path: Path, *, step: int) -> None:
-        self._path, self._started = path, time.perf_counter()
-        drop_after(path, step)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers that JSON cannot hold (NaN, infinity) become null."""
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        line = {"step": step, "seconds": round(time.perf_counter() - self._started, 3), **finite}
-        with storage_errors(self._path.parent), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-def drop_after(path: Path, step: int) -> None:
-    """Drops the lines behind a step from a file of JSON lines, which is made where there is none; all, if it is 0."""
-    with storage_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        old = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
-        beside = path.with_name(f".{path.name}.{os.getpid()}")  # renamed: a kill must not leave half of the lines
-        beside.write_text("".join(f"{line}\n" for line in old if _step_of(line) <= step), encoding="utf-8")
-        beside.replace(path)
 
 
 def open_tracker(name: str, config: LoopConfig, folder: Path | None) -> Tracker:
@@ -170,10 +137,3 @@ class _Module:
 
 
 _NAMES_RUNS = {"wandb": "name", "trackio": "name", "swanlab": "experiment_name"}
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # the line that a kill tore

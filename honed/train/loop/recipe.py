@@ -18,9 +18,9 @@ from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig
 from honed.train.loop.state import seed_everything
 from honed.train.optimizers.muon import summary
-from honed.train.optimizers.optimizers import Own
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
+from honed.train.options.optim import Own
 from honed.train.ranks import Stopped
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ from honed.train.loop.plan import Plan
 from honed.train.metrics import StepMetrics
 from honed.train.ranks import Ranks
 from honed.train.run_folder import checkpoint
-
-_COMPARED = 64  # first values of each frozen parameter
+from honed.train.run_folder.identity import identity_of_model
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,23 +101,8 @@ def identity_of(model: Any, rows: Sequence[PackedRow], config: LoopConfig, ranks
     return {**config.identity(), "ranks": ranks, **identity_of_model(model), "data": data.hexdigest()}
 
 
-def identity_of_model(model: Any) -> dict[str, Any]:
-    """What a checkpoint of this model must agree with, as JSON: shapes, formats, frozen weights and adapters."""
-    weights = hashlib.sha256()
-    for name, p in model.named_parameters():
-        weights.update(f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}".encode())
-        if not p.requires_grad:  # in no checkpoint, so it must be the same again; its first values tell
-            weights.update(p.detach().flatten()[:_COMPARED].float().cpu().numpy().tobytes())
-    adapters = {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()}
-    return {"adapter": json.loads(json.dumps(adapters, default=_plain)), "model": weights.hexdigest()}
-
-
 def seed_everything(seed: int) -> None:
     """Seeds every generator that training could draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _plain(value: Any) -> Any:
-    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)

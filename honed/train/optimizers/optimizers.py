@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from transformers.training_args import OptimizerNames
-from transformers.utils import ExplicitEnum
+from typing import Any
 
 from honed.errors import RecipeError
-from honed.recipe import suggest
 from honed.train.optimizers.muon import make_muon, muon_options, summary
-from honed.train.optimizers.precision import rounds_stochastically
 from honed.train.optimizers.step_in_backward import AdamWInBackward
 from honed.train.optimizers.stochastic_rounding import StochasticRoundingAdamW
-
-if TYPE_CHECKING:
-    from honed.train.options.config import SFTConfig
-
-
-class Own(ExplicitEnum):
-    """Optimizers that transformers 5.23 does not have; `SFTConfig.optim` is one of these or of `OptimizerNames`."""
-
-    MUON = "muon"
-
-
-def known_optimizer(name: Any) -> OptimizerNames | Own:
-    """The optimizer of that name.
-
-    Raises:
-        RecipeError: there is none.
-    """
-    value = getattr(name, "value", name)
-    known = {kind.value: kind for kind in (*OptimizerNames, *Own)}
-    if value not in known:
-        raise RecipeError(f"optim is {value!r}, which is no optimizer.", fix=suggest(str(value), known))
-    return known[value]
+from honed.train.options.config import SFTConfig
+from honed.train.options.optim import Own, rounds_stochastically
 
 
 def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> Any:

@@ -6,31 +6,16 @@ loaded, in float32 unless the user asked for another format.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
+from honed.train.options.config import SFTConfig
+from honed.train.options.optim import rounds_stochastically
 from honed.train.options.surroundings import uses_deepspeed
 
-if TYPE_CHECKING:
-    from honed.train.options.config import SFTConfig
-
-ADAMW = ("adamw_torch", "adamw_torch_fused")
 # Optimizers that mend the loss themselves, always or where `optim_args` holds one of these words.
 COMPENSATED = ("stable_adamw",)
 COMPENSATING_WORDS = ("stochastic", "kahan")
-
-
-def rounds_stochastically(args: SFTConfig) -> bool:
-    """Whether AdamW is to round bfloat16 weights stochastically, which torchao's optimizers name the same way."""
-    return args.optim.value in ADAMW and optim_arguments(args).get("bf16_stochastic_round", "").lower() == "true"
-
-
-def optim_arguments(args: SFTConfig) -> dict[str, str]:
-    """What stands in `optim_args`, "name=value,name=value"."""
-    pairs = (pair.partition("=") for pair in (args.optim_args or "").replace(" ", "").split(",") if pair)
-    return {name: value for name, _, value in pairs}
 
 
 def notes_on_masters(model: nn.Module, args: SFTConfig) -> list[str]:

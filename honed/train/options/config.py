@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
 from honed.loss.objective import Objective
-from honed.train.optimizers.optimizers import Own, known_optimizer
 from honed.train.options.legacy import takes_old_names, tell_of
+from honed.train.options.optim import Own, known_optimizer
 from honed.train.options.refusals import refusals_of_arguments
 
 OLD_VALUES = {  # option -> value that it had in older releases of TRL -> the same today
@@ -76,7 +76,7 @@ class SFTConfig(TrainingArguments):
         bad_rows: honed. "error" or "drop".
         streaming: honed. Read, render and pack rows while training, in constant memory; needs max_steps.
         shuffle_buffer: honed. While streaming, rows held and shuffled at a time; 0 keeps their order.
-        data_cache: honed. Keep prepared data on disk and open it when the same is asked for (see `prepared_cache`).
+        data_cache: honed. Keep prepared data on disk and open it when the same is asked for (`honed cache` lists it).
         tokens_per_step: honed. Tokens of an optimizer step, about: its rows are chosen by them, the same on any number
             of ranks, which get nearly equal shares. A micro-batch holds at most per_device_train_batch_size *
             max_length of them; how many there are follows. The plain engine does not have it.

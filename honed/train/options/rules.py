@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from honed.errors import RecipeError
-from honed.train.forward.compiled import CUDA_GRAPH_MODES
-from honed.train.optimizers.optimizers import Own
-from honed.train.optimizers.precision import rounds_stochastically
 from honed.train.options.config import SFTConfig
+from honed.train.options.optim import Own, rounds_stochastically
 from honed.train.options.refusals import need_reporters
 from honed.train.options.surroundings import (
+    CUDA_GRAPH_MODES,
     cpu_likes_bf16,
     has_compiler,
     is_missing,

@@ -13,6 +13,8 @@ import torch
 if TYPE_CHECKING:
     from honed.train.options.config import SFTConfig
 
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of torch.compile; a recorded graph has one shape
+
 
 def row_parts(args: SFTConfig) -> int:
     """Among how many processes a row is to be split: by the arguments, or by what `accelerate launch` sets."""

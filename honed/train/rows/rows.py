@@ -15,14 +15,14 @@ from honed.data.batch.collate import Batch, FlatCollator, PaddedCollator
 from honed.data.batch.completion_collator import DataCollatorForCompletionOnlyLM
 from honed.data.batch.row_columns import ByColumn
 from honed.data.batch.table import PackedRow, PackedRows
-from honed.data.example import Source
+from honed.data.example import RowError, Source
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import Mixture
 from honed.data.prepare.cache import prepare_cached
-from honed.data.prepare.prepare import Prepared, PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import Prepared, prepare
 from honed.data.prepare.stream import RowStream
 from honed.data.read.formats import FORMATS, ReadOptions
-from honed.data.read.messages import RowError
 from honed.data.read.sources import SourcedRows, read_rows
 from honed.data.vision.prepare import VisionPrepared, VisionRows, prepare_vision
 from honed.errors import DataError, RecipeError

@@ -18,7 +18,7 @@ import torch
 
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import as_mixture
-from honed.data.prepare.prepare import PrepareOptions, part_options
+from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.read.sources import read_rows
 from honed.errors import RecipeError
 from honed.model import plan

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 
-from honed.data.prepare.prepare import PrepareOptions, make_template, tokenizer_with_template
-from honed.data.templates.template import PlainTemplate, Template
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import make_template, tokenizer_with_template
+from honed.data.templates.plain import PlainTemplate
+from honed.data.templates.view import Template
 from honed.data.vision.template import VisionTemplate
 from honed.errors import RecipeError, RunError, storage_errors
 from honed.evaluate.before_after import Form, compare

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its folder and lock, checkpoints, and nothing secret."""
+"""What a run leaves on disk: its folder and lock, checkpoints and metrics, and nothing secret."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from honed.progress import Progress
-from honed.train.loop.log import MetricsLines
+from honed.train.metrics import describe
+from honed.train.run_folder.metrics_file import append_line, drop_after
 
 
 class TrainingProgress(TrainerCallback):
@@ -66,29 +65,9 @@ class MetricsFile(TrainerCallback):
         """Empties the file; of a run that is resumed, only what comes after its checkpoint is dropped."""
         self._started = time.perf_counter()
         if state.is_world_process_zero:
-            MetricsLines(self.path, step=state.global_step)
+            drop_after(self.path, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """One JSON object a line; numbers that JSON cannot hold (NaN, infinity) become null."""
-        if not state.is_world_process_zero or not logs:
-            return
-        seconds = round(time.perf_counter() - self._started, 3)
-        line = {"step": state.global_step, "seconds": seconds, **{key: _finite(value) for key, value in logs.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def describe(logs: dict[str, float]) -> str:
-    """'loss 0.512  lr 1.8e-03  612 tok/s (301 trained)'."""
-    parts = [f"loss {logs['loss']:.4f}"]
-    if "learning_rate" in logs:
-        parts.append(f"lr {logs['learning_rate']:.1e}")
-    if "tokens_per_second" in logs:
-        trained = logs.get("trained_tokens_per_second")
-        of_them = "" if trained is None else f" ({trained:.0f} trained)"
-        parts.append(f"{logs['tokens_per_second']:.0f} tok/s{of_them}")
-    return "  ".join(parts)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        """One JSON object a line, see `append_line`."""
+        if state.is_world_process_zero and logs:
+            append_line(self.path, state.global_step, time.perf_counter() - self._started, logs)

@@ -26,9 +26,9 @@ from torch import nn
 
 from honed.data.batch.table import PackedRows
 from honed.errors import RunError
-from honed.train.loop.state import identity_of_model
 from honed.train.ranks import Stopped, others_alive, until_sigterm
 from honed.train.run_folder import checkpoint
+from honed.train.run_folder.identity import identity_of_model
 from honed.train.run_folder.secrets import sealed_arguments
 from honed.train.trainer.watched import WatchedTrainer
 

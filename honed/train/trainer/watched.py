@@ -16,7 +16,7 @@ from torch import nn
 
 from honed.data.batch.table import PackedRows
 from honed.errors import RunError
-from honed.train.loop.log import drop_after
+from honed.train.run_folder.metrics_file import drop_after
 from honed.train.trainer.stepping import SteppingTrainer
 
 logger = logging.getLogger(__name__)

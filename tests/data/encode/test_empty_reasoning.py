@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from honed.data.lint.lint import check
-from honed.data.prepare.prepare import Prepared, PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import Prepared, prepare
 from honed.data.prepare.stream import RowStream
 
 QWEN3 = (Path(__file__).parents[1] / "templates" / "families" / "qwen3.jinja").read_text(encoding="utf-8")

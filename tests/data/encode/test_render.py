@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from honed.data.encode.render import Renderer
-from honed.data.example import Conversation, Document, Message, PromptCompletion, Source, Tokens
-from honed.data.read.formats import ReadOptions, RowError, read_example
-from honed.data.templates.template import PLAIN_SYSTEM_PROMPT, JinjaTemplate, PlainTemplate
+from honed.data.example import Conversation, Document, Message, PromptCompletion, RowError, Source, Tokens
+from honed.data.read.formats import ReadOptions, read_example
+from honed.data.templates.jinja import JinjaTemplate
+from honed.data.templates.plain import PLAIN_SYSTEM_PROMPT, PlainTemplate
 from honed.errors import DataError
 
 SOURCE = Source(file="f", row=1)

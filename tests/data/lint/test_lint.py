@@ -16,8 +16,9 @@ from honed.data.lint.kinds import KINDS, SEVERITIES
 from honed.data.lint.lint import NO_MODEL, Checked, check
 from honed.data.lint.text import ControlTokens, masked, mojibake, phone, script_of, text_faults
 from honed.data.lint.view import TokenViewer, visible
-from honed.data.prepare.prepare import PrepareOptions, prepare
-from honed.data.templates.template import JinjaTemplate
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
+from honed.data.templates.jinja import JinjaTemplate
 
 ROOT = Path(__file__).resolve().parents[3]
 Row = dict[str, Any]

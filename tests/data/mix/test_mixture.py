@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from honed.data.mix.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, mixture_from
-from honed.data.prepare.prepare import Prepared, PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import Prepared, prepare
 from honed.errors import DataError, RecipeError
 
 CHAT = {"messages": [{"role": "user", "content": "why"}, {"role": "assistant", "content": "yes"}]}

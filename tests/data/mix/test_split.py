@@ -11,7 +11,8 @@ import pytest
 
 from honed.data.mix.mixture import Mixture, Part
 from honed.data.mix.split import Split, content, split
-from honed.data.prepare.prepare import PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
 from honed.data.read.sources import read_rows
 from honed.errors import DataError, RecipeError
 

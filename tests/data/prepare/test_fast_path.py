@@ -17,7 +17,8 @@ from tokenizers import processors
 from honed.data.example import Source
 from honed.data.ledger import Ledger
 from honed.data.prepare.kept import KeptRows
-from honed.data.prepare.prepare import PrepareOptions, make_template
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import make_template
 from honed.data.prepare.reader import RowReader
 from honed.data.read.sources import SourcedRow
 from honed.errors import DataError, HonedError

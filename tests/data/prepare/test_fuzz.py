@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from honed.data.example import RowError
 from honed.data.lint.lint import check
 from honed.data.mix.mixture import as_mixture
 from honed.data.mix.split import split
-from honed.data.prepare.prepare import PrepareOptions, prepare
-from honed.data.read.messages import RowError
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
 from honed.data.read.sources import read_rows, starter_file
 from honed.errors import DataError
 

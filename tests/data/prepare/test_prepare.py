@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from honed.data.prepare.prepare import Prepared, PrepareOptions, make_template, prepare, tokenizer_with_template
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import Prepared, make_template, prepare, tokenizer_with_template
 from honed.data.prepare.reader import RowReader
-from honed.data.templates.template import JinjaTemplate, PlainTemplate
+from honed.data.templates.jinja import JinjaTemplate
+from honed.data.templates.plain import PlainTemplate
 from honed.errors import DataError, RecipeError
 
 USER, ANSWER = {"role": "user", "content": "why"}, {"role": "assistant", "content": "yes"}

@@ -13,7 +13,8 @@ from datasets import Dataset
 
 from honed.data.prepare import cache as prepared_cache
 from honed.data.prepare.cache import cache_key, prepare_cached
-from honed.data.prepare.prepare import Prepared, PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import Prepared, prepare
 
 OPTIONS = PrepareOptions(max_length=64, packing=True, bad_rows="drop")
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from honed.data.lint.lint import check
-from honed.data.prepare.prepare import PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
 from honed.data.prepare.stream import RowStream
 from honed.errors import DataError
 

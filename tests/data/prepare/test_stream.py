@@ -14,7 +14,8 @@ import pytest
 from honed.data.encode import encode
 from honed.data.mix.mixture import Mixture, Part
 from honed.data.prepare import stream as streams
-from honed.data.prepare.prepare import PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
 from honed.data.prepare.stream import Place, RowStream
 from honed.errors import DataError, RecipeError
 

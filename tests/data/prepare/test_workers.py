@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import multiprocessing
@@ -20,7 +21,8 @@ from pyarrow import parquet
 
 from honed.data.ledger import Ledger
 from honed.data.prepare import reader, workers
-from honed.data.prepare.prepare import Prepared, PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import Prepared, prepare
 from honed.errors import DataError
 
 pytestmark = pytest.mark.skipif(not workers.can_fork(), reason="processes cannot be forked safely here")
@@ -171,6 +173,7 @@ def test_a_process_that_dies_is_an_error(file: Path, tiny_tokenizer: Any) -> Non
 
 def left_over() -> tuple[int, int]:
     """Open files of this process, and its children."""
+    gc.collect()  # files of readers that earlier tests dropped
     return len(list(Path("/proc/self/fd").iterdir())), len(multiprocessing.active_children())
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from honed.data.example import Conversation, Document, PromptCompletion, Source, Tokens
-from honed.data.read.formats import FORMATS, ReadOptions, RowError, check_columns, formats_of, read_example
+from honed.data.example import Conversation, Document, PromptCompletion, RowError, Source, Tokens
+from honed.data.read.formats import FORMATS, ReadOptions, check_columns, formats_of, read_example
 from honed.errors import RecipeError
 
 SOURCE = Source(file="f", row=1)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from honed.data.prepare.prepare import PrepareOptions, prepare
-from honed.data.read.formats import RowError
+from honed.data.example import RowError
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
 from honed.data.read.formatting import Formatting
 from honed.errors import DataError
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from honed.data.example import RowError
 from honed.data.read import files as data_files
-from honed.data.read.messages import RowError
 from honed.data.read.sources import files_of, read_rows, shards, starter_file
 from honed.errors import DataError
 

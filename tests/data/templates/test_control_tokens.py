@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from honed.data.encode.render import Renderer
-from honed.data.example import Conversation, Message, Source
-from honed.data.prepare.prepare import PrepareOptions, prepare
-from honed.data.read.formats import RowError
-from honed.data.templates.template import JinjaTemplate, PlainTemplate
+from honed.data.example import Conversation, Message, RowError, Source
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
+from honed.data.templates.jinja import JinjaTemplate
+from honed.data.templates.plain import PlainTemplate
 
 SOURCE = Source(file="f", row=1)
 quick = settings(deadline=None, derandomize=True, max_examples=60)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from honed.data.encode.render import Rendered, Renderer
-from honed.data.example import Conversation, Message, Source
-from honed.data.read.formats import RowError
-from honed.data.templates.template import JinjaTemplate, Masks
+from honed.data.example import Conversation, Message, RowError, Source
+from honed.data.templates.jinja import JinjaTemplate
+from honed.data.templates.view import Masks
 from honed.errors import TemplateError
 
 FOLDER = Path(__file__).parent / "families"

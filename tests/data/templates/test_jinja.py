@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from honed.data.prepare.prepare import PrepareOptions, prepare
-from honed.data.read.formats import RowError
+from honed.data.example import RowError
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
 from honed.data.templates.compiled import ChatJinja, time_limit, within
 from honed.errors import TemplateError
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from honed.data.example import Conversation, Message, Source
+from honed.data.templates.jinja import JinjaTemplate
 from honed.data.templates.shapes import CHECKED_ROWS, LookedAt, Opaque
-from honed.data.templates.template import JinjaTemplate
 from honed.data.templates.view import View
 from tests.data.templates.test_families import FAMILIES, FOLDER
 

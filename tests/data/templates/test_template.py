@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from honed.data.encode.render import Renderer
-from honed.data.example import Conversation, Message, Source
-from honed.data.read.formats import RowError
+from honed.data.example import Conversation, Message, RowError, Source
 from honed.data.templates.compiled import ChatJinja
-from honed.data.templates.template import PLAIN_SYSTEM_PROMPT, JinjaTemplate, Masks, PlainTemplate, special_tokens
+from honed.data.templates.jinja import JinjaTemplate
+from honed.data.templates.plain import PLAIN_SYSTEM_PROMPT, PlainTemplate
+from honed.data.templates.view import Masks, special_tokens
 from honed.errors import RecipeError, TemplateError
 
 SOURCE = Source(file="f", row=1)

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from vision_models import FAMILIES, MAKERS, ONEVISION_PUBLISHED, picture
 
-from honed.data.example import Conversation, Message, Source
-from honed.data.prepare.prepare import PrepareOptions
-from honed.data.read.messages import RowError, read_messages
+from honed.data.example import Conversation, Message, RowError, Source
+from honed.data.prepare.options import PrepareOptions
+from honed.data.read.messages import read_messages
 from honed.data.vision.images import ImageRef, image_ref, load
 from honed.data.vision.prepare import prepare_vision
 from honed.data.vision.render import Expansions

@@ -14,7 +14,7 @@ pytest.importorskip("PIL", reason="images need Pillow: pip install pillow")
 from vision_models import FAMILIES, make_vlm, picture
 
 from honed import SFTConfig, SFTTrainer
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.data.vision.prepare import prepare_vision
 from honed.errors import DataError, HonedError, ModelError, RecipeError
 from honed.model.load import load_model, load_processor

@@ -13,7 +13,8 @@ import pytest
 
 from honed.errors import RecipeError
 from honed.train.loop.config import LoopConfig
-from honed.train.loop.log import MetricsLines, opened_log
+from honed.train.loop.log import opened_log
+from honed.train.run_folder.metrics_file import MetricsLines
 
 OPENING: dict[str, Any] = {"step": 0, "total": 9, "first": True, "bar": False}
 

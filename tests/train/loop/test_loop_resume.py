@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from honed.data.batch.table import PackedRow
 from honed.data.mix.mixture import Mixture, Part
-from honed.data.prepare.prepare import PrepareOptions, prepare
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
 from honed.errors import RunError
 from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig

@@ -13,8 +13,8 @@ from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from honed.errors import RecipeError
-from honed.train.optimizers.optimizers import Own
 from honed.train.options.config import SFTConfig
+from honed.train.options.optim import Own
 
 Rows = list[dict[str, Any]]
 Make = Callable[..., Any]

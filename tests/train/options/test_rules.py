@@ -8,9 +8,9 @@ import pytest
 from accelerate import ParallelismConfig
 
 from honed.errors import RecipeError
-from honed.train.optimizers.optimizers import Own
 from honed.train.options import rules, surroundings
 from honed.train.options.config import SFTConfig
+from honed.train.options.optim import Own
 
 
 def several_gpus(args: SFTConfig) -> None:

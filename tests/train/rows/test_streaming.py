@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from honed.data.batch.collate import FlatCollator
 from honed.data.prepare import stream as streams
-from honed.data.prepare.prepare import PrepareOptions
+from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.stream import RowStream
 from honed.errors import RecipeError, RunError
 from honed.train.options.config import SFTConfig

@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from honed.data.prepare.prepare import PrepareOptions, make_template
-from honed.data.templates.template import PlainTemplate
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import make_template
+from honed.data.templates.plain import PlainTemplate
 from honed.errors import DataError, RecipeError, RunError
 from honed.recipe import Recipe, load_recipe, recipe_from
 from honed.train.run import run as run_module

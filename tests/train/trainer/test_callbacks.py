@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from honed.train.trainer.callbacks import MetricsFile, TrainingProgress, describe
+from honed.train.metrics import describe
+from honed.train.trainer.callbacks import MetricsFile, TrainingProgress
 
 LOGS = {"loss": 0.5, "learning_rate": 2e-4, "tokens_per_second": 612.4, "trained_tokens_per_second": 301.0}
 

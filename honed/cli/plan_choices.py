@@ -1,0 +1,108 @@
+"""The ways to train that a plan weighs: what each takes on a machine, and what it leaves room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from honed.cli.machine import Machine
+
+if TYPE_CHECKING:
+    from honed.model.plan import Estimate, Job
+    from honed.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One way to train, what it takes, and what it leaves room for."""
+
+    name: str
+    job: Job
+    found: Estimate
+    fits: bool
+    longest: int
+    rows: int
+    seconds: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "name": self.name,
+            "method": self.job.method,
+            "gradient_checkpointing": self.job.checkpointing,
+            "layers_recomputed": self.job.layers_recomputed,
+            "length": self.job.length,
+            "rows": self.job.rows,
+            "fits": self.fits,
+            **self.found.as_dict(),
+            "longest_length": self.longest,
+            "tokens_per_micro_batch": self.rows * self.job.length,
+            "seconds_per_step": self.seconds,
+        }
+
+
+def choices_for(recipe: Recipe, on: Machine, *, efficiency: float, own: bool) -> list[Choice]:
+    """The recipe's own way first if there is one, then all others, from the one that needs most to the least.
+
+    Of those with checkpointing in some layers, the one with the fewest that fits is shown.
+    """
+    from honed.model.plan_checkpointing import fewest, with_layers
+
+    jobs = _by_method(recipe, on)
+    mine = _own(recipe, jobs, on)
+    choices = {"your recipe": mine} if own else {}
+    for method, job in jobs.items():
+        if method == "qlora" and on.device != "cuda" and not own:
+            continue  # it saves memory, but CPUs are slow at it
+        wanted = replace(job, rows=job.rows if own else 1)
+        choices[method], layers = with_layers(wanted, 0), job.sizes.layers
+        least = fewest(wanted, on.memory)
+        if least.fits and 0 < least.layers < layers:
+            choices[f"{method}, checkpointing {least.layers} of {layers} layers"] = least.job
+        choices[f"{method}, checkpointing"] = with_layers(wanted, layers)
+    return [_choice(name, job, on, efficiency) for name, job in choices.items()]
+
+
+def best(choices: list[Choice]) -> Choice:
+    """The first that fits: one's own, else the one that trains most with the least recomputation."""
+    return next(choice for choice in choices if choice.fits)
+
+
+def _by_method(recipe: Recipe, on: Machine) -> dict[str, Job]:
+    """The recipe trained in each way, in the number formats that honed would choose."""
+    from honed.model import plan
+    from honed.recipe import LoraRecipe
+
+    plain = replace(recipe, dtype=None, quantization=None)
+    full = plan.job_of(replace(plain, lora=None), device=on.device)
+    lora = plan.job_of(replace(plain, lora=recipe.lora or LoraRecipe()), device=on.device)
+    kind = recipe.quantization or "nf4"
+    return {"full": full, "lora": lora, "qlora": plan.quantized(lora, kind)}
+
+
+def _own(recipe: Recipe, jobs: Mapping[str, Job], on: Machine) -> Job:
+    from honed.model import plan
+    from honed.model.plan_checkpointing import fewest
+
+    method = "full" if recipe.lora is None else "lora" if recipe.quantization is None else "qlora"
+    job = replace(jobs[method], formats=plan.formats_of(method, device=on.device, dtype=recipe.dtype))
+    if recipe.train.get("gradient_checkpointing") != "auto":
+        return job
+    budget = recipe.train.get("memory_budget")
+    return fewest(job, on.memory if budget is None else budget * plan.GB).job
+
+
+def _choice(name: str, job: Job, on: Machine, efficiency: float) -> Choice:
+    from honed.model import plan
+    from honed.model.plan_time import seconds_per_step
+
+    return Choice(
+        name=name,
+        job=job,
+        found=plan.estimate(job),
+        fits=plan.fits(job, on.memory),
+        longest=plan.largest(job, on.memory),
+        rows=plan.largest(job, on.memory, field="rows"),
+        seconds=None if on.flops is None else seconds_per_step(job, on.flops, efficiency=efficiency),
+    )

@@ -1,0 +1,101 @@
+"""How rows become training tokens: what a recipe's data section, `SFTConfig` and `prepare` can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from honed.data.mix.mixture import Part
+from honed.data.read.formats import FORMATS, check_columns
+from honed.data.templates.view import TRAIN_ON, Masks
+from honed.errors import RecipeError
+
+OVERLONG = ("drop", "truncate", "split", "error")
+PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
+BAD_ROWS = ("error", "drop")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOptions:
+    """How rows become training tokens.
+
+    Attributes:
+        format: a name of `formats.FORMATS`, or "auto": recognised row by row.
+        template: "auto" (the tokenizer's own), "plain", or the path of a Jinja file.
+        template_arguments: further variables of the template.
+        columns: what the format expects -> the row's own name of it, as in `{messages: chat, role: who}`.
+        system: system prompt for conversations that have none.
+        train_on: "assistant" (every answer), "last" (the last one), "all" (the whole text, as in TRL: `train` and
+            `weight` of messages are not looked at), or "completion" (answers of rows that separate question and
+            answer, the whole text of the rest: TRL's default).
+        train_roles: roles whose turns are trained.
+        train_reasoning: False gives the reasoning inside trained turns weight 0.
+        train_tool_calls: False gives the tool calls inside trained turns weight 0.
+        max_length: longest document in tokens, and the capacity of a packed row; None for no limit (no packing then).
+        overlong: what happens to longer documents: "drop", "truncate" (keeps the start, counts what was cut),
+            "split" (into parts, each a document of its own), "error".
+        packing: several documents share a row, isolated from each other.
+        packing_strategy: "bfd" (best fit, decreasing: no document is torn), "bfd_split" (also overlong=split) or
+            "wrapped" (rows are full to the last token and tear the documents at their ends; for pre-training).
+        share_prefixes: packing puts documents that begin alike into one row, which holds what they share once.
+        bad_rows: "error" (stop and list them) or "drop" (count them).
+        text_field: column of plain-text rows. Where it is named, its text comes before columns of ShareGPT (with `role`
+            and `content`) and Alpaca, as in TRL; None: `text`, behind all other formats.
+    """
+
+    format: str = "auto"
+    template: str = "auto"
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
+    train_on: str = "assistant"
+    train_roles: tuple[str, ...] = ("assistant",)
+    train_reasoning: bool = True
+    train_tool_calls: bool = True
+    max_length: int | None = 1024
+    overlong: str = "drop"
+    packing: bool = False
+    packing_strategy: str = "bfd"
+    share_prefixes: bool = False
+    bad_rows: str = "error"
+    text_field: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("format", self.format, ("auto", *FORMATS))
+        check_columns(self.columns)
+        self.masks()
+        _one_of("train_on", self.train_on, TRAIN_ON)
+        _one_of("overlong", self.overlong, OVERLONG)
+        _one_of("bad_rows", self.bad_rows, BAD_ROWS)
+        _one_of("packing_strategy", self.packing_strategy, PACKING_STRATEGIES)
+        if self.max_length is not None and self.max_length < 2:
+            raise RecipeError(
+                f"max_length is {self.max_length}.", fix="a document needs at least 2 tokens to be trained"
+            )
+        if self.packing and self.max_length is None:
+            raise RecipeError("packing needs max_length.", fix="set max_length: it is the length of a packed row")
+
+    @property
+    def overlong_policy(self) -> str:
+        """What happens to longer documents, packing considered."""
+        return "split" if self.packing and self.packing_strategy == "bfd_split" else self.overlong
+
+    @property
+    def longest_document(self) -> int | None:
+        """In tokens; None for no limit. Wrapped packing tears documents, so it takes any."""
+        return None if self.packing and self.packing_strategy == "wrapped" else self.max_length
+
+    def masks(self) -> Masks:
+        """Whose turns are trained, and what of them."""
+        return Masks(roles=tuple(self.train_roles), reasoning=self.train_reasoning, tool_calls=self.train_tool_calls)
+
+
+def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:
+    """The options for the rows of one source."""
+    return replace(options, **part.reading())
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise RecipeError(f"{name} is {value!r}.", fix=f"choose one of: {', '.join(known)}")

@@ -1,0 +1,44 @@
+"""`optim` and `optim_args`: transformers' optimizers by name, and those that honed adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+from transformers.utils import ExplicitEnum
+
+from honed.errors import RecipeError
+from honed.recipe import suggest
+
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+
+
+class Own(ExplicitEnum):
+    """Optimizers that transformers 5.23 does not have; `SFTConfig.optim` is one of these or of `OptimizerNames`."""
+
+    MUON = "muon"
+
+
+def known_optimizer(name: Any) -> OptimizerNames | Own:
+    """The optimizer of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    value = getattr(name, "value", name)
+    known = {kind.value: kind for kind in (*OptimizerNames, *Own)}
+    if value not in known:
+        raise RecipeError(f"optim is {value!r}, which is no optimizer.", fix=suggest(str(value), known))
+    return known[value]
+
+
+def rounds_stochastically(args: TrainingArguments) -> bool:
+    """Whether AdamW is to round bfloat16 weights stochastically, which torchao's optimizers name the same way."""
+    return args.optim.value in ADAMW and optim_arguments(args).get("bf16_stochastic_round", "").lower() == "true"
+
+
+def optim_arguments(args: TrainingArguments) -> dict[str, str]:
+    """What stands in `optim_args`, "name=value,name=value"."""
+    pairs = (pair.partition("=") for pair in (args.optim_args or "").replace(" ", "").split(",") if pair)
+    return {name: value for name, _, value in pairs}
