@@ -26,13 +26,13 @@ from honed.train.forward.checkpointing import choose_layers
 from honed.train.optimizers import precision
 from honed.train.optimizers.optimizers import optimizer_of
 from honed.train.options import legacy, rules
-from honed.train.overrides import check_subclass, reads_batches
 from honed.train.rows import filling, stream, token_batches
 from honed.train.rows.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
 from honed.train.trainer import start
 from honed.train.trainer.adapter_callbacks import adapter_callbacks
 from honed.train.trainer.callbacks import TrainingProgress
 from honed.train.trainer.out_of_memory import Splits
+from honed.train.trainer.overrides import check_subclass, reads_batches
 from honed.train.trainer.resuming import ResumingTrainer
 from honed.train.trainer.stops import SavesAndStops, keep_workers
 from honed.train.trainer.watched import StepWatch
