@@ -81,7 +81,9 @@ def ready_to_train(
                 fix="train an adapter (peft_config=LoraConfig(...); in a recipe leave lora in), or load it unquantised",
             )
     notes: list[str] = []
-    if peft_config is not None:
+    if peft_config is not None and _is_on(model, peft_config):
+        notes = ["peft_config has no effect: the model has this very adapter already."]
+    elif peft_config is not None:
         rows = new_token_rows(model, template_tokens(tokenizer)) if tokenizer is not None else []
         fitted, notes = fit_config(model, peft_config, rows)
         model = _attach(model, fitted)
@@ -160,6 +162,11 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
             f"The adapter in {folder} could not be loaded: {first_line(error)}",
             fix="train it again, or restore its files",
         ) from None
+
+
+def _is_on(model: Any, peft_config: Any) -> bool:
+    """Whether the model got its active adapter by this configuration, which peft keeps as it was passed in."""
+    return hasattr(model, "get_base_model") and model.active_peft_config == peft_config
 
 
 def _attach(model: Any, fitted: Any) -> Any:

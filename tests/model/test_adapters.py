@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from honed.errors import ModelError
-from honed.model.adapters import attach, load_with_adapter, lora_config
+from honed.model.adapters import attach, load_with_adapter, lora_config, ready_to_train
 
 CPU = torch.device("cpu")
 
@@ -42,6 +42,18 @@ def test_no_second_adapter(tiny_model: Callable[..., Any]) -> None:
     adapted = attach(tiny_model(), lora_config())
     with pytest.raises(ModelError, match="has an adapter already"):
         attach(adapted, lora_config())
+
+
+def test_the_adapter_that_is_there_may_be_asked_for_again(tiny_model: Callable[..., Any]) -> None:
+    """Many scripts call `get_peft_model` and hand the configuration to the trainer as well."""
+    from peft import get_peft_model
+
+    config = lora_config()
+    adapted = get_peft_model(tiny_model(), config)
+    model, notes = ready_to_train(adapted, config)
+    assert model is adapted and "peft_config has no effect" in notes[0]
+    with pytest.raises(ModelError, match="has an adapter already"):
+        ready_to_train(adapted, lora_config(r=2))
 
 
 def test_no_second_adapter_on_one_that_transformers_loaded(tiny_model: Callable[..., Any]) -> None:

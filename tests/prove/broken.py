@@ -22,6 +22,8 @@ class MeanOfMeans(SFTTrainer):
 class Leaky(SFTTrainer):
     """Lets all documents of a row see each other."""
 
+    takes_flat_batches = True
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -49,6 +51,8 @@ class OneOff(SFTTrainer):
 
 class SharesWrongly(SFTTrainer):
     """Forgets which segment stands below which."""
+
+    takes_flat_batches = True
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -13,13 +13,14 @@ from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
 from honed.loss.objective import Objective
-from honed.train.options.legacy import takes_old_names
+from honed.train.options.legacy import takes_old_names, tell_of
 from honed.train.options.optim import Own, known_optimizer
 from honed.train.options.refusals import refusals_of_arguments
 
 OLD_VALUES = {  # option -> value that it had in older releases of TRL -> the same today
     "packing_strategy": {"bfd-requeue": "bfd_split", "ffd": "bfd"},
     "loss_type": {"chunked_nll": "nll"},
+    "optim": {"adamw_hf": "adamw_torch"},  # transformers' own AdamW, which it dropped for torch's
 }
 
 
@@ -165,7 +166,7 @@ class SFTConfig(TrainingArguments):
             value = getattr(self, name)
             if value in values:
                 setattr(self, name, values[value])
-                self.old_names.append(f"{name}={value!r} is called {values[value]!r} now.")
+                tell_of(self, f"{name}={value!r} is called {values[value]!r} now.")
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         optim = known_optimizer(self.optim)
         self.optim: Any = TrainingArguments.default_optim if isinstance(optim, Own) else optim

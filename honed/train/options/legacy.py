@@ -80,6 +80,9 @@ REFUSED: Mapping[str, str] = {
 def takes_old_names(cls: type[C]) -> type[C]:
     """Class decorator for a dataclass: its constructor takes old names too, and notes them in `old_names`.
 
+    They can be read and set afterwards as well. A dataclass below it has a constructor of its own, and takes them only
+    from `TrlParser`.
+
     Raises:
         RecipeError: from the constructor, for a name that never was an option, or one given under both its names.
     """
@@ -92,7 +95,32 @@ def takes_old_names(cls: type[C]) -> type[C]:
         generated(self, *args, **values)
 
     setattr(cls, "__init__", init)  # noqa: B010 - mypy allows no assignment to a method
+    setattr(cls, "old_names", ())  # noqa: B010 - of an instance that a constructor below made
+    for old, renamed in RENAMED.items():
+        setattr(cls, old, _alias(old, renamed))
     return cls
+
+
+def _alias(old: str, renamed: Renamed) -> property:
+    """What reads and sets the option that `old` is called now."""
+
+    def get(self: Any) -> Any:
+        return getattr(self, renamed.new)
+
+    def put(self: Any, value: Any) -> None:
+        setattr(self, renamed.new, renamed.value(value) if renamed.value else value)
+        tell_of(self, _told(old))
+
+    return property(get, put, doc=f"The old name of `{renamed.new}`.")
+
+
+def tell_of(options: Any, note: str) -> None:
+    """Adds a note to the `old_names` of options that take old ones."""
+    options.old_names = [*options.old_names, note]
+
+
+def _told(old: str) -> str:
+    return f"{old} is called {RENAMED[old].new} now."
 
 
 def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> tuple[Values, list[str]]:
@@ -114,7 +142,7 @@ def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> t
         elif name in RENAMED:
             renamed = RENAMED[name]
             _put(values, renamed.new, renamed.value(value) if renamed.value else value, name)
-            notes.append(f"{name} is called {renamed.new} now.")
+            notes.append(_told(name))
         elif name in WITHOUT_EFFECT:
             notes.append(f"{name} has no effect: {WITHOUT_EFFECT[name]}.")
         else:
@@ -162,7 +190,7 @@ def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: i
 
 def folded(notes: Sequence[str]) -> list[str]:
     """The notes about old names as one."""
-    return [" ".join(notes)] if notes else []
+    return [" ".join(dict.fromkeys(notes))] if notes else []
 
 
 def _put(values: Values, name: str, value: Any, as_given: str) -> None:

@@ -29,6 +29,7 @@ NOT_HERE: Mapping[str, str] = {
     "LogCompletionsCallback": "run `honed eval`, or generate in a TrainerCallback (docs/generation.md)",
     "WeaveCallback": "set report_to='wandb', or pass a TrainerCallback",
     "BEMACallback": "pass a TrainerCallback that averages the weights, or keep TRL for it",
+    "is_xpu_available": "from transformers import is_torch_xpu_available",
     "SFTScriptArguments": "use honed.ScriptArguments",
     "extract_prompt": PREFERENCES,
     "maybe_extract_prompt": PREFERENCES,

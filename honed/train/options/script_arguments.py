@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from honed.errors import RecipeError
+from honed.train.options import legacy
+
+logger = logging.getLogger(__name__)
+
+RENAMED = {**legacy.RENAMED, "torch_dtype": legacy.Renamed(new="dtype")}  # the last of ModelConfig
 
 
 @dataclass
@@ -33,7 +40,8 @@ class ScriptArguments:
 class TrlParser(HfArgumentParser):
     """Dataclasses from the command line, with a YAML file (`--config FILE`) below it.
 
-    A flag beats the file, the file beats the dataclass's default. `env:` in the file holds environment variables.
+    A flag beats the file, the file beats the dataclass's default. `env:` in the file holds environment variables. Names
+    that options of training had in older releases are taken in both, and told of.
 
     Args:
         dataclass_types: one dataclass or several; none may have a field `config`.
@@ -69,9 +77,10 @@ class TrlParser(HfArgumentParser):
         Raises:
             RecipeError: the file cannot be read, or holds an unknown key.
         """
-        flags = list(sys.argv[1:] if args is None else args)
+        known = {action.dest for action in self._actions}
+        flags = _modern_flags(sys.argv[1:] if args is None else args, known)
         path = _take_config(flags)
-        unknown = self.set_defaults_with_config(**_read(path)) if path is not None else []
+        unknown = self.set_defaults_with_config(**_modern(_read(path), known)) if path is not None else []
         parsed = self.parse_args_into_dataclasses(args=flags, return_remaining_strings=return_remaining_strings)
         if return_remaining_strings:
             *instances, rest = parsed
@@ -95,6 +104,57 @@ def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any]) -> se
             action.default, action.required = values[action.dest], False
             used.add(action.dest)
     return used
+
+
+def _modern(config: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The file's keys under the names that they have now."""
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        new = _today(name, known)
+        if new == name:
+            values[name] = value
+        elif new is not None:
+            change = RENAMED[name].value
+            values[new] = change(value) if change else value
+    return values
+
+
+def _modern_flags(words: Iterable[str], known: Collection[str]) -> list[str]:
+    """The same for a command line: `--name value ...`, `--name=value` or a bare `--name`."""
+    groups: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    return [word for group in groups for word in _modern_flag(group, known)]
+
+
+def _modern_flag(group: Sequence[str], known: Collection[str]) -> Sequence[str]:
+    flag, equals, value = group[0].partition("=") if group else ("", "", "")
+    name = flag.removeprefix("--").replace("-", "_")
+    new = _today(name, known)
+    if new == name:
+        return group
+    if new is None:
+        return []
+    values = [value, *group[1:]] if equals else list(group[1:])
+    if change := RENAMED[name].value:
+        made = change(string_to_bool(values[0]) if values else True)
+        values = [made] if isinstance(made, str) else made
+    return [f"--{new}", *values]
+
+
+def _today(name: str, known: Collection[str]) -> str | None:
+    """What an argument is called now; None if it has no effect any more."""
+    if name in known:
+        return name
+    if name in RENAMED and RENAMED[name].new in known:
+        logger.warning("%s is called %s now.", name, RENAMED[name].new)
+        return RENAMED[name].new
+    if name in legacy.WITHOUT_EFFECT and "output_dir" in known:  # which training arguments have
+        logger.warning("%s has no effect: %s.", name, legacy.WITHOUT_EFFECT[name])
+        return None
+    return name
 
 
 def _take_config(flags: list[str]) -> Path | None:

@@ -47,7 +47,7 @@ class Features(ByColumn):
 
     def __init__(self, rows: PackedRows, *, with_labels: bool) -> None:
         self.rows, self._with_labels = rows, with_labels
-        self.column_names = ("input_ids", "labels") if with_labels else ("input_ids",)
+        self.column_names = ("input_ids", "attention_mask", *(("labels",) if with_labels else ()))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -179,6 +179,7 @@ class Datasets:
             self._refuse_less_than_a_batch(len(made.rows))
         self.prepared[name] = made
         self._tell_cuts(name, made)
+        self._tell_two_openings(name, made.rows)
         self.notes += made.ledger.format_notes()
         if self._custom is None or isinstance(made.rows, VisionRows):
             return made.rows
@@ -262,6 +263,20 @@ class Datasets:
                 f"{self.args.max_length}: their ends are cut off. Raise max_length, or set overlong='drop'."
             )
 
+    def _tell_two_openings(self, name: str, rows: Any) -> None:
+        """Texts made by a chat template bring a BOS of their own, and the tokenizer adds another, as in TRL."""
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        if bos is None or not isinstance(rows, PackedRows):
+            return
+        ids, starts, ends = rows.table.input_ids, rows.table.starts[:-1], rows.table.starts[1:]
+        starts = starts[ends - starts > 1]
+        if two := int(np.count_nonzero((ids[starts] == bos) & (ids[starts + 1] == bos))):
+            token = self.tokenizer.bos_token
+            self.notes.append(
+                f"{two:,} of {len(ends):,} documents of the {name} set begin with two {token}: the text has one, and "
+                f"the tokenizer adds another. Take {token} out of the texts, or pass messages in place of texts."
+            )
+
 
 class GroupedByLength(LengthGroupedSampler):
     """An order in which rows of like length meet in a batch; for padded batches, which need less padding then.
@@ -315,8 +330,10 @@ def takes_labels(collator: Any) -> bool:
 
 
 def as_feature(row: PackedRow, *, with_labels: bool) -> dict[str, list[int]]:
-    """`input_ids`, and `labels` that are -100 where nothing is trained; not shifted."""
-    return {name: row[name] for name in (("input_ids", "labels") if with_labels else ("input_ids",))}
+    """`input_ids`, their `attention_mask`, and `labels` that are -100 where nothing is trained; not shifted."""
+    ids = row["input_ids"]
+    feature = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    return {**feature, "labels": row["labels"]} if with_labels else feature
 
 
 def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:

@@ -158,7 +158,7 @@ class EvaluatingTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         items = self._get_num_items_in_batch([inputs], self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs, num_items_in_batch=items)
+            loss = self.compute_loss(model, dict(inputs), num_items_in_batch=items)  # some take the labels out
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             weight = total_weight(inputs["labels"], inputs.get("loss_weights"))
             self._evaluated = self._evaluated + torch.stack([loss * items / ranks, weight])

@@ -172,7 +172,9 @@ def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:
     return ["pad_to_multiple_of has no effect: the router's auxiliary loss would count the padding of flat batches."]
 
 
-def choose_attention(seams: Seams, given: Any, model: nn.Module, args: SFTConfig) -> tuple[Seams, bool]:
+def choose_attention(
+    seams: Seams, given: Any, model: nn.Module, args: SFTConfig, *, padded: bool = False
+) -> tuple[Seams, bool]:
     """Keeps the attention that the caller named, unless packing needs ours.
 
     Args:
@@ -180,6 +182,7 @@ def choose_attention(seams: Seams, given: Any, model: nn.Module, args: SFTConfig
         given: the model as the caller gave it.
         model: the same, loaded.
         args: `model_init_kwargs` and `packing` are looked at.
+        padded: whether batches must be padded where nothing is packed.
 
     Returns:
         The seams to open, and whether batches are flat.
@@ -194,6 +197,8 @@ def choose_attention(seams: Seams, given: Any, model: nn.Module, args: SFTConfig
             "packing=True, but documents cannot share a row in this model: " + "; ".join(seams.notes),
             fix="set packing=False",
         )
+    if padded and not (args.packing or args.eval_packing):
+        return replace(seams, flat=False), False
     if named is None:
         return seams, seams.flat
     if FLAT_ATTENTION in named:

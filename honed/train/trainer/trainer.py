@@ -32,6 +32,7 @@ from honed.train.trainer import start
 from honed.train.trainer.adapter_callbacks import adapter_callbacks
 from honed.train.trainer.callbacks import TrainingProgress
 from honed.train.trainer.out_of_memory import Splits
+from honed.train.trainer.overrides import check_subclass, reads_batches
 from honed.train.trainer.resuming import ResumingTrainer
 from honed.train.trainer.stops import SavesAndStops, keep_workers
 from honed.train.trainer.watched import StepWatch
@@ -88,6 +89,8 @@ class SFTTrainer(ResumingTrainer):
         args = start.own_arguments(args, model)
         processing_class, notes = legacy.adopt(args, old, processing_class, inspect.signature(SFTTrainer))
         self.notes: list[str] = [*legacy.folded([*args.old_names, *notes]), *rules.check(args)]
+        self.notes += check_subclass(type(self), SFTTrainer, args)
+        padded = reads_batches(type(self), SFTTrainer)
         looked_at = None if data_collator is not None or args.streaming else train_dataset
         processing_class = start.make_processing_class(processing_class, start.model_name(model), args, looked_at)
         sees = vision.is_processor(processing_class)
@@ -104,7 +107,7 @@ class SFTTrainer(ResumingTrainer):
         self._plain_loss = compute_loss_func is not None
         found = seams.lora_alone(trained) if self._plain_loss else seams.find_seams(trained)
         found = vision.without_attention(found, trained) if sees else found
-        self.seams, flat = start.choose_attention(found, model, trained, args)
+        self.seams, flat = start.choose_attention(found, model, trained, args, padded=padded)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
         self.notes += start.fit_padding(args, trained, flat=flat) + self.seams.notes
         self.notes += precision.notes_on_masters(trained, args)
@@ -245,11 +248,10 @@ class SFTTrainer(ResumingTrainer):
             total = total / self.accelerator.num_processes  # data-parallel wrappers average over ranks
         config = seams.base_model(self.model).config.get_text_config()  # evaluations are of tokens: no balance in them
         aux_coefficient = aux_loss_coefficient(config, self.args.router_aux_loss_coef if model.training else 0.0)
-        logits_wanted = return_outputs and bool(self.compute_metrics or self.preprocess_logits_for_metrics)
         scores, output = seams.token_scores(
             model,
             inputs,
-            None if logits_wanted else self._head,
+            None if return_outputs else self._head,  # only a subclass asks for outputs, and then for logits
             objective=objective,
             total=total,
             extras=self.args.token_metrics,
@@ -259,8 +261,6 @@ class SFTTrainer(ResumingTrainer):
         if aux_loss is not None:
             loss = loss + aux_coefficient * aux_loss * (own / total)
         self.metrics.add(scores, tokens=seams.token_count(inputs), aux_loss=aux_loss)
-        if self._head is not None and not logits_wanted:  # what stands there are none
-            output = type(output)(**{key: value for key, value in output.items() if key != "logits"})
         return (loss, output) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,38 @@ def test_an_option_without_successor_is_told_of(old: str, tmp_path: Path) -> Non
         ({"packing_strategy": "bfd-requeue"}, "packing_strategy", "bfd_split"),
         ({"packing_strategy": "ffd"}, "packing_strategy", "bfd"),
         ({"loss_type": "chunked_nll"}, "loss_type", "nll"),
+        ({"optim": "adamw_hf"}, "optim", "adamw_torch"),
     ],
 )
 def test_old_values_are_taken(given: dict[str, str], name: str, value: str, tmp_path: Path) -> None:
     args = SFTConfig(output_dir=str(tmp_path), **given)
     assert getattr(args, name) == value and len(args.old_names) == 1
+
+
+@pytest.mark.parametrize("old", legacy.RENAMED)
+def test_an_old_name_can_be_set_and_read_afterwards(old: str, tmp_path: Path) -> None:
+    args = SFTConfig(output_dir=str(tmp_path))
+    setattr(args, old, OLD_VALUES[old])
+    new = legacy.RENAMED[old].new
+    assert getattr(args, old) == getattr(args, new) == NEW_VALUES.get(new, OLD_VALUES[old])
+    assert args.old_names == [f"{old} is called {new} now."]
+    assert old not in args.to_dict()
+
+
+def test_a_dataclass_below(
+    folder: Callable[..., str], tiny_tokenizer: Any, quick: dict[str, Any], chat_rows: list[dict[str, Any]]
+) -> None:
+    """Scripts add fields of their own to SFTConfig, and set options where TRL's examples once did: afterwards."""
+
+    @dataclass
+    class Mine(SFTConfig):
+        benchmark: str = "none"
+
+    args = Mine(**quick, benchmark="some")
+    args.max_seq_length = 9
+    trainer = SFTTrainer(folder(), args=args, train_dataset=chat_rows, processing_class=tiny_tokenizer)
+    assert max(len(row["input_ids"]) for row in trainer.train_dataset) == 9
+    assert trainer.args.benchmark == "some" and "max_seq_length is called max_length now." in trainer.notes
 
 
 def test_names_that_never_were_are_refused_with_a_suggestion(tmp_path: Path) -> None:

@@ -68,6 +68,35 @@ def test_a_whole_script(write: Any, tmp_path: Path) -> None:
     assert (model.lora_r, model.use_peft, model.lora_target_modules) == (4, True, ["q_proj", "v_proj"])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--max_seq_length 77 --group_by_length True --evaluation_strategy steps --overwrite_output_dir "
+        "--torch_dtype auto",
+        "--max-seq-length=77 --group_by_length --evaluation_strategy=steps --overwrite_output_dir True "
+        "--torch_dtype=auto --config FILE",
+    ],
+)
+def test_names_of_older_releases(words: str, write: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the command lines and files of older scripts have them."""
+    file = write("warmup_ratio: 0.1\nuse_liger: false\nsave_safetensors: true\nuse_cpu: true\nreport_to: none\n")
+    flags = [*words.replace("FILE", file).split(), "--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none"]
+    training, model = TrlParser((SFTConfig, ModelConfig)).parse_args_and_config(flags)
+    assert (training.max_length, training.train_sampling_strategy, model.dtype) == (77, "group_by_length", "auto")
+    assert training.eval_strategy == "steps" and training.warmup_steps == (0.1 if "FILE" in words else 0)
+    assert "max_seq_length is called max_length now." in caplog.text
+    assert "overwrite_output_dir has no effect: " in caplog.text
+
+
+def test_an_argument_of_ones_own_keeps_an_old_name(write: Any) -> None:
+    @dataclass
+    class Mine:
+        max_seq_length: int = 5
+        max_length: int = 6
+
+    assert TrlParser(Mine).parse_args_and_config(["--max_seq_length", "7"]) == (Mine(max_seq_length=7),)
+
+
 def test_unknown_keys(write: Any) -> None:
     path = write("arg1: 1\nother: x\n")
     with pytest.raises(RecipeError, match="--other x"):

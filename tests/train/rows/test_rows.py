@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,9 @@ from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRows, TokenTable
 from honed.data.mix.mixture import Mixture, Part
 from honed.errors import DataError, RecipeError
+from honed.train.options.config import SFTConfig
 from honed.train.rows import rows as module
-from honed.train.rows.rows import FeatureCollator, Features, TokenCollator, as_packed_row
+from honed.train.rows.rows import Datasets, FeatureCollator, Features, TokenCollator, as_packed_row
 
 Rows = list[dict[str, Any]]
 Make = Callable[..., Any]
@@ -252,3 +254,17 @@ def test_the_ranks_batches_of_a_round_are_of_like_length() -> None:
         assert sorted(order) == list(range(len(lengths)))
         orders.append(list(order))
     assert orders[0] != orders[1]
+
+
+def test_two_openings_are_told(tiny_tokenizer: Any, quick: dict[str, Any]) -> None:
+    """A text that a chat template made, and a tokenizer that adds BOS to texts."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer, bos = copy.deepcopy(tiny_tokenizer), tiny_tokenizer.bos_token
+    opening = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = opening
+    data = Datasets(SFTConfig(**quick), tokenizer, formatting_func=None, collator=None, flat=True)
+    made = data.make("train", [{"text": f"{bos}why one"}, {"text": "why two"}])
+    assert [list(made[n].input_ids[:2] == tokenizer.bos_token_id) for n in (0, 1)] == [[True, True], [True, False]]
+    [note] = data.notes
+    assert note.startswith(f"1 of 2 documents of the train set begin with two {bos}")

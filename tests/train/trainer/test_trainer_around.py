@@ -61,12 +61,12 @@ def test_a_model_is_pushed_with_its_tokenizer_and_card(
     options = {"peft_config": lora_config(r=2)} if adapter else {}
     trainer = make(chat_rows, model=tiny_model(), max_steps=1, hub_model_id="tiny", hub_token="t", **options)
     trainer.train()
-    assert trainer.push_to_hub(commit_message="done") == "https://hub/commit"
+    assert trainer.push_to_hub(commit_message="done", dataset_name="trl-lib/Capybara") == "https://hub/commit"
     [upload] = hub.uploaded
     assert hub.created == ["tiny"] and upload["repo_id"] == "me/tiny" and upload["commit_message"] == "done"
     weights = "adapter_model.safetensors" if adapter else "model.safetensors"
     assert {weights, "tokenizer.json", "README.md"} <= upload["files"]
-    assert "honed" in upload["card"] and "sft" in upload["card"]
+    assert "honed" in upload["card"] and "sft" in upload["card"] and "- trl-lib/Capybara" in upload["card"]
 
 
 def test_no_pickle_of_the_arguments_holds_a_secret(

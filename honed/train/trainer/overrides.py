@@ -1,0 +1,77 @@
+"""Methods that a script's own subclass of SFTTrainer overrides: it gets what TRL would give it, or is told.
+
+A loss of one's own reads the batch: `inputs["attention_mask"]`, or the model called with `input_ids` only. In a flat
+batch there is no mask, and documents would see each other, so such a trainer gets padded batches.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+
+from honed.errors import RecipeError
+from honed.train.options.config import SFTConfig
+
+READ_BATCHES = ("compute_loss", "prediction_step")
+
+_ROWS = (
+    "prepare the rows before, with dataset.map(...) or formatting_func; of rows with `input_ids` and `labels` nothing "
+    "is changed"
+)
+# TRL's own hooks of several releases, which nothing here would call.
+NOT_CALLED: Mapping[str, str] = {
+    "_prepare_dataset": _ROWS,
+    "_prepare_non_packed_dataloader": _ROWS,
+    "_prepare_packed_dataloader": _ROWS,
+    "_create_model_from_path": "load the model before, and pass it",
+    "_prepare_peft_model": "pass peft_config, or attach the adapter before",
+}
+
+
+def overridden(cls: type, base: type, name: str) -> bool:
+    """Whether `cls` has another method of this name than `base`, which may have none."""
+    return getattr(cls, name, None) is not getattr(base, name, None)
+
+
+def reads_batches(cls: type, base: type) -> bool:
+    """Whether a subclass looks at batches, so that they must be padded ones; not if it says `takes_flat_batches`."""
+    return not getattr(cls, "takes_flat_batches", False) and any(overridden(cls, base, m) for m in READ_BATCHES)
+
+
+def check_subclass(cls: type, base: type, args: SFTConfig) -> list[str]:
+    """What the author of a subclass should know.
+
+    Args:
+        cls: the subclass.
+        base: SFTTrainer itself.
+        args: its arguments.
+
+    Raises:
+        RecipeError: it overrides a method that is never called, or one whose arguments have changed.
+    """
+    for name, fix in NOT_CALLED.items():
+        if overridden(cls, base, name):
+            raise RecipeError(f"{cls.__name__} overrides {name}, which is TRL's own and never called here.", fix=fix)
+    notes = []
+    if reads_batches(cls, base):
+        layout = "flat ones, of which it must hand all to the model" if args.packing or args.eval_packing else "padded"
+        mine = " and ".join(name for name in READ_BATCHES if overridden(cls, base, name))
+        notes.append(f"{cls.__name__} has a {mine} of its own: batches are {layout}.")
+    if overridden(cls, base, "compute_loss"):
+        _takes_items(cls)
+        if args.gradient_accumulation_steps > 1:
+            notes.append(
+                f"What {cls.__name__}.compute_loss returns is added up over {args.gradient_accumulation_steps} "
+                "micro-batches: divide a loss of its own by num_items_in_batch, the trained tokens of all of them, and "
+                "hand that on to super().compute_loss."
+            )
+    return notes
+
+
+def _takes_items(cls: type) -> None:
+    parameters = inspect.signature(cls.compute_loss).parameters  # type: ignore[attr-defined] # of every SFTTrainer
+    if "num_items_in_batch" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise RecipeError(
+            f"{cls.__name__}.compute_loss takes no num_items_in_batch, which transformers has passed since 4.46.",
+            fix="add num_items_in_batch=None to its arguments",
+        )
