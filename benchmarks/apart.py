@@ -2,7 +2,7 @@
 
 A script that measures so calls itself with `--job FOLDER`, where `answer` finds what to do. One side's crash, error or
 lack of memory is written down with its reason and ends nothing else. What is in the file already is not run again, so
-a command that was cut short goes on when it is given once more.
+a command that was cut short goes on when it is given once more; to try a failed run again, delete it from the file.
 """
 
 from __future__ import annotations

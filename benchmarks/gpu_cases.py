@@ -23,19 +23,22 @@ class Side:
     Attributes:
         options: of its SFTConfig.
         needs: modules that must be installed.
-        flash: takes flash attention where a package for it is installed, else sdpa.
+        attention: transformers' name of the way; None for its own choice, "flash" for flash_attention_2 where the
+            package for it is installed, else sdpa.
         dtype: of the weights in full fine-tuning; under LoRA the frozen ones are bfloat16 on all sides.
         exact: its gradients must be the others', and it counts when the best is looked for.
         kernels: transformers' kernels from the Hub.
+        gpu: cannot be tried on a CPU.
     """
 
     package: str
     options: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    flash: bool = False
+    attention: str | None = None
     dtype: str = "float32"
     exact: bool = True
     kernels: bool = False
+    gpu: bool = False
 
 
 KEEP_ALL = {"gradient_checkpointing": False}
@@ -45,19 +48,26 @@ SIDES = {
     "honed": Side(package="honed"),
     "trl": Side(package="trl"),
     "honed-no-checkpointing": Side(package="honed", options=KEEP_ALL),
-    "trl-flat-no-checkpointing": Side(package="trl", options=FLAT | KEEP_ALL, flash=True),
+    "trl-flat-no-checkpointing": Side(package="trl", options=FLAT | KEEP_ALL, attention="flash"),
     "honed-compile": Side(package="honed", options=KEEP_ALL | {"torch_compile": True}),
-    "trl-flat": Side(package="trl", options=FLAT, flash=True),
+    "trl-flat": Side(package="trl", options=FLAT, attention="flash"),
     "honed-selective": Side(package="honed", options={"gradient_checkpointing": "selective"}),
     "trl-liger": Side(
-        package="trl", options=FLAT | KEEP_ALL | {"use_liger_kernel": True}, flash=True, needs=("liger_kernel",)
+        package="trl", options=FLAT | KEEP_ALL | {"use_liger_kernel": True}, attention="flash", needs=("liger_kernel",)
     ),
     "honed-auto": Side(package="honed", options={"gradient_checkpointing": "auto"}),
     "trl-no-checkpointing": Side(package="trl", options=KEEP_ALL),
     "honed-in-backward": Side(package="honed", options={"optimizer_in_backward": True, "max_grad_norm": 0.0}),
-    "trl-kernels": Side(package="trl", options=FLAT | KEEP_ALL, flash=True, kernels=True, needs=("kernels",)),
+    "trl-flex": Side(package="trl", options=FLAT | KEEP_ALL, attention="flex_attention", gpu=True),
+    "trl-kernels": Side(
+        package="trl",
+        options=FLAT | KEEP_ALL,
+        attention="kernels-community/flash-attn2",
+        kernels=True,
+        needs=("kernels",),
+    ),
     "honed-bf16-weights": Side(package="honed", options=ROUNDED, dtype="bfloat16", exact=False),
-    "trl-bf16-weights": Side(package="trl", options=FLAT, flash=True, dtype="bfloat16", exact=False),
+    "trl-bf16-weights": Side(package="trl", options=FLAT, attention="flash", dtype="bfloat16", exact=False),
     "honed-fp8": Side(
         package="honed", options=KEEP_ALL | {"torch_compile": True, "fp8": True}, needs=("torchao",), exact=False
     ),
@@ -91,7 +101,7 @@ class Case:
 
 FULL_SIDES = tuple(side for side in SIDES if side not in ("honed-selective", "honed-auto", "trl-no-checkpointing"))
 LORA_SIDES = ("honed", "trl", "honed-no-checkpointing", "trl-flat-no-checkpointing", "honed-compile", "trl-flat",
-              "trl-liger", "honed-fp8", "trl-kernels")  # fmt: skip
+              "trl-liger", "honed-fp8", "trl-flex", "trl-kernels")  # fmt: skip
 WHOLE_SIDES = ("honed-no-checkpointing", "trl-flat-no-checkpointing", "honed-compile", "trl-liger", "honed-fp8")
 QLORA_SIDES = ("honed", "trl", "honed-no-checkpointing", "trl-flat-no-checkpointing", "trl-flat")
 LLAMA_3_8B = {
@@ -132,8 +142,10 @@ def tiny(case: Case) -> Case:
     return replace(case, shape=case.shape | TINY | small, rows=1, length=512)
 
 
-def missing(side: Side, case: Case) -> str | None:
+def missing(side: Side, case: Case, device: str) -> str | None:
     """Why this side cannot run here."""
+    if side.gpu and device == "cpu":
+        return "needs a GPU"
     needs = [*side.needs, side.package, *(["bitsandbytes"] if case.nf4 else []), *(["peft"] if case.lora else [])]
     absent = [name for name in needs if find_spec(name) is None]
     return f"not installed: pip install {' '.join(absent).replace('_', '-')}" if absent else None
@@ -209,11 +221,11 @@ def model_of(case: Case, *, device: str, dtype: str, attention: str | None = Non
     with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(config, **options)
     if case.nf4:
-        model = quantized(model, config, device)
+        model = quantized(model, config, device, attention)
     return with_adapter(model) if case.lora else model.to(getattr(torch, dtype))
 
 
-def quantized(model: Any, config: Any, device: str) -> Any:
+def quantized(model: Any, config: Any, device: str, attention: str | None) -> Any:
     """The same weights in NF4 with double quantisation, as QLoRA has them."""
     import torch
     from transformers import BitsAndBytesConfig
@@ -226,7 +238,7 @@ def quantized(model: Any, config: Any, device: str) -> Any:
     )
     state, kind = model.state_dict(), type(model)
     del model
-    options = {"dtype": torch.bfloat16, "attn_implementation": config._attn_implementation}
+    options = {"dtype": torch.bfloat16} | ({"attn_implementation": attention} if attention else {})
     return kind.from_pretrained(
         None, config=config, state_dict=state, quantization_config=how, device_map={"": device}, **options
     )
@@ -251,10 +263,11 @@ def tokenizer_of() -> Any:
     return tokenizer
 
 
-def flash_attention() -> str:
-    """The fastest of transformers' own ways that is installed here and keeps documents apart."""
-    there = find_spec("flash_attn") is not None or find_spec("kernels") is not None
-    return "flash_attention_2" if there else "sdpa"
+def attention_of(side: Side) -> str | None:
+    """The name that transformers has for it."""
+    if side.attention != "flash":
+        return side.attention
+    return "flash_attention_2" if find_spec("flash_attn") is not None else "sdpa"
 
 
 def rows_file(folder: Path, name: str) -> Path:

@@ -8,11 +8,11 @@
     qwen3-0.6b, qwen3-1.7b   full fine-tuning, float32 weights, autocast; 4 and 2 rows of 4,096 tokens
     mistral-7b, QLoRA        frozen weights in NF4 (bitsandbytes), rank 16; 4 rows of 512 tokens
 
-gpu_cases.py has shapes and sides. honed runs with its defaults and with options of its own, TRL 1.16 with its defaults
-(padded batches, checkpointing), with flat batches (what packing makes of the same documents) with and without
-checkpointing, through flash attention where a package for it is installed, with Liger's layers and the Hub's kernels
-where those are. The fastest is its best. TRL's head computes no whole logits in any of these (its loss_type
-"chunked_nll" is an old name of the default), so that is no setting of its own.
+gpu_cases.py has shapes and sides. honed runs with its defaults and with options of its own; TRL 1.16 with its defaults
+(padded batches, checkpointing) and with flat batches (what packing makes of the same documents), with and without
+checkpointing, through flash_attention_2 where flash-attn is installed, else sdpa, and through flex_attention; with
+Liger's layers and the Hub's kernels where those are installed. The fastest is its best. TRL's head computes no whole
+logits in any of these (loss_type="chunked_nll" is an old name of the default), so that is no setting of its own.
 
 Weights are random. Rows are real ones, of ../shared/data, or of the packaged starter set where that folder is absent.
 Every side trains the same documents in the same order, in one micro-batch a step; all steps of a case have the same
@@ -59,7 +59,7 @@ from gpu_cases import (
     SLICE_LAYERS,
     Case,
     Side,
-    flash_attention,
+    attention_of,
     missing,
     model_of,
     rows_file,
@@ -147,13 +147,13 @@ def planned(cases: dict[str, Case], args: argparse.Namespace, device: str, folde
     for name, case in cases.items():
         sides = args.sides or case.sides
         here = {"case": name, "rows": str(rows_file(folder, name)), **common}
-        lacking = missing(Side(package="torch"), case)
+        lacking = missing(Side(package="torch"), case, device)
         runs.append({**here, "side": REFERENCE, "round": 0, "package": "torch", "missing": lacking})
         for number in range(args.rounds):
             for side in SIDES if "all" in sides else sides:
                 if args.quick and case.lora and side not in (args.sides or QUICK_SIDES):
                     continue  # full fine-tuning has tried it
-                package, lacking = SIDES[side].package, missing(SIDES[side], case)
+                package, lacking = SIDES[side].package, missing(SIDES[side], case, device)
                 runs.append({**here, "side": side, "round": number, "package": package, "missing": lacking})
     return runs
 
@@ -212,10 +212,6 @@ def timed(case: Case, side: Side, run: Run, steps: list[list[Any]]) -> Run:
 def trained(step: list[Any]) -> int:
     """Tokens with a label; a document's first is predicted by nobody."""
     return sum(label >= 0 for row in step for label in row["labels"][1:])
-
-
-def attention_of(side: Side) -> str | None:
-    return flash_attention() if side.flash else None
 
 
 def trainer_of(side: Side, case: Case, run: Run, model: Any, steps: list[list[Any]], **more: Any) -> Any:

@@ -1,6 +1,6 @@
 """The LM head's loss and gradients alone: honed against other ways.
 
-    python benchmarks/head.py [--only CASE ...] [--sides SIDE ...] [--rounds 2] [--minutes 2] [--out FILE]
+    python benchmarks/head.py [--only CASE ...] [--sides SIDE ...] [--rounds 1] [--minutes 2] [--out FILE]
 
 From hidden states and the head's weight to the mean loss of all tokens, its gradient at the hidden states and, where
 the head is trained, at the weight. On a GPU in bfloat16, 8,192 tokens; on CPU in float32, one thread, fewer tokens.
@@ -113,7 +113,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CASES)
     parser.add_argument("--sides", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--device", choices=("cpu",), help="not the GPU, although there is one")
     parser.add_argument("--minutes", type=float, help="begin no run that would not end within so many")
     parser.add_argument("--quick", action="store_true", help="tiny heads: whether it works, not how fast it is")
