@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,7 @@ PEAK_TFLOPS = {
     "B200": 2250.0,
     "A100": 312.0,
     "L40S": 362.0,
+    "L40": 181.0,
     "L4": 121.0,
     "A10G": 70.0,
     "A10": 125.0,
@@ -40,7 +42,7 @@ def peak_tflops(name: str) -> float | None:
 
 
 def gemm_tflops(device: str, square: int = SQUARE) -> float:
-    """Of a square product of random bfloat16 matrices: the median of ten, after three."""
+    """Of a square product of random bfloat16 matrices: the median of ten, after three; TFLOP/s."""
     import torch
 
     a, b = (torch.randn(square, square, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -51,8 +53,6 @@ def gemm_tflops(device: str, square: int = SQUARE) -> float:
 
 def seconds_of(device: str, work: Callable[[], Any]) -> float:
     """Of the device where it is a GPU, else processor time of this process."""
-    import time
-
     import torch
 
     if device == "cpu":
@@ -91,19 +91,25 @@ def resident(mark: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{mark}:"))
 
 
+def one_gpu() -> None:
+    """Shows this process, and those that it starts, the first GPU alone. To be called before CUDA is."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
 def name_of_device(device: str) -> str:
-    """The device in words; of a GPU with its driver."""
+    """The device in words; of a GPU with its driver and torch's CUDA."""
     if device == "cpu":
         return f"{platform.machine()}, {os.cpu_count()} cores, 1 thread used"
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    import torch
+
+    which = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    command = ["nvidia-smi", f"--id={which}", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
         name, driver = found.split(", ")
     except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
-        import torch
-
-        return f"{torch.cuda.get_device_name()}, driver unknown"
-    return f"{name}, driver {driver}"
+        name, driver = torch.cuda.get_device_name(), "unknown"
+    return f"{name}, driver {driver}, CUDA {torch.version.cuda}"
 
 
 def versions(*others: str) -> dict[str, str]:

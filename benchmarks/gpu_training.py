@@ -50,7 +50,7 @@ from pathlib import Path
 from typing import Any
 
 from apart import Record, Run, answer, carry_out, left, open_record, write
-from card import gemm_tflops, name_of_device, versions
+from card import gemm_tflops, name_of_device, one_gpu, versions
 from data_preparation import peak_gb
 from gpu_cases import (
     CASES,
@@ -126,6 +126,7 @@ def device_of(args: argparse.Namespace) -> str:
     if args.quick:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return "cpu"
+    one_gpu()
     if not torch.cuda.is_available():
         raise SystemExit("There is no CUDA GPU here, which these shapes need. --quick tries the script on a CPU.")
     return "cuda"

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -36,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from apart import Record, Run, answer, carry_out, open_record, write
-from card import memory_of, name_of_device, seconds_of, versions
+from card import memory_of, name_of_device, one_gpu, seconds_of, versions
 from data_preparation import THREADS
 
 CHECKED_TOKENS = 16
@@ -94,7 +95,7 @@ def main() -> None:
         planned(name, cases[name], side, number, device) for number in rounds for name in chosen for side in args.sides
     ]
     environment = {**THREADS, "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
-    carry_out(
+    all_done = carry_out(
         __file__,
         runs,
         record,
@@ -107,6 +108,7 @@ def main() -> None:
     record["results"] = [result for name in cases if (result := compared(name, cases[name], record))]
     print("\n".join(describe(result) for result in record["results"]))
     write(out, record)
+    sys.exit(not all_done)
 
 
 def arguments() -> argparse.Namespace:
@@ -336,6 +338,7 @@ def describe(result: dict[str, Any]) -> str:
 def has_cuda() -> bool:
     import torch
 
+    one_gpu()
     return torch.cuda.is_available()
 
 
