@@ -65,6 +65,7 @@ bench: $(VENV)/.bench
 	@for name in $(BENCHMARKS); do \
 	  echo "== benchmarks/$$name.py"; \
 	  out=benchmarks/results/$$(echo $$name | tr _ -)-cpu-1thread-$$(date +%F).json; \
+	  $(if $(RECORD),rm -f $$out;) \
 	  CUDA_VISIBLE_DEVICES= $(PY) benchmarks/$$name.py $(if $(QUICK),--quick) $(if $(RECORD),--out $$out) || exit 1; \
 	done
 	$(if $(RECORD),$(PY) benchmarks/plot_growth.py $$(ls benchmarks/results/growth-*.json | tail -1))

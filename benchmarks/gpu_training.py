@@ -22,7 +22,7 @@ its reason. What the file has is not run again: a command that was cut short goe
 
 Compared first, on a few evenly spaced elements of every parameter's gradient: the first step of a slice of two layers
 with a float32 run (plain transformers, one document at a time), and the first timed step with honed's. Losses of the
-warm-up steps are listed. A ratio is given only where these agree (SLICE, STEP and LOSS below).
+warm-up steps are listed. A ratio is given only where these agree (limits in gpu_compare.py).
 
 Seconds: the host's clock between two synchronizations around all timed steps; CUDA events give each step's. Memory:
 what torch's allocator held at most since the training began (`reserved`: with its cache). Tokens are real ones, padding
@@ -87,7 +87,7 @@ def main() -> None:
     out = Path(args.out) if args.out else None
     names = [name for name in CASES if name in (args.only or (QUICK_CASES if args.quick else CASES))]
     cases = {name: tiny(CASES[name]) if args.quick else CASES[name] for name in names}
-    facts = {"machine": name_of_device(device), "versions": versions(*OTHERS), "quick": args.quick}
+    facts = {"machine": name_of_device(device), "versions": versions(*OTHERS), "quick": args.quick, "steps": args.steps}
     record = open_record(out, {"date": date.today().isoformat(), **facts})
     with tempfile.TemporaryDirectory() as folder:
         runs = planned(cases, args, device, Path(folder))

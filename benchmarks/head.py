@@ -20,6 +20,9 @@ time on CPU, that of the device on a GPU. Peak memory is what a call needs beyon
 the process's resident memory, on a GPU torch's allocator's. A side that is not installed or fails is listed with its
 reason. With `--out` a command that was cut short is gone on with; `--minutes` stops it in time.
 
+On CPUs where MKL does without AVX-512, honed's products go through oneDNN (gemm_share.py has both speeds): part of
+the difference in time is that.
+
 Shapes: N tokens, D hidden size, V vocabulary.
 """
 

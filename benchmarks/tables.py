@@ -170,7 +170,10 @@ def head(record: Record, _: Path) -> str:
          *(both_over_ours(r, side) for side in sides))
         for r in record["results"]
     ]  # fmt: skip
-    return f"{table(head, rows)}\n\nTime and memory of the others are times ours; `-`: did not run."
+    note = "Time and memory of the others are times ours; `-`: not run, or it has no soft cap."
+    if record["device"] == "cpu":
+        note += " Part of the time is oneDNN's, which honed's products go through (see the GEMM speeds)."
+    return f"{table(head, rows)}\n\n{note}"
 
 
 def both_over_ours(result: Record, side: str) -> str:
