@@ -13,7 +13,7 @@ FROM := pyproject.toml constraints.txt
 # Two pips in one environment would undo each other's work.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check faults soak bench clean
+.PHONY: help demo test check faults soak bench bench-gpu clean
 
 help:
 	@echo 'make demo    install into $(VENV), then see the data and train a small model'
@@ -24,6 +24,8 @@ help:
 	@echo 'make soak    2,000 steps of a tiny model: memory, open files and the time of a step may not grow; STEPS=300 takes fewer'
 	@echo 'make bench   every script in benchmarks/, against TRL (Python >= 3.11); QUICK=1 only tries them,'
 	@echo '             RECORD=1 keeps the results and writes them into docs/performance.md'
+	@echo 'make bench-gpu   training steps and the LM head on a CUDA GPU, against TRL; MINUTES=9 stops in time and goes on'
+	@echo '             the next time, RECORD=1 writes the results into docs/performance.md'
 	@echo 'make clean   remove the environment and all caches'
 	@echo ''
 	@echo 'PYTHON=python3.12   takes another Python; run `make clean` first where $(VENV) exists'
@@ -57,15 +59,21 @@ STEPS ?= 2000
 soak: $(VENV)/.dev
 	$(PY) tests/soak/run.py --steps $(STEPS) --out $(call RESULT,soak)
 
-BENCHMARKS := attention data_preparation generation gemm_share growth lora moe_dispatch plan_accuracy shared_prefix startup training_step
+BENCHMARKS := attention data_preparation generation gemm_share growth head lora moe_dispatch plan_accuracy shared_prefix startup training_step
 # RECORD=1 keeps what was measured, named by date, and writes it into docs/performance.md.
 bench: $(VENV)/.bench
 	@for name in $(BENCHMARKS); do \
 	  echo "== benchmarks/$$name.py"; \
 	  out=benchmarks/results/$$(echo $$name | tr _ -)-cpu-1thread-$$(date +%F).json; \
-	  $(PY) benchmarks/$$name.py $(if $(QUICK),--quick) $(if $(RECORD),--out $$out) || exit 1; \
+	  $(if $(RECORD),rm -f $$out;) \
+	  CUDA_VISIBLE_DEVICES= $(PY) benchmarks/$$name.py $(if $(QUICK),--quick) $(if $(RECORD),--out $$out) || exit 1; \
 	done
 	$(if $(RECORD),$(PY) benchmarks/plot_growth.py $$(ls benchmarks/results/growth-*.json | tail -1))
+	$(if $(RECORD),$(PY) benchmarks/tables.py)
+
+bench-gpu: $(VENV)/.bench
+	$(PY) benchmarks/gpu_training.py $(if $(MINUTES),--minutes $(MINUTES)) --out $(call RESULT,gpu-training-gpu)
+	$(PY) benchmarks/head.py $(if $(MINUTES),--minutes $(MINUTES)) --out $(call RESULT,head-gpu)
 	$(if $(RECORD),$(PY) benchmarks/tables.py)
 
 clean:

@@ -164,6 +164,54 @@ def gemm_share(record: Record, _: Path) -> str:
     ])  # fmt: skip
 
 
+def head(record: Record, _: Path) -> str:
+    sides = [side for side in dict.fromkeys(side for r in record["results"] for side in r["ms"]) if side != "honed"]
+    head = ("head: hidden size x vocabulary", "tokens", "honed, ms", "MB", *(f"{side}: time, memory" for side in sides))
+    rows = [
+        (f"{r['case']}: {r['hidden']:,} x {r['vocabulary']:,}", r["tokens"], r["ms"]["honed"], r["peak_mb"]["honed"],
+         *(both_over_ours(r, side) for side in sides))
+        for r in record["results"]
+    ]  # fmt: skip
+    note = "Time and memory of the others are times ours; `-`: not run, or it has no soft cap."
+    if record["device"] == "cpu":
+        note += " Part of the time is oneDNN's, which honed's products go through (see the GEMM speeds)."
+    return f"{table(head, rows)}\n\n{note}"
+
+
+def both_over_ours(result: Record, side: str) -> str:
+    ratios = [result[key].get(side) for key in ("time_over_ours", "memory_over_ours")]
+    return "-" if None in ratios else "; ".join(map(str, ratios))
+
+
+def gpu_training(record: Record, _: Path) -> str:
+    parts = []
+    for r in record["results"]:
+        head = (r["case"], "ms a step", "tokens/s", "peak, GB", "MFU", "with attention", "of GEMM", "gradients")
+        rows = [
+            (side, one["ms"], one["tokens_per_second"], one["peak_gb"], share(one, "mfu_of_data_sheet", "six_n_tokens"),
+             share(one, "mfu_of_data_sheet", "with_attention"), share(one, "mfu_of_gemm", "six_n_tokens"), agrees(one))
+            for side, one in r["sides"].items()
+        ]  # fmt: skip
+        best = f"TRL's best is {r['best']['trl']}, honed's {r['best']['honed']}"
+        said = f"{best}: {r['speed_best']} times as fast in {r['memory_best']} of its memory."
+        published = [
+            f"{name} publishes {speed:,} tokens/s." for name, speed in r["published_tokens_per_second"].items()
+        ]
+        absent = [f"Not run: {'; '.join(f'{side} ({why})' for side, why in r['not_run'].items())}."] * bool(
+            r["not_run"]
+        )
+        parts += [table(head, rows), " ".join([said if r["speed_best"] else "No ratio.", *published, *absent])]
+    return "\n\n".join(parts)
+
+
+def share(one: Record, key: str, convention: str) -> str:
+    return f"{one[key][convention]:.1%}" if one[key] else "-"
+
+
+def agrees(one: Record) -> str:
+    return f"not the same: {', '.join(one['differs'])}" if one["differs"] else "agree"
+
+
 def moe_dispatch(record: Record, _: Path) -> str:
     sides = ("loop", "mixtral_eager", "mixtral_grouped_mm")
     head = ("experts", "routing", "honed, ms", *(f"{side.replace('_', ', ')}, times ours" for side in sides))
@@ -287,6 +335,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Record, Path], str]]] = {
     "data-preparation": ("From rows to tokens", data_preparation),
     "training-step": ("A training step", training_step),
     "gemm-share": ("Share of the machine's GEMM speed", gemm_share),
+    "gpu-training": ("Training on a GPU", gpu_training),
+    "head": ("The LM head alone", head),
     "attention": ("Attention over packed rows", attention),
     "shared-prefix": ("Answers that share a question", shared_prefix),
     "lora": ("LoRA layers as one function", lora),

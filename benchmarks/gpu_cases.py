@@ -1,0 +1,274 @@
+"""What gpu_training.py trains: shapes, sides with their settings, rows that fill a step, models of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from data_preparation import distinct_pairs, load_tokenizer
+
+LONGEST = 512  # tokens of a document, unless one fills its row
+SLICE_LAYERS = 2  # of the small slice that is compared with float32
+Row = dict[str, list[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the two libraries with a setting.
+
+    Attributes:
+        options: of its SFTConfig.
+        needs: modules that must be installed.
+        attention: transformers' name of the way; None for its own choice, "flash" for flash_attention_2 where the
+            package for it is installed, else sdpa.
+        dtype: of the weights in full fine-tuning; under LoRA the frozen ones are bfloat16 on all sides.
+        exact: its gradients must be the others', and it counts when the best is looked for.
+        kernels: transformers' kernels from the Hub.
+        gpu: cannot be tried on a CPU.
+    """
+
+    package: str
+    options: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    attention: str | None = None
+    dtype: str = "float32"
+    exact: bool = True
+    kernels: bool = False
+    gpu: bool = False
+
+
+KEEP_ALL = {"gradient_checkpointing": False}
+FLAT = {"padding_free": True, "max_length": None}  # the documents of a step in one row: what packing makes of them
+ROUNDED = {"optim_args": "bf16_stochastic_round=True"}
+SIDES = {
+    "honed": Side(package="honed"),
+    "trl": Side(package="trl"),
+    "honed-no-checkpointing": Side(package="honed", options=KEEP_ALL),
+    "trl-flat-no-checkpointing": Side(package="trl", options=FLAT | KEEP_ALL, attention="flash"),
+    "honed-compile": Side(package="honed", options=KEEP_ALL | {"torch_compile": True}),
+    "trl-flat": Side(package="trl", options=FLAT, attention="flash"),
+    "honed-selective": Side(package="honed", options={"gradient_checkpointing": "selective"}),
+    "trl-liger": Side(
+        package="trl", options=FLAT | KEEP_ALL | {"use_liger_kernel": True}, attention="flash", needs=("liger_kernel",)
+    ),
+    "honed-auto": Side(package="honed", options={"gradient_checkpointing": "auto"}),
+    "trl-no-checkpointing": Side(package="trl", options=KEEP_ALL),
+    "honed-in-backward": Side(package="honed", options={"optimizer_in_backward": True, "max_grad_norm": 0.0}),
+    "trl-flex": Side(package="trl", options=FLAT | KEEP_ALL, attention="flex_attention", gpu=True),
+    "trl-kernels": Side(
+        package="trl",
+        options=FLAT | KEEP_ALL,
+        attention="kernels-community/flash-attn2",
+        kernels=True,
+        needs=("kernels",),
+    ),
+    "honed-bf16-weights": Side(package="honed", options=ROUNDED, dtype="bfloat16", exact=False),
+    "trl-bf16-weights": Side(package="trl", options=FLAT, attention="flash", dtype="bfloat16", exact=False),
+    "honed-fp8": Side(
+        package="honed", options=KEEP_ALL | {"torch_compile": True, "fp8": True}, needs=("torchao",), exact=False
+    ),
+}
+REFERENCE = "float32"  # the slice alone, plain transformers, one document at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A shape and how it is trained.
+
+    Attributes:
+        family: transformers' name of the model type.
+        shape: of its configuration.
+        rows, length: a step has `rows * length` tokens exactly, in one micro-batch.
+        whole: every row is one document; else documents are question and answer pairs.
+        lora: rank 16 on all linear layers.
+        nf4: the frozen weights in 4 bits (bitsandbytes).
+        sides: that are measured unless others are asked for.
+    """
+
+    family: str
+    shape: dict[str, Any]
+    rows: int
+    length: int = 4096
+    whole: bool = False
+    lora: bool = False
+    nf4: bool = False
+    sides: tuple[str, ...] = ()
+
+
+FULL_SIDES = tuple(side for side in SIDES if side not in ("honed-selective", "honed-auto", "trl-no-checkpointing"))
+LORA_SIDES = ("honed", "trl", "honed-no-checkpointing", "trl-flat-no-checkpointing", "honed-compile", "trl-flat",
+              "trl-liger", "honed-fp8", "trl-flex", "trl-kernels")  # fmt: skip
+WHOLE_SIDES = ("honed-no-checkpointing", "trl-flat-no-checkpointing", "honed-compile", "trl-liger", "honed-fp8")
+QLORA_SIDES = ("honed", "trl", "honed-no-checkpointing", "trl-flat-no-checkpointing", "trl-flat")
+LLAMA_3_8B = {
+    "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+    "max_position_embeddings": 8192,
+}  # fmt: skip
+QWEN3 = {
+    "vocab_size": 151_936, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+    "head_dim": 128, "tie_word_embeddings": True, "max_position_embeddings": 40_960,
+}  # fmt: skip
+CASES = {
+    "llama-3-8b, LoRA": Case(family="llama", shape=LLAMA_3_8B, rows=1, lora=True, sides=LORA_SIDES),
+    "llama-3-8b, LoRA, whole": Case(family="llama", shape=LLAMA_3_8B, rows=1, lora=True, whole=True, sides=WHOLE_SIDES),
+    "qwen3-0.6b": Case(
+        family="qwen3", shape=QWEN3 | {"hidden_size": 1024, "intermediate_size": 3072}, rows=4, sides=FULL_SIDES
+    ),
+    "qwen3-1.7b": Case(
+        family="qwen3", shape=QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144}, rows=2, sides=FULL_SIDES
+    ),
+    "mistral-7b, QLoRA": Case(
+        family="mistral",
+        shape=LLAMA_3_8B | {"vocab_size": 32_000, "sliding_window": None},
+        rows=4,
+        length=512,
+        lora=True,
+        nf4=True,
+        sides=QLORA_SIDES,
+    ),
+}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 512}  # fmt: skip
+
+
+def tiny(case: Case) -> Case:
+    """The same case with next to nothing to compute."""
+    small = {"head_dim": 16} if "head_dim" in case.shape else {}
+    return replace(case, shape=case.shape | TINY | small, rows=1, length=512)
+
+
+def missing(side: Side, case: Case, device: str) -> str | None:
+    """Why this side cannot run here."""
+    if side.gpu and device == "cpu":
+        return "needs a GPU"
+    needs = [*side.needs, side.package, *(["bitsandbytes"] if case.nf4 else []), *(["peft"] if case.lora else [])]
+    absent = [name for name in needs if find_spec(name) is None]
+    return f"not installed: pip install {' '.join(absent).replace('_', '-')}" if absent else None
+
+
+def steps_of(case: Case, steps: int) -> list[list[Row]]:
+    """For each step as many documents as for every other, `rows * length` tokens together, the answers trained.
+
+    Documents are real rows; one of each step is filled up with others, and cut, so that the sum comes out. `whole`
+    rows are real rows in a line, cut at `length`.
+    """
+    rows = encoded(case)
+    if case.whole:
+        return [[cut(rows, case.length) for _ in range(case.rows)] for _ in range(steps)]
+    longest = min(LONGEST, case.length // 2)
+    pool = [row for row in islice(rows, 2_000) if len(row["input_ids"]) <= longest]
+    mean = sum(len(row["input_ids"]) for row in pool) / len(pool)
+    target = case.rows * case.length
+    count = max(2, int(target / mean))
+    rows = cycle(pool)
+    return [filled([next(rows) for _ in range(count - 1)], pool, target) for _ in range(steps)]
+
+
+def filled(chosen: list[Row], pool: list[Row], target: int) -> list[Row]:
+    """The chosen documents and one more, of what is missing; some are replaced where that is too much or too little."""
+    by_size = sorted(pool, key=lambda row: len(row["input_ids"]))
+    spare = cycle(range(len(pool) // 4))
+    chosen = sorted(chosen, key=lambda row: len(row["input_ids"]))
+    while (room := target - sum(len(row["input_ids"]) for row in chosen)) < 8:
+        chosen = sorted([*chosen[:-1], by_size[next(spare)]], key=lambda row: len(row["input_ids"]))
+    while room > LONGEST:
+        chosen = sorted([*chosen[1:], by_size[-1 - next(spare)]], key=lambda row: len(row["input_ids"]))
+        if (room := target - sum(len(row["input_ids"]) for row in chosen)) < 8:
+            return filled(chosen, pool, target)
+    return [*chosen, cut(cycle(pool), room)]
+
+
+def cut(rows: Iterator[Row], length: int) -> Row:
+    row: Row = {"input_ids": [], "labels": []}
+    while len(row["input_ids"]) < length:
+        more = next(rows)
+        row = {key: row[key] + more[key] for key in row}
+    return {key: values[:length] for key, values in row.items()}
+
+
+def encoded(case: Case) -> Iterator[Row]:
+    """All rows, again and again: tokens modulo the vocabulary, labels of the answer and its end."""
+    tokenizer, size = load_tokenizer(), case.shape["vocab_size"]
+    for question, answer in cycle(distinct_pairs()):
+        prompt, completion = ([i % size for i in tokenizer.encode(text)] for text in (f"{question}\n", answer))
+        completion.append(tokenizer.eos_token_id % size)
+        yield {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+
+
+def model_of(case: Case, *, device: str, dtype: str, attention: str | None = None, layers: int | None = None) -> Any:
+    """A model of random weights on its device, the same for all sides of a case, with its adapter.
+
+    Args:
+        dtype: of the weights, where they are trained.
+        attention: transformers' name; None for its own choice.
+        layers: fewer than the case has.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = case.shape | ({"num_hidden_layers": layers} if layers else {})
+    config = AutoConfig.for_model(case.family, bos_token_id=1, eos_token_id=2, pad_token_id=0, **shape)
+    config.use_cache = False
+    torch.manual_seed(0)
+    options = {"dtype": torch.bfloat16 if case.lora else torch.float32}
+    if attention:
+        options["attn_implementation"] = attention
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(config, **options)
+    if case.nf4:
+        model = quantized(model, config, device, attention)
+    return with_adapter(model) if case.lora else model.to(getattr(torch, dtype))
+
+
+def quantized(model: Any, config: Any, device: str, attention: str | None) -> Any:
+    """The same weights in NF4 with double quantisation, as QLoRA has them."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    state, kind = model.state_dict(), type(model)
+    del model
+    options = {"dtype": torch.bfloat16} | ({"attn_implementation": attention} if attention else {})
+    return kind.from_pretrained(
+        None, config=config, state_dict=state, quantization_config=how, device_map={"": device}, **options
+    )
+
+
+def with_adapter(model: Any) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first, which would leave lora_A without a gradient to compare
+            torch.nn.init.normal_(parameter, std=0.01)
+    return model
+
+
+def tokenizer_of() -> Any:
+    tokenizer = load_tokenizer()
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # within every case's vocabulary
+    return tokenizer
+
+
+def attention_of(side: Side) -> str | None:
+    """The name that transformers has for it."""
+    if side.attention != "flash":
+        return side.attention
+    return "flash_attention_2" if find_spec("flash_attn") is not None else "sdpa"
+
+
+def rows_file(folder: Path, name: str) -> Path:
+    return folder / f"{''.join(letter if letter.isalnum() else '-' for letter in name)}.json"

@@ -1,0 +1,401 @@
+"""Optimizer steps on a CUDA GPU in bfloat16: honed's settings against TRL's.
+
+    python benchmarks/gpu_training.py --out benchmarks/results/gpu-training-gpu-DATE.json [--only CASE ...]
+        [--sides SIDE ... | all] [--steps 8] [--rounds 1] [--minutes 9]
+
+    llama-3-8b, LoRA         rank 16 on all linear layers; 4,096 tokens a step, documents packed
+    llama-3-8b, LoRA, whole  the same, the row is one document
+    qwen3-0.6b, qwen3-1.7b   full fine-tuning, float32 weights, autocast; 4 and 2 rows of 4,096 tokens
+    mistral-7b, QLoRA        frozen weights in NF4 (bitsandbytes), rank 16; 4 rows of 512 tokens
+
+gpu_cases.py has shapes and sides. honed runs with its defaults and with options of its own; TRL 1.16 with its defaults
+(padded batches, checkpointing) and with flat batches (what packing makes of the same documents), with and without
+checkpointing, through flash_attention_2 where flash-attn is installed, else sdpa, and through flex_attention; with
+Liger's layers and the Hub's kernels where those are installed. The fastest is its best. TRL's head computes no whole
+logits in any of these (loss_type="chunked_nll" is an old name of the default), so that is no setting of its own.
+
+Weights are random. Rows are real ones, of ../shared/data, or of the packaged starter set where that folder is absent.
+Every side trains the same documents in the same order, in one micro-batch a step; all steps of a case have the same
+number of tokens. Each run is a process of its own, sides in turn. What fails, or has no memory left, is listed with
+its reason. What the file has is not run again: a command that was cut short goes on when it is given once more, and
+`--minutes` stops it in time.
+
+Compared first, on a few evenly spaced elements of every parameter's gradient: the first step of a slice of two layers
+with a float32 run (plain transformers, one document at a time), and the first timed step with honed's. Losses of the
+warm-up steps are listed. A ratio is given only where these agree (limits in gpu_compare.py).
+
+Seconds: the host's clock between two synchronizations around all timed steps; CUDA events give each step's. Memory:
+what torch's allocator held at most since the training began (`reserved`: with its cache). Tokens are real ones, padding
+not counted; those trained are counted beside. MFU: 6 N operations per token, N the weights of all linear layers with
+the head (2 forward, 4 backward; frozen ones are counted alike, recomputation is not), and attention's 12 L T d per
+token apart, T the length of its document, the causal half not subtracted; over the dense bfloat16 peak of the data
+sheet (`card.PEAK_TFLOPS`), and over the speed of an 8,192-wide product measured in the same command. `done` counts what
+LoRA really multiplies: 4 per frozen weight.
+
+`--quick` runs on a CPU with tiny shapes, all sides of a package in one process, and tells whether all of it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from apart import Record, Run, answer, carry_out, left, open_record, write
+from card import gemm_tflops, name_of_device, one_gpu, versions
+from data_preparation import peak_gb
+from gpu_cases import (
+    CASES,
+    REFERENCE,
+    SIDES,
+    SLICE_LAYERS,
+    Case,
+    Side,
+    attention_of,
+    missing,
+    model_of,
+    rows_file,
+    steps_of,
+    tiny,
+    tokenizer_of,
+)
+from gpu_compare import compared, describe, settle
+
+WARM_UP = 3
+SLICE_DOCUMENTS = 4
+ELEMENTS = 8  # that are looked at, of each parameter's gradient
+OTHERS = ("trl", "peft", "accelerate", "triton", "bitsandbytes", "flash-attn", "kernels", "liger-kernel", "torchao")
+QUICK_SQUARE = 256
+QUICK_SIDES = ("honed", "trl", "trl-flat-no-checkpointing")
+QUICK_CASES = ("llama-3-8b, LoRA", "qwen3-0.6b", "mistral-7b, QLoRA")
+
+
+def main() -> None:
+    args = arguments()
+    if args.job:
+        answer(args.job, measure)
+        return
+    device = device_of(args)
+    out = Path(args.out) if args.out else None
+    names = [name for name in CASES if name in (args.only or (QUICK_CASES if args.quick else CASES))]
+    cases = {name: tiny(CASES[name]) if args.quick else CASES[name] for name in names}
+    facts = {"machine": name_of_device(device), "versions": versions(*OTHERS), "quick": args.quick, "steps": args.steps}
+    record = open_record(out, {"date": date.today().isoformat(), **facts})
+    with tempfile.TemporaryDirectory() as folder:
+        runs = planned(cases, args, device, Path(folder))
+        for name, case in cases.items():
+            if any(run["case"] == name for run in left(runs, record)):
+                rows_file(Path(folder), name).write_text(
+                    json.dumps(steps_of(case, WARM_UP + args.steps)), encoding="utf-8"
+                )
+        all_done = carry_out(
+            __file__, runs, record, out=out, minutes=args.minutes, guess=35, together=args.quick, settle=settle
+        )
+    record["results"] = [compared(name, {**asdict(case)}, record) for name, case in cases_in(record).items()]
+    print("\n".join(describe(result) for result in record["results"]))
+    write(out, record)
+    sys.exit(not all_done)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--sides", nargs="+", choices=(*SIDES, "all"), metavar="SIDE", help=f"of {', '.join(SIDES)}")
+    parser.add_argument("--steps", type=int, default=8, help=f"that are timed, after {WARM_UP} that are not")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="begin no run that would not end within so many")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes on the CPU: whether it works")
+    parser.add_argument("--out")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.steps, args.rounds = (2, 1) if args.quick else (args.steps, args.rounds)
+    return args
+
+
+def device_of(args: argparse.Namespace) -> str:
+    import torch
+
+    if args.quick:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return "cpu"
+    one_gpu()
+    if not torch.cuda.is_available():
+        raise SystemExit("There is no CUDA GPU here, which these shapes need. --quick tries the script on a CPU.")
+    return "cuda"
+
+
+def cases_in(record: Record) -> dict[str, Case]:
+    """Those that the record has runs of, in the order of CASES."""
+    return {
+        name: tiny(case) if record["quick"] else case
+        for name, case in CASES.items()
+        if any(run["case"] == name for run in record["runs"])
+    }
+
+
+def planned(cases: dict[str, Case], args: argparse.Namespace, device: str, folder: Path) -> list[Run]:
+    """All runs in order: of every case the float32 slice, then all sides in turn, then all sides again."""
+    common = {"device": device, "quick": args.quick, "steps": args.steps}
+    runs = [{"case": "device", "side": "gemm", "round": 0, "package": "torch", **common}]
+    for name, case in cases.items():
+        sides = args.sides or case.sides
+        here = {"case": name, "rows": str(rows_file(folder, name)), **common}
+        lacking = missing(Side(package="torch"), case, device)
+        runs.append({**here, "side": REFERENCE, "round": 0, "package": "torch", "missing": lacking})
+        for number in range(args.rounds):
+            for side in SIDES if "all" in sides else sides:
+                if args.quick and case.lora and side not in (args.sides or QUICK_SIDES):
+                    continue  # full fine-tuning has tried it
+                package, lacking = SIDES[side].package, missing(SIDES[side], case, device)
+                runs.append({**here, "side": side, "round": number, "package": package, "missing": lacking})
+    return runs
+
+
+def measure(run: Run) -> Run:
+    """In a process of its own: one side, one case."""
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    torch.set_num_threads(1 if run["device"] == "cpu" else torch.get_num_threads())
+    if run["side"] == "gemm":
+        speed = gemm_tflops(run["device"], *([QUICK_SQUARE] if run["quick"] else []))
+        return {"gemm_tflops": round(speed, 2), "summary": f"{speed:.1f} TFLOP/s"}
+    case = tiny(CASES[run["case"]]) if run["quick"] else CASES[run["case"]]
+    steps = json.loads(Path(run["rows"]).read_text(encoding="utf-8"))
+    if run["side"] == REFERENCE:
+        return float32_slice(case, steps[0][:SLICE_DOCUMENTS], run["device"])
+    side = SIDES[run["side"]]
+    result = timed(case, side, run, steps)
+    if run["round"] == 0:
+        result["slice"] = slice_gradients(case, side, run, steps[0][:SLICE_DOCUMENTS])
+    return result
+
+
+def timed(case: Case, side: Side, run: Run, steps: list[list[Any]]) -> Run:
+    """Seconds a step, memory, losses, and the first step's gradients in part."""
+    model = model_of(case, device=run["device"], dtype=side.dtype, attention=attention_of(side))
+    weights = weights_of(model)
+    trainer = trainer_of(side, case, run, model, steps)
+    watch = watching(run["device"], warm_up=WARM_UP)
+    trainer.add_callback(watch)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    tokens = [[len(row["input_ids"]) for row in step] for step in steps]
+    seconds = watch.seconds / (len(steps) - WARM_UP)
+    peak, reserved = memory_in_use(run["device"])
+    return {
+        "seconds": round(seconds, 5),
+        "seconds_of_steps": watch.of_steps(),
+        "peak_gb": round(peak, 3),
+        "reserved_gb": round(reserved, 3),
+        "losses": [round(line["loss"], 5) for line in lines],
+        "cut_for_memory": sum(int(line.get("out_of_memory", 0)) for line in lines),
+        "tokens": sum(tokens[0]),
+        "trained": round(sum(trained(step) for step in steps[WARM_UP:]) / (len(steps) - WARM_UP)),
+        "documents": len(steps[0]),
+        "operations": operations(weights, case, tokens[WARM_UP:]),
+        "attention": attention_of(side) or "its own",
+        "notes": [str(note)[:300] for note in getattr(trainer, "notes", [])],
+        "gradients": watch.gradients,
+        "summary": f"{seconds * 1e3:9.1f} ms a step {sum(tokens[0]) / seconds:9,.0f} tokens/s {peak:7.2f} GB",
+    }
+
+
+def trained(step: list[Any]) -> int:
+    """Tokens with a label; a document's first is predicted by nobody."""
+    return sum(label >= 0 for row in step for label in row["labels"][1:])
+
+
+def trainer_of(side: Side, case: Case, run: Run, model: Any, steps: list[list[Any]], **more: Any) -> Any:
+    """The side's trainer over these steps' documents, each step one batch."""
+    from transformers import PrinterCallback
+
+    options: dict[str, Any] = {
+        "output_dir": str(Path(run["rows"]).parent / "output"),
+        "max_steps": len(steps),
+        "per_device_train_batch_size": len(steps[0]),
+        "train_sampling_strategy": "sequential",
+        "max_length": case.length,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": True,
+        "use_cpu": run["device"] == "cpu",
+        **side.options,
+        **more,
+    }
+    if run["quick"] and options.get("torch_compile"):
+        options["torch_compile_backend"] = "eager"  # no compiler is waited for
+    if side.kernels:
+        model.set_use_kernels(True)
+    rows = [row for step in steps for row in step]
+    make = honed_trainer if side.package == "honed" else trl_trainer
+    trainer = make(model, options, rows, tokenizer_of())
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def honed_trainer(model: Any, options: dict[str, Any], rows: list[Any], tokenizer: Any) -> Any:
+    from honed import SFTConfig, SFTTrainer
+
+    return SFTTrainer(model, args=SFTConfig(**options), train_dataset=rows, processing_class=tokenizer)
+
+
+def trl_trainer(model: Any, options: dict[str, Any], rows: list[Any], tokenizer: Any) -> Any:
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    dataset = datasets.Dataset.from_list(rows)
+    return SFTTrainer(model, args=SFTConfig(**options), train_dataset=dataset, processing_class=tokenizer)
+
+
+def watching(device: str, *, warm_up: int) -> Any:
+    """A callback that times the steps after the warm-up, has the others' losses logged, and looks at gradients."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        def __init__(self) -> None:
+            self.gradients: dict[str, str] = {}
+            self.seconds = 0.0
+            self.started = 0.0
+            self.ends: list[Any] = []
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            if device == "cuda":
+                gc.collect()
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if state.global_step == 0:
+                self.gradients = looked_at(model)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_log = state.global_step <= warm_up or state.global_step == state.max_steps
+            if state.global_step < warm_up:
+                return
+            self.ends.append(now(device))
+            if state.global_step in (warm_up, state.max_steps):
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                self.seconds = time.perf_counter() - self.started
+                self.started = time.perf_counter()
+
+        def of_steps(self) -> list[float]:
+            pairs = zip(self.ends, self.ends[1:], strict=False)
+            return [round(b - a if device == "cpu" else a.elapsed_time(b) / 1e3, 5) for a, b in pairs]
+
+    return Watch()
+
+
+def now(device: str) -> Any:
+    """A mark in the device's own stream of work; on a CPU the clock."""
+    import torch
+
+    if device == "cpu":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def looked_at(model: Any) -> dict[str, str]:
+    """A few evenly spaced elements of every gradient, by parameter, in a line."""
+    import torch
+
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            flat = parameter.grad.reshape(-1)
+            places = (torch.arange(ELEMENTS, device=flat.device) * 2 + 1) * len(flat) // (2 * ELEMENTS)
+            found[name] = " ".join(f"{value:.5g}" for value in flat[places].float().tolist())
+    return found
+
+
+def memory_in_use(device: str) -> tuple[float, float]:
+    """GB that were allocated and reserved at most; on a CPU the process's peak, twice."""
+    import torch
+
+    if device == "cpu":
+        return peak_gb(), peak_gb()
+    return torch.cuda.max_memory_allocated() / 1e9, torch.cuda.max_memory_reserved() / 1e9
+
+
+def weights_of(model: Any) -> dict[str, int]:
+    """Of linear layers, by whether they are trained; packed 4-bit ones by their true size."""
+    import torch
+
+    found = {"trained": 0, "frozen": 0}
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            found["trained" if layer.weight.requires_grad else "frozen"] += layer.in_features * layer.out_features
+    return found
+
+
+def operations(weights: dict[str, int], case: Case, lengths: list[list[int]]) -> dict[str, float]:
+    """Of a step, by the conventions that the file's docstring states."""
+    tokens = sum(map(sum, lengths)) / len(lengths)
+    squares = sum(length**2 for step in lengths for length in step) / len(lengths)
+    shape = case.shape
+    width = shape["num_attention_heads"] * shape.get("head_dim", shape["hidden_size"] // shape["num_attention_heads"])
+    return {
+        "six_n_tokens": 6 * sum(weights.values()) * tokens,
+        "done": (6 * weights["trained"] + 4 * weights["frozen"]) * tokens,
+        "attention": 12 * shape["num_hidden_layers"] * width * squares,
+    }
+
+
+def slice_gradients(case: Case, side: Side, run: Run, documents: list[Any]) -> dict[str, str]:
+    """The first step's gradients of a model of two layers, as the side's trainer computes them."""
+    import torch
+
+    if run["device"] == "cuda":
+        torch.cuda.empty_cache()
+    more: dict[str, Any] = {"max_grad_norm": 0.0}
+    if "optimizer_in_backward" in side.options:  # which leaves no gradients to look at
+        more["optimizer_in_backward"] = False
+    model = model_of(case, device=run["device"], dtype=side.dtype, attention=attention_of(side), layers=SLICE_LAYERS)
+    trainer = trainer_of(side, case, run, model, [documents], **more)
+    watch = watching(run["device"], warm_up=1)
+    trainer.add_callback(watch)
+    trainer.train()
+    return watch.gradients
+
+
+def float32_slice(case: Case, documents: list[Any], device: str) -> Run:
+    """The same gradients by plain transformers in float32, one document at a time, the weights those of the sides."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = model_of(case, device=device, dtype="float32", layers=SLICE_LAYERS)
+    if case.nf4:
+        from honed.model.quantize import dequantized
+
+        model.base_model.model = dequantized(model.base_model.model, torch.float32)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_("lora_" in name)
+    model = model.float().train()
+    count = trained(documents)
+    total = 0.0
+    for row in documents:
+        ids, labels = (torch.tensor([row[key]], device=device) for key in ("input_ids", "labels"))
+        logits = model(input_ids=ids).logits[0, :-1].float()
+        loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum") / count
+        loss.backward()
+        total += loss.item()
+    return {"slice": looked_at(model), "loss": round(total, 5), "summary": f"loss {total:.4f}"}
+
+
+if __name__ == "__main__":
+    main()
