@@ -207,14 +207,20 @@ def report(seconds: float, peak: float, documents: list[tuple[Any, Any]], packin
 
 
 def load_tokenizer() -> Any:
+    """Qwen's, or the packaged model's where that is absent."""
     from transformers import AutoTokenizer
 
-    if (SHARED / "qwen_tokenizer").is_dir():
-        tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen_tokenizer")
-    else:
-        from honed.model.load import load_tokenizer as load
+    if not (SHARED / "qwen_tokenizer").is_dir():
+        return packaged_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen_tokenizer")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
 
-        tokenizer = load("smollm2-135m-instruct")
+
+def packaged_tokenizer() -> Any:
+    from honed.model.load import load_tokenizer as load
+
+    tokenizer = load("smollm2-135m-instruct")
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 

@@ -2,10 +2,11 @@
 
     python benchmarks/startup.py [--rows 1000] [--repeats 5] [--quick] [--out benchmarks/results/NAME.json]
 
-1,000 conversations in a JSONL file, a Llama of two layers in a folder with Qwen's tokenizer (the packaged model's where
-../shared is absent), full fine-tuning in float32 on the CPU, one thread, 8 rows a batch in the order of the file. Every
-run is a process of its own, the sides in turn. `trainer` and `plain` are honed's two engines. TRL's side is the
-shortest script that does the same, with what makes it start soonest: no network, no tracker, no checkpointing, no bars.
+1,000 conversations in a JSONL file, a Llama of two layers in a folder, full fine-tuning in float32 on the CPU, one
+thread, 8 rows a batch in the order of the file. With the packaged model's tokenizer the step itself costs little; with
+Qwen's (where ../shared is) logits of 151,936 tokens are part of it. Every run is a process of its own, the sides in
+turn. `trainer` and `plain` are honed's two engines. TRL's side is the shortest script that does the same, with what
+makes it start soonest: no network, no tracker, no checkpointing, no bars.
 
 The clock starts before the process does and stops in a hook of torch's that is called after any optimizer's step, the
 same on all sides. `cold` means that nothing was kept from earlier runs: neither honed's cache nor that of `datasets`.
@@ -32,7 +33,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from data_preparation import THREADS, distinct_pairs, load_tokenizer, write
+from data_preparation import SHARED, THREADS, distinct_pairs, load_tokenizer, packaged_tokenizer, write
 
 SIDES = ("trainer", "plain", "trl")
 BATCH, MAX_LENGTH = 8, 1024
@@ -45,18 +46,20 @@ def main() -> None:
         one(args.one, Path(args.folder))
         return
     rows, repeats = (100, 1) if args.quick else (args.rows, args.repeats)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write(distinct_pairs()[:rows], "messages", folder / "rows.jsonl")
-        save_model(folder / "model")
-        found = measured(folder, repeats)
-    loss = common_loss(found)
-    results = [result(state, sides) for state, sides in found.items()]
-    for line in results:
-        print(describe(line), flush=True)
+    results = []
+    for tokenizer in tokenizers()[:1] if args.quick else tokenizers():
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write(distinct_pairs()[:rows], "messages", folder / "rows.jsonl")
+            save_model(folder / "model", tokenizer)
+            found = measured(folder, repeats)
+        common = {"vocabulary": len(tokenizer), "first_loss": common_loss(found)}
+        for state, sides in found.items():
+            results.append(common | result(state, sides))
+            print(describe(results[-1]), flush=True)
     if args.out:
         record: dict[str, Any] = {"date": date.today().isoformat(), "machine": machine(), "versions": versions()}
-        record |= {"rows": rows, "repeats": repeats, "first_loss": loss, "results": results}
+        record |= {"rows": rows, "repeats": repeats, "results": results}
         Path(args.out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -73,13 +76,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def save_model(folder: Path) -> None:
+def tokenizers() -> list[Any]:
+    """The packaged model's, and Qwen's where it is."""
+    return [packaged_tokenizer(), *([load_tokenizer()] if (SHARED / "qwen_tokenizer").is_dir() else [])]
+
+
+def save_model(folder: Path, tokenizer: Any) -> None:
     """A Llama of two layers with random weights, and a real tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    tokenizer = load_tokenizer()
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
@@ -218,7 +225,10 @@ def result(state: str, sides: dict[str, list[dict[str, float]]]) -> dict[str, An
 
 def describe(line: dict[str, Any]) -> str:
     seconds, cpu = line["seconds"], line["cpu_seconds"]
-    rows = [f"caches {line['caches']}:  TRL {seconds['trl']:.2f} s to the first step ({cpu['trl']:.2f} s of CPU)"]
+    rows = [
+        f"vocabulary {line['vocabulary']:,}, caches {line['caches']}:"
+        f"  TRL {seconds['trl']:.2f} s to the first step ({cpu['trl']:.2f} s of CPU)"
+    ]
     for engine in SIDES[:-1]:
         rows.append(
             f"  engine {engine:8}{seconds[engine]:6.2f} s  {line['ratio_of_seconds'][engine]:5.2f}x sooner"

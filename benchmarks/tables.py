@@ -122,9 +122,9 @@ def training_step(record: Record, _: Path) -> str:
 
 
 def startup(record: Record, _: Path) -> str:
-    head = ("engine, caches", "honed, s", "TRL, s", "times sooner", "by processor time")
+    head = ("vocabulary", "engine, caches", "honed, s", "TRL, s", "times sooner", "by processor time")
     return table(head, [
-        (f"{engine}, {r['caches']}", r["seconds"][engine], r["seconds"]["trl"],
+        (f"{r['vocabulary']:,}", f"{engine}, {r['caches']}", r["seconds"][engine], r["seconds"]["trl"],
          r["ratio_of_seconds"][engine], r["ratio_of_cpu_seconds"][engine])
         for r in record["results"] for engine in ("trainer", "plain")
     ])  # fmt: skip
@@ -289,9 +289,10 @@ def summary(words: dict[str, str]) -> str:
     for record in records("shared-prefix"):
         rows.append((words["prefix"], words["best"], joined(r["speedup_over_fastest_trl"] for r in record["results"])))
     for record in records("startup"):
-        warm = next(r for r in record["results"] if r["caches"] == "warm")
-        ratios = (warm["ratio_of_seconds"][engine] for engine in ("trainer", "plain"))
-        rows.append((words["startup"], words["best"], joined(ratios)))
+        for r in record["results"]:
+            if r["caches"] == "warm":
+                ratios = (r["ratio_of_seconds"][engine] for engine in ("trainer", "plain"))
+                rows.append((f"{words['startup']} {r['vocabulary']:,}", words["best"], joined(ratios)))
     for record in records("generation"):
         if record["dtype"] == "float32" and record["threads"] == 1:
             found = {r["work"]: r["ratio"] for r in record["results"]}
@@ -315,7 +316,7 @@ SUMMARIES = {
         "head-heavy": "a training step: small model, vocabulary 151,936", "smollm2-135m": "SmolLM2-135M's shape",
         "minimind": "MiniMind's shape", "smollm2-135m-lora": "SmolLM2-135M's shape, LoRA",
         "prefix": "8 answers to each question, as long as an answer: SmolLM2-135M's shape; MiniMind's",
-        "startup": "from the command to the first step: both engines",
+        "startup": "from the command to the first step, both engines, vocabulary",
         "generation": "16 answers of skewed lengths; of natural ones; of equal ones",
     },
     "summary-zh": {
@@ -325,7 +326,7 @@ SUMMARIES = {
         "head-heavy": "训练一步：小模型，词表 151,936", "smollm2-135m": "SmolLM2-135M 的形状",
         "minimind": "MiniMind 的形状", "smollm2-135m-lora": "SmolLM2-135M 的形状，LoRA",
         "prefix": "每个问题 8 个回答，问题与每个回答一样长：SmolLM2-135M 的形状；MiniMind 的形状",
-        "startup": "从命令到第一步：两种引擎",
+        "startup": "从命令到第一步：两种引擎，词表",
         "generation": "16 个回答：长短不一；自然结束；长度相同",
     },
 }  # fmt: skip
