@@ -26,6 +26,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def can_score(logits_nV: torch.Tensor) -> bool:
     """Whether the kernel runs here: on a GPU with Triton, or anywhere by its interpreter (TRITON_INTERPRET=1)."""
+    if type(logits_nV) is not torch.Tensor:  # a DTensor or a fake one has no memory of its own to point to
+        return False
     fits = logits_nV.dtype in DTYPES and logits_nV.stride(1) == 1 and logits_nV.numel() > 0
     return fits and (logits_nV.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") and _has_triton()
 

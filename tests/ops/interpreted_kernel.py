@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from honed.ops import cross_entropy_triton
 from honed.ops.linear_cross_entropy import linear_cross_entropy
@@ -105,5 +106,7 @@ def test_it_is_used_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not cross_entropy_triton.can_score(logits.double())
     assert not cross_entropy_triton.can_score(logits.t())
     assert not cross_entropy_triton.can_score(logits[:0])
+    with FakeTensorMode() as mode:
+        assert not cross_entropy_triton.can_score(mode.from_tensor(logits))
     monkeypatch.delenv("TRITON_INTERPRET")
     assert not cross_entropy_triton.can_score(logits)
