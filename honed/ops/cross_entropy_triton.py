@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from functools import cache
 from typing import Any
 
@@ -25,11 +26,16 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def can_score(logits_nV: torch.Tensor) -> bool:
-    """Whether the kernel runs here: on a GPU with Triton, or anywhere by its interpreter (TRITON_INTERPRET=1)."""
+    """Whether the kernel runs here: on a GPU with Triton, or anywhere by its interpreter (TRITON_INTERPRET=1).
+
+    It is tried once on each device, and where it does not compile (no C compiler, say) or is wrong, a warning says so.
+    """
     if type(logits_nV) is not torch.Tensor:  # a DTensor or a fake one has no memory of its own to point to
         return False
     fits = logits_nV.dtype in DTYPES and logits_nV.stride(1) == 1 and logits_nV.numel() > 0
-    return fits and (logits_nV.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") and _has_triton()
+    if not fits or not (logits_nV.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") or not _has_triton():
+        return False
+    return _works(logits_nV.device, logits_nV.dtype)
 
 
 def score(
@@ -79,6 +85,25 @@ def score(
 @cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _works(device: torch.device, dtype: torch.dtype) -> bool:
+    logits_nV = torch.arange(3.0 * 70, device=device).sin_().view(3, 70).to(dtype)  # no random numbers are drawn
+    targets_n = torch.tensor([0, 35, 69], device=device)
+    p_nV = logits_nV.float().softmax(-1)
+    right_n = p_nV.gather(1, targets_n[:, None]).squeeze(1)
+    try:
+        loss_n = score(logits_nV, targets_n, scale=1.0)[0]
+        torch.testing.assert_close(loss_n, -right_n.log(), rtol=0.02, atol=1e-3)
+        gradient_nV = p_nV - torch.nn.functional.one_hot(targets_n, 70)
+        torch.testing.assert_close(logits_nV.float(), gradient_nV, rtol=0.02, atol=1e-3)
+    except Exception as error:  # whatever a compiler or driver raises
+        first = str(error).strip().splitlines()[:1]
+        message = f"the kernel that scores logits does not work on {device}, so PyTorch does without it: {first}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 @cache

@@ -110,3 +110,18 @@ def test_it_is_used_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not cross_entropy_triton.can_score(mode.from_tensor(logits))
     monkeypatch.delenv("TRITON_INTERPRET")
     assert not cross_entropy_triton.can_score(logits)
+
+
+@pytest.mark.parametrize("wrong", ["raises", "differs"])
+def test_a_kernel_that_does_not_work_is_told_and_left_out(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(logits: torch.Tensor, targets: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
+        if wrong == "raises":
+            raise RuntimeError("Failed to find C compiler")
+        return (torch.zeros(len(logits)),)
+
+    cross_entropy_triton._works.cache_clear()
+    monkeypatch.setattr(cross_entropy_triton, "score", broken)
+    with pytest.warns(RuntimeWarning, match="PyTorch does without it"):
+        assert not cross_entropy_triton.can_score(torch.randn(3, 8))
+    assert not cross_entropy_triton.can_score(torch.randn(3, 8))  # told once
+    cross_entropy_triton._works.cache_clear()
