@@ -14,7 +14,7 @@ import numpy as np
 from honed.data.encode.bpe import Encode, FastBPE, as_arrays
 from honed.data.encode.bpe_cache import cached_bpe
 
-USUAL_CHARACTERS = 200_000
+USUAL_CHARACTERS = 1_000_000  # what shows a tokenizer to be fast costs as much as some two million
 _MOST_REMEMBERED = 1 << 24  # characters of texts, and their ids
 
 
