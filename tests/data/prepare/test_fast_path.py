@@ -164,6 +164,19 @@ def test_plain_rows_go_straight(tokenizer: Any) -> None:
     assert went(tokenizer, [{**row, "id": 7} for row in plain(3)]) == [True] * 3, "no format reads this column"
 
 
+def test_texts_that_begin_with_bos_go_straight_too(tokenizer: Any) -> None:
+    own = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    tokenizer.backend_tokenizer.post_processor = own
+    rows = [{"text": "<|im_start|>why"}, {"prompt": "<|im_start|>why", "completion": " so"}, *plain(3)]
+    assert went(tokenizer, rows) == [True] * 5
+    reader = RowReader(tokenizer, make_template(tokenizer, PrepareOptions()), PrepareOptions())
+    ledger = Ledger()
+    kept = reader.columns(sourced(rows), ledger)
+    starts = np.cumsum(kept.lengths) - kept.lengths
+    assert (kept.input_ids[starts] == 1).all() and not (kept.input_ids[starts + 1] == 1).any()
+    assert ledger.rows_with_own_bos == 2
+
+
 @pytest.mark.parametrize(
     "row",
     [
