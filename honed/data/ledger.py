@@ -10,6 +10,9 @@ from honed.data.example import Source
 
 EXAMPLES_PER_REASON = 3
 COLUMNS_NAMED = 10
+_SUMS = (
+    "rows_in", "rows_trained", "conversations_split_into_views", "rows_with_control_tokens", "rows_with_own_bos",
+)  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,6 +27,7 @@ class Ledger:
         conversations_split_into_views: rows that became several documents, because in one text the model would have
             seen another history than at inference.
         rows_with_control_tokens: rows whose own text spells control tokens; they are encoded as plain text.
+        rows_with_own_bos: rows of text that begins with BOS already; the tokenizer adds none to them.
         documents: what is trained on, before packing.
         tokens, trained_tokens: of all documents.
         packed_rows: rows after packing; equals `documents` without it.
@@ -45,6 +49,7 @@ class Ledger:
     rows_cut: Counter[str] = field(default_factory=Counter)
     conversations_split_into_views: int = 0
     rows_with_control_tokens: int = 0
+    rows_with_own_bos: int = 0
     documents: int = 0
     tokens: int = 0
     trained_tokens: int = 0
@@ -71,7 +76,7 @@ class Ledger:
 
     def add(self, other: Ledger) -> None:
         """Counts what another ledger of the same data counted; its examples come after the own ones."""
-        for name in ("rows_in", "rows_trained", "conversations_split_into_views", "rows_with_control_tokens"):
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         before = {**self.rows_dropped, **self.rows_cut}
         for name in ("rows_dropped", "rows_cut", "columns_unused", "formats_beside"):
@@ -87,6 +92,15 @@ class Ledger:
             f"{rows:,} rows have the columns of several formats and are trained as {formats}: "
             "data.format=NAME chooses (from Python: data_format)"
             for formats, rows in self.formats_beside.items()
+        ]
+
+    def bos_notes(self) -> list[str]:
+        """How many texts brought their own BOS."""
+        if not self.rows_with_own_bos:
+            return []
+        return [
+            f"texts of {self.rows_with_own_bos:,} rows begin with BOS already: the tokenizer's own was left out, so "
+            "that they have one, as a template's text has when it is served"
         ]
 
     def as_dict(self) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from honed.data.templates.shapes import Form
 from honed.data.templates.view import Piece, Template, View, special_tokens
 from honed.errors import DataError
 
-# What a text is encoded behind (None: the tokenizer's own BOS), the text, and whether special tokens in it are text.
-_Key = tuple[str | None, str, bool]
+# What a text is encoded behind, the text, and whether special tokens in it are text.
+_Key = tuple[str, str, bool]
 _Codes = dict[_Key, np.ndarray]
 
 
@@ -52,6 +52,7 @@ class Rendered:
             first is always 0: nothing stands before it.
         turns: spans of the trained turns.
         views: into how many views this row's conversation was divided.
+        brings_opening: the text itself begins with what the tokenizer puts before texts (BOS), so that none was added.
     """
 
     input_ids: np.ndarray
@@ -59,6 +60,7 @@ class Rendered:
     source: Source
     turns: tuple[Turn, ...] = ()
     views: int = 1
+    brings_opening: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -178,7 +180,7 @@ class Renderer:
         return _Keyed(view, keys, heads)
 
     def _encode_texts(self, keyed: Sequence[_Keyed]) -> _Codes:
-        wanted: dict[tuple[str | None, bool], dict[str, None]] = {}
+        wanted: dict[tuple[str, bool], dict[str, None]] = {}
         for view, keys, heads in keyed:
             served = [key for _, head in heads for key in head]
             for mark, text, literal in (*keys, *served, *_borders(view, keys)):
@@ -190,7 +192,7 @@ class Renderer:
         return codes
 
     def _keys(self, view: View) -> list[_Key]:
-        marks = [None if view.add_special_tokens else "", *(self._mark(piece) for piece in view.pieces[:-1])]
+        marks = ["", *(self._mark(piece) for piece in view.pieces[:-1])]
         return [(mark, piece.text, self._is_text(piece)) for mark, piece in zip(marks, view.pieces, strict=True)]
 
     def _head(self, view: View, count: int) -> list[_Key]:
@@ -218,9 +220,7 @@ class Renderer:
         self.tokenizer([""], add_special_tokens=False, return_attention_mask=False)
         return [np.array(ids, dtype=np.int32) for ids in coded["input_ids"]]
 
-    def _behind(self, mark: str | None, texts: list[str], literal: bool = False) -> list[np.ndarray]:
-        if mark is None:
-            return self._opened(texts)
+    def _behind(self, mark: str, texts: list[str], literal: bool = False) -> list[np.ndarray]:
         encode = self._as_text if literal else self.encoder
         if not mark:
             return encode(texts)
@@ -229,27 +229,34 @@ class Renderer:
         pairs = zip(encode(texts), encode([mark + text for text in texts]), strict=True)
         return [b[len(head) :] if np.array_equal(b[: len(head)], head) else a for a, b in pairs]
 
-    def _opened(self, texts: list[str]) -> list[np.ndarray]:
-        """With the tokenizer's own BOS, but no EOS: a prompt must stay open, and `_assemble` closes the rest."""
-        plain = self.encoder(texts)
-        return [np.concatenate([self.opening, ids]) for ids in plain] if len(self.opening) else plain
+    def _opening_of(self, view: View, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:
+        """What to put before the view's own ids, and whether they bring it themselves: no text gets two BOS.
+
+        The tokenizer's own EOS is left out: a prompt must stay open, and `_assemble` closes the rest.
+        """
+        size = len(self.opening) if view.add_special_tokens else 0
+        brings = size > 0 and np.array_equal(np.concatenate(parts)[:size], self.opening)
+        return self.opening[: 0 if brings else size], brings
 
     def _assemble(self, keyed: _Keyed, codes: _Codes, source: Source, *, of: int) -> Rendered:
         view, keys, _ = keyed
         parts = [codes[key] for key in keys]
+        opening, brings = self._opening_of(view, parts)
         if view.ends_open and self.eos is not None and not (len(parts[-1]) and parts[-1][-1] == self.eos):
             parts.append(np.array([self.eos], dtype=np.int32))  # unless the row's own text ends with it
-        ids = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        ids = np.concatenate([opening, *parts])
         weights = np.zeros(len(ids), dtype=np.float32)
         spans: dict[int, tuple[int, int]] = {}
-        position = 0
+        position = len(opening)
+        behind_opening = len(self.opening) if view.add_special_tokens else 0
         for key, piece, part in zip(keys, view.pieces, parts, strict=False):
             end = position + len(part)
             if piece.weight:
                 weights[position:end] = piece.weight
             if piece.turn is not None:
                 head = _before(key, piece.head, codes) if piece.head else 0
-                spans[piece.turn] = (spans.get(piece.turn, (position + head, 0))[0], end)
+                start = max(position + head, behind_opening)
+                spans[piece.turn] = (spans.get(piece.turn, (start, 0))[0], end)
             if piece.mutes or piece.head:
                 _mute(weights, position, piece, key, codes)
             position = end
@@ -257,9 +264,10 @@ class Renderer:
             last = max(spans)
             weights[position:] = next(piece.weight for piece in reversed(view.pieces) if piece.turn == last)
             spans[last] = (spans[last][0], len(ids))
+        weights[:behind_opening] = view.pieces[0].weight
         weights[:1] = 0.0
         turns = tuple([Turn(start=a, end=b, stop=int(ids[b - 1])) for a, b in spans.values() if b > a])
-        return Rendered(input_ids=ids, weights=weights, source=source, turns=turns, views=of)
+        return Rendered(input_ids=ids, weights=weights, source=source, turns=turns, views=of, brings_opening=brings)
 
 
 def opening_ids(tokenizer: Any) -> np.ndarray:

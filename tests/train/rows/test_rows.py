@@ -256,7 +256,9 @@ def test_the_ranks_batches_of_a_round_are_of_like_length() -> None:
     assert orders[0] != orders[1]
 
 
-def test_two_openings_are_told(tiny_tokenizer: Any, quick: dict[str, Any]) -> None:
+def test_a_text_with_bos_gets_no_second_one_and_ids_with_two_are_told(
+    tiny_tokenizer: Any, quick: dict[str, Any]
+) -> None:
     """A text that a chat template made, and a tokenizer that adds BOS to texts."""
     from tokenizers.processors import TemplateProcessing
 
@@ -265,6 +267,10 @@ def test_two_openings_are_told(tiny_tokenizer: Any, quick: dict[str, Any]) -> No
     tokenizer.backend_tokenizer.post_processor = opening
     data = Datasets(SFTConfig(**quick), tokenizer, formatting_func=None, collator=None, flat=True)
     made = data.make("train", [{"text": f"{bos}why one"}, {"text": "why two"}])
-    assert [list(made[n].input_ids[:2] == tokenizer.bos_token_id) for n in (0, 1)] == [[True, True], [True, False]]
+    assert [list(made[n].input_ids[:2] == tokenizer.bos_token_id) for n in (0, 1)] == [[True, False]] * 2
     [note] = data.notes
-    assert note.startswith(f"1 of 2 documents of the train set begin with two {bos}")
+    assert note.startswith("texts of 1 rows begin with BOS already")
+    data.notes.clear()
+    data.make("eval", [{"input_ids": tokenizer(f"{bos}why one")["input_ids"]}, {"text": "why two"}])
+    [note] = data.notes
+    assert note.startswith(f"1 of 2 documents of the eval set begin with two {bos}")
