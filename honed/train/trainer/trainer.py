@@ -1,4 +1,8 @@
-"""SFTTrainer: transformers' Trainer with honed's data, loss and seams. Hooks only."""
+"""SFTTrainer: transformers' Trainer with honed's data and loss.
+
+Methods are overridden, as in any subclass; nothing of transformers is patched. How the model takes
+honed's attention and loss (its "seams") is in `honed.train.forward.seams`.
+"""
 
 from __future__ import annotations
 
