@@ -1,8 +1,4 @@
-"""SFTTrainer: transformers' Trainer with honed's data and loss.
-
-Methods are overridden, as in any subclass; nothing of transformers is patched. How the model takes
-honed's attention and loss (its "seams") is in `honed.train.forward.seams`.
-"""
+"""SFTTrainer: transformers' Trainer with honed's data and loss. Hooks only; seams: `honed.train.forward.seams`."""
 
 from __future__ import annotations
 
