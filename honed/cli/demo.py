@@ -1,6 +1,6 @@
 """Watch a small model learn from instructions: the recipe `demo`, start to end.
 
-The model (SmolLM2-135M-Instruct, 100 MB download, once) answers 16 questions, is trained on 200 short conversations
+The model (SmolLM2-135M-Instruct, 93 MB download, once) answers 16 questions, is trained on 200 short conversations
 for about two minutes on two cores, and answers again. Run it again to see the result again.
 """
 

@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 2 for something to mend, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     _make_output_safe()
+    if not arguments:
+        build_parser().print_help(sys.stderr)
+        return 2
     try:
         args = read_arguments(arguments)
         status = int(args.run(args, shlex.join(["honed", *arguments])))

@@ -78,6 +78,7 @@ def _time(found: DryRun) -> str | None:
     """A guess from the operations and what the machine could do at best; None where one of them is not known."""
     from honed.cli.machine import machine
     from honed.model.plan_time import EFFICIENCY, cpu_flops
+    from honed.report.quantities import duration_text
 
     if (
         found.operations is None
@@ -85,9 +86,9 @@ def _time(found: DryRun) -> str | None:
     ):
         return None
     seconds = found.operations / (rate * EFFICIENCY)
-    whole = seconds * found.steps
-    said = f"{whole:,.0f} s" if whole < 100 else f"{whole / 60:,.0f} min" if whole < 6000 else f"{whole / 3600:,.0f} h"
-    return f"about {said}, {seconds:,.2g} s a step, if {EFFICIENCY:.0%} of {rate / 1e12:,.2f} TFLOP/s are reached"
+    rates = f"{EFFICIENCY:.0%} of {rate / 1e12:,.2f} TFLOP/s"
+    step = duration_text(seconds) if seconds >= 1 else f"{1000 * seconds:,.1f} ms"
+    return f"about {duration_text(seconds * found.steps)}, {step} a step, if {rates} are reached"
 
 
 def _recipe(recipe: Recipe) -> str:

@@ -51,10 +51,10 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False, **options})
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
-        raise ModelError(
-            f"No tokenizer could be loaded from {name}: {first_line(error)}",
-            fix="put tokenizer.json and tokenizer_config.json into the model's folder, or pass processing_class=",
-        ) from None
+        fix = "put tokenizer.json and tokenizer_config.json into the model's folder, or pass processing_class="
+        if not Path(folder).is_dir():
+            fix = f"check the name and the network, or name a folder; {DEFAULT_MODEL} needs no Hub"
+        raise ModelError(f"No tokenizer could be loaded from {name}: {first_line(error)}", fix=fix) from None
 
 
 def load_processor(name: str, **options: Any) -> Any:

@@ -250,7 +250,7 @@ def _sharded(job: Job, name: str, whole: Moment, cast: Moment, shards: int) -> M
         return _shard_of(whole, shards)
     trained_layer, trained_ends = (layer, ends) if job.adapter is None else (adapter / sizes.layers, 0)
     gradients = cast.gradients + trained_layer * c
-    if name == "gradients":
+    if name in ("last_layer", "gradients"):  # of one micro-batch, those of the layers before are reduced by then
         unreduced = cast.gradients if job.accumulation > 1 else (trained_layer + trained_ends) * c
         gradients = whole.gradients / shards + unreduced
     return replace(

@@ -39,6 +39,12 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n    {name} " in shown for name in NAMES)
 
 
+def test_without_a_verb_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert not shown.out and all(f"\n    {name} " in shown.err for name in NAMES)
+
+
 def test_module_tells_its_version() -> None:
     command = [sys.executable, "-m", "honed", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -48,7 +54,6 @@ def test_module_tells_its_version() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["trian"],
         ["train", "--bogus"],
         ["train", "a=1", "--overwrite", "--bogus"],

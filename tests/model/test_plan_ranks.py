@@ -79,6 +79,7 @@ def test_sharded_memory_by_hand() -> None:
     counters = 4 * sum(tensors.count for tensors in JOB.trained)  # of AdamW's steps
     assert at_end.optimizer == pytest.approx((8 * PARAMETERS + counters) / 64, abs=2)
     assert at_end.gradients == pytest.approx(4 * PARAMETERS / 64 + 2 * (layer + EMBEDDING), abs=2)
+    assert estimate_of(JOB, on, "fsdp").moments["last_layer"].gradients <= at_end.gradients
     hybrid = estimate_of(JOB, on, "hybrid").moments["gradients"]
     assert hybrid.optimizer == pytest.approx(PARAMETERS + counters / 8, abs=2)  # over the 8 GPUs of a node
 

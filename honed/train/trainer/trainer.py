@@ -1,4 +1,4 @@
-"""SFTTrainer: transformers' Trainer with honed's data, loss and seams. Hooks only."""
+"""SFTTrainer: transformers' Trainer with honed's data and loss. Hooks only; seams: `honed.train.forward.seams`."""
 
 from __future__ import annotations
 
