@@ -268,3 +268,25 @@ def test_two_openings_are_told(tiny_tokenizer: Any, quick: dict[str, Any]) -> No
     assert [list(made[n].input_ids[:2] == tokenizer.bos_token_id) for n in (0, 1)] == [[True, True], [True, False]]
     [note] = data.notes
     assert note.startswith(f"1 of 2 documents of the train set begin with two {bos}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"overlong": "truncate"}, "their ends are cut off"),
+        ({"overlong": "split"}, "they are split into parts"),
+        ({"packing": True, "packing_strategy": "bfd_split"}, "they are split into parts"),
+        ({"packing": True, "packing_strategy": "wrapped"}, None),
+        ({"overlong": "drop"}, None),
+    ],
+)
+def test_what_became_of_long_rows_is_told(
+    changes: dict[str, Any], told: str | None, chat_rows: Rows, tiny_tokenizer: Any
+) -> None:
+    args = SFTConfig(use_cpu=True, report_to="none", max_length=20, **changes)
+    made = Datasets(args, tiny_tokenizer, formatting_func=None, collator=None, flat=True)
+    made.make("train", chat_rows)
+    cut = made.prepared["train"].ledger.rows_cut.total()
+    notes = [note for note in made.notes if "longer than max_length=20" in note]
+    assert [f"{cut} of 12 rows" in note and told in note for note in notes] == ([True] if told else [])
+    assert bool(cut) == bool(told)
