@@ -24,6 +24,12 @@ from honed.errors import DataError, TemplateError
 
 ROWS_AT_A_TIME = 1000
 
+# What the length policy does to rows of which something is still trained.
+VIEWS_DROPPED = "overlong: views dropped"
+CUT_AT_THE_END = "overlong: cut at the end"
+SPLIT_INTO_PARTS = "overlong: split into parts"
+_DONE_TO_LONG_ROWS = {"drop": VIEWS_DROPPED, "truncate": CUT_AT_THE_END, "split": SPLIT_INTO_PARTS}
+
 
 class RowReader:
     """Reads rows with one template and one tokenizer.
@@ -158,7 +164,7 @@ def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
     if limit is None or longest <= limit:
         return Fitted(kept=[view for view in views if view.trained], longest=longest, overlong=False, cut=None)
     kept = [fitted for view in views for fitted in _fitted(view, options) if fitted.trained]
-    reason = f"overlong: {_DONE_TO_LONG_ROWS[options.overlong_policy]}"
+    reason = _DONE_TO_LONG_ROWS[options.overlong_policy]
     detail = f"{longest} tokens, max_length {options.max_length}"
     return Fitted(kept=kept, longest=longest, overlong=True, cut=(reason, detail) if kept else None)
 
@@ -171,14 +177,6 @@ def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> Kep
         ledger.drop(views[0].source, reason, f"{fitted.longest} tokens")
         return None
     return KeptRow(source=views[0].source, views=fitted.kept, cut=fitted.cut)
-
-
-_DONE_TO_LONG_ROWS = {
-    "drop": "views dropped",
-    "truncate": "cut at the end",
-    "split": "split into parts",
-    "error": "refused",
-}
 
 
 def _fitted(view: Rendered, options: PrepareOptions) -> list[Rendered]:

@@ -200,7 +200,20 @@ def _hidden(path: Path) -> bool:
 
 def _as_python(data: Any) -> Iterable[Any]:
     """A `datasets` data set whose rows come as plain values, whatever format is set on it; others as they are."""
-    return data.with_format(None) if hasattr(data, "with_format") and hasattr(data, "features") else data
+    if not (hasattr(data, "with_format") and hasattr(data, "features")):
+        return data
+    plain: Iterable[Any] = data.with_format(None)
+    return plain if hasattr(plain, "__len__") else _whole_stream(plain)
+
+
+def _whole_stream(data: Any) -> Iterator[Any]:
+    """All rows of an `IterableDataset`, in whatever process.
+
+    Iterated over in a DataLoader's worker, it gives only this worker's shards; but every reader of a `RowStream` counts
+    the batches of the whole. Asked for batches, it gives all.
+    """
+    for batch in data.iter(batch_size=1):
+        yield {column: value for column, [value] in batch.items()}
 
 
 def _selected(data: Any, numbers: range) -> list[Any]:
@@ -221,4 +234,4 @@ def _read_hub(name: str, hub_id: str, config: str | None, split: str, streaming:
             f"The data set {name!r} is neither a file here nor loadable from the Hub: {error}",
             fix="check the name, the split (owner/name:split) and the network, or pass a local file",
         ) from None
-    return numbered(rows, name)
+    return numbered(_as_python(rows), name)

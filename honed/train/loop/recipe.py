@@ -13,6 +13,7 @@ from honed.errors import ModelError, RecipeError
 from honed.model.adapters import ready_to_train
 from honed.model.vocabulary import agree_on_stops, with_pad_token
 from honed.train.forward.checkpointing import decide, largest_batch
+from honed.train.forward.rotations import rotation_notes
 from honed.train.forward.seams import base_model, find_seams
 from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig
@@ -56,7 +57,7 @@ class PlainTrainer:
             checkpointing=args.gradient_checkpointing not in (False, "auto"),
         )
         self._seams = find_seams(self.model)
-        self.notes += notes + self._seams.notes
+        self.notes += notes + self._seams.notes + rotation_notes(self.model, args.max_length)
         if args.optim is Own.MUON:
             self.notes.append(summary(self.model))
         if args.packing and not self._seams.flat:

@@ -21,6 +21,7 @@ from honed.data.mix.mixture import Mixture
 from honed.data.prepare.cache import prepare_cached
 from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.prepare import Prepared, prepare
+from honed.data.prepare.reader import CUT_AT_THE_END, SPLIT_INTO_PARTS, VIEWS_DROPPED
 from honed.data.prepare.stream import RowStream
 from honed.data.read.formats import FORMATS, ReadOptions
 from honed.data.read.sources import SourcedRows, read_rows
@@ -35,6 +36,14 @@ Collator = Callable[[list[Any]], dict[str, Any]]
 # Keys of rows that were tokenised before; a collator finds nothing else in them, as in TRL.
 TOKEN_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids", "completion_mask",
                  "assistant_masks", "loss_mask", "seq_lengths")  # fmt: skip
+
+
+# What the length policy did to trained rows, and what else could be done.
+_CUTS = {
+    CUT_AT_THE_END: "their ends are cut off. Raise max_length, or set overlong='drop'.",
+    SPLIT_INTO_PARTS: "they are split into parts that do not see each other. Raise max_length to keep them whole.",
+    VIEWS_DROPPED: "those of their answers that do not fit are left out. Raise max_length to train them.",
+}
 
 
 class Features(ByColumn):
@@ -257,10 +266,10 @@ class Datasets:
             )
 
     def _tell_cuts(self, name: str, made: Prepared | VisionPrepared) -> None:
-        if cut := made.ledger.rows_cut.total():
+        for reason, cut in made.ledger.rows_cut.items():
             self.notes.append(
                 f"{cut:,} of {made.ledger.rows_in:,} rows of the {name} set are longer than max_length="
-                f"{self.args.max_length}: their ends are cut off. Raise max_length, or set overlong='drop'."
+                f"{self.args.max_length}: {_CUTS[reason]}"
             )
 
     def _tell_two_openings(self, name: str, rows: Any) -> None:

@@ -64,6 +64,7 @@ class EvaluatingTrainer(Trainer):
     _datasets: Datasets
     _plain_loss: bool
     _head: ScoringHead | None = None
+    _training_draws: torch.Tensor | None = None  # the state of torch's generator, while an evaluation has its own
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates; a data set that is passed here is prepared as the one at construction was."""
@@ -133,6 +134,7 @@ class EvaluatingTrainer(Trainer):
         self._evaluated = torch.zeros(2, device=self.args.device)
         try:
             # a loader draws a seed from torch's generator, which dropout and noise draw from when training goes on
+            self._training_draws = torch.random.get_rng_state()
             with self._seams_open(), torch.random.fork_rng(devices=[]):
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
             if isinstance(rows := getattr(dataloader, "dataset", None), EvenRows):
@@ -146,8 +148,16 @@ class EvaluatingTrainer(Trainer):
             output.metrics.update({f"{prefix}_{key}": value for key, value in shown.items()})
             return output
         finally:
+            self._training_draws = None
             self.metrics = before
             self.metrics.start_clock()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Of a checkpoint that SIGTERM asks for in an evaluation too: that of training, which goes on afterwards."""
+        with torch.random.fork_rng(devices=[]):
+            if self._training_draws is not None:
+                torch.random.set_rng_state(self._training_draws)
+            super()._save_rng_state(output_dir)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -23,6 +23,7 @@ from honed.model.vocabulary import with_pad_token
 from honed.ops import attention
 from honed.train.forward import vision
 from honed.train.forward.checkpointing import set_switch
+from honed.train.forward.rotations import rotation_notes
 from honed.train.forward.seams import Seams, base_model
 from honed.train.options.config import SFTConfig
 
@@ -137,26 +138,11 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
     if args.gradient_checkpointing and not getattr(base_model(model), "supports_gradient_checkpointing", False):
         set_switch(args, on=False)
         notes.append(f"gradient_checkpointing has no effect: {type(base_model(model)).__name__} cannot do it.")
-    limit = _rotations_change_after(base_model(model).config.get_text_config())
-    if limit is not None and (args.max_length is None or args.max_length > limit):
-        notes.append(
-            f"A row longer than {limit:,} tokens changes how this model rotates positions in all rows of its batch: "
-            f"losses depend on which rows meet. Set max_length={limit} for losses that do not."
-        )
+    notes += rotation_notes(model, args.max_length)
     if args.use_liger_kernel:  # its layers with our head: its own loss would replace the model's forward
         config = args.liger_kernel_config or {}
         args.liger_kernel_config = {**config, "fused_linear_cross_entropy": False, "cross_entropy": False}
     return notes
-
-
-def _rotations_change_after(config: Any) -> int | None:
-    """The length after which rotary positions depend on the longest row of a batch (or met so far); None: never."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one, or one for each kind of layer
-    for kind in kinds:
-        if kind.get("rope_type") in ("dynamic", "longrope"):
-            return int(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
-    return None
 
 
 def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:

@@ -17,7 +17,7 @@ from honed.cli.main import main
 from honed.errors import ModelError, RecipeError
 from honed.recipe import as_yaml, load_recipe, recipe_from
 from honed.train.loop import loop
-from honed.train.loop.recipe import config_of
+from honed.train.loop.recipe import PlainTrainer, config_of
 from honed.train.options.config import SFTConfig
 from honed.train.run.run import run
 from honed.train.trainer.trainer import SFTTrainer
@@ -220,3 +220,14 @@ def test_packing_is_refused_where_documents_would_see_each_other(
     )
     with pytest.raises(ModelError, match="cannot keep documents in a row apart"):
         trained(tree, engine="plain", data={**tree["data"], "packing": True})
+
+
+@pytest.mark.parametrize("max_length", [16, 64])
+def test_rotations_that_depend_on_the_longest_row_are_told(
+    max_length: int, tiny_model: Callable[..., Any], tiny_tokenizer: Any, chat_rows: Any
+) -> None:
+    kind = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    model = tiny_model(max_position_embeddings=32, rope_parameters=kind)
+    args = SFTConfig(use_cpu=True, report_to="none", max_length=max_length, overlong="truncate", data_cache=False)
+    plain = PlainTrainer(model, args=args, train_dataset=chat_rows, processing_class=tiny_tokenizer)
+    assert any("longer than 32 tokens" in note for note in plain.notes) == (max_length > 32)

@@ -274,3 +274,25 @@ def test_a_text_with_bos_gets_no_second_one_and_ids_with_two_are_told(
     data.make("eval", [{"input_ids": tokenizer(f"{bos}why one")["input_ids"]}, {"text": "why two"}])
     [note] = data.notes
     assert note.startswith(f"1 of 2 documents of the eval set begin with two {bos}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"overlong": "truncate"}, "their ends are cut off"),
+        ({"overlong": "split"}, "they are split into parts"),
+        ({"packing": True, "packing_strategy": "bfd_split"}, "they are split into parts"),
+        ({"packing": True, "packing_strategy": "wrapped"}, None),
+        ({"overlong": "drop"}, None),
+    ],
+)
+def test_what_became_of_long_rows_is_told(
+    changes: dict[str, Any], told: str | None, chat_rows: Rows, tiny_tokenizer: Any
+) -> None:
+    args = SFTConfig(use_cpu=True, report_to="none", max_length=20, **changes)
+    made = Datasets(args, tiny_tokenizer, formatting_func=None, collator=None, flat=True)
+    made.make("train", chat_rows)
+    cut = made.prepared["train"].ledger.rows_cut.total()
+    notes = [note for note in made.notes if "longer than max_length=20" in note]
+    assert [f"{cut} of 12 rows" in note and told in note for note in notes] == ([True] if told else [])
+    assert bool(cut) == bool(told)

@@ -53,6 +53,18 @@ def test_the_sequence_is_one_however_many_read_it(stream: RowStream, world: int,
     assert [batch for step in zip(*found, strict=True) for batch in step] == expected
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_read_all_shards_of_a_data_set_that_streams_itself(
+    tiny_tokenizer: Any, chat_rows: Rows, workers: int
+) -> None:
+    """`datasets` would give each worker shards of its own, of which it then took every n-th batch only."""
+    rows = datasets.Dataset.from_list(chat_rows).to_iterable_dataset(num_shards=2)
+    stream = RowStream(rows, tiny_tokenizer, PrepareOptions(max_length=128), shuffle_buffer=0)
+    listed = RowStream(chat_rows, tiny_tokenizer, PrepareOptions(max_length=128), shuffle_buffer=0)
+    expected = ids(StreamLoader(StreamDataset(listed, 2, FlatCollator())), 8)
+    assert ids(StreamLoader(StreamDataset(stream, 2, FlatCollator()), num_workers=workers), 8) == expected
+
+
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 0), (2, 2)])
 def test_each_rank_goes_on_after_the_place_of_the_first(stream: RowStream, world: int, workers: int) -> None:
     expected = ids(StreamLoader(StreamDataset(stream, 2, FlatCollator())), 14)
