@@ -32,6 +32,11 @@ BITSANDBYTES = (BITSANDBYTES | {"ademamix", "rmsprop_bnb", "rmsprop_bnb_32bit"})
 DEVICES = {"adamw_torch_xla": "a TPU", "adamw_torch_npu_fused": "an NPU"}
 if not torch.cuda.is_available():  # their packages call CUDA by name
     DEVICES |= dict.fromkeys(("galore_adamw_8bit", "galore_adamw_8bit_layerwise", "adalomo"), "a CUDA device")
+    DEVICES |= (
+        {"stable_adamw": "a CUDA device, or no Triton: its kernels are taken where they are"}
+        if find_spec("triton")
+        else {}
+    )
 DEVICES["adamw_torch_8bit"] = "minutes: torchao compiles its step"
 DEVICES["galore_adafactor_layerwise"] = "a transformers that does not give it two options that exclude each other"
 LOW_RANK = ("galore", "apollo")
