@@ -22,7 +22,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 import numpy as np
 import torch
+from training_step import CASES, Case, model_of
 
 from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRow
@@ -45,34 +45,13 @@ TRL_SETTINGS: dict[str, dict[str, Any]] = {
 Step = Callable[[], tuple[float, int]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A Llama's shape with tied embeddings, and the tokens of the question and of each answer."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    tokens_each: int
-
-    @property
-    def layers_weights(self) -> int:
-        attention = 2 * self.hidden * self.hidden * (1 + self.kv_heads / self.heads)
-        return round(self.layers * (attention + 3 * self.hidden * self.intermediate))
-
-
-SMOLLM2 = {"hidden": 576, "intermediate": 1536, "layers": 30, "heads": 9, "kv_heads": 3, "vocabulary": 49_152}
-CASES = {
-    "smollm2-135m": Case(**SMOLLM2, tokens_each=48),
-    "minimind": Case(hidden=512, intermediate=1408, layers=8, heads=8, kv_heads=2, vocabulary=6_400, tokens_each=128),
-}
+# Tokens of the question, and of each answer.
+TOKENS = {"smollm2-135m": 48, "minimind": 128}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--case", choices=TOKENS)
     parser.add_argument("--answers", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
@@ -84,8 +63,9 @@ def main() -> None:
         args.case, args.repeats = args.case or "minimind", 1
     torch.set_num_threads(1)
     results = []
-    for name in [args.case] if args.case else CASES:
-        results.append({"case": name, "answers": args.answers, **asdict(CASES[name]), **compare(CASES[name], args)})
+    for name in [args.case] if args.case else TOKENS:
+        about = {"case": name, "answers": args.answers, "tokens_each": TOKENS[name]}
+        results.append(about | compare(CASES[name], TOKENS[name], args))
         print(json.dumps(results[-1], indent=1), flush=True)
     if args.out:
         machine = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1}
@@ -99,51 +79,34 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("honed", "trl", "torch", "transformers")}
 
 
-def compare(case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    documents = draw_documents(case, args.answers)
-    model, trls_model = new_model(case), new_model(case)
+def compare(case: Case, tokens_each: int, args: argparse.Namespace) -> dict[str, Any]:
+    documents = draw_documents(case, tokens_each, args.answers)
+    model, trls_model = model_of(case).train(), model_of(case).train()
     with tempfile.TemporaryDirectory() as folder:
         steps = {
-            "honed shared": ours(model, documents, case.tokens_each, share=True),
-            "honed unshared": ours(model, documents, case.tokens_each, share=False),
+            "honed shared": ours(model, documents, tokens_each, share=True),
+            "honed unshared": ours(model, documents, tokens_each, share=False),
             **{
-                name: trls(trls_model, documents, case.tokens_each, folder, options)
+                name: trls(trls_model, documents, tokens_each, folder, options)
                 for name, options in TRL_SETTINGS.items()
             },
         }
         tokens = check(steps, model, trls_model)
-        return summary(measure(steps, args.repeats), tokens) | bounds(case, args.answers, tokens)
+        return summary(measure(steps, args.repeats), tokens) | bounds(case, args.answers * tokens_each, tokens)
 
 
-def bounds(case: Case, answers: int, tokens: dict[str, int]) -> dict[str, float]:
-    head = answers * case.tokens_each * case.hidden * case.vocabulary
+def bounds(case: Case, answered: int, tokens: dict[str, int]) -> dict[str, float]:
+    attention = 2 * case.hidden * case.hidden * (1 + case.kv_heads / case.heads)
+    layers = case.layers * (attention + 3 * case.hidden * case.intermediate)
+    head = answered * case.hidden * case.vocabulary
     unshared, shared = (tokens[f"honed {side}"] for side in ("unshared", "shared"))
-    products = (unshared * case.layers_weights + head) / (shared * case.layers_weights + head)
+    products = (unshared * layers + head) / (shared * layers + head)
     return {"ratio_of_tokens": round(unshared / shared, 3), "ratio_of_products": round(products, 3)}
 
 
-def new_model(case: Case) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=case.vocabulary,
-        hidden_size=case.hidden,
-        intermediate_size=case.intermediate,
-        num_hidden_layers=case.layers,
-        num_attention_heads=case.heads,
-        num_key_value_heads=case.kv_heads,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return LlamaForCausalLM(config).train()
-
-
-def draw_documents(case: Case, answers: int) -> list[np.ndarray]:
+def draw_documents(case: Case, tokens_each: int, answers: int) -> list[np.ndarray]:
     draw = np.random.default_rng(0)
-    question, *rest = draw.integers(3, case.vocabulary, (1 + answers, case.tokens_each))
+    question, *rest = draw.integers(3, case.vocabulary, (1 + answers, tokens_each))
     return [np.concatenate([question, answer]) for answer in rest]
 
 
