@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_preparation import distinct_pairs, load_tokenizer
+from training_step import with_adapter
 
 LONGEST = 512  # tokens of a document, unless one fills its row
 SLICE_LAYERS = 2  # of the small slice that is compared with float32
@@ -222,6 +223,7 @@ def model_of(case: Case, *, device: str, dtype: str, attention: str | None = Non
         model: Any = AutoModelForCausalLM.from_config(config, **options)
     if case.nf4:
         model = quantized(model, config, device, attention)
+    torch.manual_seed(1)  # whatever was drawn before
     return with_adapter(model) if case.lora else model.to(getattr(torch, dtype))
 
 
@@ -242,19 +244,6 @@ def quantized(model: Any, config: Any, device: str, attention: str | None) -> An
     return kind.from_pretrained(
         None, config=config, state_dict=state, quantization_config=how, device_map={"": device}, **options
     )
-
-
-def with_adapter(model: Any) -> Any:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(1)
-    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # zero at first, which would leave lora_A without a gradient to compare
-            torch.nn.init.normal_(parameter, std=0.01)
-    return model
 
 
 def tokenizer_of() -> Any:

@@ -10,9 +10,8 @@
 
 gpu_cases.py has shapes and sides. honed runs with its defaults and with options of its own; TRL 1.16 with its defaults
 (padded batches, checkpointing) and with flat batches (what packing makes of the same documents), with and without
-checkpointing, through flash_attention_2 where flash-attn is installed, else sdpa, and through flex_attention; with
-Liger's layers and the Hub's kernels where those are installed. The fastest is its best. TRL's head computes no whole
-logits in any of these (loss_type="chunked_nll" is an old name of the default), so that is no setting of its own.
+checkpointing, through flash_attention_2 where installed, else sdpa, and through flex_attention; with Liger's layers and
+the Hub's kernels where installed. The fastest is its best. TRL's head never computes whole logits.
 
 Weights are random. Rows are real ones, of ../shared/data, or of the packaged starter set where that folder is absent.
 Every side trains the same documents in the same order, in one micro-batch a step; all steps of a case have the same

@@ -272,8 +272,12 @@ def model_of(case: Case) -> Any:
             pad_token_id=0,
         )
     )
-    if not case.lora:
-        return model
+    return with_adapter(model) if case.lora else model
+
+
+def with_adapter(model: Any) -> Any:
+    """LoRA, rank 16, on all linear layers but the head."""
+    import torch
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")

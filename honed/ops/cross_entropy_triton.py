@@ -1,8 +1,8 @@
 """Logits scored and turned into their gradient by one Triton kernel, which reads them twice and writes them once.
 
-Plain PyTorch passes over the same logits seven times, in half precision over a float32 copy of them too: about 44 bytes
-of traffic for each bfloat16 logit where this has 6. The first pass keeps the greatest logit and the sum of exponentials
-together (online softmax, arXiv:1805.02867); the second finds most of a row in the GPU's cache.
+Plain PyTorch passes over the same logits seven times, in half precision over a float32 copy of them too: counted, some
+44 bytes of traffic for each bfloat16 logit where this has 6. The first pass keeps the greatest logit and the sum of
+exponentials together (online softmax, arXiv:1805.02867); the second should find most of a row in the GPU's cache.
 
 Not measured on a GPU. Tested against float64 by Triton's interpreter, which runs the same kernel on a CPU.
 
