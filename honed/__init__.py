@@ -76,7 +76,10 @@ def __getattr__(name: str) -> Any:
         if name in NOT_HERE:  # ImportError, also for hasattr: `from honed import ...` would swallow another
             raise refusal(name)
         raise AttributeError(f"module 'honed' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    from honed.collector import no_collections
+
+    with no_collections():
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

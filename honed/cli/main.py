@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from honed.cli import cache, chat, data, demo, doctor, eval, export, generate, new, plan, prove, train
+from honed.collector import fewer_collections
 from honed.errors import HonedError
 
 VERBS = (train, plan, prove, demo, chat, generate, eval, export, data, new, cache, doctor)
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         args = read_arguments(arguments)
-        status = int(args.run(args, shlex.join(["honed", *arguments])))
+        with fewer_collections():
+            status = int(args.run(args, shlex.join(["honed", *arguments])))
         sys.stdout.flush()
         return status
     except HonedError as error:

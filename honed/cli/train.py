@@ -67,6 +67,7 @@ import argparse
 from honed.cli.recipe_arguments import recipe_of
 from honed.cli.train_dry_run import FLAG, show
 from honed.cli.train_help import HelpAll
+from honed.collector import no_collections, set_imports_aside
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,8 +91,12 @@ def run(args: argparse.Namespace, command: str) -> int:
     if args.dry_run:
         show(recipe, command)
         return 0
-    from honed.train.run.run import run as run_recipe
+    with no_collections():
+        from honed.train.run.run import engine_of
+        from honed.train.run.run import run as run_recipe
 
+        engine_of(recipe)  # its libraries are imported now
+    set_imports_aside()
     result = run_recipe(recipe, command=command, say=print, overwrite=args.overwrite)
     if result.finished and result.first:
         show_result(result.folder, result.samples)

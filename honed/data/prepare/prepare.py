@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from honed.collector import fewer_collections
 from honed.data.batch.pack import fill_rate, one_by_one, pack_best_fit, pack_wrapped
 from honed.data.batch.prefix import pack_shared
 from honed.data.batch.table import PackedRows, TokenTable
@@ -48,18 +47,7 @@ class Prepared:
     stop_ids: tuple[int, ...]
 
 
-@contextmanager
-def _fewer_collections() -> Iterator[None]:
-    """Python's garbage collector looks through all rows kept so far, again and again: up to a third of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 1000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
-@_fewer_collections()
+@fewer_collections()
 def prepare(
     data: Any,
     tokenizer: Any,

@@ -322,7 +322,7 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: 
     adapter = recipe.lora and lora_config(**lora_options(recipe.lora))
     data = run_data(recipe.data, seed=args.seed)
     try:
-        trainer: SFTTrainer | PlainTrainer = _engine(recipe)(
+        trainer: SFTTrainer | PlainTrainer = engine_of(recipe)(
             model,
             args=args,
             train_dataset=data.train,
@@ -341,7 +341,8 @@ def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: 
     return trainer
 
 
-def _engine(recipe: Recipe) -> Any:
+def engine_of(recipe: Recipe) -> Any:
+    """The trainer's class, with the libraries that it needs."""
     if recipe.engine == "plain":
         return PlainTrainer
     from honed.train.trainer.trainer import SFTTrainer
