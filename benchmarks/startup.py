@@ -5,8 +5,9 @@
 1,000 conversations in a JSONL file, a Llama of two layers in a folder, full fine-tuning in float32 on the CPU, one
 thread, 8 rows a batch in the order of the file. With the packaged model's tokenizer the step itself costs little; with
 Qwen's (where ../shared is) logits of 151,936 tokens are part of it. Every run is a process of its own, the sides in
-turn. `trainer` and `plain` are honed's two engines. TRL's side is the shortest script that does the same, with what
-makes it start soonest: no network, no tracker, no checkpointing, no bars.
+turn. `trainer` and `plain` are honed's two engines from the command line. TRL's side is the shortest script that does
+the same, with what makes it start soonest: no network, no tracker, no checkpointing, no bars. `script` is that script
+with honed's names in place of TRL's.
 
 The clock starts before the process does and stops in a hook of torch's that is called after any optimizer's step, the
 same on all sides. `cold` means that nothing was kept from earlier runs: neither honed's cache nor that of `datasets`.
@@ -35,7 +36,7 @@ from typing import Any
 
 from data_preparation import SHARED, THREADS, distinct_pairs, load_tokenizer, packaged_tokenizer, write
 
-SIDES = ("trainer", "plain", "trl")
+SIDES = ("trainer", "plain", "script", "trl")
 BATCH, MAX_LENGTH = 8, 1024
 TOLERANCE = 1e-4
 
@@ -128,7 +129,7 @@ def start(side: str, folder: Path) -> dict[str, float]:
 def one(side: str, folder: Path) -> None:
     """Trains one step and leaves in told.json when it ended, and its loss."""
     told = watch_first_step()
-    told["loss"] = (trl_script if side == "trl" else honed_command)(folder, side)
+    told["loss"] = (script if side in ("script", "trl") else honed_command)(folder, side)
     (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
 
 
@@ -171,9 +172,13 @@ def honed_command(folder: Path, engine: str) -> float:
     return float(next(line["loss"] for line in lines if "loss" in line))
 
 
-def trl_script(folder: Path, _: str) -> float:
+def script(folder: Path, side: str) -> float:
     from datasets import load_dataset
-    from trl import SFTConfig, SFTTrainer
+
+    if side == "trl":
+        from trl import SFTConfig, SFTTrainer
+    else:
+        from honed import SFTConfig, SFTTrainer
 
     trainer = SFTTrainer(
         str(folder / "model"),
@@ -231,7 +236,7 @@ def describe(line: dict[str, Any]) -> str:
     ]
     for engine in SIDES[:-1]:
         rows.append(
-            f"  engine {engine:8}{seconds[engine]:6.2f} s  {line['ratio_of_seconds'][engine]:5.2f}x sooner"
+            f"  {engine:8}{seconds[engine]:6.2f} s  {line['ratio_of_seconds'][engine]:5.2f}x sooner"
             f"   CPU {cpu[engine]:5.2f} s  {line['ratio_of_cpu_seconds'][engine]:5.2f}x"
         )
     return "\n".join(rows)
