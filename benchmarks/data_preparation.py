@@ -218,7 +218,7 @@ def load_tokenizer() -> Any:
 
 
 def packaged_tokenizer() -> Any:
-    from honed.model.load import load_tokenizer as load
+    from honed.model.load.load import load_tokenizer as load
 
     tokenizer = load("smollm2-135m-instruct")
     tokenizer.chat_template = TEMPLATE

@@ -56,7 +56,7 @@ def main() -> None:
     import torch
 
     from honed.cli.console import quiet_libraries
-    from honed.model.load import load_model, load_tokenizer
+    from honed.model.load.load import load_model, load_tokenizer
 
     quiet_libraries()
     torch.set_num_threads(args.threads)

@@ -379,7 +379,7 @@ def float32_slice(case: Case, documents: list[Any], device: str) -> Run:
     torch.backends.cuda.matmul.allow_tf32 = False
     model = model_of(case, device=device, dtype="float32", layers=SLICE_LAYERS)
     if case.nf4:
-        from honed.model.quantize import dequantized
+        from honed.model.load.quantize import dequantized
 
         model.base_model.model = dequantized(model.base_model.model, torch.float32)
         for name, weight in model.named_parameters():

@@ -228,7 +228,7 @@ def preparation(rows: int) -> float:
     """Processor seconds from the file to training tokens; the packaged starter set, repeated."""
     from honed.data.prepare.options import PrepareOptions
     from honed.data.prepare.prepare import prepare
-    from honed.model.load import load_tokenizer
+    from honed.model.load.load import load_tokenizer
 
     tokenizer = load_tokenizer("smollm2-135m-instruct")
     with tempfile.TemporaryDirectory() as folder:

@@ -33,7 +33,7 @@ from training_step import CASES, model_of, versions
 
 from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRow
-from honed.model.fused_lora import fused_lora
+from honed.model.adapters.fused_lora import fused_lora
 from honed.ops.products import FastLinear
 from honed.train.forward import seams
 

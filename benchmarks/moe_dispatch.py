@@ -27,7 +27,7 @@ from torch import nn
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-from honed.model.minimind_moe import SwiGLU, dispatch
+from honed.model.minimind.moe import SwiGLU, dispatch
 
 HIDDEN, INTERMEDIATE, TOP_K = 512, 1408, 2
 # the layer, its parameters, and how to find the first expert's down projection among their gradients

@@ -42,9 +42,9 @@ import torch
 from growth import resident
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from honed.model import plan, plan_optimizers
-from honed.model.plan_checkpointing import fewest
-from honed.model.plan_shapes import find_config
+from honed.model.plan import optimizers, plan
+from honed.model.plan.checkpointing import fewest
+from honed.model.plan.shapes import find_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class Case:
     budget: float | None = None
     bf16: bool = False
     accumulation: int = 1
-    optim: str = plan_optimizers.DEFAULT
+    optim: str = optimizers.DEFAULT
     in_backward: bool = False
     fake: bool = False
 
@@ -76,7 +76,7 @@ class Case:
         words += [f"within {self.budget:g} GB"] if self.budget else []
         words += ["bf16"] if self.bf16 else []
         words += [f"accumulation {self.accumulation}"] if self.accumulation > 1 else []
-        words += [self.optim] if self.optim != plan_optimizers.DEFAULT else []
+        words += [self.optim] if self.optim != optimizers.DEFAULT else []
         words += ["optimizer in backward"] if self.in_backward else []
         return ", ".join(words)
 
@@ -179,7 +179,7 @@ def prediction(case: Case) -> int:
         device="cpu",
         dtype="bfloat16" if case.fake else dtype,
     )
-    job = replace(job, optimizer=plan_optimizers.Optimizer(name=case.optim, in_backward=case.in_backward))
+    job = replace(job, optimizer=optimizers.Optimizer(name=case.optim, in_backward=case.in_backward))
     if case.budget:
         job = fewest(job, case.budget * plan.GB).job
     if case.bf16:
@@ -203,8 +203,8 @@ def alone(case: Case) -> tuple[int, int]:
 
 def config_of(case: Case) -> Any:
     if case.model == "minimind":
-        from honed.model.minimind import register
-        from honed.model.minimind_config import MiniMindConfig
+        from honed.model.minimind.config import MiniMindConfig
+        from honed.model.minimind.minimind import register
 
         register()
         config: Any = MiniMindConfig()
@@ -221,7 +221,7 @@ def config_of(case: Case) -> Any:
 def measure(case: Case, config: Any) -> int:
     """Trains two steps; the peak in bytes."""
     from honed import SFTConfig, SFTTrainer
-    from honed.model.adapters import lora_config
+    from honed.model.adapters.adapters import lora_config
 
     draw = np.random.default_rng(0)
     data = [
@@ -270,7 +270,7 @@ def new_model(case: Case, config: Any, folder: str) -> Any:
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     if case.method != "qlora":
         return model
-    from honed.model.load import load_model
+    from honed.model.load.load import load_model
 
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
@@ -367,7 +367,7 @@ def measure_fake(case: Case, config: Any) -> int:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
-    from honed.model.adapters import lora_config, ready_to_train
+    from honed.model.adapters.adapters import lora_config, ready_to_train
 
     alive = Alive()
     with torch.device("meta"):

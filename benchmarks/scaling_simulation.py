@@ -262,8 +262,8 @@ def check(holds: bool, otherwise: str) -> None:
 
 def work_of() -> Callable[[np.ndarray], np.ndarray]:
     """Operations of a document of so many tokens, full training: a n + b n^2, read off the planner at two lengths."""
-    from honed.model import plan
-    from honed.model.plan_time import flops_per_step
+    from honed.model.plan import plan
+    from honed.model.plan.step_time import flops_per_step
 
     job = plan.job_for(MODEL, method="full", length=1)
     one, two = (flops_per_step(replace(job, length=n)) for n in (1000, 2000))

@@ -17,8 +17,8 @@ import torch
 
 from honed import SFTConfig, SFTTrainer, clone_chat_template, load_model, load_tokenizer
 from honed.data.read.sources import STARTER, read_rows
-from honed.model.adapters import lora_config
-from honed.model.chat_tokens import new_token_rows, template_tokens
+from honed.model.adapters.adapters import lora_config
+from honed.model.load.chat_tokens import new_token_rows, template_tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> SFTTrainer:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from honed.data.read.trl_rows import maybe_apply_chat_template as maybe_apply_chat_template
     from honed.data.read.trl_rows import maybe_convert_to_chatml as maybe_convert_to_chatml
     from honed.errors import HonedError as HonedError
-    from honed.model.chat_tokens import clone_chat_template as clone_chat_template
-    from honed.model.chat_tokens import setup_chat_format as setup_chat_format
-    from honed.model.load import load_model as load_model
-    from honed.model.load import load_tokenizer as load_tokenizer
+    from honed.model.load.chat_tokens import clone_chat_template as clone_chat_template
+    from honed.model.load.chat_tokens import setup_chat_format as setup_chat_format
+    from honed.model.load.load import load_model as load_model
+    from honed.model.load.load import load_tokenizer as load_tokenizer
     from honed.recipe import Recipe as Recipe
     from honed.recipe import load_recipe as load_recipe
     from honed.report.row_preview import show as show
@@ -47,19 +47,19 @@ _HOMES = {
     "ScriptArguments": "honed.train.options.script_arguments",
     "TrlParser": "honed.train.options.script_arguments",
     "apply_chat_template": "honed.data.read.trl_rows",
-    "clone_chat_template": "honed.model.chat_tokens",
+    "clone_chat_template": "honed.model.load.chat_tokens",
     "get_kbit_device_map": "honed.train.options.model_config",
     "get_peft_config": "honed.train.options.model_config",
     "get_quantization_config": "honed.train.options.model_config",
     "is_conversational": "honed.data.read.trl_rows",
     "is_conversational_from_value": "honed.data.read.trl_rows",
-    "load_model": "honed.model.load",
+    "load_model": "honed.model.load.load",
     "load_recipe": "honed.recipe",
-    "load_tokenizer": "honed.model.load",
+    "load_tokenizer": "honed.model.load.load",
     "maybe_apply_chat_template": "honed.data.read.trl_rows",
     "maybe_convert_to_chatml": "honed.data.read.trl_rows",
     "prepare": "honed.data.prepare.prepare",
-    "setup_chat_format": "honed.model.chat_tokens",
+    "setup_chat_format": "honed.model.load.chat_tokens",
     "show": "honed.report.row_preview",
     "train_on_responses_only": "honed.train.rows.responses",
 }

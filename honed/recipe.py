@@ -94,7 +94,7 @@ class DataRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraRecipe:
-    """A LoRA adapter; `lora: null` trains all weights instead. See `honed.model.adapters.lora_config`.
+    """A LoRA adapter; `lora: null` trains all weights instead. See `honed.model.adapters.adapters.lora_config`.
 
     Attributes:
         init: peft's `init_lora_weights`, such as "pissa"; true for the ordinary one.
@@ -135,7 +135,7 @@ class Recipe:
     Attributes:
         model: name, folder or Hub id.
         dtype: number format of its weights, such as "bfloat16"; null picks what suits the device and the training.
-        quantization: "nf4", "fp4" or "int8" loads it quantised, to train an adapter on (see `honed.model.quantize`).
+        quantization: "nf4", "fp4" or "int8" quantises it, to train an adapter on; see `honed.model.load.quantize`.
         data, lora, samples: see their classes.
         train: arguments of `honed.SFTConfig` (and so of transformers' TrainingArguments), by name.
         engine: "trainer" trains with `honed.SFTTrainer`, "plain" with the loop of `honed.train.loop.loop`.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from honed.model.load_trained import load_for_generation
+from honed.model.adapters.load_trained import load_for_generation
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

@@ -55,9 +55,9 @@ def load_speaker(name: str, *, seed: int, weights: bool = True) -> Speaker:
     from honed.data.prepare.options import PrepareOptions
     from honed.data.prepare.prepare import make_template
     from honed.generate.answer import need_template
+    from honed.model.adapters.load_trained import load_for_generation
     from honed.model.device import pick_device
-    from honed.model.load import load_tokenizer, resolve
-    from honed.model.load_trained import load_for_generation
+    from honed.model.load.load import load_tokenizer, resolve
 
     set_seed(seed)
     if weights:

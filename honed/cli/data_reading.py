@@ -129,7 +129,7 @@ def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...] = ()) -> 
         return None, ()
     from honed.cli.console import quiet_libraries
     from honed.data.vision.template import shows_images
-    from honed.model.load import load_processor, load_tokenizer, resolve, sees_images
+    from honed.model.load.load import load_processor, load_tokenizer, resolve, sees_images
 
     quiet_libraries()
     stops = configured_stops(resolve(model))

@@ -231,7 +231,7 @@ def _cuda_fault(torch: Any, said: list[str]) -> str:
 def _default_model_fault(import_fault: str) -> str:
     if import_fault:
         return "not looked for"
-    from honed.model.smollm2 import converted_fault, converted_path
+    from honed.model.smollm2.smollm2 import converted_fault, converted_path
 
     return converted_fault(converted_path()) or ""
 

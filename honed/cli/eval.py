@@ -98,7 +98,7 @@ def _exam(args: argparse.Namespace) -> tuple[Exam, Any, Template | None]:
     from honed.evaluate.evaluation import Exam
     from honed.evaluate.held_out import read_held_out
     from honed.evaluate.tasks import read_tasks
-    from honed.model.load import load_tokenizer
+    from honed.model.load.load import load_tokenizer
 
     options = trained_with(Path(args.model).expanduser(), args.max_length)
     form = Form(pattern=args.form) if args.form else None
@@ -145,8 +145,8 @@ def _measured(args: argparse.Namespace, name: str, exam: Exam, tokenizer: Any, t
     from dataclasses import replace
 
     from honed.evaluate.evaluation import check_same_tokens, sit
+    from honed.model.adapters.load_trained import load_for_generation
     from honed.model.device import pick_device
-    from honed.model.load_trained import load_for_generation
 
     print(f"{name}:")
     model, own_tokenizer = load_for_generation(name, device=pick_device())

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from honed.data.batch.table import TokenTable
     from honed.data.prepare.options import PrepareOptions
-    from honed.model.export import Probe
+    from honed.model.export.export import Probe
 
 PROBES = 6
 CHECKED = 32  # rows that the loss of a model in 4 bits is measured on
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace, command: str) -> int:
     from honed.cli.console import quiet_libraries
 
     quiet_libraries()
-    from honed.model.export import check_places, export
-    from honed.model.load import load_tokenizer
-    from honed.model.ollama import role_texts
+    from honed.model.export.export import check_places, export
+    from honed.model.export.ollama import role_texts
+    from honed.model.load.load import load_tokenizer
 
     folder, out = Path(args.folder).expanduser(), Path(args.out).expanduser()
     check_places(folder, out, args.dtype)
@@ -97,7 +97,7 @@ def rows_of(folder: Path, tokenizer: Any, *, count: int) -> TokenTable:
 
 def probes_of(table: TokenTable) -> list[Probe]:
     """Rows to compare on."""
-    from honed.model.export import Probe
+    from honed.model.export.export import Probe
 
     documents = [table.row([number]) for number in range(min(len(table), PROBES))]
     return [Probe(ids=d.input_ids.tolist(), n_prompt=int((d.weights > 0).argmax())) for d in documents]
@@ -118,7 +118,7 @@ def _table(files: Any, options: PrepareOptions, tokenizer: Any, count: int) -> T
 def _check_gptq(args: argparse.Namespace) -> None:
     """Refuses what cannot be done in 4 bits, before anything is loaded."""
     from honed.errors import ModelError
-    from honed.model.gptq import need_llmcompressor
+    from honed.model.export.gptq import need_llmcompressor
 
     if not args.gptq:
         return
@@ -135,7 +135,7 @@ def _check_gguf(args: argparse.Namespace, folder: Path, tokenizer: Any) -> None:
 
     if args.gguf is None:
         return
-    from honed.model.gguf_export import check_gguf, config_of
+    from honed.model.export.gguf import check_gguf, config_of
 
     if args.gptq or args.dtype != "float32":
         other = "--gptq" if args.gptq else "--dtype"
@@ -149,7 +149,7 @@ def _gguf_name(kind: str) -> str:
 
 def _to_gguf(whole: Path, out: Path, table: TokenTable, kind: str) -> None:
     """Writes the file into a new folder, and says how close it is to the whole model."""
-    from honed.model.gguf_export import export_gguf
+    from honed.model.export.gguf import export_gguf
 
     made = whole.parent / "gguf"
     made.mkdir()
@@ -167,7 +167,7 @@ def _to_gguf(whole: Path, out: Path, table: TokenTable, kind: str) -> None:
 
 def _to_4_bits(whole: Path, out: Path, table: TokenTable, n_calibration: int) -> None:
     """Calibrates on the first rows and measures on the rest; on the last of the same where there are no others."""
-    from honed.model.gptq import Row, export_gptq
+    from honed.model.export.gptq import Row, export_gptq
 
     documents = [table.row([number]) for number in range(len(table))]
     rows = [Row(ids=d.input_ids.tolist(), trained=(d.weights > 0).tolist()) for d in documents]
@@ -193,7 +193,7 @@ def write_modelfile(out: Path, tokenizer: Any, whole: Path, *, source: str) -> N
     """
     from transformers import GenerationConfig
 
-    from honed.model.ollama import modelfile
+    from honed.model.export.ollama import modelfile
 
     eos = GenerationConfig.from_pretrained(whole).eos_token_id
     stops = tokenizer.convert_ids_to_tokens([eos] if isinstance(eos, int) else list(eos or []))

@@ -75,7 +75,7 @@ def new_tokenizer(args: argparse.Namespace) -> None:
 
 def new_minimind(args: argparse.Namespace) -> None:
     """Makes a MiniMind model, dense or a mixture of experts."""
-    from honed.model.minimind import count_parameters
+    from honed.model.minimind.minimind import count_parameters
 
     if args.tokenizer and (args.data or args.vocab or args.thinking):
         raise RecipeError(
@@ -110,9 +110,9 @@ def new_minimind(args: argparse.Namespace) -> None:
 def _random(args: argparse.Namespace, shape: dict[str, int], tokenizer: Any) -> Any:
     from transformers import set_seed
 
-    from honed.model.load import first_line
-    from honed.model.minimind import MiniMindForCausalLM
-    from honed.model.minimind_config import MiniMindConfig
+    from honed.model.load.load import first_line
+    from honed.model.minimind.config import MiniMindConfig
+    from honed.model.minimind.minimind import MiniMindForCausalLM
 
     try:
         config = MiniMindConfig(**shape, use_moe=args.moe, vocab_size=len(tokenizer))
@@ -125,7 +125,7 @@ def _random(args: argparse.Namespace, shape: dict[str, int], tokenizer: Any) -> 
 
 
 def _imported(args: argparse.Namespace, shape: dict[str, int]) -> Any:
-    from honed.model.minimind_pth import load_pth
+    from honed.model.minimind.pth import load_pth
 
     changes: dict[str, Any] = {**shape, **({"use_moe": True} if args.moe else {})}
     return load_pth(args.weights, **changes)
@@ -133,7 +133,7 @@ def _imported(args: argparse.Namespace, shape: dict[str, int]) -> Any:
 
 def _read_tokenizer(name: str) -> Any:
     """Of a folder that holds nothing else, or of a model."""
-    from honed.model.load import first_line, load_tokenizer
+    from honed.model.load.load import first_line, load_tokenizer
 
     if not (Path(name) / "tokenizer.json").is_file():
         return load_tokenizer(name)
@@ -146,7 +146,7 @@ def _read_tokenizer(name: str) -> Any:
 
 
 def _trained_tokenizer(args: argparse.Namespace) -> Any:
-    from honed.model.tokenizer_training import train_tokenizer
+    from honed.model.minimind.tokenizer import train_tokenizer
 
     unread: Counter[str] = Counter()
     vocab_size = args.vocab or VOCABULARY

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, command: str) -> int:
     """Plans and shows the table."""
     from honed.cli.console import quiet_libraries
-    from honed.model.plan_optimizers import DEFAULT
+    from honed.model.plan.optimizers import DEFAULT
     from honed.recipe import load_recipe
     from honed.train.options.optim import known_optimizer
 
@@ -189,7 +189,7 @@ def _notes(on: Machine, sizes: Any, efficiency: float) -> list[str]:
 
 
 def _optimizer_notes(on: Machine, choices: list[Choice]) -> list[str]:
-    from honed.model.plan_optimizers import paged_bytes
+    from honed.model.plan.optimizers import paged_bytes
 
     job = next((choice for choice in choices if choice.fits), choices[-1]).job
     notes = [f"Optimizer: {job.optimizer.doubt}."] if job.optimizer.doubt else []

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from honed.cli.machine import Machine
 
 if TYPE_CHECKING:
-    from honed.model.plan import Estimate
-    from honed.model.plan_job import Job
+    from honed.model.plan.job import Job
+    from honed.model.plan.plan import Estimate
     from honed.recipe import Recipe
 
 
@@ -48,7 +48,7 @@ def choices_for(recipe: Recipe, on: Machine, *, efficiency: float, own: bool) ->
 
     Of those with checkpointing in some layers, the one with the fewest that fits is shown.
     """
-    from honed.model.plan_checkpointing import fewest, with_layers
+    from honed.model.plan.checkpointing import fewest, with_layers
 
     jobs = _by_method(recipe, on)
     mine = _own(recipe, jobs, on)
@@ -72,7 +72,7 @@ def best(choices: list[Choice]) -> Choice:
 
 def _by_method(recipe: Recipe, on: Machine) -> dict[str, Job]:
     """The recipe trained in each way, in the number formats that honed would choose."""
-    from honed.model import plan
+    from honed.model.plan import plan
     from honed.recipe import LoraRecipe
 
     plain = replace(recipe, dtype=None, quantization=None)
@@ -82,9 +82,9 @@ def _by_method(recipe: Recipe, on: Machine) -> dict[str, Job]:
 
 
 def _own(recipe: Recipe, jobs: Mapping[str, Job], on: Machine) -> Job:
-    from honed.model import plan
-    from honed.model.plan_activations import formats_of
-    from honed.model.plan_checkpointing import fewest
+    from honed.model.plan import plan
+    from honed.model.plan.activations import formats_of
+    from honed.model.plan.checkpointing import fewest
 
     method = "full" if recipe.lora is None else "lora" if recipe.quantization is None else "qlora"
     job = replace(jobs[method], formats=formats_of(method, device=on.device, dtype=recipe.dtype))
@@ -95,8 +95,8 @@ def _own(recipe: Recipe, jobs: Mapping[str, Job], on: Machine) -> Job:
 
 
 def _choice(name: str, job: Job, on: Machine, efficiency: float) -> Choice:
-    from honed.model import plan
-    from honed.model.plan_time import seconds_per_step
+    from honed.model.plan import plan
+    from honed.model.plan.step_time import seconds_per_step
 
     return Choice(
         name=name,

@@ -12,7 +12,7 @@ from honed.cli.plan_choices import Choice
 from honed.errors import RecipeError
 
 if TYPE_CHECKING:
-    from honed.model.plan_ranks import Cluster, Prediction
+    from honed.model.plan.ranks import Cluster, Prediction
 
 # Bytes per second to another GPU of the node, in one direction, as the makers publish them: NVLink, else PCIe 4 x16.
 PCIE = 32e9
@@ -67,7 +67,7 @@ def cluster(args: argparse.Namespace, on: Machine) -> Cluster:
     Raises:
         RecipeError: they describe none.
     """
-    from honed.model.plan_ranks import Cluster
+    from honed.model.plan.ranks import Cluster
 
     if on.device != "cuda":
         raise RecipeError("--gpus, and no GPU is named.", fix="name it, such as --gpu h100")
@@ -92,7 +92,7 @@ def read_bandwidth(text: str, option: str) -> float:
 
 def rank_choices(choices: list[Choice], on: Machine, over: Cluster, *, efficiency: float) -> list[RankChoice]:
     """Each choice in each way that it can be done in."""
-    from honed.model.plan_ranks import predict, ways_for
+    from honed.model.plan.ranks import predict, ways_for
 
     found = [
         (choice, predict(choice.job, over, way, flops=on.flops or 0.0, efficiency=efficiency))

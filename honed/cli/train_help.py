@@ -29,7 +29,7 @@ def all_keys() -> str:
     from transformers import TrainingArguments
 
     from honed.data.prepare.options import PrepareOptions
-    from honed.model.adapters import lora_config
+    from honed.model.adapters.adapters import lora_config
     from honed.recipe import SECTIONS, TRAIN_DEFAULTS, Recipe
     from honed.train.options.config import SFTConfig
     from honed.train.options.page import meanings_of

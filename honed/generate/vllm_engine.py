@@ -9,7 +9,7 @@ from typing import Any
 
 from honed.errors import MissingExtraError, ModelError
 from honed.generate.request import Completion, Piece, Reason, Request
-from honed.model.load import is_adapter, resolve
+from honed.model.load.load import is_adapter, resolve
 
 AT_A_TIME = 256  # requests that vLLM is handed together; it schedules them itself
 

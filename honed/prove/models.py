@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from honed.errors import ModelError, RecipeError
-from honed.model.adapters import lora_config, ready_to_train
-from honed.model.load import first_line, load_model, resolve
+from honed.model.adapters.adapters import lora_config, ready_to_train
+from honed.model.load.load import first_line, load_model, resolve
 from honed.recipe import LoraRecipe, Recipe
 
 SIZES = ("auto", "whole", "cut", "shrunken")
@@ -132,7 +132,7 @@ def shrunken(config: Any) -> Any:
 def _config(name: str) -> Any:
     from transformers import AutoConfig
 
-    from honed.model.minimind import register
+    from honed.model.minimind.minimind import register
 
     register()
     folder = resolve(name)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from honed.errors import HonedError, RecipeError
-from honed.model.load import first_line, load_tokenizer
-from honed.model.vocabulary import with_pad_token
+from honed.model.load.load import first_line, load_tokenizer
+from honed.model.load.vocabulary import with_pad_token
 from honed.prove import runs, sums, texts
 from honed.prove.engine import seams_of
 from honed.prove.models import choose

@@ -52,7 +52,7 @@ def _rank(rank: int, port: int, folder: str, world: int) -> None:
     os.environ.update({name: str(value) for name, value in own.items()})
     torch.set_num_threads(1)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before the imports, in which it speaks
-    from honed.model.minimind import register
+    from honed.model.minimind.minimind import register
     from honed.prove.engine import one_step
 
     register()

@@ -13,8 +13,8 @@ import torch
 
 from honed.data.batch.table import PackedRows
 from honed.errors import RecipeError
-from honed.model.adapters import has_adapter, load_with_adapter
-from honed.model.load import load_model
+from honed.model.adapters.adapters import has_adapter, load_with_adapter
+from honed.model.load.load import load_model
 from honed.prove.engine import apart, one_step, silent, trained, weights_apart
 from honed.prove.ranks import stepped_by_ranks
 from honed.prove.statement import Measured, NotChecked

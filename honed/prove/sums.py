@@ -11,7 +11,7 @@ import numpy as np
 from honed.data.batch.pack import pack_best_fit
 from honed.data.batch.prefix import MIN_SHARED, shared_row
 from honed.data.batch.table import PackedRows, TokenTable
-from honed.model.fused_lora import coverage
+from honed.model.adapters.fused_lora import coverage
 from honed.prove.engine import Step, apart, head_apart, make_trainer, one_step, reference
 from honed.prove.sample import together
 from honed.prove.statement import Measured, NotChecked

@@ -17,7 +17,7 @@ from honed.data.prepare.prepare import prepare, tokenizer_with_template
 from honed.data.templates.plain import PlainTemplate
 from honed.data.templates.view import special_tokens, trained_turns
 from honed.loss.objective import next_token_targets
-from honed.model.vocabulary import agree_on_stops
+from honed.model.load.vocabulary import agree_on_stops
 from honed.prove.sample import SampleRow
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Subject

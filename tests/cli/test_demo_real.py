@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from honed.model import smollm2
+from honed.model.smollm2 import smollm2
 
 SECONDS = 60
 

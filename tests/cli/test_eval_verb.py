@@ -18,7 +18,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """float32, whatever this machine is best at."""
     import torch
 
-    monkeypatch.setattr("honed.model.load.pick_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("honed.model.load.load.pick_dtype", lambda device: torch.float32)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: Any, **options: Any) -> None:
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr("honed.model.load_trained.load_for_generation", load)
+    monkeypatch.setattr("honed.model.adapters.load_trained.load_for_generation", load)
     monkeypatch.setattr("honed.evaluate.lm_eval_model.find_spec", lambda name: None)
 
 

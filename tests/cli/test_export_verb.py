@@ -59,7 +59,7 @@ def test_quantised_and_all_weights(honed: Any, model: Path, tmp_path: Path) -> N
 def test_4_bits_need_a_package_and_exclude_ollama(
     honed: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from honed.model import gptq
+    from honed.model.export import gptq
 
     monkeypatch.setattr(gptq, "find_spec", lambda name: None)
     shown = honed("export", model, tmp_path / "out", "--gptq")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from honed.model.load import load_model, load_tokenizer
-from honed.model.minimind import MiniMindForCausalLM
-from honed.model.minimind_pth import save_pth
+from honed.model.load.load import load_model, load_tokenizer
+from honed.model.minimind.minimind import MiniMindForCausalLM
+from honed.model.minimind.pth import save_pth
 
 CPU = torch.device("cpu")
 TINY = ("--dim", "32", "--layers", "2", "--heads", "4")

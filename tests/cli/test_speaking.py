@@ -55,7 +55,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """float32, whatever this machine is best at, so that another program gives the same answer."""
     import torch
 
-    monkeypatch.setattr("honed.model.load.pick_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("honed.model.load.load.pick_dtype", lambda device: torch.float32)
 
 
 @pytest.mark.usefixtures("exact")
@@ -241,7 +241,7 @@ def test_vllm_alone_loads_the_weights(
 
     monkeypatch.setattr("honed.generate.vllm_engine.VllmEngine", Double)
     monkeypatch.setattr(
-        "honed.model.load_trained.load_for_generation", lambda *_, **__: pytest.fail("the weights are loaded")
+        "honed.model.adapters.load_trained.load_for_generation", lambda *_, **__: pytest.fail("the weights are loaded")
     )
     out = tmp_path / "out.jsonl"
     shown = honed("generate", model_folder, "--data", rows, "--out", out, "--engine", "vllm")

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 
 from honed.data.batch.table import PackedRows, TokenTable
 from honed.errors import HonedError
-from honed.model.adapters import lora_config
+from honed.model.adapters.adapters import lora_config
 from honed.train.options.config import SFTConfig
 from honed.train.run.ranks import RunRanks
 from honed.train.trainer.trainer import SFTTrainer

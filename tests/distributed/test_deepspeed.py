@@ -18,7 +18,7 @@ from program import logits_of, make_model
 from test_engines import ALONE, SAVES, same_run, same_weights, settings
 from transformers import AutoModelForCausalLM
 
-from honed.model.export import Probe, export
+from honed.model.export.export import Probe, export
 from honed.train.run_folder.checkpoint import check
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from program import logits_of, make_model
 from transformers import AutoModelForCausalLM
 
-from honed.model.export import Probe, export
+from honed.model.export.export import Probe, export
 from honed.train.run_folder.checkpoint import check
 
 if TYPE_CHECKING:

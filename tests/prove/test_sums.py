@@ -9,7 +9,7 @@ from typing import Any
 import broken
 import pytest
 
-from honed.model import fused_lora
+from honed.model.adapters import fused_lora
 from honed.prove import sums
 from honed.prove.engine import Step, apart
 from honed.prove.prove import find

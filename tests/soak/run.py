@@ -268,7 +268,7 @@ def tiny_model() -> Any:
 
 def tokenizer() -> Any:
     """A byte-level tokenizer with a ChatML template, trained on the spot."""
-    from honed.model.tokenizer_training import train_tokenizer
+    from honed.model.minimind.tokenizer import train_tokenizer
 
     return train_tokenizer((row["messages"][0]["content"] for row in rows(50)), vocab_size=400)
 

@@ -39,7 +39,7 @@ def make_rows(count: int, *, packed: bool = False) -> PackedRows:
 
 def make_model(*, lora: bool = False, **changes: Any) -> Any:
     """A small Llama; with `lora`, an adapter with dropout on it."""
-    from honed.model.adapters import attach, lora_config
+    from honed.model.adapters.adapters import attach, lora_config
 
     torch.manual_seed(0)
     shape: dict[str, Any] = {

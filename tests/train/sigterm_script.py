@@ -15,8 +15,8 @@ from loop_program import make_rows
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from honed import SFTConfig, SFTTrainer
-from honed.model.adapters import lora_config
-from honed.model.tokenizer_training import train_tokenizer
+from honed.model.adapters.adapters import lora_config
+from honed.model.minimind.tokenizer import train_tokenizer
 
 STEPS, ROWS = 12, 16
 SETTINGS: dict[str, Any] = {

@@ -23,8 +23,8 @@ from transformers import TrainerCallback
 from honed.data.batch.table import PackedRow, PackedRows
 from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.prepare import prepare
-from honed.model.adapters import attach, lora_config
-from honed.model.minimind import register
+from honed.model.adapters.adapters import attach, lora_config
+from honed.model.minimind.minimind import register
 from honed.train.forward.seams import Seams, find_seams
 from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig

@@ -21,13 +21,13 @@ from transformers import TrainerCallback
 
 from honed.data.batch.table import PackedRows
 from honed.errors import HonedError
-from honed.model import plan
 from honed.model.layers import decoder_layers, keep_first
+from honed.model.load.quantize import is_quantized
 from honed.model.memory import free_memory
-from honed.model.plan_activations import FP32, Formats
-from honed.model.plan_checkpointing import Choice, fewest, loaded_bytes
-from honed.model.plan_sizes import adapter_in, sizes_of
-from honed.model.quantize import is_quantized
+from honed.model.plan import plan
+from honed.model.plan.activations import FP32, Formats
+from honed.model.plan.checkpointing import Choice, fewest, loaded_bytes
+from honed.model.plan.sizes import adapter_in, sizes_of
 from honed.train.forward.seams import base_model
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned

@@ -2,7 +2,7 @@
 
 Two seams, both public interfaces of transformers: `set_attn_implementation` and `set_output_embeddings`. A model that
 does not fit one of them (an unusual head, linear attention, ...) is trained the ordinary way, and says so. A third is
-peft's: LoRA layers that compute as one function (`honed.model.fused_lora`).
+peft's: LoRA layers that compute as one function (`honed.model.adapters.fused_lora`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from honed.errors import ModelError
 from honed.loss.head import LogitTransform, ScoringHead, score_logits
 from honed.loss.objective import IGNORE_INDEX, Objective, targets_of
 from honed.loss.tied_embedding import one_gradient
-from honed.model.adapters import prompt_tokens
-from honed.model.fused_lora import coverage, fused_lora
+from honed.model.adapters.adapters import prompt_tokens
+from honed.model.adapters.fused_lora import coverage, fused_lora
 from honed.ops import attention
 from honed.ops.linear_cross_entropy import TokenScores
 from honed.ops.products import fast_linears

@@ -17,7 +17,7 @@ from honed.data.vision.images import ImageRef, load
 from honed.data.vision.prepare import VisionRow
 from honed.data.vision.template import shows_images
 from honed.errors import DataError, ModelError, RecipeError
-from honed.model.load import load_processor, load_tokenizer, sees_images
+from honed.model.load.load import load_processor, load_tokenizer, sees_images
 from honed.train.forward.seams import Seams, base_model, lora_alone
 from honed.train.options.config import SFTConfig
 

@@ -10,8 +10,8 @@ from typing import Any
 from honed.data.prepare.cache import prepare_cached
 from honed.data.prepare.prepare import prepare
 from honed.errors import ModelError, RecipeError
-from honed.model.adapters import ready_to_train
-from honed.model.vocabulary import agree_on_stops, with_pad_token
+from honed.model.adapters.adapters import ready_to_train
+from honed.model.load.vocabulary import agree_on_stops, with_pad_token
 from honed.train.forward.checkpointing import decide, largest_batch
 from honed.train.forward.rotations import rotation_notes
 from honed.train.forward.seams import base_model, find_seams

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from honed.errors import RecipeError
-from honed.model.quantize import need_bitsandbytes
+from honed.model.load.quantize import need_bitsandbytes
 
 
 @dataclass

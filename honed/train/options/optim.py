@@ -9,7 +9,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import ExplicitEnum
 
 from honed.errors import RecipeError
-from honed.model.plan_optimizers import Optimizer, named_values, optimizer_for
+from honed.model.plan.optimizers import Optimizer, named_values, optimizer_for
 from honed.recipe import suggest
 
 ADAMW = ("adamw_torch", "adamw_torch_fused")

@@ -21,12 +21,12 @@ from honed.data.mix.mixture import as_mixture
 from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.read.sources import read_rows
 from honed.errors import RecipeError
-from honed.model import plan
-from honed.model.adapters import lora_config, ready_to_train
+from honed.model.adapters.adapters import lora_config, ready_to_train
 from honed.model.device import pick_dtype
-from honed.model.load import model_class, resolve
-from honed.model.plan_checkpointing import libraries_bytes, with_layers
-from honed.model.plan_time import flops_per_step
+from honed.model.load.load import model_class, resolve
+from honed.model.plan import plan
+from honed.model.plan.checkpointing import libraries_bytes, with_layers
+from honed.model.plan.step_time import flops_per_step
 from honed.recipe import Recipe
 from honed.train.forward import checkpointing, vision
 from honed.train.options import rules
@@ -141,7 +141,7 @@ def dry_run(recipe: Recipe) -> DryRun:
 
 
 def meta_model(name: str, *, sees: bool = False) -> Any:
-    """The model of a name, folder or Hub id with shapes alone; `sees` as in `honed.model.load.load_model`.
+    """The model of a name, folder or Hub id with shapes alone; `sees` as in `honed.model.load.load.load_model`.
 
     Raises:
         ModelError: there is no such model.
@@ -149,8 +149,8 @@ def meta_model(name: str, *, sees: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    from honed.model.load import first_line
-    from honed.model.minimind import register
+    from honed.model.load.load import first_line
+    from honed.model.minimind.minimind import register
 
     register()
     folder = resolve(name)

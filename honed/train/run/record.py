@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from honed.model.load import resolve
+from honed.model.load.load import resolve
 from honed.recipe import Recipe
 from honed.train.metrics import memory_gb
 from honed.train.options.config import SFTConfig

@@ -19,9 +19,9 @@ from honed.data.vision.template import VisionTemplate
 from honed.errors import RecipeError, RunError, storage_errors
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
-from honed.model.adapters import lora_config
-from honed.model.load import first_line, load_model
-from honed.model.quantize import quantization_config
+from honed.model.adapters.adapters import lora_config
+from honed.model.load.load import first_line, load_model
+from honed.model.load.quantize import quantization_config
 from honed.recipe import LoraRecipe, Recipe, suggest
 from honed.report.run_report import write_run_report
 from honed.train.forward import vision

@@ -17,9 +17,9 @@ from honed.data.prepare.prepare import tokenizer_with_template
 from honed.data.vision.template import shows_images
 from honed.errors import ModelError, RecipeError
 from honed.loss.router import aux_loss_coefficient
-from honed.model.load import load_model, load_processor, load_tokenizer, sees_images
-from honed.model.quantize import quantized_options
-from honed.model.vocabulary import with_pad_token
+from honed.model.load.load import load_model, load_processor, load_tokenizer, sees_images
+from honed.model.load.quantize import quantized_options
+from honed.model.load.vocabulary import with_pad_token
 from honed.ops import attention
 from honed.train.forward import vision
 from honed.train.forward.checkpointing import set_switch

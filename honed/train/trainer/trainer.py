@@ -19,8 +19,8 @@ from honed.data.prepare.stream import Place
 from honed.errors import RecipeError
 from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
-from honed.model.adapters import ready_to_train
-from honed.model.vocabulary import agree_on_stops
+from honed.model.adapters.adapters import ready_to_train
+from honed.model.load.vocabulary import agree_on_stops
 from honed.train.forward import seams, shared_prefixes, vision
 from honed.train.forward.checkpointing import choose_layers
 from honed.train.optimizers import precision

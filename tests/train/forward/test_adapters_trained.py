@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from honed.errors import ModelError
-from honed.model.adapters import attach, load_with_adapter, lora_config
-from honed.model.chat_tokens import clone_chat_template, setup_chat_format
+from honed.model.adapters.adapters import attach, load_with_adapter, lora_config
+from honed.model.load.chat_tokens import clone_chat_template, setup_chat_format
 from honed.train.forward.seams import find_seams
 from honed.train.options.config import SFTConfig
 from honed.train.trainer.adapter_callbacks import adapter_callbacks, orthogonality_penalty

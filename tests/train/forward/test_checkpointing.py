@@ -12,8 +12,9 @@ import torch
 
 from honed import SFTConfig, SFTTrainer
 from honed.errors import RecipeError
-from honed.model import memory, plan
-from honed.model.adapters import lora_config
+from honed.model import memory
+from honed.model.adapters.adapters import lora_config
+from honed.model.plan import plan
 from honed.train.forward import checkpointing
 from honed.train.forward.checkpointing import decide, decoder_layers, largest_batch
 from honed.train.forward.seams import find_seams, opened

@@ -11,8 +11,8 @@ import pytest
 import torch
 from loop_program import make_rows
 
-from honed.model.adapters import attach, lora_config
-from honed.model.fused_lora import FusedForward
+from honed.model.adapters.adapters import attach, lora_config
+from honed.model.adapters.fused_lora import FusedForward
 from honed.train.forward.seams import find_seams, lora_alone
 from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig

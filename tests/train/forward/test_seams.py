@@ -10,7 +10,7 @@ from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.data.batch.table import PackedRow
 from honed.errors import ModelError
 from honed.loss.head import LogitTransform, ScoringHead
-from honed.model.adapters import attach, lora_config
+from honed.model.adapters.adapters import attach, lora_config
 from honed.train.forward import seams
 
 SMALL_MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}

@@ -15,7 +15,7 @@ from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRow
 from honed.errors import ModelError, RecipeError
 from honed.loss.objective import total_weight
-from honed.model.adapters import attach, lora_config
+from honed.model.adapters.adapters import attach, lora_config
 from honed.train.forward import seams, shared_prefixes
 
 FAMILIES = [

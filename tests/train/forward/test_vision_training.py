@@ -17,8 +17,8 @@ from honed import SFTConfig, SFTTrainer
 from honed.data.prepare.options import PrepareOptions
 from honed.data.vision.prepare import prepare_vision
 from honed.errors import DataError, HonedError, ModelError, RecipeError
-from honed.model.load import load_model, load_processor
-from honed.model.vocabulary import with_pad_token
+from honed.model.load.load import load_model, load_processor
+from honed.model.load.vocabulary import with_pad_token
 from honed.train.forward.vision import VisionCollator, vision_tower, with_tokenizer
 
 ROW = dict[str, Any]

@@ -22,8 +22,8 @@ from transformers import MixtralConfig, MixtralForCausalLM, Trainer, get_schedul
 from honed.data.batch.collate import PaddedCollator
 from honed.data.batch.table import PackedRows, TokenTable
 from honed.errors import DataError, RecipeError, RunError
-from honed.model.adapters import attach, lora_config
-from honed.model.minimind import register
+from honed.model.adapters.adapters import attach, lora_config
+from honed.model.minimind.minimind import register
 from honed.train.forward.seams import Seams
 from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from honed.errors import DataError, ModelError, RecipeError
-from honed.model import plan
-from honed.model.plan_time import flops_per_step
+from honed.model.plan import plan
+from honed.model.plan.step_time import flops_per_step
 from honed.recipe import Recipe, load_recipe
 from honed.train.options.config import SFTConfig
 from honed.train.rows.token_batches import step_bounds

@@ -32,7 +32,7 @@ WHOLE = {"model.safetensors", "config.json"}
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """float32, whatever this machine is best at, and one thread: others may be using the rest."""
-    monkeypatch.setattr("honed.model.load.pick_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("honed.model.load.load.pick_dtype", lambda device: torch.float32)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -21,7 +21,7 @@ Recipe = dict[str, Any]
 def tree(
     tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any, chat_rows: Any, monkeypatch: Any
 ) -> Recipe:
-    monkeypatch.setattr("honed.model.load.pick_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("honed.model.load.load.pick_dtype", lambda device: torch.float32)
     tiny_model().save_pretrained(tmp_path / "tiny")
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
     for name in ("a", "b"):

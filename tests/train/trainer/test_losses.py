@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.errors import RecipeError
-from honed.model.adapters import lora_config
+from honed.model.adapters.adapters import lora_config
 from honed.train.options.config import SFTConfig
 from honed.train.trainer.trainer import SFTTrainer
 

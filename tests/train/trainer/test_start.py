@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.errors import ModelError, RecipeError
-from honed.model.adapters import lora_config
+from honed.model.adapters.adapters import lora_config
 from honed.train.forward.seams import Seams
 from honed.train.options.config import SFTConfig
 from honed.train.trainer import start

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.data.batch.table import PackedRows
 from honed.errors import DataError, ModelError
-from honed.model.adapters import lora_config
+from honed.model.adapters.adapters import lora_config
 from honed.train.options.config import SFTConfig
 from honed.train.trainer.trainer import SFTTrainer
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from honed.errors import RecipeError
-from honed.model.adapters import lora_config
+from honed.model.adapters.adapters import lora_config
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
 from honed.train.trainer.trainer import SFTTrainer

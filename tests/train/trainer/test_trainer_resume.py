@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from honed.data.mix.mixture import Mixture, Part
 from honed.errors import RunError
-from honed.model.adapters import lora_config
+from honed.model.adapters.adapters import lora_config
 from honed.train.options.config import SFTConfig
 from honed.train.run_folder import checkpoint
 from honed.train.trainer.trainer import SFTTrainer

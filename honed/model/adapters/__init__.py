@@ -1,0 +1,1 @@
+"""Adapters: attached, computed as one function, loaded again. Begin with `adapters.py`."""

@@ -1,0 +1,274 @@
+"""Adapters: attached through peft, in peft's own format, on plain and on quantised models."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from honed.errors import HonedError, ModelError
+from honed.model.adapters.loftq import start_at_residual
+from honed.model.load.chat_tokens import new_token_rows, template_tokens
+from honed.model.load.load import first_line, load_model
+from honed.model.load.quantize import is_quantized, keep_differentiable, packed_layers, refuse_compressed
+
+# These want more than a batch of tokens: their own loss, or the number of a task for every row.
+OTHER_BATCHES = {"CPT": "its own loss over parts of the prompt", "MULTITASK_PROMPT_TUNING": "a task id for every row"}
+
+
+def lora_config(
+    *,
+    r: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.0,
+    target_modules: str | Sequence[str] = "all-linear",
+    use_dora: bool = False,
+    use_rslora: bool = False,
+    init: str | bool = True,
+    modules_to_save: Sequence[str] | None = None,
+) -> Any:
+    """LoRA on the named layers (Hu et al., arXiv:2106.09685), on every linear layer but the head unless told.
+
+    Args:
+        r, alpha, dropout: as in the paper.
+        target_modules: names of layers, or "all-linear".
+        use_dora: train magnitude and direction apart (arXiv:2402.09353).
+        use_rslora: scale by alpha / sqrt(r) (arXiv:2312.03732).
+        init: peft's `init_lora_weights`: True, "gaussian", "pissa", "pissa_niter_16", "olora", ...; "loftq" is honed's
+            own, for a base in 4 bits.
+        modules_to_save: layers that are trained whole, such as "lm_head".
+    """
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+        use_dora=use_dora,
+        use_rslora=use_rslora,
+        init_lora_weights=True if init == "loftq" else init,
+        modules_to_save=None if modules_to_save is None else list(modules_to_save),
+        task_type="CAUSAL_LM",
+    )
+    if init == "loftq":  # set afterwards, for peft would ask for scipy, which its own LoftQ needs
+        config.init_lora_weights = init
+    return config
+
+
+def ready_to_train(
+    model: Any, peft_config: Any = None, *, tokenizer: Any = None, checkpointing: bool = False
+) -> tuple[Any, list[str]]:
+    """The model as it is trained, with its adapter if one is asked for, and what the user should know.
+
+    Args:
+        model: a transformers or a peft model; an adapter goes into it in place, as peft does it.
+        peft_config: any method of peft's; not changed.
+        tokenizer: its template's tokens are looked at: rows of theirs that are untrained are trained with the adapter.
+        checkpointing: whether activations are computed again in the backward pass; then the embedding's output must
+            carry a gradient, for torch's reentrant kind would give the frozen model none.
+
+    Raises:
+        ModelError: a quantised base without an adapter, nothing to train, or an adapter that does not fit.
+    """
+    if is_quantized(model):
+        refuse_compressed(model)
+        keep_differentiable(model)
+        if peft_config is None and not has_adapter(model):
+            raise ModelError(
+                "The model is quantised: its own weights cannot be trained.",
+                fix="train an adapter (peft_config=LoraConfig(...); in a recipe leave lora in), or load it unquantised",
+            )
+    notes: list[str] = []
+    if peft_config is not None and _is_on(model, peft_config):
+        notes = ["peft_config has no effect: the model has this very adapter already."]
+    elif peft_config is not None:
+        rows = new_token_rows(model, template_tokens(tokenizer)) if tokenizer is not None else []
+        fitted, notes = fit_config(model, peft_config, rows)
+        model = _attach(model, fitted)
+    _refuse_what_cannot_train(model, checkpointing)
+    if checkpointing and has_adapter(model):
+        model.enable_input_require_grads()
+    return model, notes
+
+
+def attach(model: Any, peft_config: Any) -> Any:
+    """The model with a new adapter; the configuration passed in is not changed.
+
+    Raises:
+        ModelError: the adapter does not fit the model.
+    """
+    return _attach(model, fit_config(model, peft_config)[0])
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether peft, or transformers through peft, has put an adapter on the model."""
+    return hasattr(model, "get_base_model") or bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def prompt_tokens(model: Any) -> int | None:
+    """How many virtual tokens the active adapter puts before each row; None if it is not a prompt-learning one."""
+    config = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else None
+
+
+def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tuple[Any, list[str]]:
+    """A copy of the configuration that suits the model, and what was found and changed.
+
+    Tied weights stay tied when one of them is trained whole; untrained rows of new tokens become trainable.
+
+    Raises:
+        ModelError: the method cannot be trained here, or no layer bears a name that it lists.
+    """
+    config = copy.deepcopy(peft_config)
+    kind = getattr(config.peft_type, "value", str(config.peft_type))
+    if kind in OTHER_BATCHES:
+        raise ModelError(f"{kind} needs {OTHER_BATCHES[kind]}, which honed does not make.", fix="choose another method")
+    if config.task_type is None:
+        config.task_type = "CAUSAL_LM"
+    if getattr(config, "target_modules", None) == "all-linear":
+        config.target_modules = packed_layers(model) or "all-linear"
+    notes = _unknown_names(model, config)
+    whole_ends = _last_parts(_ends(model)) & _last_parts(getattr(config, "modules_to_save", None))
+    if _tied(model) and whole_ends and hasattr(config, "ensure_weight_tying"):
+        config.ensure_weight_tying = True
+    return config, notes + _train_rows(model, config, kind, new_rows)
+
+
+def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: Any) -> Any:
+    """The base model that the adapter's folder names, with the adapter on it, ready for generation.
+
+    Args:
+        folder: of the adapter.
+        device: where the base is loaded.
+        base: a model to put the adapter on (in place) instead of loading the one that the folder names.
+        options: for `load_model`.
+
+    Raises:
+        ModelError: the adapter or its base model cannot be loaded.
+    """
+    from peft import PeftConfig, PeftModel
+
+    try:
+        if base is None:
+            name = PeftConfig.from_pretrained(folder).base_model_name_or_path
+            base = load_model(str(name), device=device, trains_all=False, **options)
+        return PeftModel.from_pretrained(base, folder)
+    except HonedError:
+        raise
+    except Exception as error:  # garbled JSON, a truncated file, another model's shapes: each its own kind
+        raise ModelError(
+            f"The adapter in {folder} could not be loaded: {first_line(error)}",
+            fix="train it again, or restore its files",
+        ) from None
+
+
+def _is_on(model: Any, peft_config: Any) -> bool:
+    """Whether the model got its active adapter by this configuration, which peft keeps as it was passed in."""
+    return hasattr(model, "get_base_model") and model.active_peft_config == peft_config
+
+
+def _attach(model: Any, fitted: Any) -> Any:
+    from peft import get_peft_model
+
+    if has_adapter(model):
+        raise ModelError(
+            "The model has an adapter already, and peft_config asks for another.",
+            fix="pass the peft model without peft_config to go on training it, or merge it first",
+        )
+    loftq = getattr(fitted, "init_lora_weights", None) == "loftq"
+    if loftq:
+        fitted = copy.deepcopy(fitted)
+        fitted.init_lora_weights = True
+    try:
+        adapted = get_peft_model(model, fitted)
+    except ValueError as error:
+        raise ModelError(
+            f"The adapter does not fit the model: {error}", fix="check r, dropout and target_modules"
+        ) from None
+    if loftq:
+        start_at_residual(adapted)
+    return adapted
+
+
+def _refuse_what_cannot_train(model: Any, checkpointing: bool) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            "The model has no weight that would be trained.",
+            fix="load the adapter with PeftModel.from_pretrained(..., is_trainable=True)",
+        )
+    if not hasattr(model, "get_base_model"):
+        return
+    kind = getattr(model.active_peft_config.peft_type, "value", "")
+    if kind in OTHER_BATCHES:
+        raise ModelError(f"{kind} needs {OTHER_BATCHES[kind]}, which honed does not make.", fix="choose another method")
+    if checkpointing and kind == "PREFIX_TUNING":
+        raise ModelError(
+            "Prefix tuning hands its prefix over in the key-value cache, which gradient checkpointing turns off.",
+            fix="set gradient_checkpointing=False",
+        )
+
+
+def _train_rows(model: Any, config: Any, kind: str, rows: Sequence[int]) -> list[str]:
+    """Adds the rows to `trainable_token_indices`, unless the adapter trains their layers whole; says so."""
+    whole = _last_parts(getattr(config, "modules_to_save", None))
+    ends = [name for name in _ends(model) if not _last_parts([name]) & whole]
+    if _tied(model):  # one layer does for both, and peft makes the other follow
+        ends = ends[:1] if len(ends) == 2 else []
+    if not rows or not ends:
+        return []
+    if not hasattr(config, "trainable_token_indices"):
+        return [f"the rows of tokens {list(rows)} are untrained, and {kind} cannot train rows: use LoRA for new tokens"]
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        return [f"the rows of tokens {list(rows)} are untrained; peft cannot train rows beside a head with a bias"]
+    given = config.trainable_token_indices or {}
+    given = given if isinstance(given, dict) else {ends[0]: given}
+    by_last = {name.rsplit(".", 1)[-1]: set(ids) for name, ids in given.items()}
+    wanted = {name: by_last.get(name.rsplit(".", 1)[-1], set()) for name in ends}
+    missing = sorted({row for row in rows if any(row not in ids for ids in wanted.values())})
+    if not missing:
+        return []
+    config.trainable_token_indices = {name: sorted(ids | set(missing)) for name, ids in wanted.items()}
+    return [f"the rows of {len(missing)} new tokens {missing} are untrained, and are trained with the adapter"]
+
+
+def _unknown_names(model: Any, config: Any) -> list[str]:
+    """What the configuration names and the model does not have; peft would pass over it in silence.
+
+    Raises:
+        ModelError: none of the names is known.
+    """
+    modules = [name for name, _ in model.named_modules()]
+    notes = []
+    for option in ("modules_to_save", "target_modules"):
+        names = getattr(config, option, None)
+        if not names or isinstance(names, str):
+            continue
+        unknown = [n for n in names if not any(m == n or m.endswith(f".{n}") for m in modules)]
+        if not unknown:
+            continue
+        last = sorted({m.rsplit(".", 1)[-1] for m in modules})
+        close = difflib.get_close_matches(unknown[0], last, n=1)
+        text = f"{option} names {', '.join(map(repr, sorted(unknown)))}, which no layer of the model is called"
+        hint = f"did you mean {close[0]!r}?" if close else f"layers are called {', '.join(n for n in last if n)}"
+        if len(unknown) == len(list(names)):
+            raise ModelError(f"The adapter does not fit the model: {text}.", fix=hint)
+        notes.append(f"{text}: it has no effect ({hint})")
+    return notes
+
+
+def _last_parts(names: Iterable[str] | None) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name in names or ()}
+
+
+def _ends(model: Any) -> list[str]:
+    """Names of the embedding and the head."""
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return [names[id(embedding)], *([names[id(head)]] if head is not None else [])]
+
+
+def _tied(model: Any) -> bool:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return head is not None and head.weight is embedding.weight

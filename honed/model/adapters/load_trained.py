@@ -1,0 +1,42 @@
+"""What training left (an adapter, or a whole model) -> model and tokenizer, ready to generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from honed.model.adapters.adapters import load_with_adapter
+from honed.model.load.load import is_adapter, load_model, load_tokenizer, resolve
+from honed.recipe import load_recipe
+
+
+def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype | str | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer of a run's folder (adapter or whole model) or of any model, ready to generate.
+
+    Raises:
+        ModelError: there is none, or its base model is gone.
+    """
+    from transformers import GenerationConfig
+
+    folder = resolve(name)
+    tokenizer = load_tokenizer(folder)
+    adapted = is_adapter(folder)
+    load = load_with_adapter if adapted else load_model
+    options: dict[str, Any] = {"quantization": trained_on(folder)} if adapted else {"trains_all": False}
+    model = load(folder, device=device, dtype=dtype, **options).eval()
+    if adapted and (Path(folder) / "generation_config.json").exists():
+        # peft takes the base model's; the stop tokens that were trained stand in the run's own
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, tokenizer
+
+
+def trained_on(folder: str) -> str | None:
+    """How the base was quantised when honed trained the adapter in this folder; None where it was not.
+
+    Raises:
+        RecipeError: the folder's recipe.yaml is none.
+    """
+    recipe = Path(folder) / "recipe.yaml"
+    return load_recipe(recipe).quantization if recipe.is_file() else None

@@ -1,0 +1,52 @@
+"""LoRA on a 4-bit base begins where it makes up best for the rounding (LoftQ, Li et al., arXiv:2310.08659).
+
+peft's own `init_lora_weights="loftq"` needs a GPU and an unquantised base, whose weights it replaces. Here the base is
+the one that bitsandbytes has quantised, and the first step of the paper's Algorithm 1 is done for it, on any device.
+
+    R  rank of the adapter;  I, O  inputs and outputs of a layer
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from honed.errors import ModelError
+from honed.model.load.load import load_model
+
+
+@torch.no_grad()
+def start_at_residual(model: Any, adapter: str = "default") -> None:
+    """Sets every LoRA pair, in place, to the best approximation of its rank to W - dequantised(W).
+
+    The original weights are loaded from where the model came from, on the CPU, and freed again.
+
+    Args:
+        model: a peft model with LoRA on a base in 4 bits.
+        adapter: name of the adapter that is set.
+
+    Raises:
+        ModelError: no LoRA layer stands on 4-bit weights, or the original cannot be loaded.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    base = model.get_base_model()
+    layers = {
+        name: module
+        for name, module in base.named_modules()
+        if hasattr(module, "lora_A") and getattr(module.get_base_layer().weight, "quant_state", None) is not None
+    }
+    if not layers:
+        raise ModelError("LoftQ needs a base in 4 bits.", fix="set quantization: nf4, or another init")
+    original = load_model(base.config._name_or_path, device=torch.device("cpu"), dtype=torch.float32)
+    for name, module in layers.items():
+        weight = module.get_base_layer().weight
+        rounded = dequantize_4bit(weight.data, weight.quant_state).float()
+        residual = original.get_submodule(name).weight.to(rounded.device) - rounded
+        u, s, vh = torch.linalg.svd(residual / module.scaling[adapter], full_matrices=False)
+        rank = min(module.r[adapter], len(s))  # of a layer narrower than r, the other rows do nothing
+        root = s[:rank].sqrt()
+        a_RI, b_OR = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        a_RI.zero_()[:rank] = root[:, None] * vh[:rank]
+        b_OR.zero_()[:, :rank] = u[:, :rank] * root

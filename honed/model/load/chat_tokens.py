@@ -1,0 +1,214 @@
+"""Chat tokens for a model that has none: a template and its tokens, rows for them, and which rows are untrained.
+
+Shapes: V vocabulary, D hidden size, N token ids asked about.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from honed.errors import ModelError, TemplateError
+from honed.model.load.load import load_tokenizer
+from honed.model.load.vocabulary import agree_on_special_tokens
+
+CHATML = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+# Of the usual distance between rows. Trained rows are about 1 apart; rows made from the mean, or left at zero, about 0.
+NEAR = 0.1
+ROWS_AT_A_TIME = 1 << 14
+
+
+def clone_chat_template(
+    model: Any, tokenizer: Any, source_tokenizer_path: str, resize_to_multiple_of: int | None = 64
+) -> tuple[Any, Any, list[int]]:
+    """The chat template and the tokens of another tokenizer, under TRL's name and with its results.
+
+    The tokens that the source has added and this tokenizer lacks are added, the source's EOS becomes EOS, and the
+    embedding grows to a row for each, then up to a multiple of `resize_to_multiple_of`; tokens `<extra_id_N>` stand for
+    the rows that are left over. It never shrinks. The rows of all these are the mean of the rows that were there: the
+    new tokens are then as likely as the average one (Hewitt 2021), and `new_token_rows` finds them.
+
+    Args:
+        model: a transformers model; it is changed in place, as by TRL (rows, config, generation config).
+        tokenizer: not changed.
+        source_tokenizer_path: folder or Hub id of a tokenizer with a chat template.
+        resize_to_multiple_of: None for no rounding.
+
+    Returns:
+        The model, the new tokenizer, and the ids of all tokens that were added. With an adapter these rows must be
+        trained: `peft_config.trainable_token_indices`, or leave it to `SFTTrainer`, which looks for untrained rows.
+
+    Raises:
+        TemplateError: the source has no chat template.
+        ModelError: the model has an adapter already, or no such tokenizer.
+    """
+    source = load_tokenizer(source_tokenizer_path)
+    if source.chat_template is None:
+        raise TemplateError(f"The tokenizer {source_tokenizer_path} has no chat template.", fix="name another one")
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = source.get_chat_template()
+    vocabulary = changed.get_vocab()
+    lacking = [token for token in source.added_tokens_decoder.values() if token.content not in vocabulary]
+    changed.add_tokens(lacking)
+    changed.eos_token = source.eos_token if source.eos_token is not None else changed.eos_token
+    if changed.pad_token is None and source.pad_token in changed.get_vocab():
+        changed.pad_token = source.pad_token
+    n_rows = _rounded(max(_n_ids(changed), _n_rows(model)), resize_to_multiple_of)
+    added = [token.content for token in lacking] + _fill(changed, n_rows)
+    ids = changed.convert_tokens_to_ids(added)
+    _grow(model, n_rows, ids, trained=_n_ids(tokenizer))
+    agree_on_special_tokens(model, changed)
+    return model, changed, ids
+
+
+def setup_chat_format(
+    model: Any, tokenizer: Any, format: str = "chatml", resize_to_multiple_of: int | None = None
+) -> tuple[Any, Any]:
+    """ChatML tokens and template, under the name that TRL had for it before `clone_chat_template`.
+
+    `<|im_start|>` becomes BOS and `<|im_end|>` EOS (and pad, where there is none). New rows are made as by
+    `clone_chat_template`.
+
+    Args:
+        model: changed in place.
+        tokenizer: not changed.
+        format: "chatml" is the only one.
+        resize_to_multiple_of: round the number of rows up to a multiple of this.
+
+    Returns:
+        The model and the new tokenizer.
+
+    Raises:
+        TemplateError: the tokenizer has a chat template already, or the format is unknown.
+        ModelError: the model has an adapter already.
+    """
+    if format != "chatml":
+        raise TemplateError(f"The chat format {format!r} is not known.", fix='set format="chatml"')
+    if tokenizer.chat_template is not None:
+        raise TemplateError(
+            "The tokenizer has a chat template already.", fix="set tokenizer.chat_template = None to replace it"
+        )
+    changed = copy.deepcopy(tokenizer)
+    before = set(changed.get_vocab())
+    names = ["<|im_start|>", "<|im_end|>"]
+    changed.add_special_tokens({"bos_token": names[0], "eos_token": names[1]})
+    changed.pad_token = changed.pad_token if changed.pad_token is not None else names[1]
+    changed.chat_template = CHATML
+    n_rows = _rounded(max(_n_ids(changed), _n_rows(model)), resize_to_multiple_of)
+    added = [name for name in names if name not in before]
+    _grow(model, n_rows, changed.convert_tokens_to_ids(added), trained=_n_ids(tokenizer))
+    agree_on_special_tokens(model, changed)
+    return model, changed
+
+
+def template_tokens(tokenizer: Any) -> list[int]:
+    """Ids of the added tokens (control tokens, mostly) that a chat of one turn uses, and EOS; sorted."""
+    added = set(tokenizer.added_tokens_decoder)
+    used = {tokenizer.eos_token_id} - {None}
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    if template is not None:
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            text = tokenizer.apply_chat_template(chat, tokenize=False)
+        except Exception:  # a template may raise what it likes, as for content that must be a list of parts
+            text = template
+        used |= added & set(tokenizer(text, add_special_tokens=True)["input_ids"])
+    return sorted(used)
+
+
+@torch.no_grad()
+def new_token_rows(model: Any, ids: Iterable[int]) -> list[int]:
+    """Those of `ids` whose row, in the embedding or in an untied LM head, no training has shaped.
+
+    A row counts as untrained if it is nearly zero, nearly the mean of all rows (as `clone_chat_template` and
+    transformers' own resizing leave it), or nearly the same as another row (Land & Bartolo, arXiv:2405.05417, find
+    tokens that were never seen in this way). Rows of random numbers cannot be told from trained ones: give their
+    ids to the adapter yourself.
+
+    Args:
+        model: a transformers model. Rows that are not floating point are taken as trained.
+        ids: token ids, such as `template_tokens`; each costs one product with the matrix.
+
+    Returns:
+        Token ids, sorted.
+    """
+    asked = sorted(set(ids))
+    found: set[int] = set()
+    for weight_VD in _matrices(model):
+        known = [i for i in asked if i < weight_VD.shape[0]]
+        if known and weight_VD.is_floating_point() and weight_VD.device.type != "meta":
+            untrained_N = _untrained(weight_VD, torch.tensor(known, device=weight_VD.device))
+            found |= {i for i, untrained in zip(known, untrained_N.tolist(), strict=True) if untrained}
+    return sorted(found)
+
+
+def _untrained(weight_VD: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+    """Bool (N,). Distances are measured in float32, some rows at a time."""
+    rows_ND = weight_VD[ids_N].float()
+    mean_D = weight_VD.mean(0, dtype=torch.float32)
+    some_SD = weight_VD[:: max(1, len(weight_VD) // 4096)].float()
+    usual = (some_SD - mean_D).norm(dim=-1).median()
+    untrained_N = (rows_ND - mean_D).norm(dim=-1) < NEAR * usual
+    untrained_N |= rows_ND.norm(dim=-1) < NEAR * some_SD.norm(dim=-1).median()
+    for start in range(0, len(weight_VD), ROWS_AT_A_TIME):
+        others_vD = weight_VD[start : start + ROWS_AT_A_TIME].float()
+        distance_Nv = torch.cdist(rows_ND, others_vD)
+        itself_Nv = ids_N[:, None] == torch.arange(start, start + len(others_vD), device=ids_N.device)
+        untrained_N |= (distance_Nv.masked_fill(itself_Nv, torch.inf) < NEAR * usual).any(-1)
+    return untrained_N
+
+
+def _matrices(model: Any) -> list[torch.Tensor]:
+    """The embedding, and the head where it has weights of its own."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    return [embedding] if head is None or head.weight is embedding else [embedding, head.weight]
+
+
+@torch.no_grad()
+def _grow(model: Any, n_rows: int, new_ids: list[int], *, trained: int) -> None:
+    """Makes embedding and head `n_rows` long, and the rows of `new_ids` the mean of the first `trained` rows."""
+    if hasattr(model, "get_base_model"):
+        raise ModelError("The model has an adapter already.", fix="add tokens before the adapter")
+    trained = min(trained, _n_rows(model))
+    if n_rows != _n_rows(model):
+        model.resize_token_embeddings(n_rows, mean_resizing=False)
+    head = model.get_output_embeddings()
+    vectors = [*_matrices(model), *([head.bias] if getattr(head, "bias", None) is not None else [])]
+    for values in vectors:
+        if new_ids:
+            values[new_ids] = values[:trained].mean(0, dtype=torch.float32).to(values.dtype)
+
+
+def _fill(tokenizer: Any, n_rows: int) -> list[str]:
+    """Adds `<extra_id_N>` tokens until there is one for every row; their texts."""
+    fillers: list[str] = []
+    number = 0
+    vocabulary = tokenizer.get_vocab()
+    while _n_ids(tokenizer) + len(fillers) < n_rows:
+        name = f"<extra_id_{number}>"
+        number += 1
+        if name not in vocabulary:
+            fillers.append(name)
+    tokenizer.add_tokens(fillers)
+    return fillers
+
+
+def _n_ids(tokenizer: Any) -> int:
+    """One more than the highest id: what an embedding must hold."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _n_rows(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _rounded(number: int, multiple: int | None) -> int:
+    return number if not multiple else -(-number // multiple) * multiple

@@ -1,0 +1,187 @@
+"""A model's name or folder -> model and tokenizer, with the number format that suits the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from honed.errors import MissingExtraError, ModelError
+from honed.model.device import pick_dtype
+from honed.model.load import quantize
+from honed.model.smollm2.smollm2 import MODEL_NAME as DEFAULT_MODEL
+from honed.model.smollm2.smollm2 import resolve_default_model
+
+
+def resolve(name: str) -> str:
+    """The folder or Hub id behind a model's name.
+
+    Raises:
+        ModelError: a path that does not exist, or a folder without a model.
+    """
+    if name == DEFAULT_MODEL:
+        return str(resolve_default_model())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise ModelError(f"{name} holds no model: there is no config.json in it.", fix="name the folder of a model")
+        return str(path.absolute())  # an adapter records it, and is loaded from other places
+    looks_like_path = (
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in {".gguf", ".safetensors"}
+    )
+    if looks_like_path:
+        raise ModelError(
+            f"No such model folder: {name}",
+            fix=f"name a folder in transformers format, a Hub id (owner/name), or {DEFAULT_MODEL}",
+        )
+    return name
+
+
+def load_tokenizer(name: str, **options: Any) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    place = Path(name).expanduser()
+    folder = str(place.absolute()) if place.is_dir() else resolve(name)  # a tokenizer may come without a model
+    try:
+        return AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False, **options})
+    except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
+        fix = "put tokenizer.json and tokenizer_config.json into the model's folder, or pass processing_class="
+        if not Path(folder).is_dir():
+            fix = f"check the name and the network, or name a folder; {DEFAULT_MODEL} needs no Hub"
+        raise ModelError(f"No tokenizer could be loaded from {name}: {first_line(error)}", fix=fix) from None
+
+
+def load_processor(name: str, **options: Any) -> Any:
+    """The processor of a vision-language model: its tokenizer and what turns images into pixels.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+        MissingExtraError: Pillow is absent.
+    """
+    from importlib.util import find_spec
+
+    from transformers import AutoProcessor
+
+    if find_spec("PIL") is None:
+        raise MissingExtraError("PIL", "vision")
+    folder = resolve(name)
+    try:
+        processor = AutoProcessor.from_pretrained(folder, **{"trust_remote_code": False, **options})
+    except Exception as error:  # a missing file, an absent package: each its own kind
+        raise ModelError(
+            f"No processor could be loaded from {name}: {first_line(error)}",
+            fix="put the files of processor.save_pretrained into the model's folder, or pass processing_class=",
+        ) from None
+    if not hasattr(processor, "image_processor"):
+        raise ModelError(
+            f"{name} sees no images: what AutoProcessor finds there is a {type(processor).__name__}.",
+            fix="name a vision-language model, or leave the images out",
+        )
+    return processor
+
+
+def load_model(
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | str | None = None,
+    trains_all: bool = True,
+    sees: bool = False,
+    quantization: str | None = None,
+    **options: Any,
+) -> Any:
+    """A causal language model on the device.
+
+    Args:
+        name: a folder, a Hub id, or the default model's name.
+        device: where it goes, unless `device_map` is among the options.
+        dtype: number format, as a torch dtype or its name; None picks one: float32 for weights that are trained (their
+            updates are too small for bfloat16), else what the device is good at.
+        trains_all: whether the model's own weights are trained (full fine-tuning); not asked of a quantised model.
+        sees: load the model with its vision tower, where the same folder also holds a model of text alone.
+        quantization: "nf4", "fp4" or "int8"; see `honed.model.load.quantize`.
+        options: keywords of `from_pretrained`; `load_in_4bit=True` and its companions are understood as well.
+
+    Raises:
+        ModelError: the model cannot be found or loaded, or is an adapter.
+        MissingExtraError: it is to be quantised, and the package for that is absent.
+    """
+    from honed.model.minimind.minimind import register
+
+    register()
+    folder = resolve(name)
+    if is_adapter(folder):
+        raise ModelError(
+            f"{name} holds an adapter, not a whole model.",
+            fix="name the model that it was trained on, or merge it into that one first (peft: merge_and_unload)",
+        )
+    options = {"trust_remote_code": False, **options}  # unset, transformers would ask on the terminal
+    old_name = options.pop("torch_dtype", None)
+    chosen = dtype if dtype is not None else old_name
+    quantised = quantization is not None or quantize.asks_for_bits(options)
+    if chosen is None:
+        chosen = torch.float32 if trains_all and not quantised else pick_dtype(device)
+    if quantised:
+        products = pick_dtype(device) if chosen == "auto" else chosen
+        if quantization is not None:
+            own = quantize.quantization_config(quantization, dtype=products)
+            options = quantize.quantized_options(options, own)
+        options = quantize.with_quantization_config({"device_map": {"": device}, **options}, dtype=products)
+    try:
+        model = model_class(folder, sees, options).from_pretrained(folder, dtype=chosen, **options)
+    except ImportError as error:  # of a quantisation's package, mostly
+        raise ModelError(f"The model {name} needs more packages: {first_line(error)}", fix="install them") from None
+    except Exception as error:
+        # a wrong name, a missing file, a truncated shard and an unknown architecture each raise their own kind
+        raise ModelError(
+            f"The model {name} could not be loaded: {first_line(error)}",
+            fix="check the name, the folder's files and the network",
+        ) from None
+    if quantize.is_quantized(model):
+        quantize.keep_differentiable(model)
+        return model
+    if chosen != "auto":
+        quantize.into_one_format(model, getattr(torch, chosen) if isinstance(chosen, str) else chosen)
+    return model if "device_map" in options else model.to(device)
+
+
+def sees_images(name: str) -> bool:
+    """Whether the model's configuration is that of a vision-language model; False where it cannot be read."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
+    except Exception:  # each missing or garbled file raises its own kind; loading the model tells
+        return False
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
+    """The Auto class for this folder: that with images where asked for, or where the model comes in no other."""
+    import transformers
+
+    if not sees:
+        known = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
+        kind = type(transformers.AutoConfig.from_pretrained(folder, **known))
+        sees = (
+            kind in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+            and kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+        )
+    return transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+
+
+def is_adapter(folder: str) -> bool:
+    """Whether a folder holds an adapter alone."""
+    return (Path(folder) / "adapter_config.json").exists() and not (Path(folder) / "config.json").exists()
+
+
+def first_line(error: BaseException) -> str:
+    """The error's first line with words in it, with its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,151 @@
+"""Bytes per token that one decoder layer keeps for its backward pass: one line per tensor that autograd saves.
+
+Read off transformers' layers, and held against what autograd does save (tests/model/plan/test_plan_activations.py).
+Kernels of attention save no scores: their share grows with the tokens, not with their square.
+
+    x -> norm -> h -> q, k, v -> (norm) -> rotary -> attention -> o_proj -> + -> norm -> h -> gate, up -> down -> +
+
+A linear layer keeps its input if its weight is trained, or if it has an adapter. Under autocast each layer that needs
+that input in another number format keeps a copy of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from honed.errors import RecipeError
+from honed.model.plan.sizes import Adapter, Sizes
+
+# Layers that read the same tensor: the normed hidden states, attention's output, the feed-forward's product.
+READS_ATTENTION_INPUT = frozenset(("q_proj", "k_proj", "v_proj", "qkv_proj"))
+READS_ATTENTION_OUTPUT = frozenset(("o_proj",))
+READS_FEED_FORWARD_INPUT = frozenset(("gate_proj", "up_proj", "gate_up_proj", "gate"))
+READS_FEED_FORWARD_PRODUCT = frozenset(("down_proj",))
+# What a plain Llama layer holds of each.
+_PLAIN = (
+    (READS_ATTENTION_INPUT, 3),
+    (READS_ATTENTION_OUTPUT, 1),
+    (READS_FEED_FORWARD_INPUT, 2),
+    (READS_FEED_FORWARD_PRODUCT, 1),
+)
+FP32 = 4  # bytes of a number, and in what norms compute whatever the model's format
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Formats:
+    """Bytes of a number in each place.
+
+    Attributes:
+        weight: of the model's own weights where they are not quantised, and so of the stream between layers.
+        compute: of matrix products and attention; below `weight` under autocast.
+        copies_attention: whether attention's output is copied before o_proj reads it, as on CPU.
+    """
+
+    weight: int
+    compute: int
+    copies_attention: bool
+
+    @property
+    def casts(self) -> bool:
+        """Whether autocast turns the weights into another format."""
+        return self.weight != self.compute
+
+
+def formats_of(method: str, *, device: str, dtype: str | None = None) -> Formats:
+    """The number formats that honed uses: on CUDA products in bfloat16, and weights in float32 if they are trained.
+
+    Raises:
+        RecipeError: an unknown number format.
+    """
+    if dtype is not None and dtype not in BYTES:
+        raise RecipeError(f"dtype is {dtype!r}.", fix=f"known are {', '.join(BYTES)}")
+    on_cuda = device == "cuda"
+    weight = BYTES[dtype] if dtype is not None else 2 if on_cuda and method != "full" else FP32
+    return Formats(weight=weight, compute=2 if on_cuda else weight, copies_attention=not on_cuda)
+
+
+def saved_per_token(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> dict[str, int]:
+    """Bytes per token that a layer keeps, by what they are.
+
+    Args:
+        adapter: None if all weights are trained.
+    """
+    return {
+        "norms": _norms(sizes, formats, adapter),
+        "attention": _attention(sizes, formats, adapter),
+        "feed_forward": _experts(sizes, formats, adapter) if sizes.routed else _dense(sizes, formats, adapter),
+        "adapter": 0 if adapter is None else _targets(adapter) * adapter.rank * formats.compute,
+    }
+
+
+def saved_per_layer(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
+    """Bytes that a layer keeps however many tokens there are: its weights in autocast's format, experts with their
+    adapter merged in."""
+    linear, experts = sizes.linear // sizes.layers, sizes.experts // sizes.layers
+    if adapter is None:
+        return linear * formats.compute if formats.casts else 0
+    merged = experts * formats.weight if adapter.merges_experts else 0
+    casts = adapter.weights // sizes.layers * formats.compute if formats.compute < FP32 else 0
+    return merged + casts
+
+
+def _norms(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
+    """Each keeps its input in float32 and one factor; with a trained weight also the normed values."""
+    gemma = sizes.norms == 4
+    normed = 0 if adapter is not None else (FP32 if gemma else formats.weight)
+    return sizes.norms * (sizes.hidden * (FP32 + normed) + FP32)
+
+
+def _attention(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
+    c = formats.compute
+    inputs = sizes.hidden * _copies(READS_ATTENTION_INPUT, formats, adapter)
+    qkv = (sizes.queries + 2 * sizes.keys) * c  # after rotary
+    normed = 0
+    if sizes.qk_norm:
+        gemma = sizes.norms == 4
+        trained = 0 if adapter is not None else (FP32 if gemma else c)
+        normed = (sizes.queries + sizes.keys) * (FP32 + trained) + (sizes.heads + sizes.key_heads) * FP32
+    output = sizes.queries * c + sizes.heads * FP32  # and the log of each softmax's sum
+    copied = formats.copies_attention or (adapter is not None and _adapter_casts(formats))
+    again = sizes.queries * _copies(READS_ATTENTION_OUTPUT, formats, adapter) if copied else 0
+    return inputs + normed + qkv + output + again
+
+
+def _dense(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
+    inputs = sizes.hidden * _copies(READS_FEED_FORWARD_INPUT, formats, adapter)
+    gate_act_up = 3 * sizes.feed_forward * formats.compute
+    return inputs + gate_act_up + sizes.feed_forward * _copies(READS_FEED_FORWARD_PRODUCT, formats, adapter)
+
+
+def _experts(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
+    """Tokens are sorted by expert. Each keeps gate and up, the activated gate, and its output for the router's
+    gradient; with trained or merged weights also its input and product. Autocast does not reach these products."""
+    w, chosen = formats.weight, sizes.chosen
+    numbers = sizes.hidden + 3 * sizes.feed_forward
+    router = sizes.routed * FP32 + chosen * 8
+    if adapter is None or adapter.merges_experts:
+        numbers += sizes.hidden + sizes.feed_forward
+        router += sizes.hidden * formats.compute
+    return router + chosen * (numbers * w + 3 * 8 + FP32)
+
+
+def _copies(readers: frozenset[str], formats: Formats, adapter: Adapter | None) -> int:
+    """Bytes per element that the readers of one tensor keep of it: nothing, itself, or a cast copy for each."""
+    plain = next(count for names, count in _PLAIN if names == readers)
+    if adapter is None:
+        shared = not formats.casts or plain == 1
+        return formats.compute * (1 if shared else plain)
+    with_adapter = len(adapter.targets & readers)
+    if not with_adapter:
+        return 0
+    return formats.compute * (with_adapter if _adapter_casts(formats) else 1)
+
+
+def _adapter_casts(formats: Formats) -> bool:
+    """An adapter's weights are float32: peft casts its input up, and autocast casts it down again."""
+    return formats.compute < FP32
+
+
+def _targets(adapter: Adapter) -> int:
+    return len(adapter.targets - {"experts", "base_layer", "gate"})

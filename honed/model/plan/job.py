@@ -1,0 +1,72 @@
+"""What is to be planned: a model, how it is trained, and in what micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from honed.model.plan.activations import FP32, Formats
+from honed.model.plan.optimizers import ADAMW, Optimizer
+from honed.model.plan.sizes import Adapter, Sizes, Tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be trained, and how.
+
+    Attributes:
+        sizes, adapter: of the model; no adapter means that all weights are trained.
+        quantization: "nf4", "fp4" or "int8" for the frozen linear layers, or None.
+        length: tokens of a row. rows: of a micro-batch. Only their product matters for memory.
+        checkpointing: activations are computed again in the backward pass,
+        recomputed: but only those of so many layers, the first ones; None for all.
+        accumulation: micro-batches per optimizer step.
+        device: "cuda" or "cpu".
+        formats: of numbers; see `activations.formats_of`.
+        optimizer: what trains it; see `optimizers`.
+    """
+
+    sizes: Sizes
+    adapter: Adapter | None
+    quantization: str | None
+    length: int
+    rows: int
+    checkpointing: bool
+    accumulation: int
+    device: str
+    formats: Formats
+    optimizer: Optimizer = ADAMW
+    recomputed: int | None = None
+
+    @property
+    def layers_recomputed(self) -> int:
+        """How many layers compute their activations again."""
+        if not self.checkpointing:
+            return 0
+        return self.sizes.layers if self.recomputed is None else self.recomputed
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch."""
+        return self.length * self.rows
+
+    @property
+    def trained(self) -> tuple[Tensors, ...]:
+        """What is trained."""
+        return self.sizes.tensors if self.adapter is None else self.adapter.tensors
+
+    @property
+    def trained_format(self) -> int:
+        """Bytes of one of its numbers; peft keeps adapters in float32."""
+        return self.formats.weight if self.adapter is None else FP32
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of all that is trained, and so of its gradients."""
+        return (self.sizes.parameters if self.adapter is None else self.adapter.weights) * self.trained_format
+
+    @property
+    def method(self) -> str:
+        """One of `plan.METHODS`."""
+        if self.adapter is None:
+            return "full"
+        return "lora" if self.quantization is None else "qlora"

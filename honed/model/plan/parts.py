@@ -1,0 +1,112 @@
+"""What of a step lies in memory at which moment, part by part, in bytes; `plan.estimate` adds them up.
+
+The formulas are those of docs/planning.md; tests/model/plan/test_plan_parts.py counts the tensors of real steps.
+"""
+
+from __future__ import annotations
+
+from honed.model.plan.activations import FP32, saved_per_layer, saved_per_token
+from honed.model.plan.job import Job
+from honed.model.plan.optimizers import step_bytes
+
+# Logits that the head computes at a time, and fewest rows of them, for a head that is trained too; see
+# honed/ops/linear_cross_entropy.py.
+TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
+TILE_MIN_ROWS = 128
+TILE_MIN_ROWS_TRAINED = {"cpu": 128, "cuda": 1024}
+
+
+def kept(job: Job) -> tuple[int, int]:
+    """Bytes kept by all layers and by what surrounds them; and by a layer that keeps all."""
+    sizes, formats, tokens = job.sizes, job.formats, job.tokens
+    layer = tokens * sum(saved_per_token(sizes, formats, job.adapter).values())
+    layer += saved_per_layer(sizes, formats, job.adapter)
+    normed = formats.weight if job.adapter is None else 0
+    around = tokens * (sizes.hidden * (FP32 + normed) + 2 * sizes.head_size * formats.weight)
+    again = job.layers_recomputed
+    return (sizes.layers - again) * layer + again * tokens * sizes.hidden * formats.weight + around, layer
+
+
+def autocast_weights(job: Job) -> int:
+    """Autocast keeps its copies of trained weights until the forward pass ends, also where layers keep nothing."""
+    if job.adapter is not None or not job.formats.casts:
+        return 0
+    return job.sizes.linear * job.layers_recomputed // job.sizes.layers * job.formats.compute
+
+
+def head(job: Job) -> int:
+    """A tile of logits and its float32, the hidden states and their gradient, and for a trained head its gradient.
+
+    In half precision that is a product, and the float32 that it is turned into or added to.
+    """
+    sizes, formats = job.sizes, job.formats
+    least = TILE_MIN_ROWS if job.adapter else TILE_MIN_ROWS_TRAINED[job.device]
+    rows = min(job.tokens, max(least, TILE_ELEMENTS[job.device] // sizes.vocabulary))
+    in_float32 = FP32 if job.device == "cuda" and formats.compute < FP32 else 0
+    tile = rows * sizes.vocabulary * (formats.compute + in_float32)
+    hidden = 2 * job.tokens * sizes.hidden * formats.compute
+    cast = _head_elements(job) * formats.compute if formats.casts else 0
+    if job.adapter is not None:
+        return tile + hidden + cast
+    in_two = formats.compute < FP32 and (formats.casts or job.tokens > rows)
+    return tile + hidden + cast + _head_elements(job) * (formats.compute + (FP32 if in_two else 0))
+
+
+def working(job: Job) -> int:
+    """Gradients inside a feed-forward layer, and what its products need: a weight's gradient or the weight itself in
+    the format of the product."""
+    sizes, formats = job.sizes, job.formats
+    width = sizes.feed_forward * max(1, sizes.chosen)
+    each = 2 * width * formats.compute + 2 * sizes.hidden * FP32
+    if job.adapter is not None and formats.compute < FP32:
+        each += width * FP32  # peft's cast of an adapter's input
+    needs_copy = job.quantization is not None or (job.adapter is None and formats.casts)
+    return job.tokens * each + (sizes.largest_linear * formats.compute if needs_copy else 0)
+
+
+def first_gradients(job: Job) -> int:
+    """The head's, on CPU in half precision with a copy to scale it; and where weights are updated at once, the largest
+    layer's too, for a tied head's waits for the end."""
+    if job.adapter is not None:
+        return 0
+    size, layer = _head_elements(job), job.sizes.largest_linear if job.optimizer.in_backward else 0
+    scaled = size if job.device == "cpu" and job.formats.compute < FP32 else 0
+    return max(size + scaled, size + layer if job.sizes.tied else layer) * job.formats.weight
+
+
+def layers_gradients(job: Job) -> int:
+    """In the last layer of the backward pass: all but its own and the embedding's, unless that is the head's too."""
+    if job.optimizer.in_backward:
+        return first_gradients(job)
+    if job.adapter is not None or job.accumulation > 1:
+        return job.trained_bytes
+    sizes = job.sizes
+    own = (sizes.linear + sizes.experts) // sizes.layers
+    return job.trained_bytes - (own + (0 if sizes.tied else sizes.embedding)) * job.formats.weight
+
+
+def last_gradients(job: Job) -> int:
+    """All of them; where weights are updated at once, the last and the largest, the embedding's."""
+    if not job.optimizer.in_backward:
+        return job.trained_bytes
+    return max(each.size for each in job.trained) * job.trained_format
+
+
+def last_working(job: Job) -> int:
+    """The embedding's gradient, where it is a matrix besides: added to that of the micro-batches before; or to a tied
+    head's, which gives a third one, unless honed adds its rows there (`honed.loss.tied_embedding`)."""
+    rows = job.tokens * job.sizes.hidden * FP32
+    if job.adapter is not None:
+        return rows
+    own_rows = job.sizes.plain_embedding and job.formats.weight == FP32
+    besides = 2 * (job.sizes.tied and not own_rows) + (job.accumulation > 1)
+    return rows + besides * job.sizes.embedding * job.formats.weight
+
+
+def stepping(job: Job) -> int:
+    """What the optimizer makes while it steps."""
+    return step_bytes(job.optimizer, job.trained, weight=job.trained_format, device=job.device)
+
+
+def _head_elements(job: Job) -> int:
+    return job.sizes.vocabulary * job.sizes.hidden

@@ -1,0 +1,261 @@
+"""How large a model is, from its configuration: it is built on the meta device, where tensors have shapes but no bytes.
+
+Counts are those of transformers' own class and peft's own adapter, so no formula can be wrong about them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from honed.errors import ModelError
+
+# Families whose layers were read, and whose saved tensors were counted in the tests.
+READ_FAMILIES = frozenset(
+    ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma3_text", "minimind", "smollm3")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensors:
+    """Weights of one shape that are trained alike.
+
+    Attributes:
+        shape: of each. count: how many there are.
+        hidden: they are matrices that a hidden layer multiplies by (see `layers.hidden_matrices`).
+        embedding: they are an embedding's.
+    """
+
+    shape: tuple[int, ...]
+    count: int = 1
+    hidden: bool = False
+    embedding: bool = False
+
+    @property
+    def size(self) -> int:
+        """Numbers of each."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """The numbers of a model that memory and time depend on. Counts are numbers of elements.
+
+    Attributes:
+        family: transformers' model type.
+        hidden, feed_forward, layers, vocabulary: of the model; `feed_forward` of one expert, if there are experts.
+        queries, keys: query heads and key/value heads times the head size.
+        heads, key_heads: how many.
+        head_size: of one head.
+        norms: norms over the hidden size in one layer.
+        qk_norm: whether queries and keys are normed.
+        embedding, head: 0 for the head if it is tied to the embedding.
+        linear: weights of all linear layers in the decoder.
+        largest_linear: of the largest of them.
+        experts: weights of all routed experts, which are one tensor for all in transformers 5.
+        others: norms, biases, routers.
+        tensors: all of them by shape.
+        plain_embedding: the embedding is torch's own class, and not a family's that scales what it gives.
+        routed, chosen: experts of a layer, and how many of them a token goes through; 0 for a dense model.
+        window: of sliding attention, None without; full_layers: how many layers see everything.
+    """
+
+    family: str
+    hidden: int
+    feed_forward: int
+    layers: int
+    vocabulary: int
+    queries: int
+    keys: int
+    heads: int
+    key_heads: int
+    head_size: int
+    norms: int
+    qk_norm: bool
+    embedding: int
+    head: int
+    linear: int
+    largest_linear: int
+    experts: int
+    others: int
+    tensors: tuple[Tensors, ...]
+    plain_embedding: bool
+    routed: int = 0
+    chosen: int = 0
+    window: int | None = None
+    full_layers: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """All of them, a tied head once."""
+        return self.embedding + self.head + self.linear + self.experts + self.others
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return self.head == 0
+
+    @property
+    def read(self) -> bool:
+        """Whether the formulas were held against this family; others are taken for a Llama."""
+        return self.family in READ_FAMILIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter on a model.
+
+    Attributes:
+        weights: elements that are trained; tensors: the same by shape.
+        rank: r.
+        targets: last names of the layers that have one, such as q_proj.
+        merges_experts: peft adds the experts' update to their weights in each forward, and so holds them twice.
+    """
+
+    weights: int
+    tensors: tuple[Tensors, ...]
+    rank: int
+    targets: frozenset[str] = field(default_factory=frozenset)
+    merges_experts: bool = False
+
+
+def sizes_of(config: Any) -> Sizes:
+    """Counts a model by building it on the meta device.
+
+    Raises:
+        ModelError: transformers has no causal language model for this configuration.
+    """
+    from torch import nn
+
+    model = on_meta(config)
+    heads = int(config.num_attention_heads)
+    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    experts = _experts_of(config)
+    names = {name.rsplit(".", 2)[-2] for name, _ in model.named_parameters()}
+    windows = list(getattr(config, "layer_types", None) or [])
+    return Sizes(
+        family=config.model_type,
+        hidden=config.hidden_size,
+        feed_forward=_feed_forward(config, experts),
+        layers=config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        queries=heads * head_size,
+        keys=key_heads * head_size,
+        heads=heads,
+        key_heads=key_heads,
+        head_size=head_size,
+        norms=4 if "pre_feedforward_layernorm" in names else 2,
+        qk_norm="q_norm" in names,
+        **_counts(model),
+        tensors=trained_tensors(model),
+        plain_embedding=type(model.get_input_embeddings()) is nn.Embedding,
+        **experts,
+        window=getattr(config, "sliding_window", None) if "sliding_attention" in windows else None,
+        full_layers=windows.count("full_attention") if windows else config.num_hidden_layers,
+    )
+
+
+def adapter_of(config: Any, lora: Mapping[str, Any]) -> Adapter:
+    """Counts an adapter by attaching it on the meta device.
+
+    Args:
+        lora: options of `honed.model.adapters.adapters.lora_config`.
+
+    Raises:
+        ModelError: the adapter does not fit the model.
+    """
+    from honed.model.adapters.adapters import attach, lora_config
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of patterns that it sets itself; training shows them
+        model = attach(on_meta(config), lora_config(**{**lora, "init": True}))  # clever starts would need weights
+    return adapter_in(model)
+
+
+def adapter_in(model: Any) -> Adapter:
+    """Counts the adapter that a model has; of several ranks it takes the largest."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    owners = [name.partition(".lora_A")[0] for name in trained if ".lora_A" in name]
+    # of experts' weights peft's matrices hold the ranks of all experts, so their shapes do not tell it
+    ranks = [
+        rank for module in model.modules() if isinstance(of := getattr(module, "r", None), dict) for rank in of.values()
+    ]
+    return Adapter(
+        weights=sum(parameter.numel() for parameter in trained.values()),
+        tensors=trained_tensors(model),
+        rank=max(ranks, default=0),
+        targets=frozenset(owner.rsplit(".", 1)[-1] for owner in owners),
+        merges_experts=any(".experts" in owner for owner in owners),
+    )
+
+
+def trained_tensors(model: Any) -> tuple[Tensors, ...]:
+    """What is trained of a model, tied weights once."""
+    from torch import nn
+
+    from honed.model.layers import hidden_matrices
+
+    hidden = {id(p) for p in hidden_matrices(model).values()}
+    embedding = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = Counter((tuple(p.shape), id(p) in hidden, id(p) in embedding) for p in trained)
+    return tuple(
+        Tensors(shape=shape, count=count, hidden=matrix, embedding=table)
+        for (shape, matrix, table), count in found.items()
+    )
+
+
+def on_meta(config: Any) -> Any:
+    """The model with shapes and no weights.
+
+    Raises:
+        ModelError: it cannot be built.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from honed.model.load.load import first_line
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # a type without a causal model, numbers that do not fit: each its own kind
+        raise ModelError(
+            f"No causal language model can be made of this configuration ({config.model_type}): {first_line(error)}",
+            fix="name a text model that transformers knows",
+        ) from None
+
+
+def _counts(model: Any) -> dict[str, int]:
+    from torch import nn
+
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    linears = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    experts = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 3 and "expert" in name)
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    untied = head is not None and head.weight is not embedding.weight
+    ends = {"embedding": embedding.weight.numel(), "head": head.weight.numel() if untied else 0}
+    return {
+        **ends,
+        "linear": sum(linears),
+        "largest_linear": max(linears, default=0),
+        "experts": experts,
+        "others": everything - sum(ends.values()) - sum(linears) - experts,
+    }
+
+
+def _experts_of(config: Any) -> dict[str, int]:
+    routed = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
+    if not routed or getattr(config, "use_moe", True) is False:
+        return {}
+    return {"routed": int(routed), "chosen": int(config.num_experts_per_tok)}
+
+
+def _feed_forward(config: Any, experts: Mapping[str, int]) -> int:
+    size = getattr(config, "moe_intermediate_size", None) if experts else None
+    return int(size or getattr(config, "intermediate_size", None) or math.ceil(4 * config.hidden_size))

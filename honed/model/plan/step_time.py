@@ -1,0 +1,61 @@
+"""How long a step takes: its floating-point operations, divided by how many the machine does in a second.
+
+A weight costs two operations per token in the forward pass, two for the gradient of what it read, and two for its own
+gradient; a frozen weight has none of the last. (So 6 N per token for full training, 4 N with an adapter; Kaplan et al.,
+arXiv:2001.08361.) Attention adds 4 x heads x head size for each pair of tokens that see each other, and twice that in
+the backward pass. Checkpointing runs the forward pass of its layers once more.
+"""
+
+from __future__ import annotations
+
+from honed.model.plan.job import Job
+
+# Share of the peak that training is assumed to reach (model FLOPs utilisation, arXiv:2204.02311); not measured here.
+EFFICIENCY = 0.4
+
+
+def flops_per_step(job: Job, *, trained_share: float = 1.0) -> float:
+    """Operations of one optimizer step.
+
+    Args:
+        trained_share: of the tokens; the head scores no others.
+    """
+    sizes, frozen = job.sizes, job.adapter is not None
+    tokens = job.tokens * job.accumulation
+    active = sizes.linear + (sizes.experts * sizes.chosen / sizes.routed if sizes.routed else 0)
+    adapter = job.adapter.weights if job.adapter is not None else 0
+    forward = 2 * (active + adapter) * tokens + 2 * _seen(job) * 2 * sizes.queries * tokens
+    backward = (
+        (2 if frozen else 4) * active * tokens + 4 * adapter * tokens + 2 * _seen(job) * 4 * sizes.queries * tokens
+    )
+    head = (4 if frozen else 6) * sizes.vocabulary * sizes.hidden * tokens * trained_share
+    return forward * (1 + job.layers_recomputed / sizes.layers) + backward + head
+
+
+def seconds_per_step(job: Job, flops: float, *, efficiency: float = EFFICIENCY, trained_share: float = 1.0) -> float:
+    """Seconds of one optimizer step.
+
+    Args:
+        flops: operations per second that the machine could do at best.
+        efficiency: share of them that is reached.
+    """
+    return flops_per_step(job, trained_share=trained_share) / (flops * efficiency)
+
+
+def cpu_flops(size: int = 768) -> float:
+    """Operations per second of this machine's float32 matrix products, measured now."""
+    import torch
+
+    from honed.model.device import matmul_seconds
+
+    return 2 * size**3 / matmul_seconds(torch.float32, size=size)
+
+
+def _seen(job: Job) -> float:
+    """Tokens that a token sees, summed over layers, on average over a row."""
+    sizes = job.sizes
+    causal = job.length / 2
+    if sizes.window is None or sizes.window >= job.length:
+        return sizes.layers * causal
+    windowed = sizes.window - sizes.window**2 / (2 * job.length)
+    return sizes.full_layers * causal + (sizes.layers - sizes.full_layers) * windowed
