@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from honed.quantities import count_text, counted, percent_text
+from honed.report.json_values import finite, text_of
+from honed.report.ledger import Example, Ledger
 from honed.report.markup import Html, join, tag
-from honed.report.quantities import count_text, counted, finite, percent_text
-from honed.report.run.record import Example, Ledger, text_of
 
 # One part of a bar: name, amount, class that gives the colour.
 Part = tuple[str, float, str]
 
 
-def ledger_section(ledger: Ledger) -> Html:
+def ledger_section(ledger: Ledger, heading: str = "What was trained on") -> Html:
     """What became of each row and each token."""
     return tag(
         "section",
-        tag("h2", "What was trained on"),
+        tag("h2", heading),
         tag("div", _rows_card(ledger), _tokens_card(ledger), class_="pair"),
         _notes(ledger),
         _examples(ledger),

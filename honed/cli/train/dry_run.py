@@ -78,7 +78,7 @@ def _time(found: DryRun) -> str | None:
     """A guess from the operations and what the machine could do at best; None where one of them is not known."""
     from honed.cli.machine import machine
     from honed.model.plan_time import EFFICIENCY, cpu_flops
-    from honed.report.quantities import duration_text
+    from honed.quantities import duration_text
 
     if (
         found.operations is None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from honed.quantities import count_text, counted
 from honed.report.axis import Axis, value_axis
 from honed.report.markup import Html, join, tag
-from honed.report.quantities import count_text, counted
 
 BINS = 40
 FAR = 1.5  # times the 99.5% quantile: longer ones share the last bar

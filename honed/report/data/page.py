@@ -2,19 +2,14 @@
 
     check(...) -> Checked -> render_data_page -> str -> write_data_page: a file
 
-Like the run's page it asks for nothing: no network, and a policy that allows its own style sheet and script by their
-hashes alone. All text of the data is escaped, and characters that command or hide are written out.
+All text of the data is escaped, and characters that command or hide are written out.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.resources import files as package_files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -24,14 +19,13 @@ from honed.data.lint.lint import Checked
 from honed.data.lint.view import TokenViewer, visible
 from honed.data.prepare.options import PrepareOptions
 from honed.data.templates.view import special_tokens
-from honed.errors import RunError
+from honed.quantities import count_text, counted, percent_text
 from honed.report.data.charts import Histogram, histogram
 from honed.report.data.rows import row_id, rows_section
+from honed.report.ledger import Ledger, parse_ledger
 from honed.report.ledger_section import ledger_section
-from honed.report.markup import Html, escaped, join, tag, trusted
-from honed.report.quantities import count_text, counted, percent_text
-from honed.report.run.record import Ledger, parse_ledger
-from honed.report.run.report import content_policy
+from honed.report.markup import Html, join, tag
+from honed.report.page import page, write_page
 
 FEW = 4  # kinds of findings that are shown unfolded
 Tile = tuple[str, str, str]  # what it is, the number, a line below
@@ -53,21 +47,12 @@ def write_data_page(target: Path, checked: Checked, facts: PageFacts, tokenizer:
     Raises:
         RunError: it cannot be written there.
     """
-    page = render_data_page(checked, facts, tokenizer)
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        unfinished.write_bytes(page.encode("utf-8", "replace"))
-        os.replace(unfinished, target)  # noqa: PTH105  (what makes the change atomic is worth seeing)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise RunError(f"{target} could not be written: {error}.", fix="name a file in a folder that exists") from None
-    return target
+    html = render_data_page(checked, facts, tokenizer)
+    return write_page(target, html, fix="name a file in a folder that exists")
 
 
 def render_data_page(checked: Checked, facts: PageFacts, tokenizer: Any = None) -> str:
     """The whole page as HTML. Pure: the same check gives the same page."""
-    style = trusted(_asset("page.css") + _asset("data/page.css"))
-    script = _asset("data/page.js")
     viewer = None
     if tokenizer is not None:
         viewer = TokenViewer(tokenizer, tokenizer.convert_tokens_to_ids(special_tokens(tokenizer)))
@@ -79,14 +64,13 @@ def render_data_page(checked: Checked, facts: PageFacts, tokenizer: Any = None) 
         _ledger(checked),
         rows_section(checked.kept, viewer),
     ]
-    return Template(_asset("page.html")).substitute(
-        policy=content_policy(style, script),
-        title=escaped(visible(f"{_title(facts)} · honed data")),
-        style=style,
-        script=script,
+    return page(
+        visible(f"{_title(facts)} · honed data"),
         header=header(checked, facts),
-        sections=join(sections, "\n"),
+        sections=sections,
         footer=tag("footer", "Made by ", tag("code", "honed data show --html"), "."),
+        styles=("page.css", "data/page.css"),
+        script="data/page.js",
     )
 
 
@@ -161,9 +145,7 @@ def _ledger(checked: Checked) -> Html:
     shown["stop_tokens"] = list(raw.get("stop_tokens", ()))
     if checked.ledger.fill is not None:
         shown["Fill of packed rows"] = percent_text(checked.ledger.fill)
-    section = ledger_section(parse_ledger(shown))
-    # nothing was trained yet
-    return trusted(section.replace("<h2>What was trained on</h2>", "<h2>What will be trained on</h2>"))
+    return ledger_section(parse_ledger(shown), "What will be trained on")
 
 
 def _title(facts: PageFacts) -> str:
@@ -253,7 +235,3 @@ def _notes(checked: Checked) -> Html:
     if not checked.notes:
         return join([])
     return tag("aside", tag("ul", join(tag("li", visible(note)) for note in checked.notes)), class_="notices")
-
-
-def _asset(name: str) -> Html:
-    return trusted(package_files("honed.report").joinpath(name).read_text(encoding="utf-8"))

@@ -9,8 +9,8 @@ from typing import Any
 from honed.data.example import Conversation, Document, Example, PromptCompletion
 from honed.data.lint.lint import KeptRow
 from honed.data.lint.view import ShownToken, TokenViewer, visible
+from honed.quantities import count_text, counted
 from honed.report.markup import Html, join, tag
-from honed.report.quantities import count_text, counted
 
 MOST_TOKENS = 2000  # of one view; longer ones show their start and end
 MOST_CHARACTERS = 20_000  # of one message, without a model

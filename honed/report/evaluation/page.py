@@ -2,25 +2,20 @@
 
     result (what `honed eval --json` writes) -> render_eval_page -> str -> write_eval_page: a file
 
-Like the run's page it asks for nothing, and its policy allows its own style sheet by its hash and no script. All text
-of models and data is escaped.
+All text of models and data is escaped.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from honed.data.lint.view import visible
-from honed.errors import RunError
-from honed.report.markup import Html, escaped, join, tag, trusted
-from honed.report.quantities import count_text, counted, percent_text, short_text
-from honed.report.run.report import content_policy
+from honed.quantities import count_text, counted, short_text
+from honed.report.evaluation.cells import cell_text, interval_text
+from honed.report.markup import Html, join, tag
+from honed.report.page import page, write_page
 
 SHOWN_ANSWERS = 20  # the rest is folded away
 Result = Mapping[str, Any]
@@ -32,47 +27,18 @@ def write_eval_page(target: Path, result: Result) -> Path:
     Raises:
         RunError: it cannot be written there.
     """
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        unfinished.write_bytes(render_eval_page(result).encode("utf-8", "replace"))
-        os.replace(unfinished, target)  # noqa: PTH105  (what makes the change atomic is worth seeing)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise RunError(f"{target} could not be written: {error}.", fix="name a file in a folder that exists") from None
-    return target
+    return write_page(target, render_eval_page(result), fix="name a file in a folder that exists")
 
 
 def render_eval_page(result: Result) -> str:
     """The whole page as HTML. Pure: the same result gives the same page."""
-    style = trusted(files("honed.report").joinpath("page.css").read_text(encoding="utf-8"))
     sections = [_gate(result["gate"]), _measures(result), _lm_eval(result["lm_eval"]), _answers(result)]
-    return Template(files("honed.report").joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        policy=content_policy(style, ""),
-        title=escaped(visible(f"{result['model']} · honed eval")),
-        style=style,
-        script="",
+    return page(
+        visible(f"{result['model']} · honed eval"),
         header=_header(result),
-        sections=join(sections, "\n"),
+        sections=sections,
         footer=tag("footer", "Made by ", tag("code", "honed eval --html"), "."),
     )
-
-
-def cell_text(value: float | None, unit: str, *, signed: bool = False) -> str:
-    """A number in the words of its unit: 0.5 of a share is "50%", a difference of 0.1 of it "+10 points"."""
-    if value is None:
-        return "-"
-    sign = "+" if signed and value > 0 else ""
-    if unit == "share":
-        return f"{sign}{100 * value:.1f} points" if signed else percent_text(value)
-    return f"{sign}{value:.4f}" if unit == "nats" else f"{sign}{short_text(value)}"
-
-
-def interval_text(low: float | None, high: float | None, unit: str, *, signed: bool = False) -> str:
-    """Both ends: "-1.0 to +2.5 points"; "-" where there are none."""
-    if low is None or high is None:
-        return "-"
-    start, end = (cell_text(value, unit, signed=signed) for value in (low, high))
-    return f"{start.removesuffix(' points')} to {end}"
 
 
 def _header(result: Result) -> Html:

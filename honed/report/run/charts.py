@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from honed.report.charts import Chart, Point, Series, finite_points
-from honed.report.quantities import finite
+from honed.report.json_values import finite
 
 Metrics = Sequence[Mapping[str, object]]
 

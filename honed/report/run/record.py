@@ -13,15 +13,14 @@ Keys that are not known here are kept (`others`) so that the page can show them:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from honed.errors import RunError
-from honed.report.quantities import counted, finite
-
-T = TypeVar("T")
+from honed.quantities import counted
+from honed.report.json_values import finite, mapping, text_of
+from honed.report.ledger import Ledger, parse_ledger
 
 # Each file that a run writes, and what the page lacks without it.
 RUN_FILES = {
@@ -31,34 +30,6 @@ RUN_FILES = {
     "samples.json": "there are no answers from before and after",
     "recipe.yaml": "the recipe cannot be shown",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """A row that was dropped or cut: where it came from ("train.jsonl:17") and why; `others` as written."""
-
-    source: str
-    reason: str
-    others: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ledger:
-    """Every row accounted for. Counts are rows unless named otherwise; None means the file did not say."""
-
-    rows_in: float | None
-    rows_trained: float | None
-    rows_dropped: Mapping[str, float] | None
-    rows_cut: Mapping[str, float]
-    conversations_split_into_views: float | None
-    packed_rows: float | None
-    tokens: float | None
-    trained_tokens: float | None
-    padding_share: float | None
-    examples: tuple[Example, ...]
-    stop_tokens: tuple[str, ...]
-    notes: tuple[str, ...]
-    others: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,26 +126,6 @@ def parse_lines(name: str, text: str, problems: list[str]) -> tuple[Mapping[str,
     return tuple(value for _, value in parsed if value is not None)
 
 
-def parse_ledger(raw: Mapping[str, object]) -> Ledger:
-    """A ledger from its JSON; a known key with a value of the wrong kind ends up in `others`, as written."""
-    rest = dict(raw)
-    return Ledger(
-        rows_in=_take(rest, "rows_in", finite),
-        rows_trained=_take(rest, "rows_trained", finite),
-        rows_dropped=_take(rest, "rows_dropped", _counts),
-        rows_cut=_take(rest, "rows_cut", _counts) or {},
-        conversations_split_into_views=_take(rest, "conversations_split_into_views", finite),
-        packed_rows=_take(rest, "packed_rows", finite),
-        tokens=_take(rest, "tokens", finite),
-        trained_tokens=_take(rest, "trained_tokens", finite),
-        padding_share=_take(rest, "padding_share", finite),
-        examples=_take(rest, "examples", _examples) or (),
-        stop_tokens=_take(rest, "stop_tokens", _names) or (),
-        notes=_take(rest, "notes", _texts) or (),
-        others=rest,
-    )
-
-
 def parse_samples(raw: Mapping[str, object]) -> Samples:
     """Samples from their JSON; what has the wrong kind counts as not recorded."""
     answers = raw.get("answers")
@@ -186,56 +137,8 @@ def parse_samples(raw: Mapping[str, object]) -> Samples:
     )
 
 
-def mapping(value: object) -> Mapping[str, object]:
-    """`value` where it is a JSON object, and an empty one where it is not."""
-    return value if isinstance(value, dict) else {}
-
-
-def text_of(value: object) -> str | None:
-    """A JSON value as text for a reader: strings as they are, null as None, the rest as JSON."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _take(rest: dict[str, object], key: str, read: Callable[[object], T | None]) -> T | None:
-    """Reads one key and removes it from `rest`, unless its value cannot be read."""
-    value = read(rest.get(key))
-    if value is not None or rest.get(key) is None:
-        rest.pop(key, None)
-    return value
-
-
-def _counts(value: object) -> Mapping[str, float] | None:
-    if not isinstance(value, dict):
-        return None
-    counts = {str(key): finite(number) for key, number in value.items()}
-    known = {key: number for key, number in counts.items() if number is not None}
-    return known if len(known) == len(counts) else None
-
-
 def _objects(value: object) -> tuple[Mapping[str, object], ...]:
     return tuple(item for item in value if isinstance(item, dict)) if isinstance(value, list) else ()
-
-
-def _names(value: object) -> tuple[str, ...] | None:
-    """Names in a list, or the keys of counts by name."""
-    return tuple(map(str, value)) if isinstance(value, dict) else _texts(value)
-
-
-def _texts(value: object) -> tuple[str, ...] | None:
-    return tuple(text_of(item) or "null" for item in value) if isinstance(value, list) else None
-
-
-def _examples(value: object) -> tuple[Example, ...] | None:
-    return tuple(_example(item) for item in value) if isinstance(value, list) else None
-
-
-def _example(value: object) -> Example:
-    if not isinstance(value, dict):
-        return Example(source="", reason=text_of(value) or "null")
-    others = {key: item for key, item in value.items() if key not in ("source", "reason")}
-    return Example(source=text_of(value.get("source")) or "", reason=text_of(value.get("reason")) or "", others=others)
 
 
 def _score(raw: Mapping[str, object]) -> Score:

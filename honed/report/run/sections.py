@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from honed.report.charts import Point, line_chart
-from honed.report.ledger_section import key_value_table, plain_text
-from honed.report.markup import Html, join, tag
-from honed.report.quantities import (
+from honed.quantities import (
     count_text,
     counted,
     duration_text,
-    finite,
     gigabytes_text,
     percent_text,
     short_text,
 )
+from honed.report.charts import Point, line_chart
+from honed.report.json_values import finite, mapping, text_of
+from honed.report.ledger_section import key_value_table, plain_text
+from honed.report.markup import Html, join, tag
 from honed.report.run.charts import (
     logged_points,
     metric_names,
@@ -25,7 +25,7 @@ from honed.report.run.charts import (
     run_charts,
     values_of,
 )
-from honed.report.run.record import RUN_FILES, Answer, RunRecord, Samples, Score, mapping, text_of
+from honed.report.run.record import RUN_FILES, Answer, RunRecord, Samples, Score
 
 STATUS_WORDS = {"finished": "Finished", "interrupted": "Interrupted", "running": "Still running"}
 SHOWN_ANSWERS = 6

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from honed.quantities import counted, short_text
+from honed.report.json_values import finite, mapping, text_of
 from honed.report.ledger_section import plain_text
 from honed.report.markup import Html, join, tag
-from honed.report.quantities import counted, finite, short_text
-from honed.report.run.record import RunRecord, mapping, text_of
+from honed.report.run.record import RunRecord
 
 
 def steps_section(run: RunRecord) -> Html:

@@ -12,9 +12,10 @@ import pytest
 
 from honed.data.ledger import Ledger
 from honed.errors import RunError
+from honed.report.ledger import parse_ledger
 from honed.report.ledger_section import ledger_problem
 from honed.report.markup import Html, tag
-from honed.report.run.record import RUN_FILES, parse_ledger, read_run
+from honed.report.run.record import RUN_FILES, read_run
 from honed.report.run.report import render_run_report, write_run_report
 
 HOSTILE = "<script>document.title='hacked'</script>"
