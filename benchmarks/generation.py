@@ -144,7 +144,7 @@ def compare(model: Any, work: Work, *, repeats: int, tie: float) -> dict[str, An
 
 
 def ours(model: Any, work: Work) -> list[list[int]]:
-    from honed.generate.engine import Engine
+    from honed.generate.engine.engine import Engine
     from honed.generate.request import Request, complete
 
     requests = [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from honed.model.load.load import load_tokenizer as load_tokenizer
     from honed.recipe import Recipe as Recipe
     from honed.recipe import load_recipe as load_recipe
-    from honed.report.row_preview import show as show
+    from honed.report.row.preview import show as show
     from honed.train.options.config import SFTConfig as SFTConfig
     from honed.train.options.model_config import ModelConfig as ModelConfig
     from honed.train.options.model_config import get_kbit_device_map as get_kbit_device_map
@@ -60,7 +60,7 @@ _HOMES = {
     "maybe_convert_to_chatml": "honed.data.read.trl_rows",
     "prepare": "honed.data.prepare.prepare",
     "setup_chat_format": "honed.model.load.chat_tokens",
-    "show": "honed.report.row_preview",
+    "show": "honed.report.row.preview",
     "train_on_responses_only": "honed.train.rows.responses",
 }
 

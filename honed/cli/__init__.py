@@ -1,1 +1,1 @@
-"""One small module per verb."""
+"""A module per verb, or a folder where it has several. Begin with `main.py`."""

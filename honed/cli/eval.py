@@ -208,7 +208,7 @@ def table(compared: Sequence[Compared]) -> str:
 def _lines(one: Compared, versus: bool) -> list[list[str]]:
     """A measure's line; below the loss of all tokens its perplexity."""
     from honed.evaluate.measure import perplexity
-    from honed.report.eval_page import cell_text, interval_text
+    from honed.report.evaluation.cells import cell_text, interval_text
 
     shown = [one.base, one.value] if versus else [one.value]
     values = [cell_text(value, one.unit) for value in shown]
@@ -235,7 +235,7 @@ def _write(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
     import json
 
     from honed.errors import RunError
-    from honed.report.eval_page import write_eval_page
+    from honed.report.evaluation.page import write_eval_page
 
     if args.json:
         try:

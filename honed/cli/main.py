@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from honed.cli import cache, chat, data, demo, doctor, eval, export, generate, new, plan, prove, train
+from honed.cli import cache, demo, eval, export, new, prove
+from honed.cli.chat import chat
+from honed.cli.data import data
+from honed.cli.doctor import doctor
+from honed.cli.generate import generate
+from honed.cli.plan import plan
+from honed.cli.train import train
 from honed.collector import fewer_collections
 from honed.errors import HonedError
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from honed.generate.engine import SLOTS, Engine
-from honed.generate.fits import why_not
+from honed.generate.engine.engine import SLOTS, Engine
+from honed.generate.engine.fits import why_not
 from honed.generate.library import TransformersEngine
 from honed.generate.request import TextEngine
 from honed.generate.sampling import Sampling

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from honed.report.quantities import tick_text
+from honed.quantities import tidy_exponent
 
 # Less than this apart, relative to their size, values differ only by rounding: drawn as a constant.
 SAME = 1e-9
@@ -83,3 +83,30 @@ def _round_step(low: float, high: float, intervals: int) -> float:
 def _multiple(k: int, step: float) -> float:
     """k * step, without the dust of 3 * 0.1 = 0.30000000000000004."""
     return float(f"{k * step:.12g}")
+
+
+def tick_text(value: float, *, step: float, largest: float) -> str:
+    """The label of a tick: exact, and unlike its neighbours'.
+
+    Args:
+        value: the tick, a multiple of `step`.
+        step: the distance between ticks: 1, 2 or 5 times a power of ten.
+        largest: the greatest magnitude on the axis, which decides between 0.002, 2e-5, 20k and 3M.
+    """
+    place = math.floor(math.log10(step) + 1e-9)
+    if value == 0:
+        return "0"
+    if 1e-3 <= largest < 1e5:
+        return f"{value:,.{max(0, -place)}f}"
+    if 1e5 <= largest < 1e15:
+        return _with_suffix(value, place, largest)
+    digits = max(0, math.floor(math.log10(abs(value)) + 1e-9) - place)
+    return tidy_exponent(f"{value:.{digits}e}")
+
+
+def _with_suffix(value: float, place: int, largest: float) -> str:
+    thousands = min(4, math.floor(math.log10(largest) + 1e-9) // 3)
+    decimals = max(0, 3 * thousands - place)
+    if decimals > 2:  # 1,000,002 reads better than 1.000002M
+        return f"{value:,.{max(0, -place)}f}"
+    return f"{value / 1000.0**thousands:,.{decimals}f}{' kMGT'[thousands]}"

@@ -15,9 +15,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from honed.quantities import counted, short_text
 from honed.report.axis import Axis, step_axis, value_axis
 from honed.report.markup import Html, join, tag
-from honed.report.quantities import counted, short_text
 
 # An optimizer step and the value there; None where the value was null or not finite, which breaks the line.
 Point = tuple[float, float | None]

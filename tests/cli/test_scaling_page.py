@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from honed.cli.recipe_arguments import recipe_of
-from honed.cli.train import add_arguments
+from honed.cli.train.train import add_arguments
 
 pytest.importorskip("peft")
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from fault_tools import Shown, assert_mendable
 
 import honed
 from honed.model.load.load import load_model, load_tokenizer
-from honed.report.run_report import write_run_report
+from honed.report.run.report import write_run_report
 from honed.train.run_folder.secrets import MASK
 
 HOSTILE = "<script>document.title='hacked'</script>"

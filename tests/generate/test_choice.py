@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from honed.generate.choice import open_engine, sampling_of, stop_ids
-from honed.generate.engine import Engine
-from honed.generate.fits import why_not
+from honed.generate.engine.engine import Engine
+from honed.generate.engine.fits import why_not
 from honed.generate.library import TransformersEngine
 from honed.generate.request import Request, complete
 from honed.generate.sampling import Sampling

@@ -17,7 +17,7 @@ import yaml
 
 import honed.recipes
 from honed.cli.recipe_arguments import find_recipe, recipe_of
-from honed.cli.train import add_arguments
+from honed.cli.train.train import add_arguments
 from honed.recipe import Recipe
 
 CLUSTER = Path(honed.recipes.__file__).parent / "cluster"

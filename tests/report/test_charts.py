@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from honed.report.axis import step_axis, value_axis
+from honed.quantities import duration_text, percent_text, short_text
+from honed.report.axis import step_axis, tick_text, value_axis
 from honed.report.charts import Chart, Series, line_chart, thinned
-from honed.report.quantities import duration_text, finite, percent_text, short_text, tick_text
-from honed.report.run_charts import logged_points, run_charts, smoothed
+from honed.report.json_values import finite
+from honed.report.run.charts import logged_points, run_charts, smoothed
 
 SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 

@@ -317,7 +317,7 @@ def show_row(rows: Any, tokenizer: Any, row: int) -> None:
     Raises:
         DataError: the rows are streamed or the caller's own, or there is no such row.
     """
-    from honed.report.row_preview import display, preview_ids
+    from honed.report.row.preview import display, preview_ids
 
     rows = rows.rows if isinstance(rows, Features) else rows
     if not isinstance(rows, (PackedRows, VisionRows)):

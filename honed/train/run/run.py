@@ -23,7 +23,7 @@ from honed.model.adapters.adapters import lora_config
 from honed.model.load.load import first_line, load_model
 from honed.model.load.quantize import quantization_config
 from honed.recipe import LoraRecipe, Recipe, suggest
-from honed.report.run_report import write_run_report
+from honed.report.run.report import write_run_report
 from honed.train.forward import vision
 from honed.train.loop.recipe import PlainTrainer, config_of, known_to_transformers
 from honed.train.options.config import SFTConfig

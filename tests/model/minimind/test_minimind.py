@@ -15,7 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.data.batch.table import PackedRow
 from honed.errors import ModelError
-from honed.generate.engine import Engine
+from honed.generate.engine.engine import Engine
 from honed.generate.request import Request, complete
 from honed.model.load.load import load_model
 from honed.model.load.quantize import is_quantized, quantization_config

@@ -1,0 +1,1 @@
+"""`honed chat`: the screen, and the state of a talk."""

@@ -1,0 +1,1 @@
+"""`honed data`: what it reads, and what it prints."""

@@ -1,0 +1,1 @@
+"""`honed doctor`: facts, and rules over them."""

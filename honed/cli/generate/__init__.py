@@ -1,0 +1,1 @@
+"""`honed generate`: one answer, or a file of them."""

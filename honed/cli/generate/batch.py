@@ -1,0 +1,159 @@
+"""`honed generate --data` and `--seeds`: options to a batch, and its ledger to a few lines."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from honed.cli.sampling import sampling
+from honed.errors import RecipeError
+
+if TYPE_CHECKING:
+    from honed.cli.console import Speaker
+    from honed.data.example import Message
+    from honed.generate.batch.batch import Asking
+    from honed.generate.batch.prompts import Prompt
+    from honed.generate.request import TextEngine
+
+LISTED = re.compile(r"^\s*(?:\d+[.)]|[-*])\s*")  # a number or a dash before a task
+TASK_LENGTH = 10  # characters that a new task has at least
+TASK_NEAR = 0.7  # tasks this similar to a seed, or to each other, are not new
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """What answers a batch, and how."""
+
+    engine: TextEngine
+    encode: Callable[[Sequence[Message]], list[int]]
+    asking: Asking
+    system: str | None
+
+
+def run_batch(args: argparse.Namespace) -> int:
+    """Answers a file of prompts, or makes tasks first; prints what was kept and dropped."""
+    from honed.cli.console import quiet_libraries
+    from honed.generate.batch.prompts import read_prompts, with_system
+
+    if args.out is None:
+        raise RecipeError("A batch needs a place for its answers.", fix="--out answers.jsonl")
+    if args.samples > 1 and args.temperature == 0:
+        raise RecipeError(
+            f"--samples {args.samples} at temperature 0 would be the same answer each time.", fix="--temperature 0.8"
+        )
+    quiet_libraries()
+    out = Path(args.out)
+    prompts = None
+    if args.data is not None:  # read before a model is loaded: what is wrong with it is told at once
+        prompts = list(read_prompts(args.data, template=args.prompt_template))
+    with _importable_here(), _opened(args) as batch:
+        if prompts is None:
+            prompts = _new_tasks(args, batch, out)
+        ledger = _answered(args, batch, [with_system(prompt, batch.system) for prompt in prompts], out)
+    print(summary(ledger, out))
+    return 0
+
+
+def summary(ledger: dict[str, Any], out: Path) -> str:
+    """What was kept, what was dropped and why; the numbers add up."""
+    lines = [f"{ledger['answers']:>7} answers to {ledger['prompts']} prompts ({ledger['tokens']} tokens)"]
+    if ledger["answered_before"]:
+        lines.append(f"{ledger['answered_before']:>7} of them made before")
+    if ledger["repaired_last_line"]:
+        lines.append("        a torn last line was cut off, its answer made again")
+    lines += [f"{count:>7} dropped: {reason}" for reason, count in ledger["dropped"].items()]
+    return "\n".join([*lines, f"{ledger['kept']:>7} kept   {out}"])
+
+
+@contextmanager
+def _opened(args: argparse.Namespace) -> Iterator[_Batch]:
+    from honed.cli.console import load_speaker
+    from honed.generate.choice import open_engine
+
+    if args.engine == "vllm":
+        from honed.generate.vllm_engine import VllmEngine
+
+        engine = VllmEngine(args.model)  # loads the weights itself
+        yield _batch(args, load_speaker(args.model, seed=args.seed, weights=False), engine)
+        return
+    speaker = load_speaker(args.model, seed=args.seed)
+    with open_engine(speaker.model, speaker.tokenizer, slots=args.batch_size) as chosen:
+        if chosen.note:
+            print(f"honed: {chosen.note}", file=sys.stderr)
+        yield _batch(args, speaker, chosen.engine)
+
+
+def _batch(args: argparse.Namespace, speaker: Speaker, engine: TextEngine) -> _Batch:
+    from honed.generate.answer import prompt_ids
+    from honed.generate.batch.batch import Asking
+    from honed.generate.choice import sampling_of, stop_ids
+
+    asking = Asking(
+        model=args.model,
+        samples=args.samples,
+        max_new_tokens=args.max_new_tokens,
+        sampling=sampling_of(speaker.model, sampling(args)),
+        stop_ids=frozenset(stop_ids(speaker.model)),
+        stop_strings=tuple(args.stop),
+        seed=args.seed,
+    )
+
+    def encode(messages: Sequence[Message]) -> list[int]:
+        return prompt_ids(speaker.tokenizer, speaker.template, [messages])[0]
+
+    return _Batch(engine=engine, encode=encode, asking=asking, system=args.system or speaker.system)
+
+
+def _answered(args: argparse.Namespace, batch: _Batch, prompts: list[Prompt], out: Path) -> dict[str, Any]:
+    from honed.generate.batch.batch import answer_batch
+    from honed.generate.batch.filters import Filters
+
+    filters = Filters(
+        min_length=args.min_length,
+        max_length=args.max_length,
+        only_stopped=args.only_stopped,
+        near=args.drop_near,
+        verify=args.verify,
+    )
+    return answer_batch(prompts, batch.engine, batch.encode, out=out, asking=batch.asking, filters=filters)
+
+
+def _new_tasks(args: argparse.Namespace, batch: _Batch, out: Path) -> list[Prompt]:
+    """Tasks that the model made from the seeds, kept beside `out`; those like a seed or each other are dropped."""
+    from dataclasses import replace
+
+    from honed.data.example import Message
+    from honed.generate.batch.batch import answer_batch
+    from honed.generate.batch.filters import Filters
+    from honed.generate.batch.prompts import read_prompts, read_tasks, seed_prompts
+
+    tasks = read_tasks(args.seeds)
+    asked = list(seed_prompts(tasks, shots=args.shots, count=args.count, seed=args.seed))
+    file = out.with_name(out.name + ".tasks.jsonl")
+    asking = replace(batch.asking, samples=1, stop_strings=("\n",))
+    filters = Filters(min_length=TASK_LENGTH, only_stopped=True, near=TASK_NEAR)
+    ledger = answer_batch(asked, batch.engine, batch.encode, out=file, asking=asking, filters=filters, known=tasks)
+    print(summary(ledger, file))
+    if not ledger["kept"]:
+        raise RecipeError("No new task was made.", fix="raise --count or --temperature, or use a larger model")
+    made = []
+    for prompt in read_prompts(str(file)):
+        task = LISTED.sub("", prompt.row["messages"][-1]["content"])
+        made.append(replace(prompt, messages=(Message(role="user", content=task),)))
+    return made
+
+
+@contextmanager
+def _importable_here() -> Iterator[None]:
+    """Lets `--verify` find modules in the current folder, as `python -m` does."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(Path.cwd()))

@@ -1,0 +1,1 @@
+"""`honed plan`: ways to train, on one GPU and on several."""

@@ -1,0 +1,1 @@
+"""`honed train`, what it would do, and all its keys."""

@@ -1,0 +1,1 @@
+"""Many prompts answered into a file."""

@@ -1,0 +1,1 @@
+"""honed's own decoding."""

@@ -1,0 +1,1 @@
+"""The page of data before it is trained on."""

@@ -1,0 +1,166 @@
+"""Histograms as inline SVG, in the manner of `charts`: percentages instead of a viewBox, so letters keep their size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from honed.quantities import count_text, counted
+from honed.report.axis import Axis, value_axis
+from honed.report.markup import Html, join, tag
+
+BINS = 40
+FAR = 1.5  # times the 99.5% quantile: longer ones share the last bar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """What to draw.
+
+    Attributes:
+        key: unique on the page.
+        title, unit: above the drawing.
+        values: 0 or more.
+        across: name of the horizontal axis.
+        limit: a value to mark with a line; bars beyond it have another colour.
+        limit_name: what stands at the line.
+        top: where the axis ends at the least, such as 100 for percentages.
+        things: what is counted, "document".
+    """
+
+    key: str
+    title: str
+    unit: str
+    values: np.ndarray
+    across: str
+    limit: float | None = None
+    limit_name: str = ""
+    top: float | None = None
+    things: str = "document"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """`count` values in [low, high)."""
+
+    low: float
+    high: float
+    count: int
+
+
+def histogram(chart: Histogram) -> Html:
+    """The histogram as a `<figure>`; one without values says so in words."""
+    caption = tag("figcaption", tag("span", chart.title, class_="chart-title"), " ",
+                  tag("span", chart.unit, class_="chart-unit"))  # fmt: skip
+    if not len(chart.values):
+        return tag("figure", caption, tag("p", "There is nothing to count.", class_="chart-empty"), class_="chart")
+    across = _across(chart)
+    bars = bars_of(chart.values, across)
+    up = value_axis([0.0, float(max(bar.count for bar in bars))])
+    over = int(np.count_nonzero(chart.values > across.high))
+    note = f"The last bar holds {counted(over, chart.things)} beyond {count_text(across.high)}." if over else ""
+    return tag(
+        "figure",
+        caption,
+        tag("div", _drawing(chart, bars, across, up), class_="plot still"),
+        tag("p", note, class_="chart-aside") if note else "",
+        class_="chart",
+    )
+
+
+def bars_of(values: np.ndarray, across: Axis) -> list[Bar]:
+    """Equal bars over the axis that hold every value once; the last one holds what lies beyond."""
+    whole = across.high - across.low <= BINS
+    count = max(1, int(across.high - across.low)) if whole and across.high > 1 else BINS
+    edges = np.linspace(across.low, across.high, count + 1)
+    counts, _ = np.histogram(np.clip(values, across.low, across.high), bins=edges)
+    pairs = zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)
+    return [Bar(low=low, high=high, count=n) for low, high, n in pairs]
+
+
+def _across(chart: Histogram) -> Axis:
+    """From 0 to the longest, or to where nearly all end."""
+    longest = float(chart.values.max())
+    usual = float(np.quantile(chart.values, 0.995)) * FAR
+    high = max(min(longest, usual), 1.0) if chart.top is None else chart.top
+    if chart.limit is not None and longest > chart.limit:
+        high = max(high, chart.limit * 1.1)
+    return value_axis([0.0, high], intervals=5)
+
+
+def _drawing(chart: Histogram, bars: Sequence[Bar], across: Axis, up: Axis) -> Html:
+    title = f"{chart.key}-title"
+    return tag(
+        "svg",
+        tag("title", _described(chart, bars), id=title),
+        join(_level(up.label(tick), _percent(1 - up.position(tick))) for tick in up.ticks),
+        join(_bar(bar, chart, across, up) for bar in bars if bar.count),
+        _base(chart.across, across),
+        _limit(chart, across),
+        class_="axes",
+        role="img",
+        aria_labelledby=title,
+        width="100%",
+        height="100%",
+    )
+
+
+def _described(chart: Histogram, bars: Sequence[Bar]) -> str:
+    fullest = max(bars, key=lambda bar: bar.count)
+    return (
+        f"{chart.title}: {counted(len(chart.values), chart.things)}, most of them "
+        f"({count_text(fullest.count)}) from {count_text(fullest.low)} to {count_text(fullest.high)} {chart.across}."
+    )
+
+
+def _bar(bar: Bar, chart: Histogram, across: Axis, up: Axis) -> Html:
+    left, right, height = across.position(bar.low), across.position(bar.high), up.position(bar.count)
+    beyond = chart.limit is not None and bar.low >= chart.limit
+    words = f"{count_text(round(bar.low, 1))} to {count_text(round(bar.high, 1))}: {counted(bar.count, chart.things)}"
+    return tag(
+        "rect",
+        tag("title", words),
+        x=_percent(left),
+        y=_percent(1 - height),
+        width=_percent((right - left) * 0.92),
+        height=_percent(height),
+        rx="1.5",
+        class_=f"bar-{'beyond' if beyond else 'within'}",
+    )
+
+
+def _level(label: str, y: str) -> Html:
+    line = tag("line", x1="0", y1=y, x2="100%", y2=y, class_="grid")
+    return join([line, tag("text", label, x="-8", y=y, dy="0.32em", text_anchor="end", class_="tick tick-y")])
+
+
+def _base(name: str, across: Axis) -> Html:
+    line = tag("line", x1="0", y1="100%", x2="100%", y2="100%", class_="base")
+    label = tag("text", name, x="100%", y="100%", dy="36", text_anchor="end", class_="axis-name")
+    ticks = (
+        tag("text", across.label(tick), x=_percent(across.position(tick)), y="100%", dy="19",
+            text_anchor="end" if tick == across.high else "middle", class_="tick tick-x")
+        for tick in across.ticks
+    )  # fmt: skip
+    return join([line, *ticks, label])
+
+
+def _limit(chart: Histogram, across: Axis) -> Html:
+    if chart.limit is None or not across.low < chart.limit <= across.high:
+        return join([])
+    x = _percent(across.position(chart.limit))
+    anchor = "end" if across.position(chart.limit) > 0.5 else "start"
+    line = tag("line", x1=x, y1="-4", x2=x, y2="100%", class_="limit")
+    shift = "-6" if anchor == "end" else "6"
+    return join(
+        [
+            line,
+            tag("text", chart.limit_name, x=x, y="0", dx=shift, dy="6", text_anchor=anchor, class_="tick limit-name"),
+        ]
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3f}%"

@@ -1,0 +1,23 @@
+"""Numbers of an evaluation in the words of their units, for the page and for the terminal."""
+
+from __future__ import annotations
+
+from honed.quantities import percent_text, short_text
+
+
+def cell_text(value: float | None, unit: str, *, signed: bool = False) -> str:
+    """A number in the words of its unit: 0.5 of a share is "50%", a difference of 0.1 of it "+10 points"."""
+    if value is None:
+        return "-"
+    sign = "+" if signed and value > 0 else ""
+    if unit == "share":
+        return f"{sign}{100 * value:.1f} points" if signed else percent_text(value)
+    return f"{sign}{value:.4f}" if unit == "nats" else f"{sign}{short_text(value)}"
+
+
+def interval_text(low: float | None, high: float | None, unit: str, *, signed: bool = False) -> str:
+    """Both ends: "-1.0 to +2.5 points"; "-" where there are none."""
+    if low is None or high is None:
+        return "-"
+    start, end = (cell_text(value, unit, signed=signed) for value in (low, high))
+    return f"{start.removesuffix(' points')} to {end}"

@@ -1,0 +1,1 @@
+"""One row with what is trained marked."""

@@ -1,0 +1,171 @@
+"""`honed train`: how its arguments become a recipe, and what it shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import honed.cli.train.train as verb
+from honed.cli.recipe_arguments import divide, find_recipe
+from honed.cli.train.dry_run import without_flag
+from honed.errors import RecipeError
+from honed.recipe import SECTIONS, Recipe, load_recipe
+
+
+@pytest.fixture
+def recipe_of(honed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recipe]:
+    """The recipe that a command would run."""
+
+    class Enough(Exception):
+        pass
+
+    def call(*arguments: str) -> Recipe:
+        taken: list[Recipe] = []
+
+        def run(recipe: Recipe, **_: Any) -> None:
+            taken.append(recipe)
+            raise Enough
+
+        monkeypatch.setattr("honed.train.run.run.run", run)
+        with pytest.raises(Enough):
+            honed("train", *arguments)
+        return taken[0]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["with space", "a: b", "a #b", "2024", "null", "it's", "[x]", "a, b", "a=b", "1e5", "~/{x}", "模型", "yes", "- a"],
+)
+def test_option_values_are_text_whatever_yaml_makes_of_it(text: str, recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("--model", text, "--output", text, "--data", text.replace("=", ""))
+    assert (recipe.model, recipe.output, recipe.data.files) == (text, text, (text.replace("=", ""),))
+
+
+def test_changes_after_data_are_no_files(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    odd = tmp_path / "a=b.jsonl"
+    odd.touch()
+    recipe = recipe_of("--data", "one.jsonl", str(odd), "learning_rate=0.25", "system=a=b, c")
+    assert recipe.data.files == ("one.jsonl", str(odd))
+    assert (recipe.train["learning_rate"], recipe.data.system) == (0.25, "a=b, c")
+
+
+def test_options_win_over_changes_and_changes_over_the_recipe(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("demo", "output=one", "lora.r=4", "--output", "two")
+    assert (recipe.output, recipe.lora and recipe.lora.r) == ("two", 4)
+    assert recipe.samples == load_recipe(find_recipe("demo")).samples
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ([], (None, [])),
+        (["a=1"], (None, ["a=1"])),
+        (["demo", "a=1"], (find_recipe("demo"), ["a=1"])),
+    ],
+)
+def test_divide(items: list[str], expected: tuple[Path | None, list[str]]) -> None:
+    assert divide(items) == expected
+
+
+@pytest.mark.parametrize(("name", "says"), [("nope.yaml", "No such recipe"), ("rows.jsonl", "--data FILE")])
+def test_unknown_recipe(name: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        find_recipe(name)
+
+
+def test_train_shows_data_answers_and_what_next(train: Callable[..., Any], tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"prompt": "why fox"}\n{"prompt": "为什么？"}\n', encoding="utf-8")
+    samples = (f"samples.prompts={questions}", "samples.max_new_tokens=4", "samples.form=.+")
+    shown = train(*samples)
+    assert shown.status == 0, shown.err
+    assert "12 rows in, 12 trained, 0 dropped" in shown.out
+    assert "'<|im_end|>' (14)" in shown.out
+    assert "Q: why fox" in shown.out
+    assert "Q: 为什么？" in shown.out
+    assert "followed the form" in shown.out
+    assert f"honed chat {tmp_path / 'run'}" in shown.out
+    # in a pipe: one plain line a step, no carriage returns, no advice of other libraries
+    steps = {line.partition(":")[0] for line in shown.err.splitlines()}
+    assert steps == {"Answering before", "Preparing train data", "Training", "Answering after"}
+    assert "\r" not in shown.err
+
+
+def test_a_dry_run_shows_everything_and_writes_nothing(train: Callable[..., Any], tmp_path: Path) -> None:
+    before = {path for path in tmp_path.rglob("*") if "prepared" not in path.parts}
+    shown = train("--dry-run", "per_device_train_batch_size=4", "data.packing_strategy=wrapped")
+    assert shown.status == 0, shown.err
+    assert {path for path in tmp_path.rglob("*") if "prepared" not in path.parts} == before
+    assert load_recipe_from(shown.out).train["max_steps"] == 2
+    assert shown.out.count("«yes") >= 3  # masks of three rows
+    for line in (
+        "2 optimizer steps of 4 rows x 1 micro-batches",
+        "12 rows in, 12 trained, 0 dropped",
+        "in the first 1 of 2 steps, then falls as a cosine to 0",
+        "packing_strategy has no effect without packing=True.",
+    ):
+        assert line in shown.out
+    assert re.search(r"^memory +about [\d.]+ GB at the peak on cpu", shown.out, flags=re.MULTILINE)
+    assert re.search(r"^time +about [\d.]+ s, [\d.]+ m?s a step, if 40% of [\d.]+ T", shown.out, flags=re.MULTILINE)
+    command = shown.out.rstrip().splitlines()[-1]
+    assert command.startswith("  honed train --model ")
+    assert "--dry" not in command
+
+
+def load_recipe_from(text: str) -> Recipe:
+    """The recipe that a dry run prints first."""
+    import yaml
+
+    from honed.recipe import recipe_from
+
+    return recipe_from(yaml.safe_load(text.partition("\n\n")[0]))
+
+
+def test_a_dry_run_of_what_cannot_be_ends_with_2(train: Callable[..., Any], tmp_path: Path) -> None:
+    shown = train("--dry-run", data=tmp_path / "nowhere.jsonl")
+    assert shown.status == 2
+    assert "nowhere.jsonl" in shown.err
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--dry", "--d"])
+def test_the_command_without_its_flag(flag: str) -> None:
+    assert without_flag(f"honed train {flag} 'a b=c' --data x") == "honed train 'a b=c' --data x"
+
+
+def test_the_short_help_names_keys_that_exist() -> None:
+    keys = [
+        key for line in (verb.__doc__ or "").splitlines() for key in re.findall(r"(?:data|lora|samples)\.\w+", line)
+    ]
+    assert len(set(keys)) > 25
+    for key in set(keys) - {"lora.yaml"}:
+        section, name = key.split(".")
+        assert name in {f.name for f in dataclasses.fields(SECTIONS[section])}, key
+
+
+def test_the_short_help_names_every_packaged_recipe() -> None:
+    packaged = {path.stem for path in find_recipe("demo").parent.glob("*.yaml")}
+    [line] = [line for line in (verb.__doc__ or "").splitlines() if line.startswith("Recipes that come")]
+    assert set(line.partition(": ")[2].rstrip(".").split(", ")) == packaged
+
+
+def test_the_long_help_names_every_key(honed: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    from honed.train.options.config import SFTConfig
+
+    with pytest.raises(SystemExit) as left:
+        honed("train", "--help-all")
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    of_data = {f.name for f in dataclasses.fields(SECTIONS["data"])}
+    for section, kind in SECTIONS.items():
+        for field in dataclasses.fields(kind):
+            assert re.search(rf"^  {section}\.{field.name} +\S", shown, flags=re.MULTILINE), field.name
+    for field in dataclasses.fields(SFTConfig):
+        assert field.name in of_data or re.search(rf"\b{field.name}\b", shown), field.name
+    assert all(len(line) <= 118 for line in shown.splitlines())
