@@ -37,12 +37,10 @@ LoRA really multiplies: 4 per frozen weight.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -50,7 +48,6 @@ from typing import Any
 
 from apart import Record, Run, answer, carry_out, left, open_record, write
 from card import gemm_tflops, name_of_device, one_gpu, versions
-from data_preparation import peak_gb
 from gpu_cases import (
     CASES,
     REFERENCE,
@@ -67,10 +64,10 @@ from gpu_cases import (
     tokenizer_of,
 )
 from gpu_compare import compared, describe, settle
+from gpu_watch import looked_at, memory_in_use, watching
 
 WARM_UP = 3
 SLICE_DOCUMENTS = 4
-ELEMENTS = 8  # that are looked at, of each parameter's gradient
 OTHERS = ("trl", "peft", "accelerate", "triton", "bitsandbytes", "flash-attn", "kernels", "liger-kernel", "torchao")
 QUICK_SQUARE = 256
 QUICK_SIDES = ("honed", "trl", "trl-flat-no-checkpointing")
@@ -256,79 +253,6 @@ def trl_trainer(model: Any, options: dict[str, Any], rows: list[Any], tokenizer:
 
     dataset = datasets.Dataset.from_list(rows)
     return SFTTrainer(model, args=SFTConfig(**options), train_dataset=dataset, processing_class=tokenizer)
-
-
-def watching(device: str, *, warm_up: int) -> Any:
-    """A callback that times the steps after the warm-up, has the others' losses logged, and looks at gradients."""
-    import torch
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):
-        def __init__(self) -> None:
-            self.gradients: dict[str, str] = {}
-            self.seconds = 0.0
-            self.started = 0.0
-            self.ends: list[Any] = []
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            if device == "cuda":
-                gc.collect()
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            if state.global_step == 0:
-                self.gradients = looked_at(model)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_log = state.global_step <= warm_up or state.global_step == state.max_steps
-            if state.global_step < warm_up:
-                return
-            self.ends.append(now(device))
-            if state.global_step in (warm_up, state.max_steps):
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                self.seconds = time.perf_counter() - self.started
-                self.started = time.perf_counter()
-
-        def of_steps(self) -> list[float]:
-            pairs = zip(self.ends, self.ends[1:], strict=False)
-            return [round(b - a if device == "cpu" else a.elapsed_time(b) / 1e3, 5) for a, b in pairs]
-
-    return Watch()
-
-
-def now(device: str) -> Any:
-    """A mark in the device's own stream of work; on a CPU the clock."""
-    import torch
-
-    if device == "cpu":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def looked_at(model: Any) -> dict[str, str]:
-    """A few evenly spaced elements of every gradient, by parameter, in a line."""
-    import torch
-
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            flat = parameter.grad.reshape(-1)
-            places = (torch.arange(ELEMENTS, device=flat.device) * 2 + 1) * len(flat) // (2 * ELEMENTS)
-            found[name] = " ".join(f"{value:.5g}" for value in flat[places].float().tolist())
-    return found
-
-
-def memory_in_use(device: str) -> tuple[float, float]:
-    """GB that were allocated and reserved at most; on a CPU the process's peak, twice."""
-    import torch
-
-    if device == "cpu":
-        return peak_gb(), peak_gb()
-    return torch.cuda.max_memory_allocated() / 1e9, torch.cuda.max_memory_reserved() / 1e9
 
 
 def weights_of(model: Any) -> dict[str, int]:

@@ -13,10 +13,8 @@ ones, some with fewer layers; what a layer costs does not depend on how many the
 With `--out` and `--only`, other configurations in that file stay as they are; each is written when it is done.
 `--again` predicts anew what was measured that day, after a formula changed; not where the plan chose how to train.
 
-`fake` configurations are no runs: tensors have shapes and no bytes (torch's FakeTensorMode), and a dispatch mode counts
-those that are alive. So models that would never fit here are held against the formulas as well. Honed's loss reads
-values, which fake tensors do not have; there the head scores one position, and its work is left out of both numbers. A
-4-bit layer is played by one that keeps the packed bytes and unpacks them for each product.
+`fake` configurations are no runs: tensors have shapes and no bytes (see fake_steps.py). So models that would never fit
+here are held against the formulas as well; the work of their head is left out of both numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +26,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date
@@ -39,8 +36,8 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVI
 
 import numpy as np
 import torch
+from fake_steps import peak_without_bytes
 from growth import resident
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from honed.model.plan import optimizers, plan
 from honed.model.plan.checkpointing import fewest
@@ -161,8 +158,11 @@ def kept(file: Path) -> dict[str, dict[str, Any]]:
 
 def compare(case: Case) -> tuple[int, int]:
     """Predicted and measured bytes at the peak."""
-    measure_one = measure_fake if case.fake else measure
-    return prediction(case), measure_one(case, config_of(case))
+    config = config_of(case)
+    if not case.fake:
+        return prediction(case), measure(case, config)
+    how = {"method": case.method, "rows": case.rows, "length": case.length, "checkpointing": case.checkpointing}
+    return prediction(case), peak_without_bytes(config, **how)
 
 
 def prediction(case: Case) -> int:
@@ -300,119 +300,6 @@ def without_head(job: plan.Job) -> int:
     """The prediction without what scoring takes."""
     moments = plan.estimate(job).moments
     return max(moment.total - moment.head - moment.overhead for moment in moments.values())
-
-
-class Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that exist, and the most that there were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(outputs):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-                self.add(tensor)
-        return outputs
-
-    def add(self, tensor: torch.Tensor) -> None:
-        """From now until its storage goes."""
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, size)
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-
-class Packed(torch.autograd.Function):
-    """A product with a weight that is unpacked for it, and again for the gradient of what it read."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, rows: int) -> torch.Tensor:
-        ctx.save_for_backward(packed, scales)
-        ctx.rows = rows
-        return x @ x.new_empty(rows, x.shape[-1]).t()
-
-    @staticmethod
-    def backward(ctx: Any, above: torch.Tensor) -> Any:
-        packed = ctx.saved_tensors[0]
-        return above @ above.new_empty(ctx.rows, packed.numel() * 2 // ctx.rows), None, None, None
-
-
-class FourBit(torch.nn.Linear):
-    """Half a byte per weight and the scales, as bitsandbytes keeps them."""
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-        count = linear.weight.numel()
-        self.weight = torch.nn.Parameter(torch.empty(count // 2, dtype=torch.uint8), requires_grad=False)
-        self.register_buffer("scales", torch.empty(count // 64 + count // 4096, dtype=torch.uint8))
-        self.bias = linear.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = Packed.apply(x, self.weight, self.scales, self.out_features)
-        return y if self.bias is None else y + self.bias
-
-
-def measure_fake(case: Case, config: Any) -> int:
-    """Two steps in tensors without bytes, on CPU under autocast; the head scores one position only."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
-
-    from honed.model.adapters.adapters import lora_config, ready_to_train
-
-    alive = Alive()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).train()
-        if case.method == "qlora":
-            pack_layers(model)
-        adapter = None if case.method == "full" else lora_config()
-        model, _ = ready_to_train(model, adapter, checkpointing=case.checkpointing)
-    if case.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    with FakeTensorMode(), alive:
-        give_fake_weights(model)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-        ids = torch.zeros(case.rows, case.length, dtype=torch.int64)
-        alive.peak = alive.now  # making a model is no step
-        for _ in range(2):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits.float().sum()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return alive.peak
-
-
-def give_fake_weights(model: Any) -> None:
-    """Instead of those on the meta device, in place; tied ones stay tied."""
-    fakes: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, old in tensors.items():
-                if old is None:
-                    continue
-                if id(old) not in fakes:
-                    new = torch.empty(old.shape, dtype=old.dtype)
-                    trained = isinstance(old, torch.nn.Parameter)
-                    fakes[id(old)] = torch.nn.Parameter(new, requires_grad=old.requires_grad) if trained else new
-                tensors[name] = fakes[id(old)]
-
-
-def pack_layers(model: Any) -> None:
-    """Linear layers of the decoder, in place."""
-    for module in list(model.model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is torch.nn.Linear:
-                setattr(module, name, FourBit(child))
 
 
 if __name__ == "__main__":

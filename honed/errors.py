@@ -107,3 +107,9 @@ def _errno_of(error: Exception) -> int:
         return errno.ENOSPC
     quoted = re.search(r"\(os error (\d+)\)", str(error))
     return int(quoted[1]) if quoted else 0
+
+
+def first_line(error: BaseException) -> str:
+    """The error's first line with words in it, with its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -25,3 +25,8 @@ def test_caught_by_the_base() -> None:
     with pytest.raises(errors.HonedError) as caught:
         raise errors.RunError("x is in use.", fix="wait")
     assert (caught.value.problem, caught.value.fix) == ("x is in use.", "wait")
+
+
+def test_the_first_line_of_anothers_error() -> None:
+    assert errors.first_line(ValueError("\n  no such file \nmore")) == "ValueError: no such file"
+    assert errors.first_line(KeyError()) == "KeyError: no message"

@@ -83,7 +83,7 @@ def _this_machine(rate: float | None) -> Machine:
         return Machine(device="cuda", memory=memory, flops=rate or peak, says=says)
     import psutil
 
-    from honed.model.plan.step_time import cpu_flops
+    from honed.model.device import cpu_flops
 
     memory = float(psutil.virtual_memory().total)
     return Machine(device="cpu", memory=memory, flops=rate or cpu_flops(), says=f"this CPU ({gb(memory)} GB of memory)")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from honed.errors import ModelError, RecipeError, RunError
+from honed.errors import ModelError, RecipeError, RunError, first_line
 
 if TYPE_CHECKING:
     from honed.data.example import Example
@@ -110,7 +110,6 @@ def new_minimind(args: argparse.Namespace) -> None:
 def _random(args: argparse.Namespace, shape: dict[str, int], tokenizer: Any) -> Any:
     from transformers import set_seed
 
-    from honed.model.load.load import first_line
     from honed.model.minimind.config import MiniMindConfig
     from honed.model.minimind.minimind import MiniMindForCausalLM
 
@@ -133,7 +132,7 @@ def _imported(args: argparse.Namespace, shape: dict[str, int]) -> Any:
 
 def _read_tokenizer(name: str) -> Any:
     """Of a folder that holds nothing else, or of a model."""
-    from honed.model.load.load import first_line, load_tokenizer
+    from honed.model.load.load import load_tokenizer
 
     if not (Path(name) / "tokenizer.json").is_file():
         return load_tokenizer(name)

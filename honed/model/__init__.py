@@ -1,1 +1,1 @@
-"""Models, tokenizers, adapters: found, loaded, attached."""
+"""Models and their tokenizers: loaded, given adapters, exported; and what training them will take."""

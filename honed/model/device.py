@@ -39,6 +39,11 @@ def matmul_seconds(dtype: torch.dtype, size: int = 384, repeats: int = 3) -> flo
     return best
 
 
+def cpu_flops(size: int = 768) -> float:
+    """Operations per second of this machine's float32 matrix products, measured now."""
+    return 2 * size**3 / matmul_seconds(torch.float32, size=size)
+
+
 def matmul_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15) -> float:
     """Floating-point operations per second in products of square matrices (2 n^3 each); the best that was seen.
 

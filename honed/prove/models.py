@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from honed.errors import ModelError, RecipeError
+from honed.errors import ModelError, RecipeError, first_line
 from honed.model.adapters.adapters import lora_config, ready_to_train
-from honed.model.load.load import first_line, load_model, resolve
+from honed.model.load.load import load_model, resolve
 from honed.recipe import LoraRecipe, Recipe
 
 SIZES = ("auto", "whole", "cut", "shrunken")

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from honed.errors import HonedError, RecipeError
-from honed.model.load.load import first_line, load_tokenizer
+from honed.errors import HonedError, RecipeError, first_line
+from honed.model.load.load import load_tokenizer
 from honed.model.load.vocabulary import with_pad_token
 from honed.prove import runs, sums, texts
 from honed.prove.engine import seams_of

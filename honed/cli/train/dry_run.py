@@ -77,7 +77,8 @@ def _steps(found: DryRun) -> str:
 def _time(found: DryRun) -> str | None:
     """A guess from the operations and what the machine could do at best; None where one of them is not known."""
     from honed.cli.machine import machine
-    from honed.model.plan.step_time import EFFICIENCY, cpu_flops
+    from honed.model.device import cpu_flops
+    from honed.model.plan.step_time import EFFICIENCY
     from honed.quantities import duration_text
 
     if (

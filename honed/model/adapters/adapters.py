@@ -7,10 +7,10 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from honed.errors import HonedError, ModelError
+from honed.errors import HonedError, ModelError, first_line
 from honed.model.adapters.loftq import start_at_residual
 from honed.model.load.chat_tokens import new_token_rows, template_tokens
-from honed.model.load.load import first_line, load_model
+from honed.model.load.load import load_model
 from honed.model.load.quantize import is_quantized, keep_differentiable, packed_layers, refuse_compressed
 
 # These want more than a batch of tokens: their own loss, or the number of a task for every row.

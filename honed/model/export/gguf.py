@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from honed.errors import ModelError
+from honed.errors import ModelError, first_line
 from honed.model.adapters.load_trained import load_for_generation
 from honed.model.export.export import Comparison, Probe, compare, outputs
-from honed.model.load.load import first_line, is_adapter, resolve
+from honed.model.load.load import is_adapter, resolve
 from honed.model.smollm2.gguf_folder import unpermute
 from honed.progress import Progress
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from honed.errors import MissingExtraError, ModelError
+from honed.errors import MissingExtraError, ModelError, first_line
 from honed.model.device import pick_dtype
 from honed.model.load import quantize
 from honed.model.smollm2.smollm2 import MODEL_NAME as DEFAULT_MODEL
@@ -179,9 +179,3 @@ def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
 def is_adapter(folder: str) -> bool:
     """Whether a folder holds an adapter alone."""
     return (Path(folder) / "adapter_config.json").exists() and not (Path(folder) / "config.json").exists()
-
-
-def first_line(error: BaseException) -> str:
-    """The error's first line with words in it, with its kind."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from honed.errors import ModelError
+from honed.errors import ModelError, first_line
 
 _TUNED = ("-instruct", "-base", "-it", "-pt", "-chat", "-thinking", "-hf")  # ends of names that share a shape
 
@@ -118,8 +118,6 @@ def find_config(name: str) -> Any:
 
 def _read_config(name: str, place: str) -> Any:
     from transformers import AutoConfig
-
-    from honed.model.load.load import first_line
 
     try:
         config = AutoConfig.from_pretrained(place)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from honed.errors import ModelError
+from honed.errors import ModelError, first_line
 
 # Families whose layers were read, and whose saved tensors were counted in the tests.
 READ_FAMILIES = frozenset(
@@ -218,8 +218,6 @@ def on_meta(config: Any) -> Any:
     """
     import torch
     from transformers import AutoModelForCausalLM
-
-    from honed.model.load.load import first_line
 
     try:
         with torch.device("meta"):

@@ -42,15 +42,6 @@ def seconds_per_step(job: Job, flops: float, *, efficiency: float = EFFICIENCY, 
     return flops_per_step(job, trained_share=trained_share) / (flops * efficiency)
 
 
-def cpu_flops(size: int = 768) -> float:
-    """Operations per second of this machine's float32 matrix products, measured now."""
-    import torch
-
-    from honed.model.device import matmul_seconds
-
-    return 2 * size**3 / matmul_seconds(torch.float32, size=size)
-
-
 def _seen(job: Job) -> float:
     """Tokens that a token sees, summed over layers, on average over a row."""
     sizes = job.sizes

@@ -20,7 +20,7 @@ from honed.data.ledger import Ledger
 from honed.data.mix.mixture import as_mixture
 from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.read.sources import read_rows
-from honed.errors import RecipeError
+from honed.errors import RecipeError, first_line
 from honed.model.adapters.adapters import lora_config, ready_to_train
 from honed.model.device import pick_dtype
 from honed.model.load.load import model_class, resolve
@@ -149,7 +149,6 @@ def meta_model(name: str, *, sees: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    from honed.model.load.load import first_line
     from honed.model.minimind.minimind import register
 
     register()

@@ -16,11 +16,11 @@ from honed.data.prepare.prepare import make_template, tokenizer_with_template
 from honed.data.templates.plain import PlainTemplate
 from honed.data.templates.view import Template
 from honed.data.vision.template import VisionTemplate
-from honed.errors import RecipeError, RunError, storage_errors
+from honed.errors import RecipeError, RunError, first_line, storage_errors
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters.adapters import lora_config
-from honed.model.load.load import first_line, load_model
+from honed.model.load.load import load_model
 from honed.model.load.quantize import quantization_config
 from honed.recipe import LoraRecipe, Recipe, suggest
 from honed.report.run.report import write_run_report

@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from honed.errors import RunError, storage_errors
-from honed.model.load.load import first_line
+from honed.errors import RunError, first_line, storage_errors
 from honed.train.ranks import is_lost_rank
 
 MANIFEST, WEIGHTS, STATE, POSITION = "manifest.json", "weights.safetensors", "state.pt", "position.json"
