@@ -38,11 +38,20 @@ _WORK_NAME = re.compile(r"\.work-(?P<host>[^-]+)-(?P<pid>\d+)-[0-9a-f]+")
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One thing in the cache: `kind` is its parent folder's name, `size` is in bytes."""
+    """One thing in the cache.
+
+    Attributes:
+        kind: its parent folder's name.
+        size: bytes.
+        made: seconds since the epoch.
+        about: what it is, in words; "" in entries of before this was kept.
+    """
 
     path: Path
     kind: str
     size: int
+    made: float = 0.0
+    about: str = ""
 
 
 def cache_root() -> Path:
@@ -73,29 +82,50 @@ def cache_folder(kind: str, *, root: Path | None = None) -> Path:
     return folder
 
 
-def cache_entries(*, root: Path | None = None) -> list[CacheEntry]:
-    """What is in the cache, by kind and name; folders that honed did not make are not looked into."""
-    root = root or cache_root()
-    kinds = sorted(tag.parent for tag in root.glob(f"*/{TAG_FILE}"))
-    paths = [path for kind in kinds for path in sorted(kind.iterdir()) if path.name != TAG_FILE]
-    return [CacheEntry(path=path, kind=path.parent.name, size=size_of(path)) for path in paths]
+def cache_entries(*, kind: str | None = None, named: str | None = None, root: Path | None = None) -> list[CacheEntry]:
+    """What is in the cache, by kind and name; folders that honed did not make are not looked into.
+
+    Args:
+        kind: only those of this kind.
+        named: only those of whose words this is one (`CacheEntry.about`), or with which the folder's name begins.
+        root: the cache; None for `cache_root()`.
+    """
+    folders = sorted(tag.parent for tag in (root or cache_root()).glob(f"*/{TAG_FILE}"))
+    chosen = (folder for folder in folders if kind in (None, folder.name))
+    entries = (_entry(path) for folder in chosen for path in sorted(folder.iterdir()) if path.name != TAG_FILE)
+    return [entry for entry in entries if _is_called(entry, named)]
 
 
-def clear_cache(*, kind: str | None = None, root: Path | None = None) -> list[CacheEntry]:
-    """Deletes the entries (of one kind, or all) and returns them; folders that a live process fills stay.
+def clear_cache(*, kind: str | None = None, named: str | None = None, root: Path | None = None) -> list[CacheEntry]:
+    """Deletes what `cache_entries` finds and returns it; folders that a live process fills stay.
 
     Raises:
         RunError: an entry cannot be deleted.
     """
     chosen = [
         entry
-        for entry in cache_entries(root=root)
-        if kind in (None, entry.kind) and not (_WORK_NAME.fullmatch(entry.path.name) and in_use(entry.path))
+        for entry in cache_entries(kind=kind, named=named, root=root)
+        if not (_WORK_NAME.fullmatch(entry.path.name) and in_use(entry.path))
     ]
     for entry in chosen:
         with cache_errors(entry.path):
             shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink()
     return chosen
+
+
+def _entry(path: Path) -> CacheEntry:
+    try:
+        about = json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("about", "")
+    except (OSError, ValueError, AttributeError):  # a file, a folder that is being made, an older honed's
+        about = ""
+    made = path.lstat().st_mtime
+    return CacheEntry(path=path, kind=path.parent.name, size=size_of(path), made=made, about=str(about))
+
+
+def _is_called(entry: CacheEntry, name: str | None) -> bool:
+    if name is None or entry.path.name.startswith(name):
+        return True
+    return re.search(rf"(?<![^\s,]){re.escape(name)}(?![^\s,:])", entry.about) is not None
 
 
 def size_of(path: Path) -> int:
@@ -177,11 +207,12 @@ def flush_folder(folder: Path) -> None:
     _flush(folder)
 
 
-def write_manifest(folder: Path, *, source_sha256: str, converter: int) -> None:
-    """Records which files, with which content, make `folder` whole; to be called last."""
+def write_manifest(folder: Path, *, source_sha256: str, converter: int, about: str = "") -> None:
+    """Records which files, with which content, make `folder` whole; to be called last. `about`: what it is."""
     files = sorted(folder.iterdir())
     record = {
         "made_by": "honed",
+        "about": about,
         "converter": converter,
         "source_sha256": source_sha256,
         "files": {file.name: file.stat().st_size for file in files},

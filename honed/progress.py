@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO, TypeVar
 
+from honed.quantities import counted
+
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def progress(
-    items: Iterable[T], *, desc: str, total: int | None = None, unit: str = "it", stream: TextIO | None = None
+    items: Iterable[T], *, desc: str, total: int | None = None, unit: str = "item", stream: TextIO | None = None
 ) -> Iterator[T]:
     """Yields `items` unchanged while showing how far the step is. Items that a caller does not consume are not counted.
 
@@ -21,7 +23,7 @@ def progress(
         items: anything iterable.
         desc: what is being done, in a few words.
         total: how many there are; taken from `len(items)` where it has one.
-        unit: what is counted.
+        unit: what is counted, in the singular.
         stream: where to write; standard error unless told.
     """
     with Progress(desc=desc, total=_length(items) if total is None else total, unit=unit, stream=stream) as bar:
@@ -37,7 +39,7 @@ class Progress:
     a plain line at most every ten seconds and one at the end, with no carriage returns.
     """
 
-    def __init__(self, *, desc: str, total: int | None, unit: str = "it", stream: TextIO | None = None) -> None:
+    def __init__(self, *, desc: str, total: int | None, unit: str = "item", stream: TextIO | None = None) -> None:
         self.desc, self.total, self.unit = desc, total, unit
         self.count = 0
         self.note = ""
@@ -86,12 +88,15 @@ class Progress:
     def _write_line(self) -> None:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
-        of = f"/{self.total}" if self.total is not None else ""
+        plural = self.unit if self.unit.isupper() else ""  # MB is no noun
+        done = counted(self.count, self.unit, plural)
+        if self.total is not None:
+            done = f"{self.count:,}/{counted(self.total, self.unit, plural)}"
         left = ""
         if self.total and 0 < self.count < self.total:
             left = f", {clock(elapsed / self.count * (self.total - self.count))} left"
         note = f"  {self.note}" if self.note else ""
-        self._stream.write(f"{self.desc}: {self.count}{of} {self.unit} in {clock(elapsed)}{left}{note}\n")
+        self._stream.write(f"{self.desc}: {done} in {clock(elapsed)}{left}{note}\n")
         self._stream.flush()
 
 

@@ -43,6 +43,15 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 86400:,} d {whole % 86400 // 3600} h"
 
 
+def age_text(seconds: float) -> str:
+    """How long ago, in its largest unit: "now", "5 min", "3 h", "12 days"."""
+    if seconds < 60:
+        return "now"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min"
+    return f"{int(seconds // 3600)} h" if seconds < 48 * 3600 else counted(int(seconds // 86400), "day")
+
+
 def gigabytes_text(gigabytes: float) -> str:
     """2.4 -> "2.4 GB"."""
     return f"{short_text(gigabytes)} GB"

@@ -27,7 +27,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 def test_items_pass_and_a_pipe_gets_lines(time: list[float]) -> None:
     out, seen = io.StringIO(), []
-    for item in progress(["a", "b", "c", "d"], desc="Reading", unit="rows", stream=out):
+    for item in progress(["a", "b", "c", "d"], desc="Reading", unit="row", stream=out):
         seen.append(item)
         time[0] += 6
     assert seen == ["a", "b", "c", "d"]
@@ -39,9 +39,9 @@ def test_items_pass_and_a_pipe_gets_lines(time: list[float]) -> None:
 @pytest.mark.parametrize(
     ("items", "total", "last"),
     [
-        ([1, 2], None, "Reading: 2/2 it in 0:00\n"),
-        (iter([1, 2]), None, "Reading: 2 it in 0:00\n"),
-        (iter([1, 2]), 5, "Reading: 2/5 it in 0:00, 0:00 left\n"),
+        ([1, 2], None, "Reading: 2/2 items in 0:00\n"),
+        (iter([1, 2]), None, "Reading: 2 items in 0:00\n"),
+        (iter([1, 2]), 5, "Reading: 2/5 items in 0:00, 0:00 left\n"),
         ([], None, ""),
     ],
 )
@@ -65,7 +65,7 @@ def test_items_that_break_off() -> None:
 
 def test_a_terminal_gets_a_bar() -> None:
     out = Terminal()
-    with Progress(desc="Training", total=3, unit="steps", stream=out) as bar:
+    with Progress(desc="Training", total=3, unit="step", stream=out) as bar:
         bar.advance(2, note="loss 1.5")
         bar.write("a line")
         bar.advance()
@@ -75,7 +75,7 @@ def test_a_terminal_gets_a_bar() -> None:
 
 def test_by_hand(time: list[float]) -> None:
     out = io.StringIO()
-    with Progress(desc="Training", total=None, unit="steps", stream=out) as bar:
+    with Progress(desc="Training", total=None, unit="step", stream=out) as bar:
         bar.advance(3, note="loss 1.5")
         bar.write("a line")
         time[0] = 75

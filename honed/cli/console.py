@@ -64,7 +64,8 @@ def load_speaker(name: str, *, seed: int, weights: bool = True) -> Speaker:
         model, tokenizer = load_for_generation(name, device=pick_device())
     else:
         folder = resolve(name)
-        model, tokenizer = SimpleNamespace(generation_config=_generation_config(folder)), load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+        model = SimpleNamespace(generation_config=_generation_config(folder))
     data = _trained_with(Path(name))
     options = PrepareOptions(template_arguments=data.template_arguments)
     template = need_template(make_template(tokenizer, options), name)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from honed.quantities import counted
+
 if TYPE_CHECKING:
     from honed.data.ledger import Ledger
     from honed.data.prepare.options import PrepareOptions
@@ -108,14 +110,18 @@ def _exam(args: argparse.Namespace) -> tuple[Exam, Any, Template | None]:
     held_out = read_held_out(args.data, tokenizer, template, options)
     prompts, without = prompts_of(held_out.examples, args.prompts)
     print(rows_text(held_out.ledger))
-    print(f"{len(prompts):,} prompts to answer" + "".join(f"; {n:,} rows: {why}" for why, n in without.items()))
+    print(
+        f"{counted(len(prompts), 'prompt')} to answer"
+        + "".join(f"; {counted(n, 'row')}: {why}" for why, n in without.items())
+    )
     exam = Exam(held_out=held_out, prompts=prompts, tasks=tasks, form=form, max_new_tokens=args.max_new_tokens)
     return exam, tokenizer, template
 
 
 def rows_text(ledger: Ledger) -> str:
     """What is scored, and what became of the rows that are not, or not in full."""
-    lines = [f"{ledger.rows_trained:,} of {ledger.rows_in:,} rows, {ledger.trained_tokens:,} tokens to score"]
+    rows, tokens = counted(ledger.rows_in, "row"), counted(ledger.trained_tokens, "token")
+    lines = [f"{ledger.rows_trained:,} of {rows}, {tokens} to score"]
     lines += [f"  left out {n:,}: {reason}" for reason, n in ledger.rows_dropped.most_common()]
     lines += [f"  cut {n:,}: {reason}" for reason, n in ledger.rows_cut.most_common()]
     return "\n".join(lines)
@@ -189,7 +195,7 @@ def _lm_eval(
     lm = as_lm(Requests(model, tokenizer, scorer=scorer, collate=collate, max_length=context))
     found = run_tasks(lm, args.lm_eval.split(","), limit=args.lm_eval_limit, seed=args.seed)
     if lm.cut:
-        print(f"note: {lm.cut:,} contexts lost their beginning: they were longer than {context:,} tokens")
+        print(f"note: {counted(lm.cut, 'context')} lost the beginning: longer than {counted(context, 'token')}")
     return found
 
 

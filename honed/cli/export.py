@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from honed.quantities import counted
+
 if TYPE_CHECKING:
     from honed.data.batch.table import TokenTable
     from honed.data.prepare.options import PrepareOptions
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         whole = Path(beside) / "model" if args.gptq or args.gguf else out
         found = export(folder, whole, dtype=args.dtype, probes=probes_of(table))
         print(
-            f"{out}: the trained model as {args.dtype}. Against the run, on {found.tokens} tokens:\n"
+            f"{out}: the trained model as {args.dtype}. Against the run, on {counted(found.tokens, 'token')}:\n"
             f"  logits differ by {found.change:.2g} of their spread ({found.allowed:.2g} may be)\n"
             f"  {found.same_choices} of {found.tokens} likeliest tokens are the same\n"
             f"  {found.same_answers} of {found.answers} greedy answers are the same"
@@ -173,9 +175,10 @@ def _to_4_bits(whole: Path, out: Path, table: TokenTable, n_calibration: int) ->
     rows = [Row(ids=d.input_ids.tolist(), trained=(d.weights > 0).tolist()) for d in documents]
     others = rows[n_calibration:]
     found = export_gptq(whole, out, calibration=rows[:n_calibration], check=others or rows[-CHECKED:])
+    used = counted(min(len(rows), n_calibration), "row")
     print(
-        f"  then in 4 bits, {found.group} weights to a scale, calibrated on {min(len(rows), n_calibration)} rows\n"
-        f"  loss on {found.tokens} trained tokens of {'other' if others else 'the same'} rows: "
+        f"  then in 4 bits, {found.group} weights to a scale, calibrated on {used}\n"
+        f"  loss on {counted(found.tokens, 'trained token')} of {'other' if others else 'the same'} rows: "
         f"{found.before:.4f} before, {found.after:.4f} after"
     )
 

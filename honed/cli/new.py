@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from honed.errors import ModelError, RecipeError, RunError, first_line
+from honed.quantities import counted
 
 if TYPE_CHECKING:
     from honed.data.example import Example
@@ -91,7 +92,7 @@ def new_minimind(args: argparse.Namespace) -> None:
     model = _imported(args, shape) if args.weights else _random(args, shape, tokenizer)
     if len(tokenizer) > model.config.vocab_size:
         raise ModelError(
-            f"The tokenizer has {len(tokenizer):,} tokens, the weights only {model.config.vocab_size:,}.",
+            f"The tokenizer has {counted(len(tokenizer), 'token')}, the weights only {model.config.vocab_size:,}.",
             fix="give the tokenizer that the weights were trained with",
         )
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -100,9 +101,9 @@ def new_minimind(args: argparse.Namespace) -> None:
     _save(args.folder, model, tokenizer)
     million = count_parameters(model) / 1e6
     config = model.config
-    kind = f"{config.num_experts} experts" if config.use_moe else "dense"
+    kind = f"{counted(config.num_experts, 'expert')}" if config.use_moe else "dense"
     print(
-        f"{args.folder}   {million:.3f} million parameters ({kind}, {config.num_hidden_layers} layers of "
+        f"{args.folder}   {million:.3f} million parameters ({kind}, {counted(config.num_hidden_layers, 'layer')} of "
         f"{config.hidden_size}, vocabulary {config.vocab_size:,})"
     )
 
@@ -152,9 +153,9 @@ def _trained_tokenizer(args: argparse.Namespace) -> Any:
     texts = read_texts(args.data or [STARTER], unread)
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size, thinking=args.thinking)
     for reason, count in unread.most_common():
-        print(f"note: {count:,} rows were left out: {reason}")
+        print(f"note: left out {counted(count, 'row')}: {reason}")
     if len(tokenizer) < vocab_size:
-        print(f"note: the text gave {len(tokenizer):,} tokens, not {vocab_size:,}; more text gives more")
+        print(f"note: the text gave {counted(len(tokenizer), 'token')}, not {vocab_size:,}; more text gives more")
     return tokenizer
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from honed.data.example import Source
+from honed.quantities import counted
 
 EXAMPLES_PER_REASON = 3
 COLUMNS_NAMED = 10
@@ -89,7 +90,7 @@ class Ledger:
     def format_notes(self) -> list[str]:
         """Which rows have the columns of several formats, and how to choose."""
         return [
-            f"{rows:,} rows have the columns of several formats and are trained as {formats}: "
+            f"the columns of several formats are in {counted(rows, 'row')}, trained as {formats}: "
             "data.format=NAME chooses (from Python: data_format)"
             for formats, rows in self.formats_beside.items()
         ]
@@ -99,8 +100,8 @@ class Ledger:
         if not self.rows_with_own_bos:
             return []
         return [
-            f"texts of {self.rows_with_own_bos:,} rows begin with BOS already: the tokenizer's own was left out, so "
-            "that they have one, as a template's text has when it is served"
+            f"texts of {counted(self.rows_with_own_bos, 'row')} begin with BOS already: the tokenizer's own was left "
+            "out, so that they have one, as a template's text has when it is served"
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -113,27 +114,33 @@ class Ledger:
 
     def summary(self) -> str:
         """A few lines for the terminal."""
-        lines = [f"{self.rows_in:,} rows in, {self.rows_trained:,} trained, {self.rows_dropped.total():,} dropped"]
+        lines = [
+            f"{counted(self.rows_in, 'row')} in, {self.rows_trained:,} trained, {self.rows_dropped.total():,} dropped"
+        ]
         lines += [f"  dropped {n:,}: {reason}" for reason, n in self.rows_dropped.most_common()]
         lines += [f"  cut {n:,}: {reason}" for reason, n in self.rows_cut.most_common()]
         if self.conversations_split_into_views:
-            lines.append(f"  {self.conversations_split_into_views:,} conversations became one view per answer")
+            lines.append(f"  {counted(self.conversations_split_into_views, 'conversation')} became one view per answer")
         share = self.trained_tokens / self.tokens if self.tokens else 0.0
-        lines.append(f"{self.tokens:,} tokens, {self.trained_tokens:,} of them trained ({share:.0%})")
+        lines.append(f"{counted(self.tokens, 'token')}, {self.trained_tokens:,} of them trained ({share:.0%})")
         if self.fill is not None:
-            lines.append(f"{self.packed_rows:,} packed rows, {self.fill:.1%} full")
+            lines.append(f"{counted(self.packed_rows, 'packed row')}, {self.fill:.1%} full")
         if self.stop_tokens:
             ends = ", ".join(f"{token!r} ({n:,})" for token, n in self.stop_tokens.most_common())
             lines.append(f"trained turns end with {ends}")
         lines += [
-            f"  {name}: {n['rows_trained']:,} rows, {n['tokens']:,} tokens, {n['trained_tokens']:,} trained"
+            f"  {name}: {counted(n['rows_trained'], 'row')}, {counted(n['tokens'], 'token')}, "
+            f"{n['trained_tokens']:,} of them trained"
             for name, n in self.by_source.items()
         ]
         if self.evaluation is not None:
             held = self.evaluation
-            lines.append(f"held out for evaluation: {held['rows_in']:,} rows, {held['trained_tokens']:,} scored tokens")
+            scored = counted(held["trained_tokens"], "scored token")
+            lines.append(f"held out for evaluation: {counted(held['rows_in'], 'row')}, {scored}")
         if self.columns_unused:
-            named = ", ".join(f"{name} ({n:,} rows)" for name, n in self.columns_unused.most_common(COLUMNS_NAMED))
+            named = ", ".join(
+                f"{name} ({counted(n, 'row')})" for name, n in self.columns_unused.most_common(COLUMNS_NAMED)
+            )
             more = len(self.columns_unused) - COLUMNS_NAMED
             lines.append(f"columns not used: {named}" + (f" and {more:,} more" if more > 0 else ""))
         return "\n".join(lines + [f"note: {note}" for note in self.notes])

@@ -27,6 +27,7 @@ from honed.errors import DataError
 from honed.evaluate.measure import Measure
 from honed.evaluate.statistics import Ratio
 from honed.progress import Progress
+from honed.quantities import counted
 
 ROLES = ("assistant", "user", "system", "tool", "completion", "text", "other")
 KINDS = ("first token", "answer body", "end of turn", "outside turns")
@@ -181,7 +182,7 @@ def _within(documents: list[Labelled], kept: KeptRow, limit: int | None, ledger:
     if limit is None or longest <= limit:
         kept.count(ledger)
         return documents
-    detail = f"{longest} tokens, max_length {limit}"
+    detail = f"{counted(longest, 'token')}, max_length {limit}"
     short = [cut for document in documents if (cut := _start(document, limit)).trained_T.any()]
     if short:
         replace(kept, cut=("overlong: scored up to max_length", detail)).count(ledger)

@@ -20,6 +20,7 @@ import torch
 from honed.errors import ModelError, RecipeError, first_line
 from honed.model.adapters.adapters import lora_config, ready_to_train
 from honed.model.load.load import load_model, resolve
+from honed.quantities import counted
 from honed.recipe import LoraRecipe, Recipe
 
 SIZES = ("auto", "whole", "cut", "shrunken")
@@ -176,7 +177,7 @@ def _chosen(
             model.set_experts_implementation("eager")  # the grouped product of matrices takes no float64
         model = with_adapter(model, recipe.lora, tokenizer)
     text, count = config.get_text_config(), sum(p.numel() for p in model.parameters())
-    words = f"{size}: {text.num_hidden_layers} layers of {text.hidden_size}, {count:,} parameters"
+    words = f"{size}: {counted(text.num_hidden_layers, 'layer')} of {text.hidden_size}, {counted(count, 'parameter')}"
     return Chosen(make=lambda: copy.deepcopy(model), size=size, words=f"{words}, {str(dtype)[6:]} on {device}")
 
 

@@ -19,6 +19,7 @@ from honed.prove.engine import apart, one_step, silent, trained, weights_apart
 from honed.prove.ranks import stepped_by_ranks
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Subject
+from honed.quantities import counted
 from honed.train.loop import loop
 from honed.train.loop.recipe import config_of, known_to_transformers
 from honed.train.options.config import SFTConfig
@@ -85,7 +86,7 @@ def ranks(subject: Subject) -> Measured:
         apart(stepped_by_ranks(subject.trainer, subject.drill.make(), even, subject.tokenizer, world=world), one)
         for world in worlds
     ]
-    detail = f"gloo, one step of {len(even)} documents in {' and '.join(map(str, worlds))} processes"
+    detail = f"gloo, one step of {counted(len(even), 'document')} in {' and '.join(map(str, worlds))} processes"
     value = math.nan if any(map(math.isnan, apart_by)) else max(apart_by)
     return Measured(value=value, bound=max(1e-6, subject.rounding), detail=detail)
 
@@ -105,7 +106,9 @@ def reloaded(subject: Subject) -> Measured:
         after = again.eval()(input_ids=ids, use_cache=False).logits
     kind = "its adapter" if has_adapter(model) else "its weights"
     return Measured(
-        value=float((after - before).abs().max()), bound=0, detail=f"{kind}, {before.numel():,} logits of a document"
+        value=float((after - before).abs().max()),
+        bound=0,
+        detail=f"{kind}, {counted(before.numel(), 'logit')} of a document",
     )
 
 

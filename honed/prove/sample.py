@@ -24,6 +24,7 @@ from honed.data.read.formats import ReadOptions, read_example
 from honed.data.read.sources import SourcedRow, SourcedRows, read_rows
 from honed.data.templates.view import Template
 from honed.errors import DataError
+from honed.quantities import counted
 
 TEXT_ROWS = 200  # rows whose tokens are looked at; nothing is computed with most of them
 DOCUMENTS = 16  # documents that are computed with,
@@ -84,7 +85,7 @@ def read_sample(data: Any, tokenizer: Any, options: PrepareOptions, *, count: in
     rows = tuple(row for part, h in pairs for row in _rows(part, h.rows, tokenizer, options, ledger))
     if not rows:
         raise DataError(
-            f"None of the first {ledger.rows_in:,} rows can be trained on.\n{ledger.summary()}",
+            f"Of {counted(ledger.rows_in, 'row')} looked at, none can be trained on.\n{ledger.summary()}",
             fix="see `honed data check` on the same file",
         )
     return Sample(data=sampled, tokenizer=tokenizer, options=options, rows=rows, ledger=ledger)

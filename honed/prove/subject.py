@@ -14,6 +14,7 @@ from honed.prove.engine import Step
 from honed.prove.models import Chosen
 from honed.prove.sample import Sample
 from honed.prove.statement import NotChecked
+from honed.quantities import counted
 from honed.recipe import Recipe
 from honed.train.forward.seams import Seams
 from honed.train.options.config import SFTConfig
@@ -86,7 +87,8 @@ class Subject:
     def size(self) -> str:
         """In words."""
         table = self.rows.table
-        return f"{len(table)} documents, {len(table.input_ids):,} tokens, {int((table.weights > 0).sum()):,} trained"
+        trained = int((table.weights > 0).sum())
+        return f"{counted(len(table), 'document')}, {counted(len(table.input_ids), 'token')}, {trained:,} trained"
 
     @property
     def left_out(self) -> list[str]:

@@ -16,6 +16,7 @@ from honed.prove.engine import Step, apart, head_apart, make_trainer, one_step, 
 from honed.prove.sample import together
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Subject
+from honed.quantities import counted
 from honed.train.forward.seams import Seams, opened
 from honed.train.forward.shared_prefixes import find_obstacle
 
@@ -27,7 +28,7 @@ def packed(subject: Subject) -> Measured:
     lengths = subject.rows.table.lengths
     groups = pack_best_fit(lengths, int(max(lengths.max(), lengths.sum() // 2)))
     found = _step(subject, together(subject.rows, groups), packing=True)
-    return _against(subject, found, _one_by_one(subject), f"{subject.size}, in {len(groups)} rows")
+    return _against(subject, found, _one_by_one(subject), f"{subject.size}, in {counted(len(groups), 'row')}")
 
 
 def padded(subject: Subject) -> Measured:
@@ -49,7 +50,7 @@ def accumulated(subject: Subject) -> Measured:
     parts = min(4, len(subject.rows))
     whole, divided = _step(subject, subject.rows), _step(subject, subject.rows, accumulation=parts)
     weights = [float(subject.rows[n].weights.sum()) for n in range(len(subject.rows))]
-    detail = f"{parts} micro-batches; documents train {min(weights):g} to {max(weights):g} tokens"
+    detail = f"{counted(parts, 'micro-batch')}; documents train {min(weights):g} to {max(weights):g} tokens"
     return _against(subject, divided, whole, detail)
 
 
@@ -72,7 +73,7 @@ def shared(subject: Subject) -> Measured:
         raise AssertionError("rows that begin alike share nothing; this is a bug in honed")
     found, expected = _step(subject, rows, share_prefixes=True), _step(subject, rows)
     whose = "the rows' own beginnings" if own else "a beginning put before the rows, which share none"
-    return _against(subject, found, expected, f"{len(tree.input_ids):,} tokens for {tokens:,}; {whose}")
+    return _against(subject, found, expected, f"{counted(len(tree.input_ids), 'token')} for {tokens:,}; {whose}")
 
 
 def head(subject: Subject) -> Measured:
@@ -80,7 +81,7 @@ def head(subject: Subject) -> Measured:
     if not subject.seams.scoring:
         raise NotChecked("; ".join(subject.seams.notes) or "the model does not take honed's head")
     value, tokens = head_apart(subject.model.make(), subject.rows, subject.seams)
-    return Measured(value=value, bound=subject.rounding, detail=f"{tokens:,} tokens, the furthest of them")
+    return Measured(value=value, bound=subject.rounding, detail=f"{counted(tokens, 'token')}, the furthest of them")
 
 
 def lora(subject: Subject) -> Measured:
@@ -90,7 +91,7 @@ def lora(subject: Subject) -> Measured:
     model = subject.model.make()
     with opened(model, Seams(lora=True)):
         found = reference(model, subject.rows)
-    return _against(subject, found, _one_by_one(subject), f"{coverage(model)[0]} layers; {subject.size}")
+    return _against(subject, found, _one_by_one(subject), f"{counted(coverage(model)[0], 'layer')}; {subject.size}")
 
 
 def isolated(subject: Subject) -> Measured:
@@ -109,7 +110,7 @@ def isolated(subject: Subject) -> Measured:
             for i in (table.input_ids, ids)
         ]
     routed = any(getattr(subject.model.make().config.get_text_config(), name, None) for name in _ROUTED)
-    detail = f"{first} tokens turned round before {len(table) - 1} documents"
+    detail = f"{counted(first, 'token')} turned round before {counted(len(table) - 1, 'document')}"
     return Measured(
         value=abs(losses[1] - losses[0]) / abs(losses[0]),
         bound=subject.rounding * 1e-3 if routed else 0.0,

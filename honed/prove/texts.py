@@ -21,6 +21,7 @@ from honed.model.load.vocabulary import agree_on_stops
 from honed.prove.sample import SampleRow
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Subject
+from honed.quantities import counted
 from honed.train.forward.seams import base_model
 
 
@@ -37,10 +38,10 @@ def served(subject: Subject) -> Measured:
             first = first or (f"; first: {row.example.source}, {wrong[0]}" if wrong else "")
         else:
             counts[reason] += 1
-    left_out = [f"{n} rows left out: {why}" for why, n in counts.items() if why not in ("turns", "wrong")]
+    left_out = [f"{counted(n, 'row')} left out: {why}" for why, n in counts.items() if why not in ("turns", "wrong")]
     if not counts["turns"]:
         raise NotChecked("; ".join(left_out) or "no row has a trained turn")
-    detail = "; ".join([f"{counts['turns']:,} turns of {len(subject.sample.rows):,} rows", *left_out])
+    detail = "; ".join([f"{counted(counts['turns'], 'turn')} of {counted(len(subject.sample.rows), 'row')}", *left_out])
     return Measured(value=counts["wrong"], bound=0, detail=f"{detail}{first}")
 
 
@@ -59,7 +60,9 @@ def stopped(subject: Subject) -> Measured:
     ends = Counter(subject.tokenizer.convert_ids_to_tokens(int(view.input_ids[t.end - 1])) for view, t in turns)
     named = ", ".join(f"{token!r} {n:,}" for token, n in ends.most_common(3))
     cut = len(subject.sample.rows) - len(rows)
-    detail = f"{len(turns):,} turns end with {named}" + (f"; {cut} rows cut at max_length left out" if cut else "")
+    detail = f"{counted(len(turns), 'turn')}, ending with {named}" + (
+        f"; {counted(cut, 'row')} cut at max_length left out" if cut else ""
+    )
     return Measured(value=len(wrong), bound=0, detail=detail)
 
 
@@ -76,8 +79,8 @@ def conserved(subject: Subject) -> Measured:
     expected = ledger.trained_tokens if tears else sum(view.trained for row in sample.rows for view in row.views)
     tokens_lost = abs(expected - asked_for(prepared.rows))
     reasons = "; ".join(f"{n} dropped: {why}" for why, n in ledger.rows_dropped.items())
-    detail = f"{ledger.rows_in:,} rows, {ledger.rows_trained:,} trained" + (f"; {reasons}" if reasons else "")
-    detail += f"; {expected:,} trained tokens in {len(prepared.rows):,} packed rows"
+    detail = f"{counted(ledger.rows_in, 'row')}, {ledger.rows_trained:,} trained" + (f"; {reasons}" if reasons else "")
+    detail += f"; {counted(expected, 'trained token')} in {counted(len(prepared.rows), 'packed row')}"
     return Measured(value=rows_lost + tokens_lost, bound=0, detail=detail)
 
 

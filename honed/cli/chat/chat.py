@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from honed.cli.sampling import SAMPLING, add_sampling, sampling
 from honed.errors import HonedError
+from honed.quantities import counted
 
 if TYPE_CHECKING:
     from honed.cli.chat.session import Session
@@ -113,8 +114,8 @@ def _ending(done: Completion | None) -> str:
     if done is None or done.stopped:
         return ""
     if done.reason == "context":
-        return f"[cut after {len(done.ids)} tokens: the model's context is full; /reset begins anew]"
-    return f"[cut after {len(done.ids)} tokens]"
+        return f"[cut after {counted(len(done.ids), 'token')}: the model's context is full; /reset begins anew]"
+    return f"[cut after {counted(len(done.ids), 'token')}]"
 
 
 def _lines(text: str, note: str) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from honed.cli.data.reading import Plan, add_reading, find_row, load_tokenizer_and_stops, read_plan
 from honed.errors import DataError
+from honed.quantities import counted
 
 SEVERITIES = ("error", "warning", "never")
 ROWS_ON_PAGE = 200
@@ -101,7 +102,7 @@ def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
     )
     facts = PageFacts(files=plan.files, model=plan.model, command=command, options=plan.options)
     path = write_data_page(args.html, checked, facts, getattr(tokenizer, "tokenizer", tokenizer))
-    print(f"{path}   {checked.ledger.rows_in:,} rows checked, {len(checked.kept):,} of them to look at")
+    print(f"{path}   {counted(checked.ledger.rows_in, 'row')} checked, {len(checked.kept):,} of them to look at")
     return 0
 
 

@@ -11,6 +11,7 @@ from honed.cli.data.reading import Plan
 from honed.data.lint.kinds import SEVERITIES, Finding
 from honed.data.lint.lint import Checked
 from honed.data.lint.view import visible
+from honed.quantities import counted
 
 WIDTH = 100
 PLURALS = {"error": "Errors", "warning": "Warnings", "hint": "Hints"}
@@ -80,7 +81,8 @@ def length_facts(checked: Checked) -> dict[str, Any]:
 
 def _plain_summary(checked: Checked) -> str:
     ledger = checked.ledger
-    lines = [f"{ledger.rows_in:,} rows in, {ledger.rows_trained:,} can be read, {ledger.rows_dropped.total():,} cannot"]
+    rows = counted(ledger.rows_in, "row")
+    lines = [f"{rows} in, {ledger.rows_trained:,} can be read, {ledger.rows_dropped.total():,} cannot"]
     return "\n".join(lines + [f"  {n:,}: {reason}" for reason, n in ledger.rows_dropped.most_common()])
 
 

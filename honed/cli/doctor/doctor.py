@@ -12,6 +12,8 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from honed.quantities import counted
+
 if TYPE_CHECKING:
     from honed.cli.doctor.facts import Device, Facts
     from honed.cli.doctor.rules import Finding
@@ -54,7 +56,7 @@ def as_text(facts: Facts, found: list[Finding]) -> Iterator[str]:
     yield from _wrapped("packages", "  ".join(there))
     yield from _absent(facts)
     yield from _device_lines(facts.device)
-    yield f"{'processor':10} {facts.cores} cores to use{_gb_of(facts.memory_free_gb, facts.memory_gb)}"
+    yield f"{'processor':10} {counted(facts.cores, 'core')} to use{_gb_of(facts.memory_free_gb, facts.memory_gb)}"
     for place in facts.places:
         state = place.fault or (f"{place.free_gb:,.1f} GB free" if place.free_gb is not None else "")
         yield f"{place.role:10} {place.path}   {state}"
@@ -78,7 +80,7 @@ def _absent(facts: Facts) -> Iterator[str]:
 def _device_lines(device: Device | None) -> Iterator[str]:
     if device is None:
         return
-    threads = f", {device.threads} threads" if device.kind == "cpu" else ""
+    threads = f", {counted(device.threads, 'thread')}" if device.kind == "cpu" else ""
     yield f"{'device':10} {device.kind.upper()} {device.name}{threads}{_gb_of(device.memory_free_gb, device.memory_gb)}"
     speeds = [f"{kind} {tflops:.3g} TFLOP/s" for kind, tflops in device.tflops.items()]
     yield f"{'measured':10} {'  '.join([*speeds, f'copies {device.copy_gb_per_second:.3g} GB/s'])}"

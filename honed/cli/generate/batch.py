@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from honed.cli.sampling import sampling
 from honed.errors import RecipeError
+from honed.quantities import counted
 
 if TYPE_CHECKING:
     from honed.cli.console import Speaker
@@ -62,7 +63,8 @@ def run_batch(args: argparse.Namespace) -> int:
 
 def summary(ledger: dict[str, Any], out: Path) -> str:
     """What was kept, what was dropped and why; the numbers add up."""
-    lines = [f"{ledger['answers']:>7} answers to {ledger['prompts']} prompts ({ledger['tokens']} tokens)"]
+    answers = counted(ledger["answers"], "answer")
+    lines = [f"{answers} to {counted(ledger['prompts'], 'prompt')} ({counted(ledger['tokens'], 'token')})"]
     if ledger["answered_before"]:
         lines.append(f"{ledger['answered_before']:>7} of them made before")
     if ledger["repaired_last_line"]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 
 from honed.cli.sampling import add_sampling, positive, sampling, share
+from honed.quantities import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,5 +87,5 @@ def _answer_one(args: argparse.Namespace) -> int:
     )[0]
     print(answer.text)
     if not answer.stopped:
-        print(f"[cut after {answer.tokens} tokens; raise --max-new-tokens]", file=sys.stderr)
+        print(f"[cut after {counted(answer.tokens, 'token')}; raise --max-new-tokens]", file=sys.stderr)
     return 0

@@ -1,26 +1,40 @@
-"""`honed train --dry-run`: what would happen, on one screen and a half."""
+"""`honed train --dry-run`: what would happen, what decides first; the rows and their masks below it."""
 
 from __future__ import annotations
 
+import json
 import shlex
+import shutil
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from honed.quantities import counted, duration_text
 
 if TYPE_CHECKING:
     from honed.recipe import Recipe
     from honed.train.run.dry_run import DryRun
 
 FLAG = "--dry-run"
+NAME = 15  # columns before the facts
+REFUSED = 2
+# shown in lines of their own
+SHOWN_ELSEWHERE = ("model", "output", "data.files", "data.sources")
 
 
-def show(recipe: Recipe, command: str) -> None:
-    """Prints what the command would do, and the command that does it."""
+def show(recipe: Recipe, command: str, *, overwrite: bool = False) -> int:
+    """Prints what the command would do, and the command that does it; 2 where training would be refused."""
     from honed.train.run.dry_run import dry_run
 
-    found = dry_run(recipe)
-    print("\n\n".join([_recipe(recipe), *rows_shown(found), summary(found)]))
-    print(f"\nNothing was trained or written. To do it:\n  {without_flag(command)}")
+    found = dry_run(recipe, overwrite=overwrite)
+    print("\n\n".join([summary(found), *rows_shown(found)]))
+    print("\nNothing was trained or written. The recipe with every default: --show-recipe in place of --dry-run.")
+    if found.output.stops:
+        print(f"Training would be refused: {found.output.stops}")
+        return REFUSED
+    print(f"To train:\n  {without_flag(command)}")
+    return 0
 
 
 def without_flag(command: str) -> str:
@@ -29,70 +43,129 @@ def without_flag(command: str) -> str:
 
 
 def rows_shown(found: DryRun) -> list[str]:
-    """The first rows as `honed data show` shows them."""
-    from honed.report.row.text import Style, row_text
+    """The first rows as `honed data show` shows them, long stretches cut."""
+    from honed.report.row.text import Style, legend, row_text
 
-    style = Style.of(sys.stdout)
-    return [row_text((source, row), options, found.tokenizer, style) for source, row, options in found.examples]
+    style = Style.of(sys.stdout, brief=True)
+    rows = [
+        row_text((source, row), options, found.tokenizer, style, explained=False)
+        for source, row, options in found.examples
+    ]
+    head = f"The first {counted(len(rows), 'row')} as the model will see {'it' if len(rows) == 1 else 'them'}"
+    return [f"{head} {legend(style)}", *rows]
 
 
 def summary(found: DryRun) -> str:
-    """Model, data, steps, learning rate, memory, time and notes, a line or two each."""
+    """What decides, a line or two each: model, data, steps, memory, time, what is written; then notes and changes."""
     from honed.train.run.dry_run import schedule_in_words
 
-    share = found.trainable / max(1, found.parameters)
-    how = "all weights" if found.recipe.lora is None else f"an adapter, {share:.2%} as many"
     base = f" ({found.recipe.quantization})" if found.recipe.quantization else ""
-    model = (
-        f"{found.recipe.model}: {found.parameters:,} parameters, {found.dtype}{base} on {found.device}\n"
-        f"{found.trainable:,} trained: {how}"
-    )
     parts = {
-        "model": model,
-        "data": found.ledger.summary() if found.ledger else "streamed: rows are counted while they are trained",
+        "would stop": found.output.stops,
+        "model": f"{found.recipe.model}: {found.parameters:,} parameters, {found.dtype}{base} on {found.device}",
+        "trained": _trained(found),
+        "data": _data(found),
         "steps": _steps(found),
         "learning rate": schedule_in_words(found.args, found.steps),
+        "memory": _memory(found),
+        "time": _time(found),
+        "writes to": f"{found.recipe.output}: {found.output.says}",
+        "notes": "\n".join(f"- {note}" for note in found.notes),
+        "changed": "  ".join(changed(found.recipe)),
     }
-    if found.memory is not None:
-        parts["memory"] = f"about {found.memory / 1e9:.1f} GB at the peak on {found.device}, with rows of max_length"
-    if (time := _time(found)) is not None:
-        parts["time"] = time
-    if found.notes:
-        parts["notes"] = "\n".join(found.notes)
-    parts["output"] = found.recipe.output
-    return "\n".join(f"{name:<15}{textwrap.indent(text, ' ' * 15).lstrip()}" for name, text in parts.items())
+    return "\n".join(_part(name, text) for name, text in parts.items() if text)
+
+
+def changed(recipe: Recipe) -> Iterator[str]:
+    """`key=value` for what is not as in a recipe without keys, without secrets."""
+    from dataclasses import asdict
+
+    from honed.recipe import Recipe as Plain
+    from honed.train.run_folder.secrets import masked_values
+
+    default = dict(_flat(asdict(Plain())))
+    for key, value in _flat(masked_values(asdict(recipe))):
+        if default.get(key) != value and key not in SHOWN_ELSEWHERE:
+            yield f"{key.removeprefix('train.')}={value}"
+
+
+def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Keys as a command line takes them, and their values as text."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value and not before:
+            yield from _flat(value, f"{key}.")
+        else:
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            yield f"{before}{key}", shown
+
+
+def _part(name: str, text: str) -> str:
+    """Lines behind the part's name, folded where a terminal is narrower."""
+    width = max(60, min(120, shutil.get_terminal_size((120, 24)).columns))
+    lines = [
+        folded
+        for line in text.splitlines()
+        for folded in textwrap.wrap(
+            line, width - NAME, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        or [""]
+    ]
+    return "\n".join(f"{name if number == 0 else '':<{NAME}}{line}" for number, line in enumerate(lines))
+
+
+def _trained(found: DryRun) -> str:
+    lora = found.recipe.lora
+    share = f"{found.trainable:,} parameters ({found.trainable / max(1, found.parameters):.2%})"
+    if lora is None:
+        return f"{share}: all weights"
+    return f"{share}: an adapter, r={lora.r}, alpha={lora.alpha:g}, on {lora.target_modules}"
+
+
+def _data(found: DryRun) -> str:
+    data = found.recipe.data
+    names = [str(source.get("files")) for source in data.sources] if data.sources else list(data.files)
+    head = f"{', '.join(names)}: trains {data.train_on}, max_length {data.max_length}, overlong {data.overlong}"
+    return f"{head}\n{found.ledger.summary() if found.ledger else 'streamed: rows are counted while they are trained'}"
 
 
 def _steps(found: DryRun) -> str:
     args = found.args
-    own = f"{args.per_device_train_batch_size} rows x {args.gradient_accumulation_steps} micro-batches"
-    lines = [f"{found.steps:,} optimizer steps of {own} x {args.world_size} processes".replace("x 1 processes", "")]
+    sizes = [counted(args.per_device_train_batch_size, "row")]
+    if args.gradient_accumulation_steps > 1:
+        sizes.append(counted(args.gradient_accumulation_steps, "micro-batch", "micro-batches"))
+    if args.world_size > 1:
+        sizes.append(counted(args.world_size, "process", "processes"))
+    lines = [f"{counted(found.steps, 'optimizer step')} of {' x '.join(sizes)}"]
     if found.rows is not None:
-        lines.append(f"{found.rows:,} rows an epoch ({found.batches:,} micro-batches on each process)")
+        epochs = counted(round(found.steps * found.rows_per_step / found.rows, 2), "epoch")
+        lines[0] += f"; {epochs} of {counted(found.rows, 'row')}"
     if found.tokens_per_step is not None:
-        lines.append(f"{found.rows_per_step:,.1f} rows and {found.tokens_per_step:,.0f} tokens a step on average")
-    return "\n".join(line.rstrip() for line in lines)
+        lines.append(f"on average {found.rows_per_step:,.1f} rows and {found.tokens_per_step:,.0f} tokens a step")
+    return "\n".join(lines)
 
 
-def _time(found: DryRun) -> str | None:
-    """A guess from the operations and what the machine could do at best; None where one of them is not known."""
+def _memory(found: DryRun) -> str:
+    if found.memory is None:
+        return ""
+    most, place = f"{found.memory / 1e9:.1f} GB", f"at the peak on {found.device}"
+    if found.memory_of_rows is None or found.longest is None:
+        return f"about {most} {place}, with rows of max_length"
+    peak = f"about {found.memory_of_rows / 1e9:.1f} GB {place}"
+    return f"{peak}: the longest micro-batch has {counted(found.longest, 'token')} ({most} if all rows had max_length)"
+
+
+def _time(found: DryRun) -> str:
+    """A guess from the operations and what the machine could do at best; "" where one of them is not known."""
     from honed.cli.machine import machine
     from honed.model.device import cpu_flops
     from honed.model.plan.step_time import EFFICIENCY
-    from honed.quantities import duration_text
 
     if (
         found.operations is None
         or (rate := cpu_flops() if found.device == "cpu" else machine(None, None).flops) is None
     ):
-        return None
+        return ""
     seconds = found.operations / (rate * EFFICIENCY)
     rates = f"{EFFICIENCY:.0%} of {rate / 1e12:,.2f} TFLOP/s"
     step = duration_text(seconds) if seconds >= 1 else f"{1000 * seconds:,.1f} ms"
     return f"about {duration_text(seconds * found.steps)}, {step} a step, if {rates} are reached"
-
-
-def _recipe(recipe: Recipe) -> str:
-    from honed.recipe import as_yaml
-
-    return as_yaml(recipe).rstrip()

@@ -3,6 +3,7 @@
   honed train lora model=Qwen/Qwen3-0.6B data.files=rows.jsonl --dry-run     (what would happen)
   honed train lora model=Qwen/Qwen3-0.6B data.files=rows.jsonl
   honed train recipe.yaml learning_rate=1e-4 data.max_length=2048
+  honed train lora data.packing=true --show-recipe > mine.yaml               (the whole recipe, to edit)
   honed train --model MODEL --data rows.jsonl                                (without a recipe)
 
 Recipes that come with honed: full, lora, qlora, packing, moe, multi_gpu, vlm, minimind_pretrain, minimind_sft, demo.
@@ -79,18 +80,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="short for output=...")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in the output folder")
     parser.add_argument(FLAG, action="store_true", help="show what would happen; train and write nothing")
+    parser.add_argument(
+        "--show-recipe", action="store_true", help="print the recipe with every default, as YAML, and leave"
+    )
     parser.add_argument("--help-all", action=HelpAll, help="show every key and leave")
 
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Trains and shows the result."""
     from honed.cli.console import quiet_libraries, show_result
+    from honed.recipe import as_yaml
 
     recipe = recipe_of(args)
     quiet_libraries()
-    if args.dry_run:
-        show(recipe, command)
+    if args.show_recipe:
+        print(as_yaml(recipe), end="")
         return 0
+    if args.dry_run:
+        return show(recipe, command, overwrite=args.overwrite)
     with no_collections():
         from honed.train.run.run import engine_of
         from honed.train.run.run import run as run_recipe

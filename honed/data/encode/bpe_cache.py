@@ -22,6 +22,7 @@ from honed.data.encode import bpe
 from honed.data.encode.bpe import Encode, FastBPE, Proven
 from honed.data.encode.tokenizer_state import state_of
 from honed.errors import RunError
+from honed.quantities import counted
 
 KIND = "tokenizers"
 LAYOUT = 1
@@ -48,7 +49,7 @@ def cached_bpe(tokenizer: Any, encode: Encode, *, root: Path | None = None) -> F
     if (proven := bpe.prove(state, encode)) is None:
         return None
     with suppress(RunError, OSError):
-        _keep(proven, cache_folder(KIND, root=root) / key, key)
+        _keep(proven, cache_folder(KIND, root=root) / key, key, about=_about(tokenizer))
     return bpe.made_of(proven, encode)
 
 
@@ -80,8 +81,13 @@ def _key(state: str) -> str:
     return digest.hexdigest()
 
 
-def _keep(proven: Proven, folder: Path, key: str) -> None:
+def _about(tokenizer: Any) -> str:
+    name = Path(str(getattr(tokenizer, "name_or_path", ""))).name
+    return f"{name or 'a tokenizer'}: {counted(len(tokenizer), 'token')}"
+
+
+def _keep(proven: Proven, folder: Path, key: str, *, about: str) -> None:
     with work_folder(folder.parent) as work:
         save(proven, work / "made")
-        write_manifest(work / "made", source_sha256=key, converter=LAYOUT)
+        write_manifest(work / "made", source_sha256=key, converter=LAYOUT, about=about)
         publish(work / "made", folder, lambda found: manifest_fault(found, source_sha256=key, converter=LAYOUT))

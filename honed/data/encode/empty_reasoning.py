@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from honed.quantities import counted
+
 _OPENED = re.compile(r"<think>\s*$")
 _CLOSINGS = ("</think>", "</think>\n", "</think>\n\n")  # where the tag is no token of its own, line ends join its last
 _LONGEST = 8  # tokens of the opening tag and the white space behind it
@@ -57,8 +59,8 @@ def note_of(count: int, train_on: str) -> str:
     """What to say of so many, and what to set so that answers are trained as they are served without thinking."""
     only = "" if train_on in ("assistant", "last") else "data.train_on=assistant (assistant_only_loss=True) and "
     return (
-        f"{count:,} answers begin with an empty reasoning block, which is trained: asked to think, the model learns "
-        f"not to. To train them as they are served without thinking, set {only}data.template_arguments="
+        f"an empty reasoning block is trained at the start of {counted(count, 'answer')}: asked to think, the "
+        f"model learns not to. To train them as they are served without thinking, set {only}data.template_arguments="
         "{enable_thinking: false}: the block is context then, if the template knows this argument, as Qwen3's does"
     )
 

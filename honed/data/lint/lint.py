@@ -108,7 +108,7 @@ def check(
     running = _Running(options, tokens, keep)
     if evaluation is not None:
         running.repeats = Repeats(Known.of(running.usable(evaluation)))
-    for chunk in _chunks(progress(read_rows(files), desc="Checking data", unit="rows"), ROWS_AT_A_TIME):
+    for chunk in _chunks(progress(read_rows(files), desc="Checking data", unit="row"), ROWS_AT_A_TIME):
         running.see(chunk)
     return running.finish()
 

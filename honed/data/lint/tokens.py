@@ -26,6 +26,7 @@ from honed.data.vision.prepare import without_cuts
 from honed.data.vision.render import VisionRenderer
 from honed.data.vision.template import VisionTemplate
 from honed.errors import TemplateError
+from honed.quantities import counted
 
 NOT_VERIFIED = "the chat template's spans cannot be verified"
 
@@ -91,12 +92,12 @@ class TokenCheck:
         fitted = fit(views, self._policy)
         faults = []
         if fitted.overlong:
-            detail = f"{fitted.longest:,} tokens, max_length {self.options.max_length:,}"
+            detail = f"{counted(fitted.longest, 'token')}, max_length {self.options.max_length:,}"
             findings.add("overlong", source, detail, subject=self._done_to(fitted))
             faults.append("overlong")
         if not fitted.kept:
             reason = "overlong" if fitted.overlong else "nothing to train"
-            ledger.drop(source, reason, f"{fitted.longest} tokens")
+            ledger.drop(source, reason, f"{counted(fitted.longest, 'token')}")
             if reason != "overlong":
                 findings.add("unusable", source, "no token of it is trained", subject=reason)
             return [*faults, *(["unusable"] if reason != "overlong" else [])], reason

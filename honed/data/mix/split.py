@@ -24,6 +24,7 @@ from honed.data.mix.minhash import near_groups, signatures
 from honed.data.mix.mixture import Mixture, with_data
 from honed.data.read.sources import SourcedRow, SourcedRows, UnreadRow, read_rows, unread_rows
 from honed.errors import DataError, RecipeError
+from honed.quantities import counted
 
 ALIKE = 0.7  # estimated similarity; lower than for finding duplicates, for a miss here leaks
 ROWS_AT_A_TIME = 1000
@@ -71,15 +72,16 @@ def split(mixture: Mixture, share: float, *, seed: int) -> Split:
     if not held.any() or held.all():
         largest = int(np.bincount(groups).max()) if len(groups) else 0
         raise DataError(
-            f"{share:.1%} of {len(groups):,} rows cannot be held out; the largest group of rows alike has {largest:,}.",
+            f"{share:.1%} of {counted(len(groups), 'row')} cannot be held out; the largest group of rows alike has "
+            f"{largest:,}.",
             fix="name a file of its own with data.held_out, and leave data.eval_share out",
         )
     sides = np.split(held, np.cumsum(counts)[:-1])
     return Split(
         train=with_data(mixture, _side(mixture, [~side for side in sides])),
         held_out=with_data(mixture, _side(mixture, sides), weight=None, cap=None, repeat=1),
-        note=f"{held.sum():,} of {len(held):,} rows ({held.mean():.1%}) are held out for evaluation, in "
-        f"{len(np.unique(groups[held])):,} groups of rows alike",
+        note=f"held out for evaluation: {held.sum():,} of {counted(len(held), 'row')} ({held.mean():.1%}), in "
+        f"{counted(len(np.unique(groups[held])), 'group')} of rows alike",
     )
 
 

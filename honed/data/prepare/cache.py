@@ -27,9 +27,11 @@ from honed.data.ledger import Ledger
 from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.prepare import Prepared, prepare
 from honed.data.read.sources import files_of
+from honed.quantities import counted
 
 KIND = "prepared"
 LAYOUT = 1
+NAMED = 3  # files
 _BLOCK = 1 << 20
 
 
@@ -60,9 +62,19 @@ def prepare_cached(
     prepared = prepare(data, tokenizer, options, desc=desc, workers=workers)
     with cache_errors(folder), work_folder(folder.parent) as work:
         save(prepared, work / "made")
-        write_manifest(work / "made", source_sha256=key, converter=LAYOUT)
+        about = _about(data, tokenizer, prepared)
+        write_manifest(work / "made", source_sha256=key, converter=LAYOUT, about=about)
         publish(work / "made", folder, lambda found: manifest_fault(found, source_sha256=key, converter=LAYOUT))
     return prepared
+
+
+def _about(data: Any, tokenizer: Any, prepared: Prepared) -> str:
+    """What was prepared, for `honed cache`: "a.jsonl, b.jsonl for Qwen3-0.6B: 200 rows, 22,765 tokens"."""
+    names = [path.name for path in files_of(data) or ()] or [str(getattr(data, "_fingerprint", "rows"))]
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    model = Path(str(getattr(tokenizer, "name_or_path", ""))).name
+    sizes = f"{counted(prepared.ledger.rows_in, 'row')}, {counted(prepared.ledger.tokens, 'token')}"
+    return f"{', '.join(names[:NAMED])}{more}{f' for {model}' if model else ''}: {sizes}"
 
 
 def cache_key(data: Any, tokenizer: Any, options: PrepareOptions) -> str | None:

@@ -28,6 +28,7 @@ from honed.data.templates.plain import PLAIN_SYSTEM_PROMPT, PlainTemplate
 from honed.data.templates.view import Template
 from honed.errors import DataError, RecipeError
 from honed.progress import Progress
+from honed.quantities import counted
 
 MUCH_TEXT = 4 << 20  # bytes
 
@@ -102,7 +103,7 @@ def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *,
 
     if part.cap is None and _is_much(part.data):
         read.get_ready()
-    with Progress(desc=desc, total=_length(part.data), unit="rows") as bar:
+    with Progress(desc=desc, total=_length(part.data), unit="row") as bar:
 
         def advance() -> None:
             bar.advance(ledger.rows_in - before - bar.count)
@@ -186,7 +187,7 @@ def stop_on_bad_rows(ledger: Ledger, options: PrepareOptions) -> None:
     total = sum(bad.values())
     more = f"\n  ... and {total - len(lines):,} more" if total > len(lines) else ""
     raise DataError(
-        f"{total:,} of {ledger.rows_in:,} rows cannot be trained on:\n" + "\n".join(lines) + more,
+        f"{total:,} of {counted(ledger.rows_in, 'row')} cannot be trained on:\n" + "\n".join(lines) + more,
         fix="mend these rows, or leave them out with data.bad_rows=drop (they stay in the ledger)",
     )
 
@@ -216,7 +217,7 @@ def _finish(
     table, packed = _packed(table, options, ledger)
     ledger.packed_rows = len(packed)
     if n := ledger.rows_with_control_tokens:
-        ledger.notes.append(f"control tokens in the text of {n:,} rows were encoded as plain text")
+        ledger.notes.append(f"control tokens in the text of {counted(n, 'row')} were encoded as plain text")
     if any(isinstance(template, PlainTemplate) for template in templates):
         ledger.notes.append(
             "the plain template is encoded message by message; serve it with honed, which does the same"
@@ -235,13 +236,15 @@ def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple
         table = table.recut(starts)
         ledger.trained_tokens -= lost
         ledger.notes.append(
-            f"wrapped packing tore {len(table) - ledger.documents:,} documents; "
-            f"{lost:,} trained tokens stand at a tear, where nothing predicts them"
+            f"wrapped packing tore {counted(len(table) - ledger.documents, 'document')}; "
+            f"nothing predicts {counted(lost, 'trained token')}, which begin a part"
         )
     elif options.share_prefixes:
         rows, tokens = pack_shared(table, options.max_length)
         if shared := ledger.tokens - tokens:
-            ledger.notes.append(f"{shared:,} of {ledger.tokens:,} tokens repeat a prefix in their row: computed once")
+            ledger.notes.append(
+                f"{shared:,} of {counted(ledger.tokens, 'token')} repeat a prefix in their row: computed once"
+            )
         ledger.fill = tokens / (len(rows) * options.max_length)
         return table, rows
     else:

@@ -21,6 +21,7 @@ from honed.data.read.formatting import Formatting
 from honed.data.read.sources import SourcedRow
 from honed.data.templates.view import Template, View
 from honed.errors import DataError, TemplateError
+from honed.quantities import counted
 
 ROWS_AT_A_TIME = 1000
 
@@ -165,7 +166,7 @@ def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
         return Fitted(kept=[view for view in views if view.trained], longest=longest, overlong=False, cut=None)
     kept = [fitted for view in views for fitted in _fitted(view, options) if fitted.trained]
     reason = _DONE_TO_LONG_ROWS[options.overlong_policy]
-    detail = f"{longest} tokens, max_length {options.max_length}"
+    detail = f"{counted(longest, 'token')}, max_length {options.max_length}"
     return Fitted(kept=kept, longest=longest, overlong=True, cut=(reason, detail) if kept else None)
 
 
@@ -174,7 +175,7 @@ def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> Kep
     fitted = fit(views, options)
     if not fitted.kept:
         reason = "overlong" if fitted.overlong else "nothing to train"
-        ledger.drop(views[0].source, reason, f"{fitted.longest} tokens")
+        ledger.drop(views[0].source, reason, f"{counted(fitted.longest, 'token')}")
         return None
     return KeptRow(source=views[0].source, views=fitted.kept, cut=fitted.cut)
 
@@ -186,7 +187,7 @@ def _fitted(view: Rendered, options: PrepareOptions) -> list[Rendered]:
         return [view]
     if options.overlong_policy == "error":
         raise DataError(
-            f"{view.source}: {len(view)} tokens, more than max_length {limit}.",
+            f"{view.source}: {counted(len(view), 'token')}, more than max_length {limit}.",
             fix="raise max_length, or set overlong=drop, overlong=truncate or overlong=split",
         )
     starts = {"drop": [], "truncate": [0], "split": list(range(0, len(view), limit))}[options.overlong_policy]

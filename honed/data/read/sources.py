@@ -26,6 +26,7 @@ from honed.data.read.files import (
     unread_part,
 )
 from honed.errors import DataError
+from honed.hub import ask_for_dataset
 
 STARTER = "starter"
 
@@ -227,6 +228,7 @@ def _name_of(data: Any) -> str:
 def _read_hub(name: str, hub_id: str, config: str | None, split: str, streaming: bool) -> Iterator[SourcedRow]:
     import datasets
 
+    ask_for_dataset(hub_id)
     try:
         rows = datasets.load_dataset(hub_id, config, split=split, streaming=streaming)
     except Exception as error:  # the Hub's client raises dozens of kinds; the user needs only one line

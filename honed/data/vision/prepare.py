@@ -27,6 +27,7 @@ from honed.data.vision.images import ImageRef, need_pillow
 from honed.data.vision.render import VisionReader, VisionRendered
 from honed.errors import DataError, RecipeError
 from honed.progress import progress
+from honed.quantities import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,7 @@ def _read(mixture: Mixture, part: Part, reader: VisionReader, ledger: Ledger, de
         ledger.rows_in += 1
         ledger.drop(source, LEFT_OUT_BY_CAP)
 
-    return list(reader(progress(mixture.rows(part, left_out), desc=desc, unit="rows"), ledger))
+    return list(reader(progress(mixture.rows(part, left_out), desc=desc, unit="row"), ledger))
 
 
 def _documents(mixture: Mixture, kept: list[list[KeptRow]], ledger: Ledger) -> list[Rendered]:
@@ -160,5 +161,6 @@ def _counted(documents: list[Rendered], tokenizer: Any, ledger: Ledger) -> Visio
     ledger.trained_tokens = int(np.count_nonzero(rows.table.weights))
     ledger.notes += ledger.format_notes() + ledger.bos_notes()
     shown = sum(bool(images) for images in rows.images)
-    ledger.notes.append(f"{shown:,} of {len(rows):,} rows show images, {sum(map(len, rows.images)):,} in all")
+    images = counted(sum(map(len, rows.images)), "image")
+    ledger.notes.append(f"{shown:,} of {counted(len(rows), 'row')} with images, {images} in all")
     return VisionPrepared(rows=rows, ledger=ledger, stop_ids=tuple(stops))

@@ -31,6 +31,7 @@ from honed.data.read.sources import read_rows
 from honed.data.templates.jinja import JinjaTemplate
 from honed.data.templates.view import Piece, View
 from honed.errors import TemplateError
+from honed.quantities import counted
 
 _FIRST_ROWS = 100
 IMAGE = "\U0001fffe"  # a noncharacter: Unicode keeps it for a program's own use
@@ -101,7 +102,9 @@ def _filled(conversation: Conversation) -> tuple[list[str], list[Any]]:
         index = part.get("index")
         number = index if isinstance(index, int) else len(used)
         if not 0 <= number < len(column):
-            raise RowError("images and their marks differ", f"an image part, and {len(column)} images in the row")
+            raise RowError(
+                "images and their marks differ", f"an image part, and {counted(len(column), 'image')} in the row"
+            )
         used.add(number)
         return column[number]
 
@@ -117,7 +120,10 @@ def _filled(conversation: Conversation) -> tuple[list[str], list[Any]]:
             texts.append(IMAGE if "image" in kind else _text_of(part))
         contents.append("".join(texts))
     if len(used) < len(column):
-        raise RowError("images and their marks differ", f"{len(column)} images, {len(used)} parts without their own")
+        raise RowError(
+            "images and their marks differ",
+            f"{counted(len(column), 'image')}, {counted(len(used), 'part')} without their own",
+        )
     return contents, values
 
 
@@ -138,7 +144,10 @@ def _marked(conversation: Conversation) -> list[str]:
         return contents
     first = next((n for n in asked if conversation.messages[n].role == "user"), None)
     if marks or first is None:
-        raise RowError("images and their marks differ", f"{images} images, {marks} times {MARK} in the questions")
+        raise RowError(
+            "images and their marks differ",
+            f"{counted(images, 'image')}, {counted(marks, 'time')} {MARK} in the questions",
+        )
     contents[first] = IMAGE * images + contents[first]
     return contents
 

@@ -13,6 +13,7 @@ from typing import Any
 from honed.data.example import Message, Source
 from honed.data.read.sources import read_rows
 from honed.errors import DataError
+from honed.quantities import counted
 
 PLACE = re.compile(r"\{(\w+)\}")
 # Self-Instruct, Wang et al. 2022 (arXiv:2212.10560): a few tasks, and the start of the next line of the list.
@@ -72,7 +73,7 @@ def seed_prompts(tasks: Sequence[str], *, shots: int, count: int, seed: int) -> 
         DataError: there are fewer tasks than are to be shown.
     """
     if shots > len(tasks):
-        raise DataError(f"{shots} tasks are to be shown, and there are {len(tasks)}.", fix="lower --shots")
+        raise DataError(f"{counted(shots, 'task')} to be shown, and the file has {len(tasks)}.", fix="lower --shots")
     draws = random.Random(seed)
     for number in range(1, count + 1):
         shown = "\n".join(f"{n}. {task}" for n, task in enumerate(draws.sample(tasks, shots), start=1))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from honed.errors import MissingExtraError, ModelError, first_line
+from honed.hub import ask_for_model
 from honed.model.device import pick_dtype
 from honed.model.load import quantize
 from honed.model.smollm2.smollm2 import MODEL_NAME as DEFAULT_MODEL
@@ -48,6 +49,7 @@ def load_tokenizer(name: str, **options: Any) -> Any:
 
     place = Path(name).expanduser()
     folder = str(place.absolute()) if place.is_dir() else resolve(name)  # a tokenizer may come without a model
+    ask_for_model(folder, options)
     try:
         return AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False, **options})
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
@@ -71,6 +73,7 @@ def load_processor(name: str, **options: Any) -> Any:
     if find_spec("PIL") is None:
         raise MissingExtraError("PIL", "vision")
     folder = resolve(name)
+    ask_for_model(folder, options)
     try:
         processor = AutoProcessor.from_pretrained(folder, **{"trust_remote_code": False, **options})
     except Exception as error:  # a missing file, an absent package: each its own kind
@@ -121,6 +124,7 @@ def load_model(
             f"{name} holds an adapter, not a whole model.",
             fix="name the model that it was trained on, or merge it into that one first (peft: merge_and_unload)",
         )
+    ask_for_model(folder, options)
     options = {"trust_remote_code": False, **options}  # unset, transformers would ask on the terminal
     old_name = options.pop("torch_dtype", None)
     chosen = dtype if dtype is not None else old_name
@@ -156,7 +160,9 @@ def sees_images(name: str) -> bool:
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
+        folder = resolve(name)
+        ask_for_model(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception:  # each missing or garbled file raises its own kind; loading the model tells
         return False
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

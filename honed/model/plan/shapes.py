@@ -119,6 +119,9 @@ def find_config(name: str) -> Any:
 def _read_config(name: str, place: str) -> Any:
     from transformers import AutoConfig
 
+    from honed.hub import ask_for_model
+
+    ask_for_model(place)
     try:
         config = AutoConfig.from_pretrained(place)
     except Exception as error:  # no network, no such id, a model type that is unknown: each its own kind

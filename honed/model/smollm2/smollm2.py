@@ -257,7 +257,7 @@ def _convert(found: Path | None, final: Path, *, cache_dir: Path | None, note: s
         made = work / "model"
         made.mkdir()
         convert_gguf(gguf, made, note=note)
-        write_manifest(made, source_sha256=PUBLISHED.gguf_sha256, converter=CONVERTER)
+        write_manifest(made, source_sha256=PUBLISHED.gguf_sha256, converter=CONVERTER, about=MODEL_NAME)
         publish(made, final, converted_fault)
 
 

@@ -17,6 +17,7 @@ from honed.data.prepare.options import PrepareOptions
 from honed.data.read.formats import read_example
 from honed.data.read.sources import read_rows
 from honed.errors import DataError, RecipeError
+from honed.quantities import counted
 from honed.recipe import suggest
 from honed.report.markup import Html, join, tag
 from honed.report.row.text import Style, legend, view_head, view_text
@@ -63,7 +64,7 @@ def preview_ids(row: Any, tokenizer: Any, *, name: str) -> RowPreview:
     own, documents = getattr(tokenizer, "tokenizer", tokenizer), len(row.lengths)
     trained = int((row.weights > 0).sum())
     packed = f" in {documents:,} documents" if documents > 1 else ""
-    head = f"{name}: {len(row.input_ids):,} tokens{packed}, {trained:,} of them trained"
+    head = f"{name}: {counted(len(row.input_ids), 'token')}{packed}, {trained:,} of them trained"
     return RowPreview(parts=((visible(head), tuple(TokenViewer(own, own.all_special_ids).tokens(row))),))
 
 

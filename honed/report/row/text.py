@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 from honed.data.example import RowError
 from honed.data.lint.tokens import TokenCheck, reading_of
 from honed.data.lint.view import ShownToken, TokenViewer, visible
+from honed.quantities import counted
 
 if TYPE_CHECKING:
     from honed.data.prepare.options import PrepareOptions
 
 SHORT_CONTEXT = 240  # characters kept at each end of a long untrained stretch
+HINT = "; --context all shows them"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +30,14 @@ class Style:
         tokens: mark where tokens begin.
         ids: write the ids behind tokens.
         whole: show all of long untrained stretches.
+        brief: cut long trained stretches, too.
     """
 
     paint: str = "brackets"
     tokens: bool = False
     ids: bool = False
     whole: bool = False
+    brief: bool = False
 
     @classmethod
     def of(cls, stream: TextIO, **choices: bool) -> Style:
@@ -55,8 +59,10 @@ class Style:
         return "\n".join(f"\x1b[{code}m{line}\x1b[0m" if line else "" for line in lines)
 
 
-def row_text(found: tuple[Any, Any], options: PrepareOptions, tokenizer: Any, style: Style) -> str:
-    """One row as the model will see it: every view, with what is trained standing out."""
+def row_text(
+    found: tuple[Any, Any], options: PrepareOptions, tokenizer: Any, style: Style, *, explained: bool = True
+) -> str:
+    """One row as the model will see it: every view, with what is trained standing out, and what the marks mean."""
     from honed.data.read.formats import read_example
 
     source, row = found
@@ -74,7 +80,7 @@ def row_text(found: tuple[Any, Any], options: PrepareOptions, tokenizer: Any, st
     parts = [visible(str(source))]
     for number, view in enumerate(views, start=1):
         parts += ["", view_head(number, len(views), view, options), view_text(viewer.tokens(view), style)]
-    return "\n".join([*parts, "", legend(style)])
+    return "\n".join([*parts, "", legend(style)] if explained else parts)
 
 
 NO_TOKENS = "(the messages only: name a model to see the template, the tokens and what is trained)"
@@ -90,14 +96,14 @@ def _messages(example: Any) -> Iterator[str]:
         if hasattr(example, name):
             yield f"\n{name}:\n{visible(getattr(example, name))}"
     if hasattr(example, "input_ids"):
-        yield f"\n{len(example.input_ids):,} token ids: {' '.join(map(str, example.input_ids[:50]))} ..."
+        yield f"\n{counted(len(example.input_ids), 'token id')}: {' '.join(map(str, example.input_ids[:50]))} ..."
 
 
 def view_head(number: int, of: int, view: Any, options: PrepareOptions) -> str:
     """'view 1 of 2: 30 tokens, 12 of them trained'."""
     too_long = options.max_length is not None and len(view) > options.max_length
     note = f"; longer than max_length {options.max_length:,} (overlong={options.overlong})" if too_long else ""
-    return f"view {number} of {of}: {len(view):,} tokens, {view.trained:,} of them trained{note}"
+    return f"view {number} of {of}: {counted(len(view), 'token')}, {view.trained:,} of them trained{note}"
 
 
 def view_text(tokens: Iterable[ShownToken], style: Style) -> str:
@@ -106,7 +112,9 @@ def view_text(tokens: Iterable[ShownToken], style: Style) -> str:
     stretches = []
     for (weight, special), group in groupby(tokens, key=lambda t: (t.weight, t.special and apart)):
         text = _joined(list(group), style)
-        stretches.append(style.around(text if weight or style.whole else shortened(text), weight, special))
+        if not style.whole and (style.brief or not weight):
+            text = shortened(text, hint="" if style.brief else HINT)
+        stretches.append(style.around(text, weight, special))
     return "".join(stretches)
 
 
@@ -122,14 +130,12 @@ def _marked(token: ShownToken, ids: bool) -> str:
     return "|" + token.text.replace("\n", "⏎") + own + ("\n" if "\n" in token.text else "")
 
 
-def shortened(text: str) -> str:
-    """Both ends of a long untrained stretch, and how much is left out between them."""
+def shortened(text: str, *, hint: str = HINT) -> str:
+    """Both ends of a long stretch, and how much is left out between them."""
     left_out = len(text) - 2 * SHORT_CONTEXT
     if left_out < SHORT_CONTEXT:
         return text
-    return (
-        f"{text[:SHORT_CONTEXT]}\n[... {left_out:,} characters; --context all shows them ...]\n{text[-SHORT_CONTEXT:]}"
-    )
+    return f"{text[:SHORT_CONTEXT]}\n[... {left_out:,} characters{hint} ...]\n{text[-SHORT_CONTEXT:]}"
 
 
 def _weight_mark(weight: float) -> str:

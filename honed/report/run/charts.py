@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from honed.quantities import counted
 from honed.report.charts import Chart, Point, Series, finite_points
 from honed.report.json_values import finite
 
@@ -120,7 +121,9 @@ def metrics_problems(metrics: Metrics) -> list[str]:
     twice = len(steps) - len(set(steps))
     notes = []
     if stray:
-        notes.append(f"metrics.jsonl: {stray} of {len(metrics)} lines name no step and are not drawn.")
+        notes.append(
+            f"metrics.jsonl: not drawn, because they name no step: {stray} of {counted(len(metrics), 'line')}."
+        )
     if twice:
         notes.append(
             f"metrics.jsonl: {twice} of {len(steps)} training lines repeat a step, as after a resume; "

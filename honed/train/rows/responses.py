@@ -12,6 +12,7 @@ from honed.data.batch.completion_collator import SHOWN, DataCollatorForCompletio
 from honed.data.batch.table import PackedRows, TokenTable
 from honed.data.read.formats import IGNORE_INDEX
 from honed.errors import DataError, RecipeError
+from honed.quantities import counted
 from honed.train.rows.rows import Features
 
 logger = logging.getLogger(__name__)
@@ -95,9 +96,10 @@ def _masked(trainer: Any, name: str, rows: Any, finder: DataCollatorForCompletio
             fix="pass the texts that the chat template writes before a question and an answer",
         )
     if empty:
+        of = counted(len(table), f"{name} document")
         note = (
-            f"train_on_responses_only: nothing is trained in {len(empty):,} of {len(table):,} {name} documents (the "
-            f"first is number {empty[0]}): {finder.response_template!r} is not in them, or nothing behind it."
+            f"train_on_responses_only: nothing is trained in {len(empty):,} of {of} (the first is number {empty[0]}): "
+            f"{finder.response_template!r} is not in them, or nothing behind it."
         )
         trainer.notes.append(note)
         logger.warning(note)

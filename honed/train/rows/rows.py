@@ -27,6 +27,7 @@ from honed.data.read.formats import FORMATS, ReadOptions
 from honed.data.read.sources import SourcedRows, read_rows
 from honed.data.vision.prepare import VisionPrepared, VisionRows, prepare_vision
 from honed.errors import DataError, RecipeError
+from honed.quantities import counted
 from honed.train.forward import vision
 from honed.train.options.config import SFTConfig
 from honed.train.rows import stream
@@ -261,14 +262,15 @@ class Datasets:
         needed = self.args.per_device_train_batch_size * self.args.world_size
         if self.args.dataloader_drop_last and self.args.tokens_per_step is None and rows < needed:
             raise DataError(
-                f"{rows:,} rows do not fill a batch of {needed:,}, and dataloader_drop_last=True leaves them out.",
+                f"{counted(rows, 'row')} cannot fill a batch of {needed:,}, and dataloader_drop_last=True "
+                "leaves out the rest.",
                 fix="leave dataloader_drop_last out, or lower per_device_train_batch_size",
             )
 
     def _tell_cuts(self, name: str, made: Prepared | VisionPrepared) -> None:
         for reason, cut in made.ledger.rows_cut.items():
             self.notes.append(
-                f"{cut:,} of {made.ledger.rows_in:,} rows of the {name} set are longer than max_length="
+                f"{cut:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are longer than max_length="
                 f"{self.args.max_length}: {_CUTS[reason]}"
             )
 
@@ -282,8 +284,8 @@ class Datasets:
         if two := int(np.count_nonzero((ids[starts] == bos) & (ids[starts + 1] == bos))):
             token = self.tokenizer.bos_token
             self.notes.append(
-                f"{two:,} of {len(ends):,} documents of the {name} set begin with two {token}, as their rows have "
-                "them. Take one out, or pass messages in place of what a template made of them."
+                f"{two:,} of {counted(len(ends), 'document')} of the {name} set begin with two {token}, as their rows "
+                "have them. Take one out, or pass messages in place of what a template made of them."
             )
 
 

@@ -8,10 +8,8 @@ prefixes can be shared) is tried when training starts, and assumed here.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +25,7 @@ from honed.model.load.load import model_class, resolve
 from honed.model.plan import plan
 from honed.model.plan.checkpointing import libraries_bytes, with_layers
 from honed.model.plan.step_time import flops_per_step
+from honed.quantities import counted
 from honed.recipe import Recipe
 from honed.train.forward import checkpointing, vision
 from honed.train.options import rules
@@ -34,6 +33,7 @@ from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned
 from honed.train.rows.rows import Datasets
 from honed.train.run.data import run_data
+from honed.train.run.output_state import OutputState, output_state
 from honed.train.run.run import Plan, lora_options
 from honed.train.trainer.start import fit_to_model
 
@@ -53,9 +53,12 @@ class DryRun:
         rows: packed rows, or documents where nothing is packed; None as well.
         examples: the first rows, as (source, row, options of their source).
         steps: optimizer steps; `rows_per_step` and `tokens_per_step` are means over an epoch, of all processes.
-        memory: bytes at the peak; None where that cannot be told.
+        memory: bytes at the peak with rows of max_length; None where that cannot be told.
+        memory_of_rows: with the longest micro-batch of these rows; None as well.
+        longest: tokens of that micro-batch, padding included.
         operations: floating-point operations of an average step on each process; None as well.
-        notes: options that were adjusted or have no effect, and what would stop the run.
+        notes: options that were adjusted or have no effect.
+        output: what would happen to the output folder.
     """
 
     recipe: Recipe
@@ -73,18 +76,21 @@ class DryRun:
     rows_per_step: float
     tokens_per_step: float | None
     memory: int | None
+    memory_of_rows: int | None
+    longest: int | None
     operations: float | None
     notes: list[str]
+    output: OutputState
 
 
-def dry_run(recipe: Recipe) -> DryRun:
-    """What `honed.train.run.run.run` would do with this recipe.
+def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
+    """What `honed.train.run.run.run` would do with these arguments.
 
     Raises:
         HonedError: whatever would stop the run before it trains.
     """
     args = Plan.of(recipe).args
-    notes = [*args.old_names, *rules.check(args), *_taken(recipe.output)]
+    notes = [*args.old_names, *rules.check(args)]
     data = run_data(recipe.data, seed=args.seed)
     processing_class = vision.load_processing_class(recipe.model, None if args.streaming else data.train)
     sees = vision.is_processor(processing_class)
@@ -119,6 +125,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         notes.append(told_of)
     elif job is not None and job.optimizer.doubt:
         notes.append(f"memory: {job.optimizer.doubt}.")
+    longest = None if job is None or rows is None else _longest(job, args, rows)
     return DryRun(
         recipe=recipe,
         args=args,
@@ -135,8 +142,11 @@ def dry_run(recipe: Recipe) -> DryRun:
         rows_per_step=_most_rows(args) if rows is None or epoch_steps is None else len(rows) / epoch_steps,
         tokens_per_step=tokens_per_step,
         memory=None if job is None else int(plan.estimate(job).peak),
+        memory_of_rows=None if longest is None else int(plan.estimate(longest).peak),
+        longest=None if longest is None else longest.tokens,
         operations=None if job is None else _operations(job, ledger, tokens_per_step, args.world_size),
         notes=[*notes, *told, *datasets.notes],
+        output=output_state(recipe, overwrite=overwrite),
     )
 
 
@@ -191,9 +201,13 @@ def schedule_in_words(args: SFTConfig, steps: int) -> str:
     kind, options = args.lr_scheduler_type.value, dict(args.lr_scheduler_kwargs or {})
     warmup = 0 if kind == "constant" else min(steps, args.get_warmup_steps(steps))
     peak = f"{args.learning_rate:g}"
-    rises = f"rises from 0 to {peak} in the first {warmup:,} of {steps:,} steps, then " if warmup else f"is {peak}, "
+    rises = (
+        f"rises from 0 to {peak} in the first {warmup:,} of {counted(steps, 'step')}, then "
+        if warmup
+        else f"is {peak}, "
+    )
     if kind in ("constant", "constant_with_warmup"):
-        return f"{rises}stays there" if warmup else f"is {peak} in all {steps:,} steps"
+        return f"{rises}stays there" if warmup else f"is {peak} throughout"
     end = f"{options.get('min_lr', args.learning_rate * options.get('min_lr_rate', 0)):g}"
     ways = {"linear": "falls in a line", "cosine": "falls as a cosine", "cosine_with_min_lr": "falls as a cosine"}
     if options == {"schedule": "minimind"}:
@@ -209,16 +223,6 @@ def first_rows(data: Any, options: PrepareOptions) -> list[tuple[Any, Any, Prepa
     each = math.ceil(SHOWN_ROWS / len(parts))
     found = [(*row, part_options(part, options)) for part in parts for row in islice(read_rows(part.data), each)]
     return found[:SHOWN_ROWS]
-
-
-def _taken(output: str) -> list[str]:
-    """What stands in the output folder and would stop the run."""
-    try:
-        state = json.loads((Path(output).expanduser() / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    finished = isinstance(state, dict) and state.get("status") == "finished"
-    return [f"{output} holds a finished run: training needs --overwrite, or output=OTHER_FOLDER."] if finished else []
 
 
 def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, *, sees: bool) -> tuple[Any, list[str]]:
@@ -258,13 +262,17 @@ def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
 
 def _checkpointed(job: plan.Job, args: SFTConfig, rows: Any) -> tuple[plan.Job, str]:
     """The job with the layers that training would choose for the longest micro-batch, and why."""
-    tokens, count = checkpointing.largest_batch(rows, args) or (job.tokens, job.rows)
-    longest = dataclasses.replace(job, length=-(-tokens // count), rows=count)
-    found = checkpointing.choose(longest, args, there=libraries_bytes(job))
+    found = checkpointing.choose(_longest(job, args, rows), args, there=libraries_bytes(job))
     if isinstance(found, str):
         return with_layers(job, job.sizes.layers), f"gradient_checkpointing=auto: all layers, because {found}."
     note = f"gradient_checkpointing=auto: {checkpointing.in_words(*found)}."
     return with_layers(job, found[0].layers), note
+
+
+def _longest(job: plan.Job, args: SFTConfig, rows: Any) -> plan.Job:
+    """The job with the longest micro-batch of these rows."""
+    tokens, count = checkpointing.largest_batch(rows, args) or (job.tokens, job.rows)
+    return dataclasses.replace(job, length=-(-tokens // count), rows=count)
 
 
 def _operations(job: plan.Job, ledger: Ledger | None, tokens_per_step: float | None, world_size: int) -> float:

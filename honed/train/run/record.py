@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from honed.model.load.load import resolve
+from honed.quantities import counted
 from honed.recipe import Recipe
 from honed.train.metrics import memory_gb
 from honed.train.options.config import SFTConfig
@@ -79,4 +80,4 @@ def device_name(device: torch.device) -> str:
     """The card, or the processor and how many threads it is used with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()} ({torch.get_num_threads()} threads)"
+    return f"{device.type.upper()} ({counted(torch.get_num_threads(), 'thread')})"

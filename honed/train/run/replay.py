@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from honed.errors import RunError
+from honed.quantities import counted
 from honed.train.ranks import Stopped
 from honed.train.run_folder import checkpoint
 from honed.train.run_folder.folder import RunFolder
@@ -45,7 +46,7 @@ def _tell(trainer: WatchedTrainer, folder: RunFolder, say: Callable[[str], None]
     folder.write_json("worst_steps.json", {"steps": trainer.worst_steps()})
     if command := replay_command(folder.path):
         count = trainer.watch.not_finite
-        say(f"note: {count} {'step was' if count == 1 else 'steps were'} not taken; see {folder / NOT_FINITE}.")
+        say(f"note: {counted(count, 'step was', 'steps were')} not taken; see {folder / NOT_FINITE}.")
         say(f"note: this comes to the first of them again, and stops there: {command}")
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from honed.data.batch.table import PackedRows
 from honed.errors import RunError
+from honed.quantities import counted
 from honed.train.run_folder.metrics_file import drop_after
 from honed.train.trainer.stepping import SteppingTrainer
 
@@ -169,8 +170,8 @@ class WatchedTrainer(SteppingTrainer):
         allowed = getattr(self.args, "max_not_finite_steps", 0)
         if self.watch.not_finite > allowed:
             raise RunError(
-                f"The loss or its gradient was not finite in {self.watch.not_finite} steps, the last of them step "
-                f"{step} (max_not_finite_steps is {allowed}). Their rows are in {path}.",
+                f"The loss or its gradient was not finite in {counted(self.watch.not_finite, 'step')}, the last of "
+                f"them step {step} (max_not_finite_steps is {allowed}). Their rows are in {path}.",
                 fix="lower learning_rate, warm up for longer, or look at those rows",
             )
 

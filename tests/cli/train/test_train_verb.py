@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -103,29 +104,61 @@ def test_a_dry_run_shows_everything_and_writes_nothing(train: Callable[..., Any]
     shown = train("--dry-run", "per_device_train_batch_size=4", "data.packing_strategy=wrapped")
     assert shown.status == 0, shown.err
     assert {path for path in tmp_path.rglob("*") if "prepared" not in path.parts} == before
-    assert load_recipe_from(shown.out).train["max_steps"] == 2
     assert shown.out.count("«yes") >= 3  # masks of three rows
     for line in (
-        "2 optimizer steps of 4 rows x 1 micro-batches",
+        "2 optimizer steps of 4 rows; 0.67 epochs of 12 rows",
+        "run: a new folder",
+        "data.packing_strategy=wrapped  ",
         "12 rows in, 12 trained, 0 dropped",
         "in the first 1 of 2 steps, then falls as a cosine to 0",
         "packing_strategy has no effect without packing=True.",
     ):
         assert line in shown.out
-    assert re.search(r"^memory +about [\d.]+ GB at the peak on cpu", shown.out, flags=re.MULTILINE)
+    assert re.search(r"^memory +about [\d.]+ GB at the peak on cpu: the longest micro", shown.out, flags=re.MULTILINE)
     assert re.search(r"^time +about [\d.]+ s, [\d.]+ m?s a step, if 40% of [\d.]+ T", shown.out, flags=re.MULTILINE)
     command = shown.out.rstrip().splitlines()[-1]
     assert command.startswith("  honed train --model ")
     assert "--dry" not in command
 
 
-def load_recipe_from(text: str) -> Recipe:
-    """The recipe that a dry run prints first."""
-    import yaml
+def test_what_decides_comes_before_the_rows_and_long_rows_are_cut(train: Callable[..., Any], tmp_path: Path) -> None:
+    rows = tmp_path / "long.jsonl"
+    answer = "quick brown fox " * 200
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": answer}]
+    rows.write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+    shown = train("--dry-run", "data.max_length=8192", data=rows)
+    assert shown.status == 0, shown.err
+    lines = shown.out.splitlines()
+    starts = [
+        next(n for n, line in enumerate(lines) if line.startswith(name)) for name in ("model", "data", "The first")
+    ]
+    assert starts == sorted(starts) and starts[-1] < 25 and len(lines) < 50
+    assert "The first 1 row as" in shown.out and "characters ...]" in shown.out and "1 epochs" not in shown.out
+    assert max(map(len, lines[: starts[-1]])) <= 120
 
-    from honed.recipe import recipe_from
 
-    return recipe_from(yaml.safe_load(text.partition("\n\n")[0]))
+@pytest.mark.parametrize("there", ["finished", "files", "file"])
+def test_a_dry_run_tells_what_training_would_refuse(there: str, train: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    if there == "file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        (folder / "run.json").write_text('{"status": "finished"}' if there == "finished" else "none")
+    dry, real = train("--dry-run"), train()
+    assert dry.status == real.status == 2
+    assert dry.out.startswith("would stop     ") and "Training would be refused: " in dry.out
+    if there == "finished":
+        assert train("--dry-run", "--overwrite").status == 0
+
+
+def test_the_whole_recipe_is_shown_and_read_back(
+    honed: Callable[..., Any], recipe_of: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    shown = honed("train", "demo", "max_steps=2", "--show-recipe")
+    file.write_text(shown.out, encoding="utf-8")
+    assert shown.status == 0 and load_recipe(file) == recipe_of("demo", "max_steps=2")
 
 
 def test_a_dry_run_of_what_cannot_be_ends_with_2(train: Callable[..., Any], tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_what_it_says_is_what_happens(changes: tuple[str, ...], recipe_of: Calla
     assert found.ledger.as_dict() == json.loads((folder / "ledger.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert found.steps == max(line["step"] for line in lines)
-    assert any("finished run" in note for note in dry_run(recipe_of(*changes)).notes)
+    assert "finished run" in dry_run(recipe_of(*changes)).output.stops
 
 
 def test_a_stream_is_not_read(recipe_of: Callable[..., Recipe]) -> None:

@@ -1,0 +1,129 @@
+"""Whether the Hub has something, asked once: without a network, libraries ask for each file six times, then give up.
+
+The request goes the way of theirs: HF_ENDPOINT (a mirror), proxies, HF_TOKEN, HF_HUB_ETAG_TIMEOUT (seconds, 10). A slow
+answer, a server's own trouble and files that are not there are left to the libraries, which try again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from honed.errors import DataError, HonedError, ModelError
+
+OF_MODELS = ("config.json", "adapter_config.json", "tokenizer_config.json")
+OF_DATASETS = ("README.md",)
+ATTEMPTS = 2
+PAUSE = 1.0  # seconds between them: a name server may fail once
+NO_CONNECTION = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}  # of httpx, whichever it is
+
+_there: set[Wanted] = set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A repository of the Hub, and where to look for it. `error` is what is raised where it cannot be had."""
+
+    name: str
+    kind: str
+    files: tuple[str, ...]
+    error: type[HonedError]
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+def ask_for_model(name: str, options: Mapping[str, Any] | None = None) -> None:
+    """Returns where a model can be had as far as one request tells; asks nothing about folders and what is cached.
+
+    Args:
+        name: a folder or Hub id.
+        options: keywords of `from_pretrained`; revision, token, cache_dir and local_files_only are looked at.
+
+    Raises:
+        ModelError: the Hub has no such model, does not give it to this user, or cannot be reached.
+    """
+    if not (options or {}).get("local_files_only") and not Path(name).is_dir():
+        _ask_once(Wanted(name=name, kind="model", files=OF_MODELS, error=ModelError, options=options or {}))
+
+
+def ask_for_dataset(name: str) -> None:
+    """Returns where a data set can be had as far as one request tells; asks nothing where `datasets` has a copy.
+
+    Raises:
+        DataError: the Hub has no such data set, does not give it to this user, or cannot be reached.
+    """
+    from datasets import config
+
+    if not (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
+        _ask_once(Wanted(name=name, kind="dataset", files=OF_DATASETS, error=DataError))
+
+
+def _ask_once(wanted: Wanted) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+
+    if wanted in _there:
+        return
+    try:
+        if not _is_cached(wanted):
+            if constants.is_offline_mode():
+                problem = f"{wanted.name} is not here, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set."
+                raise wanted.error(problem, fix=f"check the name, unset that, or {_bring(wanted)}")
+            _ask(wanted)
+    except HFValidationError:
+        raise wanted.error(f"{wanted.name!r} is neither here nor a Hub id (owner/name).", fix="check it") from None
+    _there.add(wanted)
+
+
+def _is_cached(wanted: Wanted) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    place = {"cache_dir": wanted.options.get("cache_dir"), "revision": wanted.options.get("revision")}
+    found = (try_to_load_from_cache(wanted.name, file, repo_type=wanted.kind, **place) for file in wanted.files)
+    return any(isinstance(path, str) for path in found)
+
+
+def _ask(wanted: Wanted) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    name, hub, login = wanted.name, constants.ENDPOINT, "run `hf auth login` or set HF_TOKEN"
+    page = f"{hub}/{'datasets/' if wanted.kind == 'dataset' else ''}{name}"
+    try:
+        _head(wanted)
+    except GatedRepoError:
+        fix = f"accept them at {page}, then {login}"
+        raise wanted.error(f"{name} is given only to those who accepted its terms.", fix=fix) from None
+    except RepositoryNotFoundError:
+        owner = "" if "/" in name else " (owner/name; this one has no owner)"
+        fix = f"check the spelling{owner}; for a private one, {login}"
+        raise wanted.error(f"{name} is not here, and {hub} has none or does not show it to you.", fix=fix) from None
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            problem = f"{page} is refused (status {error.response.status_code})."
+            raise wanted.error(problem, fix=f"{login}; a token may be old, or lack the right to read this") from None
+    except Exception as error:
+        if any(kind.__name__ in NO_CONNECTION for kind in type(error).__mro__):
+            fix = f"check the name and the network (HF_ENDPOINT names a mirror), or {_bring(wanted)}"
+            raise wanted.error(f"{name} is not here, and {hub} cannot be reached: {error}", fix=fix) from None
+
+
+def _head(wanted: Wanted) -> None:
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(wanted.name, wanted.files[0], repo_type=wanted.kind, revision=wanted.options.get("revision"))
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            get_hf_file_metadata(url, token=wanted.options.get("token"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            return
+        except Exception as error:
+            if attempt == ATTEMPTS or type(error).__name__ != "ConnectError":
+                raise
+        time.sleep(PAUSE)
+
+
+def _bring(wanted: Wanted) -> str:
+    kind = " --repo-type dataset" if wanted.kind == "dataset" else ""
+    return f"run `hf download {wanted.name}{kind} --local-dir FOLDER` where there is a network, and name that folder"
