@@ -16,8 +16,9 @@ from honed.data.encode.empty_reasoning import EmptyReasoning
 from honed.data.encode.render import Rendered, Renderer
 from honed.data.example import Example, RowError
 from honed.data.ledger import Ledger
+from honed.data.lint.borders import Borders
 from honed.data.lint.kinds import Findings
-from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.options import PrepareOptions, lowered_length
 from honed.data.prepare.prepare import make_template
 from honed.data.prepare.reader import Fitted, fit
 from honed.data.read.formats import ReadOptions
@@ -47,6 +48,11 @@ class TokenCheck:
         tokenizer: a transformers tokenizer, or for rows with images a processor.
         options: as for `prepare`.
         stop_ids: ids at which the model's own generation config stops, beside the tokenizer's EOS.
+
+    Attributes:
+        options: with the `max_length` that training would take.
+        notes: what the user should know.
+        borders: finds prompts and answers that do not meet at a border of tokens.
     """
 
     def __init__(self, tokenizer: Any, options: PrepareOptions, stop_ids: Sequence[int] = ()) -> None:
@@ -58,6 +64,8 @@ class TokenCheck:
         else:
             template = make_template(tokenizer, options)
             self.renderer = Renderer(tokenizer, template, train_on=options.train_on)
+        max_length, self.notes = lowered_length(options.max_length, tokenizer)
+        options = replace(options, max_length=max_length)
         self.tokenizer, self.options = tokenizer, options
         self.reading = reading_of(options, template)
         self.special = special_tokens(tokenizer)
@@ -67,6 +75,7 @@ class TokenCheck:
         # training would stop at the first overlong row; a check goes on
         self._policy = replace(options, overlong="drop") if options.overlong_policy == "error" else options
         self._empty_reasoning = EmptyReasoning(tokenizer)
+        self.borders = Borders(tokenizer)
         self._lengths: list[int] = []  # of the documents that are trained
         self._ends: dict[int, int] = {}
 
@@ -102,6 +111,9 @@ class TokenCheck:
             return [*faults, *(["unusable"] if reason != "overlong" else [])], reason
         self._count(fitted, ledger)
         faults += self._check_ends(fitted.kept, findings) + self._check_reasoning(fitted.kept, findings)
+        if any(map(self._begins_twice, fitted.kept)):
+            findings.add("two_bos", source, f"begins with {self.tokenizer.bos_token * 2}")
+            faults.append("two_bos")
         return faults, ""
 
     def _done_to(self, fitted: Fitted) -> str:
@@ -138,10 +150,15 @@ class TokenCheck:
         ledger.documents += len(kept)
         ledger.tokens += sum(map(len, kept))
         ledger.trained_tokens += sum(view.trained for view in kept)
+        ledger.documents_with_two_bos += sum(map(self._begins_twice, kept))
         ledger.conversations_split_into_views += kept[0].views > 1
         self._lengths += map(len, kept)
         if fitted.cut:
             ledger.cut(kept[0].source, *fitted.cut)
+
+    def _begins_twice(self, view: Rendered) -> bool:
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and view.input_ids[:2].tolist() == [bos, bos]
 
     def _check_ends(self, kept: Sequence[Rendered], findings: Findings) -> list[str]:
         ends = [turn.stop for view in kept for turn in view.turns]

@@ -273,7 +273,7 @@ def test_a_text_with_bos_gets_no_second_one_and_ids_with_two_are_told(
     data.notes.clear()
     data.make("eval", [{"input_ids": tokenizer(f"{bos}why one")["input_ids"]}, {"text": "why two"}])
     [note] = data.notes
-    assert note.startswith(f"1 of 2 documents of the eval set begin with two {bos}")
+    assert note.startswith("1 documents begin with two BOS")
 
 
 @pytest.mark.parametrize(
