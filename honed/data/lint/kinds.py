@@ -102,6 +102,18 @@ KINDS: dict[str, Kind] = {
             "where prompts are served as they stand here, this is trained as it is served",
         ),
         Kind(
+            name="open_reasoning",
+            severity="warning",
+            says="Answers open a <think> block and never close it, so the model would learn to think without an end.",
+            fix="complete or remove these rows; answers that were cut off at a limit of tokens look like this",
+        ),
+        Kind(
+            name="train_flag",
+            severity="warning",
+            says="Messages say under a key of another tool whether they are trained, and it is not read.",
+            fix="name it: data.columns={train: KEY} (or {weight: KEY}, for numbers); or take it out of the rows",
+        ),
+        Kind(
             name="role_order",
             severity="warning",
             says="Roles do not alternate as in a conversation, so the model sees what no user will send.",

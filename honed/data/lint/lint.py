@@ -20,7 +20,7 @@ from honed.data.example import Example, RowError, Source, Tokens
 from honed.data.ledger import Ledger
 from honed.data.lint.kinds import Finding, Findings
 from honed.data.lint.repeats import Known, Repeats
-from honed.data.lint.rows import row_faults, said
+from honed.data.lint.rows import row_faults, said, thought_and_called
 from honed.data.lint.spread import Spread, length_findings
 from honed.data.lint.text import ControlTokens, text_faults
 from honed.data.lint.tokens import TokenCheck, reading_of
@@ -206,9 +206,10 @@ class _Running:
     def _look(self, place: int, example: Example) -> None:
         """What a row's own text and shape show."""
         self.token_rows += isinstance(example, Tokens)
+        text = "\n".join([*said(example), *thought_and_called(example)])
         faults = dict.fromkeys(
             (kind, subject, detail)
-            for kind, subject, detail in (*text_faults("\n".join(said(example))), *row_faults(example, self.control))
+            for kind, subject, detail in (*text_faults(text), *row_faults(example, self.control))
         )
         met: set[tuple[str, str]] = set()
         for kind, subject, detail in faults:

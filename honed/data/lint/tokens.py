@@ -20,15 +20,13 @@ from honed.data.lint.borders import Borders
 from honed.data.lint.kinds import Findings
 from honed.data.prepare.options import PrepareOptions, lowered_length
 from honed.data.prepare.prepare import make_template
-from honed.data.prepare.reader import Fitted, fit
+from honed.data.prepare.reader import NOT_VERIFIED, Fitted, fit, in_one_line
 from honed.data.read.formats import ReadOptions
 from honed.data.templates.view import Template, View, special_tokens
 from honed.data.vision.prepare import without_cuts
 from honed.data.vision.render import VisionRenderer
 from honed.data.vision.template import VisionTemplate
 from honed.errors import TemplateError
-
-NOT_VERIFIED = "the chat template's spans cannot be verified"
 
 
 def reading_of(options: PrepareOptions, template: Template | None = None) -> ReadOptions:
@@ -88,7 +86,7 @@ class TokenCheck:
         try:
             return self.renderer.plan(example)
         except TemplateError as error:  # of this row; others may do
-            raise RowError(NOT_VERIFIED, error.problem.partition("\n")[0]) from None
+            raise RowError(NOT_VERIFIED, in_one_line(error)) from None
 
     def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
         """Ids and masks of many examples."""

@@ -171,6 +171,7 @@ def test_messages_as_json() -> None:
         read({"messages": "[{'role': 'user'}]"})
 
 
-def test_names_of_roles_in_any_case() -> None:
-    named = [{"role": "Human", "content": "why"}, {"role": "AI", "content": "yes"}]
-    assert turns({"messages": named}) == [("user", "why"), ("assistant", "yes")]
+def test_names_of_roles_however_they_are_written() -> None:
+    for asks, answers in (("Human", "AI"), ("User ", " Assistant\n"), ("human", "chatgpt"), ("human", "bing")):
+        named = [{"role": asks, "content": "why"}, {"role": answers, "content": "yes"}]
+        assert turns({"messages": named}) == [("user", "why"), ("assistant", "yes")]

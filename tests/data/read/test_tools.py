@@ -18,6 +18,7 @@ FUNCTION = {"type": "function", "function": SUM}
     [
         ({"from": "function_call", "value": json.dumps(SUM)}, [FUNCTION]),
         ({"from": "function_call", "value": json.dumps([SUM, SUM])}, [FUNCTION, FUNCTION]),
+        ({"role": "tool_call", "content": json.dumps(SUM)}, [FUNCTION]),
         ({"role": "assistant", "content": "", "tool_calls": json.dumps([FUNCTION])}, [FUNCTION]),
         ({"role": "assistant", "content": None, "tool_calls": [SUM]}, [FUNCTION]),
         ({"role": "assistant", "content": None, "function_call": {**SUM, "arguments": '{"a": 1}'}}, [FUNCTION]),

@@ -12,6 +12,7 @@ from reading import ANSWER, USER, read
 
 from honed.data.example import Conversation, RowError, Tokens
 from honed.data.read.formats import FORMATS
+from honed.recipe import load_recipe
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,19 @@ from honed.data.read.formats import FORMATS
         ({"instruction": "a", "output": 5}, "text expected: `output` holds int"),
         ({"instruction": "a", "output": "b", "history": ["ab"]}, "history is not a list"),
         ({"prompt": "a", "completion": " "}, "empty answer"),
-        ({"prompt": "a", "completion": [ANSWER]}, "prompt and completion differ in kind"),
+        (
+            {"prompt": "a", "completion": [ANSWER]},
+            "prompt and completion differ in kind: both must be texts, or both lists of messages; found str and list",
+        ),
+        (
+            {"prompt": float("nan"), "completion": "b"},
+            "prompt and completion differ in kind: both must be texts, or both lists of messages; found float and str",
+        ),
+        ({"prompt": [USER], "completion": b"b"}, "prompt and completion differ in kind"),
+        ({"messages": [{"user": "a"}]}, "message without a role: keys seen: user"),
+        ({"data": [{"text": "a"}, {"text": "b"}]}, "unknown format: keys seen: data. `data` holds 2 objects"),
+        ({"prompt;completion": "a;b"}, "unknown format: keys seen: prompt;completion. This is one column"),
+        ({" n": 1, "m": 2}, "unknown format: keys seen: ' n', m."),
         ({"prompt": ["a"], "completion": [ANSWER]}, "not a prompt_completion row"),
         ({"text": " "}, "empty text"),
         ({"text": 5}, "text expected"),
@@ -119,14 +132,19 @@ def test_a_column_that_is_null_is_named() -> None:
         ({"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}, "why yes"),
         ({"prompt": "why", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "why yes"),
         ({"chosen": "a b", "rejected": "a c"}, "a b"),
+        ({"Prompt": "a", " completion": "b"}, "a b"),
+        ({"Instruction": "a", "Input": "", "OUTPUT": "b"}, "a b"),
+        ({"TEXT": "a b", "n": 1}, "a b"),
     ],
 )
 def test_every_option_that_is_advised_reads_the_row(row: dict[str, Any], expected: str) -> None:
     with pytest.raises(RowError, match=r"^unknown format: ") as caught:
         read(row)
     assert ("honed does SFT" in caught.value.detail) is ("chosen" in row)
-    for text in re.findall(r"data\.columns='\{(.*?)\}'", caught.value.detail):
-        columns = dict(pair.split(": ") for pair in text.split(", "))
+    advised = re.findall(r"""data\.columns=(["'])(\{.*?\})\1""", caught.value.detail)
+    assert advised
+    for _, text in advised:
+        columns = load_recipe(None, [f"data.columns={text}"]).data.columns
         assert repr(columns) in caught.value.detail, "as Python takes it"
         example = read(row, columns=columns)
         messages = [message.content for message in getattr(example, "messages", ())]
