@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from honed import hub
 from honed.errors import DataError, HonedError, ModelError
 from honed.hub import ask_for_dataset, ask_for_model
-from honed.model.load import load_tokenizer
+from honed.model.load.load import load_tokenizer
 
 Use = Callable[[str], None]
 

@@ -94,6 +94,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _exam(args: argparse.Namespace) -> tuple[Exam, Any, Template | None]:
     """What is measured, with the tokenizer and the template of the first model, which the second takes as well."""
+    from dataclasses import replace
+
+    from honed.data.prepare.options import lowered_length
     from honed.data.prepare.prepare import make_template
     from honed.evaluate.before_after import Form
     from honed.evaluate.behaviour import prompts_of
@@ -106,6 +109,7 @@ def _exam(args: argparse.Namespace) -> tuple[Exam, Any, Template | None]:
     form = Form(pattern=args.form) if args.form else None
     tasks = read_tasks(args.tasks, system=options.system) if args.tasks else []
     tokenizer = load_tokenizer(args.model)
+    options = replace(options, max_length=lowered_length(options.max_length, tokenizer)[0])
     template = make_template(tokenizer, options)
     held_out = read_held_out(args.data, tokenizer, template, options)
     prompts, without = prompts_of(held_out.examples, args.prompts)

@@ -17,12 +17,17 @@ ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "ai": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
     "ipython": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
 }
 # The same thing under the names of different data sets and templates.
 REASONING = ("reasoning_content", "thinking", "reasoning")

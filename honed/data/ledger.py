@@ -30,6 +30,7 @@ class Ledger:
         rows_with_control_tokens: rows whose own text spells control tokens; they are encoded as plain text.
         rows_with_own_bos: rows of text that begins with BOS already; the tokenizer adds none to them.
         documents: what is trained on, before packing.
+        documents_with_two_bos: those that begin with BOS twice, as their rows have it.
         tokens, trained_tokens: of all documents.
         packed_rows: rows after packing; equals `documents` without it.
         fill: share of the packed rows' capacity that holds tokens; None without packing.
@@ -52,6 +53,7 @@ class Ledger:
     rows_with_control_tokens: int = 0
     rows_with_own_bos: int = 0
     documents: int = 0
+    documents_with_two_bos: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     packed_rows: int = 0
@@ -96,13 +98,19 @@ class Ledger:
         ]
 
     def bos_notes(self) -> list[str]:
-        """How many texts brought their own BOS."""
-        if not self.rows_with_own_bos:
-            return []
-        return [
-            f"texts of {counted(self.rows_with_own_bos, 'row')} begin with BOS already: the tokenizer's own was left "
-            "out, so that they have one, as a template's text has when it is served"
-        ]
+        """How many texts brought their own BOS, and how many documents begin with two."""
+        notes = []
+        if self.rows_with_own_bos:
+            notes.append(
+                f"texts of {counted(self.rows_with_own_bos, 'row')} begin with BOS already: the tokenizer's own was "
+                "left out, so that they have one, as a template's text has when it is served"
+            )
+        if self.documents_with_two_bos:
+            notes.append(
+                f"two BOS at the beginning of {counted(self.documents_with_two_bos, 'document')}, as the rows have them: "
+                "take one out, or pass messages in place of what a template made of them"
+            )
+        return notes
 
     def as_dict(self) -> dict[str, Any]:
         """For `ledger.json`."""

@@ -30,13 +30,18 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 def matmul_seconds(dtype: torch.dtype, size: int = 384, repeats: int = 3) -> float:
     """Best time of a (size x size) matrix product on the CPU, in seconds."""
-    a = torch.randn(size, size).to(dtype)
+    a = _square(size, dtype)
     best = float("inf")
     for _ in range(repeats + 1):  # the first also warms up
         start = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def _square(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """Random numbers of a generator of their own: measuring must not move the one that training draws from."""
+    return torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def cpu_flops(size: int = 768) -> float:
@@ -54,7 +59,7 @@ def matmul_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0
     """
     size, took = 256, 0.0
     while True:
-        a = torch.randn(size, size, device=device).to(dtype)
+        a = _square(size, dtype).to(device)
         took = _best_seconds(lambda a=a: a @ a, device, seconds=seconds / 4)  # type: ignore[misc]
         if took > seconds / 10 or size >= 8192:
             return float(2 * size**3 / took)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from honed.data.batch.collate import Batch
-from honed.errors import RecipeError, RunError
+from honed.errors import RecipeError, RunError, first_line
 from honed.model.device import pick_device
 
 # How gloo tells that a process has gone, or did not come in time; it has no error of its own.
@@ -147,7 +147,5 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RecipeError(
-            f"device={name!r} cannot be used: {str(error).splitlines()[0]}", fix="set cpu, cuda or mps"
-        ) from None
+        raise RecipeError(f"device={name!r} cannot be used: {first_line(error)}", fix="set cpu, cuda or mps") from None
     return device

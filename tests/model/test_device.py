@@ -43,3 +43,10 @@ def test_pick_dtype_asks_cuda(supported: bool, expected: torch.dtype, monkeypatc
 
 def test_matmul_seconds_grow_with_the_work() -> None:
     assert 0 < device.matmul_seconds(torch.float32, size=16) < device.matmul_seconds(torch.float32, size=768)
+
+
+def test_measuring_leaves_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    device.matmul_seconds(torch.float32, size=8)
+    device.matmul_speed(torch.device("cpu"), torch.float32, seconds=0.001)
+    assert torch.equal(torch.get_rng_state(), before)

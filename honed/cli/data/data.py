@@ -100,7 +100,7 @@ def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
         evaluation=plan.evaluation or None,
         keep=wanted,
     )
-    facts = PageFacts(files=plan.files, model=plan.model, command=command, options=plan.options)
+    facts = PageFacts(files=plan.files, model=plan.model, command=command, options=checked.options)
     path = write_data_page(args.html, checked, facts, getattr(tokenizer, "tokenizer", tokenizer))
     print(f"{path}   {counted(checked.ledger.rows_in, 'row')} checked, {len(checked.kept):,} of them to look at")
     return 0

@@ -59,6 +59,13 @@ class TokenTable:
         """Tokens of each document, int64, shape (documents,)."""
         return np.diff(self.starts)
 
+    def begin_twice_with(self, token: int | None) -> int:
+        """How many documents begin with this id two times."""
+        if token is None:
+            return 0
+        first = self.starts[:-1][self.lengths > 1]
+        return int(np.count_nonzero((self.input_ids[first] == token) & (self.input_ids[first + 1] == token)))
+
     def recut(self, starts: np.ndarray) -> TokenTable:
         """The same tokens as other documents; the first of each is predicted by nothing, so its weight is 0."""
         weights = self.weights.copy()

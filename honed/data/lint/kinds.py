@@ -89,6 +89,31 @@ KINDS: dict[str, Kind] = {
             fix="honed saves it as a stop token with the trained model; set it too where another server is used",
         ),
         Kind(
+            name="two_bos",
+            severity="warning",
+            says="Texts begin with the BOS token twice, and a served prompt has it once.",
+            fix="take one out of the rows, or give messages in place of what a template made of them",
+        ),
+        Kind(
+            name="border",
+            severity="warning",
+            says="Where the answer begins, prompt and answer as one text have other tokens than each by itself.",
+            fix='let answers begin with white space, not prompts end with it ("is" + " Rome"), and serve such prompts; '
+            "where prompts are served as they stand here, this is trained as it is served",
+        ),
+        Kind(
+            name="open_reasoning",
+            severity="warning",
+            says="Answers open a <think> block and never close it, so the model would learn to think without an end.",
+            fix="complete or remove these rows; answers that were cut off at a limit of tokens look like this",
+        ),
+        Kind(
+            name="train_flag",
+            severity="warning",
+            says="Messages say under a key of another tool whether they are trained, and it is not read.",
+            fix="name it: data.columns={train: KEY} (or {weight: KEY}, for numbers); or take it out of the rows",
+        ),
+        Kind(
             name="role_order",
             severity="warning",
             says="Roles do not alternate as in a conversation, so the model sees what no user will send.",

@@ -20,7 +20,7 @@ from honed.data.example import Example, RowError, Source, Tokens
 from honed.data.ledger import Ledger
 from honed.data.lint.kinds import Finding, Findings
 from honed.data.lint.repeats import Known, Repeats
-from honed.data.lint.rows import row_faults, said
+from honed.data.lint.rows import row_faults, said, thought_and_called
 from honed.data.lint.spread import Spread, length_findings
 from honed.data.lint.text import ControlTokens, text_faults
 from honed.data.lint.tokens import TokenCheck, reading_of
@@ -67,10 +67,12 @@ class Checked:
         lengths: of each document before the length policy, in `unit`.
         fills: tokens of each row as packing fills it (whether the options pack or not); empty without max_length.
         scripts: script -> rows.
+        options: those of the check, with the `max_length` that training would take.
         notes: what was left out, and why.
         kept: the rows asked for.
     """
 
+    options: PrepareOptions
     ledger: Ledger
     findings: tuple[Finding, ...]
     lengths: np.ndarray
@@ -162,6 +164,7 @@ class _Running:
         fills = self.tokens.finish(self.ledger) if self.tokens else np.empty(0, dtype=np.int64)
         milder = {"unusable"} if self.options.bad_rows == "drop" else set()
         return Checked(
+            options=self.tokens.options if self.tokens else self.options,
             ledger=self.ledger,
             findings=self.findings.sorted(milder=milder),
             lengths=lengths,
@@ -203,9 +206,10 @@ class _Running:
     def _look(self, place: int, example: Example) -> None:
         """What a row's own text and shape show."""
         self.token_rows += isinstance(example, Tokens)
+        text = "\n".join([*said(example), *thought_and_called(example)])
         faults = dict.fromkeys(
             (kind, subject, detail)
-            for kind, subject, detail in (*text_faults("\n".join(said(example))), *row_faults(example, self.control))
+            for kind, subject, detail in (*text_faults(text), *row_faults(example, self.control))
         )
         met: set[tuple[str, str]] = set()
         for kind, subject, detail in faults:
@@ -229,8 +233,12 @@ class _Running:
             else:
                 self.ledger.rows_with_control_tokens += tokens.renderer.spells_control_tokens(plan)
                 planned.append((place, example, plan))
-        rendered = tokens.encode([(example, plan) for _, example, plan in planned])
-        for (place, example, _), views in zip(planned, rendered, strict=True):
+        texts = [(example, plan) for _, example, plan in planned]
+        borders, rendered = tokens.borders.find(texts), tokens.encode(texts)
+        for (place, example, _), views, border in zip(planned, rendered, borders, strict=True):
+            if border:
+                self.findings.add("border", example.source, border)
+                self._mark(place, "border")
             self.ledger.rows_with_own_bos += any(view.brings_opening for view in views)
             self.lengths += map(len, views)
             self.sources += [example.source] * len(views)
@@ -240,10 +248,11 @@ class _Running:
                 self._mark(place, *faults)
 
     def _notes(self) -> Iterator[str]:
-        if self.tokens is None:
-            yield NO_MODEL
-        elif self.options.train_on == "all":
+        yield from self.tokens.notes if self.tokens else [NO_MODEL]
+        if self.tokens is not None and self.options.train_on == "all":
             yield "With train_on=all there are no trained turns of which the end could be checked."
+        if self.tokens is not None and (note := self.tokens.borders.note()):
+            yield note
         if self.token_rows:
             yield f"Text, roles and repetition were not checked in rows that hold token ids ({self.token_rows:,})."
 

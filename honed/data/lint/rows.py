@@ -13,6 +13,7 @@ from honed.data.lint.text import ControlTokens, Fault
 
 _TAGGED_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _QUESTIONS = {"user", "system"}
+_TRAIN_FLAGS = {"loss", "loss_mask", "trainable"}  # of other tools, in place of `train` or `weight`
 
 
 def said(example: Example) -> list[str]:
@@ -24,10 +25,21 @@ def said(example: Example) -> list[str]:
     return [example.text] if isinstance(example, Document) else []
 
 
+def thought_and_called(example: Example) -> list[str]:
+    """The reasoning and the tool calls of a conversation."""
+    if not isinstance(example, Conversation):
+        return []
+    with_more = [message for message in example.messages if message.extra]
+    thoughts = [message.reasoning for message in with_more if message.reasoning]
+    calls = [message.extra["tool_calls"] for message in with_more if message.extra.get("tool_calls")]
+    return thoughts + [json.dumps(call, ensure_ascii=False, default=str) for call in calls]
+
+
 def body(example: Example) -> str:
-    """What two rows must share to be the same: all texts but system prompts."""
+    """What two rows must share to be the same: all but system prompts and the tools offered."""
     if isinstance(example, Conversation):
-        return "\n".join([message.content for message in example.messages if message.role != "system"])
+        texts = [message.content for message in example.messages if message.role != "system"]
+        return "\n".join([*texts, *thought_and_called(example)])
     return "\n".join(said(example))
 
 
@@ -72,12 +84,16 @@ def row_faults(example: Example, control: ControlTokens) -> Iterator[Fault]:
     if subject := role_fault(messages):
         yield "role_order", subject, ", ".join(message.role for message in messages[:8])
     for number, message in enumerate(messages, start=1):
-        if message.role in _QUESTIONS and not message.content.strip():
+        if message.role in _QUESTIONS and not message.content.strip() and not message.parts:
             yield "empty_message", f"empty {message.role} message", f"message {number}"
         if token := control.find(message.content):
             yield "control_token", f"in {_of(message.role)}", f"{token} in message {number}"
         if problem := call_fault(message):
             yield "tool_call", "", f"message {number}: {problem}"
+        if message.role == "assistant" and message.content.rfind("<think>") > message.content.rfind("</think>"):
+            yield "open_reasoning", "", f"message {number}: {message.content[-60:]!r}"
+        for key in _TRAIN_FLAGS.intersection(message.extra):
+            yield "train_flag", f"`{key}`", f"message {number}: {message.extra[key]!r:.60}"
 
 
 def role_fault(messages: Sequence[Message]) -> str:

@@ -16,10 +16,11 @@ from honed.data.encode.empty_reasoning import EmptyReasoning
 from honed.data.encode.render import Rendered, Renderer
 from honed.data.example import Example, RowError
 from honed.data.ledger import Ledger
+from honed.data.lint.borders import Borders
 from honed.data.lint.kinds import Findings
-from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.options import PrepareOptions, lowered_length
 from honed.data.prepare.prepare import make_template
-from honed.data.prepare.reader import Fitted, fit
+from honed.data.prepare.reader import NOT_VERIFIED, Fitted, fit, in_one_line
 from honed.data.read.formats import ReadOptions
 from honed.data.templates.view import Template, View, special_tokens
 from honed.data.vision.prepare import without_cuts
@@ -27,8 +28,6 @@ from honed.data.vision.render import VisionRenderer
 from honed.data.vision.template import VisionTemplate
 from honed.errors import TemplateError
 from honed.quantities import counted
-
-NOT_VERIFIED = "the chat template's spans cannot be verified"
 
 
 def reading_of(options: PrepareOptions, template: Template | None = None) -> ReadOptions:
@@ -48,6 +47,11 @@ class TokenCheck:
         tokenizer: a transformers tokenizer, or for rows with images a processor.
         options: as for `prepare`.
         stop_ids: ids at which the model's own generation config stops, beside the tokenizer's EOS.
+
+    Attributes:
+        options: with the `max_length` that training would take.
+        notes: what the user should know.
+        borders: finds prompts and answers that do not meet at a border of tokens.
     """
 
     def __init__(self, tokenizer: Any, options: PrepareOptions, stop_ids: Sequence[int] = ()) -> None:
@@ -59,6 +63,8 @@ class TokenCheck:
         else:
             template = make_template(tokenizer, options)
             self.renderer = Renderer(tokenizer, template, train_on=options.train_on)
+        max_length, self.notes = lowered_length(options.max_length, tokenizer)
+        options = replace(options, max_length=max_length)
         self.tokenizer, self.options = tokenizer, options
         self.reading = reading_of(options, template)
         self.special = special_tokens(tokenizer)
@@ -68,6 +74,7 @@ class TokenCheck:
         # training would stop at the first overlong row; a check goes on
         self._policy = replace(options, overlong="drop") if options.overlong_policy == "error" else options
         self._empty_reasoning = EmptyReasoning(tokenizer)
+        self.borders = Borders(tokenizer)
         self._lengths: list[int] = []  # of the documents that are trained
         self._ends: dict[int, int] = {}
 
@@ -80,7 +87,7 @@ class TokenCheck:
         try:
             return self.renderer.plan(example)
         except TemplateError as error:  # of this row; others may do
-            raise RowError(NOT_VERIFIED, error.problem.partition("\n")[0]) from None
+            raise RowError(NOT_VERIFIED, in_one_line(error)) from None
 
     def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
         """Ids and masks of many examples."""
@@ -103,6 +110,9 @@ class TokenCheck:
             return [*faults, *(["unusable"] if reason != "overlong" else [])], reason
         self._count(fitted, ledger)
         faults += self._check_ends(fitted.kept, findings) + self._check_reasoning(fitted.kept, findings)
+        if any(map(self._begins_twice, fitted.kept)):
+            findings.add("two_bos", source, f"begins with {self.tokenizer.bos_token * 2}")
+            faults.append("two_bos")
         return faults, ""
 
     def _done_to(self, fitted: Fitted) -> str:
@@ -139,10 +149,15 @@ class TokenCheck:
         ledger.documents += len(kept)
         ledger.tokens += sum(map(len, kept))
         ledger.trained_tokens += sum(view.trained for view in kept)
+        ledger.documents_with_two_bos += sum(map(self._begins_twice, kept))
         ledger.conversations_split_into_views += kept[0].views > 1
         self._lengths += map(len, kept)
         if fitted.cut:
             ledger.cut(kept[0].source, *fitted.cut)
+
+    def _begins_twice(self, view: Rendered) -> bool:
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and view.input_ids[:2].tolist() == [bos, bos]
 
     def _check_ends(self, kept: Sequence[Rendered], findings: Findings) -> list[str]:
         ends = [turn.stop for view in kept for turn in view.turns]

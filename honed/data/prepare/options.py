@@ -14,6 +14,7 @@ from honed.errors import RecipeError
 OVERLONG = ("drop", "truncate", "split", "error")
 PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
 BAD_ROWS = ("error", "drop")
+DEFAULT_MAX_LENGTH = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class PrepareOptions:
     train_roles: tuple[str, ...] = ("assistant",)
     train_reasoning: bool = True
     train_tool_calls: bool = True
-    max_length: int | None = 1024
+    max_length: int | None = DEFAULT_MAX_LENGTH
     overlong: str = "drop"
     packing: bool = False
     packing_strategy: str = "bfd"
@@ -94,6 +95,27 @@ class PrepareOptions:
 def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:
     """The options for the rows of one source."""
     return replace(options, **part.reading())
+
+
+def lowered_length(
+    max_length: int | None, tokenizer: Any, positions: int | None = None
+) -> tuple[int | None, list[str]]:
+    """The default `max_length`, lowered to what tokenizer and model take; any other as it is. A note if it is lowered.
+
+    TRL did the same (`min(tokenizer.model_max_length, 1024)`) until its default became a plain 1024.
+
+    Args:
+        max_length: as given.
+        tokenizer: its `model_max_length` is looked at.
+        positions: for how many the model holds embeddings; None where it computes them, or is not at hand.
+    """
+    of_tokenizer = getattr(tokenizer, "model_max_length", None)
+    limits = {"the tokenizer's limit": of_tokenizer, "the number of the model's positions": positions}
+    known = [(limit, name) for name, limit in limits.items() if limit is not None]
+    limit, name = min(known, default=(DEFAULT_MAX_LENGTH, ""))
+    if max_length != DEFAULT_MAX_LENGTH or limit >= DEFAULT_MAX_LENGTH:
+        return max_length, []
+    return limit, [f"max_length is {limit}, {name}. Set max_length for another."]
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -211,6 +211,7 @@ def _finish(
         ledger.stop_tokens[tokenizer.decode([token])] += n
     ledger.documents, ledger.tokens = len(table), len(table.input_ids)
     ledger.trained_tokens = int(np.count_nonzero(table.weights))
+    ledger.documents_with_two_bos = table.begin_twice_with(tokenizer.bos_token_id)
     ledger.notes += ledger.format_notes() + ledger.bos_notes()
     if n := EmptyReasoning(tokenizer).count(table.input_ids, table.weights):
         ledger.notes.append(note_of(n, options.train_on))

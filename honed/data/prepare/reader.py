@@ -24,6 +24,7 @@ from honed.errors import DataError, TemplateError
 from honed.quantities import counted
 
 ROWS_AT_A_TIME = 1000
+NOT_VERIFIED = "the chat template's spans cannot be verified"
 
 # What the length policy does to rows of which something is still trained.
 VIEWS_DROPPED = "overlong: views dropped"
@@ -129,13 +130,18 @@ class RowReader:
                 refused = refused or TemplateError(f"{source}: {error.problem}", fix=error.fix)
                 if self._options.bad_rows == "error":
                     raise refused from None
-                ledger.drop(source, "the chat template's spans cannot be verified", error.problem.partition("\n")[0])
+                ledger.drop(source, NOT_VERIFIED, in_one_line(error))
             else:
                 planned += 1
                 ledger.rows_with_control_tokens += self._renderer.spells_control_tokens(views)
                 yield place, example, views
         if refused and not planned and first:
             raise refused  # not one row of the first chunk could be rendered: the template is at fault
+
+
+def in_one_line(error: TemplateError) -> str:
+    """What a template did to one row of many, and what to do."""
+    return f"{error.problem.partition(chr(10))[0]} To mend it: {error.fix}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,6 +160,7 @@ class RowStream:
         ledger.documents += len(documents)
         ledger.tokens += len(table.input_ids)
         ledger.trained_tokens += int(np.count_nonzero(table.weights))
+        ledger.documents_with_two_bos += table.begin_twice_with(self._tokenizer.bos_token_id)
         ledger.packed_rows += len(rows)
         self._empty_reasoning += self._reasoning.count(table.input_ids, table.weights)
         ledger.notes = ledger.format_notes() + ledger.bos_notes()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from honed.data.example import RowError, Source
+from honed.data.read.padding import padded_columns, without_padding
 from honed.errors import DataError
 
 SourcedRow = tuple[Source, Any]
@@ -32,6 +33,9 @@ _WIDE = {  # the longer mark first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
 }  # fmt: skip
+# texts without a mark begin with ASCII, be it a bracket or a column's name: x stands for any byte but zero
+_ZEROS = {b"x\0\0\0": "UTF-32LE", b"\0\0\0x": "UTF-32BE", b"x\0x\0": "UTF-16LE", b"\0x\0x": "UTF-16BE"}
+_ZERO_OR_NOT = bytes([0, *[ord("x")] * 255])
 
 
 def kind_of(path: Path) -> str:
@@ -111,9 +115,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _refuse_wide(path: Path, start: bytes) -> None:
-    """Raises DataError where the file's first bytes are the mark of another encoding than UTF-8."""
-    for mark, encoding in _WIDE.items():
-        if start.startswith(mark):
+    """Raises DataError where the file's first bytes are the mark of another encoding than UTF-8, or its zeros."""
+    for mark, encoding in (*_WIDE.items(), *_ZEROS.items()):
+        if start.startswith(mark) or start[: len(mark)].translate(_ZERO_OR_NOT) == mark:
             plain = path.name.removesuffix(path.suffix) if path.suffix.lower() in COMPRESSED else path.name
             raise DataError(
                 f"{path} is {encoding} text.",
@@ -191,7 +195,8 @@ def _read_table(path: Path) -> Iterator[UnreadRow]:
 def _to_rows(batch: Any, path: Path) -> list[Any]:
     with _table_errors(path):
         rows: list[Any] = batch.to_pylist()
-    return rows
+    columns = padded_columns(batch.schema)
+    return [without_padding(row, columns) for row in rows] if columns else rows
 
 
 def unread_part(read: Callable[[], list[Any]], count: int, name: str, before: int) -> Iterator[UnreadRow]:
@@ -213,9 +218,14 @@ def _table_errors(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         with suppress(OSError, EOFError, zlib.error), _open(path) as file:
             _refuse_wide(path, file.read(4))
-        raise DataError(
-            f"{path}: not a readable {kind_of(path)[1:]} file: {error}", fix="check or re-make the file"
-        ) from None
+        fix = next((own for said, own in _MENDS.items() if said in str(error)), "check or re-make the file")
+        raise DataError(f"{path}: not a readable {kind_of(path)[1:]} file: {error}", fix=fix) from None
+
+
+_MENDS = {  # what Arrow's message says -> what to do
+    "invalid UTF8": "save the file as UTF-8; from Western European Excel: iconv -f WINDOWS-1252 -t UTF-8",
+    "columns, got": "put cells that hold commas, quotes or line ends in double quotes, as Python's csv module does",
+}
 
 
 def _parquet(path: Path) -> Iterator[Any]:

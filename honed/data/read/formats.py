@@ -228,8 +228,11 @@ def _prompt_completion(row: Row, source: Source, options: ReadOptions) -> Exampl
         if _images(row):
             raise RowError("images in a text-only template", "images need messages, a vision model and its processor")
         return PromptCompletion(prompt=prompt, completion=completion, source=source)
-    if isinstance(prompt, str) or isinstance(completion, str):
-        raise RowError("prompt and completion differ in kind", "both must be texts, or both lists of messages")
+    if not (isinstance(prompt, (list, tuple)) and isinstance(completion, (list, tuple))):
+        kinds = f"found {type(prompt).__name__} and {type(completion).__name__}"
+        raise RowError(
+            "prompt and completion differ in kind", f"both must be texts, or both lists of messages; {kinds}"
+        )
     # conversational: what stands in the prompt is context, whatever its role
     asked = [{**message, "train": False} for message in prompt]
     return _conversation(read_messages([*asked, *completion]), row, source, options)

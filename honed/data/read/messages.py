@@ -13,6 +13,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("thinking", "reasoning")
 _MEDIA_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
 LARGEST_WEIGHT = 3.4e38  # weights are kept as float32, in which larger ones are infinite
+_CALLS = ("function_call", "tool_call")  # roles of messages that are nothing but a call
 _DEEPEST = 100  # levels of lists and objects; what walks through them calls itself a few times for each
 PLAIN_ROLES = {"system", "user", "assistant", "tool"}
 _READ = {"role", "from", "content", "value", "train", "weight", "tool_calls", "function_call", "tools"}
@@ -104,12 +105,10 @@ def _read_message(turn: Any) -> Message:
     # not get(key, default): Arrow fills the keys that other rows have with None
     name = turn["role"] if turn.get("role") is not None else turn.get("from")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
-    if not isinstance(name, str) or name.lower() not in ROLES:
-        raise RowError("unknown role", f"found {name!r}; known: {', '.join(ROLES)}")
-    role = ROLES[name.lower()]
+    role = _role(name, turn)
     extra = {key: value for key, value in turn.items() if key not in _READ and value is not None}
     calls = _tool_calls(turn)
-    if name.lower() == "function_call" and not calls:
+    if str(name).strip().lower() in _CALLS and not calls:
         calls, content = _calls_in(content), ""
     if calls:
         extra["tool_calls"] = calls
@@ -117,6 +116,19 @@ def _read_message(turn: Any) -> Message:
     if reasoning and not any(extra.get(key) for key in REASONING):
         extra["reasoning_content"] = reasoning
     return Message(role=role, content=text, train=_train(turn), weight=_weight(turn), extra=extra, parts=parts)
+
+
+def _role(name: Any, turn: Mapping[Any, Any]) -> str:
+    """The role that templates know, of one that data sets write in many ways."""
+    if name is None:
+        seen = ", ".join(map(str, turn)) or "none"
+        raise RowError(
+            "message without a role", f"keys seen: {seen}. data.columns='{{role: KEY, content: KEY}}' names them"
+        )
+    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        raise RowError("unknown role", f"found {name!r}; known: {', '.join(ROLES)}")
+    return role
 
 
 def _holds_others(value: Any) -> bool:

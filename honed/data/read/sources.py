@@ -25,6 +25,7 @@ from honed.data.read.files import (
     unread_file,
     unread_part,
 )
+from honed.data.read.padding import padded_columns, without_padding
 from honed.errors import DataError
 from honed.hub import ask_for_dataset
 
@@ -78,7 +79,7 @@ def unread_rows(data: Any) -> Iterator[UnreadRow]:
     elif isinstance(data, SourcedRows):
         yield from data.unread()
     elif hasattr(data, "select") and hasattr(data, "features") and hasattr(data, "__len__"):
-        rows, name = _as_python(data), _name_of(data)
+        rows, name = data.with_format(None) if hasattr(data, "with_format") else data, _name_of(data)
         for start in range(0, len(data), ROWS_AT_A_TIME):
             numbers = range(start, min(start + ROWS_AT_A_TIME, len(data)))
             yield from unread_part(partial(_selected, rows, numbers), len(numbers), name, start)
@@ -204,7 +205,14 @@ def _as_python(data: Any) -> Iterable[Any]:
     if not (hasattr(data, "with_format") and hasattr(data, "features")):
         return data
     plain: Iterable[Any] = data.with_format(None)
-    return plain if hasattr(plain, "__len__") else _whole_stream(plain)
+    return _unpadded(plain if hasattr(plain, "__len__") else _whole_stream(plain), data)
+
+
+def _unpadded(rows: Iterable[Any], data: Any) -> Iterable[Any]:
+    """Rows of a `datasets` data set without the keys that Arrow adds; of a stream without features as they are."""
+    schema = getattr(data.features, "arrow_schema", None)
+    columns = padded_columns(schema) if schema is not None else []
+    return (without_padding(row, columns) for row in rows) if columns else rows
 
 
 def _whole_stream(data: Any) -> Iterator[Any]:
@@ -218,7 +226,7 @@ def _whole_stream(data: Any) -> Iterator[Any]:
 
 
 def _selected(data: Any, numbers: range) -> list[Any]:
-    return list(data.select(numbers))
+    return list(_unpadded(data.select(numbers), data))
 
 
 def _name_of(data: Any) -> str:

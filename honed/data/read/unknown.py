@@ -18,19 +18,44 @@ def unknown_format(row: Mapping[Any, Any], formats: Mapping[str, tuple[frozenset
         row: under the names that formats know.
         formats: name of a format -> the sets of keys by which it is recognised.
     """
-    seen = f"keys seen: {', '.join(map(str, row)) or 'none'}."
+    seen = f"keys seen: {', '.join(map(_shown, row)) or 'none'}."
     found = {key for key, value in row.items() if value is not None}
     for sets in formats.values():
         for keys in sets:
             if keys <= row.keys():
                 return RowError(f"`{min(keys - found)}` is null", seen)
-    if guess := _guess(row, found):
+    if guess := _misread(row) or _misspelt(found, formats) or _guess(row, found):
         return RowError("unknown format", f"{seen} {guess}")
     return RowError("unknown format", f"{seen} Formats known: {_listed(formats)}")
 
 
 def _listed(formats: Mapping[str, tuple[frozenset[str], ...]]) -> str:
     return "; ".join(f"{name} ({' or '.join('+'.join(sorted(k)) for k in sets)})" for name, sets in formats.items())
+
+
+def _shown(key: Any) -> str:
+    return repr(key) if str(key) != str(key).strip() else str(key)
+
+
+def _misread(row: Mapping[Any, Any]) -> str:
+    """What to do where the file is no list of such rows; "" where nothing shows it."""
+    if len(row) != 1:
+        return ""
+    [(key, value)] = row.items()
+    if isinstance(value, (list, tuple)) and value and all(isinstance(one, Mapping) for one in value):
+        return f"`{key}` holds {len(value):,} objects: if these are the rows, write them as a list, or one a line."
+    sign = next((sign for sign in ";\t|" if sign in str(key)), "")
+    return f"This is one column; separate them by commas, not {sign!r}." if sign and isinstance(value, str) else ""
+
+
+def _misspelt(found: set[Any], formats: Mapping[str, tuple[frozenset[str], ...]]) -> str:
+    """What to set where names differ only in capitals or white space from those of a format; "" where they do not."""
+    plain = {str(key).strip().lower(): str(key) for key in found}
+    for sets in formats.values():
+        if fitting := next((keys for keys in sets if keys <= plain.keys()), None):
+            more = {"input", "system", "tools"} & plain.keys()
+            return f"The names of its columns: {_option(**{key: plain[key] for key in sorted(fitting | more)})}"
+    return ""
 
 
 def _guess(row: Mapping[Any, Any], found: set[Any]) -> str:
@@ -56,5 +81,8 @@ def _chosen(row: Mapping[Any, Any], question: str | None) -> str:
 def _option(**columns: str) -> str:
     """`data.columns` for these names, as the command line and as Python take it."""
     renamed = {key: column for key, column in columns.items() if key != column}
-    written = ", ".join(f"{key}: {column}" for key, column in renamed.items())
-    return f"data.columns='{{{written}}}' (from Python: columns={renamed})"
+    written = ", ".join(
+        f"{key}: {column if column.isidentifier() else repr(column)}" for key, column in renamed.items()
+    )
+    quote = '"' if "'" in written else "'"
+    return f"data.columns={quote}{{{written}}}{quote} (from Python: columns={renamed})"

@@ -159,6 +159,7 @@ def _counted(documents: list[Rendered], tokenizer: Any, ledger: Ledger) -> Visio
     ledger.documents = ledger.packed_rows = len(rows)
     ledger.tokens = len(rows.table.input_ids)
     ledger.trained_tokens = int(np.count_nonzero(rows.table.weights))
+    ledger.documents_with_two_bos = rows.table.begin_twice_with(tokenizer.bos_token_id)
     ledger.notes += ledger.format_notes() + ledger.bos_notes()
     shown = sum(bool(images) for images in rows.images)
     images = counted(sum(map(len, rows.images)), "image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from honed.errors import ModelError, RecipeError
 from honed.model.adapters.adapters import ready_to_train
 from honed.model.load.vocabulary import agree_on_stops, with_pad_token
 from honed.train.forward.checkpointing import decide, largest_batch
+from honed.train.forward.lengths import fit_length
 from honed.train.forward.rotations import rotation_notes
 from honed.train.forward.seams import base_model, find_seams
 from honed.train.loop import loop
@@ -48,7 +50,7 @@ class PlainTrainer:
         if hasattr(processing_class, "image_processor"):
             raise RecipeError("The plain engine trains on text alone.", fix="set engine=trainer for rows with images")
         self.config, self.notes, self.stream_loader = config_of(args), rules.check(args), None
-        self._args, self._tokenizer = args, with_pad_token(processing_class)
+        self._args, self._tokenizer = copy.copy(args), with_pad_token(processing_class)
         seed_everything(args.seed)  # the adapter's first weights are drawn
         self.model, notes = ready_to_train(
             model,
@@ -56,8 +58,9 @@ class PlainTrainer:
             tokenizer=self._tokenizer,
             checkpointing=args.gradient_checkpointing not in (False, "auto"),
         )
+        self.notes += fit_length(self._args, self.model, self._tokenizer) + notes
         self._seams = find_seams(self.model)
-        self.notes += notes + self._seams.notes + rotation_notes(self.model, args.max_length)
+        self.notes += self._seams.notes + rotation_notes(self.model, self._args.max_length)
         if args.optim is Own.MUON:
             self.notes.append(summary(self.model))
         if args.packing and not self._seams.flat:

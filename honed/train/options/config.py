@@ -45,7 +45,8 @@ class SFTConfig(TrainingArguments):
             `text`, behind all others.
         dataset_kwargs: {"skip_prepare_dataset": True} hands rows to the collator as they are.
         dataset_num_proc: processes that prepare the rows; the result is the same. None for one.
-        max_length: longest row in tokens; None for no limit. The default is lowered to the tokenizer's limit.
+        max_length: longest row in tokens; None for no limit. The default is lowered to the limits of
+            tokenizer and model.
         truncation_mode: "keep_start", the only one.
         shuffle_dataset: shuffle the rows once, before they are packed.
         packing: pack documents into rows of `max_length`, isolated from each other.

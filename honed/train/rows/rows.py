@@ -189,7 +189,6 @@ class Datasets:
             self._refuse_less_than_a_batch(len(made.rows))
         self.prepared[name] = made
         self._tell_cuts(name, made)
-        self._tell_two_openings(name, made.rows)
         self.notes += made.ledger.format_notes() + made.ledger.bos_notes()
         if self._custom is None or isinstance(made.rows, VisionRows):
             return made.rows
@@ -272,20 +271,6 @@ class Datasets:
             self.notes.append(
                 f"{cut:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are longer than max_length="
                 f"{self.args.max_length}: {_CUTS[reason]}"
-            )
-
-    def _tell_two_openings(self, name: str, rows: Any) -> None:
-        """A text's own BOS gets no second one; ids made elsewhere, and texts that hold two, are trained as they are."""
-        bos = getattr(self.tokenizer, "bos_token_id", None)
-        if bos is None or not isinstance(rows, PackedRows):
-            return
-        ids, starts, ends = rows.table.input_ids, rows.table.starts[:-1], rows.table.starts[1:]
-        starts = starts[ends - starts > 1]
-        if two := int(np.count_nonzero((ids[starts] == bos) & (ids[starts + 1] == bos))):
-            token = self.tokenizer.bos_token
-            self.notes.append(
-                f"{two:,} of {counted(len(ends), 'document')} of the {name} set begin with two {token}, as their rows "
-                "have them. Take one out, or pass messages in place of what a template made of them."
             )
 
 

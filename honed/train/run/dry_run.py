@@ -255,7 +255,8 @@ def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
         return None
     try:
         job = plan.job_of(recipe, device=args.device.type)
-        return dataclasses.replace(job, optimizer=planned(args, in_backward=args.optimizer_in_backward))
+        optimizer = planned(args, in_backward=args.optimizer_in_backward)
+        return dataclasses.replace(job, length=args.max_length or job.length, optimizer=optimizer)
     except (RecipeError, NotImplementedError, KeyError):  # no max_length, or an architecture that it has no formula for
         return None
 

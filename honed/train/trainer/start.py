@@ -23,11 +23,11 @@ from honed.model.load.vocabulary import with_pad_token
 from honed.ops import attention
 from honed.train.forward import vision
 from honed.train.forward.checkpointing import set_switch
+from honed.train.forward.lengths import fit_length
 from honed.train.forward.rotations import rotation_notes
 from honed.train.forward.seams import Seams, base_model
 from honed.train.options.config import SFTConfig
 
-DEFAULT_MAX_LENGTH = SFTConfig.max_length
 FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of documents
 
 
@@ -123,18 +123,14 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
     """Changes our own `args` where a default asks for more than model and tokenizer can do; a note for each.
 
     Raises:
-        RecipeError: the model is split among ranks that the arguments give different rows.
+        RecipeError: the model is split among ranks that the arguments give different rows, or has too few positions.
     """
     if (getattr(model, "_tp_size", None) or 1) > 1 and (args.tokens_per_step or args.streaming):
         raise RecipeError(
             "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",
             fix="leave one of them out",
         )
-    notes = []
-    limit = getattr(tokenizer, "model_max_length", None)
-    if args.max_length == DEFAULT_MAX_LENGTH and limit is not None and limit < args.max_length:
-        args.max_length = limit
-        notes.append(f"max_length is {limit}, the tokenizer's limit. Set max_length for another.")
+    notes = fit_length(args, model, tokenizer)
     if args.gradient_checkpointing and not getattr(base_model(model), "supports_gradient_checkpointing", False):
         set_switch(args, on=False)
         notes.append(f"gradient_checkpointing has no effect: {type(base_model(model)).__name__} cannot do it.")

@@ -162,3 +162,23 @@ def test_workers_count_them_too(tiny_tokenizer: Any) -> None:
     assert documents(alone) == documents(together)
     assert alone.ledger == together.ledger
     assert alone.ledger.rows_with_own_bos == 24 * 60
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen"])
+def test_rows_that_bring_two_are_told_whichever_way_they_go(name: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer, options = family(name, tiny_tokenizer), PrepareOptions(max_length=64)
+    own = [{"text": "<s><s>why"}, {"text": "<s>why"}, {"text": "why <s><s>"}, {"input_ids": [5, 5, 6]}]
+    own += [{"prompt": "<s>", "completion": "<s>so"}, {"input_ids": [tokenizer.bos_token_id] * 2 + [7]}] * 2
+    own.append({"messages": [{"role": "user", "content": "<s><s>"}, {"role": "assistant", "content": "<s><s> yes"}]})
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in own))
+    prepared, stream = prepare(own, tokenizer, options), RowStream(str(file), tokenizer, options, shuffle_buffer=0)
+    documents = [row.input_ids.tolist() for _, row in islice(stream.rows(), len(own))]
+    two = [1, 0, 0, 0, 1, 1, 1, 1, 0]  # the row of messages spells them; they are text there
+    assert [int(ids[:2] == [tokenizer.bos_token_id] * 2) for ids in documents] == two
+    checked = check(str(file), options, tokenizer=tokenizer)
+    for ledger in (prepared.ledger, stream.ledger, checked.ledger):
+        assert ledger.documents_with_two_bos == sum(two)
+        assert any(note.startswith("two BOS at the beginning of 5 documents,") for note in ledger.notes)
+    [found] = [finding for finding in checked.findings if finding.kind.name == "two_bos"]
+    assert found.count == 5 and found.spots[0].source == f"{file}:1"

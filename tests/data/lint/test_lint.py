@@ -59,7 +59,7 @@ def only(checked: Checked, kind: str) -> Any:
 
 
 def test_clean_rows_have_no_findings(tiny_tokenizer: Any) -> None:
-    checked = check(usual(40), PrepareOptions(), tokenizer=tiny_tokenizer)
+    checked = check(usual(40), PrepareOptions(max_length=512), tokenizer=tiny_tokenizer)
     assert checked.findings == () and checked.notes == ()
     assert checked.ledger.rows_trained == 40
 
@@ -103,6 +103,61 @@ def test_tool_calls_written_as_text() -> None:
     good, broken = ('<tool_call>\n{"name": "f"}\n</tool_call>', "<tool_call>{name: f}</tool_call>")
     assert found(check([asked("a", good)], PrepareOptions())) == {}
     assert found(check([asked("a", broken)], PrepareOptions())) == {"tool_call": 1}
+
+
+def test_rows_that_differ_in_their_calls_or_thoughts_are_no_duplicates() -> None:
+    def called(city: str) -> Row:
+        call = {"function": {"name": "weather", "arguments": {"city": city}}}
+        return {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]}
+
+    def thought(thoughts: str) -> Row:
+        answer = {"role": "assistant", "content": "so", "reasoning_content": thoughts}
+        return {"messages": [{"role": "user", "content": "q"}, answer]}
+
+    rows = [called("Rome"), called("Oslo"), called("Rome"), thought("hm"), thought("oh"), thought("hm")]
+    assert [spot.source for spot in only(check(rows, PrepareOptions()), "duplicate").spots] == ["row:3", "row:6"]
+    again = check(rows[:1], PrepareOptions(), evaluation=rows[1:2])
+    assert "eval_overlap" not in found(again)
+
+
+def test_keys_in_thoughts_and_calls_are_found() -> None:
+    secret = "sk-abcdefghijklmnopqrstuvwxyz0123"
+    call = {"function": {"name": "log_in", "arguments": {"key": secret}}}
+    for extra in ({"tool_calls": [call]}, {"reasoning": f"the key is {secret}", "content": "so"}):
+        row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", **extra}]}
+        assert "secret" in found(check([row], PrepareOptions()))
+
+
+def test_an_image_alone_is_no_empty_question() -> None:
+    image = {"type": "image_url", "image_url": {"url": "a.png"}}
+    turns = [{"role": "user", "content": [image]}, {"role": "assistant", "content": "a cat"}]
+    assert "empty_message" not in found(check([{"messages": turns}], PrepareOptions()))
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_open"),
+    [("<think>hm</think>so", False), ("<think>hm", True), ("hm</think>so", False), ("<think>a</think><think>b", True)],
+)
+def test_reasoning_that_is_not_closed(answer: str, is_open: bool) -> None:
+    assert ("open_reasoning" in found(check([asked("a", answer)], PrepareOptions()))) is is_open
+
+
+def test_flags_of_other_tools_are_told_and_can_be_named() -> None:
+    answer = {"role": "assistant", "content": "so", "loss": False}
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                answer,
+                {"role": "user", "content": "r"},
+                {**answer, "loss": True},
+            ]
+        }
+    ]
+    finding = only(check(rows, PrepareOptions()), "train_flag")
+    assert (finding.subject, finding.count) == ("`loss`", 1)
+    named = PrepareOptions(columns={"train": "loss"})
+    assert "train_flag" not in found(check(rows, named))
 
 
 def test_rows_of_several_formats() -> None:
