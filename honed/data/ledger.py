@@ -107,8 +107,8 @@ class Ledger:
             )
         if self.documents_with_two_bos:
             notes.append(
-                f"two BOS at the beginning of {counted(self.documents_with_two_bos, 'document')}, as the rows have them: "
-                "take one out, or pass messages in place of what a template made of them"
+                f"two BOS at the beginning of {counted(self.documents_with_two_bos, 'document')}, as the rows have "
+                "them: take one out, or pass messages in place of what a template made of them"
             )
         return notes
 
