@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -111,7 +112,8 @@ def under_way(what: str) -> Iterator[None]:
     """Shows in a terminal what is being done, until it is done; elsewhere nothing."""
     terminal = sys.stderr.isatty()
     if terminal:
-        print(f"  ... {what}", end="\r", file=sys.stderr, flush=True)
+        width = shutil.get_terminal_size().columns - 1
+        print(f"  ... {what}"[:width], end="\r", file=sys.stderr, flush=True)
     try:
         yield
     finally:

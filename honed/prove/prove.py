@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from honed.errors import HonedError, RecipeError
+from honed.model.device import named_device
 from honed.model.load import first_line, load_tokenizer
 from honed.model.vocabulary import with_pad_token
 from honed.prove import runs, sums, texts
@@ -48,13 +49,14 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
     """
     if place.dtype not in DTYPES:
         raise RecipeError(f"dtype is {place.dtype!r}.", fix=f"set one of {', '.join(DTYPES)}")
+    device = named_device(place.device)
     args = training_arguments(dataclasses.replace(recipe, engine="trainer", train=_known(recipe)))
     rows = run_data(dataclasses.replace(recipe.data, eval_share=None), seed=args.seed).train
     if is_processor(load_processing_class(recipe.model, None if recipe.data.streaming else rows)):
         raise RecipeError("These rows show images, and statements are about text.", fix="prove a recipe of text alone")
     tokenizer = with_pad_token(load_tokenizer(recipe.model))
     sample = read_sample(rows, tokenizer, args.prepare_options())
-    device, dtype = torch.device(place.device), getattr(torch, place.dtype)
+    dtype = getattr(torch, place.dtype)
     model, drill = choose(recipe, tokenizer, size=place.size, device=device, dtype=dtype)
     return Subject(
         recipe=recipe,

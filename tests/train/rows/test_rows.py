@@ -269,7 +269,7 @@ def test_a_text_with_bos_gets_no_second_one_and_ids_with_two_are_told(
     made = data.make("train", [{"text": f"{bos}why one"}, {"text": "why two"}])
     assert [list(made[n].input_ids[:2] == tokenizer.bos_token_id) for n in (0, 1)] == [[True, False]] * 2
     [note] = data.notes
-    assert note.startswith("texts of 1 rows begin with BOS already")
+    assert note.startswith("texts of 1 row begin with BOS already")
     data.notes.clear()
     data.make("eval", [{"input_ids": tokenizer(f"{bos}why one")["input_ids"]}, {"text": "why two"}])
     [note] = data.notes
