@@ -16,6 +16,7 @@ from honed.errors import DataError, HonedError, ModelError
 
 OF_MODELS = ("config.json", "adapter_config.json", "tokenizer_config.json")
 OF_DATASETS = ("README.md",)
+NAMED = 8  # of a folder's files
 ATTEMPTS = 2
 PAUSE = 1.0  # seconds between them: a name server may fail once
 NO_CONNECTION = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}  # of httpx, whichever it is
@@ -99,7 +100,8 @@ def _ask(wanted: Wanted) -> None:
     except RepositoryNotFoundError:
         owner = "" if "/" in name else " (owner/name; this one has no owner)"
         fix = f"check the spelling{owner}; for a private one, {login}"
-        raise wanted.error(f"{name} is not here, and {hub} has none or does not show it to you.", fix=fix) from None
+        problem = f"{name} is not here{_beside(name)}, and {hub} has none or does not show it to you."
+        raise wanted.error(problem, fix=fix) from None
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             problem = f"{page} is refused (status {error.response.status_code})."
@@ -107,7 +109,8 @@ def _ask(wanted: Wanted) -> None:
     except Exception as error:
         if any(kind.__name__ in NO_CONNECTION for kind in type(error).__mro__):
             fix = f"check the name and the network (HF_ENDPOINT names a mirror), or {_bring(wanted)}"
-            raise wanted.error(f"{name} is not here, and {hub} cannot be reached: {error}", fix=fix) from None
+            problem = f"{name} is not here{_beside(name)}, and {hub} cannot be reached: {error}"
+            raise wanted.error(problem, fix=fix) from None
 
 
 def _head(wanted: Wanted) -> None:
@@ -122,6 +125,15 @@ def _head(wanted: Wanted) -> None:
             if attempt == ATTEMPTS or type(error).__name__ != "ConnectError":
                 raise
         time.sleep(PAUSE)
+
+
+def _beside(name: str) -> str:
+    """What a folder holds instead, where the first part of the name is one: "runs/tets" was meant for no Hub."""
+    folder = Path(name).parent
+    if folder == Path() or not folder.is_dir():
+        return ""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return f" ({folder} holds {', '.join(names[:NAMED]) or 'nothing'}{', ...' if len(names) > NAMED else ''})"
 
 
 def _bring(wanted: Wanted) -> str:

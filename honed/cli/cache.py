@@ -1,9 +1,11 @@
 """Show what honed keeps on disk, newest first; `honed cache clear` deletes it.
 
-honed cache
-honed cache clear                       (all of it; what is needed again is made again)
-honed cache clear prepared              (prepared, models or tokenizers)
-honed cache clear rows.jsonl            (what was made of this file or model, or whose folder begins so)
+  honed cache
+  honed cache clear
+  honed cache clear prepared              (prepared, models or tokenizers)
+  honed cache clear rows.jsonl            (what was made of this file or model, or whose folder begins so)
+
+Nothing is lost but time: what is needed again is made again.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ DEFAULT_CONTEXT = 2048  # tokens, for --lm-eval, where a model's configuration d
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("model", metavar="DIR", help="folder of a run or a model, or a model's name")
+    parser.add_argument("model", metavar="MODEL", help="folder of a run or a model, or a model's name")
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="rows that were not trained on")
     parser.add_argument("--against", metavar="BASE", help="another model, measured on the same rows")
     parser.add_argument("--max-length", type=_whole, metavar="N", help="score rows up to here [the run's, or 1024]")

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from honed.errors import storage_errors
 from honed.quantities import counted
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def run(args: argparse.Namespace, command: str) -> int:
     if args.ollama:
         role_texts(tokenizer)  # before the work, not after it
     table = rows_of(folder, tokenizer, count=args.calibration_rows + CHECKED if args.gptq else PROBES)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(out, elsewhere="name another folder", every=True):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryDirectory(dir=out.parent).cleanup()  # can be written, or says so before the work
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-whole-") as beside:
         whole = Path(beside) / "model" if args.gptq or args.gguf else out
         found = export(folder, whole, dtype=args.dtype, probes=probes_of(table))

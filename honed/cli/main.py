@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -54,10 +56,18 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     args, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(args, "items") or any(item.startswith("-") for item in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.parser.error(unknown_arguments(rest, args.parser))
     if rest:
         args.items = [*args.items, *rest]
     return args
+
+
+def unknown_arguments(rest: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """What is not known, and the option that may have been meant."""
+    known = re.findall(r"--[a-z][a-z-]*", parser.format_usage())
+    first = next((item for item in rest if item.startswith("-")), rest[0]).partition("=")[0]
+    close = difflib.get_close_matches(first, known, n=1)
+    return f"unknown: {' '.join(rest)}" + (f"; did you mean {close[0]}?" if close else f" (see {parser.prog} --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_arguments(below)
-        below.set_defaults(run=verb.run)
+        below.set_defaults(run=verb.run, parser=below)
     return parser
 
 

@@ -153,7 +153,7 @@ def _trained_tokenizer(args: argparse.Namespace) -> Any:
     texts = read_texts(args.data or [STARTER], unread)
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size, thinking=args.thinking)
     for reason, count in unread.most_common():
-        print(f"note: left out {counted(count, 'row')}: {reason}")
+        print(f"note: {counted(count, 'row was', 'rows were')} left out: {reason}")
     if len(tokenizer) < vocab_size:
         print(f"note: the text gave {counted(len(tokenizer), 'token')}, not {vocab_size:,}; more text gives more")
     return tokenizer

@@ -14,17 +14,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from honed.errors import RunError
+from honed.quantities import counted, duration_text
 
 if TYPE_CHECKING:
     from honed.prove.statement import Finding
     from honed.prove.subject import Subject
 
 WIDTH = 62
+TABLE = f"{'statement':{WIDTH}} {'measured':>9} {'bound':>7}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,15 +51,22 @@ def run(args: argparse.Namespace, command: str) -> int:
 
     recipe = recipe_of(args)
     quiet_libraries()
-    from honed.prove.prove import Place, findings, make_subject
+    from honed.prove.prove import STATEMENTS, Place, expected_seconds, findings, make_subject
     from honed.prove.statement import FAILED
 
     subject = make_subject(recipe, Place(size=args.size, device=args.device, dtype=args.dtype))
-    print(heading(recipe.model, subject))
-    found = []
-    for finding in findings(subject):
-        found.append(finding)
-        print(line(finding), flush=True)
+    print(heading(recipe.model, subject), flush=True)
+    statements = dict(STATEMENTS)
+    with under_way("one step, to tell how long it will take"):
+        expected = expected_seconds(subject, statements)
+    print(f"{time_line(len(statements), expected)}\n\n{TABLE}", flush=True)
+    found: list[Finding] = []
+    checked = findings(subject, statements)
+    for number, name in enumerate(statements, start=1):
+        left = sum(expected.get(later, 0.0) for later in list(statements)[number - 1 :])
+        with under_way(f"{number}/{len(statements)} {name}, {left_text(left)}"):
+            found.append(next(checked))
+        print(line(found[-1]), flush=True)
     print(summary(found))
     if args.json is not None:
         write_json(args.json, {"command": command, **about(recipe.model, subject)}, found)
@@ -79,9 +92,33 @@ def heading(model: str, subject: Subject) -> str:
     aside = f"  aside  {left_out}: no statement looks at them\n" if left_out else ""
     return (
         f"{model}\n  sums   on {known['sums']}\n  runs   on {known['runs']}\n"
-        f"  rows   the first {known['rows']:,}; computed with {known['computed_with']}\n{aside}\n"
-        f"{'statement':{WIDTH}} {'measured':>9} {'bound':>7}"
-    )
+        f"  rows   {counted(known['rows'], 'row')}, from the first on; computed with {known['computed_with']}\n{aside}"
+    ).rstrip()
+
+
+def time_line(count: int, expected: dict[str, float]) -> str:
+    """How many statements, and about how long they will take; "" of a time where no step could be timed."""
+    about = f", about {duration_text(max(1.0, sum(expected.values())))}" if expected else ""
+    return f"  time   {counted(count, 'statement')}{about}"
+
+
+def left_text(seconds: float) -> str:
+    """The rest of all statements."""
+    return f"about {duration_text(max(1.0, seconds))} left"
+
+
+@contextmanager
+def under_way(what: str) -> Iterator[None]:
+    """Shows in a terminal what is being done, until it is done; elsewhere nothing."""
+    terminal = sys.stderr.isatty()
+    if terminal:
+        width = shutil.get_terminal_size().columns - 1
+        print(f"  ... {what}"[:width], end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if terminal:
+            print("\x1b[2K", end="\r", file=sys.stderr, flush=True)
 
 
 def line(finding: Finding) -> str:

@@ -92,7 +92,8 @@ class Ledger:
     def format_notes(self) -> list[str]:
         """Which rows have the columns of several formats, and how to choose."""
         return [
-            f"the columns of several formats are in {counted(rows, 'row')}, trained as {formats}: "
+            f"{counted(rows, 'row has', 'rows have')} the columns of several formats and "
+            f"{'is' if rows == 1 else 'are'} trained as {formats}: "
             "data.format=NAME chooses (from Python: data_format)"
             for formats, rows in self.formats_beside.items()
         ]

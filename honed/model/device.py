@@ -7,12 +7,30 @@ from collections.abc import Callable
 
 import torch
 
+from honed.errors import RecipeError
+
 
 def pick_device() -> torch.device:
     """CUDA, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def named_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        RecipeError: there is no such device, or it cannot be used on this machine.
+    """
+    try:
+        torch.empty(0, device=name)
+    except Exception as error:  # of torch or a driver: each its own kind
+        raise RecipeError(
+            f"The device {name!r} cannot be used here: {str(error).splitlines()[0]}",
+            fix="take cpu, or see what `honed doctor` finds",
+        ) from None
+    return torch.device(name)
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:

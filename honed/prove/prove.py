@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from honed.errors import HonedError, RecipeError, first_line
+from honed.model.device import named_device
 from honed.model.load.load import load_tokenizer
 from honed.model.load.vocabulary import with_pad_token
 from honed.prove import runs, sums, texts
 from honed.prove.engine import seams_of
-from honed.prove.models import choose
+from honed.prove.models import Chosen, choose
 from honed.prove.sample import documents_of, read_sample
 from honed.prove.statement import FAILED, NOT_CHECKED, PASSED, Finding, NotChecked
 from honed.prove.subject import Check, Subject
@@ -26,6 +27,8 @@ from honed.train.run.data import run_data
 from honed.train.run.run import training_arguments
 
 STATEMENTS: dict[str, Check] = {**sums.STATEMENTS, **texts.STATEMENTS, **runs.STATEMENTS}
+SECONDS_OF_A_PROCESS = 2.0  # to start one that imports torch and transformers
+SECONDS_OF_A_RUN = 1.0  # to make a trainer, and to save and load
 DTYPES = ("float64", "float32", "bfloat16")
 
 
@@ -46,13 +49,14 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
     """
     if place.dtype not in DTYPES:
         raise RecipeError(f"dtype is {place.dtype!r}.", fix=f"set one of {', '.join(DTYPES)}")
+    device = named_device(place.device)
     args = training_arguments(dataclasses.replace(recipe, engine="trainer", train=_known(recipe)))
     rows = run_data(dataclasses.replace(recipe.data, eval_share=None), seed=args.seed).train
     if is_processor(load_processing_class(recipe.model, None if recipe.data.streaming else rows)):
         raise RecipeError("These rows show images, and statements are about text.", fix="prove a recipe of text alone")
     tokenizer = with_pad_token(load_tokenizer(recipe.model))
     sample = read_sample(rows, tokenizer, args.prepare_options())
-    device, dtype = torch.device(place.device), getattr(torch, place.dtype)
+    dtype = getattr(torch, place.dtype)
     model, drill = choose(recipe, tokenizer, size=place.size, device=device, dtype=dtype)
     return Subject(
         recipe=recipe,
@@ -76,6 +80,33 @@ def findings(subject: Subject, statements: dict[str, Check] | None = None) -> It
     """What became of each statement, in order; as soon as it is known."""
     for name, check in (STATEMENTS if statements is None else statements).items():
         yield find(name, check, subject)
+
+
+def expected_seconds(subject: Subject, statements: dict[str, Check] | None = None) -> dict[str, float]:
+    """About how long each statement will take, from one step that is timed and that they need anyway.
+
+    Empty where that step fails: the statements say why.
+    """
+    started = time.perf_counter()
+    try:
+        sums.one_by_one(subject)
+    except Exception:  # of torch, transformers or ours
+        return {}
+    step = time.perf_counter() - started
+    drill = step * min(1.0, parameters_of(subject.drill) / parameters_of(subject.model))
+    return {name: _cost(check, step, drill) for name, check in (statements or STATEMENTS).items()}
+
+
+def parameters_of(chosen: Chosen) -> int:
+    """Of a model with its adapter."""
+    return sum(p.numel() for p in chosen.make().parameters())
+
+
+def _cost(check: Check, step: float, drill: float) -> float:
+    if check in sums.STATEMENTS.values():
+        return step
+    steps, processes = runs.COSTS.get(check, (0, 0))
+    return steps * drill + processes * SECONDS_OF_A_PROCESS + (SECONDS_OF_A_RUN if steps else 0.0)
 
 
 def find(name: str, check: Check, subject: Subject) -> Finding:

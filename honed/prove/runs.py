@@ -18,7 +18,7 @@ from honed.model.load.load import load_model
 from honed.prove.engine import apart, one_step, silent, trained, weights_apart
 from honed.prove.ranks import stepped_by_ranks
 from honed.prove.statement import Measured, NotChecked
-from honed.prove.subject import Subject
+from honed.prove.subject import Check, Subject
 from honed.quantities import counted
 from honed.train.loop import loop
 from honed.train.loop.recipe import config_of, known_to_transformers
@@ -141,6 +141,14 @@ def _bits(whole: Run, again: Run) -> Measured:
     return Measured(value=len(differing) + sum(losses), bound=0, detail=detail)
 
 
+# Steps of the drill that a check computes, and processes that it starts one after the other.
+COSTS: dict[Check, tuple[int, int]] = {
+    engines: (2 * STEPS, 0),
+    ranks: (3, sum(WORLDS)),
+    resumed: (4, 0),
+    resumed_by_loop: (4, 0),
+    reloaded: (1, 0),
+}
 STATEMENTS = {
     "SFTTrainer = plain loop (losses, norms, weights)": engines,
     "several processes = one (loss, gradient)": ranks,

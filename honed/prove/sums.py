@@ -28,13 +28,13 @@ def packed(subject: Subject) -> Measured:
     lengths = subject.rows.table.lengths
     groups = pack_best_fit(lengths, int(max(lengths.max(), lengths.sum() // 2)))
     found = _step(subject, together(subject.rows, groups), packing=True)
-    return _against(subject, found, _one_by_one(subject), f"{subject.size}, in {counted(len(groups), 'row')}")
+    return _against(subject, found, one_by_one(subject), f"{subject.size}, in {counted(len(groups), 'row')}")
 
 
 def padded(subject: Subject) -> Measured:
     """Padded batches against each document by itself, from first principles."""
     found = _step(subject, subject.rows, padded=True)
-    return _against(subject, found, _one_by_one(subject), subject.size)
+    return _against(subject, found, one_by_one(subject), subject.size)
 
 
 def flat(subject: Subject) -> Measured:
@@ -50,7 +50,9 @@ def accumulated(subject: Subject) -> Measured:
     parts = min(4, len(subject.rows))
     whole, divided = _step(subject, subject.rows), _step(subject, subject.rows, accumulation=parts)
     weights = [float(subject.rows[n].weights.sum()) for n in range(len(subject.rows))]
-    detail = f"{counted(parts, 'micro-batch')}; documents train {min(weights):g} to {max(weights):g} tokens"
+    detail = (
+        f"{counted(parts, 'micro-batch', 'micro-batches')}; documents train {min(weights):g} to {max(weights):g} tokens"
+    )
     return _against(subject, divided, whole, detail)
 
 
@@ -91,7 +93,7 @@ def lora(subject: Subject) -> Measured:
     model = subject.model.make()
     with opened(model, Seams(lora=True)):
         found = reference(model, subject.rows)
-    return _against(subject, found, _one_by_one(subject), f"{counted(coverage(model)[0], 'layer')}; {subject.size}")
+    return _against(subject, found, one_by_one(subject), f"{counted(coverage(model)[0], 'layer')}; {subject.size}")
 
 
 def isolated(subject: Subject) -> Measured:
@@ -130,7 +132,8 @@ def _step(subject: Subject, rows: PackedRows, **changes: Any) -> Step:
     return _known(subject, f"step {changes}", step) if rows is subject.rows else step()
 
 
-def _one_by_one(subject: Subject) -> Step:
+def one_by_one(subject: Subject) -> Step:
+    """The step from first principles, each document by itself; computed once."""
     return _known(subject, "reference", lambda: reference(subject.model.make(), subject.rows))
 
 

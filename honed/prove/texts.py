@@ -60,7 +60,7 @@ def stopped(subject: Subject) -> Measured:
     ends = Counter(subject.tokenizer.convert_ids_to_tokens(int(view.input_ids[t.end - 1])) for view, t in turns)
     named = ", ".join(f"{token!r} {n:,}" for token, n in ends.most_common(3))
     cut = len(subject.sample.rows) - len(rows)
-    detail = f"{counted(len(turns), 'turn')}, ending with {named}" + (
+    detail = f"{counted(len(turns), 'turn ends', 'turns end')} with {named}" + (
         f"; {counted(cut, 'row')} cut at max_length left out" if cut else ""
     )
     return Measured(value=len(wrong), bound=0, detail=detail)

@@ -68,6 +68,7 @@ def test_data(content: bytes | None, says: tuple[str, ...], train: Callable[...,
         ("foo=1", ("Unknown key foo", "TrainingArguments")),
         ("nothing", ("'nothing' is not key=value",)),
         ("data.format=shareGTP", ("shareGTP", "sharegpt")),
+        ("dtype=float99", ("dtype is 'float99'", "bfloat16")),
         ("learning_rate=abc", ("learning_rate is 'abc'", "takes float")),
         ("max_steps=1.5", ("max_steps is 1.5", "takes int")),
         ("bf16=maybe", ("bf16 is 'maybe'", "bool")),
@@ -251,3 +252,47 @@ def test_a_template_that_refuses_the_system_prompt(honed: Callable[..., Any], mo
     template.write_text(refusal + template.read_text())
     shown = honed("generate", model_folder, "why", "--system", "be short")
     assert_mendable(shown, "no system here", "leave out the system prompt")
+
+
+@pytest.mark.parametrize("verb", ["train", "chat", "prove"])
+def test_a_folder_without_a_model_names_the_one_inside(
+    verb: str, honed: Callable[..., Any], model_folder: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "unfinished"
+    run.mkdir()
+    (run / "run.json").write_text('{"status": "interrupted"}')
+    ask = ("chat", run) if verb == "chat" else (verb, "--model", run, "--data", rows_file)
+    assert_mendable(honed(*ask), "holds no model", "train it to its end")
+    shutil.copytree(model_folder, run / "checkpoint-2")
+    assert_mendable(honed(*ask), "holds no model", "such as", "checkpoint-2")
+
+
+def test_a_device_that_is_not_here(honed: Callable[..., Any], model_folder: Path, rows_file: Path) -> None:
+    for name in ("xpu:9", "gpu"):
+        shown = honed("prove", "--model", model_folder, "--data", rows_file, "--device", name)
+        assert_mendable(shown, f"device '{name}' cannot be used here")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no place here that nobody can write to, root included")
+def test_places_that_cannot_be_written(honed: Callable[..., Any], train: Callable[..., Any], tmp_path: Path) -> None:
+    assert_mendable(train("--output", "/proc/honed"), "/proc/honed", "output=FOLDER")
+    assert train().status == 0
+    assert_mendable(honed("export", tmp_path / "run", "/proc/honed"), "/proc/honed", "another folder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "--modle", "x"), "did you mean --model?"),
+        (("train", "--dryrun"), "did you mean --dry-run?"),
+        (("doctor", "--jsn"), "did you mean --json?"),
+        (("demo", "--zzz"), "honed demo --help"),
+    ],
+)
+def test_an_unknown_option(
+    arguments: tuple[str, ...], says: str, honed: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        honed(*arguments)
+    shown = capsys.readouterr().err
+    assert left.value.code == 2 and says in shown and f"usage: honed {arguments[0]}" in shown

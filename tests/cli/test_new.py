@@ -42,8 +42,8 @@ def test_a_tokenizer_learns_rows_of_every_format(honed: Any, tmp_path: Path) -> 
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     shown = honed("new", "tokenizer", tmp_path / "made" / "here", "--data", file, "--vocab", 5000)
     assert shown.status == 0, shown.err
-    assert "note: 1 rows were left out: token ids, which have no text" in shown.out
-    assert "note: 1 rows were left out: no messages" in shown.out
+    assert "note: 1 row was left out: token ids, which have no text" in shown.out
+    assert "note: 1 row was left out: no messages" in shown.out
     assert "tokens, not 5,000" in shown.out
     made = AutoTokenizer.from_pretrained(tmp_path / "made" / "here")
     for word in ("wombat", "quokka", "numbat", "dingo", "bilby", "emu", "galah"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ def test_a_tiny_model_holds(honed: Callable[..., Any], model_folder: Path, rows_
     proof = tmp_path / "proof.json"
     shown = honed("prove", "--model", model_folder, "--data", rows_file, "--json", proof, "lora.r=4")
     assert shown.status == 0, shown.out + shown.err
+    assert re.search(r"^  time   17 statements, about [\d.]+ s\n\nstatement ", shown.out, flags=re.MULTILINE), shown.out
     assert "17 pass, 0 FAIL, 0 not checked" in shown.out and "whole: 2 layers of 32" in shown.out
     known = json.loads(proof.read_text(encoding="utf-8"))
     assert known["command"].startswith("honed prove") and len(known["statements"]) == 17
@@ -48,7 +52,40 @@ def test_bad_input_is_one_screen(honed: Callable[..., Any], model_folder: Path, 
     for arguments, words in (
         (("--model", tmp_path / "no", "--data", rows), "No such model folder"),
         (("--model", model_folder, "--data", tmp_path / "no.jsonl"), "no.jsonl"),
-        (("--model", model_folder, "--data", rows), "None of the first 1 rows can be trained on"),
+        (("--model", model_folder, "--data", rows), "Of 1 row looked at, none can be trained on"),
     ):
         shown = honed("prove", *arguments)
         assert shown.status == 2 and words in shown.err, shown.err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_told_what_is_under_way_and_what_is_left(
+    honed: Callable[..., Any], model_folder: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from honed.prove import prove
+    from honed.prove.statement import Measured
+
+    checks = {name: (lambda _: Measured(value=0.0, bound=0.0, detail="all")) for name in ("this", "that")}
+    monkeypatch.setattr(prove, "STATEMENTS", checks)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert honed("prove", "--model", model_folder, "--data", rows_file).status == 0
+    shown = terminal.getvalue()
+    assert re.search(r"1/2 this, about 1\.0 s left\r\x1b\[2K\r.*2/2 that, about", shown), shown
+
+
+def test_a_step_that_breaks_gives_no_time(
+    honed: Callable[..., Any], model_folder: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from honed.prove import sums
+
+    def breaks(*_: Any) -> None:
+        raise ValueError("inside a library")
+
+    monkeypatch.setattr(sums, "reference", breaks)
+    monkeypatch.setattr("honed.prove.prove.STATEMENTS", dict(list(sums.STATEMENTS.items())[:1]))
+    shown = honed("prove", "--model", model_folder, "--data", rows_file)
+    assert shown.status == 1 and "  time   1 statement\n" in shown.out and "the check itself broke" in shown.out

@@ -31,7 +31,7 @@ PARAMS = (*SAMPLING, "max_new_tokens", "seed")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("model", metavar="DIR", help="folder of a run or a model, or a model's name")
+    parser.add_argument("model", metavar="MODEL", help="folder of a run or a model, or a model's name")
     parser.add_argument("--compare", metavar="BASE", help="another model, which answers the same questions")
     add_sampling(parser)
 

@@ -20,7 +20,7 @@ from honed.quantities import counted
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("model", metavar="DIR", help="folder of a run or a model, or a model's name")
+    parser.add_argument("model", metavar="MODEL", help="folder of a run or a model, or a model's name")
     parser.add_argument("prompt", nargs="?", help="the question; not with --data or --seeds")
     add_sampling(parser)
     batch = parser.add_argument_group("a whole file")

@@ -45,11 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, command: str) -> int:
     """Plans and shows the table."""
     from honed.cli.console import quiet_libraries
+
+    quiet_libraries()
     from honed.model.plan.optimizers import DEFAULT
     from honed.recipe import load_recipe
     from honed.train.options.optim import known_optimizer
 
-    quiet_libraries()
     path, changes = divide(args.items)
     changes += [f"model='{args.model}'"] if args.model else []
     changes += [f"data.max_length={args.length}"] if args.length is not None else []

@@ -59,8 +59,9 @@ def note_of(count: int, train_on: str) -> str:
     """What to say of so many, and what to set so that answers are trained as they are served without thinking."""
     only = "" if train_on in ("assistant", "last") else "data.train_on=assistant (assistant_only_loss=True) and "
     return (
-        f"an empty reasoning block is trained at the start of {counted(count, 'answer')}: asked to think, the "
-        f"model learns not to. To train them as they are served without thinking, set {only}data.template_arguments="
+        f"{counted(count, 'answer begins', 'answers begin')} with an empty reasoning block, which is trained: "
+        f"asked to think, the model learns not to. To train them as they are served without thinking, set {only}"
+        "data.template_arguments="
         "{enable_thinking: false}: the block is context then, if the template knows this argument, as Qwen3's does"
     )
 

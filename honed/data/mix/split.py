@@ -77,10 +77,11 @@ def split(mixture: Mixture, share: float, *, seed: int) -> Split:
             fix="name a file of its own with data.held_out, and leave data.eval_share out",
         )
     sides = np.split(held, np.cumsum(counts)[:-1])
+    are = "is" if held.sum() == 1 else "are"
     return Split(
         train=with_data(mixture, _side(mixture, [~side for side in sides])),
         held_out=with_data(mixture, _side(mixture, sides), weight=None, cap=None, repeat=1),
-        note=f"held out for evaluation: {held.sum():,} of {counted(len(held), 'row')} ({held.mean():.1%}), in "
+        note=f"{held.sum():,} of {counted(len(held), 'row')} ({held.mean():.1%}) {are} held out for evaluation, in "
         f"{counted(len(np.unique(groups[held])), 'group')} of rows alike",
     )
 

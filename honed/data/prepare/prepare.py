@@ -238,7 +238,7 @@ def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple
         ledger.trained_tokens -= lost
         ledger.notes.append(
             f"wrapped packing tore {counted(len(table) - ledger.documents, 'document')}; "
-            f"nothing predicts {counted(lost, 'trained token')}, which begin a part"
+            f"{counted(lost, 'trained token stands', 'trained tokens stand')} at a tear, where nothing comes before"
         )
     elif options.share_prefixes:
         rows, tokens = pack_shared(table, options.max_length)

@@ -163,5 +163,7 @@ def _counted(documents: list[Rendered], tokenizer: Any, ledger: Ledger) -> Visio
     ledger.notes += ledger.format_notes() + ledger.bos_notes()
     shown = sum(bool(images) for images in rows.images)
     images = counted(sum(map(len, rows.images)), "image")
-    ledger.notes.append(f"{shown:,} of {counted(len(rows), 'row')} with images, {images} in all")
+    ledger.notes.append(
+        f"{shown:,} of {counted(len(rows), 'row')} {'shows' if shown == 1 else 'show'} images, {images} in all"
+    )
     return VisionPrepared(rows=rows, ledger=ledger, stop_ids=tuple(stops))

@@ -73,7 +73,9 @@ def seed_prompts(tasks: Sequence[str], *, shots: int, count: int, seed: int) -> 
         DataError: there are fewer tasks than are to be shown.
     """
     if shots > len(tasks):
-        raise DataError(f"{counted(shots, 'task')} to be shown, and the file has {len(tasks)}.", fix="lower --shots")
+        raise DataError(
+            f"{counted(shots, 'task is', 'tasks are')} to be shown, and the file has {len(tasks)}.", fix="lower --shots"
+        )
     draws = random.Random(seed)
     for number in range(1, count + 1):
         shown = "\n".join(f"{n}. {task}" for n, task in enumerate(draws.sample(tasks, shots), start=1))

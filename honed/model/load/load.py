@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from honed.errors import MissingExtraError, ModelError, first_line
+from honed.errors import MissingExtraError, ModelError, RecipeError, first_line
 from honed.hub import ask_for_model
 from honed.model.device import pick_dtype
 from honed.model.load import quantize
 from honed.model.smollm2.smollm2 import MODEL_NAME as DEFAULT_MODEL
 from honed.model.smollm2.smollm2 import resolve_default_model
+
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
 def resolve(name: str) -> str:
@@ -26,7 +28,7 @@ def resolve(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
-            raise ModelError(f"{name} holds no model: there is no config.json in it.", fix="name the folder of a model")
+            raise ModelError(f"{name} holds no model: there is no config.json in it.", fix=_model_near(path))
         return str(path.absolute())  # an adapter records it, and is loaded from other places
     looks_like_path = (
         name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in {".gguf", ".safetensors"}
@@ -39,6 +41,16 @@ def resolve(name: str) -> str:
     return name
 
 
+def _model_near(folder: Path) -> str:
+    """What to name instead of a folder without a model: one inside it, where there is one."""
+    inside = sorted(folder.glob("*/config.json")) or sorted(folder.glob("*/adapter_config.json"))
+    if inside:
+        return f"name the folder of a model, such as {folder / inside[-1].parent.name}"
+    if (folder / "run.json").is_file():
+        return "this run has saved none: train it to its end (the same command goes on), or name a model's folder"
+    return "name the folder of a model"
+
+
 def load_tokenizer(name: str, **options: Any) -> Any:
     """The tokenizer of a model.
 
@@ -48,7 +60,8 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     place = Path(name).expanduser()
-    folder = str(place.absolute()) if place.is_dir() else resolve(name)  # a tokenizer may come without a model
+    alone = any((place / file).exists() for file in TOKENIZER_FILES)  # a tokenizer may come without a model
+    folder = str(place.absolute()) if alone else resolve(name)
     ask_for_model(folder, options)
     try:
         return AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False, **options})
@@ -127,7 +140,7 @@ def load_model(
     ask_for_model(folder, options)
     options = {"trust_remote_code": False, **options}  # unset, transformers would ask on the terminal
     old_name = options.pop("torch_dtype", None)
-    chosen = dtype if dtype is not None else old_name
+    chosen = known_dtype(dtype if dtype is not None else old_name)
     quantised = quantization is not None or quantize.asks_for_bits(options)
     if chosen is None:
         chosen = torch.float32 if trains_all and not quantised else pick_dtype(device)
@@ -153,6 +166,17 @@ def load_model(
     if chosen != "auto":
         quantize.into_one_format(model, getattr(torch, chosen) if isinstance(chosen, str) else chosen)
     return model if "device_map" in options else model.to(device)
+
+
+def known_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+    """The same, if it is a number format of weights or "auto".
+
+    Raises:
+        RecipeError: a name that torch does not know.
+    """
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise RecipeError(f"dtype is {dtype!r}.", fix="set float32, bfloat16 or float16")
+    return dtype
 
 
 def sees_images(name: str) -> bool:

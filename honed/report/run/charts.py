@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from honed.quantities import counted
 from honed.report.charts import Chart, Point, Series, finite_points
 from honed.report.json_values import finite
 
@@ -121,9 +120,7 @@ def metrics_problems(metrics: Metrics) -> list[str]:
     twice = len(steps) - len(set(steps))
     notes = []
     if stray:
-        notes.append(
-            f"metrics.jsonl: not drawn, because they name no step: {stray} of {counted(len(metrics), 'line')}."
-        )
+        notes.append(f"metrics.jsonl: {stray} of {len(metrics)} lines name no step and are not drawn.")
     if twice:
         notes.append(
             f"metrics.jsonl: {twice} of {len(steps)} training lines repeat a step, as after a resume; "

@@ -261,8 +261,8 @@ class Datasets:
         needed = self.args.per_device_train_batch_size * self.args.world_size
         if self.args.dataloader_drop_last and self.args.tokens_per_step is None and rows < needed:
             raise DataError(
-                f"{counted(rows, 'row')} cannot fill a batch of {needed:,}, and dataloader_drop_last=True "
-                "leaves out the rest.",
+                f"{counted(rows, 'row does', 'rows do')} not fill a batch of {needed:,}, and dataloader_drop_last=True "
+                "leaves out such a batch.",
                 fix="leave dataloader_drop_last out, or lower per_device_train_batch_size",
             )
 

@@ -21,7 +21,7 @@ from honed.data.read.sources import read_rows
 from honed.errors import RecipeError, first_line
 from honed.model.adapters.adapters import lora_config, ready_to_train
 from honed.model.device import pick_dtype
-from honed.model.load.load import model_class, resolve
+from honed.model.load.load import known_dtype, model_class, resolve
 from honed.model.plan import plan
 from honed.model.plan.checkpointing import libraries_bytes, with_layers
 from honed.model.plan.step_time import flops_per_step
@@ -119,6 +119,8 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
     batches, steps = steps_of(args, None if rows is None else len(rows), tokens)
     epoch_steps = None if rows is None else steps_of(args, len(rows), tokens, epochs=1)[1]
     tokens_per_step = None if ledger is None or epoch_steps is None else ledger.tokens / epoch_steps
+    if args.get_warmup_steps(steps) >= steps > 0 and args.lr_scheduler_type.value != "constant":
+        notes.append(f"All of {counted(steps, 'step')} are warm-up, and the first has learning rate 0: warmup_steps=0.")
     job = _job(recipe, args)
     if job is not None and args.gradient_checkpointing == "auto":
         job, told_of = _checkpointed(job, args, rows)
@@ -207,7 +209,7 @@ def schedule_in_words(args: SFTConfig, steps: int) -> str:
         else f"is {peak}, "
     )
     if kind in ("constant", "constant_with_warmup"):
-        return f"{rises}stays there" if warmup else f"is {peak} throughout"
+        return f"{rises}stays there" if warmup else f"stays at {peak}"
     end = f"{options.get('min_lr', args.learning_rate * options.get('min_lr_rate', 0)):g}"
     ways = {"linear": "falls in a line", "cosine": "falls as a cosine", "cosine_with_min_lr": "falls as a cosine"}
     if options == {"schedule": "minimind"}:
@@ -240,7 +242,7 @@ def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, *, sees: bool) ->
 
 def _dtype(recipe: Recipe, args: SFTConfig) -> str:
     if recipe.dtype is not None:
-        return recipe.dtype
+        return str(known_dtype(recipe.dtype))
     trains_all = recipe.lora is None and recipe.quantization is None
     return str(torch.float32 if trains_all else pick_dtype(args.device)).removeprefix("torch.")
 

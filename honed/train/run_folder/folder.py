@@ -37,7 +37,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        with storage_errors(self.path):
+        with storage_errors(self.path, every=True):
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write_test.{os.getpid()}"
             probe.touch()

@@ -20,6 +20,7 @@ from honed.data.prepare.reader import RowReader
 from honed.data.templates.jinja import JinjaTemplate
 from honed.data.templates.plain import PlainTemplate
 from honed.errors import DataError, RecipeError
+from honed.quantities import counted
 
 USER, ANSWER = {"role": "user", "content": "why"}, {"role": "assistant", "content": "yes"}
 CHAT = {"messages": [USER, ANSWER]}
@@ -94,7 +95,7 @@ def test_every_row_is_accounted_for(
         prepared = prepare(rows, tokenizer, options)
     except DataError as error:
         assert str(error).startswith("No row is left to train on")
-        assert f"{len(rows)} rows in, 0 trained, {len(rows)} dropped" in str(error)
+        assert f"{counted(len(rows), 'row')} in, 0 trained, {len(rows)} dropped" in str(error)
         return
     ledger, found = prepared.ledger, documents(prepared)
     assert rows == before
@@ -264,7 +265,7 @@ def test_progress_counts_rows_not_files(
     prepare([str(path)], tiny_tokenizer, PrepareOptions(), desc="Reading")
     assert capsys.readouterr().err.startswith("Reading: 3 rows in ")
     prepare([CHAT], tiny_tokenizer, PrepareOptions(), desc="Reading")
-    assert capsys.readouterr().err.startswith("Reading: 1/1 rows in ")
+    assert capsys.readouterr().err.startswith("Reading: 1/1 row in ")
 
 
 def test_starter_set_in_the_plain_template(tiny_tokenizer: Any) -> None:

@@ -23,7 +23,7 @@ def test_columns_that_no_format_reads_are_named_once(tiny_tokenizer: Any) -> Non
     assert ledger.columns_unused == {"id": 4, "url": 2}
     assert "columns not used: id (4 rows), url (2 rows)" in ledger.summary().split("\n")
     wide = [{"text": "why", **{f"c{n}": n for n in range(12)}}]
-    assert prepare(wide, tiny_tokenizer, PrepareOptions()).ledger.summary().endswith("c9 (1 rows) and 2 more")
+    assert prepare(wide, tiny_tokenizer, PrepareOptions()).ledger.summary().endswith("c9 (1 row) and 2 more")
 
 
 def test_columns_that_are_read_are_not_named(tiny_tokenizer: Any) -> None:

@@ -218,5 +218,5 @@ def test_tasks_from_seeds() -> None:
     assert len({prompt.digest for prompt in found}) > 10
     for prompt in found:
         assert sum(task in prompt.messages[0].content for task in tasks) == 3
-    with pytest.raises(DataError, match="6 tasks are to be shown, and there are 5"):
+    with pytest.raises(DataError, match="6 tasks are to be shown, and the file has 5"):
         list(seed_prompts(tasks, shots=6, count=1, seed=0))

@@ -178,3 +178,10 @@ def test_steps_chosen_by_tokens_are_counted_as_they_are_made(tmp_path: Path) -> 
     args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, tokens_per_step=80, num_train_epochs=2)
     made = len(step_bounds(lengths, 80)) - 1
     assert steps_of(args, len(lengths), sum(lengths)) == (made, 2 * made)
+
+
+def test_steps_that_are_all_warm_up_are_told(recipe_of: Callable[..., Recipe]) -> None:
+    """One step of transformers' warm-up has learning rate 0: nothing is learned."""
+    assert any("first has learning rate 0" in note for note in dry_run(recipe_of("max_steps=1")).notes)
+    assert not any("learning rate 0" in note for note in dry_run(recipe_of("max_steps=3")).notes)
+    assert not any("learning rate 0" in n for n in dry_run(recipe_of("max_steps=1", "warmup_steps=0")).notes)
