@@ -59,6 +59,7 @@ def check_rows(args: argparse.Namespace) -> int:
 
     plan = read_plan(args)
     tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)
+    plan = plan.fitted(tokenizer)
     checked = check(
         list(plan.files), plan.options, tokenizer=tokenizer, stop_ids=stops, evaluation=plan.evaluation or None
     )
@@ -79,6 +80,7 @@ def show_rows(args: argparse.Namespace, command: str = "") -> int:
     from honed.report.row.text import Style, row_text
 
     tokenizer, _ = load_tokenizer_and_stops(plan.model, plan.files)
+    plan = plan.fitted(tokenizer)
     style = Style.of(sys.stdout, tokens=args.tokens or args.ids, ids=args.ids, whole=args.context == "all")
     print(row_text(find_row(plan.files, args.row), plan.options, tokenizer, style))
     return 0
@@ -92,6 +94,7 @@ def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
     first, last = args.rows or (1, args.limit)
     wanted = range(first - 1, min(last, first - 1 + args.limit))
     tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)
+    plan = plan.fitted(tokenizer)
     checked = check(
         list(plan.files),
         plan.options,
@@ -100,7 +103,7 @@ def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
         evaluation=plan.evaluation or None,
         keep=wanted,
     )
-    facts = PageFacts(files=plan.files, model=plan.model, command=command, options=checked.options)
+    facts = PageFacts(files=plan.files, model=plan.model, command=command, options=plan.options)
     path = write_data_page(args.html, checked, facts, getattr(tokenizer, "tokenizer", tokenizer))
     print(f"{path}   {counted(checked.ledger.rows_in, 'row')} checked, {len(checked.kept):,} of them to look at")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,14 @@ class Plan:
     options: PrepareOptions
     evaluation: str | None
     notes: tuple[str, ...] = ()
+
+    def fitted(self, tokenizer: Any) -> Plan:
+        """With the default `max_length` lowered to the tokenizer's limit, as in training; as it is without one."""
+        from honed.data.prepare.options import lowered_length
+
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        max_length, notes = lowered_length(self.options.max_length, tokenizer)
+        return replace(self, options=replace(self.options, max_length=max_length), notes=(*self.notes, *notes))
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:

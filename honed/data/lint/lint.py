@@ -67,12 +67,10 @@ class Checked:
         lengths: of each document before the length policy, in `unit`.
         fills: tokens of each row as packing fills it (whether the options pack or not); empty without max_length.
         scripts: script -> rows.
-        options: those of the check, with the `max_length` that training would take.
         notes: what was left out, and why.
         kept: the rows asked for.
     """
 
-    options: PrepareOptions
     ledger: Ledger
     findings: tuple[Finding, ...]
     lengths: np.ndarray
@@ -164,7 +162,6 @@ class _Running:
         fills = self.tokens.finish(self.ledger) if self.tokens else np.empty(0, dtype=np.int64)
         milder = {"unusable"} if self.options.bad_rows == "drop" else set()
         return Checked(
-            options=self.tokens.options if self.tokens else self.options,
             ledger=self.ledger,
             findings=self.findings.sorted(milder=milder),
             lengths=lengths,
@@ -248,8 +245,9 @@ class _Running:
                 self._mark(place, *faults)
 
     def _notes(self) -> Iterator[str]:
-        yield from self.tokens.notes if self.tokens else [NO_MODEL]
-        if self.tokens is not None and self.options.train_on == "all":
+        if self.tokens is None:
+            yield NO_MODEL
+        elif self.options.train_on == "all":
             yield "With train_on=all there are no trained turns of which the end could be checked."
         if self.tokens is not None and (note := self.tokens.borders.note()):
             yield note

@@ -18,7 +18,7 @@ from honed.data.example import Example, RowError
 from honed.data.ledger import Ledger
 from honed.data.lint.borders import Borders
 from honed.data.lint.kinds import Findings
-from honed.data.prepare.options import PrepareOptions, lowered_length
+from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.prepare import make_template
 from honed.data.prepare.reader import NOT_VERIFIED, Fitted, fit, in_one_line
 from honed.data.read.formats import ReadOptions
@@ -49,8 +49,6 @@ class TokenCheck:
         stop_ids: ids at which the model's own generation config stops, beside the tokenizer's EOS.
 
     Attributes:
-        options: with the `max_length` that training would take.
-        notes: what the user should know.
         borders: finds prompts and answers that do not meet at a border of tokens.
     """
 
@@ -63,8 +61,6 @@ class TokenCheck:
         else:
             template = make_template(tokenizer, options)
             self.renderer = Renderer(tokenizer, template, train_on=options.train_on)
-        max_length, self.notes = lowered_length(options.max_length, tokenizer)
-        options = replace(options, max_length=max_length)
         self.tokenizer, self.options = tokenizer, options
         self.reading = reading_of(options, template)
         self.special = special_tokens(tokenizer)

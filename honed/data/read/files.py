@@ -147,6 +147,8 @@ def _parse(line: bytes) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         why = str(error)
+        if line.strip() in (b"{", b"["):
+            return RowError("not JSON", "each object must stand in a line of its own: jq -c . FILE writes them so")
         if isinstance(error, json.JSONDecodeError):
             why = f"{error.msg.removesuffix(' at')} (character {error.pos + 1})"
         start = line[:400].decode(errors="replace").strip()[:80]

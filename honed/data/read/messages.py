@@ -27,7 +27,8 @@ def read_messages(turns: Any) -> tuple[Message, ...]:
     """
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise RowError("no messages", f"expected a list of messages, found {turns!r:.80}")
-    return checked(_with_analysis_as_thinking([_read_message(turn) for turn in turns]))
+    messages = _with_calls_of_their_turn([_read_message(turn) for turn in turns], turns)
+    return checked(_with_analysis_as_thinking(messages))
 
 
 def parsed_turns(turns: Any) -> Any:
@@ -103,12 +104,11 @@ def _read_message(turn: Any) -> Message:
     if _is_plain(turn):  # as most are: nothing else to look for
         return Message(role=turn["role"], content=turn["content"])
     # not get(key, default): Arrow fills the keys that other rows have with None
-    name = turn["role"] if turn.get("role") is not None else turn.get("from")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
-    role = _role(name, turn)
+    role = _role(turn)
     extra = {key: value for key, value in turn.items() if key not in _READ and value is not None}
     calls = _tool_calls(turn)
-    if str(name).strip().lower() in _CALLS and not calls:
+    if _name(turn) in _CALLS and not calls:
         calls, content = _calls_in(content), ""
     if calls:
         extra["tool_calls"] = calls
@@ -118,14 +118,21 @@ def _read_message(turn: Any) -> Message:
     return Message(role=role, content=text, train=_train(turn), weight=_weight(turn), extra=extra, parts=parts)
 
 
-def _role(name: Any, turn: Mapping[Any, Any]) -> str:
-    """The role that templates know, of one that data sets write in many ways."""
+def _name(turn: Mapping[Any, Any]) -> str:
+    """Of whom the message is, in the data set's own words, or "" where it does not say."""
+    name = turn["role"] if turn.get("role") is not None else turn.get("from")
+    return name.strip().lower() if isinstance(name, str) else ""
+
+
+def _role(turn: Mapping[Any, Any]) -> str:
+    """The role that templates know."""
+    name = turn["role"] if turn.get("role") is not None else turn.get("from")
     if name is None:
         seen = ", ".join(map(str, turn)) or "none"
         raise RowError(
             "message without a role", f"keys seen: {seen}. data.columns='{{role: KEY, content: KEY}}' names them"
         )
-    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    role = ROLES.get(_name(turn))
     if role is None:
         raise RowError("unknown role", f"found {name!r}; known: {', '.join(ROLES)}")
     return role
@@ -234,6 +241,26 @@ def _from_json(text: str, reason: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RowError(reason, f"{error}, in {text!r:.60}") from None
+
+
+def _with_calls_of_their_turn(messages: list[Message], turns: Sequence[Any]) -> list[Message]:
+    """A message that is nothing but a call belongs to the turn of the assistant before it, be that words or a call."""
+    if not any(message.extra for message in messages):
+        return messages
+    merged: list[Message] = []
+    for message, turn in zip(messages, turns, strict=True):
+        before = merged[-1] if merged else None
+        calls = message.extra.get("tool_calls") if _name(turn) in _CALLS else None
+        if calls and before is not None and _flags(before) == _flags(message):
+            calls = [*before.extra.get("tool_calls", ()), *calls]
+            merged[-1] = replace(before, extra={**message.extra, **before.extra, "tool_calls": calls})
+        else:
+            merged.append(message)
+    return merged
+
+
+def _flags(message: Message) -> tuple[str, bool | None, float | None]:
+    return message.role, message.train, message.weight
 
 
 def _with_analysis_as_thinking(messages: list[Message]) -> list[Message]:

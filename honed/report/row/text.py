@@ -79,7 +79,7 @@ def row_text(
     viewer = TokenViewer(tokens.tokenizer, tokens.special_ids)
     parts = [visible(str(source))]
     for number, view in enumerate(views, start=1):
-        parts += ["", view_head(number, len(views), view, tokens.options), view_text(viewer.tokens(view), style)]
+        parts += ["", view_head(number, len(views), view, options), view_text(viewer.tokens(view), style)]
     return "\n".join([*parts, "", legend(style)] if explained else parts)
 
 

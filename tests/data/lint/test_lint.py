@@ -59,7 +59,7 @@ def only(checked: Checked, kind: str) -> Any:
 
 
 def test_clean_rows_have_no_findings(tiny_tokenizer: Any) -> None:
-    checked = check(usual(40), PrepareOptions(max_length=512), tokenizer=tiny_tokenizer)
+    checked = check(usual(40), PrepareOptions(), tokenizer=tiny_tokenizer)
     assert checked.findings == () and checked.notes == ()
     assert checked.ledger.rows_trained == 40
 

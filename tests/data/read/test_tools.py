@@ -38,6 +38,19 @@ def test_tool_calls(turn: dict[str, Any], calls: list[Any]) -> None:
     assert talk.messages[2].as_template_input() == result
 
 
+def test_calls_that_are_messages_of_their_own_belong_to_the_turn_before() -> None:
+    """As ms-swift's agents have them: thought, call and call are one turn of the assistant."""
+    thought = {"role": "assistant", "content": "<think>hm</think>"}
+    call, result = {"role": "tool_call", "content": json.dumps(SUM)}, {"role": "tool_response", "content": "3"}
+    talk = read({"messages": [USER, thought, call, call, result, call, result, ANSWER]}).messages
+    assert [(m.role, m.content, len(m.extra.get("tool_calls", ()))) for m in talk] == [
+        ("user", "why", 0), ("assistant", "<think>hm</think>", 2), ("tool", "3", 0), ("assistant", "", 1),
+        ("tool", "3", 0), ("assistant", "yes", 0),
+    ]  # fmt: skip
+    apart = read({"messages": [USER, {**thought, "train": False}, call, result, ANSWER]}).messages
+    assert [(m.role, m.train) for m in apart[1:3]] == [("assistant", False), ("assistant", None)]
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -171,3 +171,27 @@ def test_system_prompt_that_only_prompts_show(tokenizer_with: Any) -> None:
             f"<|im_start|>{question}[ANSWER]yes<|im_end|><|im_start|>Be kind b[ANSWER]no<|im_end|>",
         ]
         assert trained_text(tokenizer, views) == ["yes<|im_end|>", "no<|im_end|>"]
+
+
+@pytest.mark.parametrize(("answer", "trained"), [("<think>hm</think>so", "hm</think>so<|im_end|>"), ("so", None)])
+def test_prompt_that_opens_the_reasoning(tokenizer_with: Any, answer: str, trained: str | None) -> None:
+    """As models have it that always think: what the prompt holds already is not trained, and no answer loses a word."""
+    tokenizer = tokenizer_with(FAMILIES["chatml"].jinja.replace("assistant\\n' }}", "assistant\\n<think>' }}"))
+    render = Renderer(tokenizer, JinjaTemplate(tokenizer)).render
+    talk = conversation("why", answer)
+    if trained is None:
+        with pytest.raises(TemplateError, match="does not begin an answer the way its generation prompt does"):
+            render([talk])
+        return
+    [[view]] = render([talk])
+    [turn] = view.turns
+    assert view.input_ids[: turn.start].tolist() == served(tokenizer, talk.messages[:1])
+    assert tokenizer.decode(view.input_ids[turn.start : turn.end]) == trained
+
+
+def test_the_token_that_ends_a_turn_is_trained_whatever_eos_is(tokenizer_with: Any) -> None:
+    """Gemma's turns end with <end_of_turn>, and its EOS is <eos>."""
+    gemma = FAMILIES["gemma"]
+    tokenizer = tokenizer_with(gemma.jinja, special=(*gemma.special, "<eos>"), eos_token="<eos>")
+    [[view]] = Renderer(tokenizer, JinjaTemplate(tokenizer)).render([conversation("why", "so", "and", "yes")])
+    assert tokenizer.decode(view.input_ids[view.weights > 0]) == "so<end>yes<end>"

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from honed.data.lint.lint import check
-from honed.data.prepare.options import PrepareOptions
+from honed.cli.main import main
 from honed.errors import RecipeError
 from honed.recipe import Recipe, load_recipe
 from honed.train.forward.lengths import fit_length, learned_positions
@@ -40,24 +39,30 @@ def tokens_of_the_short_rows(tokenizer: Any) -> int:
     return sum(len(tokenizer("why " * count)["input_ids"]) + 1 for count in (3, 40))  # and EOS
 
 
-@pytest.mark.parametrize(("length", "longest"), [("1024", 512), ("700", 700), ("100", 100)])
+def checked_by_the_command_line(recipe: Recipe, capsys: Any) -> dict[str, Any]:
+    """What `honed data check --json` says of the recipe's rows."""
+    given = [*recipe.data.files, f"max_length={recipe.data.max_length}", f"overlong={recipe.data.overlong}"]
+    capsys.readouterr()
+    assert main(["data", "check", *given, "--model", recipe.model, "--json"]) == 0
+    said: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return said
+
+
+@pytest.mark.parametrize("limits", [("1024", 512), ("700", 700), ("100", 100)])
 @pytest.mark.parametrize("engine", ["plain", "trainer"])
 def test_both_engines_the_dry_run_and_the_check_take_the_same(
-    engine: str, length: str, longest: int, recipe_of: Callable[..., Recipe], tiny_tokenizer: Any
+    engine: str, limits: tuple[str, int], recipe_of: Callable[..., Recipe], tiny_tokenizer: Any, capsys: Any
 ) -> None:
+    length, longest = limits
     short = tokens_of_the_short_rows(tiny_tokenizer)
     recipe = recipe_of(f"engine={engine}", f"max_length={length}", "data.overlong=truncate")
     planned, told = dry_run(recipe), list[str]()
-    checked = check(
-        list(recipe.data.files),
-        PrepareOptions(max_length=int(length), overlong="truncate"),
-        tokenizer=tiny_tokenizer,
-    )
+    checked = checked_by_the_command_line(recipe, capsys)
     run(recipe, command="", say=told.append)
     trained = json.loads((Path(recipe.output) / "ledger.json").read_text())["tokens"]
     assert planned.ledger is not None
-    assert [trained, planned.ledger.tokens, checked.ledger.tokens] == [short + longest] * 3
-    notes = [[note for note in notes if "max_length is" in note] for notes in (told, planned.notes, checked.notes)]
+    assert [trained, planned.ledger.tokens, checked["ledger"]["tokens"]] == [short + longest] * 3
+    notes = [[note for note in notes if "max_length is" in note] for notes in (told, planned.notes, checked["notes"])]
     assert [len(found) for found in notes] == [length == "1024"] * 3
 
 
