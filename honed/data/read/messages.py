@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from honed.data.example import REASONING, ROLES, Message, RowError
 
@@ -105,10 +105,11 @@ def _read_message(turn: Any) -> Message:
         return Message(role=turn["role"], content=turn["content"])
     # not get(key, default): Arrow fills the keys that other rows have with None
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
-    role = _role(turn)
+    name = _name(turn)
+    role = ROLES.get(name) or _unknown_role(turn)
     extra = {key: value for key, value in turn.items() if key not in _READ and value is not None}
     calls = _tool_calls(turn)
-    if _name(turn) in _CALLS and not calls:
+    if name in _CALLS and not calls:
         calls, content = _calls_in(content), ""
     if calls:
         extra["tool_calls"] = calls
@@ -124,18 +125,13 @@ def _name(turn: Mapping[Any, Any]) -> str:
     return name.strip().lower() if isinstance(name, str) else ""
 
 
-def _role(turn: Mapping[Any, Any]) -> str:
-    """The role that templates know."""
-    name = turn["role"] if turn.get("role") is not None else turn.get("from")
-    if name is None:
-        seen = ", ".join(map(str, turn)) or "none"
-        raise RowError(
-            "message without a role", f"keys seen: {seen}. data.columns='{{role: KEY, content: KEY}}' names them"
-        )
-    role = ROLES.get(_name(turn))
-    if role is None:
-        raise RowError("unknown role", f"found {name!r}; known: {', '.join(ROLES)}")
-    return role
+def _unknown_role(turn: Mapping[Any, Any]) -> NoReturn:
+    found = turn["role"] if turn.get("role") is not None else turn.get("from")
+    if found is not None:
+        raise RowError("unknown role", f"found {found!r}; known: {', '.join(ROLES)}")
+    seen = ", ".join(map(str, turn)) or "none"
+    fix = "data.columns='{role: KEY, content: KEY}' names them"
+    raise RowError("message without a role", f"keys seen: {seen}. {fix}")
 
 
 def _holds_others(value: Any) -> bool:

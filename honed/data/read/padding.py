@@ -31,11 +31,7 @@ def _stripped(value: Any) -> Any:
 
 def _structs(kind: Any) -> int:
     """How many structs stand inside each other."""
-    inner = max((_structs(kind.field(n).type) for n in range(kind.num_fields)), default=0)
-    return inner + (kind.id == _struct_id())
-
-
-def _struct_id() -> int:
     import pyarrow as pa
 
-    return int(pa.lib.Type_STRUCT)
+    inner = max((_structs(kind.field(n).type) for n in range(kind.num_fields)), default=0)
+    return inner + pa.types.is_struct(kind)

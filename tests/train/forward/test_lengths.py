@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from honed.cli.main import main
+from honed.data.prepare.options import DEFAULT_MAX_LENGTH, PrepareOptions
 from honed.errors import RecipeError
-from honed.recipe import Recipe, load_recipe
+from honed.recipe import DataRecipe, Recipe, load_recipe
 from honed.train.forward.lengths import fit_length, learned_positions
 from honed.train.options.config import SFTConfig
 from honed.train.run.dry_run import dry_run
@@ -107,6 +108,10 @@ def test_more_than_learned_positions_is_refused(
     for start in (dry_run, lambda recipe: run(recipe, command="", say=lambda _: None)):
         with pytest.raises(RecipeError, match="learned 64 positions"):
             start(recipe)
+
+
+def test_the_default_is_one_everywhere() -> None:
+    assert SFTConfig.max_length == DataRecipe().max_length == PrepareOptions().max_length == DEFAULT_MAX_LENGTH
 
 
 def test_rows_that_are_not_prepared_are_the_callers_own(tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
