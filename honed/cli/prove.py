@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     checked = findings(subject, statements)
     for number, name in enumerate(statements, start=1):
         left = sum(expected.get(later, 0.0) for later in list(statements)[number - 1 :])
-        with under_way(f"{number}/{len(statements)} {name}, {left_text(left)}"):
+        with under_way(f"{number}/{len(statements)}, {left_text(left)}: {name}"):
             found.append(next(checked))
         print(line(found[-1]), flush=True)
     print(summary(found))
