@@ -97,7 +97,7 @@ def heading(model: str, subject: Subject) -> str:
 
 
 def time_line(count: int, expected: dict[str, float]) -> str:
-    """How many statements, and about how long they will take; "" of a time where no step could be timed."""
+    """How many statements, and where a step could be timed, about how long they will take."""
     about = f", about {duration_text(max(1.0, sum(expected.values())))}" if expected else ""
     return f"  time   {counted(count, 'statement')}{about}"
 
