@@ -74,7 +74,7 @@ def test_a_terminal_is_told_what_is_under_way_and_what_is_left(
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert honed("prove", "--model", model_folder, "--data", rows_file).status == 0
     shown = terminal.getvalue()
-    assert re.search(r"1/2 this, about 1\.0 s left\r\x1b\[2K\r.*2/2 that, about", shown), shown
+    assert re.search(r"1/2, about 1\.0 s left: this\r\x1b\[2K\r.*2/2, about 1\.0 s left: that", shown), shown
 
 
 def test_a_step_that_breaks_gives_no_time(

@@ -118,7 +118,8 @@ def _trained(found: DryRun) -> str:
     share = f"{found.trainable:,} parameters ({found.trainable / max(1, found.parameters):.2%})"
     if lora is None:
         return f"{share}: all weights"
-    return f"{share}: an adapter, r={lora.r}, alpha={lora.alpha:g}, on {lora.target_modules}"
+    on = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+    return f"{share}: an adapter, r={lora.r}, alpha={lora.alpha:g}, on {on}"
 
 
 def _data(found: DryRun) -> str:
