@@ -70,7 +70,7 @@ def test_questions(tmp_path: Path) -> None:
         ("- {prompt: why, expect: {exact: a, regex: b}}", "expects"),
         ("- {prompt: why, expect: {regex: '('}}", "regex is none"),
         ("- {messages: [], expect: {exact: a}}", "messages is no list"),
-        ("- {messages: [{role: bard, content: a}], expect: {exact: a}}", "messages is no list"),
+        ("- {messages: [{role: poet, content: a}], expect: {exact: a}}", "messages is no list"),
         ("- {messages: hello, expect: {exact: a}}", "messages is no list"),
     ],
 )
