@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 KEY = ("case", "side", "round")
+PATIENCE = 6  # a run that takes so many times what was guessed hangs, and is ended
 Run = dict[str, Any]
 Record = dict[str, Any]
 
@@ -57,7 +58,7 @@ def carry_out(
             print(f"{len(left(runs, record))} runs are left; the same command goes on with them", flush=True)
             return False
         before = time.monotonic()
-        note(record, batch, apart(script, batch, timeout=10 * guess * len(batch), environment=environment))
+        note(record, batch, apart(script, batch, timeout=PATIENCE * guess * len(batch), environment=environment))
         took.append(time.monotonic() - before)
         settle(record)
         write(out, record)

@@ -50,6 +50,7 @@ from apart import Record, Run, answer, carry_out, left, open_record, write
 from card import gemm_tflops, name_of_device, one_gpu, versions
 from gpu_cases import (
     CASES,
+    FIRST_SIDES,
     REFERENCE,
     SIDES,
     SLICE_LAYERS,
@@ -67,6 +68,7 @@ from gpu_compare import compared, describe, settle
 from gpu_watch import looked_at, memory_in_use, watching
 
 WARM_UP = 3
+TOKENIZER = "tokenizer"  # its folder, beside the rows
 SLICE_DOCUMENTS = 4
 OTHERS = ("trl", "peft", "accelerate", "triton", "bitsandbytes", "flash-attn", "kernels", "liger-kernel", "torchao")
 QUICK_SQUARE = 256
@@ -87,11 +89,11 @@ def main() -> None:
     record = open_record(out, {"date": date.today().isoformat(), **facts})
     with tempfile.TemporaryDirectory() as folder:
         runs = planned(cases, args, device, Path(folder))
+        tokenizer_of().save_pretrained(Path(folder) / TOKENIZER)  # once: to look for one may take long
         for name, case in cases.items():
             if any(run["case"] == name for run in left(runs, record)):
-                rows_file(Path(folder), name).write_text(
-                    json.dumps(steps_of(case, WARM_UP + args.steps)), encoding="utf-8"
-                )
+                rows = json.dumps(steps_of(case, WARM_UP + args.steps))
+                rows_file(Path(folder), name).write_text(rows, encoding="utf-8")
         all_done = carry_out(
             __file__, runs, record, out=out, minutes=args.minutes, guess=35, together=args.quick, settle=settle
         )
@@ -138,21 +140,23 @@ def cases_in(record: Record) -> dict[str, Case]:
 
 
 def planned(cases: dict[str, Case], args: argparse.Namespace, device: str, folder: Path) -> list[Run]:
-    """All runs in order: of every case the float32 slice, then all sides in turn, then all sides again."""
+    """All runs in order: of every case the float32 slice and the first sides, then of every case the others, then all
+    sides again."""
     common = {"device": device, "quick": args.quick, "steps": args.steps}
-    runs = [{"case": "device", "side": "gemm", "round": 0, "package": "torch", **common}]
+    runs = [{"case": "device", "side": "gemm", "round": 0, "package": "torch", "turn": 0, **common}]
     for name, case in cases.items():
         sides = args.sides or case.sides
         here = {"case": name, "rows": str(rows_file(folder, name)), **common}
         lacking = missing(Side(package="torch"), case, device)
-        runs.append({**here, "side": REFERENCE, "round": 0, "package": "torch", "missing": lacking})
+        runs.append({**here, "side": REFERENCE, "round": 0, "package": "torch", "turn": 0, "missing": lacking})
         for number in range(args.rounds):
-            for side in SIDES if "all" in sides else sides:
+            for place, side in enumerate(SIDES if "all" in sides else sides):
+                here["turn"] = 2 * number + (place >= FIRST_SIDES)
                 if args.quick and case.lora and side not in (args.sides or QUICK_SIDES):
                     continue  # full fine-tuning has tried it
                 package, lacking = SIDES[side].package, missing(SIDES[side], case, device)
                 runs.append({**here, "side": side, "round": number, "package": package, "missing": lacking})
-    return runs
+    return sorted(runs, key=lambda run: run["turn"])
 
 
 def measure(run: Run) -> Run:
@@ -213,7 +217,7 @@ def trained(step: list[Any]) -> int:
 
 def trainer_of(side: Side, case: Case, run: Run, model: Any, steps: list[list[Any]], **more: Any) -> Any:
     """The side's trainer over these steps' documents, each step one batch."""
-    from transformers import PrinterCallback
+    from transformers import AutoTokenizer, PrinterCallback
 
     options: dict[str, Any] = {
         "output_dir": str(Path(run["rows"]).parent / "output"),
@@ -236,7 +240,8 @@ def trainer_of(side: Side, case: Case, run: Run, model: Any, steps: list[list[An
         model.set_use_kernels(True)
     rows = [row for step in steps for row in step]
     make = honed_trainer if side.package == "honed" else trl_trainer
-    trainer = make(model, options, rows, tokenizer_of())
+    tokenizer = AutoTokenizer.from_pretrained(Path(run["rows"]).parent / TOKENIZER)
+    trainer = make(model, options, rows, tokenizer)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -29,7 +29,7 @@ answer(sys.argv[2], work)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(BENCHMARKS)
     yield
-    for name in ("apart", "card", "data_preparation", "gpu_cases", "gpu_compare"):
+    for name in ("apart", "card", "data_preparation", "gpu_cases", "gpu_compare", "gpu_training"):
         sys.modules.pop(name, None)
 
 
@@ -109,3 +109,33 @@ def test_data_sheets_by_device() -> None:
     assert card.peak_tflops("NVIDIA H100 PCIe, driver 580.1") == 756.0
     assert card.peak_tflops("NVIDIA L40S") == 362.0
     assert card.peak_tflops("a card of another maker") is None
+
+
+def test_first_come_the_sides_that_matter_most(tmp_path: Path) -> None:
+    """A time limit leaves out the last sides of all cases, not the last cases."""
+    import argparse
+
+    import gpu_cases
+    import gpu_training
+
+    args = argparse.Namespace(sides=None, quick=False, steps=8, rounds=2)
+    runs = gpu_training.planned(gpu_cases.CASES, args, "cuda", tmp_path)
+    per_case = 1 + gpu_cases.FIRST_SIDES  # with the run in float32 that they are compared with
+    first = [run["case"] for run in runs[1 : 1 + per_case * len(gpu_cases.CASES)]]
+    assert first == [name for name in gpu_cases.CASES for _ in range(per_case)]
+    assert [run["round"] for run in runs] == sorted(run["round"] for run in runs)
+    assert len({(run["case"], run["side"], run["round"]) for run in runs}) == len(runs)
+
+
+def test_without_any_tokenizer_tokens_are_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_cases
+
+    def absent() -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(gpu_cases, "load_tokenizer", absent)
+    gpu_cases.any_tokenizer.cache_clear()
+    tokenizer = gpu_cases.any_tokenizer()
+    text = "naïve 模型"
+    assert tokenizer.decode(tokenizer.encode(text)) == text and len(tokenizer) == 257
+    assert len(tokenizer.encode(text)) == len(text.encode())

@@ -92,6 +92,12 @@ def document_attention(
     return _whole_row(kernel, layout, qkv, rule) if kernel else _by_document(layout, qkv, rule), None
 
 
+def remember(layout: Layout, bounds_N: torch.Tensor, tree_2N: torch.Tensor | None) -> None:
+    """Has attention take this layout for a row of these boundaries and prefixes, instead of reading them."""
+    here = layout if layout.device == bounds_N.device else layout.to(bounds_N.device)
+    _layouts.put(here, bounds_N, *([] if tree_2N is None else [tree_2N]))
+
+
 def document_mask(
     *args: Any, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: Any
 ) -> torch.Tensor | None:

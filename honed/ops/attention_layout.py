@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain, groupby, pairwise
@@ -51,7 +52,10 @@ class Run:
 
 
 class Layout:
-    """The segments of a row, read once per batch and used by every layer.
+    """The segments of a row, known once per batch and used by every layer.
+
+    It travels in a batch like a tensor: loaders pin it, and move it to the device. Who makes the batch knows the
+    segments, so nobody has to ask the device where they are.
 
     Args:
         lengths: tokens of each segment, in row order.
@@ -65,6 +69,7 @@ class Layout:
         shares: whether a segment sees another.
         longest: tokens of the longest segment.
         most_keys: keys of the segment that sees most.
+        device: of the row.
     """
 
     def __init__(
@@ -81,12 +86,29 @@ class Layout:
         self.longest = max(lengths)
         self.most_keys = max(run.length + sum(part.tokens for part in run.path) for run in self.runs)
         self._ends = list(accumulate(lengths))
-        self._device = device
+        self.device = device or torch.device("cpu")
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Layout:
+        """The same layout for a row on this device; what kernels need of it is copied there."""
+        moved = copy(self)
+        moved._replace_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved.device = device
+        return moved
+
+    def pin_memory(self) -> Layout:
+        """The same layout with its tensors in pinned memory."""
+        pinned = copy(self)
+        pinned._replace_tensors(lambda tensor: tensor.pin_memory())
+        return pinned
+
+    def _replace_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if self.shares:  # else a row's own boundaries are all that a kernel needs
+            self.bounds, self.keys = change(self.bounds), (change(self.keys[0]), change(self.keys[1]))
 
     @cached_property
     def bounds(self) -> torch.Tensor:
         """int32 (N + 1,): where segments start and the last ends."""
-        return torch.tensor([0, *self._ends], dtype=torch.int32, device=self._device)
+        return torch.tensor([0, *self._ends], dtype=torch.int32, device=self.device)
 
     @cached_property
     def keys(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,8 +126,8 @@ class Layout:
             for n in range(run.count)
         ]
         ends = accumulate(sum(map(len, stretch)) for stretch in stretches)
-        places = torch.tensor(list(chain.from_iterable(chain.from_iterable(stretches))), device=self._device)
-        return places, torch.tensor([0, *ends], dtype=torch.int32, device=self._device)
+        places = torch.tensor(list(chain.from_iterable(chain.from_iterable(stretches))), device=self.device)
+        return places, torch.tensor([0, *ends], dtype=torch.int32, device=self.device)
 
 
 def layout_of_bounds(bounds_N: torch.Tensor, tree_2N: torch.Tensor | None = None) -> Layout:
@@ -138,9 +160,14 @@ class Remembered:
             for (ref, version), tensor in zip(self._of, tensors, strict=True)
         )
         if self._value is None or not known:
-            self._value = make(*tensors)
-            self._of = tuple((weakref.ref(tensor), _version(tensor)) for tensor in tensors)
+            self.put(make(*tensors), *tensors)
+        assert self._value is not None
         return self._value
+
+    def put(self, value: Layout, *tensors: torch.Tensor) -> None:
+        """Remembers what somebody knows who need not read these tensors."""
+        self._value = value
+        self._of = tuple((weakref.ref(tensor), _version(tensor)) for tensor in tensors)
 
 
 def _version(tensor: torch.Tensor) -> int:

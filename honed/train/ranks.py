@@ -56,8 +56,15 @@ class Ranks:
         return values
 
     def on_device(self, batch: Batch) -> Batch:
-        """The batch with its tensors on this rank's device."""
-        moved = {key: value.to(self.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        """The batch with its tensors, and what else can be moved, on this rank's device.
+
+        On CUDA the host does not wait for the copies: it would wait for all work that was queued before them. Pinned
+        memory is not given out again before a copy out of it has ended; torch's allocator sees to that.
+        """
+        at_once = self.device.type == "cuda"
+        moved = {
+            key: value.to(self.device, non_blocking=at_once) for key, value in batch.items() if hasattr(value, "to")
+        }
         return {**batch, **moved}
 
     def precision(self, dtype: str) -> AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from honed.errors import ModelError
 from honed.ops import attention, attention_tiles
-from honed.ops.attention_layout import Layout
+from honed.ops.attention_layout import Layout, Remembered
 
 B, H, K, E = 1, 4, 2, 8
 LAYER = torch.nn.Identity()
@@ -241,3 +242,29 @@ def test_padded_batches_get_a_mask_and_flat_ones_none() -> None:
     padded = attention.document_mask(**shape, attention_mask=torch.tensor([[False, True, True, True]]))
     assert padded is not None and padded.shape == (1, 1, 4, 4)
     assert not padded[0, 0, 3, 0] and padded[0, 0, 3, 1]
+
+
+def test_a_layout_that_is_told_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in training, where the collator knows the boundaries: the same attention, and no look at the device."""
+    bounds = torch.tensor([0, 6, 10, 15], dtype=torch.int32)
+    tree = torch.tensor([[-1, 0, -1], [0, 6, 0]], dtype=torch.int32)
+    qkv = [torch.randn(1, heads, 15, 8, dtype=torch.float64) for heads in (4, 2, 2)]
+
+    def attend() -> torch.Tensor:
+        arguments = {"cu_seq_lens_q": bounds, "shared_prefixes": tree}
+        return attention.document_attention(torch.nn.Identity(), *qkv, None, **arguments)[0]
+
+    expected = attend()
+    told = pickle.loads(pickle.dumps(Layout([6, 4, 5], *tree.tolist())))  # as a worker hands it over
+    monkeypatch.setattr(attention, "_layouts", Remembered())
+    monkeypatch.setattr(attention, "layout_of_bounds", lambda *_: pytest.fail("the boundaries were read"))
+    attention.remember(told.to(torch.device("cpu"), non_blocking=True), bounds, tree)
+    assert torch.equal(attend(), expected)
+
+
+def test_a_layout_moves_as_a_tensor_does() -> None:
+    layout = Layout([6, 4, 5], [-1, 0, -1], [0, 6, 0])
+    moved = layout.to(torch.device("meta"))
+    assert {tensor.device.type for tensor in (moved.bounds, *moved.keys)} == {"meta"} == {moved.device.type}
+    assert layout.device == layout.bounds.device == torch.device("cpu")
+    assert (moved.runs, moved.longest, moved.most_keys) == (layout.runs, layout.longest, layout.most_keys)

@@ -15,6 +15,7 @@ import torch
 from honed.data.batch.prefix import shared_row
 from honed.data.batch.table import PackedRow
 from honed.data.read.formats import IGNORE_INDEX
+from honed.ops.attention_layout import Layout
 
 Batch = dict[str, Any]
 
@@ -46,8 +47,9 @@ class FlatCollator:
         Returns:
             input_ids, labels, position_ids int64 (1, T); loss_weights float32 (1, T); cu_seq_lens int32 (N + 1,).
             Two integers, so that nobody has to ask the device: `num_tokens`, padding not among them, and `num_targets`,
-            positions with a label to their right. Where prefixes are shared also shared_prefixes, int32 (2, N): the
-            parent of each segment, -1 for none, and how many tokens come before it.
+            positions with a label to their right; and `layout`, the same boundaries for honed's attention. Where
+            prefixes are shared also shared_prefixes, int32 (2, N): the parent of each segment, -1 for none, and how
+            many tokens come before it.
         """
         tree = shared_row(rows) if self.share_prefixes else None
         rows = rows if tree is None else [tree]
@@ -58,6 +60,8 @@ class FlatCollator:
             structure[:, : len(tree.parents)] = tree.parents, tree.starts
         batch = self._flat([*rows, padding], structure[1])
         batch["num_tokens"] -= len(padding.input_ids)
+        lengths = [length for row in (*rows, padding) for length in row.lengths]
+        batch["layout"] = Layout(lengths, *structure.tolist())
         return batch if tree is None else {**batch, "shared_prefixes": torch.from_numpy(structure)}
 
     def _padding(self, rows: Sequence[PackedRow]) -> PackedRow:

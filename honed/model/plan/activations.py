@@ -51,6 +51,11 @@ class Formats:
         """Whether autocast turns the weights into another format."""
         return self.weight != self.compute
 
+    @property
+    def experts(self) -> int:
+        """Of the products of experts, which follow autocast only where honed has them do so: not on CPU."""
+        return self.weight if self.copies_attention else self.compute
+
 
 def formats_of(method: str, *, device: str, dtype: str | None = None) -> Formats:
     """The number formats that honed uses: on CUDA products in bfloat16, and weights in float32 if they are trained.
@@ -84,7 +89,8 @@ def saved_per_layer(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> 
     adapter merged in."""
     linear, experts = sizes.linear // sizes.layers, sizes.experts // sizes.layers
     if adapter is None:
-        return linear * formats.compute if formats.casts else 0
+        copied = experts * formats.experts if formats.experts != formats.weight else 0
+        return (linear * formats.compute if formats.casts else 0) + copied
     merged = experts * formats.weight if adapter.merges_experts else 0
     casts = adapter.weights // sizes.layers * formats.compute if formats.compute < FP32 else 0
     return merged + casts
@@ -120,8 +126,8 @@ def _dense(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
 
 def _experts(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
     """Tokens are sorted by expert. Each keeps gate and up, the activated gate, and its output for the router's
-    gradient; with trained or merged weights also its input and product. Autocast does not reach these products."""
-    w, chosen = formats.weight, sizes.chosen
+    gradient; with trained or merged weights also its input and product."""
+    w, chosen = formats.experts, sizes.chosen
     numbers = sizes.hidden + 3 * sizes.feed_forward
     router = sizes.routed * FP32 + chosen * 8
     if adapter is None or adapter.merges_experts:

@@ -35,15 +35,15 @@ def autocast_weights(job: Job) -> int:
 
 
 def head(job: Job) -> int:
-    """A tile of logits and its float32, the hidden states and their gradient, and for a trained head its gradient.
+    """A tile of logits, the hidden states and their gradient, and for a trained head its gradient.
 
-    In half precision that is a product, and the float32 that it is turned into or added to.
+    In half precision that is a product, and the float32 that it is turned into or added to. The tile has no float32 on
+    CUDA, where one kernel scores it, nor on CPU, where that is made block by block.
     """
     sizes, formats = job.sizes, job.formats
     least = TILE_MIN_ROWS if job.adapter else TILE_MIN_ROWS_TRAINED[job.device]
     rows = min(job.tokens, max(least, TILE_ELEMENTS[job.device] // sizes.vocabulary))
-    in_float32 = FP32 if job.device == "cuda" and formats.compute < FP32 else 0
-    tile = rows * sizes.vocabulary * (formats.compute + in_float32)
+    tile = rows * sizes.vocabulary * formats.compute
     hidden = 2 * job.tokens * sizes.hidden * formats.compute
     cast = _head_elements(job) * formats.compute if formats.casts else 0
     if job.adapter is not None:

@@ -26,9 +26,10 @@ from honed.model.adapters.fused_lora import coverage, fused_lora
 from honed.ops import attention
 from honed.ops.linear_cross_entropy import TokenScores
 from honed.ops.products import fast_linears
+from honed.train.forward.experts import experts_in_autocast
 
 PROBE_LENGTHS = (5, 7)
-NOT_FOR_THE_MODEL = ("labels", "loss_weights", "num_tokens", "num_targets")
+NOT_FOR_THE_MODEL = ("labels", "loss_weights", "num_tokens", "num_targets", "layout")
 # What configurations call the factor on the logits; which of the model's candidates holds is found out by trying.
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -76,6 +77,7 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
     try:
         with (
             fast_linears(model),
+            experts_in_autocast(inner),
             fused_lora(model) if seams.lora else nullcontext(),
             one_gradient(inner.get_input_embeddings(), head),
         ):
@@ -117,6 +119,8 @@ def token_scores(
     inputs = {key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL} | {"use_cache": False}
     if router_logits:
         inputs["output_router_logits"] = True
+    if (layout := batch.get("layout")) is not None:
+        attention.remember(layout, batch["cu_seq_lens_q"], batch.get("shared_prefixes"))
     if head is None:
         output = model(**inputs)
         # prompt-learning adapters put virtual tokens before

@@ -48,4 +48,5 @@ def document_lengths(batch: Batch) -> torch.Tensor:
     if "attention_mask" in batch:
         return torch.as_tensor(batch["attention_mask"].sum(-1, keepdim=True))
     lengths = batch["cu_seq_lens_q"].diff().long()
-    return torch.as_tensor(lengths.repeat_interleave(lengths)[None])
+    total = batch["input_ids"].shape[-1]  # else repeat_interleave would ask the device for the sum
+    return torch.as_tensor(lengths.repeat_interleave(lengths, output_size=total)[None])

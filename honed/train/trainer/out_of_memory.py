@@ -16,10 +16,12 @@ import torch
 
 from honed.data.batch.collate import Batch
 from honed.data.read.formats import IGNORE_INDEX
+from honed.ops.attention_layout import Layout
 
 _MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "out of memory")
 _OF_TOKENS = ("input_ids", "labels", "loss_weights", "position_ids")
-_FLAT = {*_OF_TOKENS, "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "num_tokens", "num_targets"}
+_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "layout")
+_FLAT = {*_OF_TOKENS, *_BOUNDS, "num_tokens", "num_targets"}
 _PADDED = {"input_ids", "labels", "loss_weights", "attention_mask", "num_tokens", "num_targets"}
 
 
@@ -94,7 +96,9 @@ def _documents(batch: Batch, bounds: list[int]) -> Batch:
     longest = max(end - start for start, end in pairwise(bounds))
     cut = {name: batch[name][:, span] for name in _OF_TOKENS}
     ends = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
-    return {**cut, **ends, "num_tokens": bounds[-1] - bounds[0], "num_targets": _targets(cut["labels"])}
+    layout = Layout([end - start for start, end in pairwise(bounds)], device=starts.device)
+    counts = {"num_tokens": bounds[-1] - bounds[0], "num_targets": _targets(cut["labels"])}
+    return {**cut, **ends, **counts, "layout": layout}
 
 
 def _rows(batch: Batch, span: slice) -> Batch:

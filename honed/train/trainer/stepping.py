@@ -15,6 +15,7 @@ from torch import nn
 from honed.data.batch.collate import Batch
 from honed.data.batch.table import PackedRows
 from honed.errors import RunError
+from honed.ops.attention_layout import Layout
 from honed.train.forward import seams
 from honed.train.forward.compiled import compiled_layers
 from honed.train.forward.float8 import float8_linears
@@ -45,9 +46,20 @@ class SteppingTrainer(EvaluatingTrainer):
     _window: list[list[Batch]]
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        """Without the compiling of the whole model, head and attention: `_layers_changed` compiles its layers."""
+        """Without the compiling of the whole model, head and attention: `_layers_changed` compiles its layers.
+
+        And on CUDA with copies of batches that the host does not wait for; see `Ranks.on_device`.
+        """
         args: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
+            args["dataloader_config"].non_blocking = True
         return {**args, "dynamo_plugin": TorchDynamoPlugin(backend="no")} if self.args.torch_compile else args
+
+    def _prepare_input(self, data: Any) -> Any:
+        """On the device, for loaders that leave it to the trainer (streams)."""
+        if self.args.device.type == "cuda" and isinstance(data, (torch.Tensor, Layout)):
+            data = data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     @contextmanager
     def _layers_changed(self) -> Iterator[None]:

@@ -79,8 +79,9 @@ class StepWatch:
 class WatchedTrainer(SteppingTrainer):
     """The base of `SFTTrainer` that takes no step whose loss or gradient is no number.
 
-    Whether they are is read once per optimizer step (one scalar; transformers itself reads each micro-batch's loss,
-    unless logging_nan_inf_filter is False). With float16 the gradient scaler does the same, and so does DeepSpeed.
+    Whether they are is read once per optimizer step (one scalar). With float16 the gradient scaler does the same, and
+    so does DeepSpeed. What transformers logs in the place of a loss that is no number (logging_nan_inf_filter) is
+    chosen on the device: transformers itself would wait for each micro-batch's loss.
 
     Attributes:
         watch: the steps so far.
@@ -88,12 +89,16 @@ class WatchedTrainer(SteppingTrainer):
 
     watch: StepWatch
     _at: tuple[int, Any, int] | None = None  # the epoch, its loader, steps of an epoch
+    _filters_logged = False
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What the loader gave, forward and backward."""
         loss = super().training_step(*args, **kwargs)
         self.watch.micro_batches.append(loss)
-        return loss
+        if not self._filters_logged:
+            return loss
+        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)  # of the steps before
+        return torch.where(torch.isfinite(loss), loss, mean.to(loss.dtype))
 
     def rows_of(self, step: int) -> list[list[int]] | None:
         """The numbers of the prepared rows in each micro-batch of a step on this rank.
@@ -124,7 +129,11 @@ class WatchedTrainer(SteppingTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._at = (kwargs["epoch"], kwargs["train_dataloader"], kwargs["num_update_steps_per_epoch"])
-        super()._run_epoch(*args, **kwargs)
+        self._filters_logged, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
+        try:
+            super()._run_epoch(*args, **kwargs)
+        finally:
+            self.args.logging_nan_inf_filter, self._filters_logged = self._filters_logged, False
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called by Trainer between backward and the optimizer's step."""

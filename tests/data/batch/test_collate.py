@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.data.batch.table import PackedRow
+from honed.ops.attention_layout import layout_of_bounds
 
 PAD = 2  # also the EOS of these documents
 
@@ -67,6 +68,8 @@ def test_flat_filled_up(docs: list[list[tuple[int, float]]], multiple: int, shar
     assert found[: len(bounds)] == bounds and found[-1] == width
     for name in ("num_tokens", "num_targets", "max_length_q"):
         assert batch[name] == plain[name]
+    told, read = batch["layout"], layout_of_bounds(batch["cu_seq_lens_q"], batch.get("shared_prefixes"))
+    assert (told.runs, told.longest, told.most_keys) == (read.runs, read.longest, read.most_keys)
     filled = len(found) - len(bounds)
     assert ("shared_prefixes" in batch) is ("shared_prefixes" in plain)
     if "shared_prefixes" in plain:
