@@ -26,6 +26,7 @@ from honed.train.forward.checkpointing import set_switch
 from honed.train.forward.rotations import rotation_notes
 from honed.train.forward.seams import Seams, base_model
 from honed.train.options.config import SFTConfig
+from honed.train.options.surroundings import only_first_rank_loads
 
 DEFAULT_MAX_LENGTH = SFTConfig.max_length
 FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of documents
@@ -156,6 +157,27 @@ def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:
         return []
     args.pad_to_multiple_of = None
     return ["pad_to_multiple_of has no effect: the router's auxiliary loss would count the padding of flat batches."]
+
+
+def fit_ranks(args: SFTConfig, model: nn.Module, *, checkpoints: bool, sees: bool) -> None:
+    """Has our own `args` tell DDP not to look for unused weights, where an adapter is trained with checkpointing.
+
+    transformers does so for whole models. A pass of text uses all of an adapter; to look for more costs a walk through
+    the graph in each step, and reentrant checkpointing cannot bear it.
+
+    Raises:
+        RecipeError: only the first rank has weights, and those that are tied cannot be tied again on the others.
+    """
+    inner = base_model(model)
+    if args.ddp_find_unused_parameters is None and checkpoints and not sees and inner is not model:
+        args.ddp_find_unused_parameters = False
+    tied = getattr(inner.config.get_text_config(), "tie_word_embeddings", False)
+    if only_first_rank_loads(args) and tied and hasattr(inner.get_output_embeddings(), "modules_to_save"):
+        raise RecipeError(
+            "cpu_ram_efficient_loading ties the head to the embedding again, of which the adapter keeps a copy "
+            "(modules_to_save).",
+            fix="set cpu_ram_efficient_loading=False in fsdp_config, or leave the head out of modules_to_save",
+        )
 
 
 def choose_attention(
