@@ -4,8 +4,8 @@ It imports what training needs, once, and then forks the ranks of each job that 
 
     {"world": 2, "out": FOLDER, "rows": 8, "eval_rows": 5, "lora": false, "train": {...}, ...}
 
-`second` is what the second rank has instead. A job's answer is a line with the ranks' exit statuses. What rank N logged is in OUT/log-N.json, what it printed in
-OUT/out-N.txt and OUT/err-N.txt.
+A job's answer is a line with the ranks' exit statuses. `second` is what the second rank has instead. What rank N logged
+is in OUT/log-N.json, what it printed in OUT/out-N.txt and OUT/err-N.txt.
 """
 
 from __future__ import annotations

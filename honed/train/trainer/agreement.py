@@ -33,8 +33,8 @@ def check(trainer: Any, identity: Mapping[str, Any]) -> None:
 
     Args:
         trainer: an `SFTTrainer` whose model is not wrapped yet.
-        identity: what a checkpoint must agree with; see `ResumingTrainer.identity`. Its `model` may differ: with
-            cpu_ram_efficient_loading only the first rank has weights, and DDP and DeepSpeed share out that rank's.
+        identity: what a checkpoint must agree with; see `ResumingTrainer.identity`. Its `model` may differ, as DDP and
+            DeepSpeed share out the first rank's weights, and its `adapter` in the folder that the base came from.
 
     Raises:
         RunError: on all ranks, if two of them differ in anything.
@@ -42,7 +42,7 @@ def check(trainer: Any, identity: Mapping[str, Any]) -> None:
     if trainer.args.world_size == 1:
         return
     args = trainer.args.to_dict()
-    settings = {key: value for key, value in identity.items() if key not in ("model", "data")}
+    settings = {key: value for key, value in identity.items() if key not in ("model", "adapter", "data")}
     mine = {**settings, **{name: args.get(name) for name in SETTINGS}}
     mine |= {
         ROWS: _rows(trainer.train_dataset, identity["data"]),

@@ -124,8 +124,15 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
     """Changes our own `args` where a default asks for more than model and tokenizer can do; a note for each.
 
     Raises:
-        RecipeError: the model is split among ranks that the arguments give different rows.
+        RecipeError: the model is split among ranks that the arguments give different rows, or its experts' balance
+            would get no gradient.
     """
+    reentrant = bool(args.gradient_checkpointing) and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if reentrant and aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
+        raise RecipeError(
+            "Reentrant checkpointing drops the gradient of the router's auxiliary loss, without a word.",
+            fix="leave use_reentrant out of gradient_checkpointing_kwargs, or set router_aux_loss_coef=0",
+        )
     if (getattr(model, "_tp_size", None) or 1) > 1 and (args.tokens_per_step or args.streaming):
         raise RecipeError(
             "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -302,3 +304,19 @@ def test_a_tied_head_that_is_kept_needs_weights_on_all_ranks(
     start.fit_ranks(args_with(tmp_path), apart, checkpoints=True, sees=False)
     with pytest.raises(RecipeError, match="modules_to_save"):
         start.fit_ranks(args_with(tmp_path), tied, checkpoints=True, sees=False)
+
+
+def test_a_balance_without_gradient_is_refused(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    """A reentrant forward pass records nothing, and the router's logits are taken from it."""
+    experts, dense = tiny_model("mixtral", num_local_experts=2, router_aux_loss_coef=0.1), tiny_model()
+    tokenizer = SimpleNamespace(model_max_length=512)
+    for model, given, refused in [
+        (experts, {"use_reentrant": True}, True),
+        (experts, {"use_reentrant": False}, False),
+        (dense, {"use_reentrant": True}, False),
+    ]:
+        args = args_with(tmp_path, gradient_checkpointing_kwargs=given)
+        with pytest.raises(RecipeError, match="Reentrant") if refused else nullcontext():
+            start.fit_to_model(args, model, tokenizer)
+    args.gradient_checkpointing = False
+    start.fit_to_model(args, experts, tokenizer)
