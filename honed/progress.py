@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -36,14 +38,15 @@ class Progress:
     """One step's progress, advanced by hand; a context manager.
 
     In a terminal it is a tqdm bar, in a notebook tqdm's widget; where standard error is a pipe or a file it prints
-    a plain line at most every ten seconds and one at the end, with no carriage returns.
+    a plain line at most every ten seconds and one at the end, with no carriage returns. Of several processes that
+    train together, which a launcher numbers in `RANK`, only the first shows its progress.
     """
 
     def __init__(self, *, desc: str, total: int | None, unit: str = "item", stream: TextIO | None = None) -> None:
         self.desc, self.total, self.unit = desc, total, unit
         self.count = 0
         self.note = ""
-        self._stream = stream or sys.stderr
+        self._stream: TextIO = stream or (sys.stderr if os.environ.get("RANK", "0") == "0" else io.StringIO())
         self._started = self._last_line = time.monotonic()
         self._bar = self._open_bar()
 

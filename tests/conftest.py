@@ -129,37 +129,39 @@ def tiny_tokenizer() -> Any:
 
 @pytest.fixture
 def tiny_model() -> Callable[..., Any]:
-    """Makes a small model of a family ("llama", "qwen3", "mistral", "gemma2", ...) with random weights.
+    """Makes a small model of a family ("llama", "qwen3", "mistral", "gemma2", ...) with random weights."""
+    return make_tiny_model
+
+
+def make_tiny_model(family: str = "llama", *, dtype: Any = None, **changes: Any) -> Any:
+    """What `tiny_model` gives, for programs that the tests start; in float32 unless told another format.
 
     Weights are drawn wide enough that a leak or a shifted position moves scores by far more than rounding does.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    def make(family: str = "llama", *, dtype: Any = torch.float32, **changes: Any) -> Any:
-        shape: dict[str, Any] = {
-            "vocab_size": 400,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.3,
-            "tie_word_embeddings": True,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 0,
-        }
-        torch.manual_seed(SEED)
-        config = AutoConfig.for_model(family, **{**shape, **changes})
-        model = AutoModelForCausalLM.from_config(config)
-        # transformers leaves the pad token's row at zero, which would count as a token that was never trained
-        torch.nn.init.normal_(model.get_input_embeddings().weight.data[0], std=0.3)
-        return model.to(dtype)
-
-    return make
+    shape: dict[str, Any] = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(SEED)
+    config = AutoConfig.for_model(family, **{**shape, **changes})
+    model = AutoModelForCausalLM.from_config(config)
+    # transformers leaves the pad token's row at zero, which would count as a token that was never trained
+    torch.nn.init.normal_(model.get_input_embeddings().weight.data[0], std=0.3)
+    return model.to(dtype or torch.float32)
 
 
 @pytest.fixture(scope="session")

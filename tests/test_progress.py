@@ -86,3 +86,13 @@ def test_by_hand(time: list[float]) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75.9, "1:15"), (3599, "59:59"), (3601, "1:00:01")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_only_the_first_of_several_processes_shows_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert list(progress(range(3), desc=f"by rank {rank}")) == [0, 1, 2]
+    told = capsys.readouterr().err
+    assert "by rank 0: 3/3" in told and "by rank 1" not in told

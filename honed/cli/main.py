@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except HonedError as error:
-        print(f"honed: {error}", file=sys.stderr)
+        print(f"honed{_rank()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nhoned: stopped. Nothing is broken; the same command starts again.", file=sys.stderr)
@@ -49,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `honed ... | head`
         _close_output()
         return 0
+
+
+def _rank() -> str:
+    """Which of several processes this is: each of them tells its own errors."""
+    return f" (rank {os.environ.get('RANK')})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -86,7 +86,7 @@ class _LoraLinear(torch.autograd.Function):
         y_MO.addmm_(t_MR, b_OR.to(dtype).t())
         ctx.save_for_backward(x_MI, dropped_MI, weight_OI, bias_O, a_RI, b_OR, t_MR)
         ctx.scaling, ctx.dtype = scaling, dtype
-        return y_MO.view(*x_MI.shape[:-1], -1)
+        return y_MO.view(*x_MI.shape[:-1], y_MO.shape[-1])  # there may be no rows: an expert without tokens
 
     @staticmethod
     @once_differentiable

@@ -4,8 +4,8 @@ It imports what training needs, once, and then forks the ranks of each job that 
 
     {"world": 2, "out": FOLDER, "rows": 8, "eval_rows": 5, "lora": false, "train": {...}, ...}
 
-A job's answer is a line with the ranks' exit statuses. What rank N logged is in OUT/log-N.json, what it printed in
-OUT/out-N.txt and OUT/err-N.txt.
+A job's answer is a line with the ranks' exit statuses. `second` is what the second rank has instead. What rank N logged
+is in OUT/log-N.json, what it printed in OUT/out-N.txt and OUT/err-N.txt.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import DistributedType
+from combined import train_all
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from honed.data.batch.table import PackedRows, TokenTable
@@ -91,8 +92,11 @@ def make_arguments(job: dict[str, Any]) -> SFTConfig:
 
 def make_trainer(job: dict[str, Any], args: SFTConfig) -> SFTTrainer:
     """The trainer of a job: `rows`, `eval_rows`, `lora`, `model` or a folder of one as `base`, `dies`."""
+    model = job.get("base") or make_model(**job.get("model", {}))
+    if job.get("lacks_memory"):
+        model.model.layers[0].register_full_backward_pre_hook(lacks_memory)
     return SFTTrainer(
-        job.get("base") or make_model(**job.get("model", {})),
+        model,
         args=args,
         train_dataset=make_rows(job["rows"]),
         eval_dataset=make_rows(job["eval_rows"]) if job.get("eval_rows") else None,
@@ -100,6 +104,11 @@ def make_trainer(job: dict[str, Any], args: SFTConfig) -> SFTTrainer:
         peft_config=lora_config(r=4) if job.get("lora") else None,
         callbacks=[DiesAt(**job["dies"])] if job.get("dies") else None,
     )
+
+
+def lacks_memory(*_: Any) -> None:
+    """A hook; as torch says it."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def logits_of(model: Any) -> list[list[float]]:
@@ -111,8 +120,12 @@ def logits_of(model: Any) -> list[list[float]]:
 def run(job: dict[str, Any], rank: int) -> None:
     """Trains, evaluates where there is what to evaluate on, and saves the model in OUT/model.
 
-    With `slow`, the first rank works that many seconds before, as it does while it prepares the data.
+    With `slow`, the first rank works that many seconds before, as it does while it prepares the data. With `runs`, a
+    job is what `combined.py` does instead.
     """
+    if job.get("runs"):
+        train_all(job, rank)
+        return
     out = Path(job["out"])
     args = make_arguments(job)
     if job.get("slow"):
@@ -132,6 +145,8 @@ def run(job: dict[str, Any], rank: int) -> None:
 def rank_main(job: dict[str, Any], rank: int, port: int) -> int:
     """One rank, with the environment that torchrun gives; an error of honed's is told as the command line tells it."""
     out = Path(job["out"])
+    if rank == 1 and (other := job.get("second")):
+        job = {**job, **other, "train": {**job.get("train", {}), **other.get("train", {})}}
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(out / f"{name}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     own = {

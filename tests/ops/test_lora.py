@@ -75,6 +75,15 @@ def test_output_and_gradients_are_the_formulas(  # noqa: PLR0917 - hypothesis na
 
 
 @pytest.mark.parametrize("way", [fused, update])
+def test_no_rows_at_all(way: Any) -> None:
+    """As an expert has them to which no token was sent: its adapter's gradient is 0, not missing."""
+    options = {"bias": True, "drops": False, "scaling": 2.0}
+    found, expected = (output_and_gradients(each, draw(0, i=3, o=4, r=2), **options) for each in (way, formula))
+    assert {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in expected.items()}
+    assert not found["a"].any() and not found["b"].any()
+
+
+@pytest.mark.parametrize("way", [fused, update])
 def test_float32_at_full_size(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"bias": True, "drops": False, "scaling": 2.0}
     single = draw(300, i=576, o=192, r=16, dtype=torch.float32)

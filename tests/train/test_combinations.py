@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import ByHand, Document, Step, Training, loss_of_step
 from transformers import TrainerCallback
 
 from honed.data.batch.table import PackedRow, PackedRows
@@ -31,6 +30,7 @@ from honed.train.loop.config import LoopConfig
 from honed.train.loop.plan import Plan
 from honed.train.options.config import SFTConfig
 from honed.train.trainer.trainer import SFTTrainer
+from tests.train.oracle import ByHand, Document, Step, Training, loss_of_step
 
 Run = dict[str, Any]
 
@@ -90,23 +90,25 @@ AROUND: dict[str, dict[str, Any]] = {
 }
 
 
-def works(run: Run) -> bool:
-    return not any(all(run.get(name) in values for name, values in refused.items()) for refused in REFUSED)
+def works(run: Run, refused: tuple[dict[str, tuple[Any, ...]], ...] = REFUSED) -> bool:
+    return not any(all(run.get(name) in values for name, values in rule.items()) for rule in refused)
 
 
-def covering_runs() -> Iterator[Run]:
+def covering_runs(
+    options: dict[str, tuple[Any, ...]] = OPTIONS, refused: tuple[dict[str, tuple[Any, ...]], ...] = REFUSED
+) -> Iterator[Run]:
     """Runs in which each pair of values that work together occurs: greedily, always for the first pair that is left."""
-    singles = [(name, value) for name, values in OPTIONS.items() for value in values]
-    pairs = {(a, b): None for a, b in combinations(singles, 2) if a[0] != b[0] and works(dict((a, b)))}
+    singles = [(name, value) for name, values in options.items() for value in values]
+    pairs = {(a, b): None for a, b in combinations(singles, 2) if a[0] != b[0] and works(dict((a, b)), refused)}
     while pairs:
         run = dict(next(iter(pairs)))
-        for name in [name for name in OPTIONS if name not in run]:
+        for name in [name for name in options if name not in run]:
 
             def gain(value: Any, run: Run = run, name: str = name) -> int:
                 return sum(tuple(sorted([o, (name, value)], key=singles.index)) in pairs for o in run.items())
 
-            run[name] = max((value for value in OPTIONS[name] if works({**run, name: value})), key=gain)
-        run = {name: run[name] for name in OPTIONS}
+            run[name] = max((value for value in options[name] if works({**run, name: value}, refused)), key=gain)
+        run = {name: run[name] for name in options}
         for pair in combinations(run.items(), 2):
             pairs.pop(pair, None)
         yield run
@@ -270,7 +272,7 @@ def how_of(run: Run, model: Any) -> Training:
     )
 
 
-def arguments_of(run: Run, how: Training, folder: Path) -> SFTConfig:
+def arguments_of(run: Run, how: Training, folder: Path, **more: Any) -> SFTConfig:
     rows = run["rows"]
     return SFTConfig(
         output_dir=str(folder), use_cpu=True, report_to="none", disable_tqdm=True, logging_steps=1,
@@ -286,7 +288,7 @@ def arguments_of(run: Run, how: Training, folder: Path) -> SFTConfig:
         learning_rate=how.learning_rate, lr_scheduler_type=how.schedule, warmup_steps=how.warmup,
         weight_decay=how.weight_decay, max_grad_norm=how.largest_norm, adam_epsilon=how.epsilon,
         **({"streaming": True, "shuffle_buffer": 0, "max_steps": 5} if rows == "stream" else {}),
-        **{"save_strategy": "no", **AROUND[run["around"]]},
+        **{"save_strategy": "no", **AROUND[run["around"]], **more},
     )  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def steps(rows: Sequence[PackedRow], collate: Any, run: Run) -> Iterator[list[Ba
             step += 1
             if lacks_one and step % plan.steps_per_epoch == 0:
                 of_a_step[-1]["labels"].fill_(IGNORE_INDEX)
-                of_a_step[-1]["num_targets"] = 0
+                of_a_step[-1].update(num_targets=0, num_tokens=0)
             yield of_a_step
 
 

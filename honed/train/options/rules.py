@@ -267,7 +267,7 @@ RULES = (
     ),
     Rule(
         name="fsdp_on_cpu",
-        when=lambda args: bool(args.fsdp) and args.device.type == "cpu",
+        when=lambda args: uses_fsdp(args) and args.device.type == "cpu",
         message="fsdp has no effect on CPUs: accelerate keeps the whole model in every process there (DDP).",
         fix="leave it out",
         refuses=False,

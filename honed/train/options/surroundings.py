@@ -41,6 +41,13 @@ def is_sharded(args: SFTConfig) -> bool:
     return uses_fsdp(args) or uses_deepspeed(args)
 
 
+def only_first_rank_loads(args: SFTConfig) -> bool:
+    """Whether FSDP's cpu_ram_efficient_loading is asked for, in either way."""
+    given = (args.fsdp_config or {}).get("cpu_ram_efficient_loading") if isinstance(args.fsdp_config, dict) else None
+    asked = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "") if given is None else str(given)
+    return uses_fsdp(args) and asked.lower() == "true"
+
+
 def is_missing(package: str) -> bool:
     """True when a package is not installed."""
     return importlib.util.find_spec(package) is None

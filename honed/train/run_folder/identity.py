@@ -1,12 +1,17 @@
-"""Which model a checkpoint belongs to, so that another run's is not taken for one's own."""
+"""Which model and rows a checkpoint belongs to, so that another run's is not taken for one's own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from itertools import chain
 from typing import Any
 
-_COMPARED = 64  # first values of each frozen parameter
+import numpy as np
+
+from honed.data.batch.table import PackedRows
+
+_COMPARED = 64  # first values of each parameter
 
 
 def identity_of_model(model: Any) -> dict[str, Any]:
@@ -15,9 +20,35 @@ def identity_of_model(model: Any) -> dict[str, Any]:
     for name, p in model.named_parameters():
         weights.update(f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}".encode())
         if not p.requires_grad:  # in no checkpoint, so it must be the same again; its first values tell
-            weights.update(p.detach().flatten()[:_COMPARED].float().cpu().numpy().tobytes())
+            weights.update(_values(p.detach().flatten()[:_COMPARED]))
     adapters = {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()}
     return {"adapter": json.loads(json.dumps(adapters, default=_plain)), "model": weights.hexdigest()}
+
+
+def digest_of_weights(model: Any) -> str:
+    """SHA-256 of the first and last values of each parameter: those of added tokens and of new heads are among them."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        values = parameter.detach().flatten()
+        digest.update(_values(values[:_COMPARED]) + _values(values[-_COMPARED:]))
+    return digest.hexdigest()
+
+
+def digest_of_rows(rows: Any) -> str:
+    """SHA-256 of prepared rows; of others, their kind and number only: reading them may be costly or impossible."""
+    if not isinstance(rows, PackedRows):
+        return f"{type(rows).__name__} of {len(rows) if hasattr(rows, '__len__') else 'unknown length'}"
+    digest, table = hashlib.sha256(), rows.table
+    lengths = np.array([len(row) for row in rows.rows], dtype=np.int64)
+    order = np.fromiter(chain.from_iterable(rows.rows), dtype=np.int64)
+    for array in (table.input_ids, table.weights, table.starts, lengths, order):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _values(values: Any) -> bytes:
+    """Of a parameter without weights (on the meta device), none."""
+    return b"" if values.is_meta else bytes(values.float().cpu().numpy().tobytes())
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,6 @@ counts since the last log, the time, the place in a stream), and `manifest.json`
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import signal
@@ -15,21 +14,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
-from honed.data.batch.table import PackedRows
 from honed.errors import RunError
 from honed.train.ranks import Stopped, others_alive, until_sigterm
 from honed.train.run_folder import checkpoint
-from honed.train.run_folder.identity import identity_of_model
+from honed.train.run_folder.identity import digest_of_rows, identity_of_model
 from honed.train.run_folder.secrets import sealed_arguments
+from honed.train.trainer import agreement
 from honed.train.trainer.watched import WatchedTrainer
 
 logger = logging.getLogger(__name__)
@@ -90,9 +87,9 @@ class ResumingTrainer(WatchedTrainer):
         if given not in (True, "auto"):
             self._look_at(Path(given))
             return str(given)
-        path, notes = checkpoint.latest_good(self.args.output_dir, self.identity())
+        path, notes = self._newest_good()
         for note in notes:
-            self.tell(note)
+            self._say(note)
         if path is None and given is True:
             raise RunError(
                 f"{self.args.output_dir} holds no checkpoint to resume from. {' '.join(notes)}".strip(),
@@ -100,15 +97,28 @@ class ResumingTrainer(WatchedTrainer):
             )
         if path is not None:
             self._tell_changes(path)
-            self.tell(f"going on from {path.name}")
+            self._say(f"going on from {path.name}")
         return None if path is None else str(path)
+
+    def _newest_good(self) -> tuple[Path | None, list[str]]:
+        """As the first rank finds it: another may see the folder later, or have no weights yet to compare."""
+        found: list[Any] = [None]
+        if self.args.process_index == 0:
+            found = [checkpoint.latest_good(self.args.output_dir, self.identity())]
+        with others_alive(self.args.output_dir):
+            newest: tuple[Path | None, list[str]] = broadcast_object_list(found)[0]
+        return newest
+
+    def _say(self, line: str) -> None:
+        if self.is_world_process_zero():
+            self.tell(line)
 
     def identity(self) -> dict[str, Any]:
         """What makes this run this one, as JSON: its data, model, and the settings that place its steps in the data."""
         if self._identity is None:
             args = self.args.to_dict()
             settings = {name: args.get(name) for name in _IDENTITY}
-            data, model = rows_digest(self.train_dataset), identity_of_model(self.model)
+            data, model = digest_of_rows(self.train_dataset), identity_of_model(self.model)
             self._identity = {**settings, "ranks": self.args.world_size, **model, "data": data}
         return self._identity
 
@@ -116,11 +126,13 @@ class ResumingTrainer(WatchedTrainer):
         """Trains; see `transformers.Trainer.train`.
 
         Raises:
+            RunError: the processes do not start from the same.
             Stopped: it was asked to stop, and has saved.
             SystemExit: SIGTERM came in a script that does not handle it, and a checkpoint is saved; the status is 0.
         """
-        self.identity()  # while the model is whole: later its weights may be parted among ranks
+        identity = self.identity()  # while the model is whole: later its weights may be parted among ranks
         with others_alive(self.args.output_dir), self._ends_on_sigterm():
+            agreement.check(self, identity)
             return super().train(*args, **kwargs)
 
     @contextmanager
@@ -133,8 +145,7 @@ class ResumingTrainer(WatchedTrainer):
             with until_sigterm() as self.asked_to_stop:
                 yield
         except Stopped as stopped:
-            if self.is_world_process_zero():
-                self.tell(f"{stopped} A script does with train(resume_from_checkpoint='auto').")
+            self._say(f"{stopped} A script does with train(resume_from_checkpoint='auto').")
             raise SystemExit(0) from None
         finally:
             self.asked_to_stop = None
@@ -146,21 +157,21 @@ class ResumingTrainer(WatchedTrainer):
             RunError: a file is missing or not what was written.
         """
         if not (path / checkpoint.MANIFEST).exists():
-            self.tell(f"{path} has no {checkpoint.MANIFEST}: another program made it, so it cannot be checked.")
+            self._say(f"{path} has no {checkpoint.MANIFEST}: another program made it, so it cannot be checked.")
             return
         if problems := checkpoint.check(path):
             raise RunError(f"{path} cannot be resumed from: {problems[0]}.", fix="name another checkpoint, or none")
         here = json.loads(json.dumps(self.identity()))
         for difference in checkpoint.differences(checkpoint.read_position(path)[1], here):
-            self.tell(f"{path.name}: {difference}. The run goes on, but it is another one now.")
+            self._say(f"{path.name}: {difference}. The run goes on, but it is another one now.")
         self._tell_changes(path)
 
     def _tell_changes(self, path: Path) -> None:
         told = checkpoint.read_position(path)[0].get("settings", {})
         for difference in checkpoint.differences(told, self._told()):
-            self.tell(f"{path.name}: {difference}. The rest of the run is as it is set here.")
+            self._say(f"{path.name}: {difference}. The rest of the run is as it is set here.")
         if not any((path / name).exists() for name in _OPTIMIZER):
-            self.tell(f"{path.name} holds no optimizer's state (save_only_model): the optimizer begins anew.")
+            self._say(f"{path.name} holds no optimizer's state (save_only_model): the optimizer begins anew.")
 
     def _told(self) -> dict[str, Any]:
         args = self.args.to_dict()
@@ -321,15 +332,3 @@ def lacking(model: nn.Module, missing: list[str]) -> list[str]:
     state = model.state_dict(keep_vars=True)
     loaded = {id(tensor) for name, tensor in state.items() if name not in missing}
     return [name for name in missing if name not in state or id(state[name]) not in loaded]
-
-
-def rows_digest(rows: Any) -> str:
-    """SHA-256 of prepared rows; of others, their kind and number only: reading them may be costly or impossible."""
-    if not isinstance(rows, PackedRows):
-        return f"{type(rows).__name__} of {len(rows) if hasattr(rows, '__len__') else 'unknown length'}"
-    digest, table = hashlib.sha256(), rows.table
-    lengths = np.array([len(row) for row in rows.rows], dtype=np.int64)
-    order = np.fromiter(chain.from_iterable(rows.rows), dtype=np.int64)
-    for array in (table.input_ids, table.weights, table.starts, lengths, order):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

@@ -27,6 +27,7 @@ from honed.train.forward.lengths import fit_length
 from honed.train.forward.rotations import rotation_notes
 from honed.train.forward.seams import Seams, base_model
 from honed.train.options.config import SFTConfig
+from honed.train.options.surroundings import only_first_rank_loads
 
 FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of documents
 
@@ -123,8 +124,15 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
     """Changes our own `args` where a default asks for more than model and tokenizer can do; a note for each.
 
     Raises:
-        RecipeError: the model is split among ranks that the arguments give different rows, or has too few positions.
+        RecipeError: the model is split among ranks that the arguments give different rows, has too few positions, or
+            its experts' balance would get no gradient.
     """
+    reentrant = bool(args.gradient_checkpointing) and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if reentrant and aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
+        raise RecipeError(
+            "Reentrant checkpointing drops the gradient of the router's auxiliary loss, without a word.",
+            fix="leave use_reentrant out of gradient_checkpointing_kwargs, or set router_aux_loss_coef=0",
+        )
     if (getattr(model, "_tp_size", None) or 1) > 1 and (args.tokens_per_step or args.streaming):
         raise RecipeError(
             "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",
@@ -152,6 +160,27 @@ def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:
         return []
     args.pad_to_multiple_of = None
     return ["pad_to_multiple_of has no effect: the router's auxiliary loss would count the padding of flat batches."]
+
+
+def fit_ranks(args: SFTConfig, model: nn.Module, *, checkpoints: bool, sees: bool) -> None:
+    """Has our own `args` tell DDP not to look for unused weights, where an adapter is trained with checkpointing.
+
+    transformers does so for whole models. A pass of text uses all of an adapter; to look for more costs a walk through
+    the graph in each step, and reentrant checkpointing cannot bear it.
+
+    Raises:
+        RecipeError: only the first rank has weights, and those that are tied cannot be tied again on the others.
+    """
+    inner = base_model(model)
+    if args.ddp_find_unused_parameters is None and checkpoints and not sees and inner is not model:
+        args.ddp_find_unused_parameters = False
+    tied = getattr(inner.config.get_text_config(), "tie_word_embeddings", False)
+    if only_first_rank_loads(args) and tied and hasattr(inner.get_output_embeddings(), "modules_to_save"):
+        raise RecipeError(
+            "cpu_ram_efficient_loading ties the head to the embedding again, of which the adapter keeps a copy "
+            "(modules_to_save).",
+            fix="set cpu_ram_efficient_loading=False in fsdp_config, or leave the head out of modules_to_save",
+        )
 
 
 def choose_attention(

@@ -24,7 +24,7 @@ from honed.train.forward.offload import offloaded, on_host
 from honed.train.optimizers.step_in_backward import stepping_in_backward
 from honed.train.rows.token_batches import micro_batches
 from honed.train.trainer.evaluating import EvaluatingTrainer
-from honed.train.trainer.out_of_memory import Splits, can_be_cut, halves, is_out_of_memory
+from honed.train.trainer.out_of_memory import Splits, can_be_cut, halves, is_out_of_memory, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,9 @@ class SteppingTrainer(EvaluatingTrainer):
 
     A micro-batch for which memory does not suffice is cut in two, and the step is done again from its first
     micro-batch on, since a backward pass that breaks off leaves a part of its gradients behind. The micro-batches of a
-    step are there until it is over anyway, so this costs nothing where memory suffices. With several processes, the
-    caller's own loss, or weights that change in the backward pass, the error is raised as it comes.
+    step are there until it is over anyway, so this costs nothing where memory suffices. With the caller's own loss, or
+    weights that change in the backward pass, the error is raised as it comes; with several processes it is told what
+    did not fit, and the run ends.
 
     Attributes:
         splits: what did not fit.
@@ -115,7 +116,10 @@ class SteppingTrainer(EvaluatingTrainer):
         try:
             return self._micro_batch(model, part, total)
         except RuntimeError as error:
-            if not is_out_of_memory(error) or not self._can_do_again():
+            if not is_out_of_memory(error):
+                raise
+            if not self._can_do_again():
+                self._tell_not_alone(part, error)
                 raise
         return None  # outside of the block, in which the error still holds what the forward pass kept
 
@@ -154,6 +158,17 @@ class SteppingTrainer(EvaluatingTrainer):
                 fix="go on from the last checkpoint with a lower learning_rate, or without optimizer_in_backward",
             )
         return norm
+
+    def _tell_not_alone(self, part: Batch, error: RuntimeError) -> None:
+        """Says what did not fit where there are several processes, which must all do the same number of passes."""
+        if self.args.world_size == 1 or "input_ids" not in part:
+            return
+        raise RunError(
+            f"{self._name(part)} does not fit into memory on rank {self.args.process_index} with {size_of(part):,} "
+            f"tokens, and with several processes a step is not done again: {str(error).splitlines()[0]:.200}",
+            fix="lower per_device_train_batch_size (and raise gradient_accumulation_steps) or max_length, or set "
+            "gradient_checkpointing=True",
+        ) from error
 
     def _cut(self, part: Batch) -> tuple[Batch, Batch]:
         found, tokens = halves(part), part["input_ids"].numel()

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRow
 from honed.model import plan
-from honed.model.adapters import attach, lora_config
+from honed.model.adapters.adapters import attach, lora_config
 from honed.recipe import LoraRecipe
 from honed.train.forward.seams import Seams, base_model, opened
 from honed.train.loop import loop

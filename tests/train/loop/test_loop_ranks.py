@@ -65,6 +65,7 @@ def compare(found: Path, log: list[dict[str, float]], weights: dict[str, Any]) -
     for line, wanted in zip(theirs, log, strict=True):
         for key in ("loss", "grad_norm", "learning_rate"):
             assert line[key] == pytest.approx(wanted[key], rel=1e-6), (key, line)
+        assert line["num_tokens"] == wanted["num_tokens"]
     kept = load_file(found / "weights.safetensors")
     assert kept.keys() == weights.keys()
     for name, tensor in weights.items():

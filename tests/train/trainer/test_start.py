@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from transformers import TrainingArguments
 
 from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.errors import ModelError, RecipeError
-from honed.model.adapters.adapters import lora_config
+from honed.model.adapters.adapters import attach, lora_config
 from honed.train.forward.seams import Seams
 from honed.train.options.config import SFTConfig
 from honed.train.trainer import start
@@ -265,3 +267,56 @@ def test_rotations_that_depend_on_the_longest_row_are_told(
     assert torch.allclose(alone, beside[:1, :8], atol=1e-4) != told
     notes = start.fit_to_model(SFTConfig(use_cpu=True, report_to="none", max_length=max_length), model, tiny_tokenizer)
     assert any("longer than 32 tokens" in note for note in notes) == told
+
+
+def args_with(tmp_path: Path, **given: Any) -> SFTConfig:
+    return SFTConfig(output_dir=str(tmp_path), use_cpu=True, **given)
+
+
+def test_ddp_looks_for_unused_weights_where_a_pass_may_leave_some(
+    tiny_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Of a whole model transformers decides; what the script says stays."""
+    adapter = attach(tiny_model(), lora_config(r=2))
+    for model, checkpoints, sees, given, wanted in [
+        (adapter, True, False, None, False),
+        (adapter, False, False, None, None),
+        (adapter, True, True, None, None),
+        (adapter, True, False, True, True),
+        (tiny_model(), True, False, None, None),
+    ]:
+        args = args_with(tmp_path, ddp_find_unused_parameters=given)
+        start.fit_ranks(args, model, checkpoints=checkpoints, sees=sees)
+        assert args.ddp_find_unused_parameters is wanted
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # peft's
+def test_a_tied_head_that_is_kept_needs_weights_on_all_ranks(
+    tiny_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tied, apart = (
+        attach(tiny_model(tie_word_embeddings=ties), lora_config(r=2, modules_to_save=["lm_head"]))
+        for ties in (True, False)
+    )
+    start.fit_ranks(args_with(tmp_path), tied, checkpoints=True, sees=False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    start.fit_ranks(args_with(tmp_path), apart, checkpoints=True, sees=False)
+    with pytest.raises(RecipeError, match="modules_to_save"):
+        start.fit_ranks(args_with(tmp_path), tied, checkpoints=True, sees=False)
+
+
+def test_a_balance_without_gradient_is_refused(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    """A reentrant forward pass records nothing, and the router's logits are taken from it."""
+    experts, dense = tiny_model("mixtral", num_local_experts=2, router_aux_loss_coef=0.1), tiny_model()
+    tokenizer = SimpleNamespace(model_max_length=512)
+    for model, given, refused in [
+        (experts, {"use_reentrant": True}, True),
+        (experts, {"use_reentrant": False}, False),
+        (dense, {"use_reentrant": True}, False),
+    ]:
+        args = args_with(tmp_path, gradient_checkpointing_kwargs=given)
+        with pytest.raises(RecipeError, match="Reentrant") if refused else nullcontext():
+            start.fit_to_model(args, model, tokenizer)
+    args.gradient_checkpointing = False
+    start.fit_to_model(args, experts, tokenizer)

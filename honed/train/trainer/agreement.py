@@ -1,0 +1,90 @@
+"""What several processes must have alike before the first step: settings, rows, batches and, for FSDP2, weights.
+
+Where they differ, ranks wait for each other for ever, or train some rows twice and others never, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from honed.data.batch.table import PackedRows
+from honed.errors import RunError
+from honed.train.run_folder.identity import digest_of_rows, digest_of_weights
+
+# Arguments beside those of a checkpoint's identity that decide which steps there are, and when all ranks meet.
+SETTINGS = (
+    *("output_dir", "num_train_epochs", "max_steps", "max_grad_norm", "bf16", "fp16", "loss_type"),
+    *("label_smoothing_factor", "logging_strategy", "logging_steps", "save_strategy", "save_steps"),
+    *("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "load_best_model_at_end"),
+)
+ROWS, WEIGHTS, BATCHES = "the training rows", "the weights", "the layout of batches"
+_FIXES = {
+    ROWS: "give all processes the same files, and let nothing that prepares rows draw at random without a seed",
+    WEIGHTS: "load the same weights in all processes, and make new ones (an added token's, a new head) from one seed",
+    BATCHES: "set cpu_ram_efficient_loading=False: a rank without weights cannot try what the model takes",
+}
+
+
+def check(trainer: Any, identity: Mapping[str, Any]) -> None:
+    """All ranks call it before they train; where there is one, nothing is looked at.
+
+    Args:
+        trainer: an `SFTTrainer` whose model is not wrapped yet.
+        identity: what a checkpoint must agree with; see `ResumingTrainer.identity`. Its `model` may differ, as DDP and
+            DeepSpeed share out the first rank's weights, and its `adapter` in the folder that the base came from.
+
+    Raises:
+        RunError: on all ranks, if two of them differ in anything.
+    """
+    if trainer.args.world_size == 1:
+        return
+    args = trainer.args.to_dict()
+    settings = {key: value for key, value in identity.items() if key not in ("model", "adapter", "data")}
+    mine = {**settings, **{name: args.get(name) for name in SETTINGS}}
+    mine |= {
+        ROWS: _rows(trainer.train_dataset, identity["data"]),
+        BATCHES: _batches(trainer),
+        WEIGHTS: _weights(trainer),
+    }
+    sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+    mine |= {f"the evaluation rows {name}".strip(): _rows(rows, digest_of_rows(rows)) for name, rows in sets.items()}
+    refuse_differences(gather_object([mine]))
+
+
+def refuse_differences(ranks: list[dict[str, Any]]) -> None:
+    """Compares what each rank has with the first one's.
+
+    Raises:
+        RunError: one differs.
+    """
+    for rank, other in enumerate(ranks):
+        for key in sorted(ranks[0].keys() | other.keys()):
+            here, there = ranks[0].get(key), other.get(key)
+            if here != there:
+                verb = "are" if key.endswith("s") and key.startswith("the ") else "is"
+                raise RunError(
+                    f"The processes do not start from the same: {key} {verb} {here!r:.80} on rank 0 and {there!r:.80} "
+                    f"on rank {rank}.",
+                    fix=_FIXES.get(key, _FIXES[ROWS] if "rows" in key else "give all processes the same arguments"),
+                )
+
+
+def _rows(rows: Any, digest: str) -> str:
+    return f"{len(rows):,} with SHA-256 {digest[:12]}" if isinstance(rows, PackedRows) else digest
+
+
+def _batches(trainer: Any) -> str:
+    found = trainer.seams
+    return f"{type(trainer.data_collator).__name__}, flat={found.flat}, scoring={found.scoring}, {found.transform}"
+
+
+def _weights(trainer: Any) -> str | None:
+    """A digest where each rank keeps its own part of its own weights; others are sent to all by the first rank."""
+    if not trainer.is_fsdp_enabled or trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        return None
+    if any(hasattr(parameter, "full_tensor") for parameter in trainer.model.parameters()):
+        return None  # parted among the ranks already: it is trained a second time
+    return digest_of_weights(trainer.model)[:12]
