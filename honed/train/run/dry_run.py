@@ -136,7 +136,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         tokens_per_step=tokens_per_step,
         memory=None if job is None else int(plan.estimate(job).peak),
         operations=None if job is None else _operations(job, ledger, tokens_per_step, args.world_size),
-        notes=[*notes, *told, *datasets.notes],
+        notes=[*notes, *told, *(note for note in datasets.notes if ledger is None or note not in ledger.notes)],
     )
 
 
