@@ -121,7 +121,10 @@ class Renderer:
     def _views(self, example: Example, apart: bool) -> list[View]:
         if isinstance(example, Conversation):
             if self.template is None:
-                raise DataError("Conversations need a chat template.", fix="set data.template")
+                raise DataError(
+                    "Conversations need a chat template.",
+                    fix="set chat_template_path (in a recipe data.template) to a Jinja file, or template='plain'",
+                )
             return self.template.views(example, train_on=self._mode(example), apart=apart)
         context = 1.0 if self.train_on == "all" else 0.0
         if isinstance(example, PromptCompletion):

@@ -218,7 +218,10 @@ def _finish(
     table, packed = _packed(table, options, ledger)
     ledger.packed_rows = len(packed)
     if n := ledger.rows_with_control_tokens:
-        ledger.notes.append(f"control tokens in the text of {counted(n, 'row')} were encoded as plain text")
+        ledger.notes.append(
+            f"control tokens in the text of {counted(n, 'row')} were encoded as plain text. A token of your own that "
+            "messages should hold as a token must not be a special one: tokenizer.add_tokens([...]) alone"
+        )
     if any(isinstance(template, PlainTemplate) for template in templates):
         ledger.notes.append(
             "the plain template is encoded message by message; serve it with honed, which does the same"

@@ -189,7 +189,7 @@ class Datasets:
             self._refuse_less_than_a_batch(len(made.rows))
         self.prepared[name] = made
         self._tell_cuts(name, made)
-        self.notes += made.ledger.format_notes() + made.ledger.bos_notes()
+        self.notes += [note if name == "train" else f"{name} set: {note}" for note in made.ledger.notes]
         if self._custom is None or isinstance(made.rows, VisionRows):
             return made.rows
         return Features(made.rows, with_labels=takes_labels(self._custom))
@@ -271,6 +271,12 @@ class Datasets:
             self.notes.append(
                 f"{cut:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are longer than max_length="
                 f"{self.args.max_length}: {_CUTS[reason]}"
+            )
+        lost = made.ledger.rows_dropped["overlong"]
+        if lost and self.args.overlong != "drop" and not isinstance(made, VisionPrepared):  # which says so itself
+            self.notes.append(
+                f"{lost:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are left out: of what is to be trained in "
+                f"them nothing fits into max_length={self.args.max_length}. Raise max_length to train them."
             )
 
 

@@ -147,7 +147,7 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
         memory_of_rows=None if longest is None else int(plan.estimate(longest).peak),
         longest=None if longest is None else longest.tokens,
         operations=None if job is None else _operations(job, ledger, tokens_per_step, args.world_size),
-        notes=[*notes, *told, *datasets.notes],
+        notes=[*notes, *told, *(note for note in datasets.notes if ledger is None or note not in ledger.notes)],
         output=output_state(recipe, overwrite=overwrite),
     )
 

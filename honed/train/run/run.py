@@ -232,8 +232,10 @@ def _train(trainer: SFTTrainer | PlainTrainer, args: SFTConfig, say: Say) -> Non
 def _tell(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:
     """Shows and keeps what became of the data, and the notes."""
     _tell_rows(trainer, folder, say)
+    shown = () if trainer.ledger is None else trainer.ledger.notes  # by its summary
     for note in trainer.notes:
-        say(f"note: {note}")
+        if note not in shown:
+            say(f"note: {note}")
 
 
 def _tell_rows(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:

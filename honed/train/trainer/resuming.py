@@ -93,7 +93,8 @@ class ResumingTrainer(WatchedTrainer):
         if path is None and given is True:
             raise RunError(
                 f"{self.args.output_dir} holds no checkpoint to resume from. {' '.join(notes)}".strip(),
-                fix="name a checkpoint to go on from it all the same, or start anew",
+                fix="name a checkpoint to go on from it all the same, or train(resume_from_checkpoint='auto'), which "
+                "starts anew where there is none",
             )
         if path is not None:
             self._tell_changes(path)

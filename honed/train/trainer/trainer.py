@@ -26,7 +26,7 @@ from honed.train.forward.checkpointing import choose_layers
 from honed.train.optimizers import precision
 from honed.train.optimizers.optimizers import optimizer_of
 from honed.train.options import legacy, rules
-from honed.train.rows import filling, stream, token_batches
+from honed.train.rows import filling, new_tokens, stream, token_batches
 from honed.train.rows.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
 from honed.train.trainer import start
 from honed.train.trainer.adapter_callbacks import adapter_callbacks
@@ -158,6 +158,7 @@ class SFTTrainer(ResumingTrainer):
         streams = self._datasets.streamed is not None
         self.add_callback(SavesAndStops(self._go_on, self._stops, self._save_now, streams=streams))
         self.notes += self._datasets.notes + self._datasets.weights_not_seen(own_loss=self._plain_loss)
+        self.notes += new_tokens.notes_on_new_tokens(trained, tokenizer, self.train_dataset)
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)
 
@@ -276,9 +277,9 @@ class SFTTrainer(ResumingTrainer):
         return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds honed's metrics to the training lines."""
+        """Adds honed's metrics to the training lines; into others goes `epoch`, which `evaluate` and `train` return."""
         training = "loss" in logs
-        super().log({**logs, **self.metrics.read()} if training else dict(logs), start_time)
+        super().log({**logs, **self.metrics.read()} if training else logs, start_time)
         self.metrics.start_clock()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

@@ -89,7 +89,7 @@ def test_the_ledger_counts_them(tiny_tokenizer: Any) -> None:
             for text in ("a", "<|im_end|>", "<|im_start|>")]  # fmt: skip
     ledger = prepare(rows, tiny_tokenizer, PrepareOptions()).ledger
     assert ledger.rows_with_control_tokens == 2
-    assert "control tokens in the text of 2 rows were encoded as plain text" in ledger.notes
+    assert any(n.startswith("control tokens in the text of 2 rows were encoded as plain text") for n in ledger.notes)
     assert prepare(rows[:1], tiny_tokenizer, PrepareOptions()).ledger.notes == []
 
 

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRow
-from honed.model import plan
 from honed.model.adapters.adapters import attach, lora_config
+from honed.model.plan import plan
 from honed.recipe import LoraRecipe
 from honed.train.forward.seams import Seams, base_model, opened
 from honed.train.loop import loop

@@ -209,6 +209,14 @@ def test_what_was_cut_is_counted_and_told(make: Make, chat_rows: Rows, caplog: p
     assert [record.getMessage() for record in caplog.records if record.name.startswith("honed")] == trainer.notes
 
 
+def test_rows_of_which_nothing_fits_are_told(make: Make, chat_rows: Rows) -> None:
+    """As TRL does, such rows are left out; unlike there it is said, unless `overlong="drop"` asked for it."""
+    rows = [*chat_rows, {"prompt": "why " * 40, "completion": " yes"}]
+    said = "1 of 13 rows of the train set are left out"
+    assert any(note.startswith(said) for note in make(rows, max_length=30).notes)
+    assert not any("are left out" in note for note in make(rows, max_length=30, overlong="drop").notes)
+
+
 @pytest.mark.parametrize("flat", [True, False])
 def test_padding_to_a_multiple(flat: bool, make: Make, chat_rows: Rows, tiny_model: Callable[..., Any]) -> None:
     model = tiny_model() if flat else tiny_model("llama", attention_chunk_size=4)

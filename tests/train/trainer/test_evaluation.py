@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
 Rows = list[dict[str, Any]]
 Make = Callable[..., Any]
@@ -148,3 +149,18 @@ def test_workers_that_stay_do_not_keep_another_set(make: Make, chat_rows: Rows) 
     own, rest = trainer.evaluate()["eval_loss"], trainer.evaluate(chat_rows[3:])["eval_loss"]
     assert rest == pytest.approx(mean_loss(trainer, trainer._datasets.prepared["eval"].rows), rel=1e-9)
     assert own != rest and trainer.evaluate()["eval_loss"] == own
+
+
+def test_what_is_returned_holds_the_epoch_and_what_callbacks_add(make: Make, chat_rows: Rows) -> None:
+    """transformers' contract: `log` writes `epoch` into the metrics, and `on_log` gets them to change."""
+
+    class Perplexity(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "eval_loss" in logs:
+                logs["eval_perplexity"] = float(np.exp(logs["eval_loss"]))
+
+    trainer = make(chat_rows, eval_dataset=chat_rows, max_steps=2, trainer={"callbacks": [Perplexity()]})
+    trained = trainer.train().metrics
+    measured = trainer.evaluate()
+    assert 0 < trained["epoch"] == measured["epoch"] == trainer.state.epoch
+    assert measured["eval_perplexity"] == pytest.approx(np.exp(measured["eval_loss"]))

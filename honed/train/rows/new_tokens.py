@@ -1,0 +1,54 @@
+"""Tokens that were added to a tokenizer, stand in the training rows, and would stay as untrained as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from honed.data.batch.table import PackedRows
+from honed.model.adapters.adapters import has_adapter
+from honed.model.load.chat_tokens import new_token_rows, template_tokens
+from honed.train.forward.seams import base_model
+
+TOKENS_NAMED = 8
+
+
+def notes_on_new_tokens(model: Any, tokenizer: Any, rows: Any) -> list[str]:
+    """What to say of added tokens whose rows in the embedding no training has shaped, where only an adapter is trained.
+
+    Those that the chat template uses are trained with the adapter (see `honed.model.adapters.adapters.ready_to_train`). Which
+    others the answers hold is known only when the rows are prepared, and the adapter is on the model by then.
+
+    Args:
+        model: as it is trained.
+        tokenizer: its added tokens are looked for.
+        rows: the training rows; of streamed rows and rows as they are nothing is known.
+    """
+    if not isinstance(rows, PackedRows) or not has_adapter(model) or _is_trained(model):
+        return []
+    found = set(np.flatnonzero(np.bincount(rows.table.input_ids)).tolist()) & set(tokenizer.added_tokens_decoder)
+    asked = found - set(template_tokens(tokenizer)) - _trained_rows(model)
+    untrained = new_token_rows(base_model(model), asked) if asked else []
+    if not untrained:
+        return []
+    more = ["..."] if len(untrained) > TOKENS_NAMED else []
+    named = ", ".join([*tokenizer.convert_ids_to_tokens(untrained[:TOKENS_NAMED]), *more])
+    return [
+        f"the rows hold {len(untrained):,} added tokens ({named}) whose embeddings look untrained, and the adapter "
+        "leaves them so. To train them: "
+        f"LoraConfig(trainable_token_indices={sorted(_trained_rows(model) | set(untrained))})"
+    ]
+
+
+def _is_trained(model: Any) -> bool:
+    """Whether the embedding is trained as a whole, or has an adapter of its own."""
+    embedding = base_model(model).get_input_embeddings()
+    return not _trained_rows(model) and any(p.requires_grad for p in embedding.parameters())
+
+
+def _trained_rows(model: Any) -> set[int]:
+    """Ids whose rows the adapter trains."""
+    config = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
+    given = getattr(config, "trainable_token_indices", None) or {}
+    return {i for ids in (given.values() if isinstance(given, dict) else [given]) for i in ids}
