@@ -17,8 +17,8 @@ TOKENS_NAMED = 8
 def notes_on_new_tokens(model: Any, tokenizer: Any, rows: Any) -> list[str]:
     """What to say of added tokens whose rows in the embedding no training has shaped, where only an adapter is trained.
 
-    Those that the chat template uses are trained with the adapter (see `honed.model.adapters.adapters.ready_to_train`). Which
-    others the answers hold is known only when the rows are prepared, and the adapter is on the model by then.
+    Those that the chat template uses are trained with the adapter (see `ready_to_train`). Which others the answers hold
+    is known only when the rows are prepared, and the adapter is on the model by then.
 
     Args:
         model: as it is trained.

@@ -275,8 +275,8 @@ class Datasets:
         lost = made.ledger.rows_dropped["overlong"]
         if lost and self.args.overlong != "drop" and not isinstance(made, VisionPrepared):  # which says so itself
             self.notes.append(
-                f"{lost:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are left out: of what is to be trained in "
-                f"them nothing fits into max_length={self.args.max_length}. Raise max_length to train them."
+                f"{lost:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are left out: of what is to be "
+                f"trained in them nothing fits into max_length={self.args.max_length}. Raise max_length to train them."
             )
 
 

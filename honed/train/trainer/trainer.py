@@ -23,8 +23,8 @@ from honed.model.adapters.adapters import ready_to_train
 from honed.model.load.vocabulary import agree_on_stops
 from honed.train.forward import seams, shared_prefixes, vision
 from honed.train.forward.checkpointing import choose_layers
-from honed.train.optimizers import precision
 from honed.train.optimizers.optimizers import optimizer_of
+from honed.train.optimizers.precision import notes_on_masters
 from honed.train.options import legacy, rules
 from honed.train.rows import filling, new_tokens, stream, token_batches
 from honed.train.rows.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
@@ -109,8 +109,7 @@ class SFTTrainer(ResumingTrainer):
         found = vision.without_attention(found, trained) if sees else found
         self.seams, flat = start.choose_attention(found, model, trained, args, padded=padded)
         self.notes += notes + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
-        self.notes += start.fit_padding(args, trained, flat=flat) + self.seams.notes
-        self.notes += precision.notes_on_masters(trained, args)
+        self.notes += start.fit_padding(args, trained, flat=flat) + self.seams.notes + notes_on_masters(trained, args)
         self._datasets = Datasets(
             args,
             tokenizer,
@@ -157,8 +156,8 @@ class SFTTrainer(ResumingTrainer):
             agree_on_stops(seams.base_model(self.model), tokenizer, stop_ids)
         streams = self._datasets.streamed is not None
         self.add_callback(SavesAndStops(self._go_on, self._stops, self._save_now, streams=streams))
-        self.notes += self._datasets.notes + self._datasets.weights_not_seen(own_loss=self._plain_loss)
-        self.notes += new_tokens.notes_on_new_tokens(trained, tokenizer, self.train_dataset)
+        told = self._datasets.notes + self._datasets.weights_not_seen(own_loss=self._plain_loss)
+        self.notes += told + new_tokens.notes_on_new_tokens(trained, tokenizer, self.train_dataset)
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)
 

@@ -240,7 +240,7 @@ def test_rows_of_like_length_meet_in_a_batch(make: Make, tiny_model: Callable[..
 
 def test_rows_that_do_not_fill_one_batch_are_told(make: Any, chat_rows: list[dict[str, Any]]) -> None:
     """transformers would say that the loader has no length."""
-    with pytest.raises(DataError, match="12 rows cannot fill a batch of 20"):
+    with pytest.raises(DataError, match="12 rows do not fill a batch of 20"):
         make(chat_rows, per_device_train_batch_size=20, dataloader_drop_last=True).train()
 
 
