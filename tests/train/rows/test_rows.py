@@ -281,7 +281,7 @@ def test_a_text_with_bos_gets_no_second_one_and_ids_with_two_are_told(
     data.notes.clear()
     data.make("eval", [{"input_ids": tokenizer(f"{bos}why one")["input_ids"]}, {"text": "why two"}])
     [note] = data.notes
-    assert note.startswith("two BOS at the beginning of 1 document,")
+    assert note.startswith("eval set: two BOS at the beginning of 1 document,")
 
 
 @pytest.mark.parametrize(
