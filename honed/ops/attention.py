@@ -15,6 +15,7 @@ Shapes: B batch (1 for flat rows), H query heads, K key/value heads, T tokens, E
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -92,10 +93,16 @@ def document_attention(
     return _whole_row(kernel, layout, qkv, rule) if kernel else _by_document(layout, qkv, rule), None
 
 
-def remember(layout: Layout, bounds_N: torch.Tensor, tree_2N: torch.Tensor | None) -> None:
-    """Has attention take this layout for a row of these boundaries and prefixes, instead of reading them."""
-    here = layout if layout.device == bounds_N.device else layout.to(bounds_N.device)
-    _layouts.put(here, bounds_N, *([] if tree_2N is None else [tree_2N]))
+def remember(batch: Mapping[str, Any]) -> None:
+    """Spares attention a look at the boundaries of a batch that says what they are (`layout`).
+
+    To be called when the batch is on its device. Boundaries and prefixes that somebody puts in their place afterwards,
+    or changes in place, are read.
+    """
+    layout, bounds_N, tree_2N = (batch.get(name) for name in ("layout", "cu_seq_lens_q", "shared_prefixes"))
+    if layout is not None and bounds_N is not None:
+        here = layout if layout.device == bounds_N.device else layout.to(bounds_N.device)
+        _layouts.put(here, bounds_N, *([] if tree_2N is None else [tree_2N]))
 
 
 def document_mask(

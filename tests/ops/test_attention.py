@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from honed.errors import ModelError
 from honed.ops import attention, attention_tiles
-from honed.ops.attention_layout import Layout, Remembered
+from honed.ops.attention_layout import Layout, Remembered, layout_of_bounds
 
 B, H, K, E = 1, 4, 2, 8
 LAYER = torch.nn.Identity()
@@ -257,9 +257,15 @@ def test_a_layout_that_is_told_is_not_read_again(monkeypatch: pytest.MonkeyPatch
     expected = attend()
     told = pickle.loads(pickle.dumps(Layout([6, 4, 5], *tree.tolist())))  # as a worker hands it over
     monkeypatch.setattr(attention, "_layouts", Remembered())
-    monkeypatch.setattr(attention, "layout_of_bounds", lambda *_: pytest.fail("the boundaries were read"))
-    attention.remember(told.to(torch.device("cpu"), non_blocking=True), bounds, tree)
-    assert torch.equal(attend(), expected)
+    read: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        attention, "layout_of_bounds", lambda *tensors: read.extend(tensors) or layout_of_bounds(*tensors)
+    )
+    there = told.to(torch.device("cpu"), non_blocking=True)
+    attention.remember({"layout": there, "cu_seq_lens_q": bounds, "shared_prefixes": tree})
+    assert torch.equal(attend(), expected) and not read
+    tree[:, 1] = torch.tensor([-1, 0])  # somebody else's idea of the row
+    assert not torch.equal(attend(), expected) and read
 
 
 def test_a_layout_moves_as_a_tensor_does() -> None:

@@ -119,8 +119,6 @@ def token_scores(
     inputs = {key: value for key, value in batch.items() if key not in NOT_FOR_THE_MODEL} | {"use_cache": False}
     if router_logits:
         inputs["output_router_logits"] = True
-    if (layout := batch.get("layout")) is not None:
-        attention.remember(layout, batch["cu_seq_lens_q"], batch.get("shared_prefixes"))
     if head is None:
         output = model(**inputs)
         # prompt-learning adapters put virtual tokens before

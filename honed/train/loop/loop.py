@@ -27,6 +27,7 @@ from honed.errors import DataError, RecipeError, RunError
 from honed.loss.objective import IGNORE_INDEX, total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.layers import keep_first
+from honed.ops import attention
 from honed.train.forward.seams import Seams, base_model, find_seams, opened, token_count, token_scores
 from honed.train.loop.config import LoopConfig
 from honed.train.loop.log import Log, opened_log
@@ -183,6 +184,7 @@ def train_step(run: Run, micro_batches: list[Batch]) -> torch.Tensor:
     step_weight = ranks.sum(sum(weights))[0] or 1.0  # 0 where nothing is trained; the loss is then 0 as well
     for number, (on_host, weight) in enumerate(zip(micro_batches, weights, strict=True), start=1):
         batch = ranks.on_device(on_host)
+        attention.remember(batch)
         with ranks.syncing(run.wrapped, now=number == len(micro_batches)):
             loss, aux_loss = forward(run, batch, step_weight)
             if aux_loss is not None:  # a mean over this micro-batch's tokens already, so it counts by their share
@@ -248,6 +250,7 @@ def evaluate(run: Run, rows: Sequence[PackedRow], collate: Any) -> dict[str, flo
     run.model.eval()
     for start in range(ranks.rank * size, len(rows), ranks.world * size):
         batch = ranks.on_device(collate([rows[i] for i in range(start, min(start + size, len(rows)))]))
+        attention.remember(batch)
         with ranks.precision(run.config.dtype):
             scores, _ = token_scores(run.model, batch, run.head, extras=True)
         trained = float(total_weight(batch["labels"], batch.get("loss_weights")))

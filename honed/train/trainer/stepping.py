@@ -15,6 +15,7 @@ from torch import nn
 from honed.data.batch.collate import Batch
 from honed.data.batch.table import PackedRows
 from honed.errors import RunError
+from honed.ops import attention
 from honed.ops.attention_layout import Layout
 from honed.train.forward import seams
 from honed.train.forward.compiled import compiled_layers
@@ -78,6 +79,12 @@ class SteppingTrainer(EvaluatingTrainer):
             else nullcontext(),
         ):
             yield
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """On the device, where its boundaries need not be read any more."""
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        attention.remember(prepared)
+        return prepared
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """What the loader gives for one optimizer step."""
