@@ -43,9 +43,9 @@ def is_sharded(args: SFTConfig) -> bool:
 
 def only_first_rank_loads(args: SFTConfig) -> bool:
     """Whether FSDP's cpu_ram_efficient_loading is asked for, in either way."""
-    given = (args.fsdp_config or {}).get("cpu_ram_efficient_loading") if isinstance(args.fsdp_config, dict) else None
-    asked = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "") if given is None else str(given)
-    return uses_fsdp(args) and asked.lower() == "true"
+    config = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
+    asked = config.get("cpu_ram_efficient_loading", os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", ""))
+    return uses_fsdp(args) and str(asked).lower() == "true"
 
 
 def is_missing(package: str) -> bool:

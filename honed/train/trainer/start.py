@@ -162,17 +162,18 @@ def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:
     return ["pad_to_multiple_of has no effect: the router's auxiliary loss would count the padding of flat batches."]
 
 
-def fit_ranks(args: SFTConfig, model: nn.Module, *, checkpoints: bool, sees: bool) -> None:
+def fit_ranks(args: SFTConfig, model: nn.Module, *, checkpoints: bool) -> None:
     """Has our own `args` tell DDP not to look for unused weights, where an adapter is trained with checkpointing.
 
-    transformers does so for whole models. A pass of text uses all of an adapter; to look for more costs a walk through
-    the graph in each step, and reentrant checkpointing cannot bear it.
+    transformers does so for whole models. A pass uses all of an adapter, unless it is on a vision tower too; to look
+    for more costs a walk through the graph in each step, and reentrant checkpointing cannot bear it.
 
     Raises:
         RecipeError: only the first rank has weights, and those that are tied cannot be tied again on the others.
     """
     inner = base_model(model)
-    if args.ddp_find_unused_parameters is None and checkpoints and not sees and inner is not model:
+    adapts_text = inner is not model and not hasattr(inner.config, "vision_config")
+    if args.ddp_find_unused_parameters is None and checkpoints and adapts_text:
         args.ddp_find_unused_parameters = False
     tied = getattr(inner.config.get_text_config(), "tie_word_embeddings", False)
     if only_first_rank_loads(args) and tied and hasattr(inner.get_output_embeddings(), "modules_to_save"):

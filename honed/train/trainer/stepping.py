@@ -167,7 +167,11 @@ class SteppingTrainer(EvaluatingTrainer):
         return norm
 
     def _tell_not_alone(self, part: Batch, error: RuntimeError) -> None:
-        """Says what did not fit where there are several processes, which must all do the same number of passes."""
+        """Says what did not fit where there are several processes, which must all do the same number of passes.
+
+        Raises:
+            RunError: there are, and it is a batch of ours.
+        """
         if self.args.world_size == 1 or "input_ids" not in part:
             return
         raise RunError(

@@ -122,7 +122,7 @@ class SFTTrainer(ResumingTrainer):
         self.stream_loader: stream.StreamLoader | None = None
         self._stream_after: Place | None = None
         token_batches.check(args, self._datasets.collator)
-        start.fit_ranks(args, trained, checkpoints=recomputes, sees=sees)
+        start.fit_ranks(args, trained, checkpoints=recomputes)
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
             model=trained,

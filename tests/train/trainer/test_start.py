@@ -277,16 +277,17 @@ def test_ddp_looks_for_unused_weights_where_a_pass_may_leave_some(
     tiny_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Of a whole model transformers decides; what the script says stays."""
-    adapter = attach(tiny_model(), lora_config(r=2))
-    for model, checkpoints, sees, given, wanted in [
-        (adapter, True, False, None, False),
-        (adapter, False, False, None, None),
-        (adapter, True, True, None, None),
-        (adapter, True, False, True, True),
-        (tiny_model(), True, False, None, None),
+    adapter, seeing = (attach(tiny_model(), lora_config(r=2)) for _ in range(2))
+    seeing.config.vision_config = {}
+    for model, checkpoints, given, wanted in [
+        (adapter, True, None, False),
+        (adapter, False, None, None),
+        (seeing, True, None, None),
+        (adapter, True, True, True),
+        (tiny_model(), True, None, None),
     ]:
         args = args_with(tmp_path, ddp_find_unused_parameters=given)
-        start.fit_ranks(args, model, checkpoints=checkpoints, sees=sees)
+        start.fit_ranks(args, model, checkpoints=checkpoints)
         assert args.ddp_find_unused_parameters is wanted
 
 
@@ -298,12 +299,12 @@ def test_a_tied_head_that_is_kept_needs_weights_on_all_ranks(
         attach(tiny_model(tie_word_embeddings=ties), lora_config(r=2, modules_to_save=["lm_head"]))
         for ties in (True, False)
     )
-    start.fit_ranks(args_with(tmp_path), tied, checkpoints=True, sees=False)
+    start.fit_ranks(args_with(tmp_path), tied, checkpoints=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-    start.fit_ranks(args_with(tmp_path), apart, checkpoints=True, sees=False)
+    start.fit_ranks(args_with(tmp_path), apart, checkpoints=True)
     with pytest.raises(RecipeError, match="modules_to_save"):
-        start.fit_ranks(args_with(tmp_path), tied, checkpoints=True, sees=False)
+        start.fit_ranks(args_with(tmp_path), tied, checkpoints=True)
 
 
 def test_a_balance_without_gradient_is_refused(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
