@@ -133,7 +133,7 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
     whole_ends = _last_parts(_ends(model)) & _last_parts(getattr(config, "modules_to_save", None))
     if _tied(model) and whole_ends and hasattr(config, "ensure_weight_tying"):
         config.ensure_weight_tying = True
-    return config, notes + _train_rows(model, config, kind, new_rows)
+    return config, notes + _low_rank_ends(model, config) + _train_rows(model, config, kind, new_rows)
 
 
 def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: Any) -> Any:
@@ -231,6 +231,19 @@ def _train_rows(model: Any, config: Any, kind: str, rows: Sequence[int]) -> list
         return []
     config.trainable_token_indices = {name: sorted(ids | set(missing)) for name, ids in wanted.items()}
     return [f"the rows of {len(missing)} new tokens {missing} are untrained, and are trained with the adapter"]
+
+
+def _low_rank_ends(model: Any, config: Any) -> list[str]:
+    """Adapters on tied weights: merged into the one that both layers share, each changes the other layer too."""
+    names = getattr(config, "target_modules", None)
+    if not _tied(model) or not names or isinstance(names, str):
+        return []
+    ends = sorted(_last_parts(_ends(model)) & _last_parts(names))
+    return [
+        f"target_modules names {name!r}, whose weight is tied to another layer's: the adapter can be served, but not "
+        f"merged or exported. modules_to_save=[{name!r}] trains both and stays tied"
+        for name in ends[:1]
+    ]
 
 
 def _unknown_names(model: Any, config: Any) -> list[str]:

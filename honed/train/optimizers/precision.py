@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import rounds_stochastically
 from honed.train.options.surroundings import uses_deepspeed
@@ -19,8 +20,21 @@ COMPENSATING_WORDS = ("stochastic", "kahan")
 
 
 def notes_on_masters(model: nn.Module, args: SFTConfig) -> list[str]:
-    """What the user should know of the format that trained weights are held in."""
-    n_weights = sum(p.numel() for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16)
+    """What the user should know of the format that trained weights are held in.
+
+    Raises:
+        RecipeError: fp16=True with weights in float16, whose gradients torch's scaler refuses to unscale.
+    """
+    if (n_half := _trained_in(model, torch.float16)) and not uses_deepspeed(args):
+        told = f"{n_half:,} weights are trained in float16"
+        if args.fp16:
+            fix = "load the model in float32 (dtype='float32'): fp16=True still computes in float16"
+            raise RecipeError(f"{told}, whose gradients the scaler of fp16=True cannot unscale.", fix=fix)
+        return [
+            f"{told}, without a scaler: small gradients become 0, large ones infinite. Load the model in float32 or "
+            "bfloat16."
+        ]
+    n_weights = _trained_in(model, torch.bfloat16)
     if rounds_stochastically(args):
         note = "bf16_stochastic_round has no effect: no weight that is trained is bfloat16. Load the model with dtype="
         return [] if n_weights else [f"{note}'bfloat16' to train it in half the memory, or leave it out."]
@@ -32,3 +46,7 @@ def notes_on_masters(model: nn.Module, args: SFTConfig) -> list[str]:
         "the model in float32 (leave dtype out; bf16=True still computes in bfloat16), or, with AdamW, set "
         "optim_args='bf16_stochastic_round=True'."
     ]
+
+
+def _trained_in(model: nn.Module, dtype: torch.dtype) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad and p.dtype == dtype)

@@ -342,3 +342,19 @@ def test_the_older_chat_format_learns_to_stop(
     out = trainer.model.eval().generate(**prompt, max_new_tokens=20, do_sample=False)
     answer = tokenizer.decode(out[0, prompt["input_ids"].shape[1] :])
     assert answer == "yes yes yes yes <|im_end|>"
+
+
+@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`")
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_on_a_tied_end_is_told_for_it_cannot_be_merged(
+    tied: bool, base: Callable[..., Any], make: Callable[..., SFTTrainer]
+) -> None:
+    """https://github.com/huggingface/peft/issues/2777"""
+    trainer = make(base(tie_word_embeddings=tied), lora_config(r=2, target_modules=["q_proj", "embed_tokens"]))
+    assert any("not merged or exported" in note for note in trainer.notes) is tied
+    trainer.train()
+    model, ids = trainer.model.eval(), torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        adapted = model(ids).logits
+        apart = (model.merge_and_unload()(ids).logits - adapted).abs().max()
+    assert (apart > 1e-3) == tied

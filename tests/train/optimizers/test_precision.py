@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from honed.errors import RecipeError
 from honed.ops import products
 from honed.train.forward import seams
+from honed.train.optimizers.precision import notes_on_masters
+from honed.train.options.config import SFTConfig
 from honed.train.trainer.trainer import SFTTrainer
 
 Trainers = Callable[..., SFTTrainer]
@@ -83,3 +86,17 @@ def test_gradients_are_as_near_as_the_plain_model_s(
     exact = gradient(seams.Seams(), autocast=False)
     ours, plain = (gradient(way, autocast=True) for way in (trainer.seams, seams.Seams()))
     assert 0 < (ours - exact).norm() < 1.5 * (plain - exact).norm() < 0.1 * exact.norm()
+
+
+def test_weights_in_float16_are_told_and_refused_beside_a_scaler(
+    make: Trainers, tiny_model: Callable[..., Any], chat_rows: Any, quick: dict[str, Any]
+) -> None:
+    """Else torch says "Attempting to unscale FP16 gradients." in the first step, or the loss explodes after some."""
+    half = tiny_model(dtype=torch.float16)
+    assert any("weights are trained in float16, without a scaler" in note for note in make(chat_rows, model=half).notes)
+    args = SFTConfig(**quick)
+    args.fp16 = True  # which transformers refuses on a CPU by itself
+    with pytest.raises(RecipeError, match="weights are trained in float16"):
+        notes_on_masters(half, args)
+    half.requires_grad_(False)
+    assert notes_on_masters(half, args) == notes_on_masters(tiny_model(), args) == []
