@@ -49,7 +49,7 @@ def test_names() -> None:
     assert find_config("smollm2-135m-instruct").num_hidden_layers == 30
     with pytest.raises(ModelError, match=r"did you mean Qwen3-8B\?.*folder"):
         find_config("Qwen3-9B")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
         find_config("somebody/Qwen3-8B")  # anybody may have changed the shape: asked for, and tests are offline
     with pytest.raises(ModelError, match="No such model folder"):
         find_config("./nowhere/at/all")

@@ -88,7 +88,7 @@ def test_progress_in_a_pipe_is_plain_lines(start: int, capsys: pytest.CaptureFix
     assert shown.out == ""
     assert shown.err.splitlines() == [
         "step 3: eval_loss 1.25, epoch 1",
-        "Training: 3/3 step in 0:00  loss 0.5000  lr 2.0e-04  612 tok/s (301 trained)",
+        "Training: 3/3 steps in 0:00  loss 0.5000  lr 2.0e-04  612 tok/s (301 trained)",
     ]
     assert "\r" not in shown.err
 
