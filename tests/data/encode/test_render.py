@@ -213,5 +213,5 @@ def test_half_a_surrogate_pair_is_the_row_s_fault(tiny_tokenizer: Any, where: st
 
 def test_conversation_without_a_template(tiny_tokenizer: Any) -> None:
     chat = Conversation(messages=(Message(role="assistant", content="yes"),), source=SOURCE)
-    with pytest.raises(DataError, match=r"set data\.template"):
+    with pytest.raises(DataError, match="set chat_template_path"):
         Renderer(tiny_tokenizer, None).plan(chat)
