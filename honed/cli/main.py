@@ -18,13 +18,13 @@ from honed.cli.chat import chat
 from honed.cli.data import data
 from honed.cli.doctor import doctor
 from honed.cli.generate import generate
+from honed.cli.interrupts import INTERRUPTED
 from honed.cli.plan import plan
 from honed.cli.train import train
 from honed.collector import fewer_collections
 from honed.errors import HonedError
 
 VERBS = (train, plan, prove, demo, chat, generate, eval, export, data, new, cache, doctor)
-INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:

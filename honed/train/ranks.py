@@ -143,8 +143,9 @@ def until_sigterm() -> Iterator[threading.Event]:
 
 
 def keep_on_sigterm(worker: int) -> None:
-    """For processes that make batches: SIGTERM to a whole group must leave them to the one that saves and ends them."""
+    """For processes that make batches: what comes to a whole group leaves them to the one that saves and ends them."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,4 +1,7 @@
-"""Ctrl-C at each stage of a run: status 130, no traceback, nothing half written, and the same command starts again."""
+"""Ctrl-C at each stage of a run: status 130, no traceback, nothing half written, and the same command starts again.
+
+While the run trains, the first one saves it.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,17 @@ STAGES = {
     "loading": "honed.train.run.run.load_model",
     "preparing": "honed.train.run.run.run_data",
     "making the trainer": "honed.train.run.run.make_trainer",
-    "training": "transformers.Trainer.training_step",
-    "writing a checkpoint": "transformers.Trainer._save_optimizer_and_scheduler",
-    "saving": "transformers.Trainer.save_model",
     "saving, the weights are there": "transformers.GenerationConfig.save_pretrained",
+}
+WHILE_TRAINING = {
+    "training": "transformers.Trainer.training_step",
+    "writing a checkpoint's weights": "transformers.Trainer.save_model",
+    "writing a checkpoint's states": "transformers.Trainer._save_optimizer_and_scheduler",
+    "in the plain loop": "honed.train.loop.loop.train_step",
 }
 
 
-def press(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+def press(monkeypatch: pytest.MonkeyPatch, target: str, *, times: int = 1) -> None:
     """Ctrl-C as soon as the function is called."""
     owner, _, name = target.rpartition(".")
     module, _, kind = owner.rpartition(".")
@@ -36,7 +42,8 @@ def press(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
 
     def pressed(*args: Any, **kwargs: Any) -> Any:
         monkeypatch.setattr(holder, name, real)  # once
-        signal.raise_signal(signal.SIGINT)
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(holder, name, pressed)
@@ -59,6 +66,40 @@ def test_at_every_stage(stage: str, train: Callable[..., Shown], run: Path, monk
     assert again.status == 0, again.err
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     assert load_file(run / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("stage", WHILE_TRAINING)
+def test_the_first_saves(stage: str, train: Callable[..., Shown], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that goes on has the steps and the losses of one that was never stopped."""
+    import honed.train.run.run  # noqa: F401
+
+    options = ["save_strategy=steps", "save_steps=2", *(["engine=plain"] if "plain" in stage else [])]
+    whole = run.parent / "whole"
+    assert train(*options, "--output", str(whole)).status == 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    press(monkeypatch, WHILE_TRAINING[stage])
+    shown = train(*options)
+    assert shown.status == 130 and "goes on from there" in shown.out and "Traceback" not in shown.err, shown.err
+    assert shown.err.count("the run is saved at the end of this step") == 1
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    again = train(*options)
+    assert again.status == 0 and losses(run) == losses(whole) and len(losses(run)) > 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_stops_at_once(train: Callable[..., Shown], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import honed.train.run.run  # noqa: F401
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    press(monkeypatch, "transformers.Trainer.training_step", times=2)
+    shown = train("save_strategy=steps", "save_steps=2")
+    assert shown.status == 130 and "starts again" in shown.err and "goes on from there" not in shown.out
+    assert not list(run.glob("checkpoint-*")) and train().status == 0
+
+
+def losses(run: Path) -> list[tuple[float, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
 def test_while_the_report_is_written(train: Callable[..., Shown], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ from __future__ import annotations
 
 import argparse
 
+from honed.cli.interrupts import INTERRUPTED, saving_on_ctrl_c
 from honed.cli.recipe_arguments import recipe_of
 from honed.cli.train.dry_run import FLAG, show
 from honed.cli.train.help import HelpAll
@@ -104,7 +105,8 @@ def run(args: argparse.Namespace, command: str) -> int:
 
         engine_of(recipe)  # its libraries are imported now
     set_imports_aside()
-    result = run_recipe(recipe, command=command, say=print, overwrite=args.overwrite)
+    with saving_on_ctrl_c() as pressed:
+        result = run_recipe(recipe, command=command, say=print, overwrite=args.overwrite)
     if result.finished and result.first:
         show_result(result.folder, result.samples)
-    return 0
+    return INTERRUPTED if pressed.is_set() and not result.finished else 0

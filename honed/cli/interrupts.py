@@ -1,0 +1,40 @@
+"""What Ctrl-C does to a command that trains: the first saves and ends the run, the second stops it at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+@contextmanager
+def saving_on_ctrl_c() -> Iterator[threading.Event]:
+    """Yields an event that is set once Ctrl-C has asked for a checkpoint.
+
+    While a run trains it answers SIGTERM with a checkpoint at the end of the step, so that is what Ctrl-C becomes then.
+    Before and after, where there is nothing to save, it stops the command as ever.
+    """
+    pressed = threading.Event()
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as with nohup
+        yield pressed
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def press(number: int, frame: Any) -> None:
+        if pressed.is_set() or signal.getsignal(signal.SIGTERM) is before:
+            raise KeyboardInterrupt
+        pressed.set()
+        print("\nhoned: the run is saved at the end of this step. Ctrl-C again stops it at once.", file=sys.stderr)
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
