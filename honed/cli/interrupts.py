@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
+RETRY = 0.05  # seconds
 
 
 @contextmanager
@@ -27,6 +29,9 @@ def saving_on_ctrl_c() -> Iterator[threading.Event]:
     before = signal.getsignal(signal.SIGTERM)
 
     def press(number: int, frame: Any) -> None:
+        if frame is not None and frame.f_code.co_name == "__del__":  # Python ignores what is raised there: try again
+            threading.Timer(RETRY, interrupt_main).start()
+            return
         if pressed.is_set() or signal.getsignal(signal.SIGTERM) is before:
             raise KeyboardInterrupt
         pressed.set()
