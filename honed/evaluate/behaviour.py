@@ -48,7 +48,7 @@ def prompts_of(examples: Sequence[Example], limit: int | None) -> tuple[list[Pro
 def _no_prompt(example: Example) -> str | None:
     """Why a row gives no prompt; None where it does."""
     if not isinstance(example, Conversation):
-        return "not a conversation"
+        return "no chat to answer, so only the loss"
     if example.tools:
         return "announces tools"
     return None if _last_answer(example) else "no answer behind a question"

@@ -161,4 +161,4 @@ def test_plain_text_needs_no_template(honed: Honed, model_folder: Path, tmp_path
     shown = honed("eval", model_folder, "--data", rows)
     assert shown.status == 0, shown.err
     assert "role: text" in shown.out and "role: completion" in shown.out
-    assert "0 prompts to answer; 2 rows: not a conversation" in shown.out
+    assert "0 prompts to answer; 2 rows: no chat to answer, so only the loss" in shown.out

@@ -48,7 +48,7 @@ def test_every_row_is_accounted_for() -> None:
     found, without = prompts_of(rows, 2)
     assert len(found) == 2
     assert without == {
-        "not a conversation": 1,
+        "no chat to answer, so only the loss": 1,
         "announces tools": 1,
         "no answer behind a question": 2,
         "beyond --prompts 2": 1,

@@ -28,6 +28,7 @@ from honed.train.forward import vision
 from honed.train.loop.recipe import PlainTrainer, config_of, known_to_transformers
 from honed.train.options.config import SFTConfig
 from honed.train.ranks import Stopped, until_sigterm
+from honed.train.run.card import card
 from honed.train.run.data import check_data, read_questions, run_data
 from honed.train.run.ranks import RunRanks, check_ranks
 from honed.train.run.record import RunRecord, device_name
@@ -172,7 +173,7 @@ def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say:
     with record.timed("answer after"):
         after = _answers(plan, trainer.model, tokenizer, template, desc="Answering after")
     with record.timed("save"):
-        save(trainer, folder)
+        save(trainer, folder, recipe)
     samples = compare(plan.questions, before, after, plan.form) if plan.questions else {}
     if samples:
         folder.write_json("samples.json", samples)
@@ -367,13 +368,14 @@ def write_template(processing_class: Any, template: Template | None, options: Pr
         processing_class.chat_template = tokenizer_with_template(processing_class, options.template).chat_template
 
 
-def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder) -> None:
-    """Weights, tokenizer with its template, and a generation config that stops where training did."""
+def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, recipe: Recipe) -> None:
+    """Weights, tokenizer with its template, a generation config that stops where training did, and a card."""
     with folder.saving() as place:
         trainer.save_model(str(place))
         trainer.model.generation_config.save_pretrained(place)
         # a pickle of the arguments; the recipe says the same, and can be read without running anything
         (place / "training_args.bin").unlink(missing_ok=True)
+        (place / "README.md").write_text(card(recipe, trainer.ledger), encoding="utf-8")  # peft's names our folders
 
 
 def _answers(plan: Plan, model: Any, tokenizer: Any, template: Template | None, *, desc: str) -> list[Answer]:

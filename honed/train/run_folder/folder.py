@@ -25,6 +25,7 @@ class RunFolder:
         recipe.yaml      the recipe as run        run.json       status, times, versions, device
         metrics.jsonl    one line per log         ledger.json    every row accounted for
         samples.json     before and after         report.html    all of this to look at
+        README.md        the card, for the Hub
         worst_steps.json the steps with the highest losses, with their rows
         not_finite.jsonl the steps that were not taken, with their rows; only where there are any
 

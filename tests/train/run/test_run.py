@@ -26,7 +26,7 @@ STEPS = 3
 RECORDS = {"recipe.yaml", "run.json", "metrics.jsonl", "ledger.json", "samples.json", "report.html", "worst_steps.json"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"}
 ADAPTER = {"adapter_model.safetensors", "adapter_config.json", "README.md"}
-WHOLE = {"model.safetensors", "config.json"}
+WHOLE = {"model.safetensors", "config.json", "README.md"}
 
 
 @pytest.fixture(autouse=True)
