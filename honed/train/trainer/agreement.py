@@ -16,7 +16,7 @@ from honed.train.run_folder.identity import digest_of_rows, digest_of_weights
 
 # Arguments beside those of a checkpoint's identity that decide which steps there are, and when all ranks meet.
 SETTINGS = (
-    *("output_dir", "num_train_epochs", "max_steps", "max_grad_norm", "bf16", "fp16", "loss_type"),
+    *("num_train_epochs", "max_steps", "max_grad_norm", "bf16", "fp16", "loss_type"),
     *("label_smoothing_factor", "logging_strategy", "logging_steps", "save_strategy", "save_steps"),
     *("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "load_best_model_at_end"),
 )
@@ -43,7 +43,8 @@ def check(trainer: Any, identity: Mapping[str, Any]) -> None:
         return
     args = trainer.args.to_dict()
     settings = {key: value for key, value in identity.items() if key not in ("model", "adapter", "data")}
-    mine = {**settings, **{name: args.get(name) for name in SETTINGS}}
+    saves = [] if trainer.args.save_strategy == "no" else ["output_dir"]  # each rank has a part of a checkpoint
+    mine = {**settings, **{name: args.get(name) for name in (*SETTINGS, *saves)}}
     mine |= {
         ROWS: _rows(trainer.train_dataset, identity["data"]),
         BATCHES: _batches(trainer),

@@ -240,9 +240,10 @@ class ResumingTrainer(WatchedTrainer):
 
     @contextmanager
     def _sealed(self) -> Iterator[None]:
-        """While transformers pickles the arguments: their pickle holds no secrets."""
+        """While transformers pickles the arguments: their pickle holds no secrets, and what was given otherwise."""
         given = self.args
         self.args = sealed_arguments(given)
+        self.args.logging_nan_inf_filter |= self._filters_logged  # see `WatchedTrainer`
         try:
             yield
         finally:
