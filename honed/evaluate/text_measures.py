@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 # Chinese and Japanese write no spaces: each of their characters counts as a word.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W\u3040-\u9fff\uf900-\ufaff]+|[^\w\s]")
+_WORD = re.compile(r"[\u3040-\u9fff\uf900-\ufaff]|[^\W\u3040-\u9fff\uf900-\ufaff]+|[^\w\s]")
 
 
 def words(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from honed.evaluate.text_measures import distinct, longest_repeat, words
@@ -26,6 +26,7 @@ def test_words(text: str, expected: list[str]) -> None:
 
 
 @given(st.text())
+@example("㊀ㄅ䷀a")
 def test_words_hold_every_character_that_is_no_space(text: str) -> None:
     assert "".join(words(text)) == "".join(c for c in text if not c.isspace())
 
