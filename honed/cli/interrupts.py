@@ -29,17 +29,24 @@ def saving_on_ctrl_c() -> Iterator[threading.Event]:
     before = signal.getsignal(signal.SIGTERM)
 
     def press(number: int, frame: Any) -> None:
-        if frame is not None and frame.f_code.co_name == "__del__":  # Python ignores what is raised there: try again
-            threading.Timer(RETRY, interrupt_main).start()
-            return
         if pressed.is_set() or signal.getsignal(signal.SIGTERM) is before:
             raise KeyboardInterrupt
         pressed.set()
         print("\nhoned: the run is saved at the end of this step. Ctrl-C again stops it at once.", file=sys.stderr)
         signal.raise_signal(signal.SIGTERM)
 
+    ignored = sys.unraisablehook
+
+    def again(what: Any) -> None:
+        if what.exc_type is not KeyboardInterrupt:
+            ignored(what)
+            return
+        threading.Timer(RETRY, interrupt_main).start()
+
     signal.signal(signal.SIGINT, press)
+    sys.unraisablehook = again  # Python ignores what is raised while objects end: a Ctrl-C would be lost
     try:
         yield pressed
     finally:
+        sys.unraisablehook = ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
