@@ -44,10 +44,8 @@ check: $(VENV)/.dev
 	$(PY) -m pip check
 	$(PY) -m pytest -q tests/test_pins.py
 
-# In two processes: in one, each test of training takes half as long again after all the others.
 test: check
-	$(PY) -m pytest --ignore tests/train
-	$(PY) -m pytest tests/train
+	$(PY) -m pytest
 
 # Results are dated, and stand beside those of earlier days.
 RESULT = benchmarks/results/$(1)-$(shell date +%F).json

@@ -13,15 +13,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def fewer_collections() -> Iterator[None]:
-    """For work that makes many objects and little garbage. What was set aside meanwhile is so no longer afterwards."""
-    before, aside = gc.get_threshold(), gc.get_freeze_count()
+    """For work that makes many objects and little garbage."""
+    before = gc.get_threshold()
     gc.set_threshold(50_000, 20, 1000)
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        if gc.get_freeze_count() and not aside:
-            gc.unfreeze()
 
 
 @contextmanager
@@ -36,9 +34,16 @@ def no_collections() -> Iterator[None]:
             gc.enable()
 
 
-def set_imports_aside() -> None:
-    """No collection looks at what is there now. For right after imports: garbage that is there now stays.
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Within the block no collection looks at what was there before. For right after imports: garbage stays, too.
 
-    Only within `fewer_collections`, at whose end it is undone.
+    Once for a command, not for each of many small things: Python counts what is set aside one by one.
     """
+    is_ours = gc.get_freeze_count() == 0
     gc.freeze()
+    try:
+        yield
+    finally:
+        if is_ours:
+            gc.unfreeze()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from honed.cli.main import main
-from honed.collector import fewer_collections, no_collections, set_imports_aside
+from honed.collector import fewer_collections, no_collections, set_aside
 
 State = tuple[bool, tuple[int, int, int], int]
 
@@ -34,7 +34,7 @@ def state() -> State:
     return gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()
 
 
-@pytest.mark.parametrize("context", [fewer_collections, no_collections])
+@pytest.mark.parametrize("context", [fewer_collections, no_collections, set_aside])
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_collector_is_as_before(context: type, fails: bool) -> None:
     before = state()
@@ -59,10 +59,9 @@ def test_a_collector_that_was_off_stays_off() -> None:
 
 
 def test_what_was_set_aside_is_collected_afterwards() -> None:
-    with fewer_collections():
-        knot = Knot()
-        gone = weakref.ref(knot)
-        set_imports_aside()
+    knot = Knot()
+    gone = weakref.ref(knot)
+    with set_aside():
         del knot
         gc.collect()
         assert gone() is not None
@@ -72,8 +71,8 @@ def test_what_was_set_aside_is_collected_afterwards() -> None:
 
 def test_what_the_caller_set_aside_stays_there() -> None:
     gc.freeze()
-    with fewer_collections():
-        set_imports_aside()
+    with set_aside():
+        pass
     assert gc.get_freeze_count()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from honed.errors import RecipeError
+from honed.errors import RecipeError, first_line
 from honed.ops.products import linear
 
 # With twice the speed of products (AVX-512's bf16 instructions) six LoRA steps of SmolLM2-135M took as long as in
@@ -32,7 +32,7 @@ def named_device(name: str) -> torch.device:
         torch.empty(0, device=name)
     except Exception as error:  # of torch or a driver: each its own kind
         raise RecipeError(
-            f"The device {name!r} cannot be used here: {str(error).splitlines()[0]}",
+            f"The device {name!r} cannot be used here: {first_line(error)}",
             fix="take cpu, or see what `honed doctor` finds",
         ) from None
     return torch.device(name)

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from honed.data.batch.collate import Batch
-from honed.errors import RecipeError, RunError, first_line
-from honed.model.device import pick_device
+from honed.errors import RunError
+from honed.model.device import named_device, pick_device
 
 # How gloo tells that a process has gone, or did not come in time; it has no error of its own.
 _LOST = re.compile(
@@ -90,7 +90,7 @@ def joined(device: str | None) -> Iterator[Ranks]:
         RecipeError: there is no such device.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    here = _device(device)
+    here = pick_device() if device is None else named_device(device)
     if here.type == "cuda" and here.index is None:
         here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(here)
@@ -146,14 +146,3 @@ def keep_on_sigterm(worker: int) -> None:
     """For processes that make batches: what comes to a whole group leaves them to the one that saves and ends them."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return pick_device()
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"device={name!r} cannot be used: {first_line(error)}", fix="set cpu, cuda or mps") from None
-    return device

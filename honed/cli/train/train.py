@@ -69,7 +69,7 @@ from honed.cli.interrupts import INTERRUPTED, saving_on_ctrl_c
 from honed.cli.recipe_arguments import recipe_of
 from honed.cli.train.dry_run import FLAG, show
 from honed.cli.train.help import HelpAll
-from honed.collector import no_collections, set_imports_aside
+from honed.collector import no_collections, set_aside
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,8 +104,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         from honed.train.run.run import run as run_recipe
 
         engine_of(recipe)  # its libraries are imported now
-    set_imports_aside()
-    with saving_on_ctrl_c() as pressed:
+    with set_aside(), saving_on_ctrl_c() as pressed:
         result = run_recipe(recipe, command=command, say=print, overwrite=args.overwrite)
     if result.finished and result.first:
         show_result(result.folder, result.samples)
