@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import json
 import logging
@@ -49,6 +50,14 @@ def seeded() -> None:
         numpy.random.seed(SEED)
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(SEED)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def set_aside() -> None:
+    """Lets no collection look at what there was before these tests: accelerate asks for one whenever a training begins,
+    and a million objects (imports, the other tests) would make each take most of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
