@@ -18,9 +18,9 @@ from honed.data.encode.render import Rendered
 from honed.data.example import Conversation, Document, Example, PromptCompletion
 from honed.data.ledger import Ledger
 from honed.data.prepare.kept import KeptRow
-from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.options import PrepareOptions, reading_of
 from honed.data.prepare.reader import RowReader
-from honed.data.read.formats import ReadOptions, read_example
+from honed.data.read.formats import read_example
 from honed.data.read.sources import read_rows
 from honed.data.templates.view import Template, trained_turns
 from honed.errors import DataError
@@ -116,12 +116,7 @@ def read_held_out(data: Any, tokenizer: Any, template: Template | None, options:
     whole = replace(options, max_length=None, packing=False, bad_rows="drop")
     rows = dict(read_rows(data))
     ledger = Ledger()
-    reading = ReadOptions(
-        system=options.system,
-        alpaca_separator=template.alpaca_separator if template else "\n",
-        text_field=options.text_field,
-        columns=options.columns,
-    )
+    reading = reading_of(options, template)
     examples: list[Example] = []
     documents: list[Labelled] = []
     for kept in RowReader(tokenizer, template, whole)(rows.items(), ledger):

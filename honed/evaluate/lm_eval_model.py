@@ -29,7 +29,6 @@ MAX_NEW_TOKENS = 256  # what the harness's own models take where a task does not
 class Verbatim:
     """A template that takes a message as it stands: its text is a whole prompt already."""
 
-    name: str = "verbatim"
     alpaca_separator: str = "\n"
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:

@@ -18,26 +18,15 @@ from honed.data.example import Example, RowError
 from honed.data.ledger import Ledger
 from honed.data.lint.borders import Borders
 from honed.data.lint.kinds import Findings
-from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.options import PrepareOptions, reading_of
 from honed.data.prepare.prepare import make_template
 from honed.data.prepare.reader import NOT_VERIFIED, Fitted, fit, in_one_line
-from honed.data.read.formats import ReadOptions
 from honed.data.templates.view import Template, View, special_tokens
 from honed.data.vision.prepare import without_cuts
 from honed.data.vision.render import VisionRenderer
 from honed.data.vision.template import VisionTemplate
 from honed.errors import TemplateError
 from honed.quantities import counted
-
-
-def reading_of(options: PrepareOptions, template: Template | None = None) -> ReadOptions:
-    """How rows are read, as `prepare` reads them."""
-    return ReadOptions(
-        system=options.system,
-        alpaca_separator=template.alpaca_separator if template else "\n",
-        text_field=options.text_field,
-        columns=options.columns,
-    )
 
 
 class TokenCheck:

@@ -12,7 +12,7 @@ Mining of Massive Datasets, ch. 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -54,26 +54,42 @@ def near_groups(signed: np.ndarray, *, least: float = NEAR) -> np.ndarray:
         signed: signatures, shape (texts, PLACES).
         least: similarity from which two texts are near.
     """
-    parents = np.arange(len(signed))
-    for first, others in _buckets(signed):
-        for other in others[similarity(signed[others], signed[first]) >= least].tolist():
-            _unite(parents, first, other)
-    return np.array([_root(parents, number) for number in range(len(parents))], dtype=np.int64)
+    near = (
+        (first, other)
+        for first, others in _buckets(signed)
+        for other in others[similarity(signed[others], signed[first]) >= least].tolist()
+    )
+    return connected(len(signed), near)
 
 
-def nearest_in(known: np.ndarray, signed: np.ndarray, *, least: float = NEAR) -> np.ndarray:
+def connected(count: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
+    """For each of `count` numbers the least one that is connected with it by the pairs: int64, shape (count,)."""
+    parents = list(range(count))
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = parents[parents[number]]
+            number = parents[number]
+        return number
+
+    for one, other in pairs:
+        least, most = sorted((root(one), root(other)))
+        parents[most] = least
+    return np.array([root(number) for number in range(count)], dtype=np.int64)
+
+
+def nearest_in(known: np.ndarray, signed: np.ndarray) -> np.ndarray:
     """For each row of `signed` the number of a row of `known` that is near, -1 where none is."""
     found = np.full(len(signed), -1, dtype=np.int64)
     if not len(known):
         return found
     for band in range(0, PLACES, BAND):
-        first_with = {key: n for n, key in reversed(list(enumerate(_keys(known, band))))}
+        first_with = {key: n for n, key in reversed(list(enumerate(_keys(known, band).tolist())))}
         open_ = np.flatnonzero(found < 0)
-        keys = _keys(signed[open_], band)
-        candidates = np.array([first_with.get(key, -1) for key in keys], dtype=np.int64)
+        candidates = np.array([first_with.get(key, -1) for key in _keys(signed[open_], band).tolist()], dtype=np.int64)
         met = candidates >= 0
         rows, others = open_[met], candidates[met]
-        near = similarity(signed[rows], known[others]) >= least
+        near = similarity(signed[rows], known[others]) >= NEAR
         found[rows[near]] = others[near]
     return found
 
@@ -119,7 +135,7 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 def _buckets(signed: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """The first and the other members of each group of texts that agree in a whole band."""
     for band in range(0, PLACES, BAND):
-        keys = _keys_array(signed, band)
+        keys = _keys(signed, band)
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
@@ -128,24 +144,9 @@ def _buckets(signed: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
                 yield int(order[start]), order[start + 1 : end]
 
 
-def _keys_array(signed: np.ndarray, band: int) -> np.ndarray:
+def _keys(signed: np.ndarray, band: int) -> np.ndarray:
+    """uint64 (texts,), equal where all places of the band are."""
     keys = np.zeros(len(signed), dtype=np.uint64)
     for place in range(band, band + BAND):
         keys = _mixed(keys * _MIX[0] + signed[:, place])
     return keys
-
-
-def _keys(signed: np.ndarray, band: int) -> list[int]:
-    return list(_keys_array(signed, band).tolist())
-
-
-def _root(parents: np.ndarray, number: int) -> int:
-    while parents[number] != number:
-        parents[number] = parents[parents[number]]
-        number = int(parents[number])
-    return number
-
-
-def _unite(parents: np.ndarray, first: int, second: int) -> None:
-    one, two = sorted((_root(parents, first), _root(parents, second)))
-    parents[two] = one

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from honed.data.example import Source
+from honed.data.ledger import Ledger
 from honed.data.read.sources import SourcedRow, read_rows
 from honed.errors import DataError, RecipeError
 from honed.recipe import suggest
@@ -54,9 +54,8 @@ class Part:
     template_arguments: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for key, least in (("cap", 1), ("repeat", 1)):
-            value = getattr(self, key)
-            if (value is not None or key == "repeat") and (type(value) is not int or value < least):
+        for key, value in (("cap", 1 if self.cap is None else self.cap), ("repeat", self.repeat)):
+            if type(value) is not int or value < 1:
                 raise RecipeError(f"{key} of source {self.name} is {value!r}.", fix="set a whole number, 1 or more")
         if self.weight is not None and not (type(self.weight) in (int, float) and 0 < self.weight < float("inf")):
             raise RecipeError(f"weight of source {self.name} is {self.weight!r}.", fix="set a number above 0, as 0.3")
@@ -91,10 +90,10 @@ class Mixture:
                 fix="give every source a weight, or none",
             )
 
-    def rows(self, part: Part, left_out: Callable[[Source], None]) -> Iterator[SourcedRow]:
-        """The rows of this part that are used; `left_out` gets the sources of those above its cap."""
+    def rows(self, part: Part, ledger: Ledger) -> Iterator[SourcedRow]:
+        """The rows of this part that are used; `ledger` counts those above its cap as read and dropped."""
         rows = read_rows(part.data)
-        return rows if part.cap is None else iter(_sample(rows, part.cap, f"{self.seed}:{part.name}", left_out))
+        return rows if part.cap is None else iter(_sample(rows, part.cap, f"{self.seed}:{part.name}", ledger))
 
     def times(self, counts: Sequence[int]) -> list[np.ndarray]:
         """How often each row of each part stands in one epoch: int64, shape (rows of the part,).
@@ -169,21 +168,24 @@ def _spread(count: int, target: int, key: str) -> np.ndarray:
     if not count:
         return np.zeros(0, dtype=np.int64)
     times = np.full(count, target // count, dtype=np.int64)
-    times[np.random.default_rng(_number(key)).permutation(count)[: target % count]] += 1
+    times[np.random.default_rng(stable_hash(key)).permutation(count)[: target % count]] += 1
     return times
 
 
-def _sample(rows: Iterator[SourcedRow], cap: int, key: str, left_out: Callable[[Source], None]) -> list[SourcedRow]:
+def _sample(rows: Iterator[SourcedRow], cap: int, key: str, ledger: Ledger) -> list[SourcedRow]:
     """`cap` rows in their order: those whose keyed hashes are least, so that one pass and `cap` rows are enough."""
     heap: list[tuple[int, int, SourcedRow]] = []
     for number, row in enumerate(rows):
-        entry = (-_number(f"{key}:{number}"), number, row)
+        entry = (-stable_hash(f"{key}:{number}"), number, row)
         if len(heap) < cap:
             heapq.heappush(heap, entry)
         else:
-            left_out(heapq.heappushpop(heap, entry)[2][0])
+            _, _, (source, _) = heapq.heappushpop(heap, entry)
+            ledger.rows_in += 1
+            ledger.drop(source, LEFT_OUT_BY_CAP)
     return [row for _, _, row in sorted(heap, key=lambda entry: entry[1])]
 
 
-def _number(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+def stable_hash(text: str) -> int:
+    """64 bits of a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")

@@ -11,17 +11,16 @@ System messages are left out of the comparison: rows often share a long one and 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
-from honed.data.mix.minhash import near_groups, signatures
-from honed.data.mix.mixture import Mixture, with_data
+from honed.data.mix.minhash import connected, near_groups, signatures
+from honed.data.mix.mixture import Mixture, stable_hash, with_data
 from honed.data.read.sources import SourcedRow, SourcedRows, UnreadRow, read_rows, unread_rows
 from honed.errors import DataError, RecipeError
 from honed.quantities import counted
@@ -29,6 +28,7 @@ from honed.quantities import counted
 ALIKE = 0.7  # estimated similarity; lower than for finding duplicates, for a miss here leaks
 ROWS_AT_A_TIME = 1000
 _DIGITS, _NO_WORD = re.compile(r"\d+(?:[.,]\d+)*"), re.compile(r"[\W_]+")
+_AS_LETTERS = str.maketrans("0123456789", "abcdefghij")
 _ROLE_KEYS = ("role", "from")
 _ROLE_ONLY = frozenset({"system", "developer"})
 # What the formats read. In rows that have none of these (a formatting function's), all columns are compared.
@@ -108,7 +108,8 @@ def groups_of(texts: np.ndarray, signed: np.ndarray) -> np.ndarray:
     there = near_groups(signed[first], least=ALIKE)
     # candidates are compared with the first of their bucket only: the other way round, others come first
     back = len(first) - 1 - near_groups(signed[first][::-1], least=ALIKE)[::-1]
-    return _joined(there, back)[number.reshape(-1)]
+    links = chain(enumerate(there.tolist()), enumerate(back.tolist()))
+    return connected(len(first), links)[number.reshape(-1)]
 
 
 def hold_out(groups: np.ndarray, texts: np.ndarray, share: float, *, seed: int) -> np.ndarray:
@@ -121,7 +122,7 @@ def hold_out(groups: np.ndarray, texts: np.ndarray, share: float, *, seed: int) 
     _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     names = np.full(len(sizes), np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(names, member.reshape(-1), texts)
-    ranks = [_hash(f"{seed}:{name}") for name in names.tolist()]
+    ranks = [stable_hash(f"{seed}:{name}") for name in names.tolist()]
     room, chosen = max(1, round(share * len(groups))), np.zeros(len(sizes), dtype=bool)
     for group in sorted(range(len(sizes)), key=ranks.__getitem__):
         if sizes[group] <= room:
@@ -139,7 +140,7 @@ def _digest(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, list[int]]:
         before = len(texts)
         rows = read_rows(part.data)
         while chunk := [content(row) for _, row in islice(rows, ROWS_AT_A_TIME)]:
-            texts += map(_hash, chunk)
+            texts += map(stable_hash, chunk)
             signed.append(signatures(chunk))
         counts.append(len(texts) - before)
     if not texts:
@@ -183,32 +184,7 @@ def _texts(value: Any) -> Iterable[str]:
                     yield from _texts(inner)
     elif isinstance(value, (list, tuple)):
         if value and all(isinstance(item, int) for item in value):
-            yield " ".join(map(_as_word, value))
+            # ids in letters, for digits in texts are evened out
+            yield " ".join(str(abs(token)).translate(_AS_LETTERS) for token in value)
         for item in value:
             yield from _texts(item)
-
-
-def _as_word(token: int) -> str:
-    """A token id in letters: digits in texts are evened out."""
-    return "".join(chr(97 + int(digit)) for digit in str(abs(token)))
-
-
-def _joined(*links: np.ndarray) -> np.ndarray:
-    """Groups that hold together what any of the links holds together; each named by the least of its members."""
-    parents = list(range(len(links[0])))
-
-    def root(member: int) -> int:
-        while parents[member] != member:
-            parents[member] = parents[parents[member]]
-            member = parents[member]
-        return member
-
-    for link in links:
-        for member, other in enumerate(link.tolist()):
-            least, most = sorted((root(member), root(other)))
-            parents[most] = least
-    return np.array([root(member) for member in range(len(parents))], dtype=np.int64)
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from honed.data.mix.mixture import Part
-from honed.data.read.formats import FORMATS, check_columns
-from honed.data.templates.view import TRAIN_ON, Masks
+from honed.data.read.formats import FORMATS, ReadOptions, check_columns
+from honed.data.templates.view import TRAIN_ON, Masks, Template
 from honed.errors import RecipeError
 
 OVERLONG = ("drop", "truncate", "split", "error")
@@ -90,6 +90,16 @@ class PrepareOptions:
     def masks(self) -> Masks:
         """Whose turns are trained, and what of them."""
         return Masks(roles=tuple(self.train_roles), reasoning=self.train_reasoning, tool_calls=self.train_tool_calls)
+
+
+def reading_of(options: PrepareOptions, template: Template | None = None) -> ReadOptions:
+    """How rows are read with these options; the template says how the parts of an Alpaca question are joined."""
+    return ReadOptions(
+        system=options.system,
+        alpaca_separator=template.alpaca_separator if template else "\n",
+        text_field=options.text_field,
+        columns=options.columns,
+    )
 
 
 def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:

@@ -15,7 +15,6 @@ from honed.data.batch.pack import fill_rate, one_by_one, pack_best_fit, pack_wra
 from honed.data.batch.prefix import pack_shared
 from honed.data.batch.table import PackedRows, TokenTable
 from honed.data.encode.empty_reasoning import EmptyReasoning, note_of
-from honed.data.example import Source
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
 from honed.data.prepare.kept import KeptRows
@@ -96,11 +95,6 @@ def prepare(
 def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *, desc: str, workers: int) -> KeptRows:
     """The rows of one source that can be trained; counts those that cannot."""
     before = ledger.rows_in
-
-    def left_out(source: Source) -> None:
-        ledger.rows_in += 1
-        ledger.drop(source, LEFT_OUT_BY_CAP)
-
     if part.cap is None and _is_much(part.data):
         read.get_ready()
     with Progress(desc=desc, total=_length(part.data), unit="row") as bar:
@@ -111,7 +105,7 @@ def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *,
         if workers > 1 and can_fork() and part.cap is None and not isinstance(part.data, Iterator):
             kept = kept_rows_by_workers(lambda: unread_rows(part.data), read, ledger, advance, workers)
         else:
-            kept = kept_rows(mixture.rows(part, left_out), read, ledger, advance)
+            kept = kept_rows(mixture.rows(part, ledger), read, ledger, advance)
     ledger.by_source[part.name] = {"rows_in": ledger.rows_in - before}
     return KeptRows.joined(kept)
 
@@ -206,12 +200,7 @@ def _finish(
             fix="raise max_length or mend the data; `overlong` rows are longer than max_length",
         )
     table = TokenTable.of(rows.input_ids, rows.weights, np.concatenate([[0], np.cumsum(rows.lengths)]))
-    stops = count_stops(rows.stops.tolist())
-    for token, n in stops.items():
-        ledger.stop_tokens[tokenizer.decode([token])] += n
-    ledger.documents, ledger.tokens = len(table), len(table.input_ids)
-    ledger.trained_tokens = int(np.count_nonzero(table.weights))
-    ledger.documents_with_two_bos = table.begin_twice_with(tokenizer.bos_token_id)
+    stop_ids = count_documents(table, rows.stops.tolist(), tokenizer, ledger)
     ledger.notes += ledger.format_notes() + ledger.bos_notes()
     if n := EmptyReasoning(tokenizer).count(table.input_ids, table.weights):
         ledger.notes.append(note_of(n, options.train_on))
@@ -227,7 +216,7 @@ def _finish(
             "the plain template is encoded message by message; serve it with honed, which does the same"
         )
     assert_conserved(packed, table, ledger.trained_tokens)
-    return Prepared(rows=PackedRows(table, packed), ledger=ledger, stop_ids=tuple(stops))
+    return Prepared(rows=PackedRows(table, packed), ledger=ledger, stop_ids=stop_ids)
 
 
 def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple[TokenTable, list[list[int]]]:
@@ -257,9 +246,20 @@ def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple
     return table, rows
 
 
-def count_stops(ids: Iterable[int]) -> dict[int, int]:
-    """Last ids of trained turns -> how often, most frequent first."""
-    return dict(Counter(ids).most_common())
+def count_documents(table: TokenTable, stops: Iterable[int], tokenizer: Any, ledger: Ledger) -> tuple[int, ...]:
+    """Adds documents, their tokens and the last ids of their trained turns to the ledger.
+
+    Returns:
+        The ids in `stops`, most frequent first.
+    """
+    counts = Counter(stops)
+    for token, n in counts.most_common():
+        ledger.stop_tokens[tokenizer.decode([token])] += n
+    ledger.documents += len(table)
+    ledger.tokens += len(table.input_ids)
+    ledger.trained_tokens += int(np.count_nonzero(table.weights))
+    ledger.documents_with_two_bos += table.begin_twice_with(tokenizer.bos_token_id)
+    return tuple(token for token, _ in counts.most_common())
 
 
 def assert_conserved(rows: Sequence[Sequence[int]], table: TokenTable, trained: int) -> None:

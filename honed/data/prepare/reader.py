@@ -14,9 +14,9 @@ from honed.data.example import Example, RowError
 from honed.data.ledger import Ledger
 from honed.data.prepare.fast_path import FastPath
 from honed.data.prepare.kept import KeptRow, KeptRows
-from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.options import PrepareOptions, reading_of
 from honed.data.read.columns import Columns
-from honed.data.read.formats import ReadOptions, read_example
+from honed.data.read.formats import read_example
 from honed.data.read.formatting import Formatting
 from honed.data.read.sources import SourcedRow
 from honed.data.templates.view import Template, View
@@ -50,12 +50,7 @@ class RowReader:
     ) -> None:
         self._options = options
         self._renderer = Renderer(tokenizer, template, train_on=options.train_on)
-        self._reading = ReadOptions(
-            system=options.system,
-            alpaca_separator=template.alpaca_separator if template else "\n",
-            text_field=options.text_field,
-            columns=options.columns,
-        )
+        self._reading = reading_of(options, template)
         self._formatting = None
         if formatting_func is not None:
             self._formatting = Formatting(formatting_func, self._reading.text_column)

@@ -13,7 +13,7 @@ so; one that ends begins again, in another order.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -28,7 +28,7 @@ from honed.data.encode.render import Rendered
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import as_mixture
 from honed.data.prepare.options import PrepareOptions, part_options
-from honed.data.prepare.prepare import assert_conserved, count_stops, make_template, stop_on_bad_rows
+from honed.data.prepare.prepare import assert_conserved, count_documents, make_template, stop_on_bad_rows
 from honed.data.prepare.reader import RowReader
 from honed.data.read.sources import SourcedRow, shards
 from honed.errors import DataError, RecipeError
@@ -132,7 +132,8 @@ class RowStream:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which trained turns of the first block end, most frequent first. Errors of its rows are told here."""
         _, drawn = next(self._blocks(0, 0), (0, []))
-        return tuple(_stops(self._documents(drawn, Ledger())))
+        counts = Counter(_stops(self._documents(drawn, Ledger())))
+        return tuple(token for token, _ in counts.most_common())
 
     def _packed(self, drawn: list[_Drawn], order: np.random.Generator) -> PackedRows:
         documents = self._documents(drawn, self.ledger)
@@ -157,17 +158,12 @@ class RowStream:
 
     def _count(self, documents: list[Rendered], table: TokenTable, rows: list[list[int]]) -> None:
         ledger, before = self.ledger, self.ledger.packed_rows
-        ledger.documents += len(documents)
-        ledger.tokens += len(table.input_ids)
-        ledger.trained_tokens += int(np.count_nonzero(table.weights))
-        ledger.documents_with_two_bos += table.begin_twice_with(self._tokenizer.bos_token_id)
+        count_documents(table, _stops(documents), self._tokenizer, ledger)
         ledger.packed_rows += len(rows)
         self._empty_reasoning += self._reasoning.count(table.input_ids, table.weights)
         ledger.notes = ledger.format_notes() + ledger.bos_notes()
         if n := self._empty_reasoning:
             ledger.notes.append(note_of(n, self._options.train_on))
-        for token, n in _stops(documents).items():
-            ledger.stop_tokens[self._tokenizer.decode([token])] += n
         if self._options.packing and self._options.max_length and rows:
             fill = fill_rate(table.lengths, rows, self._options.max_length)
             ledger.fill = ((ledger.fill or 0.0) * before + fill * len(rows)) / ledger.packed_rows
@@ -222,5 +218,5 @@ class RowStream:
             epoch += 1
 
 
-def _stops(documents: list[Rendered]) -> dict[int, int]:
-    return count_stops(turn.stop for document in documents for turn in document.turns)
+def _stops(documents: list[Rendered]) -> Iterator[int]:
+    return (turn.stop for document in documents for turn in document.turns)

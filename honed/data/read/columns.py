@@ -22,7 +22,7 @@ class Columns:
         format: as for `read_example`.
     """
 
-    def __init__(self, reading: ReadOptions, format: str = "auto") -> None:
+    def __init__(self, reading: ReadOptions, format: str) -> None:
         self._reading, self._format = reading, format
         self._known: dict[_Keys, list[str]] = {}
 

@@ -78,11 +78,7 @@ def unread_file(path: Path) -> Iterator[UnreadRow]:
 
 def given(row: SourcedRow) -> UnreadRow:
     """A row that was read already."""
-    return partial(_same, row)
-
-
-def _same(row: SourcedRow) -> SourcedRow:
-    return row
+    return lambda: row
 
 
 def _some(rows: Iterator[UnreadRow], path: Path) -> Iterator[UnreadRow]:

@@ -133,7 +133,7 @@ def files_of(data: Any) -> list[Path] | None:
 def _named(name: str, streaming: bool) -> list[Reader]:
     paths = _paths(name)
     if paths is not None:
-        return [_reader(path) for path in paths]
+        return [partial(read_file, path) for path in paths]
     if found := _HUB.fullmatch(name):
         return [lambda: _read_hub(name, found["id"], found["config"], found["split"] or "train", streaming)]
     raise DataError(
@@ -155,10 +155,6 @@ def _paths(name: str) -> list[Path] | None:
     if has_magic(name) and not _HUB.fullmatch(name):  # a split may look like a pattern: owner/name:train[:5%]
         return _matches(name, path)
     return [path] if kind_of(path) in KINDS else None  # reading it says that it is missing
-
-
-def _reader(path: Path) -> Reader:
-    return lambda: read_file(path)
 
 
 def _matches(name: str, path: Path) -> list[Path]:

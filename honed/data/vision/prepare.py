@@ -12,16 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from honed.data.batch.row_columns import ByColumn
 from honed.data.batch.table import PackedRow, TokenTable
 from honed.data.encode.render import Rendered
-from honed.data.example import Source
 from honed.data.ledger import Ledger
-from honed.data.mix.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
+from honed.data.mix.mixture import LEFT_OUT_BY_WEIGHT, Mixture, as_mixture
 from honed.data.prepare.options import PrepareOptions, part_options
-from honed.data.prepare.prepare import count_stops, stop_on_bad_rows
+from honed.data.prepare.prepare import count_documents, stop_on_bad_rows
 from honed.data.prepare.reader import KeptRow
 from honed.data.vision.images import ImageRef, need_pillow
 from honed.data.vision.render import VisionReader, VisionRendered
@@ -106,7 +103,7 @@ def prepare_vision(
             image_folder=folder,
             data_set=part.data if hasattr(part.data, "cast_column") and hasattr(part.data, "__getitem__") else None,
         )
-        kept.append(list(_read(mixture, part, reader, ledger, desc)))
+        kept.append(list(reader(progress(mixture.rows(part, ledger), desc=desc, unit="row"), ledger)))
     stop_on_bad_rows(ledger, options)
     documents = _documents(mixture, kept, ledger)
     if not documents:
@@ -133,14 +130,6 @@ def without_cuts(options: PrepareOptions) -> tuple[PrepareOptions, str]:
     return options, ""
 
 
-def _read(mixture: Mixture, part: Part, reader: VisionReader, ledger: Ledger, desc: str) -> list[KeptRow]:
-    def left_out(source: Source) -> None:
-        ledger.rows_in += 1
-        ledger.drop(source, LEFT_OUT_BY_CAP)
-
-    return list(reader(progress(mixture.rows(part, left_out), desc=desc, unit="row"), ledger))
-
-
 def _documents(mixture: Mixture, kept: list[list[KeptRow]], ledger: Ledger) -> list[Rendered]:
     """The documents of one epoch; counts the rows of all sources."""
     documents: list[Rendered] = []
@@ -153,17 +142,13 @@ def _documents(mixture: Mixture, kept: list[list[KeptRow]], ledger: Ledger) -> l
 
 def _counted(documents: list[Rendered], tokenizer: Any, ledger: Ledger) -> VisionPrepared:
     rows = VisionRows(documents)
-    stops = count_stops(turn.stop for document in documents for turn in document.turns)
-    for token, n in stops.items():
-        ledger.stop_tokens[tokenizer.decode([token])] += n
-    ledger.documents = ledger.packed_rows = len(rows)
-    ledger.tokens = len(rows.table.input_ids)
-    ledger.trained_tokens = int(np.count_nonzero(rows.table.weights))
-    ledger.documents_with_two_bos = rows.table.begin_twice_with(tokenizer.bos_token_id)
+    stops = (turn.stop for document in documents for turn in document.turns)
+    stop_ids = count_documents(rows.table, stops, tokenizer, ledger)
+    ledger.packed_rows = len(rows)
     ledger.notes += ledger.format_notes() + ledger.bos_notes()
     shown = sum(bool(images) for images in rows.images)
     images = counted(sum(map(len, rows.images)), "image")
     ledger.notes.append(
         f"{shown:,} of {counted(len(rows), 'row')} {'shows' if shown == 1 else 'show'} images, {images} in all"
     )
-    return VisionPrepared(rows=rows, ledger=ledger, stop_ids=tuple(stops))
+    return VisionPrepared(rows=rows, ledger=ledger, stop_ids=stop_ids)
