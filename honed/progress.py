@@ -111,10 +111,10 @@ def clock(seconds: float) -> str:
 
 
 def in_notebook() -> bool:
-    """True under a Jupyter or Colab kernel, where standard error is no terminal but widgets work."""
+    """Whether a Jupyter or Colab kernel runs this, where standard error is no terminal but widgets work."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    return type(shell).__name__ in {"ZMQInteractiveShell", "Shell"}
+    return hasattr(shell, "kernel")
 
 
 def _length(items: Iterable[Any]) -> int | None:

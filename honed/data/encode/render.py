@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from honed.data.encode.encode import Encoder
 from honed.data.example import Conversation, Document, Example, PromptCompletion, RowError, Source, Tokens
 from honed.data.templates.jinja import JinjaTemplate
 from honed.data.templates.shapes import Form
-from honed.data.templates.view import Piece, Template, View, special_tokens
+from honed.data.templates.view import Piece, Template, View, any_of, special_tokens
 from honed.errors import DataError
 
 # What a text is encoded behind, the text, and whether special tokens in it are text.
@@ -94,7 +93,7 @@ class Renderer:
         newline, both, letter = self.encoder(["\n", "\na", "a"])
         self.puts_space_before = not np.array_equal(both, np.concatenate([newline, letter]))
         self._special = special_tokens(tokenizer)
-        self._control = re.compile("|".join(map(re.escape, self._special)) or "(?!)")
+        self._control = any_of(self._special)
 
     def render(self, examples: Sequence[Example]) -> list[list[Rendered]]:
         """For each example its views, in order; one view for all but conversations whose template rewrites history.

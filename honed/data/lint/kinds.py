@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from honed.data.example import Source
@@ -230,13 +231,13 @@ class Finding:
 class Findings:
     """Counts findings by kind and subject, and keeps the first places of each."""
 
-    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     spots: dict[tuple[str, str], list[Spot]] = field(default_factory=dict)
 
     def add(self, kind: str, source: Source, detail: str = "", *, subject: str = "") -> None:
         """One row with this fault."""
         key = (kind, subject)
-        self.counts[key] = self.counts.get(key, 0) + 1
+        self.counts[key] += 1
         seen = self.spots.setdefault(key, [])
         if len(seen) < EXAMPLES:
             seen.append(Spot(source=str(source), detail=detail))
@@ -252,13 +253,9 @@ class Findings:
         Args:
             milder: kinds of errors that the user has asked for, and that therefore count as warnings.
         """
-        kinds = {name: _as_warning(KINDS[name]) if name in set(milder) else KINDS[name] for name in KINDS}
+        kinds = KINDS | {name: replace(KINDS[name], severity="warning") for name in milder}
         found = [
             Finding(kind=kinds[name], subject=subject, count=count, spots=tuple(self.spots[name, subject]))
             for (name, subject), count in self.counts.items()
         ]
         return tuple(sorted(found, key=lambda one: (SEVERITIES.index(one.kind.severity), -one.count)))
-
-
-def _as_warning(kind: Kind) -> Kind:
-    return Kind(name=kind.name, severity="warning", says=kind.says, fix=kind.fix)

@@ -8,7 +8,7 @@ rows -> Example -> Rendered -> length policy -> ledger       the same parts, and
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -23,8 +23,8 @@ from honed.data.lint.repeats import Known, Repeats
 from honed.data.lint.rows import row_faults, said, thought_and_called
 from honed.data.lint.spread import Spread, length_findings
 from honed.data.lint.text import ControlTokens, text_faults
-from honed.data.lint.tokens import TokenCheck, reading_of
-from honed.data.prepare.options import PrepareOptions
+from honed.data.lint.tokens import TokenCheck
+from honed.data.prepare.options import PrepareOptions, reading_of
 from honed.data.read.columns import Columns, beside
 from honed.data.read.formats import formats_of, read_example
 from honed.data.read.sources import read_rows
@@ -108,7 +108,8 @@ def check(
     running = _Running(options, tokens, keep)
     if evaluation is not None:
         running.repeats = Repeats(Known.of(running.usable(evaluation)))
-    for chunk in _chunks(progress(read_rows(files), desc="Checking data", unit="row"), ROWS_AT_A_TIME):
+    rows = progress(read_rows(files), desc="Checking data", unit="row")
+    while chunk := list(islice(rows, ROWS_AT_A_TIME)):
         running.see(chunk)
     return running.finish()
 
@@ -167,7 +168,7 @@ class _Running:
             lengths=lengths,
             unit=unit,
             fills=fills,
-            scripts=dict(self.spread.scripts.ranked()),
+            scripts=dict(self.spread.scripts.counts.most_common()),
             notes=tuple(self._notes()),
             kept=tuple(self.kept.values()),
         )
@@ -253,9 +254,3 @@ class _Running:
             yield note
         if self.token_rows:
             yield f"Text, roles and repetition were not checked in rows that hold token ids ({self.token_rows:,})."
-
-
-def _chunks(rows: Iterable[tuple[Source, Any]], size: int) -> Iterator[list[tuple[Source, Any]]]:
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,25 +19,22 @@ MOST_SYSTEMS = 1000  # distinct system prompts counted one by one
 FAR = 3.0  # quartile distances beyond the upper quartile, of the lengths' logarithms
 USUAL_ANSWER = 40  # characters: answers are long where half of them are longer
 SHORT_ANSWER = 3  # characters
+SHOWN = 60  # characters of a system prompt
 
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
     """Rows by one property, with the first places of each value."""
 
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     spots: dict[str, list[Source]] = field(default_factory=dict)
 
     def add(self, value: str, source: Source) -> None:
         """One more row with this value."""
-        self.counts[value] = self.counts.get(value, 0) + 1
+        self.counts[value] += 1
         seen = self.spots.setdefault(value, [])
         if len(seen) < EXAMPLES:
             seen.append(source)
-
-    def ranked(self) -> list[tuple[str, int]]:
-        """Values and counts, most frequent first."""
-        return sorted(self.counts.items(), key=lambda item: -item[1])
 
 
 @dataclass(slots=True)
@@ -75,22 +73,24 @@ def system_findings(systems: Tally, findings: Findings) -> None:
     """How many system prompts there are, where there are several (none counts as one)."""
     if len(systems.counts) < 2:
         return
-    rows = sum(systems.counts.values())
+    rows = systems.counts.total()
     at_least = " or more" if len(systems.counts) >= MOST_SYSTEMS else ""
     spots = [
         Spot(source=str(systems.spots[text][0]), detail=f"{count / rows:.0%} of rows: {_shortened(text) or 'none'}")
-        for text, count in systems.ranked()[:EXAMPLES]
+        for text, count in systems.counts.most_common(EXAMPLES)
     ]
     findings.add_counted("system_prompts", len(systems.counts), spots, subject=f"distinct prompts{at_least}")
 
 
 def script_findings(scripts: Tally, findings: Findings) -> None:
     """Scripts that hardly any row is written in."""
-    rows = sum(scripts.counts.values())
+    rows = scripts.counts.total()
     if rows < ENOUGH_ROWS:
         return
-    usual = ", ".join(f"{name} {count / rows:.0%}" for name, count in scripts.ranked() if count >= RARE * rows)
-    for name, count in scripts.ranked():
+    usual = ", ".join(
+        f"{name} {count / rows:.0%}" for name, count in scripts.counts.most_common() if count >= RARE * rows
+    )
+    for name, count in scripts.counts.most_common():
         if count < RARE * rows:
             spots = [Spot(source=str(source), detail=f"usual here: {usual}") for source in scripts.spots[name]]
             findings.add_counted("rare_script", count, spots, subject=name)
@@ -119,6 +119,6 @@ def length_findings(lengths: np.ndarray, sources: Sequence[Source], unit: str, f
         findings.add_counted("long_row", len(far), spots)
 
 
-def _shortened(text: str, most: int = 60) -> str:
+def _shortened(text: str) -> str:
     flat = " ".join(text.split())
-    return repr(flat if len(flat) <= most else flat[: most - 1] + "…") if flat else ""
+    return repr(flat if len(flat) <= SHOWN else flat[: SHOWN - 1] + "…") if flat else ""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from honed.data.templates.view import any_of
+
 Fault = tuple[str, str, str]  # kind, subject, detail
 
 _CP1252 = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
@@ -120,7 +122,7 @@ class ControlTokens:
         """Of these tokens; longest first, so that a token which begins with another one is named in full."""
         known = sorted({token for token in tokens if token.strip()}, key=lambda token: (-len(token), token))
         starts = tuple(sorted({token[:2] for token in known}))
-        return cls(starts, re.compile("|".join(map(re.escape, known)) or r"(?!)"))
+        return cls(starts, any_of(known))
 
     def find(self, text: str) -> str:
         """The first special token in the text; "" without one."""

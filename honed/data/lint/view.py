@@ -45,7 +45,7 @@ class TokenViewer:
         special_ids: ids of its special tokens.
     """
 
-    def __init__(self, tokenizer: Any, special_ids: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, special_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
         self._special = {*special_ids}
         self._alone: dict[int, str] = {}

@@ -80,22 +80,13 @@ class ChatJinja:
 
 def _as_transformers(tokenizer: Any, arguments: Mapping[str, Any]) -> Render:
     def render(messages: list[Message], tools: list[Any] | None, prompt: bool) -> str:
-        text = tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=prompt, **arguments
+        # as a batch of one: an empty conversation is refused by itself
+        [text] = tokenizer.apply_chat_template(
+            [messages], tools=tools, tokenize=False, add_generation_prompt=prompt, **arguments
         )
         return str(text)
 
-    def render_any(messages: list[Message], tools: list[Any] | None, prompt: bool) -> str:
-        if messages:
-            return render(messages, tools, prompt)
-        # transformers refuses to begin with an answer, but takes an empty conversation in a batch
-        return str(
-            tokenizer.apply_chat_template([[]], tools=tools, tokenize=False, add_generation_prompt=prompt, **arguments)[
-                0
-            ]
-        )
-
-    return render_any
+    return render
 
 
 def _compiled(tokenizer: Any, arguments: Mapping[str, Any]) -> Render | None:

@@ -16,7 +16,7 @@ from honed.data.templates.shapes import Form, LookedAt, Shapes, opaque
 from honed.data.templates.shown import INLINE_REASONING, need_tools_shown, shown_content
 from honed.data.templates.talk import Talk
 from honed.data.templates.turn import Turn, joined
-from honed.data.templates.view import TRAIN_ON, Masks, Piece, View, special_tokens, trained_turns
+from honed.data.templates.view import TRAIN_ON, Masks, Piece, View, any_of, special_tokens, trained_turns
 from honed.errors import TemplateError
 
 _NOWHERE = Source(file="prompt", row=0)
@@ -44,10 +44,9 @@ class JinjaTemplate:
                 "The tokenizer has no chat template.",
                 fix="set data.template=plain, or data.template=FILE.jinja",
             )
-        self.name = "chat template of the tokenizer"
         self._jinja = ChatJinja(tokenizer, dict(arguments or {}))
         self._masks = masks or Masks()
-        self._special = re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or r"(?!)")
+        self._special = any_of(special_tokens(tokenizer))
         self.treated_apart = re.compile(f"{self._special.pattern}|{INLINE_REASONING.pattern}")
         self._shapes = {
             mode: Shapes(self._jinja.source, partial(self._any_views, train_on=mode, apart=False), self.treated_apart)

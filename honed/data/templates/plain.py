@@ -39,7 +39,6 @@ class PlainTemplate:
     """
 
     system: str = PLAIN_SYSTEM_PROMPT
-    name: str = "plain"
     alpaca_separator: str = ""
     masks: Masks = field(default_factory=Masks, compare=False)
 

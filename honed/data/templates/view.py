@@ -9,7 +9,8 @@ several turns in one text would show the model something else than inference doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,10 +92,6 @@ class Template(Protocol):
     """What `render` and generation need of a chat template."""
 
     @property
-    def name(self) -> str:
-        """For messages."""
-
-    @property
     def alpaca_separator(self) -> str:
         """What stands between the instruction and the input of an Alpaca row."""
 
@@ -110,9 +107,7 @@ class Template(Protocol):
         """What inference feeds before the next answer."""
 
 
-def trained_turns(
-    messages: Sequence[Message], train_on: str, roles: Sequence[str] = ("assistant",)
-) -> dict[int, float]:
+def trained_turns(messages: Sequence[Message], train_on: str, roles: Sequence[str]) -> dict[int, float]:
     """Numbers of the messages that are trained, in order, with their loss weights.
 
     Raises:
@@ -125,6 +120,11 @@ def trained_turns(
     if not wanted:
         raise RowError("nothing to train", f"no message of {' or '.join(roles)} is left to train")
     return wanted
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of these texts, the first of them where several begin; nothing where there are none."""
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
 def special_tokens(tokenizer: Any) -> list[str]:

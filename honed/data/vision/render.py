@@ -9,7 +9,6 @@ for all rows whose images have the same sizes. Placeholders are never trained, a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.reader import RowReader
 from honed.data.read.formats import LISTS_OF_MESSAGES, read_example
 from honed.data.read.sources import SourcedRow
-from honed.data.templates.view import Piece, View, special_tokens
+from honed.data.templates.view import Piece, View, any_of, special_tokens
 from honed.data.vision.images import FromDataSet, ImageRef, image_ref, load
 from honed.data.vision.template import IMAGE, VisionTemplate, shown
 from honed.errors import DataError, TemplateError
@@ -116,7 +115,7 @@ class VisionRenderer(Renderer):
         self._expansions = Expansions(processor)
         own = {self._expansions.placeholder, getattr(processor.tokenizer, "image_token", None) or ""}
         spelled = sorted(own - {"", *special_tokens(processor.tokenizer)})
-        self._unspeakable = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
+        self._unspeakable = any_of(spelled)
         self._is_proven = False
 
     def plan(self, example: Example, *, apart: bool = False) -> list[View]:

@@ -195,7 +195,6 @@ class VisionTemplate(JinjaTemplate):
         if options.template != "auto":
             tokenizer = tokenizer_with_template(tokenizer, options.template)
         super().__init__(tokenizer, arguments=options.template_arguments, masks=options.masks())
-        self.name = "chat template of the processor"
         self.chat_template = tokenizer.chat_template
         # what a template does not read, a processor would take for an argument of its own
         self.arguments = {k: v for k, v in options.template_arguments.items() if k in str(tokenizer.chat_template)}

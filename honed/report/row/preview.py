@@ -11,16 +11,15 @@ from itertools import groupby
 from typing import Any
 
 from honed.data.example import RowError
-from honed.data.lint.tokens import TokenCheck
 from honed.data.lint.view import ShownToken, TokenViewer, visible
 from honed.data.prepare.options import PrepareOptions
-from honed.data.read.formats import read_example
 from honed.data.read.sources import read_rows
 from honed.errors import DataError, RecipeError
+from honed.progress import in_notebook
 from honed.quantities import counted
 from honed.recipe import suggest
 from honed.report.markup import Html, join, tag
-from honed.report.row.text import Style, legend, view_head, view_text
+from honed.report.row.text import Style, legend, shown_views, view_text
 
 TRAINED = "background:#9fd8a7;color:#111"  # readable on light and on dark pages
 WEIGHTED = "background:#f2d675;color:#111"
@@ -80,16 +79,12 @@ def preview(found: tuple[Any, Any], tokenizer: Any, options: PrepareOptions) -> 
         DataError: the row cannot be trained on; the message says why.
     """
     source, row = found
-    check = TokenCheck(tokenizer, options)
     try:
-        example = read_example(row, source, check.reading, format=options.format)
-        views = check.encode([(example, check.plan(example))])[0]
+        views = shown_views(found, options, tokenizer)
     except RowError as error:
         raw = json.dumps(row, ensure_ascii=False, default=str)[:200]
         raise DataError(visible(f"{source} cannot be trained on: {error}: {raw}"), fix="mend the row") from None
-    viewer = TokenViewer(check.tokenizer, check.special_ids)
-    heads = [visible(f"{source}, {view_head(n, len(views), view, options)}") for n, view in enumerate(views, start=1)]
-    return RowPreview(parts=tuple((head, tuple(viewer.tokens(view))) for head, view in zip(heads, views, strict=True)))
+    return RowPreview(parts=tuple((visible(f"{source}, {head}"), tuple(tokens)) for head, tokens in views))
 
 
 def show(rows: Any, tokenizer: Any, row: int = 0, **options: Any) -> None:
@@ -122,13 +117,6 @@ def display(shown: RowPreview) -> None:
         import_module("IPython.display").display(shown)
     else:
         sys.stdout.write(f"{shown}\n")
-
-
-def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this; imports nothing."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")
 
 
 def _stretches(tokens: Sequence[ShownToken]) -> Html:

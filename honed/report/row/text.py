@@ -7,18 +7,19 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+from honed.data.encode.render import Rendered
 from honed.data.example import RowError
-from honed.data.lint.tokens import TokenCheck, reading_of
+from honed.data.lint.tokens import TokenCheck
 from honed.data.lint.view import ShownToken, TokenViewer, visible
+from honed.data.prepare.options import PrepareOptions, reading_of
+from honed.data.read.formats import read_example
 from honed.quantities import counted
-
-if TYPE_CHECKING:
-    from honed.data.prepare.options import PrepareOptions
 
 SHORT_CONTEXT = 240  # characters kept at each end of a long untrained stretch
 HINT = "; --context all shows them"
+NO_TOKENS = "(the messages only: name a model to see the template, the tokens and what is trained)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,27 +64,33 @@ def row_text(
     found: tuple[Any, Any], options: PrepareOptions, tokenizer: Any, style: Style, *, explained: bool = True
 ) -> str:
     """One row as the model will see it: every view, with what is trained standing out, and what the marks mean."""
-    from honed.data.read.formats import read_example
-
     source, row = found
-    tokens = TokenCheck(tokenizer, options) if tokenizer is not None else None
-    reading = tokens.reading if tokens else reading_of(options)
     try:
-        example = read_example(row, source, reading, format=options.format)
-        if tokens is None:
+        if tokenizer is None:
+            example = read_example(row, source, reading_of(options), format=options.format)
             return "\n".join([visible(str(source)), *_messages(example), "", NO_TOKENS])
-        views = tokens.encode([(example, tokens.plan(example))])[0]
+        views = shown_views(found, options, tokenizer)
     except RowError as error:
         raw = visible(json.dumps(row, ensure_ascii=False, indent=2, default=str))
         return f"{visible(str(source))}\nThis row cannot be trained on: {visible(str(error))}\n\n{raw}"
-    viewer = TokenViewer(tokens.tokenizer, tokens.special_ids)
     parts = [visible(str(source))]
-    for number, view in enumerate(views, start=1):
-        parts += ["", view_head(number, len(views), view, options), view_text(viewer.tokens(view), style)]
+    for head, tokens in views:
+        parts += ["", head, view_text(tokens, style)]
     return "\n".join([*parts, "", legend(style)] if explained else parts)
 
 
-NO_TOKENS = "(the messages only: name a model to see the template, the tokens and what is trained)"
+def shown_views(found: tuple[Any, Any], options: PrepareOptions, tokenizer: Any) -> list[tuple[str, list[ShownToken]]]:
+    """A headline and the tokens of each view of a source row, before the length policy.
+
+    Raises:
+        RowError: the row cannot be trained on.
+    """
+    source, row = found
+    check = TokenCheck(tokenizer, options)
+    example = read_example(row, source, check.reading, format=options.format)
+    [views] = check.encode([(example, check.plan(example))])
+    viewer = TokenViewer(check.tokenizer, check.special_ids)
+    return [(_head(n, len(views), view, options), viewer.tokens(view)) for n, view in enumerate(views, start=1)]
 
 
 def _messages(example: Any) -> Iterator[str]:
@@ -99,7 +106,7 @@ def _messages(example: Any) -> Iterator[str]:
         yield f"\n{counted(len(example.input_ids), 'token id')}: {' '.join(map(str, example.input_ids[:50]))} ..."
 
 
-def view_head(number: int, of: int, view: Any, options: PrepareOptions) -> str:
+def _head(number: int, of: int, view: Rendered, options: PrepareOptions) -> str:
     """'view 1 of 2: 30 tokens, 12 of them trained'."""
     too_long = options.max_length is not None and len(view) > options.max_length
     note = f"; longer than max_length {options.max_length:,} (overlong={options.overlong})" if too_long else ""
