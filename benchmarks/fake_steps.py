@@ -7,11 +7,10 @@ for each product.
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from alive import Alive
 
 
 def peak_without_bytes(config: Any, *, method: str, rows: int, length: int, checkpointing: bool) -> int:
@@ -34,14 +33,14 @@ def peak_without_bytes(config: Any, *, method: str, rows: int, length: int, chec
         give_fake_weights(model)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
         ids = torch.zeros(rows, length, dtype=torch.int64)
-        alive.peak = alive.now  # making a model is no step
+        alive.most = alive.now  # making a model is no step
         for _ in range(2):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits.float().sum()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    return alive.peak
+    return alive.most
 
 
 def give_fake_weights(model: Any) -> None:
@@ -65,36 +64,6 @@ def pack_layers(model: Any) -> None:
         for name, child in list(module.named_children()):
             if type(child) is torch.nn.Linear:
                 setattr(module, name, FourBit(child))
-
-
-class Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that exist, and the most that there were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(outputs):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-                self.add(tensor)
-        return outputs
-
-    def add(self, tensor: torch.Tensor) -> None:
-        """From now until its storage goes."""
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, size)
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
 
 
 class Packed(torch.autograd.Function):

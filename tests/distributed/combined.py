@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from honed.data.batch.table import PackedRows
 from honed.train.trainer.trainer import SFTTrainer
 from tests.conftest import make_tiny_model
-from tests.train.test_combinations import StopsAtOnce, adapter_of, arguments_of, how_of, model_of, rows_of, shaken
+from tests.train.rows_by_hand import rows_of
+from tests.train.test_combinations import StopsAtOnce, adapter_of, arguments_of, how_of, model_of, shaken
 
 LAUNCHES: dict[str, dict[str, Any]] = {  # how the weights lie on the ranks
     "ddp": {},

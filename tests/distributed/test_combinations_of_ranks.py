@@ -20,21 +20,18 @@ from safetensors.torch import load_file
 
 from honed.model.adapters.adapters import attach
 from tests.train.oracle import ByHand, Step, Training, loss_of_step
+from tests.train.rows_by_hand import assert_same_documents, documents_in, documents_of, rows_of
 from tests.train.test_combinations import (
     REFUSED,
     TOLERANCES,
     Run,
     adapter_of,
-    assert_same_documents,
     assert_same_log,
     covering_runs,
-    documents_in,
-    documents_of,
     how_of,
     model_of,
     name_of,
     relative,
-    rows_of,
     shaken,
     works,
 )

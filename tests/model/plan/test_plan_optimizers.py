@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from alive import Alive
 from transformers.training_args import OptimizerNames
 
+from benchmarks.alive import Alive
 from honed import SFTConfig, SFTTrainer
 from honed.errors import RecipeError
 from honed.model.plan import plan

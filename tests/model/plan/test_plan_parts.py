@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from alive import Alive
 
+from benchmarks.alive import Alive
 from honed import SFTConfig, SFTTrainer
 from honed.model.plan import plan
 from honed.train.options.optim import planned
