@@ -52,11 +52,6 @@ def age_text(seconds: float) -> str:
     return f"{int(seconds // 3600)} h" if seconds < 48 * 3600 else counted(int(seconds // 86400), "day")
 
 
-def gigabytes_text(gigabytes: float) -> str:
-    """2.4 -> "2.4 GB"."""
-    return f"{short_text(gigabytes)} GB"
-
-
 def tidy_exponent(text: str) -> str:
     """ "1.50e-05" -> "1.5e-5"."""
     mantissa, _, exponent = text.partition("e")

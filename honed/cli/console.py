@@ -6,6 +6,7 @@ import shutil
 import textwrap
 import unicodedata
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ def load_speaker(name: str, *, seed: int, weights: bool = True) -> Speaker:
         folder = resolve(name)
         tokenizer = load_tokenizer(folder)
         model = SimpleNamespace(generation_config=_generation_config(folder))
-    data = _trained_with(Path(name))
+    data = data_of(Path(name))
     options = PrepareOptions(template_arguments=data.template_arguments)
     template = need_template(make_template(tokenizer, options), name)
     return Speaker(model=model, tokenizer=tokenizer, template=template, system=data.system)
@@ -81,7 +82,7 @@ def _generation_config(folder: str) -> Any:
     return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
 
 
-def _trained_with(folder: Path) -> DataRecipe:
+def data_of(folder: Path) -> DataRecipe:
     """The data section of the run's recipe; the defaults for a folder that is no run's."""
     from honed.recipe import DataRecipe, load_recipe
 
@@ -122,13 +123,14 @@ def side_by_side(samples: dict[str, Any], *, width: int, shown: int = SHOWN) -> 
         lines += wrap(f"Q: {row['prompt']}", width)
         left = ["before", *wrap(row["before"] + ("" if row["before_stopped"] else " [cut]"), column)]
         right = ["after", *wrap(row["after"] + ("" if row["after_stopped"] else " [cut]"), column)]
-        height = max(len(left), len(right))
-        left += [""] * (height - len(left))
-        right += [""] * (height - len(right))
-        lines += [f"{pad(a, column)} | {b}".rstrip() for a, b in zip(left, right, strict=True)]
-        lines.append("-" * width)
+        lines += [*two_columns(left, right, column), "-" * width]
     more = len(samples["answers"]) - shown
     return "\n".join(lines + ([f"({more} more in the report)"] if more > 0 else []))
+
+
+def two_columns(left: list[str], right: list[str], width: int) -> list[str]:
+    """Lines beside lines; those on the left are at most `width` columns wide."""
+    return [f"{pad(a, width)} | {b}".rstrip() for a, b in zip_longest(left, right, fillvalue="")]
 
 
 def wrap(text: str, width: int) -> list[str]:

@@ -136,17 +136,12 @@ def trained_with(folder: Path, max_length: int | None) -> PrepareOptions:
 
     The template is "auto": a run's tokenizer carries the one that it was trained with.
     """
-    from dataclasses import fields, replace
+    from dataclasses import replace
 
-    from honed.data.prepare.options import PrepareOptions
-    from honed.recipe import load_recipe
+    from honed.cli.console import data_of
+    from honed.data.prepare.options import options_from
 
-    options = PrepareOptions()
-    if (folder / "recipe.yaml").is_file():
-        data = load_recipe(folder / "recipe.yaml").data
-        own = {f.name: getattr(data, f.name) for f in fields(PrepareOptions) if hasattr(data, f.name)}
-        options = PrepareOptions(**own | {"train_roles": tuple(data.train_roles)})
-    options = replace(options, template="auto", packing=False)
+    options = replace(options_from(data_of(folder)), template="auto", packing=False)
     return options if max_length is None else replace(options, max_length=max_length)
 
 

@@ -24,7 +24,7 @@ from honed.quantities import counted
 if TYPE_CHECKING:
     from honed.data.batch.table import TokenTable
     from honed.data.prepare.options import PrepareOptions
-    from honed.model.export.export import Probe
+    from honed.model.export.export import Comparison, Probe
 
 PROBES = 6
 CHECKED = 32  # rows that the loss of a model in 4 bits is measured on
@@ -65,12 +65,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-whole-") as beside:
         whole = Path(beside) / "model" if args.gptq or args.gguf else out
         found = export(folder, whole, dtype=args.dtype, probes=probes_of(table))
-        print(
-            f"{out}: the trained model as {args.dtype}. Against the run, on {counted(found.tokens, 'token')}:\n"
-            f"  logits differ by {found.change:.2g} of their spread ({found.allowed:.2g} may be)\n"
-            f"  {found.same_choices} of {found.tokens} likeliest tokens are the same\n"
-            f"  {found.same_answers} of {found.answers} greedy answers are the same"
-        )
+        print(f"{out}: the trained model as {args.dtype}. Against the run, on {counted(found.tokens, 'token')}:")
+        print(agreement(found))
         if args.gptq:
             _to_4_bits(whole, out, table, args.calibration_rows)
         if args.gguf:
@@ -80,6 +76,15 @@ def run(args: argparse.Namespace, command: str) -> int:
     if args.ollama:
         print(f"{out / 'Modelfile'}   ollama create NAME -f {out / 'Modelfile'}")
     return 0
+
+
+def agreement(found: Comparison) -> str:
+    """How close two models are, in three lines."""
+    return (
+        f"  logits differ by {found.change:.2g} of their spread ({found.allowed:.2g} may be)\n"
+        f"  {found.same_choices} of {found.tokens} likeliest tokens are the same\n"
+        f"  {found.same_answers} of {found.answers} greedy answers are the same"
+    )
 
 
 def rows_of(folder: Path, tokenizer: Any, *, count: int) -> TokenTable:
@@ -162,12 +167,7 @@ def _to_gguf(whole: Path, out: Path, table: TokenTable, kind: str) -> None:
     if out.exists():
         out.rmdir()
     made.replace(out)
-    print(
-        f"  then as {_gguf_name(kind)}:\n"
-        f"  logits differ by {found.change:.2g} of their spread ({found.allowed:.2g} may be)\n"
-        f"  {found.same_choices} of {found.tokens} likeliest tokens are the same\n"
-        f"  {found.same_answers} of {found.answers} greedy answers are the same"
-    )
+    print(f"  then as {_gguf_name(kind)}:\n{agreement(found)}")
 
 
 def _to_4_bits(whole: Path, out: Path, table: TokenTable, n_calibration: int) -> None:

@@ -35,12 +35,11 @@ def compare(
     prompts: Sequence[str], before: Sequence[Answer], after: Sequence[Answer], form: Form | None
 ) -> dict[str, Any]:
     """Counts and answers side by side, as `samples.json` keeps them."""
-    rows = [_row(*item, form) for item in zip(prompts, before, after, strict=True)]
     return {
         "before": _counts(before, form),
         "after": _counts(after, form),
         "rule": form.says or form.pattern if form else "",
-        "answers": rows,
+        "answers": [_row(*item, form) for item in zip(prompts, before, after, strict=True)],
     }
 
 

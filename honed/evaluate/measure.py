@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from honed.evaluate.statistics import RESAMPLES, Ratio, interval
+from honed.evaluate.statistics import Ratio, interval
 
 # Of measures that have a good direction; those of parts of the loss ("loss.role.user") go the way of the loss.
 BETTER = {
@@ -75,18 +75,17 @@ def direction(name: str) -> str | None:
 
 
 def compare_measures(
-    tuned: Sequence[Measure], base: Sequence[Measure] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+    tuned: Sequence[Measure], base: Sequence[Measure] | None = None, *, seed: int = 0
 ) -> list[Compared]:
     """The measures with their intervals; `base` holds the same ones of the other model, in the same order."""
     others: Sequence[Measure | None] = [None] * len(tuned) if base is None else base
-    return [_compared(one, other, resamples=resamples, seed=seed) for one, other in zip(tuned, others, strict=True)]
+    return [_compared(one, other, seed=seed) for one, other in zip(tuned, others, strict=True)]
 
 
-def _compared(one: Measure, other: Measure | None, *, resamples: int, seed: int) -> Compared:
+def _compared(one: Measure, other: Measure | None, *, seed: int) -> Compared:
     if other is not None and other.name != one.name:
         raise ValueError(f"{one.name} is compared with {other.name}")
-    ends = interval(one.ratio, other.ratio if other else None, resamples=resamples, seed=seed)
-    low, high = ends or (None, None)
+    low, high = interval(one.ratio, other.ratio if other else None, seed=seed) or (None, None)
     return Compared(
         name=one.name,
         label=one.label,

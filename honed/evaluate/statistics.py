@@ -41,14 +41,9 @@ class Ratio:
 
 
 def interval(
-    tuned: Ratio,
-    base: Ratio | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
+    tuned: Ratio, base: Ratio | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Bootstrap confidence interval of a ratio, or of the difference tuned - base on the same units.
+    """Bootstrap 95% confidence interval of a ratio, or of the difference tuned - base on the same units.
 
     Units are drawn with replacement, whole: the tokens of one row are not independent of each other. Both models are
     looked at on the same draws, so what makes a row hard for both cancels. The interval is that between percentiles
@@ -69,7 +64,7 @@ def interval(
     found_R = found_R[np.isfinite(found_R)]
     if not len(found_R):
         return None
-    low, high = np.quantile(found_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(found_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 

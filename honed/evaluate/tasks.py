@@ -99,14 +99,6 @@ def _is_message(message: Any) -> bool:
     )
 
 
-def _exact(wanted: str, place: str) -> Check:
-    return lambda answer: answer.strip() == wanted.strip()
-
-
-def _contains(wanted: str, place: str) -> Check:
-    return lambda answer: wanted in answer
-
-
 def _regex(wanted: str, place: str) -> Check:
     try:
         pattern = re.compile(wanted)
@@ -137,8 +129,8 @@ def _json_schema(wanted: Any, place: str) -> Check:
 
 
 CHECKS: dict[str, Callable[[Any, str], Check]] = {
-    "exact": _exact,
-    "contains": _contains,
+    "exact": lambda wanted, place: lambda answer: answer.strip() == wanted.strip(),
+    "contains": lambda wanted, place: lambda answer: wanted in answer,
     "regex": _regex,
     "json_schema": _json_schema,
 }

@@ -80,10 +80,10 @@ def answers(
         for number, ids in enumerate(prompts)
     ]
     further = {name: value for name, value in sampling.items() if name not in OWN}
-    with open_engine(model, tokenizer, slots=batch_size, options=further) as picked:
-        if picked.note:
-            log.warning(picked.note)
-        done = _completions(picked.engine, requests, desc if show else None)
+    with open_engine(model, tokenizer, slots=batch_size, options=further) as (engine, note):
+        if note:
+            log.warning(note)
+        done = _completions(engine, requests, desc if show else None)
     return [Answer(text=one.text, stopped=one.stopped, tokens=len(one.ids)) for one in done]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from honed.generate.engine.engine import SLOTS, Engine
@@ -41,19 +40,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """An engine, and why it is not honed's own where it is not."""
-
-    engine: TextEngine
-    note: str | None = None
-
-
 @contextmanager
 def open_engine(
     model: Any, tokenizer: Any, *, slots: int = SLOTS, options: Mapping[str, Any] | None = None
-) -> Iterator[Chosen]:
-    """honed's engine where it fits the model and the options, else transformers' `generate`.
+) -> Iterator[tuple[TextEngine, str]]:
+    """honed's engine where it fits the model and the options, else transformers' `generate` and why ("" for honed's).
 
     Args:
         options: arguments of transformers' `generate` beyond those in `OWN`.
@@ -61,10 +52,10 @@ def open_engine(
     reason = _unknown(model, options or {}) or why_not(model)
     if reason is None:
         with Engine(model, tokenizer, slots=slots) as engine:
-            yield Chosen(engine=engine)
+            yield engine, ""
     else:
         library = TransformersEngine(model, tokenizer, batch_size=slots, options=options)
-        yield Chosen(engine=library, note=f"transformers' generate answers for this model: {reason}")
+        yield library, f"transformers' generate answers for this model: {reason}"
 
 
 def sampling_of(model: Any, options: Mapping[str, Any]) -> Sampling:

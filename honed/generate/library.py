@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from honed.generate.request import Completion, Piece, Reason, Request
+from honed.generate.request import Completion, Piece, Reason, Request, evaluating
 from honed.generate.text import TextStream
 
 
@@ -51,19 +51,14 @@ class TransformersEngine:
     def _generate(self, prompts: Sequence[Sequence[int]], request: Request) -> list[list[int]]:
         """New ids, `request.answers` rows for each prompt; what follows a stop token is padding."""
         ids_BL, mask_BL = left_padded(prompts, self._pad())
-        was_training = self._model.training
-        self._model.eval()
         device = self._model.device
-        try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(request.seed + request.first)
-                output_BL = self._model.generate(
-                    input_ids=ids_BL.to(device),
-                    attention_mask=mask_BL.to(device),
-                    **{**self._arguments(request), **self._options},
-                )
-        finally:
-            self._model.train(was_training)
+        with evaluating(self._model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(request.seed + request.first)
+            output_BL = self._model.generate(
+                input_ids=ids_BL.to(device),
+                attention_mask=mask_BL.to(device),
+                **{**self._arguments(request), **self._options},
+            )
         return [list(row) for row in output_BL[:, ids_BL.shape[1] :].tolist()]
 
     def _arguments(self, request: Request) -> dict[str, Any]:

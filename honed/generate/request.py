@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -90,6 +91,17 @@ class TextEngine(Protocol):
 
     def run(self, requests: Iterable[Request], *, pieces: bool = False) -> Iterator[Piece]:
         """Pieces of answers as they come; one per answer, the whole of it, unless `pieces` asks for all."""
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model in evaluation mode within the block, afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def complete(engine: TextEngine, requests: Sequence[Request]) -> list[list[Completion]]:

@@ -18,14 +18,14 @@ from honed.generate.request import Piece, Request, TextEngine
 class Talker:
     """A model that answers conversations one at a time; its engine stays open between them.
 
-    `note` says why the engine is not honed's own, where it is not.
+    `note` says why the engine is not honed's own; "" where it is.
     """
 
     model: Any
     tokenizer: Any
     template: Template
     engine: TextEngine
-    note: str | None
+    note: str
 
     def reply(
         self, messages: Sequence[Message], *, max_new_tokens: int, seed: int, sampling: Mapping[str, Any]
@@ -51,5 +51,5 @@ class Talker:
 @contextmanager
 def open_talker(model: Any, tokenizer: Any, template: Template) -> Iterator[Talker]:
     """A talker for as long as the block lasts."""
-    with open_engine(model, tokenizer, slots=1) as chosen:
-        yield Talker(model=model, tokenizer=tokenizer, template=template, engine=chosen.engine, note=chosen.note)
+    with open_engine(model, tokenizer, slots=1) as (engine, note):
+        yield Talker(model=model, tokenizer=tokenizer, template=template, engine=engine, note=note)

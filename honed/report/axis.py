@@ -49,12 +49,12 @@ def value_axis(values: Sequence[float], *, from_zero: bool = False, intervals: i
     return Axis(low=ticks[0], high=ticks[-1], step=step, ticks=ticks)
 
 
-def step_axis(steps: Sequence[float], *, intervals: int = 5) -> Axis:
+def step_axis(steps: Sequence[float]) -> Axis:
     """An axis from the first to the last of `steps` (one or more), with ticks at whole steps only."""
     low, high = min(steps), max(steps)
     if high - low < 1:
         low, high = low - 1, high + 1
-    step = max(1.0, _round_step(low, high, intervals))
+    step = max(1.0, _round_step(low, high, 5))
     inside = range(math.ceil(low / step - SAME), math.floor(high / step + SAME) + 1)
     return Axis(low=low, high=high, step=step, ticks=tuple(_multiple(k, step) for k in inside))
 

@@ -53,12 +53,12 @@ def line_chart(chart: Chart) -> Html:
     """The chart as a `<figure>`; one without any finite value says so in words."""
     drawn = tuple(series for series in chart.series if finite_points(series))
     if not drawn:
-        return tag("figure", _caption(chart, ()), _empty(chart), class_=_classes(chart))
+        return tag("figure", caption(chart.title, chart.unit), _empty(chart), class_=_classes(chart))
     across = step_axis([step for series in drawn for step, _ in series.points])
     up = value_axis([value for series in drawn for _, value in finite_points(series)], from_zero=chart.from_zero)
     return tag(
         "figure",
-        _caption(chart, drawn),
+        caption(chart.title, chart.unit, _legend(drawn) if len(drawn) > 1 else ""),
         tag("div", _drawing(chart, drawn, across, up), class_=_plot_class(up)),
         join(tag("p", note, class_="chart-note") for note in gap_notes(chart.series)),
         class_=_classes(chart),
@@ -134,6 +134,29 @@ def describe(chart: Chart, drawn: Sequence[Series]) -> str:
     return f"{chart.title} ({chart.unit}) by optimizer step: {'; '.join(parts)}."
 
 
+def caption(title: str, unit: str, legend: Html | str = "") -> Html:
+    """What stands above a drawing."""
+    return tag(
+        "figcaption", tag("span", title, class_="chart-title"), " ", tag("span", unit, class_="chart-unit"), legend
+    )
+
+
+def drawing(key: str, words: str, *parts: Html) -> Html:
+    """The `axes` drawing, with `words` for those who hear the page."""
+    title, whole = f"{key}-title", {"width": "100%", "height": "100%"}
+    return tag("svg", tag("title", words, id=title), *parts, class_="axes", role="img", aria_labelledby=title, **whole)
+
+
+def value_ticks(up: Axis) -> Html:
+    """The vertical axis: a line across the plot and a number at each tick."""
+    return join(_value_tick(up.label(tick), percent(1 - up.position(tick))) for tick in up.ticks)
+
+
+def percent(share: float) -> str:
+    """A place in the `axes` drawing."""
+    return f"{100 * share:.3f}%"
+
+
 def _classes(chart: Chart) -> str:
     return "chart chart-wide" if chart.wide else "chart"
 
@@ -147,15 +170,8 @@ def _empty(chart: Chart) -> Html:
     return join(tag("p", note, class_="chart-empty") for note in gap_notes(chart.series) or ["Nothing was logged."])
 
 
-def _caption(chart: Chart, drawn: Sequence[Series]) -> Html:
-    legend = tag("ul", join(_legend_entry(series) for series in drawn), class_="legend")
-    return tag(
-        "figcaption",
-        tag("span", chart.title, class_="chart-title"),
-        " ",
-        tag("span", chart.unit, class_="chart-unit"),
-        legend if len(drawn) > 1 else "",
-    )
+def _legend(drawn: Sequence[Series]) -> Html:
+    return tag("ul", join(_legend_entry(series) for series in drawn), class_="legend")
 
 
 def _legend_entry(series: Series) -> Html:
@@ -171,29 +187,15 @@ def _drawing(chart: Chart, drawn: Sequence[Series], across: Axis, up: Axis) -> H
     paths = join(
         tag("path", class_=_line_class(series), d=path_data(thinned(series.points), across, up)) for series in drawn
     )
-    title_id = f"{chart.key}-title"
-    return tag(
-        "svg",
-        tag("title", describe(chart, drawn), id=title_id),
-        _value_ticks(up),
+    return drawing(
+        chart.key,
+        describe(chart, drawn),
+        value_ticks(up),
         _step_ticks(across),
         tag("svg", paths, class_="lines", viewBox="0 0 1000 1000", preserveAspectRatio="none",
             width="100%", height="100%"),
         join(_dots(series, across, up) for series in drawn),
-        class_="axes",
-        role="img",
-        aria_labelledby=title_id,
-        width="100%",
-        height="100%",
     )  # fmt: skip
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3f}%"
-
-
-def _value_ticks(up: Axis) -> Html:
-    return join(_value_tick(up.label(tick), _percent(1 - up.position(tick))) for tick in up.ticks)
 
 
 def _value_tick(label: str, y: str) -> Html:
@@ -204,7 +206,7 @@ def _value_tick(label: str, y: str) -> Html:
 def _step_ticks(across: Axis) -> Html:
     base = tag("line", x1="0", y1="100%", x2="100%", y2="100%", class_="base")
     name = tag("text", "optimizer step", x="100%", y="100%", dy="36", text_anchor="end", class_="axis-name")
-    ticks = (_step_tick(across.label(tick), _percent(across.position(tick))) for tick in across.ticks)
+    ticks = (_step_tick(across.label(tick), percent(across.position(tick))) for tick in across.ticks)
     return join([base, *ticks, name])
 
 
@@ -219,7 +221,7 @@ def _dots(series: Series, across: Axis, up: Axis) -> Html:
     few = series.dots and len(series.points) <= MOST_DOTS
     runs = segments(series.points)
     return join(
-        tag("circle", cx=_percent(across.position(step)), cy=_percent(1 - up.position(value)), r="3",
+        tag("circle", cx=percent(across.position(step)), cy=percent(1 - up.position(value)), r="3",
             class_=f"dot series-{series.colour}")
         for run in runs if few or len(run) == 1
         for step, value in run

@@ -58,10 +58,10 @@ def proportion_bar(parts: Iterable[Part], label: str) -> Html:
     return join([bar, tag("ul", join(legend), class_="legend")])
 
 
-def key_value_table(pairs: Iterable[tuple[str, str]], class_: str = "facts") -> Html:
+def key_value_table(pairs: Iterable[tuple[str, str]]) -> Html:
     """A table of two columns: names and values."""
     rows = (tag("tr", tag("th", key, scope="row"), tag("td", value)) for key, value in pairs)
-    return tag("table", tag("tbody", join(rows)), class_=class_)
+    return tag("table", tag("tbody", join(rows)), class_="facts")
 
 
 def plain_text(value: object) -> str:

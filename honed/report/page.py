@@ -1,4 +1,4 @@
-"""What all pages are: one file that asks for nothing, with its own style sheet and script and no other.
+"""What all pages are: one file that asks for nothing, with its own style sheet and script and no other; their parts.
 
 The Content-Security-Policy allows exactly the style sheet and the script of this package, by their hashes, so that
 text of a data set could not run even if it got through unescaped.
@@ -10,13 +10,14 @@ import base64
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from honed.errors import RunError
-from honed.report.markup import Html, escaped, join, trusted
+from honed.quantities import counted
+from honed.report.markup import Html, escaped, join, tag, trusted
 
 
 def page(
@@ -64,6 +65,53 @@ def write_page(target: Path, html: str, *, fix: str) -> Path:
         unfinished.unlink(missing_ok=True)
         raise RunError(f"{target} could not be written: {error}.", fix=fix) from error
     return target
+
+
+def page_header(kind: str, title: str, status: Html | str, *, meta: Iterable[str], command: str, tiles: Html) -> Html:
+    """What a page is about, in a title with its status, a few words, the command, and the headline numbers."""
+    return tag(
+        "header",
+        tag("p", tag("b", "honed"), f" {kind}", class_="brand"),
+        tag("div", tag("h1", title, dir="auto"), status, class_="title"),
+        tag("p", join((tag("span", word) for word in meta), " "), class_="meta"),
+        tag("p", tag("code", command), class_="command") if command else "",
+        tag("dl", tiles, class_="tiles"),
+    )
+
+
+def tile(name: str, numbers: Sequence[str], below: str) -> Html:
+    """A headline number, or "4.81 → 0.32" with the weight on the last, with a line below."""
+    *earlier, last = numbers
+    start = join(tag("span", number, " →", class_="from") for number in earlier)
+    number = tag("dd", start, " " if earlier else "", tag("span", last), class_="number")
+    return tag("div", tag("dt", name), number, tag("dd", below) if below else "")
+
+
+def numbers_table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> Html:
+    """A table that scrolls sideways where it is wide; the first cell of each row is its name."""
+    top = tag("thead", tag("tr", join(tag("th", word, scope="col") for word in head)))
+    body = (tag("tr", tag("th", first, scope="row"), join(tag("td", cell) for cell in rest)) for first, *rest in rows)
+    return tag("div", tag("table", top, tag("tbody", join(body)), class_="listing numbers"), class_="scroll")
+
+
+def answers_section(title: str, form: str, cards: Sequence[Html], *, shown: int) -> Html:
+    """Answers, the first ones unfolded, below the form that was asked for."""
+    rest = cards[shown:]
+    more = tag("details", tag("summary", counted(len(rest), "more answer")), join(rest)) if rest else ""
+    rule = tag("p", "The form asked for: ", tag("em", form), class_="rule") if form else ""
+    return tag("section", tag("h2", title), rule, join(cards[:shown]), more, class_="answers")
+
+
+def answer_half(title: str, text: Html | str, badges: Iterable[Html], kind: str) -> Html:
+    """One of two answers side by side."""
+    body = tag("div", text, class_="text", dir="auto")
+    return tag("div", tag("h4", title, " ", join(badges, " ")), body, class_=f"half {kind}")
+
+
+def badge(state: bool, good: str, bad: str) -> Html:
+    """A mark that says whether something is as it should be."""
+    mark = tag("span", "✓ " if state else "✗ ", aria_hidden="true")
+    return tag("span", mark, good if state else bad, class_=f"badge {'good' if state else 'bad'}")
 
 
 def content_policy(style: str, script: str) -> str:

@@ -20,9 +20,9 @@ Prompts = list[list[int]]
 
 
 def test_a_model_that_fits_is_decoded_here(tiny_model: Make, tiny_tokenizer: Any) -> None:
-    with open_engine(tiny_model(), tiny_tokenizer) as chosen:
-        assert isinstance(chosen.engine, Engine)
-        assert chosen.note is None
+    with open_engine(tiny_model(), tiny_tokenizer) as (engine, note):
+        assert isinstance(engine, Engine)
+        assert note == ""
 
 
 @pytest.mark.filterwarnings("ignore")  # mamba advises on kernels that are not installed
@@ -31,12 +31,12 @@ def test_a_recurrent_model_is_decoded_by_transformers(
 ) -> None:
     model = tiny_model("mamba", state_size=4, expand=2, dtype=torch.float64)
     expected = alone(model, prompts, 8)
-    with open_engine(model, tiny_tokenizer) as chosen:
-        assert isinstance(chosen.engine, TransformersEngine)
-        assert chosen.note is not None and "transformers' generate answers" in chosen.note
+    with open_engine(model, tiny_tokenizer) as (engine, note):
+        assert isinstance(engine, TransformersEngine)
+        assert "transformers' generate answers" in note
         requests = [Request(prompt_ids=p, max_new_tokens=8, stop_ids=frozenset({2})) for p in prompts]
         # one by one: a recurrent model reads its padding
-        found = [complete(chosen.engine, [request])[0][0] for request in requests]
+        found = [complete(engine, [request])[0][0] for request in requests]
     assert [list(one.ids) for one in found] == expected
 
 
@@ -59,9 +59,9 @@ def test_a_model_that_reads_its_cache_in_its_own_way_does_not_fit(tiny_model: Ma
 def test_settings_of_the_model_that_change_tokens_are_kept(name: str, tiny_model: Make, tiny_tokenizer: Any) -> None:
     model = tiny_model()
     setattr(model.generation_config, name, 3)
-    with open_engine(model, tiny_tokenizer) as chosen:
-        assert isinstance(chosen.engine, TransformersEngine)
-        assert name in str(chosen.note)
+    with open_engine(model, tiny_tokenizer) as (engine, note):
+        assert isinstance(engine, TransformersEngine)
+        assert name in note
 
 
 def test_sampling_is_read_as_transformers_reads_it(tiny_model: Make) -> None:

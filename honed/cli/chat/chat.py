@@ -13,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from honed.cli.sampling import SAMPLING, add_sampling, sampling
@@ -124,8 +123,8 @@ def _lines(text: str, note: str) -> list[str]:
 
 def side_by_side(texts: Sequence[Sequence[str]], *, width: int) -> str:
     """Two lists of paragraphs in two columns."""
-    from honed.cli.console import pad, wrap
+    from honed.cli.console import two_columns, wrap
 
     column = (width - 3) // 2
     left, right = ([line for text in side for line in wrap(text, column)] for side in texts)
-    return "\n".join(f"{pad(a, column)} | {b}".rstrip() for a, b in zip_longest(left, right, fillvalue=""))
+    return "\n".join(two_columns(left, right, column))

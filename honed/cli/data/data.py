@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Container
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from honed.cli.data.reading import Plan, add_reading, find_row, load_tokenizer_and_stops, read_plan
 from honed.errors import DataError
 from honed.quantities import counted
+
+if TYPE_CHECKING:
+    from honed.data.lint.lint import Checked
 
 SEVERITIES = ("error", "warning", "never")
 ROWS_ON_PAGE = 200
@@ -55,19 +60,13 @@ def check_rows(args: argparse.Namespace) -> int:
     The status is 1 where something was found (see --fail-on), 2 where a file cannot be read, else 0.
     Without a model, whatever needs tokens is left out."""
     from honed.cli.data.text import as_json, as_text, fails
-    from honed.data.lint.lint import check
 
-    plan = read_plan(args)
-    tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)
-    plan = plan.fitted(tokenizer)
-    checked = check(
-        list(plan.files), plan.options, tokenizer=tokenizer, stop_ids=stops, evaluation=plan.evaluation or None
-    )
+    checked, plan, _ = _checked(read_plan(args))
     print(as_json(checked, plan) if args.json else as_text(checked, plan))
     return int(fails(checked, args.fail_on))
 
 
-def show_rows(args: argparse.Namespace, command: str = "") -> int:
+def show_rows(args: argparse.Namespace, command: str) -> int:
     """Shows one row in the terminal: what is trained stands out, control characters are escaped; or, with --html,
     writes a page about the whole file that needs no network."""
     plan = read_plan(args)
@@ -88,25 +87,26 @@ def show_rows(args: argparse.Namespace, command: str = "") -> int:
 
 def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
     """The page of `honed data show --html`."""
-    from honed.data.lint.lint import check
     from honed.report.data.page import PageFacts, write_data_page
 
     first, last = args.rows or (1, args.limit)
     wanted = range(first - 1, min(last, first - 1 + args.limit))
-    tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)
-    plan = plan.fitted(tokenizer)
-    checked = check(
-        list(plan.files),
-        plan.options,
-        tokenizer=tokenizer,
-        stop_ids=stops,
-        evaluation=plan.evaluation or None,
-        keep=wanted,
-    )
+    checked, plan, tokenizer = _checked(plan, keep=wanted)
     facts = PageFacts(files=plan.files, model=plan.model, command=command, options=plan.options)
     path = write_data_page(args.html, checked, facts, getattr(tokenizer, "tokenizer", tokenizer))
     print(f"{path}   {counted(checked.ledger.rows_in, 'row')} checked, {len(checked.kept):,} of them to look at")
     return 0
+
+
+def _checked(plan: Plan, *, keep: Container[int] = ()) -> tuple[Checked, Plan, Any]:
+    """What was found, the plan with its length fitted to the tokenizer, and the tokenizer."""
+    from honed.data.lint.lint import check
+
+    tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)
+    plan = plan.fitted(tokenizer)
+    evaluation = plan.evaluation or None
+    found = check(list(plan.files), plan.options, tokenizer=tokenizer, stop_ids=stops, evaluation=evaluation, keep=keep)
+    return found, plan, tokenizer
 
 
 def _positive(text: str) -> int:

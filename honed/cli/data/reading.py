@@ -58,9 +58,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
         RecipeError: an option is unknown or has a wrong value.
         DataError: no file is named.
     """
-    from dataclasses import fields
-
-    from honed.data.prepare.options import PrepareOptions
+    from honed.data.prepare.options import options_from
     from honed.recipe import load_recipe
 
     changes = [item for item in args.items if "=" in item and not Path(item).exists()]
@@ -71,11 +69,10 @@ def read_plan(args: argparse.Namespace) -> Plan:
     changes = [*_shortcuts(args), *map(_data_key, changes)]
     recipe = load_recipe(Path(recipes[0]) if recipes else None, changes)
     rows = tuple(item for item in files if item not in recipes) or _recipe_files(recipe.data)
-    options = {f.name: getattr(recipe.data, f.name) for f in fields(PrepareOptions) if hasattr(recipe.data, f.name)}
     return Plan(
         files=rows,
         model=args.model or (recipe.model if recipes else None),
-        options=PrepareOptions(**options),
+        options=options_from(recipe.data),
         evaluation=args.eval or recipe.data.held_out,
         notes=(MIXED,) if recipes and recipe.data.sources else (),
     )
@@ -125,7 +122,7 @@ def find_row(files: tuple[str, ...], number: int) -> tuple[Any, Any]:
     raise DataError(f"{files[0]} has no row {number}; its last is {last}.", fix="choose a row up to that one")
 
 
-def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...] = ()) -> tuple[Any, tuple[int, ...]]:
+def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...]) -> tuple[Any, tuple[int, ...]]:
     """The model's tokenizer and the ids at which its own generation config stops; nothing of it without a model.
 
     Where the files show images, it is the model's processor, if it sees.

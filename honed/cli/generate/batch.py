@@ -81,14 +81,14 @@ def _opened(args: argparse.Namespace) -> Iterator[_Batch]:
     if args.engine == "vllm":
         from honed.generate.vllm_engine import VllmEngine
 
-        engine = VllmEngine(args.model)  # loads the weights itself
-        yield _batch(args, load_speaker(args.model, seed=args.seed, weights=False), engine)
+        vllm = VllmEngine(args.model)  # loads the weights itself
+        yield _batch(args, load_speaker(args.model, seed=args.seed, weights=False), vllm)
         return
     speaker = load_speaker(args.model, seed=args.seed)
-    with open_engine(speaker.model, speaker.tokenizer, slots=args.batch_size) as chosen:
-        if chosen.note:
-            print(f"honed: {chosen.note}", file=sys.stderr)
-        yield _batch(args, speaker, chosen.engine)
+    with open_engine(speaker.model, speaker.tokenizer, slots=args.batch_size) as (engine, note):
+        if note:
+            print(f"honed: {note}", file=sys.stderr)
+        yield _batch(args, speaker, engine)
 
 
 def _batch(args: argparse.Namespace, speaker: Speaker, engine: TextEngine) -> _Batch:

@@ -31,162 +31,121 @@ class Kind:
     fix: str
 
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Kind(
-            name="unusable",
-            severity="error",
-            says="These rows cannot be trained on; training stops at them unless data.bad_rows=drop.",
-            fix="mend the rows named, or leave them out with data.bad_rows=drop (they stay in the ledger)",
+# By severity: what it means, and how to mend it.
+_KINDS: dict[str, dict[str, tuple[str, str]]] = {
+    "error": {
+        "unusable": (
+            "These rows cannot be trained on; training stops at them unless data.bad_rows=drop.",
+            "mend the rows named, or leave them out with data.bad_rows=drop (they stay in the ledger)",
         ),
-        Kind(
-            name="untrained_stop",
-            severity="error",
-            says="Answers end in a token at which generation does not stop, so the model would learn to run on.",
-            fix="use a chat template that closes answers with the end token, or give the tokenizer an eos_token",
+        "untrained_stop": (
+            "Answers end in a token at which generation does not stop, so the model would learn to run on.",
+            "use a chat template that closes answers with the end token, or give the tokenizer an eos_token",
         ),
-        Kind(
-            name="control_token",
-            severity="warning",
-            says="A message spells a control token; honed trains it as plain text, other tools may end the turn there.",
-            fix="remove it from the message, unless the text is about such tokens",
+        "tool_call": (
+            "The arguments of a tool call are not a JSON object, so the model would learn calls that fail.",
+            "mend the JSON of these calls (an object in double quotes, no trailing commas)",
         ),
-        Kind(
-            name="tool_call",
-            severity="error",
-            says="The arguments of a tool call are not a JSON object, so the model would learn calls that fail.",
-            fix="mend the JSON of these calls (an object in double quotes, no trailing commas)",
+        "eval_overlap": (
+            "Rows are in the evaluation file as well, so its loss would measure memory.",
+            "take these rows out of one of the two files",
         ),
-        Kind(
-            name="eval_overlap",
-            severity="error",
-            says="Rows are in the evaluation file as well, so its loss would measure memory.",
-            fix="take these rows out of one of the two files",
+    },
+    "warning": {
+        "control_token": (
+            "A message spells a control token; honed trains it as plain text, other tools may end the turn there.",
+            "remove it from the message, unless the text is about such tokens",
         ),
-        Kind(
-            name="several_formats",
-            severity="warning",
-            says="Rows have the columns of several formats, and only one of them is trained.",
-            fix="choose with data.format=NAME (from Python: data_format), or take the other columns out",
+        "several_formats": (
+            "Rows have the columns of several formats, and only one of them is trained.",
+            "choose with data.format=NAME (from Python: data_format), or take the other columns out",
         ),
-        Kind(
-            name="empty_reasoning",
-            severity="warning",
-            says="Trained answers begin with an empty reasoning block: asked to think, the model learns not to.",
-            fix="give the answers their reasoning; or train them as they are served without thinking: "
+        "empty_reasoning": (
+            "Trained answers begin with an empty reasoning block: asked to think, the model learns not to.",
+            "give the answers their reasoning; or train them as they are served without thinking: "
             "data.train_on=assistant data.template_arguments={enable_thinking: false}, if the template knows it",
         ),
-        Kind(
-            name="overlong",
-            severity="warning",
-            says="Rows are longer than max_length: overlong=drop leaves them out, truncate cuts, split divides them.",
-            fix="raise data.max_length, shorten the rows, or accept it; data.overlong chooses what happens",
+        "overlong": (
+            "Rows are longer than max_length: overlong=drop leaves them out, truncate cuts, split divides them.",
+            "raise data.max_length, shorten the rows, or accept it; data.overlong chooses what happens",
         ),
-        Kind(
-            name="foreign_stop",
-            severity="warning",
-            says="Answers end in a control token that the model's own configuration does not stop at.",
-            fix="honed saves it as a stop token with the trained model; set it too where another server is used",
+        "foreign_stop": (
+            "Answers end in a control token that the model's own configuration does not stop at.",
+            "honed saves it as a stop token with the trained model; set it too where another server is used",
         ),
-        Kind(
-            name="two_bos",
-            severity="warning",
-            says="Texts begin with the BOS token twice, and a served prompt has it once.",
-            fix="take one out of the rows, or give messages in place of what a template made of them",
+        "two_bos": (
+            "Texts begin with the BOS token twice, and a served prompt has it once.",
+            "take one out of the rows, or give messages in place of what a template made of them",
         ),
-        Kind(
-            name="border",
-            severity="warning",
-            says="Where the answer begins, prompt and answer as one text have other tokens than each by itself.",
-            fix='let answers begin with white space, not prompts end with it ("is" + " Rome"), and serve such prompts; '
+        "border": (
+            "Where the answer begins, prompt and answer as one text have other tokens than each by itself.",
+            'let answers begin with white space, not prompts end with it ("is" + " Rome"), and serve such prompts; '
             "where prompts are served as they stand here, this is trained as it is served",
         ),
-        Kind(
-            name="open_reasoning",
-            severity="warning",
-            says="Answers open a <think> block and never close it, so the model would learn to think without an end.",
-            fix="complete or remove these rows; answers that were cut off at a limit of tokens look like this",
+        "open_reasoning": (
+            "Answers open a <think> block and never close it, so the model would learn to think without an end.",
+            "complete or remove these rows; answers that were cut off at a limit of tokens look like this",
         ),
-        Kind(
-            name="train_flag",
-            severity="warning",
-            says="Messages say under a key of another tool whether they are trained, and it is not read.",
-            fix="name it: data.columns={train: KEY} (or {weight: KEY}, for numbers); or take it out of the rows",
+        "train_flag": (
+            "Messages say under a key of another tool whether they are trained, and it is not read.",
+            "name it: data.columns={train: KEY} (or {weight: KEY}, for numbers); or take it out of the rows",
         ),
-        Kind(
-            name="role_order",
-            severity="warning",
-            says="Roles do not alternate as in a conversation, so the model sees what no user will send.",
-            fix="join neighbouring messages of one role, and let each row begin with a user and end with an answer",
+        "role_order": (
+            "Roles do not alternate as in a conversation, so the model sees what no user will send.",
+            "join neighbouring messages of one role, and let each row begin with a user and end with an answer",
         ),
-        Kind(
-            name="empty_message",
-            severity="warning",
-            says="A question or system prompt holds no text.",
-            fix="fill it in or remove the row",
+        "empty_message": (
+            "A question or system prompt holds no text.",
+            "fill it in or remove the row",
         ),
-        Kind(
-            name="duplicate",
-            severity="warning",
-            says="Rows repeat an earlier row word for word, and weigh double in training.",
-            fix="keep one of each, unless the repetition is meant",
+        "duplicate": (
+            "Rows repeat an earlier row word for word, and weigh double in training.",
+            "keep one of each, unless the repetition is meant",
         ),
-        Kind(
-            name="eval_near",
-            severity="warning",
-            says="Rows are nearly the same as rows of the evaluation file, or ask one of its questions.",
-            fix="take them out of one of the two files, or split by groups of similar rows",
+        "eval_near": (
+            "Rows are nearly the same as rows of the evaluation file, or ask one of its questions.",
+            "take them out of one of the two files, or split by groups of similar rows",
         ),
-        Kind(
-            name="mojibake",
-            severity="warning",
-            says="Text was decoded with the wrong character set, and the model would learn to write it so.",
-            fix="decode the source again as UTF-8 (or repair it with a tool such as ftfy)",
+        "mojibake": (
+            "Text was decoded with the wrong character set, and the model would learn to write it so.",
+            "decode the source again as UTF-8 (or repair it with a tool such as ftfy)",
         ),
-        Kind(
-            name="secret",
-            severity="warning",
-            says="Something looks like an access key or a private key; a model can be made to repeat it.",
-            fix="revoke the key and replace it in the data",
+        "secret": (
+            "Something looks like an access key or a private key; a model can be made to repeat it.",
+            "revoke the key and replace it in the data",
         ),
-        Kind(
-            name="near_duplicate",
-            severity="hint",
-            says="Rows share at least about 80% of their three-word sequences with an earlier row.",
-            fix="keep one of each group where variety matters",
+    },
+    "hint": {
+        "near_duplicate": (
+            "Rows share at least about 80% of their three-word sequences with an earlier row.",
+            "keep one of each group where variety matters",
         ),
-        Kind(
-            name="system_prompts",
-            severity="hint",
-            says="Rows differ in their system prompt; at inference the model should get one that it was trained with.",
-            fix="give all rows the same with data.system, unless the difference is meant",
+        "system_prompts": (
+            "Rows differ in their system prompt; at inference the model should get one that it was trained with.",
+            "give all rows the same with data.system, unless the difference is meant",
         ),
-        Kind(
-            name="rare_script",
-            severity="hint",
-            says="Rows are written in a script that hardly any other row uses.",
-            fix="check that these rows belong here",
+        "rare_script": (
+            "Rows are written in a script that hardly any other row uses.",
+            "check that these rows belong here",
         ),
-        Kind(
-            name="long_row",
-            severity="hint",
-            says="Rows are far longer than the rest, and set how much memory a batch needs.",
-            fix="check them for pasted logs or whole books; data.max_length leaves them out",
+        "long_row": (
+            "Rows are far longer than the rest, and set how much memory a batch needs.",
+            "check them for pasted logs or whole books; data.max_length leaves them out",
         ),
-        Kind(
-            name="short_answer",
-            severity="hint",
-            says="Answers of a few characters among long ones.",
-            fix="check that they answer the question",
+        "short_answer": (
+            "Answers of a few characters among long ones.",
+            "check that they answer the question",
         ),
-        Kind(
-            name="personal_data",
-            severity="hint",
-            says="Something looks like an e-mail address or a phone number (shown masked here).",
-            fix="replace it, unless it is public or made up",
+        "personal_data": (
+            "Something looks like an e-mail address or a phone number (shown masked here).",
+            "replace it, unless it is public or made up",
         ),
-    )
+    },
+}
+KINDS = {
+    name: Kind(name=name, severity=severity, says=says, fix=fix)
+    for severity, kinds in _KINDS.items()
+    for name, (says, fix) in kinds.items()
 }
 
 

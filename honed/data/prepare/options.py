@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from honed.data.mix.mixture import Part
 from honed.data.read.formats import FORMATS, ReadOptions, check_columns
 from honed.data.templates.view import TRAIN_ON, Masks, Template
 from honed.errors import RecipeError
+from honed.recipe import DataRecipe
 
 OVERLONG = ("drop", "truncate", "split", "error")
 PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
@@ -90,6 +91,12 @@ class PrepareOptions:
     def masks(self) -> Masks:
         """Whose turns are trained, and what of them."""
         return Masks(roles=tuple(self.train_roles), reasoning=self.train_reasoning, tool_calls=self.train_tool_calls)
+
+
+def options_from(data: DataRecipe) -> PrepareOptions:
+    """What the data section of a recipe says of these options."""
+    own = {f.name: getattr(data, f.name) for f in fields(PrepareOptions) if hasattr(data, f.name)}
+    return PrepareOptions(**own)
 
 
 def reading_of(options: PrepareOptions, template: Template | None = None) -> ReadOptions:

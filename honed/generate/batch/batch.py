@@ -10,10 +10,9 @@ depends on neither interruptions nor the order in which answers came.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,6 @@ def answer_batch(
     asking: Asking,
     filters: Filters,
     known: Sequence[str] = (),
-    show: bool = True,
 ) -> dict[str, Any]:
     """Answers what is not answered yet, then filters all answers into `out`. Returns the ledger.
 
@@ -79,18 +77,19 @@ def answer_batch(
     journal = Journal(out.with_name(out.name + ".journal"), asking.settings())
     wanted = [(prompt, sample) for prompt in prompts for sample in range(asking.samples)]
     missing = [(prompt, sample) for prompt, sample in wanted if _key(prompt, sample) not in journal.found]
-    _answer(missing, engine, encode, journal=journal, asking=asking, show=show)
+    _answer(missing, engine, encode, journal=journal, asking=asking)
     answered = [journal.found[_key(prompt, sample)] for prompt, sample in wanted]
     candidates = [_candidate(prompt, one) for (prompt, _), one in zip(wanted, answered, strict=True)]
     reasons = verdicts(candidates, filters, known)
     rows = zip(wanted, answered, reasons, strict=True)
-    _write(out, [_row(prompt, one) for (prompt, _), one, reason in rows if reason is None])
+    kept = [_row(prompt, one) for (prompt, _), one, reason in rows if reason is None]
+    _replace(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
     ledger = {
         "prompts": len(prompts),
         "answers": len(wanted),
         "answered_before": len(wanted) - len(missing),
         "repaired_last_line": journal.repaired,
-        "kept": reasons.count(None),
+        "kept": len(kept),
         "dropped": dict(Counter(reason for reason in reasons if reason is not None).most_common()),
         "tokens": sum(one.tokens for one in answered),
         "settings": asking.settings(),
@@ -111,7 +110,6 @@ def _answer(
     *,
     journal: Journal,
     asking: Asking,
-    show: bool,
 ) -> None:
     """Asks the engine; an answer that is missing of several has the draws it would have had beside the others."""
     if not missing:
@@ -131,7 +129,7 @@ def _answer(
                 first=first,
             )
 
-    with journal.adding() as add, _bar(show, len(missing)) as bar:
+    with journal.adding() as add, Progress(desc="Answering", total=len(missing), unit="answer") as bar:
         for piece in engine.run(requests()):
             if piece.done is None:
                 continue
@@ -165,10 +163,6 @@ def _row_seed(seed: int, row: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{row}".encode()).digest()[:4], "big")
 
 
-def _bar(show: bool, total: int) -> Progress:
-    return Progress(desc="Answering", total=total, unit="answer", stream=None if show else io.StringIO())
-
-
 def _candidate(prompt: Prompt, answered: Answered) -> Candidate:
     return Candidate(
         place=str(prompt.source),
@@ -188,10 +182,6 @@ def _row(prompt: Prompt, answered: Answered) -> dict[str, Any]:
         "reason": answered.reason,
         "tokens": answered.tokens,
     }
-
-
-def _write(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    _replace(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _replace(path: Path, content: str) -> None:

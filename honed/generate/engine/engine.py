@@ -27,7 +27,7 @@ from honed.errors import ModelError
 from honed.generate.engine.cache import RowCache, Step, plan_step
 from honed.generate.engine.row_attention import NAME, register
 from honed.generate.engine.schedule import Row, Schedule
-from honed.generate.request import Completion, Piece, Reason, Request
+from honed.generate.request import Completion, Piece, Reason, Request, evaluating
 from honed.generate.sampling import Sampling, choose
 from honed.generate.text import TextStream
 from honed.ops.packed_linear import packed_linears
@@ -56,7 +56,7 @@ class Engine:
 
     def __enter__(self) -> Engine:
         with ExitStack() as stack:
-            stack.enter_context(_evaluating(self._model))
+            stack.enter_context(evaluating(self._model))
             stack.enter_context(_own_attention(self._model))
             stack.enter_context(packed_linears(self._model))
             self._open = stack.pop_all()
@@ -192,16 +192,6 @@ def _unanswered(number: int, request: Request) -> Iterator[Piece]:
         yield Piece(
             request=number, answer=request.first + answer, text="", done=Completion(ids=(), text="", reason="context")
         )
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @contextmanager

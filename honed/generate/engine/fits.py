@@ -8,6 +8,7 @@ import torch
 
 from honed.generate.engine.cache import RowCache, plan_step
 from honed.generate.engine.engine import Engine
+from honed.generate.request import evaluating
 
 PROBE_LENGTHS = (5, 7)
 PROBE_STEPS = 2
@@ -25,18 +26,15 @@ def why_not(model: Any) -> str | None:
         return "it is an encoder with a decoder"
     if getattr(config, "attention_chunk_size", None):
         return "its attention is chunked"
-    was_training = model.training
-    model.eval()
     try:
-        texts = _texts(model)
-        expected = [_plain_logits(model, text) for text in texts]
-        with Engine(model, slots=len(texts)) as engine:
-            found = _stepped_logits(engine, texts, model.device)
+        with evaluating(model):
+            texts = _texts(model)
+            expected = [_plain_logits(model, text) for text in texts]
+            with Engine(model, slots=len(texts)) as engine:
+                found = _stepped_logits(engine, texts, model.device)
     # what is raised is up to the model's code; whatever it is, the ordinary way is open
     except Exception as error:
         return f"trying it failed ({type(error).__name__}: {error})"
-    finally:
-        model.train(was_training)
     tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(model.dtype, 5e-2)
     same = all(_distance(a, b) < tolerance for a, b in zip(found, expected, strict=True))
     return None if same else "its logits came out different"

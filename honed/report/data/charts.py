@@ -9,6 +9,7 @@ import numpy as np
 
 from honed.quantities import count_text, counted
 from honed.report.axis import Axis, value_axis
+from honed.report.charts import caption, drawing, percent, value_ticks
 from honed.report.markup import Html, join, tag
 
 BINS = 40
@@ -52,10 +53,9 @@ class Bar:
 
 def histogram(chart: Histogram) -> Html:
     """The histogram as a `<figure>`; one without values says so in words."""
-    caption = tag("figcaption", tag("span", chart.title, class_="chart-title"), " ",
-                  tag("span", chart.unit, class_="chart-unit"))  # fmt: skip
+    head = caption(chart.title, chart.unit)
     if not len(chart.values):
-        return tag("figure", caption, tag("p", "There is nothing to count.", class_="chart-empty"), class_="chart")
+        return tag("figure", head, tag("p", "There is nothing to count.", class_="chart-empty"), class_="chart")
     across = _across(chart)
     bars = bars_of(chart.values, across)
     up = value_axis([0.0, float(max(bar.count for bar in bars))])
@@ -63,7 +63,7 @@ def histogram(chart: Histogram) -> Html:
     note = f"The last bar holds {counted(over, chart.things)} beyond {count_text(across.high)}." if over else ""
     return tag(
         "figure",
-        caption,
+        head,
         tag("div", _drawing(chart, bars, across, up), class_="plot still"),
         tag("p", note, class_="chart-aside") if note else "",
         class_="chart",
@@ -91,19 +91,13 @@ def _across(chart: Histogram) -> Axis:
 
 
 def _drawing(chart: Histogram, bars: Sequence[Bar], across: Axis, up: Axis) -> Html:
-    title = f"{chart.key}-title"
-    return tag(
-        "svg",
-        tag("title", _described(chart, bars), id=title),
-        join(_level(up.label(tick), _percent(1 - up.position(tick))) for tick in up.ticks),
+    return drawing(
+        chart.key,
+        _described(chart, bars),
+        value_ticks(up),
         join(_bar(bar, chart, across, up) for bar in bars if bar.count),
         _base(chart.across, across),
         _limit(chart, across),
-        class_="axes",
-        role="img",
-        aria_labelledby=title,
-        width="100%",
-        height="100%",
     )
 
 
@@ -122,25 +116,20 @@ def _bar(bar: Bar, chart: Histogram, across: Axis, up: Axis) -> Html:
     return tag(
         "rect",
         tag("title", words),
-        x=_percent(left),
-        y=_percent(1 - height),
-        width=_percent((right - left) * 0.92),
-        height=_percent(height),
+        x=percent(left),
+        y=percent(1 - height),
+        width=percent((right - left) * 0.92),
+        height=percent(height),
         rx="1.5",
         class_=f"bar-{'beyond' if beyond else 'within'}",
     )
-
-
-def _level(label: str, y: str) -> Html:
-    line = tag("line", x1="0", y1=y, x2="100%", y2=y, class_="grid")
-    return join([line, tag("text", label, x="-8", y=y, dy="0.32em", text_anchor="end", class_="tick tick-y")])
 
 
 def _base(name: str, across: Axis) -> Html:
     line = tag("line", x1="0", y1="100%", x2="100%", y2="100%", class_="base")
     label = tag("text", name, x="100%", y="100%", dy="36", text_anchor="end", class_="axis-name")
     ticks = (
-        tag("text", across.label(tick), x=_percent(across.position(tick)), y="100%", dy="19",
+        tag("text", across.label(tick), x=percent(across.position(tick)), y="100%", dy="19",
             text_anchor="end" if tick == across.high else "middle", class_="tick tick-x")
         for tick in across.ticks
     )  # fmt: skip
@@ -150,7 +139,7 @@ def _base(name: str, across: Axis) -> Html:
 def _limit(chart: Histogram, across: Axis) -> Html:
     if chart.limit is None or not across.low < chart.limit <= across.high:
         return join([])
-    x = _percent(across.position(chart.limit))
+    x = percent(across.position(chart.limit))
     anchor = "end" if across.position(chart.limit) > 0.5 else "start"
     line = tag("line", x1=x, y1="-4", x2=x, y2="100%", class_="limit")
     shift = "-6" if anchor == "end" else "6"
@@ -160,7 +149,3 @@ def _limit(chart: Histogram, across: Axis) -> Html:
             tag("text", chart.limit_name, x=x, y="0", dx=shift, dy="6", text_anchor=anchor, class_="tick limit-name"),
         ]
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3f}%"

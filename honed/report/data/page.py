@@ -25,7 +25,7 @@ from honed.report.data.rows import row_id, rows_section
 from honed.report.ledger import Ledger, parse_ledger
 from honed.report.ledger_section import ledger_section
 from honed.report.markup import Html, join, tag
-from honed.report.page import page, write_page
+from honed.report.page import page, page_header, tile, write_page
 
 FEW = 4  # kinds of findings that are shown unfolded
 Tile = tuple[str, str, str]  # what it is, the number, a line below
@@ -77,19 +77,14 @@ def render_data_page(checked: Checked, facts: PageFacts, tokenizer: Any = None) 
 def header(checked: Checked, facts: PageFacts) -> Html:
     """Files, the verdict, the command and the headline numbers."""
     verdict, state = _verdict(checked.findings)
-    meta = [facts.model and f"for {facts.model}", *_option_words(facts.options)]
-    return tag(
-        "header",
-        tag("p", tag("b", "honed"), " training data", class_="brand"),
-        tag(
-            "div",
-            tag("h1", visible(_title(facts)), dir="auto"),
-            tag("span", verdict, class_=f"status {state}"),
-            class_="title",
-        ),
-        tag("p", join((tag("span", visible(word)) for word in meta if word), " "), class_="meta"),
-        tag("p", tag("code", visible(facts.command)), class_="command") if facts.command else "",
-        tag("dl", join(_tile(tile) for tile in _tiles(checked, facts.options)), class_="tiles"),
+    model = [f"for {facts.model}"] if facts.model else []
+    return page_header(
+        "training data",
+        visible(_title(facts)),
+        tag("span", verdict, class_=f"status {state}"),
+        meta=map(visible, [*model, *_option_words(facts.options)]),
+        command=visible(facts.command),
+        tiles=join(tile(name, [number], below) for name, number, below in _tiles(checked, facts.options)),
     )
 
 
@@ -190,11 +185,6 @@ def _packed_words(checked: Checked, options: PrepareOptions) -> str:
     if not len(checked.fills):
         return "not packed"
     return f"{'' if options.packing else 'would fit '}in {counted(len(checked.fills), 'packed row')}"
-
-
-def _tile(tile: Tile) -> Html:
-    name, number, below = tile
-    return tag("div", tag("dt", name), tag("dd", tag("span", number), class_="number"), tag("dd", below))
 
 
 def _kind(group: Sequence[Finding], there: Mapping[str, int], *, few: bool) -> Html:

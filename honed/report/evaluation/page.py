@@ -7,7 +7,7 @@ All text of models and data is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from honed.data.lint.view import visible
 from honed.quantities import count_text, counted, short_text
 from honed.report.evaluation.cells import cell_text, interval_text
 from honed.report.markup import Html, join, tag
-from honed.report.page import page, write_page
+from honed.report.page import answer_half, answers_section, badge, numbers_table, page, page_header, tile, write_page
 
 SHOWN_ANSWERS = 20  # the rest is folded away
 Result = Mapping[str, Any]
@@ -53,13 +53,13 @@ def _header(result: Result) -> Html:
     ]
     failed = [verdict for verdict in result["gate"] if not verdict["passed"]]
     status = tag("span", f"{counted(len(failed), 'gate')} failed", class_="status") if failed else ""
-    return tag(
-        "header",
-        tag("p", tag("b", "honed"), " evaluation", class_="brand"),
-        tag("div", tag("h1", visible(result["model"]), dir="auto"), status, class_="title"),
-        tag("p", join((tag("span", visible(word)) for word in words if word), " "), class_="meta"),
-        tag("p", tag("code", visible(result["command"])), class_="command"),
-        tag("dl", join(_tiles(result["measures"])), class_="tiles"),
+    return page_header(
+        "evaluation",
+        visible(result["model"]),
+        status,
+        meta=[visible(word) for word in words if word],
+        command=visible(result["command"]),
+        tiles=join(_tiles(result["measures"])),
     )
 
 
@@ -76,9 +76,8 @@ def _tiles(measures: Sequence[Result]) -> list[Html]:
 
 
 def _tile(title: str, base: float | None, value: float | None, unit: str, below: str) -> Html:
-    start = "" if base is None else tag("span", cell_text(base, unit), " →", class_="from")
-    number = tag("dd", start, " " if start else "", tag("span", cell_text(value, unit)), class_="number")
-    return tag("div", tag("dt", title), number, tag("dd", below))
+    earlier = [] if base is None else [cell_text(base, unit)]
+    return tile(title, [*earlier, cell_text(value, unit)], below)
 
 
 def _between(measure: Result) -> str:
@@ -92,7 +91,9 @@ def _compares(measure: Result) -> bool:
 def _gate(verdicts: Sequence[Result]) -> Html:
     if not verdicts:
         return join([])
-    rows = ([v["name"], _change(v, "change"), _change(v, "limit"), _passed(v["passed"])] for v in verdicts)
+    rows = [
+        [v["name"], _change(v, "change"), _change(v, "limit"), "✓ pass" if v["passed"] else "✗ fail"] for v in verdicts
+    ]
     return tag("section", tag("h2", "Gate"), _table(["Measure", "Change", "Allowed", ""], rows))
 
 
@@ -102,10 +103,6 @@ def _change(verdict: Result, key: str) -> str:
     if value is None:
         return "-"
     return f"{value:+.2%}" if verdict["relative"] else f"{value:+.4g}"
-
-
-def _passed(passed: bool) -> str:
-    return "✓ pass" if passed else "✗ fail"
 
 
 def _measures(result: Result) -> Html:
@@ -137,21 +134,13 @@ def _lm_eval(found: Mapping[str, Any]) -> Html:
     return tag("section", tag("h2", "lm-evaluation-harness"), _table(["Task", "Number", *found], rows))
 
 
-def _table(head: Sequence[str], rows: Any) -> Html:
-    top = tag("thead", tag("tr", join(tag("th", word, scope="col") for word in head)))
-    body = (tag("tr", tag("th", first, scope="row"), join(tag("td", cell) for cell in rest)) for first, *rest in rows)
-    table = tag("table", top, tag("tbody", join(body)), class_="listing numbers")
-    return tag("div", tag("div", table, class_="scroll"), class_="card")
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
+    return tag("div", numbers_table(head, rows), class_="card")
 
 
 def _answers(result: Result) -> Html:
     cards = [_card(answer) for answer in result["answers"]]
-    if not cards:
-        return join([])
-    first, rest = cards[:SHOWN_ANSWERS], cards[SHOWN_ANSWERS:]
-    more = tag("details", tag("summary", counted(len(rest), "more answer")), join(rest)) if rest else ""
-    rule = tag("p", "The form asked for: ", tag("em", result["form"]), class_="rule") if result["form"] else ""
-    return tag("section", tag("h2", "Answers"), rule, join(first), more, class_="answers")
+    return answers_section("Answers", result["form"], cards, shown=SHOWN_ANSWERS) if cards else join([])
 
 
 def _card(row: Result) -> Html:
@@ -177,13 +166,7 @@ def _card(row: Result) -> Html:
 
 
 def _half(title: str, said: Result, kind: str) -> Html:
-    badges = [_badge(said["stopped"], "stopped", "ran on")]
+    badges = [badge(said["stopped"], "stopped", "ran on")]
     if "passed" in said:
-        badges.append(_badge(said["passed"], "as asked", "not as asked"))
-    body = tag("div", said["text"] or tag("em", "empty answer"), class_="text", dir="auto")
-    return tag("div", tag("h4", title, " ", join(badges, " ")), body, class_=f"half {kind}")
-
-
-def _badge(state: bool, good: str, bad: str) -> Html:
-    mark = tag("span", "✓ " if state else "✗ ", aria_hidden="true")
-    return tag("span", mark, good if state else bad, class_=f"badge {'good' if state else 'bad'}")
+        badges.append(badge(said["passed"], "as asked", "not as asked"))
+    return answer_half(title, said["text"] or tag("em", "empty answer"), badges, kind)

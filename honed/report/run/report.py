@@ -13,13 +13,13 @@ from honed.report.markup import Html, tag
 from honed.report.page import page, write_page
 from honed.report.run.record import RunRecord, read_run
 from honed.report.run.sections import (
-    answers_section,
     appendix,
     charts_section,
     header,
     missing_ledger,
     model_name,
     notices,
+    samples_section,
 )
 from honed.report.run.steps import steps_section
 
@@ -42,7 +42,7 @@ def render_run_report(run: RunRecord) -> str:
     return page(
         f"{model_name(run)} · honed run",
         header=header(run),
-        sections=[notices(run), charts_section(run), steps_section(run), answers_section(run), ledger, appendix(run)],
+        sections=[notices(run), charts_section(run), steps_section(run), samples_section(run), ledger, appendix(run)],
         footer=_footer(run),
         script="run/report.js",
     )

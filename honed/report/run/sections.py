@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from honed.quantities import (
-    count_text,
-    counted,
-    duration_text,
-    gigabytes_text,
-    percent_text,
-    short_text,
-)
+from honed.quantities import count_text, counted, duration_text, percent_text, short_text
 from honed.report.charts import Point, line_chart
 from honed.report.json_values import finite, mapping, text_of
 from honed.report.ledger_section import key_value_table, plain_text
 from honed.report.markup import Html, join, tag
+from honed.report.page import answer_half, answers_section, badge, numbers_table, page_header, tile
 from honed.report.run.charts import (
     logged_points,
     metric_names,
@@ -25,13 +19,10 @@ from honed.report.run.charts import (
     run_charts,
     values_of,
 )
-from honed.report.run.record import RUN_FILES, Answer, RunRecord, Samples, Score
+from honed.report.run.record import RUN_FILES, Answer, RunRecord, Samples
 
 STATUS_WORDS = {"finished": "Finished", "interrupted": "Interrupted", "running": "Still running"}
 SHOWN_ANSWERS = 6
-
-# A headline number: what it is, the number (or first and last number), a line below.
-Tile = tuple[str, tuple[str, ...], str]
 
 
 def model_name(run: RunRecord) -> str:
@@ -44,18 +35,13 @@ def header(run: RunRecord) -> Html:
     status = text_of(run.facts.get("status")) or "unknown"
     known = status if status in STATUS_WORDS else "unknown"
     words = STATUS_WORDS.get(status, "Status unknown" if status == "unknown" else status)
-    return tag(
-        "header",
-        tag("p", tag("b", "honed"), " training run", class_="brand"),
-        tag(
-            "div",
-            tag("h1", model_name(run), dir="auto"),
-            tag("span", words, class_=f"status {known}"),
-            class_="title",
-        ),
-        tag("p", join((tag("span", word) for word in _meta(run)), " "), class_="meta"),
-        _command(run),
-        _tiles(run),
+    return page_header(
+        "training run",
+        model_name(run),
+        tag("span", words, class_=f"status {known}"),
+        meta=_meta(run),
+        command=text_of(run.facts.get("honed_command")) or "",
+        tiles=join(_tiles(run)),
     )
 
 
@@ -83,16 +69,13 @@ def missing_ledger() -> Html:
     return _empty_section("What was trained on", f"There is no ledger.json: {RUN_FILES['ledger.json']}.")
 
 
-def answers_section(run: RunRecord) -> Html:
+def samples_section(run: RunRecord) -> Html:
     """The answers from before and after training, side by side."""
     if run.samples is None or not run.samples.answers:
         why = "samples.json holds no answers." if run.samples else f"No samples.json: {RUN_FILES['samples.json']}."
         return _empty_section("Before and after", why)
     cards = [_answer_card(answer) for answer in run.samples.answers]
-    first, rest = cards[:SHOWN_ANSWERS], cards[SHOWN_ANSWERS:]
-    more = tag("details", tag("summary", f"{counted(len(rest), 'more answer')}"), join(rest)) if rest else ""
-    rule = tag("p", "The form asked for: ", tag("em", run.samples.rule), class_="rule") if run.samples.rule else ""
-    return tag("section", tag("h2", "Before and after"), rule, join(first), more, class_="answers")
+    return answers_section("Before and after", run.samples.rule, cards, shown=SHOWN_ANSWERS)
 
 
 def appendix(run: RunRecord) -> Html:
@@ -161,37 +144,20 @@ def _progress(run: RunRecord) -> str:
     return counted(steps[-1][0], "step") + (f", {counted(round(epochs[-1], 2), 'epoch')}" if epochs else "")
 
 
-def _command(run: RunRecord) -> Html:
-    command = text_of(run.facts.get("honed_command"))
-    return tag("p", tag("code", command), class_="command") if command else join([])
-
-
-def _tiles(run: RunRecord) -> Html:
-    found = [
+def _tiles(run: RunRecord) -> list[Html]:
+    return [
         _loss_tile(run),
         *_tokens_tile(run),
         *_time_tile(run),
         *_memory_tile(run),
         *_answer_tiles(run.samples),
     ]
-    tiles = (
-        tag("div", tag("dt", name), _headline(numbers), tag("dd", below) if below else "")
-        for name, numbers, below in found
-    )
-    return tag("dl", join(tiles), class_="tiles")
 
 
-def _headline(numbers: tuple[str, ...]) -> Html:
-    """A number, or "4.81 → 0.32" with the weight on what the run ended with."""
-    *earlier, last = numbers
-    start = join(tag("span", number, " →", class_="from") for number in earlier)
-    return tag("dd", start, " " if earlier else "", tag("span", last), class_="number")
-
-
-def _loss_tile(run: RunRecord) -> Tile:
+def _loss_tile(run: RunRecord) -> Html:
     train, held_out = logged_points(run.metrics, "loss"), logged_points(run.metrics, "eval_loss")
     below = f"evaluation {' → '.join(_ends(held_out))}" if held_out else ""
-    return ("Loss", _ends(train) or ("not logged",), below)
+    return tile("Loss", _ends(train) or ("not logged",), below)
 
 
 def _ends(points: Sequence[Point]) -> tuple[str, ...]:
@@ -200,64 +166,59 @@ def _ends(points: Sequence[Point]) -> tuple[str, ...]:
     return tuple("NaN" if value is None else short_text(value) for _, value in ends)
 
 
-def _tokens_tile(run: RunRecord) -> list[Tile]:
+def _tokens_tile(run: RunRecord) -> list[Html]:
     if run.ledger is None or run.ledger.trained_tokens is None:
         return []
     trained, tokens = run.ledger.trained_tokens, run.ledger.tokens
     below = f"{percent_text(trained / tokens)} of {count_text(tokens)} in the data" if tokens else "in the data"
-    return [("Trained tokens", (count_text(trained),), below)]
+    return [tile("Trained tokens", [count_text(trained)], below)]
 
 
-def _time_tile(run: RunRecord) -> list[Tile]:
+def _time_tile(run: RunRecord) -> list[Html]:
     seconds = _seconds(mapping(run.facts.get("seconds")))
     if not seconds:
         return []
     total = sum(seconds.values())
     below = f"{duration_text(seconds['train'])} of it training" if "train" in seconds else ""
-    return [("Time", (duration_text(total),), below)]
+    return [tile("Time", [duration_text(total)], below)]
 
 
-def _memory_tile(run: RunRecord) -> list[Tile]:
+def _memory_tile(run: RunRecord) -> list[Html]:
     peak = finite(run.facts.get("peak_memory_gb"))
     peak = max(values_of(run.metrics, "memory_gb"), default=None) if peak is None else peak
-    return [] if peak is None else [("Peak memory", (gigabytes_text(peak),), "")]
+    return [] if peak is None else [tile("Peak memory", [f"{short_text(peak)} GB"], "")]
 
 
-def _answer_tiles(samples: Samples | None) -> list[Tile]:
+def _answer_tiles(samples: Samples | None) -> list[Html]:
     if samples is None:
         return []
     before, after = samples.before, samples.after
-    tiles = [
-        _score_tile("Stop by themselves", before.stopped, after.stopped, before, after),
-        _score_tile("Follow the form", before.followed_form, after.followed_form, before, after),
-    ]
-    return [tile for one in tiles for tile in one]
-
-
-def _score_tile(name: str, first: float | None, last: float | None, before: Score, after: Score) -> list[Tile]:
-    if first is None and last is None:
-        return []
-    numbers = tuple("?" if number is None else count_text(number) for number in (first, last))
     sizes = list(dict.fromkeys(count_text(of) for of in (before.of, after.of) if of is not None))
-    return [(name, numbers, f"of {' → '.join(sizes)} answers" if sizes else "answers")]
+    below = f"of {' → '.join(sizes)} answers" if sizes else "answers"
+    scores = [
+        ("Stop by themselves", before.stopped, after.stopped),
+        ("Follow the form", before.followed_form, after.followed_form),
+    ]
+    return [
+        tile(name, ["?" if number is None else count_text(number) for number in (first, last)], below)
+        for name, first, last in scores
+        if first is not None or last is not None
+    ]
 
 
 def _metrics_table(run: RunRecord) -> Html:
-    head = join(tag("th", word, scope="col") for word in ("Metric", "Logged", "First", "Last", "Least", "Greatest"))
-    rows = join(_metric_row(run, key) for key in metric_names(run.metrics))
-    table = tag("table", tag("thead", tag("tr", head)), tag("tbody", rows), class_="listing numbers")
-    summary = tag("summary", "Every logged metric in numbers")
-    return tag("details", summary, tag("div", table, class_="scroll"))
+    head = ("Metric", "Logged", "First", "Last", "Least", "Greatest")
+    rows = (_metric_row(run, key) for key in metric_names(run.metrics))
+    return tag("details", tag("summary", "Every logged metric in numbers"), numbers_table(head, rows))
 
 
-def _metric_row(run: RunRecord, key: str) -> Html:
+def _metric_row(run: RunRecord, key: str) -> list[str]:
     logged = [line[key] for line in run.metrics if key in line]
     values = [value for item in logged if (value := finite(item)) is not None]
     ends = [plain_text(logged[0]), plain_text(logged[-1]), "", ""]
     if values:
         ends = [_cell(logged[0]), _cell(logged[-1]), short_text(min(values)), short_text(max(values))]
-    cells = [f"{len(logged):,}", *ends]
-    return tag("tr", tag("th", key, scope="row"), join(tag("td", cell) for cell in cells))
+    return [key, f"{len(logged):,}", *ends]
 
 
 def _cell(value: object) -> str:
@@ -280,17 +241,10 @@ def _answer_card(answer: Answer) -> Html:
 
 
 def _answer_half(title: str, text: str | None, stopped: bool | None, follows: bool | None) -> Html:
-    badges = join([_badge(stopped, "stopped", "ran on"), _badge(follows, "form", "no form")], " ")
+    states = [(stopped, "stopped", "ran on"), (follows, "form", "no form")]
+    badges = [badge(state, good, bad) for state, good, bad in states if state is not None]
     nothing = tag("em", "not recorded" if text is None else "empty answer")
-    body = tag("div", text or nothing, class_="text", dir="auto")
-    return tag("div", tag("h4", title, " ", badges), body, class_=f"half {title.lower()}")
-
-
-def _badge(state: bool | None, good: str, bad: str) -> Html:
-    if state is None:
-        return join([])
-    mark = tag("span", "✓ " if state else "✗ ", aria_hidden="true")
-    return tag("span", mark, good if state else bad, class_=f"badge {'good' if state else 'bad'}")
+    return answer_half(title, text or nothing, badges, title.lower())
 
 
 def _recipe(run: RunRecord) -> Html:

@@ -49,7 +49,7 @@ def rows(count: int = 3) -> list[Prompt]:
 
 def batch(out: Path, engine: Any, prompts: list[Prompt], *, samples: int = 3, **filters: Any) -> dict[str, Any]:
     asking = Asking(model="m", samples=samples)
-    return answer_batch(prompts, engine, encode, out=out, asking=asking, filters=Filters(**filters), show=False)
+    return answer_batch(prompts, engine, encode, out=out, asking=asking, filters=Filters(**filters))
 
 
 def lines(path: Path) -> list[Any]:
@@ -95,7 +95,7 @@ def test_a_killed_process_loses_no_answer_and_changes_none(
 
     def work(out: Path) -> dict[str, Any]:
         with Engine(model, tiny_tokenizer, slots=3) as engine:
-            return answer_batch(prompts, engine, ids_of, out=out, asking=asking, filters=Filters(), show=False)
+            return answer_batch(prompts, engine, ids_of, out=out, asking=asking, filters=Filters())
 
     def ids_of(messages: Sequence[Message]) -> list[int]:
         return list(tiny_tokenizer.encode(messages[-1].content))
@@ -130,7 +130,7 @@ def test_answers_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     batch(out, Scripted(), rows())
     asking = Asking(model="m", samples=3, seed=5)
     with pytest.raises(RunError, match="seed = 0, now it is 5"):
-        answer_batch(rows(), Scripted(), encode, out=out, asking=asking, filters=Filters(), show=False)
+        answer_batch(rows(), Scripted(), encode, out=out, asking=asking, filters=Filters())
     (tmp_path / "out.jsonl.journal").write_text("no journal\n")
     with pytest.raises(RunError, match="no journal"):
         batch(out, Scripted(), rows())
