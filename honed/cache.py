@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,15 @@ def in_use(folder: Path) -> bool:
         return True
 
 
+def keep(final: Path, write: Callable[[Path], None], *, source_sha256: str, converter: int, about: str) -> None:
+    """Makes an entry aside, by `write`, and publishes it at `final` with its manifest; a sound one there stays."""
+    with work_folder(final.parent) as work:
+        write(work / "made")
+        write_manifest(work / "made", source_sha256=source_sha256, converter=converter, about=about)
+        is_at_fault = partial(manifest_fault, source_sha256=source_sha256, converter=converter)
+        publish(work / "made", final, is_at_fault)
+
+
 def publish(made: Path, final: Path, fault: Callable[[Path], str | None]) -> None:
     """Puts the finished folder `made` at `final` by a rename; where a sound folder is already, that stays.
 
@@ -236,9 +246,9 @@ def manifest_fault(folder: Path, *, source_sha256: str, converter: int) -> str |
         return f"it has no {MANIFEST}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"its {MANIFEST} cannot be read"
-    wrong = [name for name, size in record["files"].items() if sizes[name] != size]
-    if wrong:
-        return f"{wrong[0]} has {sizes[wrong[0]]} of {record['files'][wrong[0]]} bytes"
+    for name, size in record["files"].items():
+        if sizes[name] != size:
+            return f"{name} has {sizes[name]} of {size} bytes"
     changed = _changed_file(folder, record)
     return f"{changed} is not what was written" if changed else None
 

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     checked = findings(subject, statements)
     for number, name in enumerate(statements, start=1):
         left = sum(expected.get(later, 0.0) for later in list(statements)[number - 1 :])
-        with under_way(f"{number}/{len(statements)}, {left_text(left)}: {name}"):
+        with under_way(f"{number}/{len(statements)}, about {duration_text(max(1.0, left))} left: {name}"):
             found.append(next(checked))
         print(line(found[-1]), flush=True)
     print(summary(found))
@@ -100,11 +100,6 @@ def time_line(count: int, expected: dict[str, float]) -> str:
     """How many statements, and where a step could be timed, about how long they will take."""
     about = f", about {duration_text(max(1.0, sum(expected.values())))}" if expected else ""
     return f"  time   {counted(count, 'statement')}{about}"
-
-
-def left_text(seconds: float) -> str:
-    """The rest of all statements."""
-    return f"about {duration_text(max(1.0, seconds))} left"
 
 
 @contextmanager

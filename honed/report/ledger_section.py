@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from honed.quantities import count_text, counted, percent_text
 from honed.report.json_values import finite, text_of
@@ -177,8 +177,5 @@ def _examples(ledger: Ledger) -> Html:
 
 
 def _reason(example: Example) -> Html:
-    return join([example.reason, *_extra_words(example.others)])
-
-
-def _extra_words(others: Mapping[str, object]) -> list[Html]:
-    return [tag("span", f"{key}: {plain_text(value)}", class_="extra") for key, value in others.items()]
+    others = (tag("span", f"{key}: {plain_text(value)}", class_="extra") for key, value in example.others.items())
+    return join([example.reason, *others])

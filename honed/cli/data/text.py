@@ -10,7 +10,7 @@ from typing import Any
 from honed.cli.data.reading import Plan
 from honed.data.lint.kinds import SEVERITIES, Finding
 from honed.data.lint.lint import Checked
-from honed.data.lint.view import visible
+from honed.data.lint.view import one_line, visible
 from honed.quantities import counted
 
 WIDTH = 100
@@ -97,12 +97,7 @@ def _of_one_kind(found: list[Finding]) -> Iterator[str]:
         most = 2000 if kind.name == "unusable" else 110
         before = ""
         for spot in finding.spots:
-            detail = _flat(spot.detail, most)
+            detail = one_line(spot.detail, most)
             yield f"{'':13}{spot.source}{'  ' + detail if detail != before else ''}"
             before = detail
     yield from textwrap.wrap(f"fix: {kind.fix}", WIDTH, initial_indent=" " * 13, subsequent_indent=" " * 18)
-
-
-def _flat(text: str, most: int) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= most else flat[: most - 1] + "…"

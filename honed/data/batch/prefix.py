@@ -125,7 +125,7 @@ def pack_shared(table: TokenTable, capacity: int, *, min_shared: int = MIN_SHARE
     Returns:
         Rows of document numbers, as `pack_best_fit` gives them, and how many tokens they hold.
     """
-    ids, weights = ([flat[a:b] for a, b in _spans(table)] for flat in (table.input_ids, table.weights))
+    ids, weights = (np.split(flat, table.starts[1:-1]) for flat in (table.input_ids, table.weights))
     segments = find_tree(ids, weights, min_shared=min_shared)
     below: list[list[_Unit]] = [[] for _ in [*segments, None]]  # the last are those of no parent, which is -1
     inside = _tokens_above(segments)
@@ -192,7 +192,3 @@ def _documents(rows: Sequence[PackedRow]) -> tuple[list[np.ndarray], list[np.nda
         ids += np.split(row.input_ids, cuts)
         weights += np.split(row.weights, cuts)
     return ids, weights
-
-
-def _spans(table: TokenTable) -> list[tuple[int, int]]:
-    return list(zip(table.starts[:-1].tolist(), table.starts[1:].tolist(), strict=True))

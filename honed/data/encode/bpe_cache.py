@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from honed.cache import cache_folder, manifest_fault, publish, work_folder, write_manifest
+from honed.cache import cache_folder, keep, manifest_fault
 from honed.data.encode import bpe
 from honed.data.encode.bpe import Encode, FastBPE, Proven
 from honed.data.encode.tokenizer_state import state_of
@@ -49,7 +50,8 @@ def cached_bpe(tokenizer: Any, encode: Encode, *, root: Path | None = None) -> F
     if (proven := bpe.prove(state, encode)) is None:
         return None
     with suppress(RunError, OSError):
-        _keep(proven, cache_folder(KIND, root=root) / key, key, about=_about(tokenizer))
+        folder = cache_folder(KIND, root=root) / key
+        keep(folder, partial(save, proven), source_sha256=key, converter=LAYOUT, about=_about(tokenizer))
     return bpe.made_of(proven, encode)
 
 
@@ -84,10 +86,3 @@ def _key(state: str) -> str:
 def _about(tokenizer: Any) -> str:
     name = Path(str(getattr(tokenizer, "name_or_path", ""))).name
     return f"{name or 'a tokenizer'}: {counted(len(tokenizer), 'token')}"
-
-
-def _keep(proven: Proven, folder: Path, key: str, *, about: str) -> None:
-    with work_folder(folder.parent) as work:
-        save(proven, work / "made")
-        write_manifest(work / "made", source_sha256=key, converter=LAYOUT, about=about)
-        publish(work / "made", folder, lambda found: manifest_fault(found, source_sha256=key, converter=LAYOUT))

@@ -300,12 +300,12 @@ def _borders(view: View, keys: Sequence[_Key]) -> list[_Key]:
     """What stands in a piece before the borders of its silent stretches."""
     if not any(piece.mutes or piece.head for piece in view.pieces):
         return []
-    pairs = zip(keys, view.pieces, strict=True)
-    return [(mark, text[:n], plain) for (mark, text, plain), piece in pairs for n in _edges(piece)]
-
-
-def _edges(piece: Piece) -> list[int]:
-    return [n for stretch in ((0, piece.head), *piece.mutes) for n in stretch]
+    return [
+        (mark, text[:n], plain)
+        for (mark, text, plain), piece in zip(keys, view.pieces, strict=True)
+        for stretch in ((0, piece.head), *piece.mutes)
+        for n in stretch
+    ]
 
 
 def _mute(weights: np.ndarray, position: int, piece: Piece, key: _Key, codes: _Codes) -> None:

@@ -12,6 +12,7 @@ from honed.data.example import Example, Source
 from honed.data.lint.kinds import EXAMPLES, Findings, Spot
 from honed.data.lint.rows import answer, said, system_prompt
 from honed.data.lint.text import script_of
+from honed.data.lint.view import one_line
 
 RARE = 0.02  # share of rows below which a script is rare
 ENOUGH_ROWS = 20  # to speak of what is usual
@@ -76,7 +77,10 @@ def system_findings(systems: Tally, findings: Findings) -> None:
     rows = systems.counts.total()
     at_least = " or more" if len(systems.counts) >= MOST_SYSTEMS else ""
     spots = [
-        Spot(source=str(systems.spots[text][0]), detail=f"{count / rows:.0%} of rows: {_shortened(text) or 'none'}")
+        Spot(
+            source=str(systems.spots[text][0]),
+            detail=f"{count / rows:.0%} of rows: {repr(one_line(text, SHOWN)) if text.strip() else 'none'}",
+        )
         for text, count in systems.counts.most_common(EXAMPLES)
     ]
     findings.add_counted("system_prompts", len(systems.counts), spots, subject=f"distinct prompts{at_least}")
@@ -117,8 +121,3 @@ def length_findings(lengths: np.ndarray, sources: Sequence[Source], unit: str, f
     ]
     if spots:
         findings.add_counted("long_row", len(far), spots)
-
-
-def _shortened(text: str) -> str:
-    flat = " ".join(text.split())
-    return repr(flat if len(flat) <= SHOWN else flat[: SHOWN - 1] + "…") if flat else ""

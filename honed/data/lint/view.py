@@ -91,5 +91,11 @@ def visible(text: str) -> str:
     return _UNSAFE.sub(lambda found: _escape(ord(found[0])), text)
 
 
+def one_line(text: str, most: int) -> str:
+    """The text on one line, cut at `most` characters."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else flat[: most - 1] + "…"
+
+
 def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"

@@ -15,12 +15,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from honed.cache import cache_errors, cache_folder, manifest_fault, publish, work_folder, write_manifest
+from honed.cache import cache_errors, cache_folder, keep, manifest_fault
 from honed.data.batch.table import PackedRows, TokenTable
 from honed.data.encode.tokenizer_state import state_of, states_kept
 from honed.data.ledger import Ledger
@@ -51,20 +52,16 @@ def prepare_cached(
     Args:
         root: the cache; None for honed's own.
     """
-    if formatting_func is not None:
-        return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)
-    key = cache_key(data, tokenizer, options)
+    key = cache_key(data, tokenizer, options) if formatting_func is None else None
     if key is None:
-        return prepare(data, tokenizer, options, desc=desc, workers=workers)
+        return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)
     folder = cache_folder(KIND, root=root) / key
     if manifest_fault(folder, source_sha256=key, converter=LAYOUT) is None:
         return load(folder)
     prepared = prepare(data, tokenizer, options, desc=desc, workers=workers)
-    with cache_errors(folder), work_folder(folder.parent) as work:
-        save(prepared, work / "made")
+    with cache_errors(folder):
         about = _about(data, tokenizer, prepared)
-        write_manifest(work / "made", source_sha256=key, converter=LAYOUT, about=about)
-        publish(work / "made", folder, lambda found: manifest_fault(found, source_sha256=key, converter=LAYOUT))
+        keep(folder, partial(save, prepared), source_sha256=key, converter=LAYOUT, about=about)
     return prepared
 
 
@@ -83,8 +80,10 @@ def cache_key(data: Any, tokenizer: Any, options: PrepareOptions) -> str | None:
     if rows is None:
         return None
     digest = hashlib.blake2b(digest_size=16)
-    for part in chain_parts(rows, _tokenizer_state(tokenizer), _options_state(options), _code_state()):
-        digest.update(part)
+    for state in (rows, _tokenizer_state(tokenizer), _options_state(options), _code_state()):
+        for part in state:
+            digest.update(part)
+        digest.update(b"\0|\0")  # so that the borders between them count
     return digest.hexdigest()
 
 
@@ -140,13 +139,6 @@ def _ledger(record: dict[str, Any]) -> Ledger:
     counters = {f.name for f in dataclasses.fields(Ledger) if str(f.type).startswith("Counter")}
     values: dict[str, Any] = {name: Counter(own) if name in counters else own for name, own in record.items()}
     return Ledger(**values)
-
-
-def chain_parts(*parts: Iterator[bytes]) -> Iterator[bytes]:
-    """All bytes of all parts, each part followed by a mark so that borders count."""
-    for part in parts:
-        yield from part
-        yield b"\0|\0"
 
 
 def _rows_state(data: Any) -> Iterator[bytes] | None:

@@ -95,11 +95,7 @@ class KeptRows:
             cuts |= {before + n: cut for n, cut in part.cuts.items()}
             before += len(part)
         renumbered = (_whole(names[name] for name in part.names)[part.file] for part in parts)
-        columns = {
-            name: _end_to_end((getattr(part, name) for part in parts), dtype)
-            for name, dtype in _COLUMNS.items()
-            if name != "file"
-        }
+        columns = {name: _end_to_end((getattr(part, name) for part in parts), kind) for name, kind in _ALIKE.items()}
         return cls(**columns, file=_end_to_end(renumbered, np.int64), names=tuple(names), cuts=cuts)
 
     def source(self, row: int) -> Source:
@@ -138,9 +134,9 @@ class KeptRows:
         )
 
 
-_COLUMNS = {
+_ALIKE = {  # columns that mean the same in all parts
     "input_ids": np.int32, "weights": np.float32, "lengths": np.int64, "documents": np.int64, "stops": np.int32,
-    "turns": np.int64, "divided": np.bool_, "file": np.int64, "number": np.int64,
+    "turns": np.int64, "divided": np.bool_, "number": np.int64,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -103,8 +103,7 @@ class RowStream:
         start = start or Place()
         packed, number = self.rows(start), start.batch
         while group := list(islice(packed, size)):
-            first = group[0][0]
-            yield Place(epoch=first.epoch, block=first.block, row=first.row, batch=number), [row for _, row in group]
+            yield replace(group[0][0], batch=number), [row for _, row in group]
             number += 1
 
     def rows(self, start: Place | None = None) -> Iterator[tuple[Place, PackedRow]]:

@@ -78,8 +78,8 @@ def check_depth(*values: Any) -> None:
     """
     level: list[Any] = list(values)
     for _ in range(_DEEPEST):
-        nested = (one.values() if isinstance(one, Mapping) else one for one in level if _holds_others(one))
-        level = [inner for ones in nested for inner in ones]
+        nested = [one for one in level if isinstance(one, (Mapping, list, tuple))]
+        level = [inner for one in nested for inner in (one.values() if isinstance(one, Mapping) else one)]
         if not level:
             return
     raise RowError("nested too deeply", f"more than {_DEEPEST} lists and objects inside each other")
@@ -132,10 +132,6 @@ def _unknown_role(turn: Mapping[Any, Any]) -> NoReturn:
     seen = ", ".join(map(str, turn)) or "none"
     fix = "data.columns='{role: KEY, content: KEY}' names them"
     raise RowError("message without a role", f"keys seen: {seen}. {fix}")
-
-
-def _holds_others(value: Any) -> bool:
-    return isinstance(value, (Mapping, list, tuple))
 
 
 def _is_plain(turn: Mapping[str, Any]) -> bool:

@@ -183,17 +183,18 @@ def files_in(folder: Path) -> list[Path]:
     if (folder / "state.json").is_file():
         state = json.loads((folder / "state.json").read_text("utf-8"))
         return [folder / file["filename"] for file in state.get("_data_files", [])]
-    inside = ((file, file.relative_to(folder)) for file in folder.rglob("*"))
-    found = sorted(f for f, name in inside if f.is_file() and kind_of(f) in KINDS and not _hidden(name))
+    found = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file()
+        and kind_of(file) in KINDS
+        and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+    )
     if not found:
         raise DataError(
             f"{folder} is a folder that holds no data files.", fix=f"name one with files ending in {', '.join(KINDS)}"
         )
     return found
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def _as_python(data: Any) -> Iterable[Any]:

@@ -201,20 +201,17 @@ class VisionTemplate(JinjaTemplate):
         self._bos = tokenizer.bos_token if len(opening_ids(tokenizer)) else None
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
-        views = super().views(_as_vision(conversation), train_on=train_on, apart=apart)
+        messages = tuple(map(_as_vision_message, conversation.messages))
+        views = super().views(replace(conversation, messages=messages), train_on=train_on, apart=apart)
         return [replace(view, add_special_tokens=self._lacks_bos(view.text)) for view in views]
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> tuple[Piece, ...]:
-        pieces = super().prompt([_as_vision_message(message) for message in messages], tools)
+        pieces = super().prompt(list(map(_as_vision_message, messages)), tools)
         lacks = self._lacks_bos("".join(piece.text for piece in pieces))
         return (Piece(text=str(self._bos)), *pieces) if lacks else pieces
 
     def _lacks_bos(self, text: str) -> bool:
         return self._bos is not None and not text.startswith(self._bos)
-
-
-def _as_vision(conversation: Conversation) -> Conversation:
-    return replace(conversation, messages=tuple(map(_as_vision_message, conversation.messages)))
 
 
 def _as_vision_message(message: Message) -> Message:

@@ -28,7 +28,6 @@ from honed.report.markup import Html, join, tag
 from honed.report.page import page, page_header, tile, write_page
 
 FEW = 4  # kinds of findings that are shown unfolded
-Tile = tuple[str, str, str]  # what it is, the number, a line below
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +83,7 @@ def header(checked: Checked, facts: PageFacts) -> Html:
         tag("span", verdict, class_=f"status {state}"),
         meta=map(visible, [*model, *_option_words(facts.options)]),
         command=visible(facts.command),
-        tiles=join(tile(name, [number], below) for name, number, below in _tiles(checked, facts.options)),
+        tiles=join(_tiles(checked, facts.options)),
     )
 
 
@@ -160,24 +159,23 @@ def _option_words(options: PrepareOptions) -> list[str]:
     return [f"train_on {options.train_on}", length, f"overlong {options.overlong}", *(["packed"] * options.packing)]
 
 
-def _tiles(checked: Checked, options: PrepareOptions) -> list[Tile]:
+def _tiles(checked: Checked, options: PrepareOptions) -> list[Html]:
     ledger, lengths = checked.ledger, checked.lengths
     dropped = ledger.rows_dropped.total()
-    rows = ("Rows", count_text(ledger.rows_in), f"{counted(dropped, 'row')} dropped" if dropped else "none dropped")
-    tiles = [rows]
+    tiles = [tile("Rows", [count_text(ledger.rows_in)], f"{counted(dropped, 'row') if dropped else 'none'} dropped")]
     if ledger.tokens:
         share = percent_text(ledger.trained_tokens / ledger.tokens)
-        tiles.append(("Trained tokens", count_text(ledger.trained_tokens), f"{share} of {count_text(ledger.tokens)}"))
-        tiles.append(("Documents", count_text(ledger.documents), _packed_words(checked, options)))
+        of = f"{share} of {count_text(ledger.tokens)}"
+        tiles.append(tile("Trained tokens", [count_text(ledger.trained_tokens)], of))
+        tiles.append(tile("Documents", [count_text(ledger.documents)], _packed_words(checked, options)))
     if len(lengths):
         half = f"half have at most {count_text(float(np.quantile(lengths, 0.5, method='higher')))}"
-        tiles.append((f"Longest, {checked.unit}", count_text(float(lengths.max())), half))
+        tiles.append(tile(f"Longest, {checked.unit}", [count_text(float(lengths.max()))], half))
     if checked.scripts:
         total = sum(checked.scripts.values())
         name, most = next(iter(checked.scripts.items()))
-        tiles.append(
-            ("Script", name, f"{percent_text(most / total)} of rows, {counted(len(checked.scripts), 'script')}")
-        )
+        below = f"{percent_text(most / total)} of rows, {counted(len(checked.scripts), 'script')}"
+        tiles.append(tile("Script", [name], below))
     return tiles
 
 

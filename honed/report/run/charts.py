@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ Metrics = Sequence[Mapping[str, object]]
 
 # From so many points on a noisy line gets a smoothed one beside it.
 SMOOTH_FROM = 50
+EVALUATION_LOSS = re.compile(r"eval_(?:(.*)_)?loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,16 +168,9 @@ def _with_smooth(series: Series) -> list[Series]:
 
 def _evaluation_lines(metrics: Metrics) -> tuple[tuple[str, str, int], ...]:
     """A line for `eval_loss` and for each `eval_<name>_loss`, in the order of their first lines."""
-    keys = dict.fromkeys(key for line in metrics for key in line if _is_evaluation_loss(key))
-    return tuple((key, _evaluation_name(key), 2 + i % 5) for i, key in enumerate(keys))
-
-
-def _is_evaluation_loss(key: str) -> bool:
-    return key == "eval_loss" or (key.startswith("eval_") and key.endswith("_loss"))
-
-
-def _evaluation_name(key: str) -> str:
-    return "evaluation" if key == "eval_loss" else f"evaluation: {key[len('eval_') : -len('_loss')]}"
+    found = {key: match[1] for line in metrics for key in line if (match := EVALUATION_LOSS.fullmatch(key))}
+    names = {key: f"evaluation: {name}" if name else "evaluation" for key, name in found.items()}
+    return tuple((key, name, 2 + i % 5) for i, (key, name) in enumerate(names.items()))
 
 
 def values_of(metrics: Metrics, key: str) -> list[float]:

@@ -122,7 +122,8 @@ def parse_lines(name: str, text: str, problems: list[str]) -> tuple[Mapping[str,
     bad = [number for number, value in parsed if value is None]
     if bad:
         last = " (the last one: the run was cut off while writing)" if bad == [lines[-1][0]] else f" (line {bad[0]})"
-        problems.append(f"{name}: {counted(len(bad), 'line')} could not be read and {_was(bad)} skipped{last}.")
+        was = "was" if len(bad) == 1 else "were"
+        problems.append(f"{name}: {counted(len(bad), 'line')} could not be read and {was} skipped{last}.")
     return tuple(value for _, value in parsed if value is not None)
 
 
@@ -190,7 +191,3 @@ def _object_or_none(text: str) -> Mapping[str, object] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _was(items: list[int]) -> str:
-    return "was" if len(items) == 1 else "were"

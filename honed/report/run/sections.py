@@ -271,9 +271,6 @@ def _seconds(raw: Mapping[str, object]) -> dict[str, float]:
 def _time_pairs(raw: Mapping[str, object]) -> list[tuple[str, str]]:
     seconds = _seconds(raw)
     total = sum(seconds.values())
-    pairs = [(key, f"{duration_text(value)}{_share(value, total)}") for key, value in seconds.items()]
+    shares = {key: f" ({percent_text(value / total)})" if total > 0 else "" for key, value in seconds.items()}
+    pairs = [(key, f"{duration_text(value)}{shares[key]}") for key, value in seconds.items()]
     return [*pairs, ("total", duration_text(total))] if len(pairs) > 1 else pairs
-
-
-def _share(value: float, total: float) -> str:
-    return f" ({percent_text(value / total)})" if total > 0 else ""
