@@ -1,4 +1,4 @@
-"""Where honed keeps what it makes once and uses again, and how such folders are made safely.
+"""The cache folder, and how its entries are made safely.
 
     <root>/                               cache_root(): HONED_CACHE, or the platform's cache folder
         models/                           a kind; CACHEDIR.TAG marks it as ours (and tells backups to skip it)
@@ -45,7 +45,7 @@ class CacheEntry:
         kind: its parent folder's name.
         size: bytes.
         made: seconds since the epoch.
-        about: what it is, in words; "" in entries of before this was kept.
+        about: what it is, in words; "" in entries of older versions.
     """
 
     path: Path
@@ -254,7 +254,7 @@ def manifest_fault(folder: Path, *, source_sha256: str, converter: int) -> str |
 
 
 def _changed_file(folder: Path, record: dict[str, Any]) -> str:
-    """The first file with another content than recorded; "" without one, and in folders of before sums were kept."""
+    """The first file whose content differs from the record; "" without one, and in folders of older versions."""
     written = record.get("written_ns", {})
     for name, crc32 in record.get("crc32", {}).items():
         if (folder / name).stat().st_mtime_ns != written.get(name) and _crc32(folder / name) != crc32:

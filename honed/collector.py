@@ -36,9 +36,10 @@ def no_collections() -> Iterator[None]:
 
 @contextmanager
 def set_aside() -> Iterator[None]:
-    """Within the block no collection looks at what was there before. For right after imports: garbage stays, too.
+    """Objects that exist now are not examined by collections within the block. For use right after imports.
 
-    Once for a command, not for each of many small things: Python counts what is set aside one by one.
+    Use it once per command, not for many small things: Python counts the frozen objects one by one. Garbage among
+    them is not freed meanwhile.
     """
     is_ours = gc.get_freeze_count() == 0
     gc.freeze()

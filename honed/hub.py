@@ -1,7 +1,7 @@
-"""Whether the Hub has something, asked once: without a network, libraries ask for each file six times, then give up.
+"""Asks the Hub once whether it has something: without a network, libraries retry every file six times before they fail.
 
-The request goes the way of theirs: HF_ENDPOINT (a mirror), proxies, HF_TOKEN, HF_HUB_ETAG_TIMEOUT (seconds, 10). A slow
-answer, a server's own trouble and files that are not there are left to the libraries, which try again.
+The request honours HF_ENDPOINT (a mirror), proxies, HF_TOKEN and HF_HUB_ETAG_TIMEOUT (seconds, 10), as theirs do. Slow
+answers, server errors and missing files are left to the libraries, which try again.
 """
 
 from __future__ import annotations

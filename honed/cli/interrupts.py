@@ -18,8 +18,8 @@ RETRY = 0.05  # seconds
 def saving_on_ctrl_c() -> Iterator[threading.Event]:
     """Yields an event that is set once Ctrl-C has asked for a checkpoint.
 
-    While a run trains it answers SIGTERM with a checkpoint at the end of the step, so that is what Ctrl-C becomes then.
-    Before and after, where there is nothing to save, it stops the command as ever.
+    While a run trains, SIGTERM makes it save a checkpoint at the end of the step, so Ctrl-C is turned into SIGTERM.
+    Before and after that there is nothing to save, and Ctrl-C stops the command as usual.
     """
     pressed = threading.Event()
     in_main = threading.current_thread() is threading.main_thread()
@@ -44,7 +44,7 @@ def saving_on_ctrl_c() -> Iterator[threading.Event]:
         threading.Timer(RETRY, interrupt_main).start()
 
     signal.signal(signal.SIGINT, press)
-    sys.unraisablehook = again  # Python ignores what is raised while objects end: a Ctrl-C would be lost
+    sys.unraisablehook = again  # Python ignores exceptions in finalizers: a Ctrl-C would be lost there
     try:
         yield pressed
     finally:

@@ -1,4 +1,4 @@
-"""Rows that were held out -> the loss of each of their trained tokens, by whose turn, which file and which place.
+"""Held-out rows -> the loss of each trained token, by role, by source file and by place in the turn.
 
 Shapes: T tokens of a document, K trained tokens of all documents.
 """

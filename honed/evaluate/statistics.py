@@ -45,9 +45,9 @@ def interval(
 ) -> tuple[float, float] | None:
     """Bootstrap 95% confidence interval of a ratio, or of the difference tuned - base on the same units.
 
-    Units are drawn with replacement, whole: the tokens of one row are not independent of each other. Both models are
-    looked at on the same draws, so what makes a row hard for both cancels. The interval is that between percentiles
-    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13); of a handful of units it is too narrow.
+    Whole units are resampled, because the tokens of one row are not independent. Both models are compared on the same
+    draws, so that a row's difficulty for both cancels out. Percentile intervals (Efron and Tibshirani, An Introduction
+    to the Bootstrap, 1993, chapter 13) are too narrow for a handful of units.
 
     Returns:
         Its ends; None where fewer than two units have a say.

@@ -1,4 +1,4 @@
-"""Tokens to text while they come: only whole characters, and nothing that may yet turn out to be a stop string."""
+"""Streaming detokenization: only whole characters, and nothing that may still become part of a stop string."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class TextStream:
     """The text of one answer, fed token by token.
 
     A character may take several tokens, and a stop string may begin inside one token and end inside another. So text is
-    handed out late: whole characters only, less an end with which a stop string could begin.
+    held back until its characters are whole and its end can no longer begin a stop string.
 
     Args:
         decode: ids to text; special tokens may be left out.

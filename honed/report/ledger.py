@@ -1,4 +1,4 @@
-"""ledger.json, read with distrust: a value of the wrong kind is kept as it is written, and shown."""
+"""ledger.json, read defensively: a value of the wrong kind is kept as it is written, and shown."""
 
 from __future__ import annotations
 

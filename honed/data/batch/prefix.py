@@ -5,12 +5,12 @@
     s q 2 2                    +- 2 2                   0 1   2 3 4   2 3   1 2      positions
     s r 3                 s -- r 3 (below s q)        segments 1 and 2 see 2 tokens of segment 0, segment 3 sees 1
 
-One system prompt for all, several answers to one question, the views of one conversation: all are such trees. Every
-token is predicted from the same tokens as in its document, so the loss is the same; a token that several documents
-share and train weighs as much as in all of them together.
+A system prompt for all rows, several answers to one question, the views of one conversation: all are such trees. Every
+token is predicted from the same tokens as in its own document, so the loss is the same. A trained token that several
+documents share carries the sum of their weights.
 
-Nothing inside its segment predicts a segment's first token. Where documents part at a token that is trained, their
-segments begin one token earlier instead, with a copy of the last token they share, and the copy itself weighs nothing.
+A segment's first token is predicted by nothing inside the segment. Where documents diverge at a trained token, their
+segments therefore begin one token earlier, with a copy (of weight 0) of the last shared token.
 
 Shapes: T tokens of a document or segment.
 """
@@ -26,7 +26,7 @@ import numpy as np
 from honed.data.batch.pack import pack_best_fit
 from honed.data.batch.table import PackedRow, TokenTable
 
-# Fewer are not worth an attention call that looks at two stretches of keys.
+# Sharing fewer tokens costs more (attention over two ranges of keys) than it saves.
 MIN_SHARED = 16
 
 

@@ -1,4 +1,4 @@
-"""What `bpe.prove` found out about a tokenizer, kept on disk: showing it anew takes half a second.
+"""What `bpe.prove` found for a tokenizer, kept on disk: the proof takes half a second.
 
     <cache>/tokenizers/<key>/   tokens.npy  ends.npy  ids.npy     token -> id
                                 proven.json                       the rest
@@ -30,13 +30,13 @@ LAYOUT = 1
 
 
 def cached_bpe(tokenizer: Any, encode: Encode, *, root: Path | None = None) -> FastBPE | None:
-    """tiktoken's encoding of this tokenizer, if it is or was shown to give the same ids; None otherwise.
+    """tiktoken's encoding for this tokenizer, if it is proven to give the same ids, now or before; else None.
 
     A cache that cannot be written or read only costs time.
 
     Args:
         tokenizer: a transformers tokenizer; not changed.
-        encode: its own way: texts -> ids, without special tokens around them.
+        encode: its own encoding: texts -> ids, without special tokens.
         root: the cache; None for honed's own.
     """
     if not bpe.may_be_fast(tokenizer):

@@ -20,16 +20,12 @@ _LONGEST = 8  # tokens of the opening tag and the white space behind it
 
 
 class EmptyReasoning:
-    """Counts them.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-    """
+    """Counts them."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._decode = tokenizer.decode
         coded = tokenizer(list(_CLOSINGS), add_special_tokens=False)["input_ids"]
-        # of [</think>] and [</think>, \n] the first says all
+        # where </think> is one token, it is enough to look for that
         self._closings = {tuple(ids[:1] if len(coded[0]) == 1 else ids) for ids in coded}
         self._may_end: dict[int, bool] = {}
 

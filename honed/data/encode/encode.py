@@ -1,7 +1,7 @@
-"""Texts -> ids with a tokenizer: the ids that it gives itself, sooner.
+"""Texts -> the tokenizer's own ids, faster.
 
-A text met before is looked up. Once there is so much text that it pays, the others go to `bpe.FastBPE`, where that is
-shown to give the same ids; else the tokenizer is called as usual.
+Texts seen before are looked up. New ones go to `bpe.FastBPE` where it is proven to give the same ids, once there is
+enough text for the proof to pay off; else to the tokenizer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from honed.data.encode.bpe import Encode, FastBPE, as_arrays
 from honed.data.encode.bpe_cache import cached_bpe
 
-USUAL_CHARACTERS = 1_000_000  # what shows a tokenizer to be fast costs as much as some two million
+USUAL_CHARACTERS = 1_000_000  # the proof takes as long as encoding about two million characters
 _MOST_REMEMBERED = 1 << 24  # characters of texts, and their ids
 
 
@@ -23,7 +23,7 @@ class Encoder:
 
     Args:
         tokenizer: a transformers tokenizer; its state is not changed.
-        usual: how many characters are encoded as usual before a faster way is looked for.
+        usual: characters to encode with the tokenizer before `FastBPE` is tried.
     """
 
     def __init__(self, tokenizer: Any, *, usual: int = USUAL_CHARACTERS) -> None:
@@ -44,7 +44,7 @@ class Encoder:
         return [learned[text] if ids is None else ids for text, ids in zip(texts, found, strict=True)]
 
     def get_ready(self) -> None:
-        """Looks for the faster way at once, for much text."""
+        """Tries `FastBPE` now instead of after the first million characters."""
         if self._left < float("inf"):
             self._left = 0
         self.is_fast()

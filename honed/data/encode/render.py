@@ -15,13 +15,13 @@ from honed.data.templates.shapes import Form
 from honed.data.templates.view import Piece, Template, View, any_of, special_tokens
 from honed.errors import DataError
 
-# What a text is encoded behind, the text, and whether special tokens in it are text.
+# (text to encode it behind, the text, whether special tokens spelled in it are plain text)
 _Key = tuple[str, str, bool]
 _Codes = dict[_Key, np.ndarray]
 
 
 class _Keyed(NamedTuple):
-    """A view, what is encoded for each of its pieces, and for each of its checks what must come to the same."""
+    """A view, the key of each of its pieces, and for each of its checks the two lists of keys that must agree."""
 
     view: View
     keys: list[_Key]
@@ -208,7 +208,7 @@ class Renderer:
         return self._keys(View(pieces=tuple(runs)))
 
     def _mark(self, before: Piece) -> str:
-        """Where the tokenizer puts a space before what it is given: what to encode the next piece behind instead."""
+        """For tokenizers that put a space before every text: what to encode the next piece behind; "" for nothing."""
         if not self.puts_space_before or not before.text:
             return ""
         if self._is_text(before):
@@ -297,7 +297,7 @@ def _joined(keys: Sequence[_Key], codes: _Codes) -> np.ndarray:
 
 
 def _borders(view: View, keys: Sequence[_Key]) -> list[_Key]:
-    """What stands in a piece before the borders of its silent stretches."""
+    """The text of each piece up to every border of a muted span, to find the border among the tokens."""
     if not any(piece.mutes or piece.head for piece in view.pieces):
         return []
     return [
@@ -309,7 +309,7 @@ def _borders(view: View, keys: Sequence[_Key]) -> list[_Key]:
 
 
 def _mute(weights: np.ndarray, position: int, piece: Piece, key: _Key, codes: _Codes) -> None:
-    """Sets 0 within a piece's silent stretches; a token over a border belongs to where it begins."""
+    """Sets weight 0 inside a piece's muted spans; a token that crosses a border counts to where it begins."""
     for start, end in ((0, piece.head), *piece.mutes):
         weights[position + _before(key, start, codes) : position + _before(key, end, codes)] = 0.0
 

@@ -1,4 +1,4 @@
-"""A tokenizer as JSON, made once where several ask for it in turn: a large vocabulary takes a tenth of a second."""
+"""A tokenizer as JSON, made once for several callers: for a large vocabulary it takes a tenth of a second."""
 
 from __future__ import annotations
 

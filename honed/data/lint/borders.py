@@ -1,14 +1,14 @@
-"""Borders between a prompt and its answer at which the two, as one text, have other tokens than each by itself.
+"""Borders between prompt and answer at which both, encoded as one text, have other tokens than encoded apart.
 
     "The capital is " + "Rome"      trained: |The| capital| is| |Rome|      as one text: |The| capital| is| Rome|
 
-honed trains the ids of the prompt, then those of the answer: a served prompt is encoded before there is an answer.
-Where white space stands on the wrong side of the border, or is missing, the model learns to begin answers with a token
-that it has hardly seen at such a place. TRL encodes both as one text and moves the border, so that what it trains is
-not what is served.
+honed trains the ids of the prompt followed by those of the answer: a served prompt is encoded before there is an answer.
+Where white space is missing or on the wrong side of the border, the model learns to begin answers with a token that it
+has rarely seen in such a place. TRL encodes both as one text and moves the border, so what it trains is not what is
+served.
 
-Looked at are NEAR characters on both sides: hardly a token that spans the border is longer. Of much data it is a sample
-of the rows: encoding a second time would take about half as long as all the rest of a check.
+NEAR characters on both sides are compared; tokens across the border are hardly longer. Large data are sampled: encoding
+every row again would take about half as long as the rest of a check.
 """
 
 from __future__ import annotations
@@ -23,25 +23,18 @@ from honed.data.example import Example
 from honed.data.templates.view import Piece, View
 
 NEAR = 24
-FIRST, EVERY = 500, 25  # rows that are looked at: so many, then each of this number
+FIRST, EVERY = 500, 25  # the first 500 rows are checked, then every 25th
 
 
 class Borders:
-    """Finds them.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-
-    Attributes:
-        rows, looked_at: rows that there were, and those of them that were looked at.
-    """
+    """Finds them. `rows` counts the rows given, `looked_at` those that were checked."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._renderer, self._decode = Renderer(tokenizer, None), tokenizer.decode
         self.rows = self.looked_at = 0
 
     def find(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[str]:
-        """For each row what is wrong at the first such border, in tokens; "" where nothing is, or was looked at."""
+        """For each row the tokens at its first such border; "" where there is none or the row was not checked."""
         borders = [_borders(views) if self._is_chosen() else [] for _, views in planned]
         pairs = [(example, _as_views(own)) for (example, _), own in zip(planned, borders, strict=True)]
         rendered = self._renderer.encode([(example, views) for example, views in pairs if views])

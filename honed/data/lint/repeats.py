@@ -45,11 +45,7 @@ class Known:
 
 
 class Repeats:
-    """Collects what is needed to find repeated rows; keeps hashes and signatures, no texts.
-
-    Args:
-        known: rows of the evaluation file, if there is one.
-    """
+    """Collects hashes and signatures of rows, no texts; `known` are the rows of the evaluation file, if any."""
 
     def __init__(self, known: Known | None) -> None:
         self._known = known

@@ -1,7 +1,7 @@
 """Faults in the text of a row: wrong character sets, control tokens, keys and personal data, unusual scripts.
 
-Each test is cheap on text without the fault: a search for a literal comes before any expression, and text in ASCII
-passes without being read.
+Each test is cheap on text without the fault: a literal is searched for before any regular expression is tried, and
+ASCII text is not searched for mojibake.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ Fault = tuple[str, str, str]  # kind, subject, detail
 _CP1252 = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 _LATIN = re.compile(rf"[\u00c2-\u00f4](?:[\u0080-\u00bf{_CP1252}]){{1,3}}")
 _GBK = re.compile("锟斤拷|烫烫烫|[銆鈥]")
-# what UTF-8 misread as Latin-1 gives back; French typography ("là »") would give U+0800 to U+08FF
+# Characters that UTF-8 misread as Latin-1 plausibly stands for. U+0800 to U+08FF are left out: French typography
+# ("là »") would decode to these.
 _PLAUSIBLE = re.compile(
     "[\u0080-\u07ff\u0900-\u097f\u0e00-\u0e7f\u2000-\u2bff\u3000-\ud7a3\uff00-\uffef\U0001f000-\U0001ffff]+"
 )

@@ -1,7 +1,4 @@
-"""The part of a check that needs a tokenizer: the ledger as `prepare` keeps it, lengths, and stop tokens.
-
-Everything that depends on how masks are made goes through here, and through `Renderer` alone.
-"""
+"""The part of a check that needs a tokenizer: the ledger as `prepare` keeps it, lengths, and stop tokens."""
 
 from __future__ import annotations
 

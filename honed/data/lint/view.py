@@ -9,14 +9,14 @@ from typing import Any
 
 from honed.data.encode.render import Rendered
 
-# Control characters but tab and line end, marks of writing direction, invisible marks, halves of surrogate pairs: what
-# could command a terminal, reorder what is read, or hide.
+# Control characters but tab and line feed, direction marks, invisible characters, lone surrogates: whatever could
+# command a terminal, reorder what is read, or hide.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _BROKEN = "\ufffd"
-_CHARACTER = 4  # bytes, and so tokens, of which a character can consist
+_CHARACTER = 4  # bytes of a character at most, and so tokens
 _BACK = 6  # tokens before one that can change how it decodes
 
 

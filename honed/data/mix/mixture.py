@@ -3,8 +3,8 @@
 One epoch holds, of every source,
 
     without weights   all its rows, `repeat` times each
-    with weights      rows in proportion to the weights; of all such epochs the largest for which no source must give
-                      a row more often than its `repeat` (1) allows
+    with weights      rows in proportion to the weights: the largest such epoch in which no row of a source occurs more
+                      often than its `repeat` (1)
 
 so 1,000 rows at weight 0.7 and 1,000 at 0.3 make an epoch of 1,000 + 429 rows, and the second source leaves out 571.
 Weights count rows that can be trained; a cap counts rows as read, and those above it are not rendered at all. Which

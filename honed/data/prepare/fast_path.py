@@ -1,10 +1,10 @@
-"""Rows that need nothing special, straight from their texts to columns: no object for a row, a piece or a turn.
+"""The fast path for plain rows: from their texts straight to columns, with no object per row, piece or turn.
 
     contents (Hi, Hello!)   outline   | ids | [0]<|im_end|>\n | ids | [1]<|im_end|> | ids |     weights 0 0 0 1 0
 
-A row goes this way if its texts are all that it holds (`plain_rows.py`), if the view of its shape is known but for them
-(`shapes.py`), and if there is nothing of it to count. All others are left to the usual way, as are those of this kind
-that turn out to be too long, to train nothing, or to end with the end token already.
+A row takes it if it holds nothing but texts (`plain_rows.py`), the view of its shape is known (`shapes.py`) and the
+ledger has nothing to note about it. All others take the usual way, as do rows that turn out to be too long, to train
+nothing, or to end with the EOS token already.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class FastPath:
         return self._apart is None or any(map(self._apart.search, contents))
 
     def _learn(self, shape: Shape, contents: tuple[str, ...]) -> None:
-        """The outline of a shape, as soon as it is known whether it has one."""
+        """Finds the outline of a shape, once it is settled whether it has one."""
         example = example_of(shape, contents, _NOWHERE)
         if self._renderer.puts_space_before:
             self._outlines[shape] = None
@@ -116,7 +116,7 @@ class FastPath:
                 self._outlines[shape] = self._outline(*form.views[0]) if form and single else None
 
     def _outline(self, view: View, segments: Sequence[Segments]) -> Outline | None:
-        """The outline of a view; None where it must be seen row by row whether it is as served, or how it opens."""
+        """The outline of a view; None where rows must be checked one by one (see `View.checks`, `Renderer.opening`)."""
         opens = view.add_special_tokens and len(self._renderer.opening) > 0
         if any(count > 1 for count in view.checks) or (opens and len(self._renderer.opening) > 1):
             return None

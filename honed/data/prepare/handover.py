@@ -1,4 +1,4 @@
-"""A value from one process to another, its arrays through a file that the other maps."""
+"""Passes a value to another process, its arrays through a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ALIGNMENT = 64  # bytes; of any type that numpy has
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What has to be sent: the value without its arrays, and where each of these stands in the file."""
+    """The pickled value without its arrays, and the span of each array in the file."""
 
     rest: bytes
     spans: tuple[tuple[int, int], ...]

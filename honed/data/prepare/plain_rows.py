@@ -1,6 +1,6 @@
-"""Rows that hold nothing but texts: their shape and these texts, without an object for each message.
+"""Rows that hold nothing but texts, as a shape and these texts, without an object per message.
 
-What is read here is read alike by `formats.read_example`; whatever it might refuse or treat apart is none of these.
+`formats.read_example` reads these rows to the same result; rows that it might refuse or treat specially are not plain.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ _MOST_SETS_OF_KEYS = 1024
 
 
 class PlainRows:
-    """Recognises them.
-
-    Args:
-        options: see `prepare`.
-    """
+    """Recognises them."""
 
     def __init__(self, options: PrepareOptions) -> None:
         self._options = options

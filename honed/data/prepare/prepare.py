@@ -111,7 +111,7 @@ def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *,
 
 
 def _is_much(data: Any) -> bool:
-    """Whether there is certainly so much text that looking for the faster encoding pays before the first row."""
+    """Whether there is enough text for `Encoder.get_ready` to pay off before the first row."""
     files = files_of(data)
     if files is not None:
         return sum(path.stat().st_size for path in files if path.is_file()) >= MUCH_TEXT

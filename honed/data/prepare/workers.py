@@ -1,7 +1,7 @@
 """Reading and rendering in several processes: each takes every n-th chunk of rows, and the order stays.
 
-Processes are forked, so that rows, template and tokenizer need not be sent. The one that asks works as well, and puts
-together what the others make. Each goes through all rows, but reads (parses) only those that it takes.
+Processes are forked, so rows, template and tokenizer need not be sent. The calling process works too, and puts the
+results together. Each process iterates over all rows, but parses only those of its own chunks.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from honed.errors import DataError
 
 Rows = Callable[[], Iterator[UnreadRow]]
 Advance = Callable[[], None]
-_LEAD = 2  # chunks that a process is given before the others; more, and it takes what is left of theirs
-_AHEAD = 3  # chunks of which a helper knows, so that it need not wait while this process is at one of its own
+_LEAD = 2  # chunks that a process may be ahead of the slowest before it takes over chunks of others
+_AHEAD = 3  # chunks assigned to a helper in advance, so that it need not wait while this process is busy
 
 
 def can_fork() -> bool:

@@ -1,4 +1,4 @@
-"""Columns of rows that are not read: of no format, or of another one than is trained."""
+"""Counts the columns of rows that are not used: unknown ones, and those of a format other than the trained one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_SETS = 1024
 
 
 class Columns:
-    """Counts both for the ledger. Rows of the same keys are looked at once, unless these keys fit several formats.
+    """Counts them for the ledger, once per set of keys, unless these keys fit several formats.
 
     Args:
         reading: how rows are read.

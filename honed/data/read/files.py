@@ -55,7 +55,7 @@ def read_file(path: Path) -> Iterator[SourcedRow]:
 
 
 def unread_file(path: Path) -> Iterator[UnreadRow]:
-    """The same rows, each read (parsed) when it is called: to pass over it costs little.
+    """The same rows, each parsed only when it is called, so that skipping one is cheap.
 
     Raises:
         DataError: as `read_file`; what is wrong with one row only when that is called.
@@ -77,7 +77,7 @@ def unread_file(path: Path) -> Iterator[UnreadRow]:
 
 
 def given(row: SourcedRow) -> UnreadRow:
-    """A row that was read already."""
+    """A row that is parsed already."""
     return lambda: row
 
 
@@ -198,7 +198,7 @@ def _to_rows(batch: Any, path: Path) -> list[Any]:
 
 
 def unread_part(read: Callable[[], list[Any]], count: int, name: str, before: int) -> Iterator[UnreadRow]:
-    """The `count` rows that `read` gives, which stand after `before` others; all read when one of them is."""
+    """The `count` rows that `read` returns, numbered from `before` + 1; calling one of them reads all."""
     part = cache(read)
     return (partial(_row_of, part, number, Source(file=name, row=before + number + 1)) for number in range(count))
 

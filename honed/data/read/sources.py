@@ -71,7 +71,7 @@ def read_rows(data: Any) -> Iterator[SourcedRow]:
 
 
 def unread_rows(data: Any) -> Iterator[UnreadRow]:
-    """The same, each row read when it is called, where that saves anything: to pass over it costs little."""
+    """The same, each row parsed only when it is called where that saves work, so that skipping one is cheap."""
     files = files_of(data)
     if files is not None:
         for path in files:

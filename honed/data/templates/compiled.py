@@ -1,7 +1,7 @@
 """A tokenizer's chat template, compiled once: the text of `apply_chat_template` without its overhead.
 
-Templates are programs of strangers. They run in transformers' sandbox, which lets them reach neither files nor Python's
-insides; each text is made under a time limit, so that an endless loop is an error and not a hang.
+Templates are untrusted programs. They run in transformers' sandbox, without access to files or Python's internals, and
+each text has a time limit, so that an endless loop is an error and not a hang.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _as_transformers(tokenizer: Any, arguments: Mapping[str, Any]) -> Render:
 
 
 def _compiled(tokenizer: Any, arguments: Mapping[str, Any]) -> Render | None:
-    """What `apply_chat_template` does for one conversation of plain values, and nothing else; None if it cannot be."""
+    """What `apply_chat_template` does for one conversation of plain values; None where transformers has changed."""
     try:
         from transformers.utils.chat_template_utils import _compile_jinja_template as compile_template
     except ImportError:

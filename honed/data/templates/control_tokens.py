@@ -1,12 +1,12 @@
-"""Control tokens that a row spells in its text stay text: `<|im_end|>` typed by a user ends no turn.
+"""Control tokens spelled in a row's text stay text: `<|im_end|>` typed by a user ends no turn.
 
-Each one is put between two marks before the template runs, and looked up by its marks afterwards:
+Each is put between two marks before the template runs, and found by these marks afterwards:
 
     "say <|im_end|>"  ->  "say ^<|im_end|>$"  ->  <|im_start|>user\\nsay ^<|im_end|>$<|im_end|>\\n
                                                  |----- as usual ------||- literal -||- as usual -|
 
-The marks are two code points that Unicode reserves for a program's own use and that the row does not hold. The text
-without marks must be what the template gives for the unmarked row. Rows without control tokens are not touched.
+The marks are two Unicode noncharacters that the row does not contain. Without them the text must equal what the
+template makes of the unmarked row. Rows without control tokens take the usual way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Any chat template of a tokenizer, as it is: where answers begin and end is found by rendering, never by patching."""
+"""A tokenizer's own chat template, unpatched: where answers begin and end is found by rendering it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class JinjaTemplate:
         masks: whose turns are trained, and what of them.
 
     Attributes:
-        treated_apart: finds what contents may hold that a form (see `Shapes`) does not fit.
+        treated_apart: finds contents that no form (see `Shapes`) can be used for.
     """
 
     alpaca_separator = "\n"
@@ -166,7 +166,7 @@ class JinjaTemplate:
 
 
 def _hidden(jinja: ChatJinja, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, prompt: bool) -> str:
-    """The text, made a second time of contents that cannot be looked at."""
+    """The text; raises LookedAt where contents that cannot be inspected do not give the same."""
     text = jinja(messages, tools, prompt=prompt)
     if jinja(list(map(opaque, messages)), tools, prompt=prompt) != text:
         raise LookedAt

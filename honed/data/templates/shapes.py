@@ -1,10 +1,10 @@
-"""Conversations of the same shape become the same views, but for their contents: found once, filled in afterwards.
+"""Conversations of one shape (roles and flags) have the same views but for their contents: a form, filled in per row.
 
     user, assistant  ->  <|im_start|>user\\n[0]<|im_end|>\\n<|im_start|>assistant\\n  |  [1]<|im_end|>  |  \\n
 
-That holds where the template prints the contents and does not look at them. It is asked to print texts that refuse to
-be looked at (`Opaque`); a template that tests, trims, cuts or compares them gets no form, and neither does one that
-changes them on the way. The first rows of each shape are also rendered as usual, and must come out the same.
+That holds for templates that print contents without inspecting them. The template is given contents that raise when
+they are inspected (`Opaque`): one that tests, trims, slices or compares them gets no form, nor does one that changes
+them. The first rows of each shape are also rendered the usual way, and must come out the same.
 """
 
 from __future__ import annotations

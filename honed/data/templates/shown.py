@@ -1,4 +1,4 @@
-"""What a row holds must stand in the text that a chat template makes of it: nothing is left out silently."""
+"""Checks that a chat template prints what a row holds: content, reasoning, tool calls and tools."""
 
 from __future__ import annotations
 

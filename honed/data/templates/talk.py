@@ -1,7 +1,7 @@
 """A conversation and its texts under a chat template: up to any message, and where a part of a message stands.
 
-Where something stands is found by rendering twice: once as it is, once with a probe in its place. What is the same
-before and behind the probe is the template's; the rest is what was looked for, however the template prints it.
+A part is located by rendering twice, once as it is and once with a probe in its place. The text before and after the
+probe is common to both; what lies between is the part, however the template prints it.
 """
 
 from __future__ import annotations

@@ -14,12 +14,12 @@ class Turn:
 
     Attributes:
         number: of its message.
-        text: the conversation up to and with it.
-        start, end: the characters of `text` that are trained.
+        text: the conversation up to and including it.
+        start, end: the span of characters in `text` that is trained.
         open: no special token ends it.
-        served: inference makes such turns: what stands before is a prompt of its own.
+        served: inference generates such turns, so the text before it is encoded by itself, as a prompt is.
         weight: loss weight.
-        mutes: stretches of `text` within it that are not trained.
+        mutes: spans of `text` inside the turn that are not trained.
     """
 
     number: int
@@ -39,7 +39,7 @@ class Turn:
 
     def pieces(self, whole: str, position: int) -> list[Piece]:
         """What stands in `whole` from `position` up to the end of this turn."""
-        # where inference does not cut, neither does training
+        # inference encodes up to the prompt's end in one go; where there is no prompt, the text stays whole
         cut = self.start if self.served else position
         mutes = tuple((a - cut, b - cut) for a, b in self.mutes)
         text, head = whole[cut : self.end], self.start - cut
@@ -56,7 +56,7 @@ def joined(whole: str, turns: Sequence[Turn]) -> View | None:
         if not whole.startswith(turn.text[: turn.end]):
             return None
         more = turn.pieces(whole, position)
-        # the first context is encoded exactly as inference does it; later ones follow cuts that inference lacks
+        # The first context is a prompt already. Later ones were cut at turns, which inference does not do: check them.
         if position and turn.served:
             checks.append(len(pieces) + 1)
         pieces += more

@@ -1,7 +1,7 @@
-"""Views: texts cut into pieces that are trained and pieces that are not; what templates make and `render` encodes.
+"""Views: what templates make of a conversation and `render` encodes: texts in pieces that carry a loss weight.
 
-A template gives *views*: texts whose pieces carry a loss weight. Most conversations have one view. Where training on
-several turns in one text would show the model something else than inference does, there is one view per trained turn.
+Most conversations have one view. Where one text with several trained turns would differ from what inference shows the
+model, each trained turn has a view of its own.
 
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n Hello!<|im_end|> \\n
     |------------------- context, weight 0 -----------------||-- weight 1 --||0|
@@ -25,12 +25,11 @@ class Piece:
     """A stretch of text that is encoded by itself.
 
     Attributes:
-        text: as it stands in the view.
         weight: loss weight of its tokens.
-        turn: numbers the trained turn that it answers, if any.
-        literal: the text comes from the row, so that special tokens spelled in it are encoded as plain text.
-        head: so many characters at its start are context of the turn, with weight 0.
-        mutes: stretches [start, end) of characters whose tokens get weight 0 after all; the ids do not change.
+        turn: number of the trained message that it belongs to; None for context.
+        literal: the text is the row's own: special tokens spelled in it are encoded as plain text.
+        head: number of leading characters that are context, with weight 0.
+        mutes: character spans [start, end) whose tokens get weight 0; the ids do not change.
     """
 
     text: str
@@ -47,10 +46,10 @@ class View:
 
     Attributes:
         pieces: in order; their texts joined are the whole text.
-        checks: counts of pieces. For each, that many pieces, joined and encoded in one go as inference does it, must
-            give the same ids as the pieces encoded one by one; else every trained turn gets its own view.
-        ends_open: the last trained turn has no token at its end at which generation stops; `render` adds EOS.
-        add_special_tokens: the first piece is encoded with the tokenizer's own BOS (texts without a template).
+        checks: counts of leading pieces which, encoded as one text (as inference does), must give the same ids as when
+            encoded piece by piece; else every trained turn gets a view of its own.
+        ends_open: no stop token ends the last trained turn; `render` appends EOS.
+        add_special_tokens: `render` puts the tokenizer's BOS first (texts without a template).
     """
 
     pieces: tuple[Piece, ...]

@@ -1,8 +1,8 @@
 """Images of rows: where they may come from, and how they are opened when they are needed.
 
-A row names an image by a path, holds its bytes, or (in Python) the image itself. Paths lead nowhere but into one
-folder, by default that of the data file, so that a data set from elsewhere cannot read what it was not given. Nothing
-is fetched from the network. Only pixel formats are opened: Pillow would run other programs for some others.
+A row names an image by a path, or holds its bytes or (in Python) the image itself. Paths must stay within one folder,
+by default that of the data file, so that a foreign data set cannot read other files. Nothing is fetched from the
+network. Only pixel formats are opened: for some others Pillow would run other programs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Rows with images in, rows to train and a ledger out: `prepare` for a processor that sees.
 
-Every image is opened once while rows are prepared, so that a broken one is in the ledger before training begins, and
-so that every length is known. Only token ids and where to find the images are kept; the images are opened again for
-each batch.
+Every image is opened once during preparation, so that broken ones are in the ledger before training begins and all
+lengths are known. Only token ids and references to the images are kept; each batch opens its images again.
 """
 
 from __future__ import annotations
@@ -35,11 +34,7 @@ class VisionRow(PackedRow):
 
 
 class VisionRows(ByColumn):
-    """A map-style data set of `VisionRow`, as torch's DataLoader wants it.
-
-    Args:
-        documents: what is trained.
-    """
+    """A map-style data set of `VisionRow`, one for each document."""
 
     def __init__(self, documents: Sequence[Rendered]) -> None:
         self.table = TokenTable(documents)

@@ -3,8 +3,8 @@
     <|im_start|>user\\n<|image_pad|>What?<|im_end|>...    the template's text: one placeholder an image
     <|im_start|>user\\n<|image_pad|><|image_pad|>...What? what the tokenizer gets, in training as in serving
 
-How many tokens an image takes depends on its size and on the processor, so the processor is asked; it is asked once
-for all rows whose images have the same sizes. Placeholders are never trained, and never cut.
+How many tokens an image takes depends on its size and on the processor, so the processor is asked, once per set of
+image sizes. Placeholders are never trained and never cut.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class VisionRenderer(Renderer):
         return replace(ref, value=FromDataSet(rows, example.source.row - 1, number, read))
 
     def _need_no_placeholders(self, conversation: Conversation) -> None:
-        """A placeholder that a row spells is plain text where the tokenizer calls it special, else it cannot be."""
+        """Refuses rows that spell a placeholder which the tokenizer cannot encode as plain text (no special token)."""
         for message in conversation.messages:
             if found := self._unspeakable.search(message.content):
                 raise RowError(

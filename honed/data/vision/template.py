@@ -1,14 +1,14 @@
-"""Conversations that show images: where each image stands among the words, and the chat templates that print them.
+"""Conversations that show images: where each image stands in the text, and the chat templates that print them.
 
-Rows say so in four ways, and all become the same messages:
+Rows place images in four ways, which all become the same messages:
 
     {"type": "image", "image": "cat.png"}                     a part that holds its image
     {"type": "image"} ...             images: ["cat.png"]     parts filled from the column, in order (or by `index`)
     "<image>\\nWhat is this?"          images: ["cat.png"]     LLaVA's way: as many marks as images
     "What is this?"                   images: ["cat.png"]     no marks: before the first question
 
-Within a message's content an image is one character that stands in no text (`IMAGE`). So whatever moves text about
-(control tokens, probes) moves images with it; the template sees transformers' typed parts.
+In a message's content an image is one reserved character (`IMAGE`), so whatever handles text (control tokens, probes)
+handles images too. The template gets transformers' typed parts.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class VisionTemplate(JinjaTemplate):
             tokenizer = tokenizer_with_template(tokenizer, options.template)
         super().__init__(tokenizer, arguments=options.template_arguments, masks=options.masks())
         self.chat_template = tokenizer.chat_template
-        # what a template does not read, a processor would take for an argument of its own
+        # a processor takes arguments that the template does not read for its own
         self.arguments = {k: v for k, v in options.template_arguments.items() if k in str(tokenizer.chat_template)}
         self._bos = tokenizer.bos_token if len(opening_ids(tokenizer)) else None
 

@@ -1,4 +1,4 @@
-"""Data made by a model: many prompts answered into a file, in a batch that can be stopped and gone on with.
+"""Data made by a model: many prompts answered into a file, in a batch that can be stopped and resumed.
 
     prompts -> engine -> journal (every answer, as it comes) -> filters -> OUT, one conversation a line
                                                                         -> OUT.ledger.json, what was dropped and why
@@ -111,7 +111,7 @@ def _answer(
     journal: Journal,
     asking: Asking,
 ) -> None:
-    """Asks the engine; an answer that is missing of several has the draws it would have had beside the others."""
+    """Asks the engine. Each answer's random draws depend on its row and number alone, not on what else is missing."""
     if not missing:
         return
     runs = _runs(missing)

@@ -1,7 +1,7 @@
-"""Every answer of a batch as it came, one JSON line each, so that a batch that was cut short goes on where it stopped.
+"""The answers of a batch as they come, one JSON line each, so that an interrupted batch can be resumed.
 
-The first line holds the settings; answers made with other settings are not mixed in. A last line without its end, as a
-killed process leaves it, is cut off and its answer made again.
+The first line holds the settings; answers made with other settings are refused. An incomplete last line, as a killed
+process leaves it, is cut off and its answer made again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Key = tuple[int, str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """One answer: to which row (its number and the digest of its prompt), the how-manyeth, and how it ended."""
+    """One answer: its row (number, and digest of the prompt), its number among the row's answers, and how it ended."""
 
     row: int
     digest: str

@@ -1,4 +1,4 @@
-"""Keys and values of the rows that are being answered: one slot per row, each with a length of its own.
+"""The KV cache of the rows being answered: one slot per row, each with a length of its own.
 
     slot 0   [prompt .......... answer ....]
     slot 1   [prompt . answer ...............]      one tensor per layer, written in place
@@ -31,7 +31,7 @@ class Step:
     Attributes:
         cache: where keys and values are kept.
         input_ids_1T, position_ids_1T: int64; prompts first, then one token per running row in the order of slots.
-        slots_T: int64, into which slot each token is written; its place there is its position.
+        slots_T: int64, the slot that each token is written to, at its position.
         bounds_N: int32, where prompts start and end, as `cu_seq_lens`; None where no prompt begins.
         prompt_tokens: how many of the tokens are prompts'.
         slots: slots of the running rows, rising.

@@ -1,4 +1,4 @@
-"""Answers to many prompts: honed's own decoding for transformers' causal language models.
+"""honed's own decoding for transformers' causal language models: many prompts at once, by continuous batching.
 
     waiting prompts --> free slots --> one forward: new prompts flat, one token of each running row --> a token each
                           ^                                                                               |

@@ -1,8 +1,8 @@
-"""Which request is answered in which slot: a slot that falls free is taken by the next answer at once.
+"""Continuous batching: which request is answered in which slot; a free slot takes the next answer at once.
 
-An answer that shares its prompt with others starts from the prompt's keys and values: in the slot where they lie when
-that is free, else from a copy. They stay whole until the last such answer has started, for a row only writes behind
-its prompt and free slots go to waiting answers before they go to new prompts.
+Answers to one prompt start from its keys and values, in the slot that holds them if that is free, else from a copy.
+These stay intact until the last of the answers has started: rows write only behind their prompt, and waiting answers
+get free slots before new prompts do.
 """
 
 from __future__ import annotations

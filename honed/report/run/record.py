@@ -1,4 +1,4 @@
-"""What a run folder holds, read with distrust: any file may be missing, cut off or garbled.
+"""What a run folder holds, read defensively: any file may be missing, truncated or garbled.
 
     metrics.jsonl --.
     ledger.json   --|
