@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from honed import __version__
 from honed.cli import cache, demo, eval, export, new, prove
 from honed.cli.chat import chat
 from honed.cli.data import data
@@ -82,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Supervised fine-tuning of language models: shows what will be learned, proves its shortcuts.",
         epilog="Start with `honed demo`. Each verb has its own help: `honed train --help`.",
     )
-    parser.add_argument("--version", action="version", version=f"honed {_version()}")
+    parser.add_argument("--version", action="version", version=f"honed {__version__}")
     verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         name = verb.__name__.rsplit(".", 1)[-1]
@@ -113,12 +114,6 @@ def _close_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.close()
-
-
-def _version() -> str:
-    from honed import __version__
-
-    return __version__
 
 
 if __name__ == "__main__":

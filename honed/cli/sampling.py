@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
+import sys
 from typing import Any, TypeVar
 
 N = TypeVar("N", int, float)
@@ -43,10 +43,7 @@ def positive(text: str) -> int:
 
 def share(text: str) -> float:
     """For argparse: a number from 0 to 1."""
-    value = _checked(float(text), 0, "it must be between 0 and 1")
-    if value > 1:
-        raise argparse.ArgumentTypeError("it must be between 0 and 1")
-    return value
+    return _checked(float(text), 0, "it must be between 0 and 1", most=1)
 
 
 def _whole(text: str) -> int:
@@ -61,7 +58,7 @@ def _penalty(text: str) -> float:
     return _checked(float(text), 1e-6, "it must be above 0, and not infinite")
 
 
-def _checked(value: N, least: float, rule: str) -> N:
-    if not least <= value < math.inf:  # NaN is neither
+def _checked(value: N, least: float, rule: str, *, most: float = sys.float_info.max) -> N:
+    if not least <= value <= most:  # nor is NaN
         raise argparse.ArgumentTypeError(rule)
     return value

@@ -35,38 +35,27 @@ def prompts_of(examples: Sequence[Example], limit: int | None) -> tuple[list[Pro
     found: list[Prompt] = []
     without: Counter[str] = Counter()
     for example in examples:
-        reason = _no_prompt(example)
-        if reason is None and limit is not None and len(found) >= limit:
-            reason = f"beyond --prompts {limit}"
-        if reason is None and isinstance(example, Conversation):
-            found.append(_prompt(example))
+        prompt = _prompt(example)
+        if isinstance(prompt, str):
+            without[prompt] += 1
+        elif limit is not None and len(found) >= limit:
+            without[f"beyond --prompts {limit}"] += 1
         else:
-            without[reason or ""] += 1
+            found.append(prompt)
     return found, without
 
 
-def _no_prompt(example: Example) -> str | None:
-    """Why a row gives no prompt; None where it does."""
+def _prompt(example: Example) -> Prompt | str:
+    """The prompt of a row, or why it gives none."""
     if not isinstance(example, Conversation):
         return "no chat to answer, so only the loss"
     if example.tools:
         return "announces tools"
-    return None if _last_answer(example) else "no answer behind a question"
-
-
-def _last_answer(conversation: Conversation) -> int:
-    """Number of the last message of the assistant's; 0 where there is none, or nothing before it."""
-    numbers = (n for n, message in enumerate(conversation.messages) if message.role == "assistant")
-    return max(numbers, default=0)
-
-
-def _prompt(conversation: Conversation) -> Prompt:
-    last = _last_answer(conversation)
-    return Prompt(
-        source=str(conversation.source),
-        messages=conversation.messages[:last],
-        reference=conversation.messages[last].content,
-    )
+    messages = example.messages
+    last = max((n for n, message in enumerate(messages) if message.role == "assistant"), default=0)
+    if not last:  # none, or nothing before it
+        return "no answer behind a question"
+    return Prompt(source=str(example.source), messages=messages[:last], reference=messages[last].content)
 
 
 def behaviour_measures(answers: Sequence[Answer], form: Form | None = None) -> list[Measure]:

@@ -80,16 +80,17 @@ def _answers(names: Sequence[str], talkers: Sequence[Talker], session: Session, 
     width = shutil.get_terminal_size((80, 24)).columns
     if len(talkers) == 2 and width >= WIDE:
         found = [_reply(talker, session, question, number, show=False) for number, talker in enumerate(talkers)]
-        print(side_by_side([[name, *_lines(*one)] for name, one in zip(names, found, strict=True)], width=width))
+        texts = [[name, text, *([note] if note else [])] for name, (text, note) in zip(names, found, strict=True)]
+        print(side_by_side(texts, width=width))
         return [text for text, _ in found]
-    texts = []
+    answers = []
     for number, talker in enumerate(talkers):
         if len(talkers) > 1:
             print(f"[{names[number]}]")
         text, note = _reply(talker, session, question, number, show=True)
         print(f"\n{note}" if note else "")
-        texts.append(text)
-    return texts
+        answers.append(text)
+    return answers
 
 
 def _reply(talker: Talker, session: Session, question: str, speaker: int, *, show: bool) -> tuple[str, str]:
@@ -115,10 +116,6 @@ def _ending(done: Completion | None) -> str:
     if done.reason == "context":
         return f"[cut after {counted(len(done.ids), 'token')}: the model's context is full; /reset begins anew]"
     return f"[cut after {counted(len(done.ids), 'token')}]"
-
-
-def _lines(text: str, note: str) -> list[str]:
-    return [text, note] if note else [text]
 
 
 def side_by_side(texts: Sequence[Sequence[str]], *, width: int) -> str:

@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from honed import __version__
 from honed.quantities import counted
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ def as_json(facts: Facts, found: list[Finding]) -> str:
 
 def as_text(facts: Facts, found: list[Finding]) -> Iterator[str]:
     """The lines of the screen: facts first, what to do last."""
-    from honed import __version__
-
     there = [f"{package.name} {package.version}" for package in facts.packages if package.version]
     yield f"honed {__version__}   Python {facts.python} on {facts.system}"
     yield from _wrapped("packages", "  ".join(there))

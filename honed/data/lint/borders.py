@@ -2,7 +2,7 @@
 
     "The capital is " + "Rome"      trained: |The| capital| is| |Rome|      as one text: |The| capital| is| Rome|
 
-honed trains the ids of the prompt followed by those of the answer: a served prompt is encoded before there is an answer.
+honed trains the ids of the prompt followed by those of the answer, as a served prompt is encoded before its answer.
 Where white space is missing or on the wrong side of the border, the model learns to begin answers with a token that it
 has rarely seen in such a place. TRL encodes both as one text and moves the border, so what it trains is not what is
 served.

@@ -106,7 +106,7 @@ def role_fault(messages: Sequence[Message]) -> str:
         return "begins with an answer"
     for first, second in pairwise(turns):
         if first == second and first in ("user", "assistant"):
-            return f"two {'user' if first == 'user' else 'assistant'} turns in a row"
+            return f"two {first} turns in a row"
     if turns[-1:] == ["user"]:
         return "ends with a question"
     return ""

@@ -86,7 +86,7 @@ class TokenCheck:
             faults.append("overlong")
         if not fitted.kept:
             reason = "overlong" if fitted.overlong else "nothing to train"
-            ledger.drop(source, reason, f"{counted(fitted.longest, 'token')}")
+            ledger.drop(source, reason, counted(fitted.longest, "token"))
             if reason != "overlong":
                 findings.add("unusable", source, "no token of it is trained", subject=reason)
             return [*faults, *(["unusable"] if reason != "overlong" else [])], reason

@@ -176,7 +176,7 @@ def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> Kep
     fitted = fit(views, options)
     if not fitted.kept:
         reason = "overlong" if fitted.overlong else "nothing to train"
-        ledger.drop(views[0].source, reason, f"{counted(fitted.longest, 'token')}")
+        ledger.drop(views[0].source, reason, counted(fitted.longest, "token"))
         return None
     return KeptRow(source=views[0].source, views=fitted.kept, cut=fitted.cut)
 
