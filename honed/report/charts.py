@@ -134,7 +134,7 @@ def describe(chart: Chart, drawn: Sequence[Series]) -> str:
     return f"{chart.title} ({chart.unit}) by optimizer step: {'; '.join(parts)}."
 
 
-def caption(title: str, unit: str, legend: Html | str = "") -> Html:
+def caption(title: str, unit: str, legend: str = "") -> Html:
     """What stands above a drawing."""
     return tag(
         "figcaption", tag("span", title, class_="chart-title"), " ", tag("span", unit, class_="chart-unit"), legend

@@ -67,7 +67,7 @@ def write_page(target: Path, html: str, *, fix: str) -> Path:
     return target
 
 
-def page_header(kind: str, title: str, status: Html | str, *, meta: Iterable[str], command: str, tiles: Html) -> Html:
+def page_header(kind: str, title: str, status: str, *, meta: Iterable[str], command: str, tiles: Html) -> Html:
     """What a page is about, in a title with its status, a few words, the command, and the headline numbers."""
     return tag(
         "header",
@@ -102,7 +102,7 @@ def answers_section(title: str, form: str, cards: Sequence[Html], *, shown: int)
     return tag("section", tag("h2", title), rule, join(cards[:shown]), more, class_="answers")
 
 
-def answer_half(title: str, text: Html | str, badges: Iterable[Html], kind: str) -> Html:
+def answer_half(title: str, text: str, badges: Iterable[Html], kind: str) -> Html:
     """One of two answers side by side."""
     body = tag("div", text, class_="text", dir="auto")
     return tag("div", tag("h4", title, " ", join(badges, " ")), body, class_=f"half {kind}")

@@ -7,8 +7,10 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from honed.data.mix.minhash import NEAR, PLACES, SHINGLE, near_groups, nearest_in, signatures, similarity
+from honed.data.mix.minhash import NEAR, PLACES, SHINGLE, connected, near_groups, nearest_in, signatures, similarity
 
 WORDS = [f"word{n}" for n in range(100, 500)]  # all of the seven bytes by which words are told apart exactly
 
@@ -87,3 +89,13 @@ def test_nearly_all_near_pairs_are_found_and_no_far_ones() -> None:
     far = nearest_in(signatures(base), signatures([text(n, 80) for n in range(1000, 1400)]))
     assert (far == -1).all()
     assert (nearest_in(signatures([]), signatures(base)) == -1).all()
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=12))
+def test_connected_numbers_are_named_by_the_least_of_them(pairs: list[tuple[int, int]]) -> None:
+    groups = [{number} for number in range(12)]
+    for one, other in pairs:
+        together = groups[one] | groups[other]
+        for number in together:
+            groups[number] = together
+    assert connected(12, pairs).tolist() == [min(group) for group in groups]
