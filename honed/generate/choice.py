@@ -17,26 +17,13 @@ TOP_K = 50  # transformers' default where neither the call nor the model says ot
 # Settings of transformers' generation that change tokens and that honed's engine does not know, with the values at
 # which they do nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "typical_p": (None, 1.0),
-    "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0),
-    "guidance_scale": (None, 1.0),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "stop_strings": (None,),
-    "max_time": (None,),
-    "top_h": (None,),
-    "bad_words_ids": (None,),
-    "sequence_bias": (None,),
-    "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
+    **dict.fromkeys(("num_beams", "encoder_repetition_penalty", "typical_p", "guidance_scale"), (None, 1)),
+    **dict.fromkeys(("no_repeat_ngram_size", "min_length", "min_new_tokens"), (None, 0)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), (None, 0)),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), (None, [])),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "sequence_bias"), (None,)),
+    **dict.fromkeys(("stop_strings", "max_time", "top_h", "watermarking_config"), (None,)),
     "exponential_decay_length_penalty": (None,),
-    "watermarking_config": (None,),
 }
 
 

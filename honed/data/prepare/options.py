@@ -127,9 +127,8 @@ def lowered_length(
         positions: for how many the model holds embeddings; None where it computes them, or is not at hand.
     """
     of_tokenizer = getattr(tokenizer, "model_max_length", None)
-    limits = {"the tokenizer's limit": of_tokenizer, "the number of the model's positions": positions}
-    known = [(limit, name) for name, limit in limits.items() if limit is not None]
-    limit, name = min(known, default=(DEFAULT_MAX_LENGTH, ""))
+    limits = [(of_tokenizer, "the tokenizer's limit"), (positions, "the number of the model's positions")]
+    limit, name = min([(n, name) for n, name in limits if n is not None], default=(DEFAULT_MAX_LENGTH, ""))
     if max_length != DEFAULT_MAX_LENGTH or limit >= DEFAULT_MAX_LENGTH:
         return max_length, []
     return limit, [f"max_length is {limit}, {name}. Set max_length for another."]
