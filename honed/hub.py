@@ -36,11 +36,11 @@ class Wanted:
 
 
 def ask_for_model(name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Returns where a model can be had as far as one request tells; asks nothing about folders and what is cached.
+    """Checks with one request that a model is available; folders and cached models need none.
 
     Args:
         name: a folder or Hub id.
-        options: keywords of `from_pretrained`; revision, token, cache_dir and local_files_only are looked at.
+        options: keywords of `from_pretrained`, of which revision, token, cache_dir and local_files_only count.
 
     Raises:
         ModelError: the Hub has no such model, does not give it to this user, or cannot be reached.
@@ -50,7 +50,7 @@ def ask_for_model(name: str, options: Mapping[str, Any] | None = None) -> None:
 
 
 def ask_for_dataset(name: str) -> None:
-    """Returns where a data set can be had as far as one request tells; asks nothing where `datasets` has a copy.
+    """Checks with one request that a data set is available; one that `datasets` has a copy of needs none.
 
     Raises:
         DataError: the Hub has no such data set, does not give it to this user, or cannot be reached.

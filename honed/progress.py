@@ -19,14 +19,13 @@ SECONDS_BETWEEN_LINES = 10.0
 def progress(
     items: Iterable[T], *, desc: str, total: int | None = None, unit: str = "item", stream: TextIO | None = None
 ) -> Iterator[T]:
-    """Yields `items` unchanged while showing how far the step is. Items that a caller does not consume are not counted.
+    """Yields `items` unchanged and shows how many the caller has taken.
 
     Args:
-        items: anything iterable.
         desc: what is being done, in a few words.
-        total: how many there are; taken from `len(items)` where it has one.
+        total: how many there are; None for `len(items)`, where it has one.
         unit: what is counted, in the singular.
-        stream: where to write; standard error unless told.
+        stream: where to write; None for standard error.
     """
     with Progress(desc=desc, total=_length(items) if total is None else total, unit=unit, stream=stream) as bar:
         for item in items:

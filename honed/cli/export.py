@@ -187,12 +187,10 @@ def _to_4_bits(whole: Path, out: Path, table: TokenTable, n_calibration: int) ->
 
 
 def write_modelfile(out: Path, tokenizer: Any, whole: Path, *, source: str) -> None:
-    """The Modelfile beside the exported model, with the stops of its generation config.
+    """Writes the Modelfile into `out`, with the stops of the generation config in `whole`.
 
     Args:
-        out: the folder that it goes to.
-        whole: where the generation config stands.
-        source: what the Modelfile takes the weights from, seen from `out`.
+        source: the weights, relative to `out`.
 
     Raises:
         TemplateError: the chat template cannot be written in Ollama's language.

@@ -17,13 +17,7 @@ from honed.generate.answer import Answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation up to its last answer.
-
-    Attributes:
-        source: of the row.
-        messages: up to the answer.
-        reference: the answer that the row has.
-    """
+    """A conversation up to its last answer, which is the `reference`."""
 
     source: str
     messages: tuple[Message, ...]

@@ -20,15 +20,7 @@ from honed.generate.answer import Answer, answers, need_template
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exam:
-    """What models are measured on.
-
-    Attributes:
-        held_out: rows to score.
-        prompts: conversations to answer.
-        tasks: questions with answers that a program can check.
-        form: what answers should look like.
-        max_new_tokens: longest answer.
-    """
+    """What models are measured on: rows to score, prompts and tasks to answer, and the form of good answers."""
 
     held_out: HeldOut
     prompts: Sequence[Prompt] = ()

@@ -85,13 +85,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """What is scored.
-
-    Attributes:
-        examples: the rows of which anything is.
-        documents: of all these rows, in their order.
-        ledger: what became of every row.
-    """
+    """What is scored: the rows that have trained tokens, their documents in order, and what became of every row."""
 
     examples: tuple[Example, ...]
     documents: tuple[Labelled, ...]
@@ -200,8 +194,6 @@ def score(
 
     Args:
         rows: of one document each; batched by length, so that little is padding.
-        scorer: gives the scores of a batch.
-        collate: makes the batch, padded or flat.
         extras: whether correct_N is wanted.
         desc: text of the progress bar.
     """

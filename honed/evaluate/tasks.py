@@ -44,11 +44,7 @@ class Task:
 
 
 def read_tasks(path: Path, *, system: str | None = None) -> list[Task]:
-    """The tasks of a file.
-
-    Args:
-        path: of the YAML file.
-        system: system prompt for tasks that are a `prompt`.
+    """The tasks of a YAML file; `system` is the system prompt of those that are a `prompt`.
 
     Raises:
         RecipeError: the file cannot be read, or a task is not well formed; names its number.

@@ -27,12 +27,12 @@ def distinct(items: Sequence[str], n: int) -> float | None:
 
 
 def longest_repeat(items: Sequence[str]) -> int:
-    """Words of the longest stretch that only says again what stood right before it.
+    """Words of the longest run that repeats what directly precedes it.
 
         "no no no no"  -> 3      "a b a b a"  -> 3      "a b a"  -> 0
 
-    A phrase of p words must come round in full once to count. Models that were not trained to stop often end so.
-    O(n^2) for n words.
+    A phrase of p words must be repeated in full once to count. Models that were not trained to stop often end this
+    way. O(n^2) for n words.
     """
     ids = np.unique(np.array(items, dtype=object).astype(str), return_inverse=True)[1]
     longest = 0

@@ -25,9 +25,9 @@ class Answer:
     """What a model said.
 
     Attributes:
-        text: the answer, special tokens left out.
-        stopped: it ended by itself with a stop token, and was not cut at the limit.
-        tokens: how many were generated, the stop token included.
+        text: without special tokens.
+        stopped: it ended with a stop token, and was not cut at the limit.
+        tokens: how many were generated, including the stop token.
     """
 
     text: str

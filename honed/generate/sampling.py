@@ -2,8 +2,8 @@
 
     penalty for repetition -> temperature -> top-k -> top-p -> min-p -> one draw
 
-The order and the meaning of each are those of transformers' generation, to which the tests hold them. The draw is by
-inverse distribution from one uniform number, so a row's choice needs nothing of the rows beside it.
+Order and meaning are those of transformers' generation; the tests compare with it. Draws invert the cumulative
+distribution at one uniform number, so a row's choice does not depend on the other rows.
 
 Sources: top-k, Fan et al. 2018 (arXiv:1805.04833); top-p, Holtzman et al. 2019 (arXiv:1904.09751); min-p, Nguyen et al.
 2024 (arXiv:2407.01082); penalty for repetition, Keskar et al. 2019 (arXiv:1909.05858).

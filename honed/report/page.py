@@ -29,14 +29,7 @@ def page(
     styles: tuple[str, ...] = ("page.css",),
     script: str | None = None,
 ) -> str:
-    """The whole page as HTML.
-
-    Args:
-        title: what the window is called.
-        header, sections, footer: what it shows, from the top.
-        styles: files below this folder, one after the other.
-        script: a file below this folder.
-    """
+    """The whole page as HTML; `styles` and `script` are files below this folder."""
     style = trusted("".join(_asset(name) for name in styles))
     source = _asset(script) if script is not None else trusted("")
     return Template(_asset("page.html")).substitute(

@@ -22,13 +22,7 @@ HELP = """/reset            begin anew
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """Questions with the answer of each speaker, in order.
-
-    Attributes:
-        system: the system prompt, or None.
-        params: settings by name, as `/params` shows and changes them; None is the model's own.
-        turns: each question with its answers, one for each speaker.
-    """
+    """The system prompt, the settings (None for the model's own), and each question with one answer per speaker."""
 
     system: str | None
     params: dict[str, int | float | None]

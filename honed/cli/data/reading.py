@@ -123,9 +123,9 @@ def find_row(files: tuple[str, ...], number: int) -> tuple[Any, Any]:
 
 
 def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...]) -> tuple[Any, tuple[int, ...]]:
-    """The model's tokenizer and the ids at which its own generation config stops; nothing of it without a model.
+    """The model's tokenizer and the ids at which its generation config stops; None and () without a model.
 
-    Where the files show images, it is the model's processor, if it sees.
+    Where the files show images, its processor instead, if it is a vision model.
 
     Raises:
         ModelError: there is no such model.

@@ -86,8 +86,7 @@ class PackedRows(ByColumn):
     """A map-style data set of `PackedRow`, as torch's DataLoader wants it; slices and names of columns as `datasets`.
 
     Args:
-        table: the documents.
-        rows: document numbers of each row (see `pack.py`).
+        rows: numbers of the documents of each row (see `pack.py`).
     """
 
     def __init__(self, table: TokenTable, rows: Sequence[Sequence[int]]) -> None:

@@ -101,12 +101,7 @@ def script_findings(scripts: Tally, findings: Findings) -> None:
 
 
 def length_findings(lengths: np.ndarray, sources: Sequence[Source], unit: str, findings: Findings) -> None:
-    """Rows whose length lies far beyond the upper quartile, on a scale of ratios.
-
-    Args:
-        lengths: of each row, in `unit`.
-        sources: of each row.
-    """
+    """Rows whose length, in `unit`, lies far beyond the upper quartile on a logarithmic scale."""
     if len(lengths) < ENOUGH_ROWS:
         return
     logs = np.log(np.maximum(lengths, 1))

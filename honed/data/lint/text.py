@@ -108,12 +108,7 @@ def around(text: str, start: int, end: int, *, margin: int = 12) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ControlTokens:
-    """Finds a tokenizer's special tokens in text.
-
-    Attributes:
-        starts: what the tokens begin with; text without any of these is done.
-        pattern: any of the tokens.
-    """
+    """Finds a tokenizer's special tokens in text; `starts` are their first characters, which are cheap to look for."""
 
     starts: tuple[str, ...]
     pattern: re.Pattern[str]

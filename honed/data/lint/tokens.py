@@ -32,10 +32,7 @@ class TokenCheck:
     Args:
         tokenizer: a transformers tokenizer, or for rows with images a processor.
         options: as for `prepare`.
-        stop_ids: ids at which the model's own generation config stops, beside the tokenizer's EOS.
-
-    Attributes:
-        borders: finds prompts and answers that do not meet at a border of tokens.
+        stop_ids: ids at which the model's own generation config stops, besides the tokenizer's EOS.
     """
 
     def __init__(self, tokenizer: Any, options: PrepareOptions, stop_ids: Sequence[int] = ()) -> None:

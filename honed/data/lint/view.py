@@ -38,12 +38,7 @@ class ShownToken:
 
 
 class TokenViewer:
-    """Shows rendered rows token by token.
-
-    Args:
-        tokenizer: the one that made the ids.
-        special_ids: ids of its special tokens.
-    """
+    """Shows rendered rows token by token, with the tokenizer that made the ids."""
 
     def __init__(self, tokenizer: Any, special_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer

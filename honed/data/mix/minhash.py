@@ -45,10 +45,9 @@ def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def near_groups(signed: np.ndarray, *, least: float = NEAR) -> np.ndarray:
-    """Number of the first text that each text resembles, directly or through others; its own where there is none.
+    """For each text the number of the first text in its group: of those near it, directly or through others.
 
-    In each bucket of candidates all are compared with the first only, so the time grows with the texts and not with
-    their pairs.
+    In each bucket of candidates all are compared with the first only, so the time is linear in the texts, not in pairs.
 
     Args:
         signed: signatures, shape (texts, PLACES).

@@ -33,11 +33,11 @@ class Outline:
     """The one view of a shape, as parts that are encoded by themselves.
 
     Attributes:
-        fixed: of each part its ids, int32; None where texts of the row stand in it.
-        filled: for each None, the part's text with `%s` for texts of the row, and which of them (first, behind last).
-        weights: of each part.
-        ends: of each part, whether a trained turn ends with it.
-        opens: the first part is what the tokenizer puts before a text (BOS).
+        fixed: the ids of each part, int32; None for a part that contains texts of the row.
+        filled: for each None, a format string with `%s` for the row's texts, and the range of texts [first, end).
+        weights: the loss weight of each part.
+        ends: whether a trained turn ends with the part.
+        opens: the first part is the tokenizer's BOS.
         closes: the last part is the EOS that `render` adds.
     """
 
@@ -50,12 +50,7 @@ class Outline:
 
 
 class FastPath:
-    """Takes the rows of a chunk that can go this way.
-
-    Args:
-        renderer: the usual way.
-        options: see `prepare`.
-    """
+    """Takes the rows of a chunk that can go this way; `renderer` is the usual way."""
 
     def __init__(self, renderer: Renderer, options: PrepareOptions) -> None:
         self._renderer, self._options = renderer, options
@@ -150,9 +145,9 @@ class _Laid:
 
     Attributes:
         ids: int32 (T,).
-        lengths, weights, ends: of each part, int64, float32, bool (parts,).
-        counts: of each row its parts, int64 (rows,).
-        opens, closes: whether BOS stands before its texts, and EOS behind, that were added, bool (rows,).
+        lengths, weights, ends: of each part; int64, float32, bool (parts,).
+        counts: parts of each row, int64 (rows,).
+        opens, closes: whether BOS was put before the row's texts, and EOS behind them; bool (rows,).
     """
 
     ids: np.ndarray

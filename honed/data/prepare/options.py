@@ -117,14 +117,12 @@ def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:
 def lowered_length(
     max_length: int | None, tokenizer: Any, positions: int | None = None
 ) -> tuple[int | None, list[str]]:
-    """The default `max_length`, lowered to what tokenizer and model take; any other as it is. A note if it is lowered.
+    """The default `max_length` lowered to what tokenizer and model allow, with a note; any other value unchanged.
 
     TRL did the same (`min(tokenizer.model_max_length, 1024)`) until its default became a plain 1024.
 
     Args:
-        max_length: as given.
-        tokenizer: its `model_max_length` is looked at.
-        positions: for how many the model holds embeddings; None where it computes them, or is not at hand.
+        positions: how many position embeddings the model has; None where it computes them, or is not loaded.
     """
     of_tokenizer = getattr(tokenizer, "model_max_length", None)
     limits = [(of_tokenizer, "the tokenizer's limit"), (positions, "the number of the model's positions")]

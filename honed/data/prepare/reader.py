@@ -71,7 +71,7 @@ class RowReader:
             yield from (row for _, row in self._kept(chunk, ledger, first=ledger.rows_in == len(chunk)))
 
     def columns(self, chunk: Sequence[SourcedRow], ledger: Ledger) -> KeptRows:
-        """The same for one chunk, in columns; sooner, as most rows need nothing special.
+        """The same for one chunk, in columns; faster, since most rows take the fast path.
 
         Raises:
             DataError, TemplateError: see `prepare`.
@@ -91,7 +91,7 @@ class RowReader:
         return KeptRows.joined([done, KeptRows.of([row for _, row in others])]).chosen(np.argsort(places))
 
     def get_ready(self) -> None:
-        """For many rows: what pays for those only is done now."""
+        """Does now what pays off for many rows only."""
         self._renderer.encoder.get_ready()
 
     def _count_columns(self, chunk: Sequence[SourcedRow], ledger: Ledger) -> None:
@@ -144,9 +144,9 @@ class Fitted:
     """A row's documents after the length policy.
 
     Attributes:
-        kept: those of which anything is trained.
-        longest: tokens of the longest document before.
-        overlong: whether that was too long.
+        kept: the documents that have trained tokens.
+        longest: tokens of the longest document before the policy.
+        overlong: whether that was more than the limit.
         cut: what the policy did, as reason and detail; None where it did nothing or nothing is kept.
     """
 

@@ -51,15 +51,10 @@ def kept_rows(rows: Iterator[SourcedRow], read: RowReader, ledger: Ledger, advan
 
 
 def kept_rows_by_workers(rows: Rows, read: RowReader, ledger: Ledger, advance: Advance, workers: int) -> list[KeptRows]:
-    """The same, made by `workers` processes, of which this is one.
-
-    Args:
-        rows: gives the rows, the same in every process.
-        read, ledger, advance: as for `kept_rows`.
-        workers: how many processes.
+    """The same, made by `workers` processes, of which this is one; `rows` must give the same rows in each.
 
     Raises:
-        DataError: a process ended without a word, as when memory runs out; else as `RowReader`.
+        DataError: a process died, as when memory runs out; else as `RowReader`.
     """
     read.get_ready()  # once, not in every process
     places, order = _Places(workers), _Order(ledger, advance)

@@ -15,12 +15,7 @@ _MOST_SETS = 1024
 
 
 class Columns:
-    """Counts them for the ledger, once per set of keys, unless these keys fit several formats.
-
-    Args:
-        reading: how rows are read.
-        format: as for `read_example`.
-    """
+    """Counts them for the ledger, once per set of keys, unless these keys fit several formats."""
 
     def __init__(self, reading: ReadOptions, format: str) -> None:
         self._reading, self._format = reading, format

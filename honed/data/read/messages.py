@@ -71,10 +71,10 @@ def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def check_depth(*values: Any) -> None:
-    """Lists and objects inside each other are finite here, and few enough for templates to walk through.
+    """Refuses values nested so deeply that templates, which walk them recursively, would fail.
 
     Raises:
-        RowError: they are more than 100 deep.
+        RowError: lists and objects are nested more than 100 deep.
     """
     level: list[Any] = list(values)
     for _ in range(_DEEPEST):

@@ -38,11 +38,7 @@ Reader = Callable[[], Iterator[SourcedRow]]
 
 
 class SourcedRows:
-    """Rows that carry their `Source` already; `read` starts from the first row each time it is called.
-
-    Args:
-        read: gives the rows.
-    """
+    """Rows that carry their `Source` already; `read` starts from the first row each time it is called."""
 
     def __init__(self, read: Reader) -> None:
         self.read = read
@@ -215,8 +211,8 @@ def _unpadded(rows: Iterable[Any], data: Any) -> Iterable[Any]:
 def _whole_stream(data: Any) -> Iterator[Any]:
     """All rows of an `IterableDataset`, in whatever process.
 
-    Iterated over in a DataLoader's worker, it gives only this worker's shards; but every reader of a `RowStream` counts
-    the batches of the whole. Asked for batches, it gives all.
+    Iterating over it in a DataLoader's worker gives that worker's shards only, but each reader of a `RowStream` needs
+    all rows. `.iter` gives all of them.
     """
     for batch in data.iter(batch_size=1):
         yield {column: value for column, [value] in batch.items()}

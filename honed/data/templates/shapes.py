@@ -88,9 +88,9 @@ class Shapes:
 
     Args:
         source: the template's text.
-        make: conversation, whether to hide its contents -> its views, the usual way. Asked to hide them it gives the
-            template `Opaque` contents wherever it can, and raises LookedAt.
-        special: finds what the usual way treats apart from other text.
+        make: (conversation, whether to hide its contents) -> its views, the usual way; raises LookedAt where the
+            template inspects hidden contents.
+        special: finds contents that the usual way treats specially.
     """
 
     source: str
@@ -123,7 +123,7 @@ class Shapes:
         return views
 
     def form(self, conversation: Conversation) -> tuple[bool, Form | None]:
-        """Whether it is settled by now if this shape has a form, and the form; it is tried on this row as well."""
+        """Whether it is settled if this shape has a form, and the form. Checks it on this row as well."""
         with suppress(RowError, TemplateError):
             self.views(conversation)
         shape = _shape(conversation)

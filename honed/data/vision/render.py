@@ -97,8 +97,8 @@ class VisionRenderer(Renderer):
         template: made for the same processor.
         train_on: see `PrepareOptions.train_on`.
         image_folder: see `image_ref`.
-        data_set: one that keeps its rows on disk, and what gives the images of its rows: they are read again each
-            time, so that they are never all in memory.
+        data_set: a data set on disk, and a function from its row to the row's images: these are read again each time
+            they are needed, so that never all of them are in memory.
     """
 
     def __init__(

@@ -22,13 +22,7 @@ SHOTS_TEXT = "Here is a list of tasks.\n\n{tasks}\n\nWrite one more task of this
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation that waits for its answer.
-
-    Attributes:
-        source: the row that it comes from.
-        messages: up to the answer.
-        row: all columns of the row, for a verifier.
-    """
+    """A conversation up to the answer that is wanted, with all columns of its row, for a verifier."""
 
     source: Source
     messages: tuple[Message, ...]

@@ -58,11 +58,11 @@ def plan_step(
     running: Sequence[tuple[int, int, int]],
     device: torch.device,
 ) -> Step:
-    """The step that begins `prompts` and goes on with `running` rows.
+    """The step that computes `prompts` and one token of each running row.
 
     Args:
-        prompts: slot and ids of each.
-        running: slot, next token and its position, slots rising.
+        prompts: (slot, ids) of each.
+        running: (slot, next token, its position) of each, by ascending slot.
     """
     ids = [token for _, prompt in prompts for token in prompt] + [token for _, token, _ in running]
     positions = [place for _, prompt in prompts for place in range(len(prompt))] + [place for *_, place in running]
@@ -143,11 +143,7 @@ class RowLayer(CacheLayerMixin):
 
 
 class RowCache(Cache):
-    """The cache of all layers.
-
-    Args:
-        slots: most rows at a time.
-    """
+    """The cache of all layers, for at most `slots` rows at a time."""
 
     def __init__(self, slots: int) -> None:
         super().__init__(layer_class_to_replicate=partial(RowLayer, self))

@@ -18,8 +18,8 @@ PROBE_STEPS = 2
 def why_not(model: Any) -> str | None:
     """Why the engine cannot decode this model; None where it can.
 
-    Two short random prompts are begun together and gone on with for two tokens; the logits must be those that the
-    model's ordinary forward gives for each whole text alone.
+    Two short random prompts are computed together and continued for two tokens; the logits must be those of the model's
+    ordinary forward over each whole text alone.
     """
     config = model.config.get_text_config()
     if getattr(model.config, "is_encoder_decoder", False):

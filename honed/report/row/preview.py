@@ -68,12 +68,11 @@ def preview_ids(row: Any, tokenizer: Any, *, name: str) -> RowPreview:
 
 
 def preview(found: tuple[Any, Any], tokenizer: Any, options: PrepareOptions) -> RowPreview:
-    """A source row as the model will see it, every view of it.
+    """A row as the model will see it, every view of it.
 
     Args:
         found: the source and the row, as `honed.data.read.sources.read_rows` gives them.
         tokenizer: a transformers tokenizer, or a processor.
-        options: how rows become tokens.
 
     Raises:
         DataError: the row cannot be trained on; the message says why.

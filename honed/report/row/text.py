@@ -27,11 +27,10 @@ class Style:
     """How trained tokens stand out.
 
     Attributes:
-        paint: "colour", "reverse" (a terminal without colours) or "brackets" (anything that is no terminal).
-        tokens: mark where tokens begin.
-        ids: write the ids behind tokens.
-        whole: show all of long untrained stretches.
-        brief: cut long trained stretches, too.
+        paint: "colour", "reverse" (a terminal without colours) or "brackets" (no terminal).
+        tokens, ids: mark where tokens begin, and write their ids.
+        whole: show long untrained stretches in full.
+        brief: shorten long trained stretches, too.
     """
 
     paint: str = "brackets"
