@@ -176,8 +176,8 @@ def keep(final: Path, write: Callable[[Path], None], *, source_sha256: str, conv
     with work_folder(final.parent) as work:
         write(work / "made")
         write_manifest(work / "made", source_sha256=source_sha256, converter=converter, about=about)
-        is_at_fault = partial(manifest_fault, source_sha256=source_sha256, converter=converter)
-        publish(work / "made", final, is_at_fault)
+        fault = partial(manifest_fault, source_sha256=source_sha256, converter=converter)
+        publish(work / "made", final, fault)
 
 
 def publish(made: Path, final: Path, fault: Callable[[Path], str | None]) -> None:
