@@ -95,7 +95,7 @@ def asked_for(args: argparse.Namespace) -> list[Peer]:
     peers = [Peer(name=name, python=value, job={}) for name, value in given.items() if name != "minimind"]
     if "minimind" in given:
         checkout = str(Path(given["minimind"]).resolve())
-        job = {"minimind": checkout, "versions": {"minimind": commit_of(checkout)}}
+        job = {"minimind": checkout, "version": commit_of(checkout)}
         peers.append(Peer(name="minimind", python=sys.executable, job=job))
     return peers
 
@@ -196,7 +196,8 @@ def compare(folder: Path, peer: Peer, repeats: int) -> Run:
     return {
         "trainer": peer.name,
         "case": peer.case,
-        "versions": found[peer.sides[0]][0]["versions"] | peer.job.get("versions", {}),
+        "versions": {side: runs[0]["versions"] for side, runs in found.items()},
+        "version": peer.job.get("version") or found[peer.sides[0]][0]["versions"][peer.name],
         "differences_of_norms": {side: float(f"{value:.1e}") for side, value in differences.items()},
         "seconds_per_step": {side: median(runs, "seconds") for side, runs in found.items()},
         "peak_gb": {side: median(runs, "peak_gb") for side, runs in found.items()},
@@ -253,7 +254,7 @@ def median(runs: list[Run], key: str) -> float:
 
 def describe(result: Run) -> str:
     seconds, peak = result["seconds_per_step"], result["peak_gb"]
-    lines = [f"{result['case']} against {result['trainer']} {result['versions'].get(result['trainer'], '')}:"]
+    lines = [f"{result['case']} against {result['trainer']} {result['version']}:"]
     for side, speed in result["times_as_fast"].items():
         lines.append(f"  honed {speed:.2f}x {side}, memory {result['times_the_memory'][side]:.2f}x")
     lines += [f"  {side:32}{seconds[side]:8.2f} s/step {peak[side]:7.2f} GB" for side in seconds]
