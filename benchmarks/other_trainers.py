@@ -1,7 +1,7 @@
 r"""Optimizer steps of honed's SFTTrainer against trainers other than TRL, each in an environment of its own.
 
-    python benchmarks/other_trainers.py --llamafactory PYTHON --litgpt PYTHON --torchtune PYTHON \
-        --minimind CHECKOUT [--out FILE]
+    python benchmarks/other_trainers.py --llamafactory PYTHON --axolotl PYTHON --litgpt PYTHON \
+        --torchtune PYTHON --minimind CHECKOUT [--out FILE]
 
 PYTHON is the interpreter of an environment in which that trainer and the same torch are installed; benchmarks/README.md
 says how they were made. CHECKOUT is MiniMind's repository. What is left out is not measured.
@@ -30,13 +30,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from data_preparation import THREADS, machine
+from data_preparation import THREADS, machine, packaged_tokenizer
 from training_step import CASES, Case, load, rows_of
 
 PEERS = Path(__file__).parent / "peers.py"
 SAME = 1e-3  # relative difference of norms of float32 gradients, computed by other code
 TRAINERS = {  # option -> the case that is trained, and its sides beside honed
     "llamafactory": ("smollm2-135m", ("llamafactory", "llamafactory-no-checkpointing")),
+    "axolotl": ("smollm2-135m", ("axolotl",)),
     "litgpt": ("smollm2-135m", ("litgpt",)),
     "torchtune": ("smollm2-135m", ("torchtune",)),
     "minimind": ("minimind", ("minimind",)),
@@ -79,6 +80,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llamafactory", metavar="PYTHON")
+    parser.add_argument("--axolotl", metavar="PYTHON")
     parser.add_argument("--litgpt", metavar="PYTHON")
     parser.add_argument("--torchtune", metavar="PYTHON")
     parser.add_argument("--minimind", metavar="CHECKOUT")
@@ -106,7 +108,9 @@ def prepare(folder: Path, peer: Peer, steps: int, batch: int) -> None:
     rows = rows_of(case, steps * batch)
     (folder / "rows.json").write_text(json.dumps(rows))
     (minimind_model if peer.name == "minimind" else smollm2_model)(folder / "model", peer)
-    load(case).save_pretrained(folder / "model")
+    # None that knows more tokens than the model: axolotl would give the model more.
+    tokenizer = load(case) if peer.case == "minimind" else packaged_tokenizer()
+    tokenizer.save_pretrained(folder / "model")
     longest = max(len(row["input_ids"]) for row in rows)
     job = {"steps": steps, "batch": batch, "longest": longest, "hidden": case.hidden}
     job |= {"litgpt_name": "SmolLM2-135M", "torchtune_model": torchtune_model(case)}

@@ -135,6 +135,44 @@ def llamafactory_keeping(folder: Path, job: dict[str, Any]) -> None:
     llamafactory(folder, job, disable_gradient_checkpointing=True)
 
 
+def axolotl(folder: Path, job: dict[str, Any]) -> None:
+    """`axolotl train` on rows that are tokens already, activations kept, batches flat or padded as it likes."""
+    import yaml
+    from axolotl.cli.args import TrainerCliArgs
+    from axolotl.cli.config import load_cfg
+    from axolotl.cli.train import do_train
+
+    rows = folder / "axolotl.jsonl"
+    lines = (json.dumps({**row, "attention_mask": [1] * len(row["input_ids"])}) for row in rows_of(folder))
+    rows.write_text("".join(f"{line}\n" for line in lines))
+    config = {
+        "base_model": str(folder / "model"),
+        "datasets": [{"path": str(rows), "ds_type": "json", "type": None}],
+        "dataset_prepared_path": str(folder / "prepared"),
+        "output_dir": str(folder / "out"),
+        "sequence_len": job["longest"],
+        "shuffle_merged_datasets": False,
+        "curriculum_sampling": True,  # in the order of the file
+        "sample_packing": False,
+        "sdp_attention": True,
+        "micro_batch_size": job["batch"],
+        "gradient_accumulation_steps": 1,
+        "max_steps": job["steps"],
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler": "constant",
+        "optimizer": "adamw_torch",
+        "max_grad_norm": 0.0,
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "gradient_checkpointing": False,
+        "val_set_size": 0.0,
+        "save_strategy": "no",
+    }
+    (folder / "axolotl.yml").write_text(yaml.safe_dump(config))
+    do_train(load_cfg(str(folder / "axolotl.yml")), TrainerCliArgs())
+
+
 def litgpt(folder: Path, job: dict[str, Any]) -> None:
     """`litgpt finetune_full`, the micro-batch as large as the batch. Its loader is ours, its collation its own."""
     from litgpt.args import EvalArgs, TrainArgs
@@ -267,6 +305,7 @@ TRAINERS = {
     "honed": honed,
     "llamafactory": llamafactory,
     "llamafactory-no-checkpointing": llamafactory_keeping,
+    "axolotl": axolotl,
     "litgpt": litgpt,
     "torchtune": torchtune,
     "minimind": minimind,

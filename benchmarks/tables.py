@@ -27,6 +27,7 @@ Record = dict[str, Any]
 TRAINERS = {
     "llamafactory": "LLaMA-Factory",
     "llamafactory-no-checkpointing": "LLaMA-Factory, activations kept,",
+    "axolotl": "axolotl",
     "litgpt": "LitGPT",
     "torchtune": "torchtune",
     "minimind": "MiniMind's own script,",
