@@ -24,6 +24,14 @@ PAGES = ("docs/performance.md", "README.md", "README.zh-CN.md")
 BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 NAME = re.compile(r"(?P<of>.+?)-(?P<on>cpu|gpu|h100|h200)(?P<rest>.*)-(?P<date>\d{4}-\d\d-\d\d)")
 Record = dict[str, Any]
+TRAINERS = {
+    "llamafactory": "LLaMA-Factory",
+    "llamafactory-no-checkpointing": "LLaMA-Factory, activations kept,",
+    "axolotl": "axolotl",
+    "litgpt": "LitGPT",
+    "torchtune": "torchtune",
+    "minimind": "MiniMind's own script,",
+}
 
 
 def main() -> None:
@@ -118,6 +126,23 @@ def training_step(record: Record, _: Path) -> str:
          r["speed_over_best"], r["speed_over_default"], round(1 / r["memory_of_best"], 2),
          round(1 / r["training_memory_of_best"], 2))
         for r in record["results"]
+    ])  # fmt: skip
+
+
+def other_trainers(record: Record, _: Path) -> str:
+    head = (
+        "trainer",
+        "model",
+        "honed, s",
+        "theirs, s",
+        "times as fast",
+        "memory, times ours",
+        "norms of gradients differ by",
+    )
+    return table(head, [
+        (f"{TRAINERS[side]} {r['version']}", r["case"], r["seconds_per_step"]["honed"], r["seconds_per_step"][side],
+         speed, r["times_the_memory"][side], f"{r['differences_of_norms'][side]:.0e}")
+        for r in record["results"] for side, speed in r["times_as_fast"].items()
     ])  # fmt: skip
 
 
@@ -286,6 +311,11 @@ def summary(words: dict[str, str]) -> str:
         for r in record["results"]:
             both = joined((r["speed_over_best"], r["speed_over_default"]))
             rows.append((words[r["case"]], words["settings"], both))
+    for record in records("other-trainers"):
+        for r in record["results"]:
+            best = min(r["times_as_fast"].values())
+            name = "minimind" if r["trainer"] == "minimind" else "smollm2-135m"
+            rows.append((words[name], f"{TRAINERS[r['trainer']].removesuffix(',')} {r['version']}", f"{best:.1f}"))
     for record in records("shared-prefix"):
         rows.append((words["prefix"], words["best"], joined(r["speedup_over_fastest_trl"] for r in record["results"])))
     for record in records("startup"):
@@ -335,6 +365,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Record, Path], str]]] = {
     "startup": ("From the command to the first step", startup),
     "data-preparation": ("From rows to tokens", data_preparation),
     "training-step": ("A training step", training_step),
+    "other-trainers": ("A training step of other trainers", other_trainers),
     "gemm-share": ("Share of the machine's GEMM speed", gemm_share),
     "gpu-training": ("Training on a GPU", gpu_training),
     "head": ("The LM head alone", head),
