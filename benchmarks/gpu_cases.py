@@ -149,7 +149,8 @@ def missing(side: Side, case: Case, device: str) -> str | None:
     """Why this side cannot run here."""
     if side.gpu and device == "cpu":
         return "needs a GPU"
-    needs = [*side.needs, side.package, *(["bitsandbytes"] if case.nf4 else []), *(["peft"] if case.lora else [])]
+    needs = [*side.needs, side.package, *(["datasets"] if side.package == "trl" else [])]
+    needs += [*(["bitsandbytes"] if case.nf4 else []), *(["peft"] if case.lora else [])]
     absent = [name for name in needs if find_spec(name) is None]
     return f"not installed: pip install {' '.join(absent).replace('_', '-')}" if absent else None
 

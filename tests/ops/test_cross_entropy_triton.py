@@ -1,17 +1,25 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 from honed.ops import cross_entropy_triton
 
 
 def test_the_kernel_by_triton_s_interpreter() -> None:
-    """See interpreted_kernel.py, whose failures are shown."""
+    """See interpreted_kernel.py, whose failures are shown.
+
+    Up to Triton 3.6 the interpreter reads a loop's bounds as numbers from arrays of one element. NumPy 2.4 refuses
+    that, older ones warn.
+    """
     pytest.importorskip("triton", reason="Triton is made for Linux on x86-64")
+    if Version(version("triton")) < Version("3.7"):
+        pytest.skip(f"Triton {version('triton')}'s interpreter does not work with NumPy; 3.7's does (torch >= 2.12)")
     command = [
         sys.executable,
         "-m",
@@ -53,8 +61,7 @@ def test_it_compiles_for(pointer: str, capability: int, tmp_path: Path, monkeypa
     source = ASTSource(
         score_row, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
     )
-    options = {"num_warps": cross_entropy_triton.WARPS}
-    made = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    made = compile(source, target=GPUTarget("cuda", capability, 32), options=cross_entropy_triton.LAUNCH)
     assert made.asm["cubin"] and "ld.global.v4.b32" in made.asm["ptx"]
 
 

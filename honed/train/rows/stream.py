@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -119,9 +120,9 @@ def loader_of(dataset: StreamDataset, args: SFTConfig, *, size: int, after: Plac
 
 
 def _streams_itself(data: Any) -> bool:
-    import datasets
-
-    return isinstance(data, datasets.IterableDataset)
+    """Looks at `datasets` only where someone has imported it: else nothing can be of its kind."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(data, datasets.IterableDataset)
 
 
 def place_to_resume(resume: str | None) -> Place | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from honed import __version__
 from honed.model.load.load import resolve
 from honed.quantities import counted
 from honed.recipe import Recipe
@@ -36,7 +37,7 @@ class RunRecord:
             "model": masked(recipe.model),
             "model_folder": resolve(recipe.model),
             "data_files": stamps(recipe.data),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            "versions": _versions(),
             "device": {"name": device_name(args.device), "type": args.device.type, "threads": torch.get_num_threads()},
         }
         folder.write_text("recipe.yaml", masked_yaml(recipe))
@@ -73,7 +74,12 @@ class RunRecord:
         )
 
 
-_PACKAGES = ("honed", "torch", "transformers", "peft", "accelerate", "tokenizers")
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
+
+
+def _versions() -> dict[str, str]:
+    """honed's own is read off the code: a checkout that is on the path without being installed has no metadata."""
+    return {"python": platform.python_version(), "honed": __version__, **{name: version(name) for name in _PACKAGES}}
 
 
 def device_name(device: torch.device) -> str:

@@ -96,14 +96,15 @@ def test_loss_and_gradients_are_pefts(case: str, adapted: Models) -> None:
 def test_everything_looks_as_before(adapted: Models, tmp_path: Path) -> None:
     model = adapted()
     modules, state = list(model.modules()), model.state_dict()
-    model.save_pretrained(tmp_path / "before")
+    options = {"save_embedding_layers": False}  # peft 0.20 would ask the Hub for the vocabulary of this nameless model
+    model.save_pretrained(tmp_path / "before", **options)
     with pytest.raises(ZeroDivisionError), fused_lora(model) as count:
         assert count == len(stand_ins(model)) == LAYERS
         with fused_lora(model) as inner:
             assert inner == 0
         assert all(isinstance(module, peft.tuners.lora.Linear) for module in stand_ins(model))
         assert {n: v.data_ptr() for n, v in model.state_dict().items()} == {n: v.data_ptr() for n, v in state.items()}
-        model.save_pretrained(tmp_path / "within")
+        model.save_pretrained(tmp_path / "within", **options)
         copied = copy.deepcopy(model)
         assert not stand_ins(copied), "copies are peft's own"
         assert_same(step(copied), step(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.stream import RowStream
 from honed.errors import RecipeError, RunError
 from honed.train.options.config import SFTConfig
-from honed.train.rows.stream import StreamDataset, StreamLoader, place_to_resume
+from honed.train.rows.stream import StreamDataset, StreamLoader, is_streamed, place_to_resume
 from honed.train.trainer.trainer import SFTTrainer
 
 # on one core two workers are one too many for torch
@@ -51,6 +52,15 @@ def test_the_sequence_is_one_however_many_read_it(stream: RowStream, world: int,
     readers = [StreamDataset(stream, 2, FlatCollator(), rank=rank, world=world) for rank in range(world)]
     found = [ids(StreamLoader(reader, num_workers=workers), 12 // world) for reader in readers]
     assert [batch for step in zip(*found, strict=True) for batch in step] == expected
+
+
+def test_rows_in_memory_need_no_datasets_package(
+    chat_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = SFTConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True)
+    assert is_streamed(datasets.IterableDataset.from_generator(lambda: iter(chat_rows)), args)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # an import of it fails
+    assert not is_streamed(chat_rows, args)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
