@@ -28,10 +28,10 @@ from honed.loss.objective import IGNORE_INDEX, total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.layers import keep_first
 from honed.ops import attention
+from honed.train.forward.neftune import noisy_embeddings
 from honed.train.forward.seams import Seams, base_model, find_seams, opened, token_count, token_scores
 from honed.train.loop.config import LoopConfig
 from honed.train.loop.log import Log, opened_log
-from honed.train.loop.neftune import neftune
 from honed.train.loop.plan import Plan, learning_rate
 from honed.train.loop.state import Run, identity_of, restore, seed_everything, state_of
 from honed.train.metrics import StepMetrics
@@ -66,8 +66,6 @@ def train(
     Args:
         model: a causal language model of transformers, or a peft model.
         rows: what to train on, as `honed.data.prepare.prepare` makes it.
-        config: how.
-        eval_rows: what to evaluate on.
         folder: takes checkpoints and `metrics.jsonl`; None writes nothing.
         seams: which the model takes; None to find out.
         pad_token_id: fills up rows where the model needs padding; it is masked by length, so any token will do.
@@ -207,11 +205,10 @@ def forward(run: Run, batch: Batch, step_weight: float) -> tuple[torch.Tensor, t
     """The weighted sum of the micro-batch's token losses / `step_weight`, and the experts' balance if there are any."""
     inner, config = base_model(run.model), run.config
     balance = aux_loss_coefficient(inner.config.get_text_config(), config.router_aux_loss_coef)
-    extras, asks = config.token_metrics, balance > 0
-    with run.ranks.precision(config.dtype), neftune(inner.get_input_embeddings(), batch, config.neftune_alpha):
-        scores, output = token_scores(
-            run.wrapped, batch, run.head, total=step_weight, extras=extras, router_logits=asks
-        )
+    noise = noisy_embeddings(inner.get_input_embeddings(), config.neftune_alpha, batch)
+    options = {"total": step_weight, "extras": config.token_metrics, "router_logits": balance > 0}
+    with run.ranks.precision(config.dtype), noise:
+        scores, output = token_scores(run.wrapped, batch, run.head, **options)
     aux_loss = aux_loss_of(output) if balance else None
     run.metrics.add(scores, tokens=token_count(batch), aux_loss=aux_loss)
     return scores.loss, None if aux_loss is None else balance * aux_loss
