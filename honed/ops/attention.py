@@ -23,7 +23,8 @@ import torch
 from honed.errors import ModelError
 from honed.ops.attention_layout import Layout, Remembered, Run, layout_of_bounds, layout_of_positions
 from honed.ops.attention_tiles import Rule, attend, attend_masked
-from honed.ops.attention_varlen import Kernel, Qkv, attend_varlen, choose_kernel, compute_dtype, machine
+from honed.ops.attention_varlen import Kernel, Qkv, attend_varlen, choose_kernel, machine
+from honed.ops.products import compute_dtype
 
 NAME = "honed"
 

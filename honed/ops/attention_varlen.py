@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from honed.ops.attention_tiles import Rule
+from honed.ops.products import compute_dtype
 
 Kernel = Literal["torch", "flash_attn"]
 Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -65,13 +66,6 @@ def choose_kernel(on: Machine, rule: Rule, *, dtype: torch.dtype, head_size: int
     if on.torch_flash and rule.dropout == 0.0 and rule.softcap is None:
         return "torch"
     return "flash_attn" if on.flash_attn else None
-
-
-def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """What SDPA would compute in: autocast's type inside autocast, else the tensor's own."""
-    if torch.is_autocast_enabled(tensor.device.type):
-        return torch.get_autocast_dtype(tensor.device.type)
-    return tensor.dtype
 
 
 def attend_varlen(

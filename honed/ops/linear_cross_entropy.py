@@ -30,7 +30,7 @@ import torch
 
 from honed.ops.cross_entropy import HALF_SCALE, Part, Scoring, score
 from honed.ops.cross_entropy_triton import can_score
-from honed.ops.products import add_mm, mm
+from honed.ops.products import add_mm, compute_dtype, mm
 
 # Logits of a tile: on CPU as many as the last-level cache holds, but as many rows as a matrix product needs. On a GPU a
 # tile's share of the layer's gradient is added in float32 to what is there: 8 bytes of traffic a weight, which some
@@ -180,7 +180,7 @@ def _over_tiles(
     several = len(h_ND) > rows
     dweight = _Sum(layer.weight_VD, several=several) if wanted.weight else None
     dbias = _Sum(layer.bias_V, several=several) if wanted.bias and layer.bias_V is not None else None
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
+    dtype = compute_dtype(h_ND)
     unit = _unit(weights_N, dtype)
     with torch.autocast(device, enabled=False):
         h_ND = h_ND.to(dtype)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from honed.ops.products import linear
+from honed.ops.products import compute_dtype, linear
 
 
 def lora_linear(
@@ -56,14 +56,6 @@ def add_low_rank(
     """
     output: torch.Tensor = _LowRankUpdate.apply(base_MO, x_MI, a_RI, b_OR, scaling, compute_dtype(a_RI))
     return output
-
-
-def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The format that a linear layer computes in: autocast's where it is on (it leaves float64 alone), or its own."""
-    device = tensor.device.type
-    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return tensor.dtype
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -35,6 +35,14 @@ CACHED_SHAPES = "64"
 CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype of a product with this tensor: autocast's where it is on, but for float64; else the tensor's own."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
+
+
 def linear(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
     """The product, shape (..., O). Autograd does not record it: for use in functions that have their own backward."""
     return _onednn(x_MI, weight_OI, bias_O) if _pays(x_MI, weight_OI, bias_O) else F.linear(x_MI, weight_OI, bias_O)
