@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.data.batch.table import PackedRows
-from honed.train.forward.seams import NOT_FOR_THE_MODEL, Seams, find_seams, opened, token_scores
+from honed.train.forward.seams import NOT_FOR_THE_MODEL, Seams, on_device_of, opened, token_scores
 from honed.train.options.config import SFTConfig
 from honed.train.trainer.trainer import SFTTrainer
 
@@ -53,7 +53,7 @@ class Step:
 def apart(found: Step, expected: Step) -> float:
     """The larger relative distance of the two: of the losses, and of the gradients in their norm."""
     loss = abs(found.loss - expected.loss) / max(abs(expected.loss), 1e-300)
-    return _worst(loss, weights_apart(found.gradient, expected.gradient))
+    return worst(loss, weights_apart(found.gradient, expected.gradient))
 
 
 def weights_apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -65,7 +65,7 @@ def weights_apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
     return math.sqrt(difference / norm) if norm else math.inf
 
 
-def _worst(*distances: float) -> float:
+def worst(*distances: float) -> float:
     """Their maximum; nan if one is nan, for which `max` would depend on the order."""
     return math.nan if any(map(math.isnan, distances)) else max(distances)
 
@@ -142,17 +142,10 @@ def one_step(
     return Step(loss=float(loss), gradient={name: before[name] - after[name] for name in before})
 
 
-def seams_of(model: Any) -> Seams:
-    """Which of honed's seams the model takes, and why not."""
-    return find_seams(model)
-
-
 @torch.no_grad()
 def head_apart(model: Any, rows: PackedRows, found: Seams) -> tuple[float, int]:
     """The largest distance of a token's score at the scoring head from that of whole logits, and how many tokens."""
-    batch = FlatCollator()([rows[n] for n in range(len(rows))])
-    device = next(model.parameters()).device
-    batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    batch = on_device_of(model, FlatCollator()([rows[n] for n in range(len(rows))]))
     if not found.flat:  # one long document then, which is as good to compare two heads on
         batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
     with opened(model, found) as head:

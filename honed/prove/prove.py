@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,13 +15,14 @@ from honed.model.device import named_device
 from honed.model.load.load import load_tokenizer
 from honed.model.load.vocabulary import with_pad_token
 from honed.prove import runs, sums, texts
-from honed.prove.engine import seams_of
 from honed.prove.models import Chosen, choose
 from honed.prove.sample import documents_of, read_sample
 from honed.prove.statement import FAILED, NOT_CHECKED, PASSED, Finding, NotChecked
 from honed.prove.subject import Check, Subject
 from honed.recipe import Recipe
+from honed.train.forward.seams import find_seams
 from honed.train.forward.vision import is_processor, load_processing_class
+from honed.train.loop.recipe import known_to_transformers
 from honed.train.run.data import run_data
 from honed.train.run.run import training_arguments
 
@@ -50,7 +50,8 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
     if place.dtype not in DTYPES:
         raise RecipeError(f"dtype is {place.dtype!r}.", fix=f"set one of {', '.join(DTYPES)}")
     device = named_device(place.device)
-    args = training_arguments(dataclasses.replace(recipe, engine="trainer", train=_known(recipe)))
+    train = known_to_transformers(recipe.train)
+    args = training_arguments(dataclasses.replace(recipe, engine="trainer", train=train))
     rows = run_data(dataclasses.replace(recipe.data, eval_share=None), seed=args.seed).train
     if is_processor(load_processing_class(recipe.model, None if recipe.data.streaming else rows)):
         raise RecipeError("These rows show images, and statements are about text.", fix="prove a recipe of text alone")
@@ -64,16 +65,10 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
         rows=documents_of(sample),
         model=model,
         drill=drill,
-        seams=seams_of(model.make()),
+        seams=find_seams(model.make()),
         dtype=dtype,
         device=device,
     )
-
-
-def _known(recipe: Recipe) -> dict[str, Any]:
-    from honed.train.loop.recipe import known_to_transformers
-
-    return known_to_transformers(recipe.train)
 
 
 def findings(subject: Subject, statements: dict[str, Check] | None = None) -> Iterator[Finding]:

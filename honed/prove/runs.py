@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from honed.data.batch.table import PackedRows
 from honed.errors import RecipeError
 from honed.model.adapters.adapters import has_adapter, load_with_adapter
 from honed.model.load.load import load_model
-from honed.prove.engine import apart, one_step, silent, trained, weights_apart
+from honed.prove.engine import apart, one_step, silent, trained, weights_apart, worst
 from honed.prove.ranks import stepped_by_ranks
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Check, Subject
@@ -45,8 +44,8 @@ def engines(subject: Subject) -> Measured:
         by_trainer = _by_trainer(subject, args)
     pairs = list(zip(by_trainer.log, by_loop.log, strict=True))
     keys = ("loss", "grad_norm", "learning_rate")
-    logs = max(abs(a[key] - b[key]) / max(abs(b[key]), 1e-12) for a, b in pairs for key in keys)
-    value = max(logs, weights_apart(by_trainer.weights, by_loop.weights))
+    logs = (abs(a[key] - b[key]) / max(abs(b[key]), 1e-12) for a, b in pairs for key in keys)
+    value = worst(*logs, weights_apart(by_trainer.weights, by_loop.weights))
     before = trained(subject.drill.make())
     moved = weights_apart(by_loop.weights, before)
     detail = f"{STEPS} steps: losses, gradient norms, rates, weights (which moved by {moved:.0e})"
@@ -87,8 +86,7 @@ def ranks(subject: Subject) -> Measured:
         for world in worlds
     ]
     detail = f"gloo, one step of {counted(len(even), 'document')} in {' and '.join(map(str, worlds))} processes"
-    value = math.nan if any(map(math.isnan, apart_by)) else max(apart_by)
-    return Measured(value=value, bound=max(1e-6, subject.rounding), detail=detail)
+    return Measured(value=worst(*apart_by), bound=max(1e-6, subject.rounding), detail=detail)
 
 
 def reloaded(subject: Subject) -> Measured:

@@ -81,7 +81,7 @@ def ready_to_train(
                 fix="train an adapter (peft_config=LoraConfig(...); in a recipe leave lora in), or load it unquantised",
             )
     notes: list[str] = []
-    if peft_config is not None and _is_on(model, peft_config):
+    if peft_config is not None and adapter_config(model) == peft_config:  # peft keeps it as it was passed in
         notes = ["peft_config has no effect: the model has this very adapter already."]
     elif peft_config is not None:
         rows = new_token_rows(model, template_tokens(tokenizer)) if tokenizer is not None else []
@@ -107,9 +107,19 @@ def has_adapter(model: Any) -> bool:
     return hasattr(model, "get_base_model") or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
+def adapter_config(model: Any) -> Any:
+    """peft's configuration of the active adapter; None for a model without one."""
+    return getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
+
+
+def adapter_method(model: Any) -> str:
+    """peft's name for the method of the active adapter, such as "LORA"; "" for a model without one."""
+    return str(getattr(getattr(adapter_config(model), "peft_type", None), "value", ""))
+
+
 def prompt_tokens(model: Any) -> int | None:
     """How many virtual tokens the active adapter puts before each row; None if it is not a prompt-learning one."""
-    config = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
+    config = adapter_config(model)
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else None
 
 
@@ -123,8 +133,7 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
     """
     config = copy.deepcopy(peft_config)
     kind = getattr(config.peft_type, "value", str(config.peft_type))
-    if kind in OTHER_BATCHES:
-        raise ModelError(f"{kind} needs {OTHER_BATCHES[kind]}, which honed does not make.", fix="choose another method")
+    _refuse_other_batches(kind)
     if config.task_type is None:
         config.task_type = "CAUSAL_LM"
     if getattr(config, "target_modules", None) == "all-linear":
@@ -164,11 +173,6 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
         ) from None
 
 
-def _is_on(model: Any, peft_config: Any) -> bool:
-    """Whether the model got its active adapter by this configuration, which peft keeps as it was passed in."""
-    return hasattr(model, "get_base_model") and model.active_peft_config == peft_config
-
-
 def _attach(model: Any, fitted: Any) -> Any:
     from peft import get_peft_model
 
@@ -198,16 +202,18 @@ def _refuse_what_cannot_train(model: Any, checkpointing: bool) -> None:
             "The model has no weight that would be trained.",
             fix="load the adapter with PeftModel.from_pretrained(..., is_trainable=True)",
         )
-    if not hasattr(model, "get_base_model"):
-        return
-    kind = getattr(model.active_peft_config.peft_type, "value", "")
-    if kind in OTHER_BATCHES:
-        raise ModelError(f"{kind} needs {OTHER_BATCHES[kind]}, which honed does not make.", fix="choose another method")
-    if checkpointing and kind == "PREFIX_TUNING":
+    method = adapter_method(model)
+    _refuse_other_batches(method)
+    if checkpointing and method == "PREFIX_TUNING":
         raise ModelError(
             "Prefix tuning hands its prefix over in the key-value cache, which gradient checkpointing turns off.",
             fix="set gradient_checkpointing=False",
         )
+
+
+def _refuse_other_batches(method: str) -> None:
+    if needs := OTHER_BATCHES.get(method):
+        raise ModelError(f"{method} needs {needs}, which honed does not make.", fix="choose another method")
 
 
 def _train_rows(model: Any, config: Any, kind: str, rows: Sequence[int]) -> list[str]:

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 from honed.data.batch.table import PackedRows
 from honed.errors import HonedError
+from honed.model.adapters.adapters import adapter_method
 from honed.model.layers import decoder_layers, keep_first
 from honed.model.load.quantize import is_quantized
 from honed.model.memory import free_memory
@@ -62,7 +63,7 @@ def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *
     if way == "selective":
         count = plan.selected(total)
         return Decision(layers=count, note=f"gradient_checkpointing=selective: {_which(count, total)}.")
-    if _keeps_prefix(model):
+    if adapter_method(model) == "PREFIX_TUNING":
         return Decision(layers=0, note="gradient_checkpointing=auto: none, as it would drop the adapter's prefix.")
     job = _obstacle(args, longest, sees=sees, total=total) or job_in(model, args, *longest or (1, 1))
     if not isinstance(job, str) and job.sizes.layers != total:
@@ -225,8 +226,3 @@ def _quantization(base: nn.Module) -> str | None:
         return None
     config = getattr(base.config, "quantization_config", None)
     return "int8" if getattr(config, "load_in_8bit", False) else "nf4"
-
-
-def _keeps_prefix(model: nn.Module) -> bool:
-    config = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
-    return getattr(getattr(config, "peft_type", None), "value", "") == "PREFIX_TUNING"

@@ -176,7 +176,7 @@ def find_seams(model: nn.Module) -> Seams:
     model.eval()
     try:
         rows = _probe_rows(inner)
-        plain = _plain_scores(model, rows)
+        plain = [_scores(model, [row], padded=True).nll_N for row in rows]
         seams.scoring = _scoring_fits(model, inner, rows, plain, seams)
         seams.flat = _flat_fits(model, inner, rows, plain, seams)
     finally:
@@ -202,8 +202,8 @@ def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: li
     for transform in logit_transforms(inner.config.get_text_config()):
         with opened(model, Seams(scoring=True, transform=transform)) as scoring_head:
             try:
-                scores = [_scores(model, [row], scoring_head, padded=True) for row in rows]
-                fits = _same(scores, plain, inner.dtype) and _gradient_comes_through(
+                scores = [_scores(model, [row], scoring_head, padded=True).nll_N for row in rows]
+                fits = are_same(scores, plain, inner.dtype) and _gradient_comes_through(
                     model, rows[0], inner.get_output_embeddings()
                 )
             except (IndexError, TypeError, ValueError, RuntimeError):  # it needs logits of the usual shape
@@ -239,7 +239,7 @@ def _gradient_comes_through(model: nn.Module, row: PackedRow, head: ScoringHead)
     handle = head.register_forward_hook(record_from_here)
     try:
         with torch.no_grad():  # whose end also ends the recording
-            loss = _token_scores(model, [row], head, padded=True).loss
+            loss = _scores(model, [row], head, padded=True).loss
     finally:
         handle.remove()
     (slope,) = torch.autograd.grad(loss, tickets)
@@ -253,15 +253,15 @@ def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[
     other = _row(rows[0].input_ids[::-1].copy())
     try:
         with opened(model, Seams(flat=True)):
-            scores = _scores(model, rows, None)
-            moved = _scores(model, [other, rows[1]], None)
+            scores = _scores(model, rows).nll_N
+            moved = _scores(model, [other, rows[1]]).nll_N
             first = PROBE_LENGTHS[0] - 1
-            rounded = _same([scores[first:]], [moved[first:]], inner.dtype)
+            rounded = are_same([scores[first:]], [moved[first:]], inner.dtype)
             isolated = torch.equal(scores[first:], moved[first:]) or (rounded and _nothing_flows(model, inner, rows))
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
         seams.notes.append(f"documents cannot share a row: {error}")
         return False
-    if isolated and _same([scores], [torch.cat(plain)], inner.dtype):
+    if isolated and are_same([scores], [torch.cat(plain)], inner.dtype):
         return True
     seams.notes.append("documents would see each other in a shared row: batches are padded instead")
     return False
@@ -269,18 +269,13 @@ def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[
 
 def _nothing_flows(model: nn.Module, inner: Any, rows: list[PackedRow]) -> bool:
     """True when the second document's scores have no gradient at all with respect to the first one's embeddings."""
-    batch = _on_device(FlatCollator()(rows), model)
+    batch = on_device_of(model, FlatCollator()(rows))
     with torch.enable_grad():
         embedded_1TD = inner.get_input_embeddings()(batch.pop("input_ids")).detach().requires_grad_()
         batch["labels"][:, : PROBE_LENGTHS[0]] = IGNORE_INDEX  # the second document's loss alone
         scores, _ = token_scores(model, {**batch, "inputs_embeds": embedded_1TD, "num_targets": None}, None)
         [gradient_1TD] = torch.autograd.grad(scores.loss, embedded_1TD)
     return not gradient_1TD[:, : PROBE_LENGTHS[0]].any()
-
-
-def _on_device(batch: Batch, model: nn.Module) -> Batch:
-    device = next(model.parameters()).device
-    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def _probe_rows(inner: Any) -> list[PackedRow]:
@@ -296,25 +291,23 @@ def _row(ids: Any) -> PackedRow:
     return PackedRow(input_ids=ids, weights=weights, lengths=(len(ids),))
 
 
-def _plain_scores(model: nn.Module, rows: list[PackedRow]) -> list[torch.Tensor]:
-    return [_scores(model, [row], None, padded=True) for row in rows]
-
-
-def _scores(model: nn.Module, rows: list[PackedRow], head: ScoringHead | None, padded: bool = False) -> torch.Tensor:
-    return _token_scores(model, rows, head, padded).nll_N
-
-
-def _token_scores(
-    model: nn.Module, rows: list[PackedRow], head: ScoringHead | None, padded: bool = False
+def _scores(
+    model: nn.Module, rows: list[PackedRow], head: ScoringHead | None = None, *, padded: bool = False
 ) -> TokenScores:
     batch = FlatCollator()(rows)
     if padded:  # one document, no boundaries: the model's ordinary way
         batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
-    return token_scores(model, _on_device(batch, model), head)[0]
+    return token_scores(model, on_device_of(model, batch), head)[0]
 
 
-def _same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:
-    """Half-precision models round differently when shapes differ; the leak check does not depend on that."""
+def on_device_of(model: nn.Module, batch: Batch) -> Batch:
+    """The batch with its tensors on the model's device."""
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
+def are_same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether two lists of scores differ by no more than rounding in the model's dtype, which depends on shapes."""
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
     pairs = zip(found, expected, strict=True)
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)

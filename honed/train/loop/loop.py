@@ -206,7 +206,7 @@ def forward(run: Run, batch: Batch, step_weight: float) -> tuple[torch.Tensor, t
     inner, config = base_model(run.model), run.config
     balance = aux_loss_coefficient(inner.config.get_text_config(), config.router_aux_loss_coef)
     noise = noisy_embeddings(inner.get_input_embeddings(), config.neftune_alpha, batch)
-    options = {"total": step_weight, "extras": config.token_metrics, "router_logits": balance > 0}
+    options: dict[str, Any] = {"total": step_weight, "extras": config.token_metrics, "router_logits": balance > 0}
     with run.ranks.precision(config.dtype), noise:
         scores, output = token_scores(run.wrapped, batch, run.head, **options)
     aux_loss = aux_loss_of(output) if balance else None

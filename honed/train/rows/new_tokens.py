@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from honed.data.batch.table import PackedRows
-from honed.model.adapters.adapters import has_adapter
+from honed.model.adapters.adapters import adapter_config, has_adapter
 from honed.model.load.chat_tokens import new_token_rows, template_tokens
 from honed.train.forward.seams import base_model
 
@@ -49,6 +49,5 @@ def _is_trained(model: Any) -> bool:
 
 def _trained_rows(model: Any) -> set[int]:
     """Ids whose rows the adapter trains."""
-    config = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
-    given = getattr(config, "trainable_token_indices", None) or {}
+    given = getattr(adapter_config(model), "trainable_token_indices", None) or {}
     return {i for ids in (given.values() if isinstance(given, dict) else [given]) for i in ids}

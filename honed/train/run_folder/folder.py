@@ -92,12 +92,8 @@ class RunFolder:
                 (self / name).unlink(missing_ok=True)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A file's JSON object, or {} where there is none that can be read."""
-        try:
-            found = json.loads((self / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        """See `json_object`."""
+        return json_object(self / name)
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file beside its place and renames it, so that readers never see half of it."""
@@ -142,3 +138,12 @@ class RunFolder:
                 f"{self.path}: {free / 1e9:.2f} GB free, and the trained weights need {n_bytes / 1e9:.2f} GB.",
                 fix="free some space, or name a folder on another disk with output=FOLDER",
             )
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, or {} where there is none that can be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from honed.errors import ModelError
+from honed.model.adapters.adapters import adapter_method
 
 
 class AdaLoraSchedule(TrainerCallback):
@@ -38,9 +39,7 @@ def adapter_callbacks(model: Any, *, fp16: bool) -> list[TrainerCallback]:
     Raises:
         ModelError: AdaLoRA with fp16, whose scaled gradients the penalty's would not match.
     """
-    if not hasattr(model, "get_base_model"):
-        return []
-    if getattr(model.active_peft_config.peft_type, "value", "") != "ADALORA":
+    if adapter_method(model) != "ADALORA":
         return []
     if fp16:
         raise ModelError("AdaLoRA cannot be trained with fp16=True.", fix="use bf16=True, or LoRA")
