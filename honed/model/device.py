@@ -52,11 +52,11 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def matmul_seconds(dtype: torch.dtype, size: int = 384, repeats: int = 3) -> float:
+def matmul_seconds(dtype: torch.dtype, size: int = 384) -> float:
     """Best time of a (size x size) matrix product on the CPU, in seconds, by the library that training takes."""
     a = _square(size, dtype)
     best = float("inf")
-    for _ in range(repeats + 1):  # the first also warms up
+    for _ in range(4):  # the first also warms up
         start = time.perf_counter()
         linear(a, a)
         best = min(best, time.perf_counter() - start)
@@ -68,9 +68,9 @@ def _square(size: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def cpu_flops(size: int = 768) -> float:
+def cpu_flops() -> float:
     """Operations per second of this machine's float32 matrix products, measured now."""
-    return 2 * size**3 / matmul_seconds(torch.float32, size=size)
+    return 2 * 768**3 / matmul_seconds(torch.float32, size=768)
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15) -> float:
@@ -90,11 +90,11 @@ def matmul_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0
         size *= 2
 
 
-def copy_speed(device: torch.device, *, n_bytes: int = 1 << 27, seconds: float = 0.15) -> float:
+def copy_speed(device: torch.device, *, n_bytes: int = 1 << 27) -> float:
     """Bytes read and written per second when a tensor of `n_bytes` is copied on the device."""
     source = torch.zeros(n_bytes // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * n_bytes / _best_seconds(lambda: target.copy_(source), device, seconds=seconds)
+    return 2 * n_bytes / _best_seconds(lambda: target.copy_(source), device, seconds=0.15)
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device, *, seconds: float) -> float:

@@ -62,14 +62,11 @@ class Sample:
     ledger: Ledger
 
 
-def read_sample(data: Any, tokenizer: Any, options: PrepareOptions, *, count: int = TEXT_ROWS) -> Sample:
-    """The first rows of `data`, of each source as many.
+def read_sample(data: Any, tokenizer: Any, options: PrepareOptions) -> Sample:
+    """The first `TEXT_ROWS` rows of `data`, as many of each source.
 
     Args:
-        data: whatever `sources.read_rows` reads, or a `Mixture`; its weights, caps and repeats are left out.
-        tokenizer: the model's.
-        options: the recipe's.
-        count: rows to read.
+        data: whatever `sources.read_rows` reads, or a `Mixture`; its weights, caps and repeats are ignored.
 
     Raises:
         DataError: a file cannot be read, or no row can be trained.
@@ -77,7 +74,7 @@ def read_sample(data: Any, tokenizer: Any, options: PrepareOptions, *, count: in
     """
     options = replace(options, bad_rows="drop")
     mixture = as_mixture(data)
-    each = max(1, count // len(mixture.parts))
+    each = max(1, TEXT_ROWS // len(mixture.parts))
     held = [_Held(list(islice(read_rows(part.data), each))) for part in mixture.parts]
     sampled = with_data(mixture, [SourcedRows(h) for h in held], weight=None, cap=None, repeat=1)
     ledger = Ledger()

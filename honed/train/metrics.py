@@ -11,7 +11,7 @@ import torch
 
 from honed.ops.linear_cross_entropy import TokenScores
 
-Mark = tuple[int, int, int, int, Any, Any]  # see `StepMetrics.mark`
+Mark = tuple[int, int, int, int, torch.Tensor, torch.Tensor]  # see `StepMetrics.mark`
 
 
 class StepMetrics:
@@ -22,18 +22,17 @@ class StepMetrics:
         over_ranks: adds numbers up over all ranks, which all `read` at once; None where there is one.
     """
 
-    _tokens: int
-    _trained: int
-    _scored: int
-    _aux_tokens: int
-    _sums: Any
-    _aux_sum: Any
-
     def __init__(self, device: torch.device, over_ranks: Callable[..., list[float]] | None = None) -> None:
         self.device = device
         self._over_ranks: Callable[..., list[float]] = over_ranks or (lambda *values: list(values))
         self.num_tokens = 0
         self._reset()
+
+    def _reset(self) -> None:
+        self._tokens = self._trained = self._scored = self._aux_tokens = 0
+        self._sums = torch.zeros(2, device=self.device)  # of entropies, of right predictions
+        self._aux_sum = torch.zeros((), device=self.device)
+        self._since = time.perf_counter()
 
     def add(self, scores: TokenScores, *, tokens: int, aux_loss: torch.Tensor | None = None) -> None:
         """Counts one micro-batch.
@@ -111,12 +110,6 @@ class StepMetrics:
 
     def start_clock(self) -> None:
         """Leaves what happened since the last `read` (evaluation, saving) out of tokens per second."""
-        self._since = time.perf_counter()
-
-    def _reset(self) -> None:
-        self._tokens = self._trained = self._scored = self._aux_tokens = 0
-        self._sums = torch.zeros(2, device=self.device)
-        self._aux_sum = torch.zeros((), device=self.device)
         self._since = time.perf_counter()
 
 

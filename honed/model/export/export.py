@@ -82,7 +82,12 @@ def export(folder: str | Path, out: str | Path, *, dtype: str = "float32", probe
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
     check_places(folder, out, dtype)
     allowed = max(ALLOWED[dtype], ALLOWED_FOR_INT8 if trained_on(str(folder)) == "int8" else 0)
-    expected, generation_config = _trained(folder, probes)
+    trained, _ = load_for_generation(str(folder), device=torch.device("cpu"), dtype=torch.float32)
+    expected, generation_config = (
+        outputs(trained, probes),
+        trained.generation_config,
+    )  # with the stops it was trained on
+    del trained
     beside = out.parent / f".{out.name}-{os.getpid()}"
     try:
         beside.mkdir(parents=True)
@@ -179,12 +184,6 @@ def outputs(model: Any, probes: Sequence[Probe]) -> list[tuple[torch.Tensor, lis
         logits_LV = model(input_ids=ids_1L, use_cache=False).logits[0, -ids_1L.shape[1] :].float().cpu()
         found.append((logits_LV, answer[0, prompt.shape[1] :].tolist()))
     return found
-
-
-def _trained(folder: Path, probes: Sequence[Probe]) -> tuple[list[tuple[torch.Tensor, list[int]]], Any]:
-    """What the run's own model gives, and its generation config with the stops that were trained."""
-    model, _ = load_for_generation(str(folder), device=torch.device("cpu"), dtype=torch.float32)
-    return outputs(model, probes), model.generation_config
 
 
 def _plain_base(folder: Path) -> Any:

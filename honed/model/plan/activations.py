@@ -22,12 +22,12 @@ READS_ATTENTION_OUTPUT = frozenset(("o_proj",))
 READS_FEED_FORWARD_INPUT = frozenset(("gate_proj", "up_proj", "gate_up_proj", "gate"))
 READS_FEED_FORWARD_PRODUCT = frozenset(("down_proj",))
 # What a plain Llama layer holds of each.
-_PLAIN = (
-    (READS_ATTENTION_INPUT, 3),
-    (READS_ATTENTION_OUTPUT, 1),
-    (READS_FEED_FORWARD_INPUT, 2),
-    (READS_FEED_FORWARD_PRODUCT, 1),
-)
+_PLAIN = {
+    READS_ATTENTION_INPUT: 3,
+    READS_ATTENTION_OUTPUT: 1,
+    READS_FEED_FORWARD_INPUT: 2,
+    READS_FEED_FORWARD_PRODUCT: 1,
+}
 FP32 = 4  # bytes of a number, and in what norms compute whatever the model's format
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -138,7 +138,7 @@ def _experts(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
 
 def _copies(readers: frozenset[str], formats: Formats, adapter: Adapter | None) -> int:
     """Bytes per element that the readers of one tensor keep of it: nothing, itself, or a cast copy for each."""
-    plain = next(count for names, count in _PLAIN if names == readers)
+    plain = _PLAIN[readers]
     if adapter is None:
         shared = not formats.casts or plain == 1
         return formats.compute * (1 if shared else plain)

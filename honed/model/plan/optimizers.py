@@ -14,9 +14,8 @@ compares, states to the byte and temporaries within a few percent.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from honed.errors import RecipeError
 from honed.model.plan.activations import FP32
@@ -150,7 +149,8 @@ def step_bytes(optimizer: Optimizer, tensors: Sequence[Tensors], *, weight: int,
         RecipeError: an option of `optim_args` is no number.
     """
     name, at_once = optimizer.name, dict(AT_ONCE)
-    largest, next_largest = heapq.nlargest(2, (0, 0, *(size for each in tensors for size in islice(_sizes(each), 2))))
+    two_of_each = (size for each in tensors for size in [each.size] * min(each.count, 2))
+    largest, next_largest = heapq.nlargest(2, (0, 0, *two_of_each))
     if name == "muon":
         return max((_orthogonalising(each, weight) for each in tensors if each.hidden), default=0)
     if name == "adafactor":  # float32: the square and its sum with eps; of narrower weights also copies of both
@@ -251,7 +251,3 @@ def _chunk(tensor: Tensors) -> int:
 
 def _all(tensors: Sequence[Tensors]) -> int:
     return sum(each.size * each.count for each in tensors)
-
-
-def _sizes(tensors: Tensors) -> Iterator[int]:
-    return (tensors.size for _ in range(tensors.count))

@@ -247,7 +247,7 @@ def _sharded(job: Job, name: str, whole: Moment, cast: Moment, shards: int) -> M
     adapter = job.adapter.weights if job.adapter is not None else 0
     layer = (sizes.parameters - ends + adapter) / sizes.layers
     if name == "step":  # nothing is gathered any more
-        return _shard_of(whole, shards)
+        return Moment(**{part: math.ceil(size / shards) for part, size in asdict(whole).items()})
     trained_layer, trained_ends = (layer, ends) if job.adapter is None else (adapter / sizes.layers, 0)
     gradients = cast.gradients + trained_layer * c
     if name in ("last_layer", "gradients"):  # of one micro-batch, those of the layers before are reduced by then
@@ -260,10 +260,6 @@ def _sharded(job: Job, name: str, whole: Moment, cast: Moment, shards: int) -> M
         gradients=math.ceil(gradients),
         optimizer=math.ceil(whole.optimizer / shards),
     )
-
-
-def _shard_of(whole: Moment, shards: int) -> Moment:
-    return Moment(**{name: math.ceil(size / shards) for name, size in asdict(whole).items()})
 
 
 def _collectives(job: Job, on: Cluster, way: str) -> Iterator[Collective]:

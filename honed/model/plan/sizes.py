@@ -9,7 +9,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from honed.errors import ModelError, first_line
@@ -119,7 +119,7 @@ class Adapter:
     weights: int
     tensors: tuple[Tensors, ...]
     rank: int
-    targets: frozenset[str] = field(default_factory=frozenset)
+    targets: frozenset[str] = frozenset()
     merges_experts: bool = False
 
 

@@ -32,14 +32,14 @@ def flops_per_step(job: Job, *, trained_share: float = 1.0) -> float:
     return forward * (1 + job.layers_recomputed / sizes.layers) + backward + head
 
 
-def seconds_per_step(job: Job, flops: float, *, efficiency: float = EFFICIENCY, trained_share: float = 1.0) -> float:
+def seconds_per_step(job: Job, flops: float, *, efficiency: float = EFFICIENCY) -> float:
     """Seconds of one optimizer step.
 
     Args:
         flops: operations per second that the machine could do at best.
         efficiency: share of them that is reached.
     """
-    return flops_per_step(job, trained_share=trained_share) / (flops * efficiency)
+    return flops_per_step(job) / (flops * efficiency)
 
 
 def _seen(job: Job) -> float:

@@ -102,7 +102,8 @@ def resolve_default_model(*, source: Path | None = None, cache_dir: Path | None 
     final = converted_path(cache_dir)
     fault = converted_fault(final)
     if fault is not None:
-        _convert(found, final, cache_dir=cache_dir, note=_rebuild_note(final, fault))
+        note = f"{final} is made again: {fault}" if final.exists() else ""
+        _convert(found, final, cache_dir=cache_dir, note=note)
     return final
 
 
@@ -286,10 +287,6 @@ def _named(source: Path | None) -> Path | None:
     """What the user names, by argument or environment."""
     value = source or os.environ.get(SOURCE_VARIABLE)
     return Path(value).expanduser() if value else None
-
-
-def _rebuild_note(final: Path, fault: str) -> str:
-    return f"{final} is made again: {fault}" if final.exists() else ""
 
 
 def _not_found(log: Path, looked_in: Path) -> str:

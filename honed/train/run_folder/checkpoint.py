@@ -124,11 +124,10 @@ def read_position(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
 
 
-def load(path: str | Path, *, device: torch.device | str = "cpu", checked: bool = False) -> State:
-    """Reads a checkpoint; nothing in it is executed.
+def load(path: str | Path, *, checked: bool = False) -> State:
+    """Reads a checkpoint onto the CPU; nothing in it is executed.
 
     Args:
-        device: where its tensors go; random states stay on the CPU.
         checked: it has been checked just now, so that its files need not be hashed again.
 
     Raises:
@@ -142,7 +141,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", checked: bool 
     try:
         training = torch.load(path / STATE, map_location="cpu", weights_only=True)
         where = json.loads((path / POSITION).read_text(encoding="utf-8"))
-        return State(weights=load_file(path / WEIGHTS, device=str(device)), **training, **where)
+        return State(weights=load_file(path / WEIGHTS), **training, **where)
     except Exception as error:  # each of the three readers raises kinds of its own
         raise RunError(f"{path} cannot be read: {first_line(error)}", fix="resume from an earlier one") from None
 
@@ -330,11 +329,7 @@ def _storage(folder: Path) -> Iterator[None]:
     try:
         with storage_errors(folder):
             yield
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch's and safetensors' writers raise kinds of their own
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: of torch's writer
         if is_lost_rank(error):  # no fault of the disk's
             raise
         raise RunError(

@@ -99,11 +99,8 @@ def _may_live(holder: dict[str, Any]) -> bool:
         return False
     if holder.get("host") != socket.gethostname():
         return True
-    return holder.get("boot") == _boot() and _alive(holder.get("pid"))
-
-
-def _alive(pid: object) -> bool:
-    return isinstance(pid, int) and process_alive(pid)
+    pid = holder.get("pid")
+    return holder.get("boot") == _boot() and isinstance(pid, int) and process_alive(pid)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

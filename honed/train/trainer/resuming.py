@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +46,6 @@ _TOLD = (
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Start:
-    """Where a training began: the checkpoint's position, {} at step 0, and the time."""
-
-    position: dict[str, Any]
-    time: float
-
-
 class ResumingTrainer(WatchedTrainer):
     """The base of `SFTTrainer` that saves and resumes; it overrides hooks of transformers' Trainer only.
 
@@ -70,7 +61,8 @@ class ResumingTrainer(WatchedTrainer):
     args: Any
     _saving_in: Path | None = None
     _identity: dict[str, Any] | None = None
-    _start: _Start
+    _found: dict[str, Any]  # the position in the checkpoint that training began from; {} at step 0
+    _began: float  # time.time() when this process began to train
 
     def checkpoint_to_resume(self, given: Any) -> str | None:
         """The checkpoint to go on from; None to start at the beginning.
@@ -261,7 +253,7 @@ class ResumingTrainer(WatchedTrainer):
         return {
             "step": self.state.global_step,
             "last_logged": self._globalstep_last_logged,
-            "seconds": self._start.position.get("seconds", 0.0) + time.time() - self._start.time,
+            "seconds": self._found.get("seconds", 0.0) + time.time() - self._began,
             "stream": None if place is None else place.as_dict(),
             "settings": self._told(),
             "ranks": gather_object([of_this_rank]),
@@ -271,7 +263,7 @@ class ResumingTrainer(WatchedTrainer):
 
     def _go_on(self) -> None:
         """Puts back what transformers does not; called when it has set its own counts to 0."""
-        self._start = _Start(position=self._found, time=time.time())
+        self._began = time.time()
         self.forget_after(self.state.global_step)
         ranks = self._found.get("ranks", [])
         if not ranks:  # of another program
@@ -300,8 +292,7 @@ class ResumingTrainer(WatchedTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        before = self._start.position.get("seconds", 0.0)
-        return super()._finalize_training(trial, num_train_samples, start_time - before)
+        return super()._finalize_training(trial, num_train_samples, start_time - self._found.get("seconds", 0.0))
 
     def _stops(self) -> bool:
         """Whether any rank was asked to stop."""

@@ -201,7 +201,7 @@ class SFTTrainer(ResumingTrainer):
     def get_train_dataloader(self) -> Any:
         """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
         if not isinstance(self.train_dataset, stream.StreamDataset):
-            return keep_workers(self._rows_loader() if self.args.tokens_per_step is None else self._token_loader())
+            return keep_workers(self._rows_loader())
         size, after = self._train_batch_size, self._stream_after
         self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
         return self.stream_loader
@@ -209,6 +209,8 @@ class SFTTrainer(ResumingTrainer):
     def _rows_loader(self) -> Any:
         """Batches that accelerate deals to the ranks; those of our own rows and loss are filled up with nothing."""
         rows, collate = self.train_dataset, self.data_collator
+        if self.args.tokens_per_step is not None:
+            return token_batches.loader_of(rows, self._datasets.collator, self.args, size=self._train_batch_size)
         fills = isinstance(rows, PackedRows) and isinstance(collate, (FlatCollator, PaddedCollator)) and len(rows) > 0
         if self.args.world_size == 1 or self._plain_loss or not fills:
             return super().get_train_dataloader()
@@ -225,10 +227,6 @@ class SFTTrainer(ResumingTrainer):
             self.data_collator = collate
         filling.fill_up(loader)
         return loader
-
-    def _token_loader(self) -> Any:
-        rows, collate = self.train_dataset, self._datasets.collator
-        return token_batches.loader_of(rows, collate, self.args, size=self._train_batch_size)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
