@@ -77,8 +77,6 @@ def matmul_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0
     """Floating-point operations per second in products of square matrices (2 n^3 each); the best that was seen.
 
     Args:
-        device: where they are computed.
-        dtype: of both factors and the product.
         seconds: about how long to measure; n doubles from 256 until one product takes a tenth of that.
     """
     size, took = 256, 0.0

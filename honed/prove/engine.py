@@ -126,9 +126,6 @@ def one_step(
     """Loss and gradient of the trainer's first step over all rows.
 
     Args:
-        kind: SFTTrainer.
-        model: trained by that step.
-        rows: what is in the step.
         accumulation: into how many micro-batches it is divided.
         changes: see `make_trainer`.
     """

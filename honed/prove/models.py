@@ -53,10 +53,7 @@ def choose(
     """The model that sums are checked on, and the small one that is trained for several steps.
 
     Args:
-        recipe: `model` and `lora` are looked at.
-        tokenizer: the model's.
         size: one of SIZES; "auto" takes the first that is small enough.
-        device, dtype: where, and in what format.
 
     Raises:
         ModelError: the model cannot be found, loaded or shrunk.

@@ -26,8 +26,6 @@ def stepped_by_ranks(kind: type[Any], model: Any, rows: PackedRows, tokenizer: A
     Args:
         kind: SFTTrainer; must be importable by its module's name.
         model: small enough to be written to the disk.
-        rows: as many documents for each process.
-        world: the number of processes.
 
     Raises:
         Exception: of torch's, with the traceback of the process that failed.

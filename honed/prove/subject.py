@@ -51,12 +51,9 @@ class Subject:
     """What is checked.
 
     Attributes:
-        recipe: as the user wrote it.
-        sample: the user's rows.
         rows: those that are computed with, a document in each.
         model: what sums are checked on.
         drill: what is trained for several steps.
-        seams: which seams the model takes.
         dtype: of both.
         trainer: SFTTrainer; tests put broken ones here.
         steps: what `sums` has computed already, by name.
@@ -75,7 +72,6 @@ class Subject:
 
     @property
     def tokenizer(self) -> Any:
-        """The user's."""
         return self.sample.tokenizer
 
     @property
@@ -107,10 +103,6 @@ class Subject:
 
     def arguments(self, folder: str | Path, **changes: Any) -> SFTConfig:
         """The recipe's training arguments for a short run on this machine.
-
-        Args:
-            folder: of the run.
-            changes: what this run has in other ways.
 
         Raises:
             HonedError: see `training_arguments`.

@@ -18,7 +18,6 @@ class StepMetrics:
     """Sums since the last log. `add` never waits for the device; `read` does, once.
 
     Args:
-        device: where the sums live.
         over_ranks: adds numbers up over all ranks, which all `read` at once; None where there is one.
     """
 
@@ -81,7 +80,6 @@ class StepMetrics:
         return logs
 
     def _totals(self) -> list[float]:
-        """The counts and sums as numbers."""
         counts = (self._tokens, self._trained, self._scored, self._aux_tokens)
         return self._over_ranks(*counts, *torch.cat([self._sums, self._aux_sum.reshape(1)]).tolist())
 

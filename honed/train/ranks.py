@@ -108,9 +108,6 @@ def joined(device: str | None) -> Iterator[Ranks]:
 def others_alive(folder: str | Path | None) -> Iterator[None]:
     """A block in which ranks wait for each other; the end of one is told as that, not as a lost connection.
 
-    Args:
-        folder: of the run, where its checkpoints are.
-
     Raises:
         RunError: another process ended.
     """

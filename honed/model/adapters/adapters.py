@@ -149,10 +149,7 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
     """The base model that the adapter's folder names, with the adapter on it, ready for generation.
 
     Args:
-        folder: of the adapter.
-        device: where the base is loaded.
         base: a model to put the adapter on (in place) instead of loading the one that the folder names.
-        options: for `load_model`.
 
     Raises:
         ModelError: the adapter or its base model cannot be loaded.

@@ -59,8 +59,6 @@ def check_gguf(config: Any, tokenizer: Any, kind: str) -> None:
     """Refuses what cannot be written, before any work.
 
     Args:
-        config: of the model.
-        tokenizer: that goes with it.
         kind: of `KINDS`.
 
     Raises:
@@ -105,8 +103,6 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, *, kind: str) -> None:
 
     Args:
         model: on the CPU, in float32. Not changed.
-        tokenizer: with its chat template.
-        path: of the new file.
         kind: of `KINDS`. "f16" and "q8_0" are for matrices; vectors stay float32, and a matrix whose rows cannot be cut
             into blocks of 32 is float16.
 
@@ -141,7 +137,6 @@ def export_gguf(whole: Path, path: Path, *, kind: str, probes: Sequence[Probe]) 
 
     Args:
         whole: a folder with an ordinary model, as `honed.model.export.export.export` writes it.
-        path: of the new file.
         kind: of `KINDS`.
         probes: rows to compare on; at least one.
 

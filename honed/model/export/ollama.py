@@ -40,7 +40,6 @@ def modelfile(tokenizer: Any, stops: list[str], *, source: str = ".") -> str:
     """The Modelfile's text.
 
     Args:
-        tokenizer: with its chat template.
         stops: texts of the tokens at which answers end.
         source: what FROM names; "." for the folder of the model.
 

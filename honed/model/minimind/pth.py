@@ -38,7 +38,6 @@ def load_pth(path: str | Path, *, dtype: torch.dtype = torch.float32, **changes:
     """A model from a MiniMind weight file. Nothing in the file is executed.
 
     Args:
-        path: the file.
         dtype: of the model; MiniMind saves float16.
         changes: fields of `MiniMindConfig` that differ from what `config_of` takes for granted, such as
             num_attention_heads=16, num_key_value_heads=8, rope_theta=1e4 for MiniMind 1.

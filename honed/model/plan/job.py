@@ -51,7 +51,6 @@ class Job:
 
     @property
     def trained(self) -> tuple[Tensors, ...]:
-        """What is trained."""
         return self.sizes.tensors if self.adapter is None else self.adapter.tensors
 
     @property

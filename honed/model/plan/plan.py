@@ -66,7 +66,6 @@ class Moment:
 
     @property
     def total(self) -> int:
-        """Sum of all parts."""
         return sum(getattr(self, part.name) for part in fields(self))
 
 
@@ -88,7 +87,6 @@ class Estimate:
 
     @property
     def peak(self) -> int:
-        """Bytes in use then."""
         return self.parts.total
 
     def as_dict(self) -> dict[str, Any]:

@@ -81,7 +81,6 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
-        """How many."""
         return max(1, self.gpus // self.per_node)
 
     @property

@@ -88,8 +88,6 @@ def convert_gguf(path: Path, folder: Path, *, note: str = "") -> None:
     """Writes the model in `path` to `folder`, which exists and is empty, showing progress. Not atomic.
 
     Args:
-        path: a GGUF file.
-        folder: gets the files of the model.
         note: a line to print first, such as why this is done again.
 
     Raises:

@@ -22,11 +22,7 @@ LIBRARY, NAME = "grouped_mm", "honed_grouped_mm"
 
 @contextmanager
 def experts_in_autocast(model: Any) -> Iterator[bool]:
-    """Within the block the experts' products follow autocast on CUDA; yields whether the model has such experts.
-
-    Args:
-        model: of transformers; it is as it was afterwards.
-    """
+    """Within the block the experts' products follow autocast on CUDA; yields whether the model has such experts."""
     config = model.config
     if any(getattr(each, "_experts_implementation", None) != LIBRARY for each in (config, config.get_text_config())):
         yield False

@@ -16,8 +16,6 @@ def fit_length(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]:
     """Lowers the default `max_length` of our own `args` to the limits of tokenizer and model; a note if it does.
 
     Args:
-        args: changed in place.
-        model: on any device, the meta device too.
         tokenizer: its `model_max_length` is a limit for the default only.
 
     Raises:

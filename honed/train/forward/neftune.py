@@ -23,8 +23,6 @@ def noisy_embeddings(embeddings: nn.Module, alpha: float | None, inputs: Mapping
     """Within this block the embeddings of this batch carry noise, in training mode only; None for no noise.
 
     Args:
-        embeddings: the model's input embeddings.
-        alpha: `neftune_noise_alpha`.
         inputs: the batch that is embedded, as the collators make it.
     """
     if not alpha:

@@ -31,7 +31,6 @@ def offloaded(device: torch.device, *, smallest: int = SMALLEST) -> Iterator[Non
     change by a bit.
 
     Args:
-        device: where the model computes.
         smallest: tensors of fewer elements stay where they are.
     """
     pinned = device.type == "cuda"

@@ -76,7 +76,6 @@ class VisionCollator:
     The ids are those that were prepared; the processor is asked for pixels only. A batch without images has none.
 
     Attributes:
-        processor: a transformers processor.
         multiple_of: rows are padded to a multiple of this length.
     """
 

@@ -41,7 +41,6 @@ class Log:
         self._trackers, self._bar = trackers, bar
 
     def step(self) -> None:
-        """One optimizer step further."""
         if self._bar is not None:
             self._bar.advance()
 

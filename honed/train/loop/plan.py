@@ -12,13 +12,7 @@ from honed.train.loop.config import LoopConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How many steps there are, and which rows each rank gets in each: a function of the settings alone.
-
-    Attributes:
-        config: the settings.
-        rows: rows of the data set.
-        world: ranks that train together.
-    """
+    """How many steps there are, and which rows each rank gets in each: a function of the settings alone."""
 
     config: LoopConfig
     rows: int

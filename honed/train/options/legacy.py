@@ -127,7 +127,6 @@ def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> t
     """The options under the names that they have now, and a note for each old one.
 
     Args:
-        given: as the caller wrote them; not changed.
         known: the names of today.
         where: whose options they are, for messages.
 

@@ -59,7 +59,6 @@ class FilledCollator:
     """Batches without `NOTHING`; of nothing else, one in which nothing is trained and no token counts.
 
     Attributes:
-        collate: makes a batch of rows.
         untrained: what stands in a batch that would be empty.
     """
 
@@ -67,7 +66,6 @@ class FilledCollator:
     untrained: PackedRow
 
     def __call__(self, rows: Sequence[PackedRow]) -> Batch:
-        """A batch as `collate` makes it."""
         found = [row for row in rows if row.lengths]
         return self.collate(found) if found else {**self.collate([self.untrained]), "num_tokens": 0}
 

@@ -21,8 +21,6 @@ def notes_on_new_tokens(model: Any, tokenizer: Any, rows: Any) -> list[str]:
     is known only when the rows are prepared, and the adapter is on the model by then.
 
     Args:
-        model: as it is trained.
-        tokenizer: its added tokens are looked for.
         rows: the training rows; of streamed rows and rows as they are nothing is known.
     """
     if not isinstance(rows, PackedRows) or not has_adapter(model) or _is_trained(model):

@@ -70,11 +70,7 @@ class Features(ByColumn):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCollator:
-    """Batches of rows that were tokenised before and not prepared.
-
-    Attributes:
-        collate: ours.
-    """
+    """Batches of rows that were tokenised before and not prepared."""
 
     collate: FlatCollator | PaddedCollator
 
@@ -95,7 +91,6 @@ class FeatureCollator:
     with_labels: bool
 
     def __call__(self, rows: Sequence[PackedRow]) -> dict[str, Any]:
-        """A batch as `collate` makes it."""
         return self.collate([as_feature(row, with_labels=self.with_labels) for row in rows])
 
 
@@ -103,8 +98,6 @@ class Datasets:
     """Makes rows of data sets, and keeps what became of them.
 
     Args:
-        args: how.
-        tokenizer: with what.
         formatting_func: the caller's; see `honed.data.read.formatting`.
         collator: the caller's; None for ours.
         flat: whether our batches are flat.
@@ -158,7 +151,6 @@ class Datasets:
 
         Args:
             name: "train", or what else to call it.
-            dataset: the caller's; not changed.
 
         Raises:
             DataError, TemplateError, RecipeError: rows or options cannot be used.
@@ -289,9 +281,7 @@ class GroupedByLength(LengthGroupedSampler):
     order is that of one process with as many rows in a step.
 
     Args:
-        rows: which are ordered.
         per_step: rows of an optimizer step, on all ranks together.
-        seed: of the order.
     """
 
     def __init__(self, rows: PackedRows, per_step: int, *, seed: int) -> None:

@@ -26,7 +26,6 @@ class StreamDataset(IterableDataset):
     Args:
         stream: what is read.
         size: packed rows of a batch.
-        collate: packed rows -> batch.
         rank, world: of this process, of how many.
         after: the place of a batch of rank 0 that has been trained on, and with it those of the other ranks; None to
             start from the beginning.
@@ -99,8 +98,6 @@ def loader_of(dataset: StreamDataset, args: SFTConfig, *, size: int, after: Plac
     """The loader of this rank.
 
     Args:
-        dataset: the stream; not changed.
-        args: rank, number of ranks, and the options of the DataLoader.
         size: packed rows of a batch.
         after: see `StreamDataset`.
     """

@@ -66,7 +66,6 @@ def micro_batches_of(lengths: Lengths, *, ranks: int, budget: int) -> list[list[
 
     Args:
         lengths: tokens of each row of the step.
-        ranks: how many share the step.
         budget: tokens that a micro-batch may have; only a row that is longer makes one larger.
 
     Returns:
@@ -88,10 +87,8 @@ class TokenBatches(Sampler[list[list[int]]]):
     """This rank's part of each step of an epoch, as the row numbers of its micro-batches.
 
     Args:
-        lengths: tokens of each row.
         tokens_per_step: see `step_bounds`.
         budget: see `micro_batches_of`.
-        rank, world: of this process, of how many.
         seed: of the rows' order; None leaves them in theirs.
     """
 
@@ -160,9 +157,6 @@ def loader_of(rows: PackedRows, collate: Callable[[list[Any]], Batch], args: SFT
     """The loader of this rank: a step at a time, as {"micro_batches": [...]}. Workers, if any, make them ahead.
 
     Args:
-        rows: all of them.
-        collate: makes a micro-batch.
-        args: rank, number of ranks, seeds and the options of the DataLoader.
         size: `per_device_train_batch_size`; a micro-batch holds no more tokens than so many rows of `max_length`.
     """
     lengths = row_lengths(rows)

@@ -17,7 +17,6 @@ def card(recipe: Recipe, ledger: Ledger | None) -> str:
     """The text. It is for others, so it names no folder of this machine.
 
     Args:
-        recipe: as run.
         ledger: what became of the rows; None where they were not prepared.
     """
     base, adapter = hub_id(recipe.model), recipe.lora is not None

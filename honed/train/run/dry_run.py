@@ -182,7 +182,6 @@ def steps_of(
     """Micro-batches of an epoch on each process (steps, if chosen by tokens; None without rows), and optimizer steps.
 
     Args:
-        args: how the rows become steps.
         rows, tokens: of an epoch.
         epochs: count those of so many epochs, instead of what the arguments say.
     """

@@ -27,8 +27,6 @@ def steps_told(trainer: Any, folder: RunFolder, say: Callable[[str], None]) -> I
 
     Args:
         trainer: one that does not watch its steps (the plain loop) tells nothing.
-        folder: gets `worst_steps.json`.
-        say: gets a line for the user.
     """
     if not hasattr(trainer, "worst_steps"):
         yield
@@ -55,9 +53,6 @@ def replay_command(folder: Path) -> str | None:
 
     It goes on from the newest whole checkpoint before that step, or else from the beginning, in a folder of its own.
     Nothing that a step depends on is changed, so it comes to the same step with the same weights.
-
-    Args:
-        folder: of the run.
 
     Returns:
         None where every step was taken.

@@ -64,9 +64,7 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     """Trains as the recipe says. What is in the output folder afterwards: see `RunFolder`.
 
     Args:
-        recipe: what to do.
         command: the command line, kept in `run.json`.
-        say: gets lines for the user.
         overwrite: whether a finished run in the folder may be replaced.
 
     Raises:

@@ -79,7 +79,6 @@ def written(
     """A folder `checkpoint-STEP` to write in, which takes its place when the block ends well: whole, or not at all.
 
     Args:
-        folder: of the run.
         step: of the checkpoint; an earlier one of this step is replaced.
         first: whether this process makes and seals it; others that write into it have False.
         meet: waits for the other processes that write into it.
@@ -152,7 +151,6 @@ def latest_good(
     """The newest whole checkpoint of a run, and why each newer one was passed over.
 
     Args:
-        folder: of the run.
         identity: of the run; a checkpoint with another is foreign. None to take any.
         before: only checkpoints of earlier steps than this are looked at.
     """

@@ -20,18 +20,15 @@ class TrainingProgress(TrainerCallback):
         self._bar: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Opens the bar, on the first rank only."""
         if state.is_world_process_zero:
             self._bar = Progress(desc="Training", total=state.max_steps, unit="step")
             self._bar.count = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step further."""
         if self._bar is not None:
             self._bar.advance()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Shows the newest numbers behind the bar."""
         if self._bar is None or not logs:
             return
         if "loss" in logs:
@@ -40,7 +37,6 @@ class TrainingProgress(TrainerCallback):
             self._bar.write(f"step {state.global_step}: " + ", ".join(f"{k} {v:.4g}" for k, v in logs.items()))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Closes the bar."""
         self.close()
 
     def close(self, *, finished: bool = True) -> None:
@@ -68,6 +64,5 @@ class MetricsFile(TrainerCallback):
             drop_after(self.path, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """One JSON object a line, see `append_line`."""
         if state.is_world_process_zero and logs:
             append_line(self.path, state.global_step, time.perf_counter() - self._started, logs)

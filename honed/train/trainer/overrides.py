@@ -41,11 +41,6 @@ def reads_batches(cls: type, base: type) -> bool:
 def check_subclass(cls: type, base: type, args: SFTConfig) -> list[str]:
     """What the author of a subclass should know.
 
-    Args:
-        cls: the subclass.
-        base: SFTTrainer itself.
-        args: its arguments.
-
     Raises:
         RecipeError: it overrides a method that is never called, or one whose arguments have changed.
     """

@@ -37,7 +37,6 @@ def own_arguments(args: TrainingArguments | None, model: Any) -> SFTConfig:
 
     Args:
         args: as given; None for TRL's defaults, with a folder named after the model.
-        model: as given.
     """
     if args is None:
         return SFTConfig(output_dir=f"{Path(model_name(model)).name or 'model'}-SFT")
@@ -86,7 +85,6 @@ def make_processing_class(given: Any, name: str, args: SFTConfig, rows: Any) -> 
     """The tokenizer (see `make_tokenizer`), or the processor of a model that sees if the rows show images.
 
     Args:
-        given, name, args: see `make_tokenizer`.
         rows: the training rows; None if they are not to be looked at.
     """
     if given is None and shows_images(rows) and sees_images(name):
@@ -101,7 +99,6 @@ def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:
 
     Args:
         given: `processing_class`; None to load it from `name`.
-        name: of the model.
         args: `eos_token`, `pad_token` and `chat_template_path` are what it may differ in.
 
     Raises:
@@ -190,10 +187,7 @@ def choose_attention(
     """Keeps the attention that the caller named, unless packing needs ours.
 
     Args:
-        seams: what the model takes; not changed.
         given: the model as the caller gave it.
-        model: the same, loaded.
-        args: `model_init_kwargs` and `packing` are looked at.
         padded: whether batches must be padded where nothing is packed.
 
     Returns:
