@@ -1,4 +1,4 @@
-"""Whether what documents have in common is computed once: asked for, and tried on the very model first."""
+"""Whether shared prefixes are computed once: if asked for, and if a trial on this very model succeeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from honed.train.options.config import SFTConfig
 
 
 def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
-    """Whether prefixes are shared; with "auto", why not goes into the seams' notes.
+    """Whether prefixes are shared; with "auto", an obstacle goes into the seams' notes.
 
     Raises:
         RecipeError: `share_prefixes` is neither a bool nor "auto".
@@ -41,7 +41,7 @@ def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
 
 
 def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = None) -> str | None:
-    """Why this model cannot compute a shared prefix once; None where it can, which two short documents have shown.
+    """Why this model cannot compute a shared prefix once; None if a trial on two short documents succeeded.
 
     Args:
         balance: `router_aux_loss_coef`; None for the model's own.
@@ -79,5 +79,5 @@ def _probe(model: nn.Module, *, share: bool) -> torch.Tensor:
 
 def _row(ids: np.ndarray[Any, Any]) -> PackedRow:
     weights = np.ones(len(ids), dtype=np.float32)
-    weights[: MIN_SHARED + 1] = 0.0  # what stands before the documents part is the same in both
+    weights[: MIN_SHARED + 1] = 0.0  # only what follows the prefix is compared
     return PackedRow(input_ids=ids, weights=weights, lengths=(len(ids),))
