@@ -1,4 +1,4 @@
-"""What happens beside training: the progress bar and the metrics file."""
+"""Callbacks of SFTTrainer: the progress bar and the metrics file."""
 
 from __future__ import annotations
 
@@ -47,18 +47,14 @@ class TrainingProgress(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every logged line to `metrics.jsonl`, flushed at once so that a killed run keeps what it logged.
-
-    Args:
-        path: the file; a run that starts anew begins it anew.
-    """
+    """Appends every logged line to `metrics.jsonl`, flushed at once so that a killed run keeps what it logged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._started = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Empties the file; of a run that is resumed, only what comes after its checkpoint is dropped."""
+        """Empties the file; a resumed run drops only the lines after its checkpoint."""
         self._started = time.perf_counter()
         if state.is_world_process_zero:
             drop_after(self.path, state.global_step)
