@@ -1,4 +1,4 @@
-"""Tokens that were added to a tokenizer, stand in the training rows, and would stay as untrained as they are."""
+"""Added tokens in the training rows whose embeddings are untrained, and would stay so."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TOKENS_NAMED = 8
 
 
 def notes_on_new_tokens(model: Any, tokenizer: Any, rows: Any) -> list[str]:
-    """What to say of added tokens whose rows in the embedding no training has shaped, where only an adapter is trained.
+    """Notes on added tokens with untrained embeddings, where only an adapter is trained.
 
-    Those that the chat template uses are trained with the adapter (see `ready_to_train`). Which others the answers hold
-    is known only when the rows are prepared, and the adapter is on the model by then.
+    Tokens of the chat template are trained with the adapter (see `ready_to_train`). Other tokens in the rows are known
+    only when the rows are prepared, which is after the adapter is attached.
 
     Args:
-        rows: the training rows; of streamed rows and rows as they are nothing is known.
+        rows: the training rows; streamed and unprepared ones give no notes.
     """
     if not isinstance(rows, PackedRows) or not has_adapter(model) or _is_trained(model):
         return []
