@@ -56,10 +56,9 @@ class StepMetrics:
         self._trained += trained
 
     def read(self) -> dict[str, float]:
-        """Means, num_tokens (of the whole run), tokens per second, memory (GB); then starts anew.
+        """Means over all ranks, num_tokens of the whole run, tokens per second, this process's memory (GB); resets.
 
-        Of all ranks, but for the memory, which is this process's. Where no tokens were counted (batches of another
-        kind), no speed is told, and no trained tokens per second where no batch had labels.
+        The caller's own batches may count no tokens or have no labels; then the speeds are left out.
         """
         seconds = max(time.perf_counter() - self._since, 1e-9)
         tokens, trained, scored, aux_tokens, entropy, correct, aux_sum = self._totals()
@@ -84,14 +83,13 @@ class StepMetrics:
         return self._over_ranks(*counts, *torch.cat([self._sums, self._aux_sum.reshape(1)]).tolist())
 
     def state(self) -> dict[str, Any]:
-        """What has been counted since the last `read`, and of the whole run; as JSON, for `restore`."""
+        """The counts since the last `read` and of the whole run; as JSON, for `restore`."""
         sums: list[float] = self._sums.tolist()
         counts = {"tokens": self._tokens, "trained": self._trained, "scored": self._scored}
         balance = {"aux_tokens": self._aux_tokens, "aux_sum": float(self._aux_sum)}
         return {"num_tokens": self.num_tokens, "sums": sums, **counts, **balance}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on counting from there."""
         self.num_tokens = state["num_tokens"]
         self._sums.copy_(torch.tensor(state["sums"]))
         self._tokens, self._trained, self._scored = state["tokens"], state["trained"], state["scored"]
@@ -99,7 +97,7 @@ class StepMetrics:
         self._aux_sum.fill_(state.get("aux_sum", 0.0))
 
     def mark(self) -> Mark:
-        """What has been counted so far, for `back_to`; costs nothing."""
+        """The counts so far, for `back_to`."""
         return self._tokens, self._trained, self._scored, self._aux_tokens, self._sums, self._aux_sum
 
     def back_to(self, mark: Mark) -> None:
@@ -107,7 +105,7 @@ class StepMetrics:
         self._tokens, self._trained, self._scored, self._aux_tokens, self._sums, self._aux_sum = mark
 
     def start_clock(self) -> None:
-        """Leaves what happened since the last `read` (evaluation, saving) out of tokens per second."""
+        """Leaves the time since the last `read` (evaluation, saving) out of tokens per second."""
         self._since = time.perf_counter()
 
 

@@ -104,7 +104,7 @@ def train(
                         save(run, folder, log, must=stopped)
                     if stopped:
                         break
-        run.wrapped = run.model  # the wrapper must be gone before the process group is: later it would wait for ever
+        run.wrapped = run.model  # DDP must be destroyed before the process group, else it waits for ever
     return Outcome(steps=run.step, stopped=stopped, log=log.lines, notes=log.notes)
 
 
@@ -261,7 +261,7 @@ def evaluate(run: Run, rows: Sequence[PackedRow], collate: Any) -> dict[str, flo
 
 
 def save(run: Run, folder: Path, log: Log, *, must: bool) -> None:
-    """Keeps everything that the next step depends on; `must` makes a full disk an error instead of a note."""
+    """Saves everything that the next step depends on; `must` makes a full disk an error instead of a note."""
     state = state_of(run, loss=unlogged_loss(run))
     if run.ranks.rank != 0:
         return
@@ -276,10 +276,10 @@ def save(run: Run, folder: Path, log: Log, *, must: bool) -> None:
 
 
 def resume(run: Run, folder: Path | None) -> list[str]:
-    """Puts the run where a checkpoint stands, if there is one; returns why newer ones were passed over.
+    """Restores the run from a checkpoint, if there is one; returns why newer ones were skipped.
 
     Raises:
-        RunError: the checkpoint that the config names is torn or another run's.
+        RunError: the checkpoint that the config names is damaged or another run's.
     """
     named = run.config.resume
     if folder is None or named is None:

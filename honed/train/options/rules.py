@@ -1,4 +1,4 @@
-"""Combinations that cannot work or have no effect, as a table; each is told with its fix before anything is loaded."""
+"""A table of option combinations that cannot work or have no effect, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from honed.train.options.surroundings import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """`when` tells from the arguments whether the rule applies; `refuses` makes it an error instead of a note."""
+    """`when` tells whether the rule applies; one that does not refuse gives a note."""
 
     name: str
     when: Callable[[SFTConfig], bool]
@@ -350,7 +350,7 @@ def check(args: SFTConfig) -> list[str]:
     """The notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies, or the loss or a service of `report_to` is not one there is.
+        RecipeError: a rule that refuses applies, or the loss or a service of `report_to` is unknown.
     """
     args.objective()
     need_reporters(args.report_to)

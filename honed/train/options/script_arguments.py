@@ -38,10 +38,10 @@ class ScriptArguments:
 
 
 class TrlParser(HfArgumentParser):
-    """Dataclasses from the command line, with a YAML file (`--config FILE`) below it.
+    """Dataclasses from the command line and a YAML file (`--config FILE`).
 
-    A flag beats the file, the file beats the dataclass's default. `env:` in the file holds environment variables. Names
-    that options of training had in older releases are taken in both, and told of.
+    Flags override the file, the file overrides the dataclasses' defaults. `env:` in the file sets environment
+    variables. Old names of training options are taken in both, with a warning.
 
     Args:
         dataclass_types: one dataclass or several; none may have a field `config`.
@@ -90,7 +90,7 @@ class TrlParser(HfArgumentParser):
         return tuple(parsed)
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
-        """Makes these values defaults, also of sub-parsers; what no argument is called comes back as flags."""
+        """Makes these values defaults, also of sub-parsers; returns unknown ones as flags."""
         used = _set_defaults(self, kwargs)
         return [word for key, value in kwargs.items() if key not in used for word in (f"--{key}", str(value))]
 
@@ -107,7 +107,7 @@ def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any]) -> se
 
 
 def _modern(config: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The file's keys under the names that they have now."""
+    """The file's keys under their new names."""
     values: dict[str, Any] = {}
     for name, value in config.items():
         new = _today(name, known)
@@ -145,7 +145,7 @@ def _modern_flag(group: Sequence[str], known: Collection[str]) -> Sequence[str]:
 
 
 def _today(name: str, known: Collection[str]) -> str | None:
-    """What an argument is called now; None if it has no effect any more."""
+    """An argument's new name; None if it has no effect any more."""
     if name in known:
         return name
     if name in RENAMED and RENAMED[name].new in known:
