@@ -1,7 +1,7 @@
-"""LoRA on a 4-bit base begins where it makes up best for the rounding (LoftQ, Li et al., arXiv:2310.08659).
+"""Initialises LoRA on a 4-bit base to compensate for the rounding (LoftQ, Li et al., arXiv:2310.08659).
 
-peft's own `init_lora_weights="loftq"` needs a GPU and an unquantised base, whose weights it replaces. Here the base is
-the one that bitsandbytes has quantised, and the first step of the paper's Algorithm 1 is done for it, on any device.
+peft's own `init_lora_weights="loftq"` needs a GPU and an unquantised base, which it replaces. This does the first step
+of the paper's Algorithm 1 on any device, for the base that bitsandbytes has quantised.
 
     R  rank of the adapter;  I, O  inputs and outputs of a layer
 """
@@ -46,7 +46,7 @@ def start_at_residual(model: Any) -> None:
         rounded = dequantize_4bit(weight.data, weight.quant_state).float()
         residual = original.get_submodule(name).weight.to(rounded.device) - rounded
         u, s, vh = torch.linalg.svd(residual / module.scaling[ADAPTER], full_matrices=False)
-        rank = min(module.r[ADAPTER], len(s))  # of a layer narrower than r, the other rows do nothing
+        rank = min(module.r[ADAPTER], len(s))  # in a layer narrower than r the other rows stay zero
         root = s[:rank].sqrt()
         a_RI, b_OR = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
         a_RI.zero_()[:rank] = root[:, None] * vh[:rank]
