@@ -1,7 +1,6 @@
-"""Shapes of public models, written down from their published configurations, so that planning needs no network.
+"""Shapes of public models, from their published configurations, so that planning needs no network.
 
-Weights, gradients and activations follow from these numbers alone. What a configuration holds besides (rope settings,
-token ids) moves no memory and is left at transformers' defaults.
+Memory follows from these numbers alone; the rest of a configuration (rope, token ids) has transformers' defaults.
 """
 
 from __future__ import annotations
@@ -85,8 +84,8 @@ _OWNERS = frozenset(row[0].owner.lower() for row in _SHAPES.values())
 def find_config(name: str) -> Any:
     """The transformers configuration of a model; its weights are not touched.
 
-    A built-in name wins over the network: "Qwen3-8B", "Qwen/Qwen3-8B" and "qwen3-8b-base" mean the same shape. A Hub id
-    of anybody else than the family's owner is asked for, for its shape may have been changed.
+    Built-in names need no network: "Qwen3-8B", "Qwen/Qwen3-8B" and "qwen3-8b-base" mean the same shape. Hub ids of
+    other owners are looked up, because their shape may differ.
 
     Args:
         name: a folder with a config.json, a built-in name, or a Hub id.
