@@ -22,7 +22,18 @@ from honed.train.forward.seams import NOT_FOR_THE_MODEL, Seams, on_device_of, op
 from honed.train.options.config import SFTConfig
 from honed.train.trainer.trainer import SFTTrainer
 
+# Every step is logged as it is, and nothing else is written or shown.
+QUIET: dict[str, Any] = {
+    "bf16": False,
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "token_metrics": False,
+}
 ONE_STEP: dict[str, Any] = {
+    **QUIET,
     "max_steps": 1,
     "optim": "sgd",
     "learning_rate": 1.0,
@@ -31,13 +42,6 @@ ONE_STEP: dict[str, Any] = {
     "weight_decay": 0.0,
     "train_sampling_strategy": "sequential",
     "gradient_checkpointing": False,
-    "bf16": False,
-    "logging_steps": 1,
-    "logging_nan_inf_filter": False,
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "token_metrics": False,
     "max_length": 1 << 20,
 }
 

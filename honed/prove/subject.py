@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from honed.data.batch.table import PackedRows
-from honed.prove.engine import Step
+from honed.prove.engine import QUIET, Step
 from honed.prove.models import Chosen
 from honed.prove.sample import Sample
 from honed.prove.statement import NotChecked
@@ -26,18 +26,7 @@ from honed.train.trainer.trainer import SFTTrainer
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
 ROUNDING_OF_HALF = 5e-2
 
-ON_ITS_OWN: dict[str, Any] = {
-    "bf16": False,
-    "fp16": False,
-    "report_to": "none",
-    "save_strategy": "no",
-    "eval_strategy": "no",
-    "logging_strategy": "steps",
-    "logging_steps": 1,
-    "logging_nan_inf_filter": False,
-    "disable_tqdm": True,
-    "token_metrics": False,
-}
+ON_ITS_OWN: dict[str, Any] = {**QUIET, "fp16": False, "eval_strategy": "no", "logging_strategy": "steps"}
 # Of the recipe's arguments, those that shape what is trained; devices, hubs, trackers and launchers are left out.
 KEPT = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.hf_argparser import string_to_bool
 
 from honed.errors import RecipeError
 from honed.train.options import legacy
+from honed.train.options.model_config import option
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +28,12 @@ RENAMED = {**legacy.RENAMED, "torch_dtype": legacy.Renamed(new="dtype")}  # the 
 class ScriptArguments:
     """Which data set; fields and defaults are TRL's."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "File, folder or Hub id of the data."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read the rows while training."})
-    ignore_bias_buffers: bool = field(
-        default=False, metadata={"help": "For models with bool buffers under DistributedDataParallel."}
-    )
+    dataset_name: str | None = option(None, "File, folder or Hub id of the data.")
+    dataset_config: str | None = option(None, "Configuration of a Hub data set.")
+    dataset_train_split: str = option("train", "Split to train on.")
+    dataset_test_split: str = option("test", "Split to evaluate on.")
+    dataset_streaming: bool = option(False, "Read the rows while training.")
+    ignore_bias_buffers: bool = option(False, "For models with bool buffers under DistributedDataParallel.")
 
 
 class TrlParser(HfArgumentParser):

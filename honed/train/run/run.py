@@ -44,6 +44,10 @@ if TYPE_CHECKING:  # it brings transformers' Trainer and `datasets`, which the p
 Say = Callable[[str], None]
 
 ENGINES = ("trainer", "plain")
+SAME_NAMES = (  # of a recipe's `data` and of SFTConfig
+    *("template", "system", "train_on", "train_reasoning", "train_tool_calls", "max_length", "overlong", "bad_rows"),
+    *("packing", "packing_strategy", "share_prefixes", "streaming", "shuffle_buffer"),
+)
 ONE_OR_MORE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
@@ -254,27 +258,15 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     data = recipe.data
     evaluates = data.held_out is not None or data.eval_share is not None
     own = {
+        **{name: getattr(data, name) for name in SAME_NAMES},
         "output_dir": recipe.output,
         "disable_tqdm": False,  # transformers would decide by its own log level
         "data_format": data.format,
-        "template": data.template,
         "template_arguments": dict(data.template_arguments),
         "columns": dict(data.columns),
-        "system": data.system,
         "train_roles": list(data.train_roles),
-        "train_reasoning": data.train_reasoning,
-        "train_tool_calls": data.train_tool_calls,
-        "train_on": data.train_on,
-        "max_length": data.max_length,
-        "overlong": data.overlong,
-        "packing": data.packing,
-        "packing_strategy": data.packing_strategy,
         "data_cache": data.cache,
         "dataset_num_proc": data.workers,
-        "share_prefixes": data.share_prefixes,
-        "bad_rows": data.bad_rows,
-        "streaming": data.streaming,
-        "shuffle_buffer": data.shuffle_buffer,
         "dataset_text_field": data.text_field,
         "eval_strategy": "epoch" if evaluates else "no",
     }
