@@ -1,6 +1,6 @@
 """One optimizer step of the trainer as a loss and a gradient, and the same from first principles.
 
-The trainer is asked through its public methods only: a step of plain SGD at rate 1 moves the weights by the gradient.
+The trainer is used through its public methods only: a step of plain SGD at rate 1 moves the weights by the gradient.
 
 Shapes: T tokens of a document, N trained tokens, V vocabulary.
 """
@@ -48,20 +48,20 @@ ONE_STEP: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Loss of a step, and the gradient of every weight that is trained."""
+    """Loss of a step, and the gradient of every trained weight."""
 
     loss: float
     gradient: dict[str, torch.Tensor]
 
 
 def apart(found: Step, expected: Step) -> float:
-    """The larger relative distance of the two: of the losses, and of the gradients in their norm."""
+    """The larger one of the relative distances of the losses and of the gradients."""
     loss = abs(found.loss - expected.loss) / max(abs(expected.loss), 1e-300)
     return worst(loss, weights_apart(found.gradient, expected.gradient))
 
 
 def weights_apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """The norm of the difference over the norm of what was expected; inf where other weights are there."""
+    """The norm of the difference over the norm of what was expected; inf for other weights."""
     if found.keys() != expected.keys():
         return math.inf
     difference = sum(float((found[n].double() - expected[n].double()).square().sum()) for n in expected)
@@ -70,12 +70,12 @@ def weights_apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 
 def worst(*distances: float) -> float:
-    """Their maximum; nan if one is nan, for which `max` would depend on the order."""
+    """The maximum, or NaN if there is one: with NaN, `max` depends on the order."""
     return math.nan if any(map(math.isnan, distances)) else max(distances)
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of what is trained, by name."""
+    """Copies of the trained weights, by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -109,7 +109,7 @@ def make_trainer(
     """A trainer for one step on rows that are prepared already.
 
     Args:
-        padded: pad batches, whether the model needs it or not.
+        padded: pad batches even if the model takes flat ones.
         changes: arguments of SFTConfig.
     """
     on_host = next(model.parameters()).device.type == "cpu"
@@ -119,7 +119,7 @@ def make_trainer(
 
 
 def silent(trainer: SFTTrainer) -> SFTTrainer:
-    """The trainer, which prints nothing any more."""
+    """The trainer without its printing callback."""
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -130,7 +130,7 @@ def one_step(
     """Loss and gradient of the trainer's first step over all rows.
 
     Args:
-        accumulation: into how many micro-batches it is divided.
+        accumulation: number of micro-batches.
         changes: see `make_trainer`.
     """
     size = {"per_device_train_batch_size": -(-len(rows) // accumulation), "gradient_accumulation_steps": accumulation}
@@ -145,9 +145,9 @@ def one_step(
 
 @torch.no_grad()
 def head_apart(model: Any, rows: PackedRows, found: Seams) -> tuple[float, int]:
-    """The largest distance of a token's score at the scoring head from that of whole logits, and how many tokens."""
+    """The largest relative distance between scores at the scoring head and from whole logits; the number of tokens."""
     batch = on_device_of(model, FlatCollator()([rows[n] for n in range(len(rows))]))
-    if not found.flat:  # one long document then, which is as good to compare two heads on
+    if not found.flat:  # then as one long document
         batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
     with opened(model, found) as head:
         scored_N = token_scores(model, batch, head)[0].nll_N

@@ -1,4 +1,4 @@
-"""All statements, one after the other, on one recipe; what came out as a table or as JSON."""
+"""Checks all statements on a recipe, one after the other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DTYPES = ("float64", "float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where and on how much of the model statements are checked; see `honed.prove.models`."""
+    """Where, and on how much of the model, statements are checked; see `honed.prove.models`."""
 
     size: str = "auto"
     device: str = "cpu"
@@ -72,16 +72,13 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
 
 
 def findings(subject: Subject, statements: dict[str, Check] | None = None) -> Iterator[Finding]:
-    """What became of each statement, in order; as soon as it is known."""
+    """The finding of each statement, in order, as soon as it is known."""
     for name, check in (STATEMENTS if statements is None else statements).items():
         yield find(name, check, subject)
 
 
 def expected_seconds(subject: Subject, statements: dict[str, Check] | None = None) -> dict[str, float]:
-    """About how long each statement will take, from one step that is timed and that they need anyway.
-
-    Empty where that step fails: the statements say why.
-    """
+    """About how long each statement will take, from timing one step that they need anyway; {} if that step fails."""
     started = time.perf_counter()
     try:
         sums.one_by_one(subject)
@@ -93,7 +90,7 @@ def expected_seconds(subject: Subject, statements: dict[str, Check] | None = Non
 
 
 def parameters_of(chosen: Chosen) -> int:
-    """Of a model with its adapter."""
+    """Parameters of a model with its adapter."""
     return sum(p.numel() for p in chosen.make().parameters())
 
 
@@ -105,14 +102,14 @@ def _cost(check: Check, step: float, drill: float) -> float:
 
 
 def find(name: str, check: Check, subject: Subject) -> Finding:
-    """Checks one statement. One whose check breaks has failed: it was not shown to hold."""
+    """Checks one statement. If the check itself breaks, the statement has failed."""
     started = time.perf_counter()
     try:
         measured = check(subject)
     except (NotChecked, HonedError) as reason:
         detail = str(reason).partition("\n")[0]
         return Finding(statement=name, status=NOT_CHECKED, detail=detail, seconds=time.perf_counter() - started)
-    except Exception as error:  # of torch, transformers or ours: whatever it is, the others are still to be checked
+    except Exception as error:  # whatever it is, the other statements must still be checked
         detail = f"the check itself broke: {first_line(error)}"
         return Finding(statement=name, status=FAILED, detail=detail, seconds=time.perf_counter() - started)
     holds = not math.isnan(measured.value) and measured.value <= measured.bound

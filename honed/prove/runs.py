@@ -1,4 +1,4 @@
-"""Statements about runs of several steps: two engines, two processes, going on after a stop, saving and loading."""
+"""Statements about runs of several steps: both engines, several processes, resuming, saving and loading."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from honed.train.options.config import SFTConfig
 
 STEPS = 3
 WORLDS = (2, 4)  # processes
-STOP = 1  # the step after which a run is stopped, and as many are left
+STOP = 1  # the step after which a run is stopped; so many steps are left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What each step logged, and the weights at the end."""
+    """The log of each step, and the final weights."""
 
     log: list[dict[str, float]]
     weights: dict[str, torch.Tensor]
@@ -53,7 +53,7 @@ def engines(subject: Subject) -> Measured:
 
 
 def resumed(subject: Subject) -> Measured:
-    """A run of SFTTrainer that goes on from a checkpoint against one that was never stopped."""
+    """A run of SFTTrainer resumed from a checkpoint against one that was never stopped."""
     with tempfile.TemporaryDirectory() as folder:
         args = _arguments(subject, folder, max_steps=2 * STOP, save_strategy="steps", save_steps=STOP)
         whole = _by_trainer(subject, args)
@@ -90,7 +90,7 @@ def ranks(subject: Subject) -> Measured:
 
 
 def reloaded(subject: Subject) -> Measured:
-    """The logits of a model that was saved and loaded again against those before."""
+    """The logits of a model after saving and loading against those before."""
     model = subject.drill.make().eval()
     ids = torch.from_numpy(subject.rows[0].input_ids).long()[None].to(subject.device)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -139,7 +139,7 @@ def _bits(whole: Run, again: Run) -> Measured:
     return Measured(value=len(differing) + sum(losses), bound=0, detail=detail)
 
 
-# Steps of the drill that a check computes, and processes that it starts one after the other.
+# Steps of the drill model that a check computes, and processes that it starts.
 COSTS: dict[Check, tuple[int, int]] = {
     engines: (2 * STEPS, 0),
     ranks: (3, sum(WORLDS)),

@@ -1,4 +1,4 @@
-"""What stands in a recipe's output folder, and what training would do about it; looked at without touching it."""
+"""What training would do with a recipe's output folder, found out without touching it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from honed.train.run_folder.lock import LOCK
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputState:
-    """`says` is what would happen to the folder; `stops` why training would be refused, "" where it would not."""
+    """`says` what would happen to the folder; `stops` says why training would be refused, "" if it would not."""
 
     says: str
     stops: str = ""
 
 
 def output_state(recipe: Recipe, *, overwrite: bool = False) -> OutputState:
-    """What `run` would find; see `RunFolder.claim` and `keep_another`, which refuse."""
+    """What `run` would do with the folder; see `RunFolder.claim` and `keep_another`, which refuse."""
     folder = Path(recipe.output).expanduser()
     if not folder.exists():
         return _new(folder)
@@ -55,7 +55,7 @@ def _of_run(folder: Path, recipe: Recipe, *, finished: bool, overwrite: bool) ->
 
 
 def _new(folder: Path) -> OutputState:
-    """A folder that is not there can be made where the nearest one above it can be written."""
+    """A missing folder can be made if its nearest existing parent is writable."""
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if above.is_dir() and os.access(above, os.W_OK):
         return OutputState(says="a new folder")

@@ -1,4 +1,4 @@
-"""Unfinished runs, which another recipe must not replace without a word."""
+"""Unfinished runs, which another recipe must not silently replace."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from honed.train.run_folder.secrets import masked_yaml
 
 
 def keep_another(folder: RunFolder, recipe: Recipe) -> None:
-    """Refuses to begin anew where an unfinished run of another recipe could still be gone on with.
+    """Refuses to begin anew where an unfinished run of another recipe could still be resumed.
 
     Raises:
-        RunError: there is one, and the recipe does not say to go on from its checkpoint.
+        RunError: there is one, and the recipe does not say to resume it.
     """
     if folder.state().get("status") != "finished" and holds_checkpoints_of_another(folder.path, recipe):
         raise RunError(
