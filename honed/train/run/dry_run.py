@@ -113,19 +113,12 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
     ledger = datasets.ledger()
     if ledger is not None and data.note:
         ledger.notes.append(data.note)
-    tokens = 0 if ledger is None else ledger.tokens
-    batches, steps = steps_of(args, None if rows is None else len(rows), tokens)
-    epoch_steps = None if rows is None else steps_of(args, len(rows), tokens, epochs=1)[1]
-    tokens_per_step = None if ledger is None or epoch_steps is None else ledger.tokens / epoch_steps
+    counts = _counts(args, rows, ledger)
+    steps = counts["steps"]
     if args.get_warmup_steps(steps) >= steps > 0 and args.lr_scheduler_type.value != "constant":
         notes.append(f"All of {counted(steps, 'step')} are warm-up, and the first has learning rate 0: warmup_steps=0.")
-    job = _job(recipe, args)
-    if job is not None and args.gradient_checkpointing == "auto":
-        job, told_of = _checkpointed(job, args, rows)
-        notes.append(told_of)
-    elif job is not None and job.optimizer.doubt:
-        notes.append(f"memory: {job.optimizer.doubt}.")
-    longest = None if job is None or rows is None else _longest(job, args, rows)
+    costs, told_of_costs = _costs(recipe, args, rows, ledger, counts["tokens_per_step"])
+    notes += told_of_costs + told
     return DryRun(
         recipe=recipe,
         args=args,
@@ -137,15 +130,9 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
         ledger=ledger,
         rows=None if rows is None else len(rows),
         examples=first_rows(data.train, args.prepare_options()),
-        batches=batches,
-        steps=steps,
-        rows_per_step=_most_rows(args) if rows is None or epoch_steps is None else len(rows) / epoch_steps,
-        tokens_per_step=tokens_per_step,
-        memory=None if job is None else int(plan.estimate(job).peak),
-        memory_of_rows=None if longest is None else int(plan.estimate(longest).peak),
-        longest=None if longest is None else longest.tokens,
-        operations=None if job is None else _operations(job, ledger, tokens_per_step, args.world_size),
-        notes=[*notes, *told, *(note for note in datasets.notes if ledger is None or note not in ledger.notes)],
+        **counts,
+        **costs,
+        notes=[*notes, *(note for note in datasets.notes if ledger is None or note not in ledger.notes)],
         output=output_state(recipe, overwrite=overwrite),
     )
 
@@ -244,8 +231,42 @@ def _dtype(recipe: Recipe, args: SFTConfig) -> str:
     return str(torch.float32 if trains_all else pick_dtype(args.device)).removeprefix("torch.")
 
 
-def _most_rows(args: SFTConfig) -> float:
-    return float(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+def _counts(args: SFTConfig, rows: Any, ledger: Ledger | None) -> dict[str, Any]:
+    """The fields of a `DryRun` on steps and what is in them."""
+    if rows is None:
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return {"batches": None, "steps": args.max_steps, "rows_per_step": float(per_step), "tokens_per_step": None}
+    tokens = 0 if ledger is None else ledger.tokens
+    batches, steps = steps_of(args, len(rows), tokens)
+    _, of_an_epoch = steps_of(args, len(rows), tokens, epochs=1)
+    return {
+        "batches": batches,
+        "steps": steps,
+        "rows_per_step": len(rows) / of_an_epoch,
+        "tokens_per_step": None if ledger is None else ledger.tokens / of_an_epoch,
+    }
+
+
+def _costs(
+    recipe: Recipe, args: SFTConfig, rows: Any, ledger: Ledger | None, tokens_per_step: float | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a `DryRun` on memory and operations, and notes."""
+    job, notes = _job(recipe, args), []
+    if job is None:
+        return dict.fromkeys(("memory", "memory_of_rows", "longest", "operations")), []
+    if args.gradient_checkpointing == "auto":
+        job, note = _checkpointed(job, args, rows)
+        notes.append(note)
+    elif job.optimizer.doubt:
+        notes.append(f"memory: {job.optimizer.doubt}.")
+    longest = None if rows is None else _longest(job, args, rows)
+    costs = {
+        "memory": int(plan.estimate(job).peak),
+        "memory_of_rows": None if longest is None else int(plan.estimate(longest).peak),
+        "longest": None if longest is None else longest.tokens,
+        "operations": _operations(job, ledger, tokens_per_step, args.world_size),
+    }
+    return costs, notes
 
 
 def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
