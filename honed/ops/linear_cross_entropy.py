@@ -39,7 +39,7 @@ TILE_MIN_ROWS = 128
 TILE_MIN_ROWS_TRAINED = {"cpu": 128, "gpu": 1024}
 # Logits of a block, which several elementwise operations pass over: 1 MB of float32.
 BLOCK_ELEMENTS = 1 << 18
-# Elements of a float32 product that is added to a half-precision sum at a time.
+# Elements of a half-precision product that are computed and added to its float32 sum at a time.
 SUM_ELEMENTS = 1 << 24
 
 
