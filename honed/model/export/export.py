@@ -83,10 +83,7 @@ def export(folder: str | Path, out: str | Path, *, dtype: str = "float32", probe
     check_places(folder, out, dtype)
     allowed = max(ALLOWED[dtype], ALLOWED_FOR_INT8 if trained_on(str(folder)) == "int8" else 0)
     trained, _ = load_for_generation(str(folder), device=torch.device("cpu"), dtype=torch.float32)
-    expected, generation_config = (
-        outputs(trained, probes),
-        trained.generation_config,
-    )  # with the stops it was trained on
+    expected, generation_config = outputs(trained, probes), trained.generation_config  # with the trained stops
     del trained
     beside = out.parent / f".{out.name}-{os.getpid()}"
     try:

@@ -86,8 +86,9 @@ def config_of(folder: Path) -> Any:
     """
     from peft import PeftConfig
 
-    adapted = is_adapter(str(folder))
-    return load_config(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path if adapted else str(folder))
+    if not is_adapter(str(folder)):
+        return load_config(str(folder))
+    return load_config(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
 
 
 def write_gguf(model: Any, tokenizer: Any, path: Path, *, kind: str) -> None:
