@@ -30,16 +30,15 @@ class LogitTransform:
 
 
 class ScoringHead(nn.Linear):
-    """Stands in for a model's LM head and shares its parameters.
+    """Replaces a model's LM head and shares its parameters.
 
-    Outside `scoring` it is the same linear layer. Inside, its forward computes the loss (and its gradient) of the
-    positions that have a target, and returns a ticket of shape (1, 1, 1) where logits would be: its value is 0, its
-    gradient that of the loss. The model's own `forward` runs unchanged; what it does to logits afterwards leaves a zero
-    a zero and multiplies the gradient by `transform.scale`, which `take` divides out. `find_seams` proves both.
+    Outside `scoring` it is the same linear layer. Inside, its forward computes the loss of the trained positions (and
+    the gradient), and returns a ticket of shape (1, 1, 1) in place of logits: its value is 0, its gradient that of the
+    loss. What the model does to logits afterwards keeps zero at zero and multiplies the gradient by `transform.scale`,
+    which `take` divides out again. `find_seams` tests both on the actual model.
 
     Attributes:
-        tied_weight_VD: the head's weight as the model's embedding handed it on, for this forward (see
-            `honed.loss.tied_embedding`); None where it did not.
+        tied_weight_VD: the weight as the tied embedding passed it on in this forward (see `honed.loss.tied_embedding`).
     """
 
     def __init__(self, head: nn.Linear, transform: LogitTransform | None = None) -> None:
@@ -62,9 +61,8 @@ class ScoringHead(nn.Linear):
         """Within this block, the model's forward scores these targets.
 
         Args:
-            targets: which positions, their tokens, and what each counts; so the gradient can be computed at once.
             objective: the loss of a token; None for the negative log-likelihood.
-            extras: whether entropy and correctness are wanted.
+            extras: also compute entropy and correctness.
         """
         self._task, self._scores = (targets, objective or Objective(), extras), None
         try:
@@ -86,7 +84,7 @@ class ScoringHead(nn.Linear):
             h_ND,
             self.weight if self.tied_weight_VD is None else self.tied_weight_VD,
             targets.ids_N,
-            targets.shares_N(h_ND.dtype),  # not divided afterwards: the gradient, computed here, would be once more
+            targets.shares_N(h_ND.dtype),  # divided here, because the gradient is computed here too
             bias_V=bias_V,
             label_smoothing=objective.label_smoothing,
             dft=objective.kind == "dft",
@@ -94,15 +92,15 @@ class ScoringHead(nn.Linear):
             extras=extras,
         )
         self._scores = replace(scores, loss=scores.loss.detach())
-        # the shape comes with the subtraction: FSDP2 warns of modules that return a view
+        # the subtraction gives the shape without a view: FSDP2 warns of modules that return views
         return scores.loss - self._scores.loss.reshape(1, 1, 1)
 
     def take(self, output_111: torch.Tensor) -> TokenScores:
-        """The scores of the forward that just ran, once.
+        """The scores of the forward that just ran; they can be taken once.
 
         Args:
-            output_111: the `logits` of the model's output. The loss takes its gradient from there, so that wrappers
-                that hook a module's outputs (FSDP, DDP) see that it depends on them.
+            output_111: the `logits` of the model's output. The loss is connected to them, because wrappers that hook a
+                module's outputs (FSDP, DDP) must see that it depends on them.
 
         Raises:
             RuntimeError: the model's forward did not call this head.

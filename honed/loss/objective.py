@@ -23,8 +23,8 @@ class Objective:
     """The loss of one token, before its weight.
 
     Attributes:
-        kind: "nll", the negative log-likelihood; or "dft", that times the token's probability, which is taken as a
-            constant (Dynamic Fine-Tuning, arXiv:2508.05629).
+        kind: "nll", the negative log-likelihood; or "dft", the same times the token's detached probability (Dynamic
+            Fine-Tuning, arXiv:2508.05629).
         label_smoothing: e in (1 - e) * nll + e * mean over the vocabulary of -log p.
 
     Raises:
@@ -54,9 +54,9 @@ class Targets:
     """What is to be predicted at the N trained positions of a batch.
 
     Attributes:
-        index_N: int64, the positions, counted through all rows of the batch.
-        ids_N: int64, the token that follows.
-        weights_N: float32, what its loss counts.
+        index_N: int64, the positions in the flattened batch.
+        ids_N: int64, the next token of each.
+        weights_N: float32, the weight of its loss.
         total: what all losses are divided by.
     """
 
@@ -82,7 +82,7 @@ def targets_of(
     Args:
         labels_BL: int64, -100 where a token is not trained.
         weights_BL: float32; None for 1 everywhere.
-        count: how many targets there are, if known: then nothing waits for the device to find out.
+        count: the number of targets, if known; saves a device synchronisation.
         total: the token weight of the whole step, which the sum of losses is divided by.
     """
     ids_M = next_token_targets(labels_BL).reshape(-1)
@@ -101,11 +101,8 @@ def targets_of(
 def next_token_targets(labels_BL: torch.Tensor) -> torch.Tensor:
     """The target of each position: the label one to the right; the last position has none.
 
-    This is the only shift in the project. Labels at a document's first token must be -100 already (`render` sees to
-    it): otherwise, in a flat row, the last token of one document would be asked for the first of the next.
-
-    Args:
-        labels_BL: int64, -100 where a token is not trained.
+    This is the only shift in the project. `render` has set the labels (int64) of each document's first token to -100;
+    otherwise the last token of one document in a flat row would have to predict the first token of the next.
     """
     targets_BL = torch.full_like(labels_BL, IGNORE_INDEX)
     targets_BL[..., :-1] = labels_BL[..., 1:]
@@ -113,7 +110,7 @@ def next_token_targets(labels_BL: torch.Tensor) -> torch.Tensor:
 
 
 def total_weight(labels_BL: torch.Tensor, weights_BL: torch.Tensor | None) -> torch.Tensor:
-    """Sum of the weights of the tokens that are trained in this batch: its part of the one denominator."""
+    """Sum of the weights of this batch's trained tokens: its part of the one denominator."""
     trained_BL = labels_BL[..., 1:] != IGNORE_INDEX
     if weights_BL is None:
         return trained_BL.sum()

@@ -1,8 +1,8 @@
 """The load-balancing loss of mixture-of-experts models.
 
 The model computes it from its router's logits (Switch Transformer, arXiv:2101.03961, equations 4 to 6), over the tokens
-of a micro-batch that are no padding. It is no sum over tokens, so it depends on the micro-batch; its share of an
-optimizer step is that of the micro-batch's token weight, as for every other loss.
+of a micro-batch without padding. It is not a sum over tokens, so it depends on how rows are batched. Each micro-batch
+counts in the step by its share of the token weight.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from honed.errors import ModelError, RecipeError
 
 
 def aux_loss_coefficient(config: Any, asked: float | None) -> float:
-    """What the auxiliary loss is multiplied by; 0 to leave it out.
+    """The factor of the auxiliary loss; 0 to leave it out.
 
     Args:
         config: the model's text configuration.
         asked: `router_aux_loss_coef` of the training arguments; None for the model's own.
 
     Raises:
-        RecipeError: negative, or asked for and the model has no router.
+        RecipeError: it is negative, or set for a model without a router.
     """
     # MiniMind's configuration has the attribute for dense models, too
     has_router = hasattr(config, "output_router_logits") and getattr(config, "use_moe", True)

@@ -1,9 +1,9 @@
 """The gradient of an embedding that is also the LM head's weight, summed in one buffer.
 
-The head's gradient is a full matrix, and it is there before the backward pass comes to the embedding, whose gradient
-has a row for each token of the batch only. torch nevertheless makes that a full matrix too, mostly of zeros, and adds
-the two: for a vocabulary of 151,936 and a hidden size of 384, 233 MB more, written twice. Here the embedding hands its
-weight on to the head as a second output. What comes back there is the head's gradient, and the rows are added to it.
+The head's gradient is a full matrix; the embedding's has one row per token of the batch. torch makes a second full
+matrix of those rows, mostly zeros, and adds the two: 233 MB more for a vocabulary of 151,936 and a hidden size of 384.
+Here the embedding passes its weight on to the head as a second output. Its backward then receives the head's gradient
+and adds the rows to it in place.
 
 Shapes: B rows, L tokens, D hidden size, V vocabulary.
 """
@@ -23,10 +23,10 @@ from honed.loss.head import ScoringHead
 
 @contextmanager
 def one_gradient(embedding: nn.Module, head: ScoringHead | None) -> Iterator[bool]:
-    """Within the block an embedding whose weight is the head's passes it on; yields whether it does.
+    """Within the block an embedding that shares the head's weight passes it on; yields whether it does.
 
-    Plain embeddings in float32 or float64 only: in half precision sums of many rows are better made apart. Weights of
-    DeepSpeed come and go with their module. The embedding stays the object that it is; only its class is another.
+    For plain embeddings in float32 or float64 only: half precision would lose small rows in the sum, and DeepSpeed
+    frees weights with their module. The embedding stays the same object; only its class changes.
     """
     fits = head is not None and type(embedding) is nn.Embedding and _is_plain(embedding)
     if not fits:
@@ -52,7 +52,7 @@ def _is_plain(embedding: nn.Embedding) -> bool:
 
 
 class TiedEmbedding(nn.Embedding):
-    """An embedding that hands its weight on to the head, for the gradient to come back through it."""
+    """An embedding that passes its weight on to the head, so that the head's gradient comes back through it."""
 
     head: ScoringHead
 
@@ -87,6 +87,6 @@ class _Embed(torch.autograd.Function):
             dweight_VD = d_BLD.new_zeros(ctx.shape)
         if ctx.padding_idx is not None:
             d_BLD = d_BLD.masked_fill((ids_BL == ctx.padding_idx)[..., None], 0)
-        # nobody else has the head's gradient: it was made for this
+        # in place: nobody else holds this gradient
         dweight_VD.index_put_((ids_BL,), d_BLD.to(dweight_VD.dtype), accumulate=True)
         return dweight_VD, None, None

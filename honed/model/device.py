@@ -1,4 +1,4 @@
-"""Which device and number format to use, found by asking and measuring."""
+"""The device and dtype to use, and how fast they are."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from honed.errors import RecipeError, first_line
 from honed.ops.products import linear
 
-# With twice the speed of products (AVX-512's bf16 instructions) six LoRA steps of SmolLM2-135M took as long as in
-# float32, and had learned less: a loss of 4.17 where float32's was 3.40.
+# With twice the speed of products (AVX-512 bf16) six LoRA steps of SmolLM2-135M took as long as in float32 and reached
+# a loss of 4.17 instead of 3.40.
 WORTH_ROUNDING = 4
 
 
@@ -39,11 +39,10 @@ def named_device(name: str) -> torch.device:
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """The format that this device multiplies fastest without losing training quality.
+    """The fastest dtype of this device that does not cost training quality.
 
-    On CUDA bfloat16 where the card has it. On a CPU only where its products are measured to be `WORTH_ROUNDING` times
-    as fast as float32's (matrix units, such as Intel's AMX): what is not a product is slower in it, and small updates
-    are rounded away.
+    On CUDA bfloat16, if supported. On a CPU only if its products are `WORTH_ROUNDING` times as fast as float32's, as
+    with matrix units (Intel AMX): other operations are slower in it, and small updates are rounded away.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
@@ -52,11 +51,11 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def matmul_seconds(dtype: torch.dtype, size: int = 384, repeats: int = 3) -> float:
-    """Best time of a (size x size) matrix product on the CPU, in seconds, by the library that training takes."""
+def matmul_seconds(dtype: torch.dtype, size: int = 384) -> float:
+    """Best time of a (size x size) matrix product on the CPU, in seconds, by the library that training uses."""
     a = _square(size, dtype)
     best = float("inf")
-    for _ in range(repeats + 1):  # the first also warms up
+    for _ in range(4):  # the first also warms up
         start = time.perf_counter()
         linear(a, a)
         best = min(best, time.perf_counter() - start)
@@ -64,21 +63,19 @@ def matmul_seconds(dtype: torch.dtype, size: int = 384, repeats: int = 3) -> flo
 
 
 def _square(size: int, dtype: torch.dtype) -> torch.Tensor:
-    """Random numbers of a generator of their own: measuring must not move the one that training draws from."""
+    """Random numbers from a separate generator: measuring must not change the numbers that training draws."""
     return torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def cpu_flops(size: int = 768) -> float:
-    """Operations per second of this machine's float32 matrix products, measured now."""
-    return 2 * size**3 / matmul_seconds(torch.float32, size=size)
+def cpu_flops() -> float:
+    """Operations per second of float32 matrix products on this CPU, measured now."""
+    return 2 * 768**3 / matmul_seconds(torch.float32, size=768)
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15) -> float:
-    """Floating-point operations per second in products of square matrices (2 n^3 each); the best that was seen.
+    """Best rate of floating-point operations per second in products of square matrices (2 n^3 each).
 
     Args:
-        device: where they are computed.
-        dtype: of both factors and the product.
         seconds: about how long to measure; n doubles from 256 until one product takes a tenth of that.
     """
     size, took = 256, 0.0
@@ -90,15 +87,15 @@ def matmul_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0
         size *= 2
 
 
-def copy_speed(device: torch.device, *, n_bytes: int = 1 << 27, seconds: float = 0.15) -> float:
+def copy_speed(device: torch.device, *, n_bytes: int = 1 << 27) -> float:
     """Bytes read and written per second when a tensor of `n_bytes` is copied on the device."""
     source = torch.zeros(n_bytes // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * n_bytes / _best_seconds(lambda: target.copy_(source), device, seconds=seconds)
+    return 2 * n_bytes / _best_seconds(lambda: target.copy_(source), device, seconds=0.15)
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device, *, seconds: float) -> float:
-    """The shortest time of one call; the first is not counted, for it also sets up."""
+    """The shortest time of one call; the first call warms up and is not counted."""
     work()
     best, end = float("inf"), time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < end:

@@ -1,4 +1,4 @@
-"""A model's decoder layers, which of them compute their activations again, and the matrices in them."""
+"""A model's decoder layers, which of them recompute their activations, and the matrices in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of which each can compute its activations again, first to last; of a model that sees, the text's."""
+    """The layers that support gradient checkpointing, first to last; in a vision-language model those of the text."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -16,16 +16,16 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def keep_first(model: nn.Module, count: int) -> None:
-    """Where checkpointing is on for all layers, leaves it on for the first so many."""
+    """Switches checkpointing off for all but the first `count` layers."""
     for layer in decoder_layers(model)[count:]:
         layer.gradient_checkpointing = False  # type: ignore[assignment]
 
 
 def hidden_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained of the 2-D weights that a hidden layer multiplies by: linear layers, routers, LoRA's A and B.
+    """The trained 2-D weights of hidden layers: linear layers, routers, LoRA's A and B.
 
-    Not among them are embeddings and the head (and adapters on them), vectors, experts stacked in three dimensions, and
-    LoRA of such.
+    Without embeddings and the head (and adapters on them), vectors, and experts stacked in three dimensions (and their
+    LoRA).
     """
     aside = {id(p) for p in _no_matrices(model)}
     trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)

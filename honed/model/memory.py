@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""Total and free memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def host_memory() -> tuple[int, int]:
-    """Total and free bytes of the machine or, where that is less, of the container (cgroup v2)."""
+    """Total and free bytes of the machine or, if smaller, of the container (cgroup v2)."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -21,9 +21,9 @@ def host_memory() -> tuple[int, int]:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process could still take on the device; None where that cannot be told.
+    """Bytes that this process can still allocate on the device; None if unknown.
 
-    On CUDA that is what the driver has free, and what torch's allocator holds without using it.
+    On CUDA what the driver has free, and what torch's allocator holds unused.
     """
     import torch
 

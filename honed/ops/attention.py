@@ -1,14 +1,12 @@
 """Attention over flat rows: every document attends to itself and to the prefix it shares, and nothing is padded.
 
-Registered with transformers under the name "honed", so unmodified models use it through
-`model.set_attn_implementation("honed")`. Batches without document boundaries (generation, padded rows) take
-transformers' own SDPA path.
+Registered with transformers as "honed", so unmodified models use it after `model.set_attn_implementation("honed")`.
+Batches without document boundaries (generation, padded rows) take transformers' own SDPA path.
 
 On CUDA in half precision one variable-length kernel computes the whole row (`attention_varlen.py`). Elsewhere each
-document is a call of its own (`attention_tiles.py`), neighbours of equal length one together: on a CPU, documents of
-near-equal length padded into one call are slower at real lengths, and faster only where all are tiny
-(benchmarks/attention.py). What costs most is to slice a row per document, for each slice's gradient is as long as the
-row; so rows are split once.
+document is one call (`attention_tiles.py`); neighbours of equal length share a call. Padding documents of similar
+length into one call is slower on a CPU unless all are tiny (benchmarks/attention.py). Rows are split once, because each
+separate slice would have a gradient as long as the row.
 
 Shapes: B batch (1 for flat rows), H query heads, K key/value heads, T tokens, E head size, N segments.
 """
@@ -23,7 +21,8 @@ import torch
 from honed.errors import ModelError
 from honed.ops.attention_layout import Layout, Remembered, Run, layout_of_bounds, layout_of_positions
 from honed.ops.attention_tiles import Rule, attend, attend_masked
-from honed.ops.attention_varlen import Kernel, Qkv, attend_varlen, choose_kernel, compute_dtype, machine
+from honed.ops.attention_varlen import Kernel, Qkv, attend_varlen, choose_kernel, machine
+from honed.ops.products import compute_dtype
 
 NAME = "honed"
 
@@ -59,22 +58,19 @@ def document_attention(
     """Causal attention inside each document.
 
     Args:
-        module: the attention layer that calls.
         attention_mask: must be None where boundaries are given.
-        sliding_window: a token sees this many tokens including itself; None for all before it.
-        softcap: scores become softcap * tanh(score / softcap).
-        s_aux: (H,) attention sinks.
+        sliding_window, softcap, s_aux: see `Rule`.
         cu_seq_lens_q: int32 (N + 1,), where segments start and the last ends; absent for ordinary batches.
-        max_length_q: tokens of the longest segment; spares a look at the device.
-        shared_prefixes: int32 (2, N), the parent of each segment (-1 for none) and how many tokens it sees of what
-            its parent sees and is; see `attention_layout`.
+        max_length_q: tokens of the longest segment; saves reading the boundaries from the device.
+        shared_prefixes: int32 (2, N), the parent of each segment (-1 for none), and how many tokens it sees of its
+            parent's path and text; see `attention_layout`.
 
     Returns:
         Output of shape (B, T, H, E), and no weights.
 
     Raises:
-        ModelError: the layer has dropout, and prefixes are shared.
-        NotImplementedError: the layer looks ahead.
+        ModelError: prefixes are shared and the layer has dropout.
+        NotImplementedError: the layer is not causal.
     """
     if cu_seq_lens_q is not None and not _is_causal(module, kwargs):
         raise NotImplementedError("the model's attention looks ahead")
@@ -82,7 +78,6 @@ def document_attention(
     qkv = (query_BHTE, key_BKTE, value_BKTE)
     kernel = _kernel(query_BHTE, value_BKTE, rule)
     if kernel and cu_seq_lens_q is not None and shared_prefixes is None and max_length_q is not None:
-        # nothing is read from the device
         bounds, longest = cu_seq_lens_q.to(torch.int32), max_length_q
         return attend_varlen(kernel, qkv, rule, bounds=(bounds, bounds), longest=(longest, longest)), None
     layout = _layout(query_BHTE, attention_mask, cu_seq_lens_q, shared_prefixes, kwargs.get("position_ids"))
@@ -94,10 +89,9 @@ def document_attention(
 
 
 def remember(batch: Mapping[str, Any]) -> None:
-    """Spares attention a look at the boundaries of a batch that says what they are (`layout`).
+    """Has attention use the batch's own `layout` instead of reading its boundaries from the device.
 
-    To be called when the batch is on its device. Boundaries and prefixes that somebody puts in their place afterwards,
-    or changes in place, are read.
+    To be called when the batch is on its device. Boundaries that are replaced or changed in place later are read.
     """
     layout, bounds_N, tree_2N = (batch.get(name) for name in ("layout", "cu_seq_lens_q", "shared_prefixes"))
     if layout is not None and bounds_N is not None:
@@ -127,7 +121,7 @@ def _by_document(layout: Layout, qkv: Qkv, rule: Rule) -> torch.Tensor:
 
 
 def _folded(x_1HTE: torch.Tensor, run: Run) -> torch.Tensor:
-    """(count, H, length, E), a view: neighbours of equal length are a batch already."""
+    """A view of shape (count, H, length, E): neighbours of equal length as a batch."""
     return x_1HTE if run.count == 1 else x_1HTE[0].unflatten(1, (run.count, run.length)).transpose(0, 1)
 
 
@@ -163,7 +157,7 @@ def _ordinary(
     query, key, value = qkv
     queries = query.shape[2]
     whole = mask is None and queries > 1 and _is_causal(module, kwargs)
-    if whole and (not rule.plain or rule.window is not None):  # keys beyond the queries are an empty cache's room
+    if whole and (not rule.plain or rule.window is not None):  # keys beyond the queries are an empty cache's slots
         return attend(query, key[:, :, :queries], value[:, :, :queries], rule).contiguous()
     if not rule.plain:
         return attend_masked(query, key, value, mask, rule).transpose(1, 2).contiguous()
@@ -189,6 +183,6 @@ def _layout(
     flat = position_ids is not None and mask is None and query.shape[0] == 1 and query.shape[2] > 1
     if not flat or position_ids is None or position_ids.numel() != query.shape[2]:
         return None
-    # someone else's flat row: a position that does not continue the one before starts a document
+    # another library's flat row, which only the positions describe
     layout = _layouts.get(layout_of_positions, position_ids)
     return layout if layout.segments > 1 else None

@@ -52,24 +52,22 @@ class Run:
 
 
 class Layout:
-    """The segments of a row, known once per batch and used by every layer.
+    """The segments of a row, computed once per batch and used by every layer.
 
-    It travels in a batch like a tensor: loaders pin it, and move it to the device. Who makes the batch knows the
-    segments, so nobody has to ask the device where they are.
+    The collator, which knows the segments, puts it into the batch; loaders pin and move it like a tensor.
 
     Args:
         lengths: tokens of each segment, in row order.
-        parents: the segment before which each stands in the tree, -1 for none; a parent comes before its children.
+        parents: each segment's parent in the tree, -1 for none; parents come before their children.
         seen: how many tokens of its parent's path and text each sees.
         device: of the row.
 
     Attributes:
         runs: the segments, grouped into calls.
-        segments: how many there are.
+        segments: their number.
         shares: whether a segment sees another.
         longest: tokens of the longest segment.
         most_keys: keys of the segment that sees most.
-        device: of the row.
     """
 
     def __init__(
@@ -89,7 +87,7 @@ class Layout:
         self.device = device or torch.device("cpu")
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Layout:
-        """The same layout for a row on this device; what kernels need of it is copied there."""
+        """The same layout, with the tensors that kernels need on this device."""
         moved = copy(self)
         moved._replace_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         moved.device = device
@@ -112,11 +110,10 @@ class Layout:
 
     @cached_property
     def keys(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """For kernels that read one stretch of keys per segment.
+        """For kernels that read the keys of a segment from one stretch of memory.
 
         Returns:
-            Where each key stands in the row, int64 (S,); and where the stretches start and the last ends, int32
-            (N + 1,).
+            The position of each key in the row, int64 (S,); the bounds of the stretches, int32 (N + 1,).
         """
         starts = [0, *accumulate(run.tokens for run in self.runs)]
         stretches = [
@@ -138,7 +135,7 @@ def layout_of_bounds(bounds_N: torch.Tensor, tree_2N: torch.Tensor | None = None
 
 
 def layout_of_positions(positions_1T: torch.Tensor) -> Layout:
-    """Documents of somebody else's flat row: a position that does not continue the one before starts a document."""
+    """The layout that positions describe: one that does not continue the one before starts a document."""
     row = positions_1T.reshape(-1)
     starts = (torch.nonzero(row[1:] != row[:-1] + 1).reshape(-1) + 1).tolist()
     lengths = [end - start for start, end in zip([0, *starts], [*starts, len(row)], strict=True)]
@@ -146,15 +143,15 @@ def layout_of_positions(positions_1T: torch.Tensor) -> Layout:
 
 
 class Remembered:
-    """The last value made from tensors: every layer of a step asks for the same, and reading tensors waits for the
-    device. Tensors are told apart by identity and by whether they were changed in place since."""
+    """Caches the last value made from tensors: every layer of a step asks for it, and reading tensors waits for the
+    device. The key is the tensors' identity and version, so a change in place is noticed."""
 
     def __init__(self) -> None:
         self._of: tuple[tuple[weakref.ref[torch.Tensor], int], ...] = ()
         self._value: Layout | None = None
 
     def get(self, make: Callable[..., Layout], *tensors: torch.Tensor) -> Layout:
-        """`make(*tensors)`, or what it gave the last time for the same tensors."""
+        """`make(*tensors)`, cached."""
         known = len(self._of) == len(tensors) and all(
             ref() is tensor and version == _version(tensor)
             for (ref, version), tensor in zip(self._of, tensors, strict=True)
@@ -165,7 +162,7 @@ class Remembered:
         return self._value
 
     def put(self, value: Layout, *tensors: torch.Tensor) -> None:
-        """Remembers what somebody knows who need not read these tensors."""
+        """Sets the value for these tensors without reading them."""
         self._value = value
         self._of = tuple((weakref.ref(tensor), _version(tensor)) for tensor in tensors)
 

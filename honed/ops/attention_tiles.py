@@ -1,8 +1,8 @@
-"""Causal attention of one run of tokens, computed in tiles of queries wherever one tile would see keys in vain.
+"""Causal attention of one run of tokens, in tiles of queries where a single call would compute many masked keys.
 
 Exact for grouped heads, sliding windows, soft-capped scores (Gemma 2, arXiv:2408.00118) and attention sinks (gpt-oss),
-forward and backward, on any device. No tensor of queries x keys is made for the whole run, except inside SDPA's
-`math` kernel.
+forward and backward, on any device. No (queries x keys) tensor is made for the whole run, except inside SDPA's `math`
+kernel.
 
 Shapes: B batch, H query heads, K key/value heads, G = H / K, Q queries, S keys, E head size.
 """
@@ -23,14 +23,14 @@ TILE_QUERIES = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What a layer wants besides causal softmax attention.
+    """Options of a layer's causal softmax attention.
 
     Attributes:
         scaling: factor of the scores; None for 1 / sqrt(E).
         dropout: probability, 0 outside training.
-        window: a token sees this many tokens including itself; None for all before it.
+        window: tokens that a token sees, itself included; None for all before it.
         softcap: scores become softcap * tanh(score / softcap).
-        sinks_H: a score per head that takes its share of the softmax and gives no value.
+        sinks_H: an extra logit per head in the softmax, without a value (attention sink).
     """
 
     scaling: float | None = None
@@ -46,11 +46,7 @@ class Rule:
 
 
 def attend(q_BHQE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Attention of the last Q of S tokens to all that stand before them, and to themselves.
-
-    Returns:
-        (B, Q, H, E).
-    """
+    """Attention of the last Q of S tokens to themselves and all before them; shape (B, Q, H, E)."""
     queries, keys = q_BHQE.shape[2], k_BKSE.shape[2]
     if rule.plain and queries == keys and (rule.window is None or rule.window >= keys):
         return _sdpa(q_BHQE, k_BKSE, v_BKSE, None, rule).transpose(1, 2)
@@ -72,13 +68,13 @@ def attend_masked(
     """Attention in plain operations, with soft-capping and sinks; softmax in float32 (float64 stays float64).
 
     Args:
-        mask: bool, True where a query may look; (Q, S), or (B, 1, Q, S). None where it may look everywhere.
+        mask: bool, True where a query sees a key; (Q, S) or (B, 1, Q, S). None for everywhere.
 
     Returns:
         (B, H, Q, E).
     """
     (B, H, Q, E), K = q_BHQE.shape, k_BKSE.shape[1]
-    scores = q_BHQE.reshape(B, K, -1, E) @ k_BKSE.transpose(2, 3)  # a key's G query heads as one long list of queries
+    scores = q_BHQE.reshape(B, K, -1, E) @ k_BKSE.transpose(2, 3)  # a key head's G query heads in one product
     scores = scores.view(B, H, Q, -1) * (E**-0.5 if rule.scaling is None else rule.scaling)
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
@@ -96,7 +92,7 @@ def attend_masked(
 
 
 def _recomputed(*args: Any) -> torch.Tensor:
-    """The weights of a tile are computed again for the backward pass: a long document keeps none of them."""
+    """Attention whose weights are recomputed in the backward pass, so that a long document keeps none of them."""
     output: torch.Tensor = checkpoint(attend_masked, *args, use_reentrant=False)
     return output
 
@@ -115,6 +111,6 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor 
 
 
 def _band(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """bool (Q, S), True where the query may look; the last query stands at the last key."""
+    """bool (Q, S), True where a query sees a key; the last query is aligned with the last key."""
     ages = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
     return (ages >= 0) if window is None else (ages >= 0) & (ages < window)

@@ -1,8 +1,8 @@
 """Flash attention over all documents of a row in one call, where a CUDA device and a kernel allow it.
 
-Not measured on a GPU: the choice is tested with doubles, the kernels' arguments are those that torch 2.11 and 2.13 and
-flash-attn 2 document. Both kernels align causal masks and windows at the last query and the last key, which is what a
-branch behind a shared prefix needs.
+Not measured on a GPU: the choice is tested with fakes, and the arguments are those that torch 2.11, torch 2.13 and
+flash-attn 2 document. Both kernels align causal masks and windows at the last query and the last key, which a branch
+behind a shared prefix needs.
 
 Shapes: T tokens, S keys of all documents, H query heads, K key/value heads, E head size, N documents.
 """
@@ -19,23 +19,19 @@ from typing import Any, Literal
 import torch
 
 from honed.ops.attention_tiles import Rule
+from honed.ops.products import compute_dtype
 
 Kernel = Literal["torch", "flash_attn"]
 Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 HALF = (torch.float16, torch.bfloat16)
-# Between 193 and 256 the backward pass needs the shared memory of these.
+# For head sizes of 193 to 256 the backward pass needs the shared memory of these GPUs.
 LARGE_HEADS_ON = ((8, 0), (9, 0), (10, 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What there is to compute with.
-
-    Attributes:
-        capability: of the CUDA device; None elsewhere, and on ROCm.
-        torch_flash: whether this torch was built with its flash attention.
-        flash_attn: whether the package flash-attn is installed.
-    """
+    """The compute capability of the CUDA device (None elsewhere, and on ROCm), and which flash attention is there:
+    torch's own, the package flash-attn."""
 
     capability: tuple[int, int] | None
     torch_flash: bool
@@ -44,7 +40,7 @@ class Machine:
 
 @cache
 def machine(device: torch.device) -> Machine:
-    """The machine that holds this device's tensors."""
+    """What this device can compute with."""
     cuda = device.type == "cuda" and torch.version.hip is None
     return Machine(
         capability=torch.cuda.get_device_capability(device) if cuda else None,
@@ -54,9 +50,9 @@ def machine(device: torch.device) -> Machine:
 
 
 def choose_kernel(on: Machine, rule: Rule, *, dtype: torch.dtype, head_size: int, value_size: int) -> Kernel | None:
-    """The kernel that computes exactly what the layer wants, torch's own first; None where there is none.
+    """The kernel that computes exactly this attention, preferably torch's own; None where there is none.
 
-    torch's kernel has no dropout and no soft-capping, neither has sinks.
+    torch's kernel has no dropout and no soft-capping; neither kernel has sinks.
     """
     if on.capability is None or on.capability < (8, 0) or dtype not in HALF or rule.sinks_H is not None:
         return None
@@ -67,24 +63,16 @@ def choose_kernel(on: Machine, rule: Rule, *, dtype: torch.dtype, head_size: int
     return "flash_attn" if on.flash_attn else None
 
 
-def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """What SDPA would compute in: autocast's type inside autocast, else the tensor's own."""
-    if torch.is_autocast_enabled(tensor.device.type):
-        return torch.get_autocast_dtype(tensor.device.type)
-    return tensor.dtype
-
-
 def attend_varlen(
     kernel: Kernel, qkv: Qkv, rule: Rule, *, bounds: tuple[torch.Tensor, torch.Tensor], longest: tuple[int, int]
 ) -> torch.Tensor:
     """Causal attention inside each document.
 
     Args:
-        kernel: as `choose_kernel` gave it.
+        kernel: see `choose_kernel`.
         qkv: queries (1, H, T, E), keys and values (1, K, S, E); a document's queries are the last of its keys.
-        rule: scaling, dropout, window, soft-capping.
         bounds: int32 (N + 1,), where the queries of each document start and the last end; the same for its keys.
-        longest: most queries and most keys of a document; may be larger than the true numbers.
+        longest: upper bounds on the queries and the keys of a document.
 
     Returns:
         (1, T, H, E), in the dtype of `compute_dtype`.
@@ -112,5 +100,5 @@ def attend_varlen(
 
 @cache
 def _takes_groups(varlen_attn: Callable[..., Any]) -> bool:
-    """torch 2.11 documents equal numbers of heads only; later ones have an option."""
+    """torch 2.11 has no grouped heads; later releases have an option."""
     return "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -1,4 +1,4 @@
-"""A block of logits scored, and turned into its gradient in place: in plain PyTorch, or by one Triton kernel on a GPU.
+"""Scores of a block of logits, which become their gradient in place: in plain PyTorch, or by one Triton kernel.
 
 Shapes: n tokens of the block, V vocabulary.
 """
@@ -12,20 +12,20 @@ import torch
 
 from honed.ops import cross_entropy_triton
 
-# What a block's gradient is multiplied by. In float16 small probabilities stay above 6e-8 so, and sums over the
-# vocabulary of weights up to 128 below 65,504.
+# Factor of a block's gradient. In float16 it keeps small probabilities above 6e-8, and sums over the vocabulary of
+# weights up to 128 below 65,504.
 HALF_SCALE = {torch.float16: 256.0, torch.bfloat16: 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """What is wanted of a block.
+    """What to compute for a block.
 
     Attributes:
         label_smoothing, dft, softcap: as in `linear_cross_entropy`.
-        correct: whether the right token was the likeliest.
-        entropy: of the prediction, computed from the logits.
-        gradient: the logits become their gradient.
+        correct: whether the target was the most likely token.
+        entropy: of the prediction, from the logits.
+        gradient: turn the logits into their gradient.
     """
 
     label_smoothing: float = 0.0
@@ -37,13 +37,13 @@ class Scoring:
 
 
 class Part(NamedTuple):
-    """What came out for each token of a block, of a tile, or of all tiles.
+    """Results for each token of a block, of a tile, or of all tiles.
 
     Attributes:
         loss_n: the token's loss, not weighted.
-        count_n: what it counts: its weight, for DFT times its probability.
-        times_n: what the gradient in the block is too large by: the sum over the vocabulary of exp(logit - greatest
-            logit) in plain PyTorch, HALF_SCALE in half precision, 1 in the kernel's float32.
+        count_n: its weight, for DFT times its probability.
+        times_n: the factor by which the gradient in the block is too large: the sum over the vocabulary of
+            exp(logit - max logit) in plain PyTorch, HALF_SCALE in half precision, 1 in the kernel's float32.
     """
 
     loss_n: torch.Tensor
@@ -55,7 +55,7 @@ class Part(NamedTuple):
 
 
 def score(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor, wanted: Scoring) -> Part:
-    """Scores of logits, which become times_n times the gradient of loss_n if `wanted.gradient`, else anything."""
+    """Scores of logits, which are overwritten: with times_n times the gradient of loss_n if `wanted.gradient`."""
     if cross_entropy_triton.can_score(logits_nV):
         return _by_kernel(logits_nV, targets_n, weights_n, wanted)
     return _in_torch(logits_nV, targets_n, weights_n, wanted)

@@ -25,7 +25,7 @@ def score_row(  # noqa: PLR0917 - a kernel's arguments go by position
     GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program scores one row of V logits, which `stride` parts from the next; see `cross_entropy_triton.score`."""
+    """One program scores one row of V logits; rows are `stride` apart. See `cross_entropy_triton.score`."""
     n = tl.program_id(0).to(tl.int64)  # n * stride may pass 2^31
     row_ptr = logits_ptr + n * stride
     target = tl.load(targets_ptr + n)

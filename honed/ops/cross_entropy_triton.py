@@ -1,8 +1,8 @@
-"""Logits scored and turned into their gradient by one Triton kernel, which reads them twice and writes them once.
+"""Scores and gradient of logits by one Triton kernel, which reads them twice and writes them once.
 
-Plain PyTorch passes over the same logits seven times, in half precision over a float32 copy of them too: counted, some
-44 bytes of traffic for each bfloat16 logit where this has 6. The first pass keeps the greatest logit and the sum of
-exponentials together (online softmax, arXiv:1805.02867); the second should find most of a row in the GPU's cache.
+Plain PyTorch passes over the same logits seven times, in half precision with a float32 copy: about 44 bytes of traffic
+per bfloat16 logit, where this has 6. The first pass computes maximum and sum of exponentials together (online softmax,
+arXiv:1805.02867); the second should find most of a row in the GPU's cache.
 
 Not measured on a GPU. Tested against float64 by Triton's interpreter, which runs the same kernel on a CPU.
 
@@ -28,11 +28,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def can_score(logits_nV: torch.Tensor) -> bool:
-    """Whether the kernel runs here: on a GPU with Triton, or anywhere by its interpreter (TRITON_INTERPRET=1).
+    """Whether the kernel runs here: on a GPU with Triton, or anywhere in its interpreter (TRITON_INTERPRET=1).
 
-    It is tried once on each device, and where it does not compile (no C compiler, say) or is wrong, a warning says so.
+    It is tried once per device and dtype; a warning tells where it does not compile or computes something else.
     """
-    if type(logits_nV) is not torch.Tensor:  # a DTensor or a fake one has no memory of its own to point to
+    if type(logits_nV) is not torch.Tensor:  # a DTensor or a fake tensor has no memory of its own
         return False
     fits = logits_nV.dtype in DTYPES and logits_nV.stride(1) == 1 and logits_nV.numel() > 0
     if not fits or not (logits_nV.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") or not _has_triton():
@@ -52,12 +52,12 @@ def score(
     """Scores of each token; with a `scale` the logits become `scale` times the gradient of the loss.
 
     Args:
-        logits_nV: float32, bfloat16 or float16; rows may lie apart.
+        logits_nV: float32, bfloat16 or float16; rows may be strided.
         targets_n: int64.
 
     Returns:
         Loss (smoothed), negative log-likelihood and entropy (None unless asked for), float32 (n,), in nats; and bool
-        (n,), whether no token was likelier than the right one.
+        (n,), whether no token was more likely than the target.
     """
     loss_n, nll_n, entropy_n = logits_nV.new_empty(3, len(logits_nV), dtype=torch.float32)
     correct_n = targets_n.new_empty(len(targets_n), dtype=torch.bool)
@@ -110,7 +110,7 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def _kernel() -> Any:
-    """Compiled at the first call: Triton is imported by those alone who use it."""
+    """Imported at the first call, which needs Triton."""
     from honed.ops.cross_entropy_kernel import score_row
 
     return score_row

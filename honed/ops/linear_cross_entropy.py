@@ -1,21 +1,21 @@
 """Cross entropy of a linear layer's logits: loss and gradients in one pass over tiles, never the whole logits.
 
-The gradient of the loss at the logits depends on the logits, the targets and the tokens' weights only. So the forward
+The gradient of the loss at the logits depends only on the logits, the targets and the tokens' weights. So the forward
 pass turns each tile of logits into its gradient in place and multiplies it into the gradients of the hidden states and
-of the layer at once: three matrix products a tile, where computing the logits again in the backward pass costs a
-fourth (Liger-Kernel does so too, arXiv:2410.10989). Backward only hands the gradients out.
+of the layer at once: three matrix products per tile; recomputing the logits in the backward pass would need a fourth
+(Liger-Kernel, arXiv:2410.10989, does the same). The backward pass only returns these gradients.
 
-A tile holds a few hundred tokens against the whole vocabulary, enough for a full-speed matrix product; what is done
-element by element runs over blocks of it that stay in the processor's cache. Factors of a row (its weight, 1 / sum of
-exponentials) are not multiplied into the tile but into the smaller matrices beside it.
+A tile is a few hundred tokens by the whole vocabulary, enough for a full-speed matrix product. Elementwise operations
+run over blocks of it that fit into the processor's cache. Factors of a row (its weight, 1 / sum of exponentials) are
+multiplied into the smaller matrices beside the tile.
 
 Half precision has neither the range for that (float16 reaches from 6e-8 to 65,504, and the gradient scaler's factor
-comes after all this, in the backward pass) nor the digits. There a tile holds (prediction - target), in float16 256
-times; what a token counts is relative to the greatest weight, which the backward pass multiplies in; and products of
-float16 matrices for the layer's gradient are float32 at once.
+comes only in the backward pass) nor the digits. There a tile holds (prediction - target), times 256 in float16; weights
+are relative to the largest one, which the backward pass multiplies in; and float16 products for the layer's gradient
+are accumulated in float32.
 
-On a GPU a tile is scored by a Triton kernel where there is one (`cross_entropy_triton.py`), else by a few large
-operations; nothing waits for the device. It has been measured on CPU only.
+On a GPU a tile is scored by a Triton kernel (`cross_entropy_triton.py`) or by a few large operations; nothing waits for
+the device. Measured on CPU only.
 
 Shapes: N tokens, n tokens of a tile or block, D hidden size, V vocabulary.
 """
@@ -30,17 +30,16 @@ import torch
 
 from honed.ops.cross_entropy import HALF_SCALE, Part, Scoring, score
 from honed.ops.cross_entropy_triton import can_score
-from honed.ops.products import add_mm, mm
+from honed.ops.products import add_mm, compute_dtype, mm
 
-# Logits of a tile: on CPU as many as the last-level cache holds, but as many rows as a matrix product needs. On a GPU a
-# tile's share of the layer's gradient is added in float32 to what is there: 8 bytes of traffic a weight, which some
-# 1,000 rows' products outlast.
+# Logits of a tile: on CPU as many as the last-level cache holds, but enough rows for a matrix product. On a GPU each
+# tile adds to the layer's gradient in float32, 8 bytes of traffic per weight: about 1,000 rows hide that.
 TILE_ELEMENTS = {"cpu": 1 << 22, "gpu": 1 << 26}
 TILE_MIN_ROWS = 128
 TILE_MIN_ROWS_TRAINED = {"cpu": 128, "gpu": 1024}
-# Logits of a block, which several operations in turn pass over: 1 MB of float32.
+# Logits of a block, which several elementwise operations pass over: 1 MB of float32.
 BLOCK_ELEMENTS = 1 << 18
-# Elements of the products that a half-precision sum adds one after another.
+# Elements of a half-precision product that are computed and added to its float32 sum at a time.
 SUM_ELEMENTS = 1 << 24
 
 
@@ -49,10 +48,10 @@ class TokenScores:
     """How well each token was predicted, and the loss.
 
     Attributes:
-        loss: scalar, the weighted sum over the tokens, float32 (of float64 logits float64); it has the gradient.
+        loss: scalar, the weighted sum over the tokens, float32 (of float64 logits float64); carries the gradient.
         nll_N: negative log-likelihood in nats, without weight or smoothing.
         entropy_N: entropy of the prediction in nats; None unless asked for.
-        correct_N: bool, whether no other token was more likely than the right one; None unless asked for.
+        correct_N: bool, whether no token was more likely than the target; None unless asked for.
     """
 
     loss: torch.Tensor
@@ -100,20 +99,20 @@ def linear_cross_entropy(
 ) -> TokenScores:
     """The weighted sum of the tokens' losses, where the logits are `h_ND @ weight_VD.T + bias_V`.
 
-    Where grad mode is on, the gradients of those of h, weight and bias that require one are computed now, summed over
-    tiles in float32 at least. Under autocast the products run in its dtype. Backward multiplies them by the gradient
-    from above; best let that be 1, by dividing `weights_N` beforehand. On CPU backward may run again (retain_graph);
-    it cannot be differentiated.
+    In grad mode, the gradients of h, weight and bias (those that require one) are computed here, summed over tiles in
+    float32 or wider. Under autocast the products run in its dtype. Backward multiplies them by the incoming gradient,
+    which costs nothing where that is 1: so divide `weights_N` beforehand. On CPU backward may run again (retain_graph);
+    double backward is not supported.
 
     Args:
         targets_N: int64 token ids.
-        weights_N: float32, what each token counts.
+        weights_N: float32, the weight of each token's loss.
         label_smoothing: e in the token's loss (1 - e) * nll + e * mean over the vocabulary of -log p, as in
             transformers' `LabelSmoother`.
-        dft: multiplies each token's loss by its probability, taken as a constant (arXiv:2508.05629).
+        dft: multiplies each token's loss by its detached probability (arXiv:2508.05629).
         softcap: logits become softcap * tanh(logits / softcap).
-        extras: gives entropy and correctness. Where gradients are computed the entropy follows from them for next to
-            nothing (`_entropy`), and in half precision is as rough as they are.
+        extras: also entropy and correctness. With gradients, the entropy follows from them at almost no cost
+            (`_entropy`), and in half precision only as exactly.
         rows: tokens per tile; None to choose.
     """
     options = _Options(Scoring(label_smoothing=label_smoothing, dft=dft, softcap=softcap, correct=extras), rows)
@@ -163,24 +162,22 @@ def _times(gradient: torch.Tensor | None, above: torch.Tensor, dtype: torch.dtyp
         return (gradient * above).to(dtype)
     if above.device.type == "cpu":
         return gradient if above == 1 else gradient * above.to(gradient.dtype)
-    # To look at `above` would wait for the device, and a copy of V x D would come when most memory is in use. After
-    # this, autograd refuses a second backward: it notices that a saved tensor was changed.
+    # In place: reading `above` would wait for the device, and a V x D copy would come at the peak of memory. Autograd
+    # refuses a second backward after this, because a saved tensor was changed.
     return gradient.mul_(above.to(gradient.dtype))
 
 
 def _over_tiles(
     tokens: _Tokens, layer: _Layer, options: _Options, wanted: _Wanted
 ) -> tuple[TokenScores, tuple[torch.Tensor | None, ...]]:
-    """The scores; and the gradients: (N, D) with the factor that each of its rows lacks, (V, D) and (V,) with theirs.
-
-    Theirs is a scalar, or None where they lack nothing.
-    """
+    """The scores; and as gradients (N, D) and the factors (N,) still to be multiplied into its rows, (V, D), (V,), and
+    the scalar factor of these two (None for 1)."""
     h_ND, targets_N, weights_N = tokens
     device, rows = h_ND.device.type, options.rows or _rows(h_ND, layer, trained=wanted.weight)
     several = len(h_ND) > rows
     dweight = _Sum(layer.weight_VD, several=several) if wanted.weight else None
     dbias = _Sum(layer.bias_V, several=several) if wanted.bias and layer.bias_V is not None else None
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
+    dtype = compute_dtype(h_ND)
     unit = _unit(weights_N, dtype)
     with torch.autocast(device, enabled=False):
         h_ND = h_ND.to(dtype)
@@ -201,7 +198,7 @@ def _over_tiles(
             if dbias is not None:
                 dbias.add(tile_nV.t(), factor_n1)
             parts.append(part)
-            del tile_nV  # before the next one is made, where that is not in the buffer
+            del tile_nV  # oneDNN ignores the buffer: free this tile before the next one is made
     part = _joined(parts)
     if scoring.correct and not scoring.entropy and dh_ND is not None:
         part = part._replace(entropy_n=_entropy(part, h_ND, dh_ND))
@@ -216,13 +213,13 @@ def _over_tiles(
 
 
 def _scoring(asked: Scoring, wanted: _Wanted, layer: _Layer, logits_nV: torch.Tensor) -> Scoring:
-    """Extras want the entropy: of the logits where the gradient cannot give it, or a kernel has it for nothing."""
+    """Extras include the entropy, computed from the logits where the gradient cannot give it or a kernel does it."""
     from_gradient = wanted.h and layer.bias_V is None and asked.softcap is None and not can_score(logits_nV)
     return replace(asked, gradient=any(wanted), entropy=asked.correct and not from_gradient)
 
 
 def _rows(h_ND: torch.Tensor, layer: _Layer, *, trained: bool) -> int:
-    """Tokens of a tile: as many tiles as needed, all of about the same height."""
+    """Tokens of a tile: as few tiles as possible, all of about the same height."""
     device = "cpu" if h_ND.device.type == "cpu" else "gpu"
     least = TILE_MIN_ROWS_TRAINED[device] if trained else TILE_MIN_ROWS
     most = max(least, TILE_ELEMENTS[device] // len(layer.weight_VD))
@@ -230,7 +227,7 @@ def _rows(h_ND: torch.Tensor, layer: _Layer, *, trained: bool) -> int:
 
 
 def _unit(weights_N: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-    """What the layer's gradients are summed in units of in half precision, so that factors are 1 at most; else None."""
+    """In half precision the unit of the layer's gradients, which keeps factors at most 1; else None."""
     if dtype not in HALF_SCALE or not len(weights_N):
         return None
     return weights_N.amax().clamp(min=torch.finfo(weights_N.dtype).tiny) / HALF_SCALE[dtype]
@@ -258,10 +255,10 @@ def _entropy(part: Part, h_ND: torch.Tensor, dh_ND: torch.Tensor) -> torch.Tenso
 
 
 class _Sum:
-    """The sum of matrix products `a_Vn @ b_nD`, in the shape and finally the dtype of `like`.
+    """The sum of matrix products `a_Vn @ b_nD`, with the shape and dtype of `like`.
 
-    In bfloat16 one product is exact enough by itself; the sum of `several` is kept in float32. Products of float16
-    factors are float32 throughout, and so is their sum: its dtype is left to the backward pass.
+    In bfloat16 a single product is exact enough; the sum of `several` is kept in float32. For float16 products and sum
+    are float32, and the backward pass casts the result.
     """
 
     def __init__(self, like: torch.Tensor, *, several: bool) -> None:
@@ -274,7 +271,7 @@ class _Sum:
             add_mm(self._sum_VD, a_Vn, b_nD)
             return
         if a_Vn.dtype != torch.float16 and self._sum_VD is None:
-            # overwritten, not added to zeros: at this size each pass over the memory counts
+            # not added to zeros: at this size each pass over the memory costs
             self._sum_VD = mm(a_Vn, b_nD).to(self._sum_dtype)
             return
         if self._sum_VD is None:
@@ -286,12 +283,12 @@ class _Sum:
         if self._sum_VD is None:
             return None
         total = self._sum_VD.to(self._dtype)
-        # no view of itself: autograd adds in place only to what nobody else can see
+        # not as a view: autograd accumulates in place only into tensors that share no memory
         return total if total.shape == self._shape else total.reshape(self._shape)
 
 
 def _product(a_Vn: torch.Tensor, b_nD: torch.Tensor) -> torch.Tensor:
-    """Of float16 matrices float32, as it is summed inside; only CUDA can give that out."""
+    """Of float16 matrices in float32; only CUDA returns its float32 accumulator directly."""
     if a_Vn.dtype != torch.float16:
         return a_Vn @ b_nD
     return torch.mm(a_Vn, b_nD, out_dtype=torch.float32) if a_Vn.is_cuda else mm(a_Vn.float(), b_nD.float())

@@ -1,9 +1,9 @@
 """The LoRA linear layer as one function: base product and low-rank update, forward and backward (arXiv:2106.09685).
 
-    y = x W^T + b + s (d A^T) B^T        d: x behind the adapter's dropout; x itself where there is none
+    y = x W^T + b + s (d A^T) B^T        d: x after the adapter's dropout
 
-Updates are added in place to the base's product, in both passes. Besides its inputs the backward pass keeps only
-t = s d A^T, which has R columns; casts are done anew. What is frozen gets no gradient.
+Both passes add the update in place to the base's product. Besides its inputs the backward pass keeps only t = s d A^T,
+which has R columns; casts are repeated. Frozen weights get no gradient.
 
 Shapes: M rows of any leading shape, I input features, O output features, R rank.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from honed.ops.products import linear
+from honed.ops.products import compute_dtype, linear
 
 
 def lora_linear(
@@ -28,15 +28,14 @@ def lora_linear(
     scaling: float,
     dropped_MI: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The layer's output, shape (..., O), in autocast's format or else in that of x.
+    """The layer's output, shape (..., O), in autocast's dtype or else that of x.
 
     Args:
-        x_MI: the input. Outside of autocast all tensors have its format.
-        weight_OI: of the base; it gets no gradient.
-        bias_O: of the base, if it has one.
+        x_MI: the input. Outside of autocast all tensors have its dtype.
+        weight_OI, bias_O: of the base; the weight gets no gradient.
         a_RI, b_OR: the adapter's weights.
-        scaling: factor on the update.
-        dropped_MI: the adapter's input, where it is not x.
+        scaling: factor of the update.
+        dropped_MI: x after the adapter's dropout; None without dropout.
     """
     dtype = compute_dtype(x_MI)
     output: torch.Tensor = _LoraLinear.apply(x_MI, dropped_MI, weight_OI.detach(), bias_O, a_RI, b_OR, scaling, dtype)
@@ -46,24 +45,16 @@ def lora_linear(
 def add_low_rank(
     base_MO: torch.Tensor, x_MI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, *, scaling: float
 ) -> torch.Tensor:
-    """`base + scaling (x A^T) B^T` in the format of `base`: the update alone, behind any base layer.
+    """`base + scaling (x A^T) B^T` in the dtype of `base`: the update alone, for any base layer.
 
     Args:
-        base_MO: output of the base layer, which has an autograd of its own; not changed.
-        x_MI: the adapter's input, in any floating format.
-        a_RI, b_OR: the adapter's weights; the update is computed in their format, or in autocast's.
-        scaling: factor on the update.
+        base_MO: the base layer's output; not changed.
+        x_MI: the adapter's input, in any floating dtype.
+        a_RI, b_OR: the adapter's weights; the update is computed in their dtype, or autocast's.
+        scaling: factor of the update.
     """
     output: torch.Tensor = _LowRankUpdate.apply(base_MO, x_MI, a_RI, b_OR, scaling, compute_dtype(a_RI))
     return output
-
-
-def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The format that a linear layer computes in: autocast's where it is on (it leaves float64 alone), or its own."""
-    device = tensor.device.type
-    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return tensor.dtype
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -150,7 +141,7 @@ def _low_rank_gradients(  # noqa: PLR0917 - the order of the saved tensors
     *,
     needed: tuple[bool, ...],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """u = s dy B, from which the gradients of A and of the adapter's input follow; the gradients of A and of B."""
+    """u = s dy B, which gives the gradient of the adapter's input; and the gradients of A and B."""
     u_MR = linear(dy_MO, b_OR.to(ctx.dtype).t()).mul_(ctx.scaling)
     da_RI = linear(u_MR.t(), _rows(low_MI, ctx.dtype).t()).to(a_RI.dtype) if needed[0] else None
     db_OR = linear(t_MR.t(), dy_MO.t()).t().to(b_OR.dtype) if needed[1] else None

@@ -1,8 +1,8 @@
-"""Linear layers for generation on the CPU: weights laid out once as oneDNN's kernels want them, then used many times.
+"""Linear layers for generation on the CPU: weights packed once into the layout of oneDNN's kernels, used many times.
 
-With a few rows per product, torch's float32 linear goes to MKL, which reads the weights as they lie. In oneDNN's own
-layout the same product took half the time or less on the AMD cores at hand, and in bfloat16 two thirds. It costs a
-second copy of the weights while the block lasts, so it is left out where memory is short.
+With a few rows per product, torch's float32 linear goes to MKL, which reads the weights unpacked. With packed weights
+oneDNN took half the time or less on AMD cores, and two thirds in bfloat16. The packed weights are a second copy, so
+they are not made where memory is short.
 
 Shapes: M rows of any leading shape, I input features, O output features.
 """
@@ -17,13 +17,13 @@ from torch import nn
 
 from honed.ops.products import PLAIN
 
-ROWS_HINT = 64  # the layout that oneDNN picks for this many rows is the fastest for 1 to 512 as well
+ROWS_HINT = 64  # the layout that oneDNN picks for so many rows is the fastest for 1 to 512
 DTYPES = (torch.float32, torch.bfloat16)
-MEMORY_SHARE = 0.5  # of the free memory that the second copy may take
+MEMORY_SHARE = 0.5  # of the free memory, for the second copy
 
 
 class PackedLinear(nn.Linear):
-    """Stands in for a linear layer and shares its parameters; for use without gradients, while they do not change."""
+    """Replaces a linear layer and shares its parameters, which must not change; has no gradient."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
@@ -40,9 +40,9 @@ class PackedLinear(nn.Linear):
 
 @contextmanager
 def packed_linears(model: nn.Module) -> Iterator[int]:
-    """Within the block the model's plain linear layers are packed, where this machine can; afterwards it has its own.
+    """Within the block the model's plain linear layers are packed; afterwards the model has its own again.
 
-    Yields how many layers are packed: 0 on other devices and formats, without oneDNN, or where memory is short.
+    Yields how many layers are packed: 0 on other devices and dtypes, without oneDNN, or where memory is short.
     """
     places = _places(model) if torch.backends.mkldnn.is_available() else []
     if not places or not _has_room(places):
@@ -58,7 +58,7 @@ def packed_linears(model: nn.Module) -> Iterator[int]:
 
 
 def _places(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """Where plain linear layers hang; subclasses (quantised, adapters) have kernels of their own."""
+    """Parent, name and module of each plain linear layer; subclasses (quantised, adapters) have their own kernels."""
     return [
         (parent, name, child)
         for parent in model.modules()

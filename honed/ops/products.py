@@ -1,12 +1,11 @@
-"""Float32 matrix products on the CPU by whichever of torch's two libraries is the faster one here.
+"""Float32 matrix products on the CPU by the faster of the two libraries that torch brings.
 
-torch hands float32 products to MKL, which does not use AVX-512 on processors that are not Intel's. oneDNN, which torch
-brings along as well, does: on a Zen 5 core 200 GFLOP/s against 90. Both are exact in the same sense: float32
-products, summed in float32 in another order.
+torch uses MKL, which does without AVX-512 on processors that are not Intel's. oneDNN uses it: 200 GFLOP/s against 90 on
+a Zen 5 core. Both sum float32 products in float32, in different orders.
 
-Within `fast_linears` the layers of a model take this way, in the forward and the backward pass. On other processors
-and devices, for other dtypes, under autocast and for small products torch's own way is taken. The choice depends on the
-processor and on shapes alone, so a run that is resumed computes the same bits.
+Within `fast_linears` a model's linear layers use oneDNN, forward and backward. Other processors, devices and dtypes,
+autocast and small products keep torch's own path. The choice depends on the processor and on shapes alone, so a resumed
+run computes the same bits.
 
 Shapes: M rows (any leading shape), I input and O output features, K the dimension that is summed over.
 """
@@ -25,23 +24,31 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Multiplications below which the call itself, and making oneDNN's code for one more shape, cost more than they save.
+# Multiplications below which the call and compiling oneDNN's code for one more shape cost more than they save.
 MIN_MULTIPLICATIONS = 1 << 23
-# Elements of a product that are made and added at a time, so that they come from the processor's cache: 8 MB.
+# Elements of a product that are computed and added at a time, to stay in the processor's cache: 8 MB.
 PART_ELEMENTS = 1 << 21
-# Both libraries' caches hold 1024 shapes by default, each with buffers of a few MB; the lengths of flat batches never
-# repeat. A step needs a dozen shapes, with LoRA three dozen.
+# The default of both caches is 1024 shapes of a few MB each, and the lengths of flat batches never repeat. A step needs
+# a dozen shapes, with LoRA three dozen.
 CACHED_SHAPES = "64"
 CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype of a product with this tensor: autocast's where it is on, but for float64; else the tensor's own."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
+
+
 def linear(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
-    """The product, shape (..., O). Autograd does not record it: for use in functions that have their own backward."""
+    """The product, shape (..., O). For functions with a backward of their own: autograd does not record it."""
     return _onednn(x_MI, weight_OI, bias_O) if _pays(x_MI, weight_OI, bias_O) else F.linear(x_MI, weight_OI, bias_O)
 
 
 def mm(a_MK: torch.Tensor, b_KN: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    """The product, shape (M, N), not recorded either. It is written into `out`, or `out` is left unused."""
+    """The product, shape (M, N), not recorded either. It may be written into `out`, but need not be."""
     if _pays(a_MK, b_KN.t()):
         if a_MK.is_contiguous():
             return _onednn(a_MK, b_KN.t())
@@ -62,7 +69,7 @@ def add_mm(sum_MN: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor) -> None
 
 
 def _by_parts(a_MK: torch.Tensor, b_KN: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The product, some rows at a time: oneDNN copies a matrix that is not contiguous, here never a whole one."""
+    """The product, some rows at a time: oneDNN copies what is not contiguous, and this limits the size of the copy."""
     rows = max(1, PART_ELEMENTS // b_KN.shape[1])
     for start in range(0, len(a_MK), rows):
         part = slice(start, start + rows)
@@ -71,12 +78,11 @@ def _by_parts(a_MK: torch.Tensor, b_KN: torch.Tensor) -> Iterator[tuple[slice, t
 
 @contextmanager
 def fast_linears(model: nn.Module) -> Iterator[int]:
-    """Within the block the model's plain linear layers take the faster way; yields how many, 0 where there is none.
+    """Within the block the model's plain linear layers use oneDNN where it is faster; yields how many do.
 
-    The layers stay the objects that they are, with their parameters, hooks and names: only their class is another,
-    and theirs again afterwards, however the block ends. Who looks at a model meanwhile (a callback) sees
-    `isinstance(layer, nn.Linear)` hold and `type(layer) is nn.Linear` not; copies, pickles and saved files hold plain
-    layers.
+    The layers stay the same objects, with their parameters, hooks and names; only their class changes until the block
+    ends. So `isinstance(layer, nn.Linear)` holds meanwhile and `type(layer) is nn.Linear` does not. Copies, pickles and
+    saved files hold plain layers.
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear] if onednn_is_faster() else []
     try:
@@ -99,7 +105,7 @@ class FastLinear(nn.Linear):
         return output
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles are plain layers: they outlive the block, and are read where honed is not."""
+        """Copies and pickles are plain layers: they outlive the block and must load without honed."""
         return object.__new__, (nn.Linear,), self.__dict__
 
 
@@ -136,7 +142,7 @@ def _pays(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | No
 
 
 def _suits(tensor: torch.Tensor) -> bool:
-    """Plain tensors only: subclasses (sharded, quantised) have products of their own."""
+    """Plain tensors only: subclasses (sharded, quantised) have their own products."""
     return (
         tensor.dtype == torch.float32
         and tensor.device.type == "cpu"

@@ -1,6 +1,6 @@
 """One optimizer step of the trainer as a loss and a gradient, and the same from first principles.
 
-The trainer is asked through its public methods only: a step of plain SGD at rate 1 moves the weights by the gradient.
+The trainer is used through its public methods only: a step of plain SGD at rate 1 moves the weights by the gradient.
 
 Shapes: T tokens of a document, N trained tokens, V vocabulary.
 """
@@ -18,11 +18,22 @@ from transformers.trainer_callback import PrinterCallback
 
 from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.data.batch.table import PackedRows
-from honed.train.forward.seams import NOT_FOR_THE_MODEL, Seams, find_seams, opened, token_scores
+from honed.train.forward.seams import NOT_FOR_THE_MODEL, Seams, on_device_of, opened, token_scores
 from honed.train.options.config import SFTConfig
 from honed.train.trainer.trainer import SFTTrainer
 
+# Every step is logged as it is, and nothing else is written or shown.
+QUIET: dict[str, Any] = {
+    "bf16": False,
+    "logging_steps": 1,
+    "logging_nan_inf_filter": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "token_metrics": False,
+}
 ONE_STEP: dict[str, Any] = {
+    **QUIET,
     "max_steps": 1,
     "optim": "sgd",
     "learning_rate": 1.0,
@@ -31,33 +42,26 @@ ONE_STEP: dict[str, Any] = {
     "weight_decay": 0.0,
     "train_sampling_strategy": "sequential",
     "gradient_checkpointing": False,
-    "bf16": False,
-    "logging_steps": 1,
-    "logging_nan_inf_filter": False,
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "token_metrics": False,
     "max_length": 1 << 20,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Loss of a step, and the gradient of every weight that is trained."""
+    """Loss of a step, and the gradient of every trained weight."""
 
     loss: float
     gradient: dict[str, torch.Tensor]
 
 
 def apart(found: Step, expected: Step) -> float:
-    """The larger relative distance of the two: of the losses, and of the gradients in their norm."""
+    """The larger one of the relative distances of the losses and of the gradients."""
     loss = abs(found.loss - expected.loss) / max(abs(expected.loss), 1e-300)
-    return _worst(loss, weights_apart(found.gradient, expected.gradient))
+    return worst(loss, weights_apart(found.gradient, expected.gradient))
 
 
 def weights_apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """The norm of the difference over the norm of what was expected; inf where other weights are there."""
+    """The norm of the difference over the norm of what was expected; inf for other weights."""
     if found.keys() != expected.keys():
         return math.inf
     difference = sum(float((found[n].double() - expected[n].double()).square().sum()) for n in expected)
@@ -65,13 +69,13 @@ def weights_apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
     return math.sqrt(difference / norm) if norm else math.inf
 
 
-def _worst(*distances: float) -> float:
-    """Their maximum; nan if one is nan, for which `max` would depend on the order."""
+def worst(*distances: float) -> float:
+    """The maximum, or NaN if there is one: with NaN, `max` depends on the order."""
     return math.nan if any(map(math.isnan, distances)) else max(distances)
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of what is trained, by name."""
+    """Copies of the trained weights, by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -105,7 +109,7 @@ def make_trainer(
     """A trainer for one step on rows that are prepared already.
 
     Args:
-        padded: pad batches, whether the model needs it or not.
+        padded: pad batches even if the model takes flat ones.
         changes: arguments of SFTConfig.
     """
     on_host = next(model.parameters()).device.type == "cpu"
@@ -115,7 +119,7 @@ def make_trainer(
 
 
 def silent(trainer: SFTTrainer) -> SFTTrainer:
-    """The trainer, which prints nothing any more."""
+    """The trainer without its printing callback."""
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -126,10 +130,7 @@ def one_step(
     """Loss and gradient of the trainer's first step over all rows.
 
     Args:
-        kind: SFTTrainer.
-        model: trained by that step.
-        rows: what is in the step.
-        accumulation: into how many micro-batches it is divided.
+        accumulation: number of micro-batches.
         changes: see `make_trainer`.
     """
     size = {"per_device_train_batch_size": -(-len(rows) // accumulation), "gradient_accumulation_steps": accumulation}
@@ -142,18 +143,11 @@ def one_step(
     return Step(loss=float(loss), gradient={name: before[name] - after[name] for name in before})
 
 
-def seams_of(model: Any) -> Seams:
-    """Which of honed's seams the model takes, and why not."""
-    return find_seams(model)
-
-
 @torch.no_grad()
 def head_apart(model: Any, rows: PackedRows, found: Seams) -> tuple[float, int]:
-    """The largest distance of a token's score at the scoring head from that of whole logits, and how many tokens."""
-    batch = FlatCollator()([rows[n] for n in range(len(rows))])
-    device = next(model.parameters()).device
-    batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    if not found.flat:  # one long document then, which is as good to compare two heads on
+    """The largest relative distance between scores at the scoring head and from whole logits; the number of tokens."""
+    batch = on_device_of(model, FlatCollator()([rows[n] for n in range(len(rows))]))
+    if not found.flat:  # then as one long document
         batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
     with opened(model, found) as head:
         scored_N = token_scores(model, batch, head)[0].nll_N

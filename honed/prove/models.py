@@ -1,10 +1,10 @@
-"""The user's model as it is checked: whole in float64 where it is small enough, else a part of it or a small copy.
+"""The model that is checked: the user's in float64 where it is small enough, else a part or a small copy of it.
 
-    whole      all its layers and weights
-    cut        its first layers with their own weights, its embedding and its head
-    shrunken   its architecture with few layers, heads and experts and random weights; its vocabulary
+    whole      all layers and weights
+    cut        the first layers with their weights, the embedding and the head
+    shrunken   the architecture and vocabulary, with few layers, heads and experts and random weights
 
-Dropout is off, and so is the router's auxiliary loss, which is a mean over a batch and so depends on what is in it.
+Dropout is off, and so is the router's auxiliary loss, which depends on how rows are batched.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import torch
 
 from honed.errors import ModelError, RecipeError, first_line
 from honed.model.adapters.adapters import lora_config, ready_to_train
-from honed.model.load.load import load_model, resolve
+from honed.model.load.load import load_config, load_model
 from honed.quantities import counted
 from honed.recipe import LoraRecipe, Recipe
 
 SIZES = ("auto", "whole", "cut", "shrunken")
-WHOLE = 50_000_000  # parameters that two CPU cores compute with in float64 in seconds
-DRILL = 3_000_000  # that they can also train, save and send to another process in no time
+WHOLE = 50_000_000  # parameters that take two CPU cores seconds in float64
+DRILL = 3_000_000  # parameters that are also quick to train, save and send to another process
 LAYERS = 2
-MOST_LAYERS = 8  # of a model whose layers are of several kinds
-WIDE = 0.1  # standard deviation of random weights: at 0.02 the layers hardly change what the head sees
+MOST_LAYERS = 8  # of a model with several kinds of layers
+WIDE = 0.1  # standard deviation of random weights: with 0.02 the layers hardly change the hidden states
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -37,9 +37,9 @@ class Chosen:
     """A model to check.
 
     Attributes:
-        make: a new copy each time it is called, always with the same weights, ready to train, in training mode.
+        make: gives a new copy with the same weights, ready to train, in training mode.
         size: "whole", "cut" or "shrunken".
-        words: what it is, for the user.
+        words: a description for the user.
     """
 
     make: Callable[[], Any]
@@ -53,10 +53,7 @@ def choose(
     """The model that sums are checked on, and the small one that is trained for several steps.
 
     Args:
-        recipe: `model` and `lora` are looked at.
-        tokenizer: the model's.
         size: one of SIZES; "auto" takes the first that is small enough.
-        device, dtype: where, and in what format.
 
     Raises:
         ModelError: the model cannot be found, loaded or shrunk.
@@ -64,7 +61,7 @@ def choose(
     """
     if size not in SIZES:
         raise RecipeError(f"size is {size!r}.", fix=f"set one of {', '.join(SIZES)}")
-    config = exact(_config(recipe.model))
+    config = exact(load_config(recipe.model))
     parts = {"whole": config, "cut": cut(config), "shrunken": shrunken(config)}
     counts = {name: _parameters(part) for name, part in parts.items()}
     if size == "auto":
@@ -92,7 +89,7 @@ def exact(config: Any) -> Any:
 
 
 def cut(config: Any) -> Any:
-    """A copy with the first layers only: two, or as many as hold each kind of layer once."""
+    """A copy with the first layers only: two, or as many as it takes to have each kind of layer."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
     kinds = list(getattr(text, "layer_types", None) or [])
@@ -106,7 +103,7 @@ def cut(config: Any) -> Any:
 
 
 def shrunken(config: Any) -> Any:
-    """The same with few heads and experts; the size of a head and the vocabulary stay."""
+    """`cut` with few heads and experts; the head size and the vocabulary stay."""
     config = cut(config)
     text = config.get_text_config()
     heads = text.num_attention_heads
@@ -128,22 +125,6 @@ def shrunken(config: Any) -> Any:
     if hasattr(text, "initializer_range"):
         text.initializer_range = WIDE
     return config
-
-
-def _config(name: str) -> Any:
-    from transformers import AutoConfig
-
-    from honed.model.minimind.minimind import register
-
-    register()
-    folder = resolve(name)
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except Exception as error:  # each missing or garbled file raises its own kind
-        raise ModelError(
-            f"The model {name} has no configuration that can be read: {first_line(error)}",
-            fix="check the name and the folder's config.json",
-        ) from None
 
 
 def _parameters(config: Any) -> int:
@@ -174,7 +155,7 @@ def _chosen(
         else:
             model = load_model(recipe.model, device=device, dtype=dtype, config=copy.deepcopy(config))
         if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
-            model.set_experts_implementation("eager")  # the grouped product of matrices takes no float64
+            model.set_experts_implementation("eager")  # grouped_mm has no float64
         model = with_adapter(model, recipe.lora, tokenizer)
     text, count = config.get_text_config(), sum(p.numel() for p in model.parameters())
     words = f"{size}: {counted(text.num_hidden_layers, 'layer')} of {text.hidden_size}, {counted(count, 'parameter')}"
@@ -182,9 +163,9 @@ def _chosen(
 
 
 def with_adapter(model: Any, lora: LoraRecipe | None, tokenizer: Any) -> Any:
-    """The model ready to train: with the recipe's adapter, if it has one, whose weights are all made random.
+    """The model ready to train, with the recipe's adapter.
 
-    LoRA's B starts at zero, and with it the gradient of A: half of the sums would check nothing.
+    LoRA's B is made random: it starts at zero, where the gradient of A is zero too and checks nothing.
     """
     adapter = None
     if lora is not None:

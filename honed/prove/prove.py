@@ -1,4 +1,4 @@
-"""All statements, one after the other, on one recipe; what came out as a table or as JSON."""
+"""Checks all statements on a recipe, one after the other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,13 +15,14 @@ from honed.model.device import named_device
 from honed.model.load.load import load_tokenizer
 from honed.model.load.vocabulary import with_pad_token
 from honed.prove import runs, sums, texts
-from honed.prove.engine import seams_of
 from honed.prove.models import Chosen, choose
 from honed.prove.sample import documents_of, read_sample
 from honed.prove.statement import FAILED, NOT_CHECKED, PASSED, Finding, NotChecked
 from honed.prove.subject import Check, Subject
 from honed.recipe import Recipe
+from honed.train.forward.seams import find_seams
 from honed.train.forward.vision import is_processor, load_processing_class
+from honed.train.loop.recipe import known_to_transformers
 from honed.train.run.data import run_data
 from honed.train.run.run import training_arguments
 
@@ -34,7 +34,7 @@ DTYPES = ("float64", "float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where and on how much of the model statements are checked; see `honed.prove.models`."""
+    """Where, and on how much of the model, statements are checked; see `honed.prove.models`."""
 
     size: str = "auto"
     device: str = "cpu"
@@ -50,7 +50,8 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
     if place.dtype not in DTYPES:
         raise RecipeError(f"dtype is {place.dtype!r}.", fix=f"set one of {', '.join(DTYPES)}")
     device = named_device(place.device)
-    args = training_arguments(dataclasses.replace(recipe, engine="trainer", train=_known(recipe)))
+    train = known_to_transformers(recipe.train)
+    args = training_arguments(dataclasses.replace(recipe, engine="trainer", train=train))
     rows = run_data(dataclasses.replace(recipe.data, eval_share=None), seed=args.seed).train
     if is_processor(load_processing_class(recipe.model, None if recipe.data.streaming else rows)):
         raise RecipeError("These rows show images, and statements are about text.", fix="prove a recipe of text alone")
@@ -64,29 +65,20 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
         rows=documents_of(sample),
         model=model,
         drill=drill,
-        seams=seams_of(model.make()),
+        seams=find_seams(model.make()),
         dtype=dtype,
         device=device,
     )
 
 
-def _known(recipe: Recipe) -> dict[str, Any]:
-    from honed.train.loop.recipe import known_to_transformers
-
-    return known_to_transformers(recipe.train)
-
-
 def findings(subject: Subject, statements: dict[str, Check] | None = None) -> Iterator[Finding]:
-    """What became of each statement, in order; as soon as it is known."""
+    """The finding of each statement, in order, as soon as it is known."""
     for name, check in (STATEMENTS if statements is None else statements).items():
         yield find(name, check, subject)
 
 
 def expected_seconds(subject: Subject, statements: dict[str, Check] | None = None) -> dict[str, float]:
-    """About how long each statement will take, from one step that is timed and that they need anyway.
-
-    Empty where that step fails: the statements say why.
-    """
+    """About how long each statement will take, from timing one step that they need anyway; {} if that step fails."""
     started = time.perf_counter()
     try:
         sums.one_by_one(subject)
@@ -98,7 +90,7 @@ def expected_seconds(subject: Subject, statements: dict[str, Check] | None = Non
 
 
 def parameters_of(chosen: Chosen) -> int:
-    """Of a model with its adapter."""
+    """Parameters of a model with its adapter."""
     return sum(p.numel() for p in chosen.make().parameters())
 
 
@@ -110,14 +102,14 @@ def _cost(check: Check, step: float, drill: float) -> float:
 
 
 def find(name: str, check: Check, subject: Subject) -> Finding:
-    """Checks one statement. One whose check breaks has failed: it was not shown to hold."""
+    """Checks one statement. If the check itself breaks, the statement has failed."""
     started = time.perf_counter()
     try:
         measured = check(subject)
     except (NotChecked, HonedError) as reason:
         detail = str(reason).partition("\n")[0]
         return Finding(statement=name, status=NOT_CHECKED, detail=detail, seconds=time.perf_counter() - started)
-    except Exception as error:  # of torch, transformers or ours: whatever it is, the others are still to be checked
+    except Exception as error:  # whatever it is, the other statements must still be checked
         detail = f"the check itself broke: {first_line(error)}"
         return Finding(statement=name, status=FAILED, detail=detail, seconds=time.perf_counter() - started)
     holds = not math.isnan(measured.value) and measured.value <= measured.bound

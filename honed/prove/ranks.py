@@ -16,21 +16,19 @@ if TYPE_CHECKING:
     from honed.data.batch.table import PackedRows
     from honed.prove.engine import Step
 
-# Where the system has it, one process imports the libraries, and the others are copies of it.
+# With a fork server, the libraries are imported only once.
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def stepped_by_ranks(kind: type[Any], model: Any, rows: PackedRows, tokenizer: Any, *, world: int) -> Step:
-    """Loss and gradient of a step whose documents are shared out among processes.
+    """Loss and gradient of a step whose documents are divided among `world` processes.
 
     Args:
         kind: SFTTrainer; must be importable by its module's name.
-        model: small enough to be written to the disk.
-        rows: as many documents for each process.
-        world: the number of processes.
+        model: is written to the disk.
 
     Raises:
-        Exception: of torch's, with the traceback of the process that failed.
+        Exception: torch's, with the traceback of the process that failed.
     """
     from honed.prove.engine import Step
 
@@ -48,10 +46,10 @@ def stepped_by_ranks(kind: type[Any], model: Any, rows: PackedRows, tokenizer: A
 def _rank(rank: int, port: int, folder: str, world: int) -> None:
     """What one process does, with the environment that torchrun would give it."""
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    own["OMP_NUM_THREADS"] = 1  # else accelerate takes several for each process, and says so
+    own["OMP_NUM_THREADS"] = 1  # else accelerate sets it, with a message
     os.environ.update({name: str(value) for name, value in own.items()})
     torch.set_num_threads(1)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before the imports, in which it speaks
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before it is imported, when it logs
     from honed.model.minimind.minimind import register
     from honed.prove.engine import one_step
 

@@ -1,8 +1,7 @@
-"""Statements about runs of several steps: two engines, two processes, going on after a stop, saving and loading."""
+"""Statements about runs of several steps: both engines, several processes, resuming, saving and loading."""
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from honed.data.batch.table import PackedRows
 from honed.errors import RecipeError
 from honed.model.adapters.adapters import has_adapter, load_with_adapter
 from honed.model.load.load import load_model
-from honed.prove.engine import apart, one_step, silent, trained, weights_apart
+from honed.prove.engine import apart, one_step, silent, trained, weights_apart, worst
 from honed.prove.ranks import stepped_by_ranks
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Check, Subject
@@ -26,12 +25,12 @@ from honed.train.options.config import SFTConfig
 
 STEPS = 3
 WORLDS = (2, 4)  # processes
-STOP = 1  # the step after which a run is stopped, and as many are left
+STOP = 1  # the step after which a run is stopped; so many steps are left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What each step logged, and the weights at the end."""
+    """The log of each step, and the final weights."""
 
     log: list[dict[str, float]]
     weights: dict[str, torch.Tensor]
@@ -45,8 +44,8 @@ def engines(subject: Subject) -> Measured:
         by_trainer = _by_trainer(subject, args)
     pairs = list(zip(by_trainer.log, by_loop.log, strict=True))
     keys = ("loss", "grad_norm", "learning_rate")
-    logs = max(abs(a[key] - b[key]) / max(abs(b[key]), 1e-12) for a, b in pairs for key in keys)
-    value = max(logs, weights_apart(by_trainer.weights, by_loop.weights))
+    logs = (abs(a[key] - b[key]) / max(abs(b[key]), 1e-12) for a, b in pairs for key in keys)
+    value = worst(*logs, weights_apart(by_trainer.weights, by_loop.weights))
     before = trained(subject.drill.make())
     moved = weights_apart(by_loop.weights, before)
     detail = f"{STEPS} steps: losses, gradient norms, rates, weights (which moved by {moved:.0e})"
@@ -54,7 +53,7 @@ def engines(subject: Subject) -> Measured:
 
 
 def resumed(subject: Subject) -> Measured:
-    """A run of SFTTrainer that goes on from a checkpoint against one that was never stopped."""
+    """A run of SFTTrainer resumed from a checkpoint against one that was never stopped."""
     with tempfile.TemporaryDirectory() as folder:
         args = _arguments(subject, folder, max_steps=2 * STOP, save_strategy="steps", save_steps=STOP)
         whole = _by_trainer(subject, args)
@@ -87,12 +86,11 @@ def ranks(subject: Subject) -> Measured:
         for world in worlds
     ]
     detail = f"gloo, one step of {counted(len(even), 'document')} in {' and '.join(map(str, worlds))} processes"
-    value = math.nan if any(map(math.isnan, apart_by)) else max(apart_by)
-    return Measured(value=value, bound=max(1e-6, subject.rounding), detail=detail)
+    return Measured(value=worst(*apart_by), bound=max(1e-6, subject.rounding), detail=detail)
 
 
 def reloaded(subject: Subject) -> Measured:
-    """The logits of a model that was saved and loaded again against those before."""
+    """The logits of a model after saving and loading against those before."""
     model = subject.drill.make().eval()
     ids = torch.from_numpy(subject.rows[0].input_ids).long()[None].to(subject.device)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -141,7 +139,7 @@ def _bits(whole: Run, again: Run) -> Measured:
     return Measured(value=len(differing) + sum(losses), bound=0, detail=detail)
 
 
-# Steps of the drill that a check computes, and processes that it starts one after the other.
+# Steps of the drill model that a check computes, and processes that it starts.
 COSTS: dict[Check, tuple[int, int]] = {
     engines: (2 * STEPS, 0),
     ranks: (3, sum(WORLDS)),

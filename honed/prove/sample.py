@@ -1,4 +1,4 @@
-"""The user's own rows: the first few that the recipe's data options yield, as training would read them.
+"""The user's own rows: the first few of the recipe's data, read as in training.
 
 Shapes: T tokens of a document.
 """
@@ -26,16 +26,16 @@ from honed.data.templates.view import Template
 from honed.errors import DataError
 from honed.quantities import counted
 
-TEXT_ROWS = 200  # rows whose tokens are looked at; nothing is computed with most of them
-DOCUMENTS = 16  # documents that are computed with,
-TOKENS = 512  # fewer if they have more tokens than this together,
-FEWEST = 4  # but so many at least,
-LONGEST = 256  # each cut to so many tokens
+TEXT_ROWS = 200  # rows whose tokens are compared
+DOCUMENTS = 16  # most documents that a model computes,
+TOKENS = 512  # most tokens that they have together,
+FEWEST = 4  # fewest documents in any case,
+LONGEST = 256  # most tokens of one of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRow:
-    """A row that is trained: as it was read, as it is trained, and with what it became that."""
+    """A trained row: as read, as trained, and with which template and options."""
 
     example: Example
     views: tuple[Rendered, ...]
@@ -49,10 +49,10 @@ class Sample:
     """The first rows of the user's data.
 
     Attributes:
-        data: the same rows, to be prepared anew.
-        options: how rows become tokens; rows that cannot be used are dropped and counted.
-        rows: those of which anything is trained, in order.
-        ledger: what became of all.
+        data: the same rows, to be prepared again.
+        options: of the preparation; rows that cannot be used are dropped and counted.
+        rows: those with trained tokens, in order.
+        ledger: of all rows.
     """
 
     data: Mixture
@@ -62,14 +62,11 @@ class Sample:
     ledger: Ledger
 
 
-def read_sample(data: Any, tokenizer: Any, options: PrepareOptions, *, count: int = TEXT_ROWS) -> Sample:
-    """The first rows of `data`, of each source as many.
+def read_sample(data: Any, tokenizer: Any, options: PrepareOptions) -> Sample:
+    """The first `TEXT_ROWS` rows of `data`, as many of each source.
 
     Args:
-        data: whatever `sources.read_rows` reads, or a `Mixture`; its weights, caps and repeats are left out.
-        tokenizer: the model's.
-        options: the recipe's.
-        count: rows to read.
+        data: whatever `sources.read_rows` reads, or a `Mixture`; its weights, caps and repeats are ignored.
 
     Raises:
         DataError: a file cannot be read, or no row can be trained.
@@ -77,7 +74,7 @@ def read_sample(data: Any, tokenizer: Any, options: PrepareOptions, *, count: in
     """
     options = replace(options, bad_rows="drop")
     mixture = as_mixture(data)
-    each = max(1, count // len(mixture.parts))
+    each = max(1, TEXT_ROWS // len(mixture.parts))
     held = [_Held(list(islice(read_rows(part.data), each))) for part in mixture.parts]
     sampled = with_data(mixture, [SourcedRows(h) for h in held], weight=None, cap=None, repeat=1)
     ledger = Ledger()
@@ -93,7 +90,7 @@ def read_sample(data: Any, tokenizer: Any, options: PrepareOptions, *, count: in
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """Rows that are read again each time."""
+    """Rows as a source that can be read repeatedly."""
 
     rows: list[SourcedRow]
 
@@ -126,9 +123,9 @@ def _rows(
 
 
 def documents_of(sample: Sample) -> PackedRows:
-    """The documents that are computed with, one in each row; an even number of them where there are two.
+    """The documents that models compute, one per row; an even number of them if there are two.
 
-    Long ones are cut to the stretch before the end of what is trained in them.
+    Long ones are cut to the last `LONGEST` tokens up to their last trained token.
     """
     chosen: list[Rendered] = []
     for view in (view for row in sample.rows for view in row.views):
@@ -142,12 +139,11 @@ def documents_of(sample: Sample) -> PackedRows:
 
 
 def together(rows: PackedRows, groups: Sequence[Sequence[int]]) -> PackedRows:
-    """The same documents, these of them in a row each."""
+    """The documents with each group of them in one row."""
     return PackedRows(rows.table, [list(group) for group in groups])
 
 
 def _stretch(view: Rendered) -> Rendered:
-    """At most LONGEST tokens of a document, up to the last that is trained."""
     if len(view) <= LONGEST:
         return view
     end = int(np.flatnonzero(view.weights)[-1]) + 1

@@ -1,4 +1,4 @@
-"""What a statement is: a number that was measured, the bound that it must keep to, and what it was measured on."""
+"""A statement: a number that was measured, its bound, and what it was measured on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ PASSED, FAILED, NOT_CHECKED = "pass", "FAIL", "not checked"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What the check of a statement gives.
+    """The result of a check.
 
     Attributes:
-        value: what was measured; the statement holds if it is at most `bound`. Nan does not.
-        detail: on what, in a few words.
+        value: the statement holds if it is at most `bound`; NaN is not.
+        detail: what it was measured on, in a few words.
     """
 
     value: float
@@ -23,12 +23,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A statement with what became of it.
+    """A statement and its status.
 
     Attributes:
-        measured, bound: None where it was not checked, or where the check itself broke.
+        measured, bound: None if it was not checked, or the check itself broke.
         detail: what it was measured on, or why it was not.
-        seconds: that it took.
+        seconds: duration of the check.
     """
 
     statement: str

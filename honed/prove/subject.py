@@ -1,8 +1,8 @@
-"""What the statements are about: the user's model, rows and recipe."""
+"""The subject of all statements: the user's model, rows and recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from honed.data.batch.table import PackedRows
-from honed.prove.engine import Step
+from honed.prove.engine import QUIET, Step
 from honed.prove.models import Chosen
 from honed.prove.sample import Sample
 from honed.prove.statement import NotChecked
@@ -21,24 +21,13 @@ from honed.train.options.config import SFTConfig
 from honed.train.run.run import training_arguments
 from honed.train.trainer.trainer import SFTTrainer
 
-# Relative distance that rounding alone explains, of sums in another order.
-# Models compute their norms and rotations in float32 whatever their own format is, so float64 is not 1e-15.
+# Relative distance that rounding explains, for sums in another order. Not 1e-15 for float64, because models compute
+# norms and rotations in float32 whatever their dtype.
 ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
 ROUNDING_OF_HALF = 5e-2
 
-ON_ITS_OWN: dict[str, Any] = {
-    "bf16": False,
-    "fp16": False,
-    "report_to": "none",
-    "save_strategy": "no",
-    "eval_strategy": "no",
-    "logging_strategy": "steps",
-    "logging_steps": 1,
-    "logging_nan_inf_filter": False,
-    "disable_tqdm": True,
-    "token_metrics": False,
-}
-# Of the recipe's arguments, those that shape what is trained; devices, hubs, trackers and launchers are left out.
+ON_ITS_OWN: dict[str, Any] = {**QUIET, "fp16": False, "eval_strategy": "no", "logging_strategy": "steps"}
+# The recipe's arguments that shape what is trained, without devices, hubs, trackers and launchers.
 KEPT = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed", "gradient_checkpointing", "optim"),
@@ -51,15 +40,12 @@ class Subject:
     """What is checked.
 
     Attributes:
-        recipe: as the user wrote it.
-        sample: the user's rows.
-        rows: those that are computed with, a document in each.
-        model: what sums are checked on.
-        drill: what is trained for several steps.
-        seams: which seams the model takes.
+        rows: documents that models compute, one per row.
+        model: for statements about sums.
+        drill: a small model that is trained for several steps.
         dtype: of both.
         trainer: SFTTrainer; tests put broken ones here.
-        steps: what `sums` has computed already, by name.
+        steps: cache of `sums`, by name.
     """
 
     recipe: Recipe
@@ -75,24 +61,23 @@ class Subject:
 
     @property
     def tokenizer(self) -> Any:
-        """The user's."""
         return self.sample.tokenizer
 
     @property
     def rounding(self) -> float:
-        """The bound of two sums that differ in nothing but their order."""
+        """The bound for two sums that differ only in their order."""
         return ROUNDING.get(self.dtype, ROUNDING_OF_HALF)
 
     @property
     def size(self) -> str:
-        """In words."""
+        """The rows in numbers, for the user."""
         table = self.rows.table
         trained = int((table.weights > 0).sum())
         return f"{counted(len(table), 'document')}, {counted(len(table.input_ids), 'token')}, {trained:,} trained"
 
     @property
     def left_out(self) -> list[str]:
-        """Keys of the recipe's `train` that no statement looks at; some of them are set in one way for all."""
+        """Keys of the recipe's `train` that statements ignore or set themselves."""
         return sorted(self.recipe.train.keys() - set(KEPT))
 
     def need_flat(self) -> None:
@@ -106,23 +91,17 @@ class Subject:
             raise NotChecked("there is only one document to train on")
 
     def arguments(self, folder: str | Path, **changes: Any) -> SFTConfig:
-        """The recipe's training arguments for a short run on this machine.
-
-        Args:
-            folder: of the run.
-            changes: what this run has in other ways.
+        """The recipe's training arguments, with `changes`, for a short run on this machine.
 
         Raises:
             HonedError: see `training_arguments`.
         """
         own = {key: value for key, value in self.recipe.train.items() if key in KEPT}
-        own |= {
-            "per_device_train_batch_size": min(int(own["per_device_train_batch_size"]), max(1, len(self.rows) // 2))
-        }
+        size = min(int(own["per_device_train_batch_size"]), max(1, len(self.rows) // 2))
+        own |= {"per_device_train_batch_size": size, "use_cpu": self.device.type == "cpu"}
         own |= {"gradient_accumulation_steps": min(int(own.get("gradient_accumulation_steps", 1)), 2)}
-        on_host: Mapping[str, Any] = {"use_cpu": self.device.type == "cpu"}
         data = replace(self.recipe.data, streaming=False, held_out=None, eval_share=None, packing=False, cache=False)
-        short = replace(self.recipe, output=str(folder), data=data, train={**own, **ON_ITS_OWN, **on_host, **changes})
+        short = replace(self.recipe, output=str(folder), data=data, train={**own, **ON_ITS_OWN, **changes})
         return training_arguments(short)
 
 

@@ -63,7 +63,7 @@ def checkpointed(subject: Subject) -> Measured:
 
 
 def shared(subject: Subject) -> Measured:
-    """What documents begin with in common, computed once, against computed for each."""
+    """Shared prefixes computed once against computed for each document."""
     subject.need_flat()
     subject.need_two()
     if obstacle := find_obstacle(subject.model.make(), subject.seams):
@@ -97,7 +97,7 @@ def lora(subject: Subject) -> Measured:
 
 
 def isolated(subject: Subject) -> Measured:
-    """Documents behind another in one row, before and after that one is changed: the same bits."""
+    """Documents after another one in a row, before and after that one is changed: the same bits."""
     subject.need_flat()
     subject.need_two()
     row = together(subject.rows, [range(len(subject.rows))])
@@ -124,7 +124,7 @@ _ROUTED = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def _step(subject: Subject, rows: PackedRows, **changes: Any) -> Step:
-    """The trainer's step; what several statements need is computed once."""
+    """The trainer's step; cached for the subject's own rows."""
 
     def step() -> Step:
         return one_step(subject.trainer, subject.model.make(), rows, subject.tokenizer, **changes)
@@ -133,7 +133,7 @@ def _step(subject: Subject, rows: PackedRows, **changes: Any) -> Step:
 
 
 def one_by_one(subject: Subject) -> Step:
-    """The step from first principles, each document by itself; computed once."""
+    """The step from first principles, each document by itself; cached."""
     return _known(subject, "reference", lambda: reference(subject.model.make(), subject.rows))
 
 
@@ -148,7 +148,7 @@ def _against(subject: Subject, found: Step, expected: Step, detail: str) -> Meas
 
 
 def _with_prefix(rows: PackedRows) -> tuple[PackedRows, bool]:
-    """The rows if they begin alike; else each behind the same untrained tokens. And whether they are as they were."""
+    """The rows if they share a prefix, else with an untrained prefix before each; and whether they are unchanged."""
     if shared_row([rows[n] for n in range(len(rows))]) is not None:
         return rows, True
     table = rows.table

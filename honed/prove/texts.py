@@ -1,4 +1,4 @@
-"""Statements about tokens: what is trained is what is served, and no row and no token is lost."""
+"""Statements about tokens: what is trained is what is served, and no row or token is lost."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def stopped(subject: Subject) -> Measured:
 
 
 def conserved(subject: Subject) -> Measured:
-    """Rows in against rows trained and dropped; trained tokens in against those that batches of packed rows ask for."""
+    """Rows read against rows trained and dropped; trained tokens against the targets in batches of packed rows."""
     sample = subject.sample
     capacity = sample.options.max_length or 1 << 20
     together = replace(sample.options, packing=True, max_length=capacity)
-    tears = together.packing_strategy != "bfd"  # then documents are torn, on purpose: count what is left of each
+    tears = together.packing_strategy != "bfd"  # which splits documents: count what is left of each
     prepared = prepare(sample.data, sample.tokenizer, together)
     ledger = prepared.ledger
     dropped = sum(ledger.rows_dropped.values())
@@ -85,13 +85,13 @@ def conserved(subject: Subject) -> Measured:
 
 
 def asked_for(rows: PackedRows) -> int:
-    """Tokens that the batches of these rows ask the model for, one row a batch."""
+    """Targets in the batches of these rows, one row per batch."""
     batches = (FlatCollator()([rows[n]]) for n in range(len(rows)))
     return sum(int((next_token_targets(batch["labels"]) >= 0).sum()) for batch in batches)
 
 
 def _why_no_prompt(row: SampleRow) -> str | None:
-    """Why nothing was fed before what is trained in this row; None where something was."""
+    """Why there is no prompt before what is trained in this row; None if there is one."""
     if not isinstance(row.example, Conversation):
         return "no conversation, so no prompt"
     if _mode(row) == "all":
@@ -115,7 +115,7 @@ def _spells(row: SampleRow, tokenizer: Any) -> str | None:
 
 
 def _differing(row: SampleRow, tokenizer: Any) -> tuple[list[str], int]:
-    """What differs, turn by turn, and how many turns there are."""
+    """The differing turns in words, and the number of turns."""
     example = row.example
     assert isinstance(example, Conversation)
     numbers = list(trained_turns(example.messages, _mode(row), row.options.train_roles))
@@ -135,7 +135,7 @@ def _begins(ids: np.ndarray, turn: Turn, prompt: np.ndarray) -> bool:
 
 
 def _prompt(row: SampleRow, example: Conversation, number: int, tokenizer: Any) -> np.ndarray:
-    """What is fed for the message of this number."""
+    """The prompt for the message of this number, when it is served."""
     before = example.messages[:number]
     if isinstance(row.template, PlainTemplate):  # encoded message by message, by honed alone
         return np.array(Renderer(tokenizer, row.template).prompt_ids(row.template.prompt(before, example.tools)))

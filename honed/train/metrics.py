@@ -11,29 +11,27 @@ import torch
 
 from honed.ops.linear_cross_entropy import TokenScores
 
-Mark = tuple[int, int, int, int, Any, Any]  # see `StepMetrics.mark`
+Mark = tuple[int, int, int, int, torch.Tensor, torch.Tensor]  # see `StepMetrics.mark`
 
 
 class StepMetrics:
     """Sums since the last log. `add` never waits for the device; `read` does, once.
 
     Args:
-        device: where the sums live.
         over_ranks: adds numbers up over all ranks, which all `read` at once; None where there is one.
     """
-
-    _tokens: int
-    _trained: int
-    _scored: int
-    _aux_tokens: int
-    _sums: Any
-    _aux_sum: Any
 
     def __init__(self, device: torch.device, over_ranks: Callable[..., list[float]] | None = None) -> None:
         self.device = device
         self._over_ranks: Callable[..., list[float]] = over_ranks or (lambda *values: list(values))
         self.num_tokens = 0
         self._reset()
+
+    def _reset(self) -> None:
+        self._tokens = self._trained = self._scored = self._aux_tokens = 0
+        self._sums = torch.zeros(2, device=self.device)  # of entropies, of right predictions
+        self._aux_sum = torch.zeros((), device=self.device)
+        self._since = time.perf_counter()
 
     def add(self, scores: TokenScores, *, tokens: int, aux_loss: torch.Tensor | None = None) -> None:
         """Counts one micro-batch.
@@ -58,10 +56,9 @@ class StepMetrics:
         self._trained += trained
 
     def read(self) -> dict[str, float]:
-        """Means, num_tokens (of the whole run), tokens per second, memory (GB); then starts anew.
+        """Means over all ranks, num_tokens of the whole run, tokens per second, this process's memory (GB); resets.
 
-        Of all ranks, but for the memory, which is this process's. Where no tokens were counted (batches of another
-        kind), no speed is told, and no trained tokens per second where no batch had labels.
+        The caller's own batches may count no tokens or have no labels; then the speeds are left out.
         """
         seconds = max(time.perf_counter() - self._since, 1e-9)
         tokens, trained, scored, aux_tokens, entropy, correct, aux_sum = self._totals()
@@ -82,19 +79,17 @@ class StepMetrics:
         return logs
 
     def _totals(self) -> list[float]:
-        """The counts and sums as numbers."""
         counts = (self._tokens, self._trained, self._scored, self._aux_tokens)
         return self._over_ranks(*counts, *torch.cat([self._sums, self._aux_sum.reshape(1)]).tolist())
 
     def state(self) -> dict[str, Any]:
-        """What has been counted since the last `read`, and of the whole run; as JSON, for `restore`."""
+        """The counts since the last `read` and of the whole run; as JSON, for `restore`."""
         sums: list[float] = self._sums.tolist()
         counts = {"tokens": self._tokens, "trained": self._trained, "scored": self._scored}
         balance = {"aux_tokens": self._aux_tokens, "aux_sum": float(self._aux_sum)}
         return {"num_tokens": self.num_tokens, "sums": sums, **counts, **balance}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on counting from there."""
         self.num_tokens = state["num_tokens"]
         self._sums.copy_(torch.tensor(state["sums"]))
         self._tokens, self._trained, self._scored = state["tokens"], state["trained"], state["scored"]
@@ -102,7 +97,7 @@ class StepMetrics:
         self._aux_sum.fill_(state.get("aux_sum", 0.0))
 
     def mark(self) -> Mark:
-        """What has been counted so far, for `back_to`; costs nothing."""
+        """The counts so far, for `back_to`."""
         return self._tokens, self._trained, self._scored, self._aux_tokens, self._sums, self._aux_sum
 
     def back_to(self, mark: Mark) -> None:
@@ -110,13 +105,7 @@ class StepMetrics:
         self._tokens, self._trained, self._scored, self._aux_tokens, self._sums, self._aux_sum = mark
 
     def start_clock(self) -> None:
-        """Leaves what happened since the last `read` (evaluation, saving) out of tokens per second."""
-        self._since = time.perf_counter()
-
-    def _reset(self) -> None:
-        self._tokens = self._trained = self._scored = self._aux_tokens = 0
-        self._sums = torch.zeros(2, device=self.device)
-        self._aux_sum = torch.zeros((), device=self.device)
+        """Leaves the time since the last `read` (evaluation, saving) out of tokens per second."""
         self._since = time.perf_counter()
 
 

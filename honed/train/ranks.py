@@ -1,4 +1,4 @@
-"""What training asks of the system: its device, the other processes, and SIGTERM."""
+"""The device, the other processes, and SIGTERM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from honed.data.batch.collate import Batch
 from honed.errors import RunError
 from honed.model.device import named_device, pick_device
 
-# How gloo tells that a process has gone, or did not come in time; it has no error of its own.
+# gloo has no error class of its own for a process that is gone or late.
 _LOST = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket closed|No route to host", re.I
 )
@@ -56,10 +56,10 @@ class Ranks:
         return values
 
     def on_device(self, batch: Batch) -> Batch:
-        """The batch with its tensors, and what else can be moved, on this rank's device.
+        """The batch with everything that can be moved on this rank's device.
 
-        On CUDA the host does not wait for the copies: it would wait for all work that was queued before them. Pinned
-        memory is not given out again before a copy out of it has ended; torch's allocator sees to that.
+        On CUDA the copies are asynchronous: waiting for them would wait for all work queued before. torch's allocator
+        does not reuse pinned memory before a copy has ended.
         """
         at_once = self.device.type == "cuda"
         moved = {
@@ -68,23 +68,23 @@ class Ranks:
         return {**batch, **moved}
 
     def precision(self, dtype: str) -> AbstractContextManager[Any]:
-        """A block that computes in this format; weights keep theirs, and so do what is saved and resumed."""
+        """Autocast to this dtype; weights and checkpoints keep theirs."""
         return nullcontext() if dtype == "float32" else torch.autocast(self.device.type, dtype=getattr(torch, dtype))
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, with gradients averaged over the ranks in the backward pass where there are several."""
+        """The model in DistributedDataParallel, if there are several ranks."""
         if self.world == 1:
             return model
         return nn.parallel.DistributedDataParallel(model, [self.device] if self.device.type == "cuda" else None)
 
     def syncing(self, model: nn.Module, now: bool) -> Any:
-        """A block whose backward pass averages gradients over the ranks only if `now`."""
+        """A block whose backward pass averages gradients over ranks only if `now`."""
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) and not now else nullcontext()
 
 
 @contextmanager
 def joined(device: str | None) -> Iterator[Ranks]:
-    """This process's place, as `torchrun` says it in the environment; the process group ends with the block.
+    """This process among those that `torchrun` started; the process group ends with the block.
 
     Raises:
         RecipeError: there is no such device.
@@ -106,10 +106,7 @@ def joined(device: str | None) -> Iterator[Ranks]:
 
 @contextmanager
 def others_alive(folder: str | Path | None) -> Iterator[None]:
-    """A block in which ranks wait for each other; the end of one is told as that, not as a lost connection.
-
-    Args:
-        folder: of the run, where its checkpoints are.
+    """A block in which ranks wait for each other: if one has ended, the error says so, not "connection lost".
 
     Raises:
         RunError: another process ended.
@@ -130,7 +127,7 @@ def is_lost_rank(error: Exception) -> bool:
 
 @contextmanager
 def until_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets instead of ending the process; elsewhere than in the main thread it is never set."""
+    """An event that SIGTERM sets instead of ending the process; outside the main thread it is never set."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -143,6 +140,6 @@ def until_sigterm() -> Iterator[threading.Event]:
 
 
 def keep_on_sigterm(worker: int) -> None:
-    """For processes that make batches: what comes to a whole group leaves them to the one that saves and ends them."""
+    """Has a worker process ignore signals to the whole group: the main process saves and ends the workers."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all

@@ -259,3 +259,11 @@ def test_sums_over_tiles_do_not_lose_small_tiles_in_half_precision() -> None:
     targets = torch.zeros(2000, dtype=torch.int64)
     linear_cross_entropy(h, weight, targets, torch.ones(2000), rows=1).loss.backward()
     assert weight.grad is not None and weight.grad.flatten().tolist() == [-1000.0, 1000.0]
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    h, weight = torch.randn(6, 8, dtype=torch.float64), torch.randn(30, 8, dtype=torch.float64)
+    targets, weights = torch.randint(30, (6,)), torch.ones(6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = linear_cross_entropy(h, weight, targets, weights).nll_N
+    torch.testing.assert_close(found, F.cross_entropy(h @ weight.t(), targets, reduction="none"))

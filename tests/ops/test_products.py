@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from honed.ops import products
-from honed.ops.products import FastLinear, add_mm, fast_linears, linear, mm
+from honed.ops.products import FastLinear, add_mm, compute_dtype, fast_linears, linear, mm
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 SIZES = st.integers(1, 40)
@@ -189,3 +189,13 @@ def test_which_processors_are_meant(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(products, "_made_by_intel", lambda: intel)
     assert products.onednn_is_faster.__wrapped__() is faster
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_dtype_of_a_product_is_torchs(dtype: torch.dtype, autocast: bool) -> None:
+    x = torch.ones(2, 2, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        assert compute_dtype(x) == nn.functional.linear(x, x).dtype
+        qkv = x[None, None]
+        assert compute_dtype(x) == nn.functional.scaled_dot_product_attention(qkv, qkv, qkv).dtype

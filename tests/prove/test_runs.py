@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,20 @@ def test_all_hold_without_an_adapter(subject_of: Callable[..., Any]) -> None:
 def test_a_wrong_trainer_fails(subject_of: Callable[..., Any], check: Any, kind: Any) -> None:
     found = find("it", check, replace(subject_of(), trainer=kind))
     assert found.status == FAILED and found.measured
+
+
+def test_a_loss_that_is_no_number_fails_in_any_step(
+    subject_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_loop = runs._by_loop
+
+    def loses_one(*args: Any) -> runs.Run:
+        run = by_loop(*args)
+        run.log[1]["loss"] = math.nan
+        return run
+
+    monkeypatch.setattr(runs, "_by_loop", loses_one)
+    assert find("it", runs.engines, subject_of(lora=None)).status == FAILED
 
 
 def test_processes_that_count_their_own_tokens_fail(subject_of: Callable[..., Any]) -> None:

@@ -13,7 +13,7 @@ from honed.model.load.chat_tokens import new_token_rows, template_tokens
 from honed.model.load.load import load_model
 from honed.model.load.quantize import is_quantized, keep_differentiable, packed_layers, refuse_compressed
 
-# These want more than a batch of tokens: their own loss, or the number of a task for every row.
+# These methods need more than a batch of tokens.
 OTHER_BATCHES = {"CPT": "its own loss over parts of the prompt", "MULTITASK_PROMPT_TUNING": "a task id for every row"}
 
 
@@ -28,16 +28,16 @@ def lora_config(
     init: str | bool = True,
     modules_to_save: Sequence[str] | None = None,
 ) -> Any:
-    """LoRA on the named layers (Hu et al., arXiv:2106.09685), on every linear layer but the head unless told.
+    """peft's configuration of LoRA (Hu et al., arXiv:2106.09685).
 
     Args:
         r, alpha, dropout: as in the paper.
-        target_modules: names of layers, or "all-linear".
-        use_dora: train magnitude and direction apart (arXiv:2402.09353).
+        target_modules: names of layers; "all-linear" for all linear layers but the head.
+        use_dora: train magnitude and direction separately (arXiv:2402.09353).
         use_rslora: scale by alpha / sqrt(r) (arXiv:2312.03732).
         init: peft's `init_lora_weights`: True, "gaussian", "pissa", "pissa_niter_16", "olora", ...; "loftq" is honed's
             own, for a base in 4 bits.
-        modules_to_save: layers that are trained whole, such as "lm_head".
+        modules_to_save: layers that are trained in full, such as "lm_head".
     """
     from peft import LoraConfig
 
@@ -52,7 +52,7 @@ def lora_config(
         modules_to_save=None if modules_to_save is None else list(modules_to_save),
         task_type="CAUSAL_LM",
     )
-    if init == "loftq":  # set afterwards, for peft would ask for scipy, which its own LoftQ needs
+    if init == "loftq":  # set afterwards: peft would require scipy for its own LoftQ
         config.init_lora_weights = init
     return config
 
@@ -60,14 +60,14 @@ def lora_config(
 def ready_to_train(
     model: Any, peft_config: Any = None, *, tokenizer: Any = None, checkpointing: bool = False
 ) -> tuple[Any, list[str]]:
-    """The model as it is trained, with its adapter if one is asked for, and what the user should know.
+    """The model ready to train, with a new adapter if `peft_config` is given, and notes for the user.
 
     Args:
-        model: a transformers or a peft model; an adapter goes into it in place, as peft does it.
+        model: a transformers or peft model; peft changes it in place.
         peft_config: any method of peft's; not changed.
-        tokenizer: its template's tokens are looked at: rows of theirs that are untrained are trained with the adapter.
-        checkpointing: whether activations are computed again in the backward pass; then the embedding's output must
-            carry a gradient, for torch's reentrant kind would give the frozen model none.
+        tokenizer: untrained embeddings of its chat template's tokens are trained with the adapter.
+        checkpointing: whether activations are recomputed; then the embedding's output must require a gradient, because
+            reentrant checkpointing would give the adapter none.
 
     Raises:
         ModelError: a quantised base without an adapter, nothing to train, or an adapter that does not fit.
@@ -81,7 +81,7 @@ def ready_to_train(
                 fix="train an adapter (peft_config=LoraConfig(...); in a recipe leave lora in), or load it unquantised",
             )
     notes: list[str] = []
-    if peft_config is not None and _is_on(model, peft_config):
+    if peft_config is not None and adapter_config(model) == peft_config:  # peft keeps it as it was passed in
         notes = ["peft_config has no effect: the model has this very adapter already."]
     elif peft_config is not None:
         rows = new_token_rows(model, template_tokens(tokenizer)) if tokenizer is not None else []
@@ -107,24 +107,33 @@ def has_adapter(model: Any) -> bool:
     return hasattr(model, "get_base_model") or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
+def adapter_config(model: Any) -> Any:
+    """peft's configuration of the active adapter; None for a model without one."""
+    return getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
+
+
+def adapter_method(model: Any) -> str:
+    """peft's name for the method of the active adapter, such as "LORA"; "" for a model without one."""
+    return str(getattr(getattr(adapter_config(model), "peft_type", None), "value", ""))
+
+
 def prompt_tokens(model: Any) -> int | None:
     """How many virtual tokens the active adapter puts before each row; None if it is not a prompt-learning one."""
-    config = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
+    config = adapter_config(model)
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else None
 
 
 def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tuple[Any, list[str]]:
-    """A copy of the configuration that suits the model, and what was found and changed.
+    """A copy of the configuration adapted to the model, and notes.
 
-    Tied weights stay tied when one of them is trained whole; untrained rows of new tokens become trainable.
+    Tied weights stay tied when one of them is trained in full; untrained rows of new tokens become trainable.
 
     Raises:
         ModelError: the method cannot be trained here, or no layer bears a name that it lists.
     """
     config = copy.deepcopy(peft_config)
     kind = getattr(config.peft_type, "value", str(config.peft_type))
-    if kind in OTHER_BATCHES:
-        raise ModelError(f"{kind} needs {OTHER_BATCHES[kind]}, which honed does not make.", fix="choose another method")
+    _refuse_other_batches(kind)
     if config.task_type is None:
         config.task_type = "CAUSAL_LM"
     if getattr(config, "target_modules", None) == "all-linear":
@@ -140,10 +149,7 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
     """The base model that the adapter's folder names, with the adapter on it, ready for generation.
 
     Args:
-        folder: of the adapter.
-        device: where the base is loaded.
-        base: a model to put the adapter on (in place) instead of loading the one that the folder names.
-        options: for `load_model`.
+        base: a model to put the adapter on, in place; None to load the one that the folder names.
 
     Raises:
         ModelError: the adapter or its base model cannot be loaded.
@@ -157,16 +163,11 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
         return PeftModel.from_pretrained(base, folder)
     except HonedError:
         raise
-    except Exception as error:  # garbled JSON, a truncated file, another model's shapes: each its own kind
+    except Exception as error:  # garbled JSON, a truncated file and wrong shapes each raise their own kind
         raise ModelError(
             f"The adapter in {folder} could not be loaded: {first_line(error)}",
             fix="train it again, or restore its files",
         ) from None
-
-
-def _is_on(model: Any, peft_config: Any) -> bool:
-    """Whether the model got its active adapter by this configuration, which peft keeps as it was passed in."""
-    return hasattr(model, "get_base_model") and model.active_peft_config == peft_config
 
 
 def _attach(model: Any, fitted: Any) -> Any:
@@ -198,23 +199,25 @@ def _refuse_what_cannot_train(model: Any, checkpointing: bool) -> None:
             "The model has no weight that would be trained.",
             fix="load the adapter with PeftModel.from_pretrained(..., is_trainable=True)",
         )
-    if not hasattr(model, "get_base_model"):
-        return
-    kind = getattr(model.active_peft_config.peft_type, "value", "")
-    if kind in OTHER_BATCHES:
-        raise ModelError(f"{kind} needs {OTHER_BATCHES[kind]}, which honed does not make.", fix="choose another method")
-    if checkpointing and kind == "PREFIX_TUNING":
+    method = adapter_method(model)
+    _refuse_other_batches(method)
+    if checkpointing and method == "PREFIX_TUNING":
         raise ModelError(
             "Prefix tuning hands its prefix over in the key-value cache, which gradient checkpointing turns off.",
             fix="set gradient_checkpointing=False",
         )
 
 
+def _refuse_other_batches(method: str) -> None:
+    if needs := OTHER_BATCHES.get(method):
+        raise ModelError(f"{method} needs {needs}, which honed does not make.", fix="choose another method")
+
+
 def _train_rows(model: Any, config: Any, kind: str, rows: Sequence[int]) -> list[str]:
-    """Adds the rows to `trainable_token_indices`, unless the adapter trains their layers whole; says so."""
+    """Adds the rows to `trainable_token_indices`, unless the adapter trains their layers in full; returns notes."""
     whole = _last_parts(getattr(config, "modules_to_save", None))
     ends = [name for name in _ends(model) if not _last_parts([name]) & whole]
-    if _tied(model):  # one layer does for both, and peft makes the other follow
+    if _tied(model):  # peft makes the other layer follow
         ends = ends[:1] if len(ends) == 2 else []
     if not rows or not ends:
         return []
@@ -234,7 +237,7 @@ def _train_rows(model: Any, config: Any, kind: str, rows: Sequence[int]) -> list
 
 
 def _low_rank_ends(model: Any, config: Any) -> list[str]:
-    """Adapters on tied weights: merged into the one that both layers share, each changes the other layer too."""
+    """A note on adapters on tied weights: merged into the shared weight, they would change both layers."""
     names = getattr(config, "target_modules", None)
     if not _tied(model) or not names or isinstance(names, str):
         return []
@@ -247,7 +250,7 @@ def _low_rank_ends(model: Any, config: Any) -> list[str]:
 
 
 def _unknown_names(model: Any, config: Any) -> list[str]:
-    """What the configuration names and the model does not have; peft would pass over it in silence.
+    """Notes on names in the configuration that no layer has, which peft would silently ignore.
 
     Raises:
         ModelError: none of the names is known.

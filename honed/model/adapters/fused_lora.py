@@ -1,9 +1,8 @@
-"""peft's LoRA layers computing as one function (`honed.ops.lora`) for a while, in peft's own format all the time.
+"""peft's LoRA layers computed as one function (`honed.ops.lora`), with peft's parameters and methods unchanged.
 
-Each layer is replaced in its parent by a stand-in whose class is derived from the layer's and whose `__dict__` is the
-layer's very own. So parameters and their names, hooks, and peft's checks and methods (`isinstance`, `set_adapter`,
-`disable_adapter`, `merge`, `save_pretrained`) are as they were; only `forward` is another. It looks at the layer anew
-in each call, and where it does not know the case, peft's own `forward` runs.
+Each layer is replaced in its parent by a stand-in whose class derives from the layer's and which shares the layer's
+`__dict__`. So parameter names, hooks and peft's methods (`set_adapter`, `disable_adapter`, `merge`, `save_pretrained`)
+work as before; only `forward` differs. It checks the layer's state in each call and falls back to peft's own forward.
 """
 
 from __future__ import annotations
@@ -20,17 +19,14 @@ from torch import nn
 from honed.ops.lora import add_low_rank, lora_linear
 from honed.ops.products import PLAIN
 
-# What peft's layers with plain and with bitsandbytes' weights are called; other kinds have kernels of their own.
+# peft's layers with plain and with bitsandbytes' weights; other kinds have their own kernels.
 KINDS = {"peft.tuners.lora.layer": ("Linear",), "peft.tuners.lora.bnb": ("Linear4bit", "Linear8bitLt")}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @contextmanager
 def fused_lora(model: nn.Module) -> Iterator[int]:
-    """Within the block the model's LoRA layers compute as one function; afterwards they are peft's own again.
-
-    Yields how many layers were replaced. Blocks may be nested: the inner ones find nothing left to do.
-    """
+    """Within the block the model's LoRA layers compute as one function; yields how many. Blocks may be nested."""
     kinds = {kind: type(f"Fused{kind.__name__}", (FusedForward, kind), {"kind": kind}) for kind in _loaded_kinds()}
     places = [
         (parent, name, child)
@@ -45,12 +41,12 @@ def fused_lora(model: nn.Module) -> Iterator[int]:
         yield len(stand_ins)
     finally:
         for parent, name, layer in places:
-            if getattr(parent, name, None) is stand_ins[id(layer)]:  # peft may have unloaded or merged it meanwhile
+            if getattr(parent, name, None) is stand_ins[id(layer)]:  # else peft has unloaded or merged it
                 setattr(parent, name, layer)
 
 
 def coverage(model: nn.Module) -> tuple[int, Counter[str]]:
-    """How many LoRA layers would compute as one function, and how many are left to peft, by reason."""
+    """How many LoRA layers compute as one function, and how many are left to peft, by reason."""
     base = getattr(sys.modules.get("peft.tuners.lora.layer"), "LoraLayer", ())
     kinds, fused, left = _loaded_kinds(), 0, Counter[str]()
     for layer in model.modules():
@@ -66,7 +62,7 @@ def coverage(model: nn.Module) -> tuple[int, Counter[str]]:
 
 
 def why_not(layer: Any) -> str | None:
-    """Why a layer of a known kind, as it is now, is left to peft; None where it is not."""
+    """Why a layer of a known kind is left to peft in its present state; None where it is not."""
     if layer.disable_adapters or layer.merged:
         return "adapters switched off or merged"
     active = _active(layer)
@@ -95,7 +91,7 @@ else:
 
 
 class FusedForward(_Layer):
-    """What a stand-in does in another way than the layer of peft's that it is derived from."""
+    """The methods of a stand-in that replace those of peft's layer."""
 
     kind: type
 
@@ -120,7 +116,7 @@ class FusedForward(_Layer):
 
 
 def _loaded_kinds() -> set[type]:
-    """Nothing is imported here: a model has no layer of a module that is not loaded."""
+    """Without imports: a model has no layers of a module that is not loaded."""
     modules = ((sys.modules.get(module), names) for module, names in KINDS.items())
     found = (getattr(module, name, None) for module, names in modules for name in names)
     return {kind for kind in found if kind is not None}
@@ -137,7 +133,7 @@ def _active(layer: Any) -> list[str]:
 
 
 def _is_dense(base: Any, x: torch.Tensor, a_RI: torch.Tensor) -> bool:
-    """Whether the base is a frozen matrix, and one format holds for all or autocast makes it so."""
+    """Whether the base is a frozen plain matrix, and all dtypes agree, if need be through autocast."""
     if type(base) not in PLAIN or _has_hooks(base):
         return False
     weight = base.weight

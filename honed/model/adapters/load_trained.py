@@ -1,4 +1,4 @@
-"""What training left (an adapter, or a whole model) -> model and tokenizer, ready to generate."""
+"""A trained adapter or whole model -> model and tokenizer, ready to generate."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype |
     options: dict[str, Any] = {"quantization": trained_on(folder)} if adapted else {"trains_all": False}
     model = load(folder, device=device, dtype=dtype, **options).eval()
     if adapted and (Path(folder) / "generation_config.json").exists():
-        # peft takes the base model's; the stop tokens that were trained stand in the run's own
+        # peft takes the base model's, without the stop tokens that were trained
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, tokenizer
 
 
 def trained_on(folder: str) -> str | None:
-    """How the base was quantised when honed trained the adapter in this folder; None where it was not.
+    """How the base of the adapter in this folder was quantised; None where it was not.
 
     Raises:
-        RecipeError: the folder's recipe.yaml is none.
+        RecipeError: the folder's recipe.yaml is invalid.
     """
     recipe = Path(folder) / "recipe.yaml"
     return load_recipe(recipe).quantization if recipe.is_file() else None

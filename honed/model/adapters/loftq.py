@@ -1,7 +1,7 @@
-"""LoRA on a 4-bit base begins where it makes up best for the rounding (LoftQ, Li et al., arXiv:2310.08659).
+"""Initialises LoRA on a 4-bit base to compensate for the rounding (LoftQ, Li et al., arXiv:2310.08659).
 
-peft's own `init_lora_weights="loftq"` needs a GPU and an unquantised base, whose weights it replaces. Here the base is
-the one that bitsandbytes has quantised, and the first step of the paper's Algorithm 1 is done for it, on any device.
+peft's own `init_lora_weights="loftq"` needs a GPU and an unquantised base, which it replaces. This does the first step
+of the paper's Algorithm 1 on any device, for the base that bitsandbytes has quantised.
 
     R  rank of the adapter;  I, O  inputs and outputs of a layer
 """
@@ -15,16 +15,17 @@ import torch
 from honed.errors import ModelError
 from honed.model.load.load import load_model
 
+ADAPTER = "default"  # peft's name for the first adapter of a model
+
 
 @torch.no_grad()
-def start_at_residual(model: Any, adapter: str = "default") -> None:
+def start_at_residual(model: Any) -> None:
     """Sets every LoRA pair, in place, to the best approximation of its rank to W - dequantised(W).
 
     The original weights are loaded from where the model came from, on the CPU, and freed again.
 
     Args:
-        model: a peft model with LoRA on a base in 4 bits.
-        adapter: name of the adapter that is set.
+        model: a peft model with a new LoRA adapter on a base in 4 bits.
 
     Raises:
         ModelError: no LoRA layer stands on 4-bit weights, or the original cannot be loaded.
@@ -44,9 +45,9 @@ def start_at_residual(model: Any, adapter: str = "default") -> None:
         weight = module.get_base_layer().weight
         rounded = dequantize_4bit(weight.data, weight.quant_state).float()
         residual = original.get_submodule(name).weight.to(rounded.device) - rounded
-        u, s, vh = torch.linalg.svd(residual / module.scaling[adapter], full_matrices=False)
-        rank = min(module.r[adapter], len(s))  # of a layer narrower than r, the other rows do nothing
+        u, s, vh = torch.linalg.svd(residual / module.scaling[ADAPTER], full_matrices=False)
+        rank = min(module.r[ADAPTER], len(s))  # in a layer narrower than r the other rows stay zero
         root = s[:rank].sqrt()
-        a_RI, b_OR = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        a_RI, b_OR = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
         a_RI.zero_()[:rank] = root[:, None] * vh[:rank]
         b_OR.zero_()[:, :rank] = u[:, :rank] * root

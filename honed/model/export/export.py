@@ -1,7 +1,7 @@
-"""A trained run -> one ordinary model: the adapter merged, cast, written, read back, and held against the run.
+"""A trained run -> one ordinary model: the adapter merged, cast, written, read back, and compared with the run.
 
-Nothing is believed: the reference is the run's own model with its adapter apart, in float32 (on a quantised base the
-base that it was trained on), and what is measured are the files that were written.
+The reference is the run's own model with its adapter unmerged, in float32 (on the quantised base, if it was trained on
+one); it is compared with the files that were written.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from honed.model.adapters.load_trained import load_for_generation, trained_on
 from honed.model.load import quantize
 from honed.model.load.load import is_adapter, load_model, load_tokenizer
 
-# Root mean square of the logits' change over their standard deviation. Casting rounds each weight by up to 2^-9 of
-# itself in bfloat16, 2^-12 in float16; in float32 merging alone rounds.
+# RMS change of the logits over their standard deviation. Casting rounds a weight by up to a part of 2^-9 in bfloat16,
+# 2^-12 in float16; in float32 only the merge rounds.
 ALLOWED = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
-# LLM.int8() rounds the inputs of its products, too, which no weights can reproduce.
+# LLM.int8() also rounds activations, which no weights can reproduce.
 ALLOWED_FOR_INT8 = 1e-1
 NEW_TOKENS = 24
 
@@ -43,11 +43,11 @@ class Comparison:
     """How far the written model is from the trained one.
 
     Attributes:
-        tokens: positions that were compared.
-        change: root mean square of the change of the logits, over their standard deviation.
+        tokens: compared positions.
+        change: RMS change of the logits, over their standard deviation.
         allowed: largest `change` that passes.
-        same_choices: positions whose likeliest token is the same.
-        same_answers: of `answers` greedy answers, those with the same tokens.
+        same_choices: positions whose most likely token is the same.
+        same_answers: greedy answers with the same tokens, of `answers`.
     """
 
     tokens: int
@@ -66,8 +66,8 @@ class Comparison:
 def export(folder: str | Path, out: str | Path, *, dtype: str = "float32", probes: Sequence[Probe]) -> Comparison:
     """Writes the run as a whole model that plain transformers loads, with tokenizer, template and stops.
 
-    A base that was quantised for training is dequantised, so that the result is what was trained; merging into the
-    original base would be another model. Held in memory: one model at a time, in float32.
+    A base that was quantised for training is dequantised; merging into the original base would give another model.
+    Memory holds one model at a time, in float32.
 
     Args:
         folder: of a run or a model, on this machine.
@@ -82,7 +82,9 @@ def export(folder: str | Path, out: str | Path, *, dtype: str = "float32", probe
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
     check_places(folder, out, dtype)
     allowed = max(ALLOWED[dtype], ALLOWED_FOR_INT8 if trained_on(str(folder)) == "int8" else 0)
-    expected, generation_config = _trained(folder, probes)
+    trained, _ = load_for_generation(str(folder), device=torch.device("cpu"), dtype=torch.float32)
+    expected, generation_config = outputs(trained, probes), trained.generation_config  # with the trained stops
+    del trained
     beside = out.parent / f".{out.name}-{os.getpid()}"
     try:
         beside.mkdir(parents=True)
@@ -133,7 +135,7 @@ def check_places(folder: Path, out: Path, dtype: str) -> None:
 
 
 def merge(folder: Path) -> Any:
-    """The run's model without adapter, in float32: merged, or as it is where all weights were trained.
+    """The run's model in float32, with its adapter merged if it has one.
 
     Raises:
         ModelError: the adapter cannot be merged, or gives weights that are not finite.
@@ -179,12 +181,6 @@ def outputs(model: Any, probes: Sequence[Probe]) -> list[tuple[torch.Tensor, lis
         logits_LV = model(input_ids=ids_1L, use_cache=False).logits[0, -ids_1L.shape[1] :].float().cpu()
         found.append((logits_LV, answer[0, prompt.shape[1] :].tolist()))
     return found
-
-
-def _trained(folder: Path, probes: Sequence[Probe]) -> tuple[list[tuple[torch.Tensor, list[int]]], Any]:
-    """What the run's own model gives, and its generation config with the stops that were trained."""
-    model, _ = load_for_generation(str(folder), device=torch.device("cpu"), dtype=torch.float32)
-    return outputs(model, probes), model.generation_config
 
 
 def _plain_base(folder: Path) -> Any:

@@ -4,8 +4,8 @@
     config.json, generation_config.json ------------------->  metadata
     tokenizer.json, chat template ------------------------->  tokens, types, merges, name of the pre-tokenizer
 
-Dense Llama, Qwen2 and Qwen3 with byte-level BPE. llama.cpp has its own code for each model and for each way to cut text
-before merging, and a file can only name them. So what is not known to be the same there is refused, not written.
+For dense Llama, Qwen2 and Qwen3 with byte-level BPE. A GGUF file only names the architecture and the pre-tokenizer, for
+which llama.cpp has its own code; so whatever is not known to be the same there is refused.
 
 Sources: gguf's TENSOR_NAMES (gguf-py/gguf/constants.py), llama.cpp's convert_hf_to_gguf.py (`LlamaModel.permute`,
 `get_vocab_base`) and src/llama-vocab.cpp (regexes of the pre-tokenizers). `gguf_folder.py` goes the other way.
@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from honed.errors import ModelError, first_line
+from honed.errors import ModelError
 from honed.model.adapters.load_trained import load_for_generation
 from honed.model.export.export import Comparison, Probe, compare, outputs
-from honed.model.load.load import is_adapter, resolve
+from honed.model.load.load import is_adapter, load_config
 from honed.model.smollm2.gguf_folder import unpermute
 from honed.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
 
-# Number format -> the largest change of the logits that passes; see `honed.model.export.export.ALLOWED`.
+# Format -> largest change of the logits that passes; see `honed.model.export.export.ALLOWED`.
 ALLOWED = {"f32": 1e-3, "f16": 1e-2, "q8_0": 1e-1}
 KINDS = tuple(ALLOWED)
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # the same names in transformers and in GGUF
@@ -46,7 +46,7 @@ def _split(regex: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
-# llama.cpp's name -> what tokenizer.json says of the same cutting, each step without `trim_offsets`.
+# llama.cpp's name -> the same pre-tokenizer in tokenizer.json, without `trim_offsets`.
 PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [_BYTE_LEVEL],
     "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
@@ -59,12 +59,10 @@ def check_gguf(config: Any, tokenizer: Any, kind: str) -> None:
     """Refuses what cannot be written, before any work.
 
     Args:
-        config: of the model.
-        tokenizer: that goes with it.
         kind: of `KINDS`.
 
     Raises:
-        ModelError: the number format, the architecture or the tokenizer has no sure counterpart in llama.cpp.
+        ModelError: the format, the architecture or the tokenizer has no known counterpart in llama.cpp.
     """
     if kind not in KINDS:
         raise ModelError(f"GGUF files cannot be written as {kind!r}.", fix=f"known are {', '.join(KINDS)}")
@@ -87,28 +85,19 @@ def config_of(folder: Path) -> Any:
         ModelError: it cannot be read.
     """
     from peft import PeftConfig
-    from transformers import AutoConfig
 
-    from honed.model.minimind.minimind import register
-
-    register()
-    adapted = is_adapter(str(folder))
-    name = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path) if adapted else str(folder)
-    try:
-        return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"No configuration of {name}: {first_line(error)}", fix="check the base model") from None
+    if not is_adapter(str(folder)):
+        return load_config(str(folder))
+    return load_config(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
 
 
 def write_gguf(model: Any, tokenizer: Any, path: Path, *, kind: str) -> None:
-    """Writes the file, showing progress. Held in memory: the model, and beside it the tensors as they are written.
+    """Writes the file, showing progress. Memory holds the model and all tensors as they are written.
 
     Args:
-        model: on the CPU, in float32. Not changed.
-        tokenizer: with its chat template.
-        path: of the new file.
-        kind: of `KINDS`. "f16" and "q8_0" are for matrices; vectors stay float32, and a matrix whose rows cannot be cut
-            into blocks of 32 is float16.
+        model: on the CPU, in float32.
+        kind: of `KINDS`, for matrices; vectors stay float32, and a matrix that "q8_0" cannot cut into blocks of 32 is
+            float16.
 
     Raises:
         ModelError: see `check_gguf`.
@@ -141,7 +130,6 @@ def export_gguf(whole: Path, path: Path, *, kind: str, probes: Sequence[Probe]) 
 
     Args:
         whole: a folder with an ordinary model, as `honed.model.export.export.export` writes it.
-        path: of the new file.
         kind: of `KINDS`.
         probes: rows to compare on; at least one.
 
@@ -201,7 +189,7 @@ def add_config(writer: Any, config: Any) -> None:
 
 
 def tensors(state: dict[str, Any], config: Any, kind: str) -> Iterator[tuple[str, np.ndarray, Any]]:
-    """GGUF's name, the data as they are written, and their number format, of each weight.
+    """GGUF's name, the data and their format of each weight.
 
     Raises:
         ModelError: a weight that GGUF has no name for.
@@ -238,7 +226,7 @@ def _names(model_type: str, layers: int) -> Any:
 
 
 def _rotated_heads(name: str, config: Any) -> int | None:
-    """Heads of a projection whose rows llama.cpp wants in another order; None for all others."""
+    """Heads of a projection whose rows llama.cpp has in another order; None for all others."""
     if config.model_type != "llama":
         return None
     if ".self_attn.q_proj." in name:
@@ -247,7 +235,7 @@ def _rotated_heads(name: str, config: Any) -> int | None:
 
 
 def quant_of(array: np.ndarray, kind: str) -> Any:
-    """The number format of one tensor, as a `gguf.GGMLQuantizationType`."""
+    """The format of one tensor, a `gguf.GGMLQuantizationType`."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if array.ndim < 2:
@@ -273,7 +261,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, *, size: int) -> None:
     """Tokens with their types, merges, the pre-tokenizer's name and the chat template.
 
     Args:
-        size: rows of the embedding; those behind the last token get names that no text can give.
+        size: rows of the embedding; those without a token are named [PADn].
     """
     from gguf import TokenType
 
@@ -299,7 +287,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, *, size: int) -> None:
 
 
 def add_ends(writer: Any, tokenizer: Any, generation_config: Any) -> None:
-    """The tokens that start, end and fill a text. A second stop becomes the end of a turn, where llama.cpp stops, too.
+    """The bos, eos and pad tokens. A second stop becomes the end-of-turn token, at which llama.cpp stops as well.
 
     Raises:
         ModelError: there are more stops than that.
@@ -318,7 +306,7 @@ def add_ends(writer: Any, tokenizer: Any, generation_config: Any) -> None:
 
 
 def pre_tokenizer_name(state: dict[str, Any]) -> str:
-    """llama.cpp's name for the way in which this tokenizer cuts text before merging.
+    """llama.cpp's name of the pre-tokenizer.
 
     Args:
         state: of the tokenizer, as in tokenizer.json.

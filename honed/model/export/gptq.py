@@ -1,8 +1,8 @@
-"""A whole model -> the same with its linear layers in 4 bits by GPTQ (Frantar et al., arXiv:2210.17323).
+"""A model's linear layers in 4 bits by GPTQ (Frantar et al., arXiv:2210.17323), with llm-compressor.
 
-The work is llm-compressor's: layer by layer it rounds weights so that the layer's outputs on calibration rows change
-least. What it writes (compressed-tensors, "pack-quantized") is read by vLLM, and by transformers with
-`pip install compressed-tensors`. Embedding, norms and LM head keep their format.
+Weights are rounded layer by layer so that the outputs on calibration rows change least. The result (compressed-tensors,
+"pack-quantized") is read by vLLM, and by transformers with `pip install compressed-tensors`. Embedding, norms and LM
+head keep their dtype.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from honed.model.load.load import load_model, load_tokenizer
 
 BITS = 4
 GROUPS = (128, 64, 32)  # weights that share a scale
-# Nats by which the loss of a trained token may rise. SmolLM2-135M's rose by 0.02; a broken model's does by whole nats.
+# Nats by which the mean loss may rise. SmolLM2-135M's rose by 0.02; that of a broken model rises by whole nats.
 ALLOWED = 0.5
 
 
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """Mean loss in nats of the trained tokens of the check rows, before, and of what was written and read back."""
+    """Mean loss in nats of the check rows' trained tokens: of the model, and of what was written and read back."""
 
     before: float
     after: float
@@ -53,17 +53,17 @@ class Losses:
 
 
 def export_gptq(folder: str | Path, out: str | Path, *, calibration: Sequence[Row], check: Sequence[Row]) -> Losses:
-    """Writes the model of `folder` in 4 bits, with its tokenizer, and measures what that costs.
+    """Writes the model of `folder` in 4 bits, with its tokenizer, and measures the rise of the loss.
 
     Args:
         folder: a whole model in transformers' format, with its tokenizer.
         out: created; must not exist.
-        calibration: rows on which the layers' outputs are kept, best of the training data.
-        check: rows that the loss is measured on, best others.
+        calibration: rows to calibrate on, preferably training data.
+        check: rows to measure the loss on, preferably others.
 
     Raises:
-        ModelError: llm-compressor is not installed, the model does not suit it, or the result is much worse. `out` is
-            then not written.
+        ModelError: llm-compressor is not installed, the model does not suit it, or the result is much worse; then
+            `out` is not written.
     """
     need_llmcompressor()
     folder, out = Path(folder), Path(out)
@@ -135,7 +135,6 @@ def loss_of(model: Any, rows: Sequence[Row]) -> tuple[float, int]:
 
 
 def _quantize(model: Any, group: int, rows: Sequence[Row]) -> None:
-    """Rounds the model's linear layers, in place."""
     from datasets import Dataset
 
     oneshot = import_module("llmcompressor").oneshot

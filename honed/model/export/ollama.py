@@ -1,7 +1,7 @@
 """A Modelfile for Ollama: the chat template in Ollama's own language, and the stops that were trained.
 
-Ollama does not read Jinja. Most templates write each message as a text before it, its content, and a text after it, by
-role; those are found by rendering probes, and proven by composing other chats from them. Any other template is refused.
+Ollama does not read Jinja. Most templates only put texts around each message's content, depending on its role. These
+texts are found by rendering probes and tested by composing other chats from them; other templates are refused.
 Source: the pages "Modelfile Reference" and "Template" of Ollama's documentation.
 """
 
@@ -23,7 +23,7 @@ CHATS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleTexts:
-    """What stands around each role's content, before a chat without system prompt, and before an answer."""
+    """The texts around each role's content, before a chat without system prompt, and before an answer."""
 
     around: dict[str, tuple[str, str]]
     without_system: str
@@ -40,7 +40,6 @@ def modelfile(tokenizer: Any, stops: list[str], *, source: str = ".") -> str:
     """The Modelfile's text.
 
     Args:
-        tokenizer: with its chat template.
         stops: texts of the tokens at which answers end.
         source: what FROM names; "." for the folder of the model.
 
@@ -54,7 +53,7 @@ def modelfile(tokenizer: Any, stops: list[str], *, source: str = ".") -> str:
 
 
 def role_texts(tokenizer: Any) -> RoleTexts:
-    """The texts around each role's content, proven on `CHATS`.
+    """The texts around each role's content, tested on `CHATS`.
 
     Raises:
         TemplateError: see `modelfile`.
@@ -97,7 +96,7 @@ def _found(tokenizer: Any) -> RoleTexts | None:
     pieces = with_system.split(PROBE)
     if len(pieces) != 5:
         return None
-    # the text between two contents ends one message and begins the next: a lone chat tells where it is cut
+    # the text between two contents ends one message and begins the next; shorter chats show where to cut it
     until_user = _render(tokenizer, [("system", PROBE), ("user", PROBE)], False).split(PROBE)
     until_answer = _render(tokenizer, [("system", PROBE), ("user", PROBE), ("assistant", PROBE)], False).split(PROBE)
     system_alone = _render(tokenizer, [("system", PROBE)], False).split(PROBE)

@@ -1,4 +1,4 @@
-"""Chat tokens for a model that has none: a template and its tokens, rows for them, and which rows are untrained.
+"""Chat tokens for a model that has none: a template, its tokens and their embeddings; and which rows are untrained.
 
 Shapes: V vocabulary, D hidden size, N token ids asked about.
 """
@@ -21,7 +21,7 @@ CHATML = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-# Of the usual distance between rows. Trained rows are about 1 apart; rows made from the mean, or left at zero, about 0.
+# As a share of the usual distance between rows; rows made from the mean, or left at zero, are about 0 apart.
 NEAR = 0.1
 ROWS_AT_A_TIME = 1 << 14
 
@@ -29,12 +29,12 @@ ROWS_AT_A_TIME = 1 << 14
 def clone_chat_template(
     model: Any, tokenizer: Any, source_tokenizer_path: str, resize_to_multiple_of: int | None = 64
 ) -> tuple[Any, Any, list[int]]:
-    """The chat template and the tokens of another tokenizer, under TRL's name and with its results.
+    """Takes over the chat template and tokens of another tokenizer, as TRL's function of this name.
 
-    The tokens that the source has added and this tokenizer lacks are added, the source's EOS becomes EOS, and the
-    embedding grows to a row for each, then up to a multiple of `resize_to_multiple_of`; tokens `<extra_id_N>` stand for
-    the rows that are left over. It never shrinks. The rows of all these are the mean of the rows that were there: the
-    new tokens are then as likely as the average one (Hewitt 2021), and `new_token_rows` finds them.
+    The source's added tokens that this tokenizer lacks are added, and the source's EOS becomes EOS. The embedding grows
+    (never shrinks) to a multiple of `resize_to_multiple_of`; tokens `<extra_id_N>` name the rows left over. New rows
+    are the mean of the old ones: the tokens are then as likely as the average one (Hewitt 2021), and `new_token_rows`
+    finds them.
 
     Args:
         model: a transformers model; it is changed in place, as by TRL (rows, config, generation config).
@@ -43,8 +43,8 @@ def clone_chat_template(
         resize_to_multiple_of: None for no rounding.
 
     Returns:
-        The model, the new tokenizer, and the ids of all tokens that were added. With an adapter these rows must be
-        trained: `peft_config.trainable_token_indices`, or leave it to `SFTTrainer`, which looks for untrained rows.
+        The model, the new tokenizer, and the ids of the added tokens. An adapter must train these rows, by
+        `peft_config.trainable_token_indices`, or by `SFTTrainer`, which looks for untrained rows.
 
     Raises:
         TemplateError: the source has no chat template.
@@ -72,9 +72,9 @@ def clone_chat_template(
 def setup_chat_format(
     model: Any, tokenizer: Any, format: str = "chatml", resize_to_multiple_of: int | None = None
 ) -> tuple[Any, Any]:
-    """ChatML tokens and template, under the name that TRL had for it before `clone_chat_template`.
+    """Adds ChatML tokens and template, as TRL's function of this name did before `clone_chat_template`.
 
-    `<|im_start|>` becomes BOS and `<|im_end|>` EOS (and pad, where there is none). New rows are made as by
+    `<|im_start|>` becomes BOS and `<|im_end|>` EOS (and pad, where there is none); for new rows see
     `clone_chat_template`.
 
     Args:
@@ -126,19 +126,15 @@ def template_tokens(tokenizer: Any) -> list[int]:
 
 @torch.no_grad()
 def new_token_rows(model: Any, ids: Iterable[int]) -> list[int]:
-    """Those of `ids` whose row, in the embedding or in an untied LM head, no training has shaped.
+    """Those of `ids` whose row in the embedding or in an untied LM head is untrained; sorted.
 
     A row counts as untrained if it is nearly zero, nearly the mean of all rows (as `clone_chat_template` and
-    transformers' own resizing leave it), or nearly the same as another row (Land & Bartolo, arXiv:2405.05417, find
-    tokens that were never seen in this way). Rows of random numbers cannot be told from trained ones: give their
-    ids to the adapter yourself.
+    transformers' resizing leave it), or nearly equal to another row (as in Land & Bartolo, arXiv:2405.05417). Random
+    rows cannot be told from trained ones: give their ids to the adapter yourself.
 
     Args:
-        model: a transformers model. Rows that are not floating point are taken as trained.
-        ids: token ids, such as `template_tokens`; each costs one product with the matrix.
-
-    Returns:
-        Token ids, sorted.
+        model: a transformers model; rows that are not floating point count as trained.
+        ids: token ids; each costs one product with the matrix.
     """
     asked = sorted(set(ids))
     found: set[int] = set()
@@ -167,7 +163,7 @@ def _untrained(weight_VD: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
 
 
 def _matrices(model: Any) -> list[torch.Tensor]:
-    """The embedding, and the head where it has weights of its own."""
+    """The embedding, and the head if it is not tied."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     return [embedding] if head is None or head.weight is embedding else [embedding, head.weight]
 
@@ -202,7 +198,7 @@ def _fill(tokenizer: Any, n_rows: int) -> list[str]:
 
 
 def _n_ids(tokenizer: Any) -> int:
-    """One more than the highest id: what an embedding must hold."""
+    """The rows that an embedding needs: the highest id plus 1."""
     return max(tokenizer.get_vocab().values()) + 1
 
 

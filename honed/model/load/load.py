@@ -30,10 +30,7 @@ def resolve(name: str) -> str:
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"{name} holds no model: there is no config.json in it.", fix=_model_near(path))
         return str(path.absolute())  # an adapter records it, and is loaded from other places
-    looks_like_path = (
-        name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in {".gguf", ".safetensors"}
-    )
-    if looks_like_path:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in {".gguf", ".safetensors"}:
         raise ModelError(
             f"No such model folder: {name}",
             fix=f"name a folder in transformers format, a Hub id (owner/name), or {DEFAULT_MODEL}",
@@ -42,7 +39,7 @@ def resolve(name: str) -> str:
 
 
 def _model_near(folder: Path) -> str:
-    """What to name instead of a folder without a model: one inside it, where there is one."""
+    """The fix for a folder without a model: name one inside it, if there is one."""
     inside = sorted(folder.glob("*/config.json")) or sorted(folder.glob("*/adapter_config.json"))
     if inside:
         return f"name the folder of a model, such as {folder / inside[-1].parent.name}"
@@ -60,7 +57,7 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     place = Path(name).expanduser()
-    alone = any((place / file).exists() for file in TOKENIZER_FILES)  # a tokenizer may come without a model
+    alone = any((place / file).exists() for file in TOKENIZER_FILES)  # a tokenizer without a model
     folder = str(place.absolute()) if alone else resolve(name)
     ask_for_model(folder, options)
     try:
@@ -73,7 +70,7 @@ def load_tokenizer(name: str, **options: Any) -> Any:
 
 
 def load_processor(name: str, **options: Any) -> Any:
-    """The processor of a vision-language model: its tokenizer and what turns images into pixels.
+    """The processor of a vision-language model: its tokenizer and its image processor.
 
     Raises:
         ModelError: there is none, or it cannot be read.
@@ -117,12 +114,12 @@ def load_model(
     Args:
         name: a folder, a Hub id, or the default model's name.
         device: where it goes, unless `device_map` is among the options.
-        dtype: number format, as a torch dtype or its name; None picks one: float32 for weights that are trained (their
-            updates are too small for bfloat16), else what the device is good at.
-        trains_all: whether the model's own weights are trained (full fine-tuning); not asked of a quantised model.
-        sees: load the model with its vision tower, where the same folder also holds a model of text alone.
+        dtype: a torch dtype or its name; None for float32 where the weights are trained (their updates are too small
+            for bfloat16), else the device's fastest.
+        trains_all: whether the model's own weights are trained (full fine-tuning).
+        sees: load the vision tower too, where the folder can also be loaded as a text model.
         quantization: "nf4", "fp4" or "int8"; see `honed.model.load.quantize`.
-        options: keywords of `from_pretrained`; `load_in_4bit=True` and its companions are understood as well.
+        options: keywords of `from_pretrained`; `load_in_4bit=True` and the like are understood as well.
 
     Raises:
         ModelError: the model cannot be found or loaded, or is an adapter.
@@ -155,7 +152,7 @@ def load_model(
     except ImportError as error:  # of a quantisation's package, mostly
         raise ModelError(f"The model {name} needs more packages: {first_line(error)}", fix="install them") from None
     except Exception as error:
-        # a wrong name, a missing file, a truncated shard and an unknown architecture each raise their own kind
+        # a missing file, a truncated shard and an unknown architecture each raise their own kind
         raise ModelError(
             f"The model {name} could not be loaded: {first_line(error)}",
             fix="check the name, the folder's files and the network",
@@ -169,31 +166,50 @@ def load_model(
 
 
 def known_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
-    """The same, if it is a number format of weights or "auto".
+    """The dtype as given, if torch knows it or it is "auto".
 
     Raises:
-        RecipeError: a name that torch does not know.
+        RecipeError: torch has no such dtype.
     """
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise RecipeError(f"dtype is {dtype!r}.", fix="set float32, bfloat16 or float16")
     return dtype
 
 
+def load_config(name: str) -> Any:
+    """The configuration of a model; of its weights nothing is read.
+
+    Raises:
+        ModelError: there is no such model, or its configuration cannot be read.
+    """
+    from transformers import AutoConfig
+
+    from honed.model.minimind.minimind import register
+
+    register()
+    folder = resolve(name)
+    ask_for_model(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # each missing or garbled file raises its own kind
+        raise ModelError(
+            f"The configuration of {name} cannot be read: {first_line(error)}",
+            fix="check the name, the folder's config.json and the network",
+        ) from None
+
+
 def sees_images(name: str) -> bool:
     """Whether the model's configuration is that of a vision-language model; False where it cannot be read."""
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     try:
-        folder = resolve(name)
-        ask_for_model(folder)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception:  # each missing or garbled file raises its own kind; loading the model tells
+        return type(load_config(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    except Exception:  # loading the model will tell
         return False
-    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
-    """The Auto class for this folder: that with images where asked for, or where the model comes in no other."""
+    """The Auto class for this folder: with images where asked for, or where the model has no text-only class."""
     import transformers
 
     if not sees:

@@ -1,7 +1,7 @@
-"""Quantised bases: what is asked for becomes a quantization config; a loaded one is made fit to carry an adapter.
+"""Quantised base models: their quantization config, and what they need to carry an adapter.
 
-A quantised base is frozen: gradients pass through its weights and never into them (QLoRA, Dettmers et al.,
-arXiv:2305.14314). Embeddings, norms and LM head stay in the model's own number format.
+A quantised base is frozen: gradients pass through its weights but not into them (QLoRA, Dettmers et al.,
+arXiv:2305.14314). Embeddings, norms and LM head keep the model's own dtype.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def quantization_config(kind: str, *, dtype: torch.dtype | str) -> Any:
     """The `BitsAndBytesConfig` behind a short name.
 
     Args:
-        kind: "nf4" or "fp4" (4 bits, the scales quantised once more), "int8" (LLM.int8(), arXiv:2208.07339).
-        dtype: number format of the products in 4 bits.
+        kind: "nf4" or "fp4" (4 bits with double quantisation), "int8" (LLM.int8(), arXiv:2208.07339).
+        dtype: compute dtype for 4 bits.
 
     Raises:
         ModelError: no such kind.
@@ -48,10 +48,9 @@ def asks_for_bits(options: Mapping[str, Any]) -> bool:
 
 
 def with_quantization_config(options: Mapping[str, Any], *, dtype: torch.dtype | str) -> dict[str, Any]:
-    """The keywords with `load_in_4bit=True`, `bnb_4bit_quant_type=...` and their like as one `quantization_config`.
+    """The keywords with `load_in_4bit=True`, `bnb_4bit_quant_type=...` and the like as one `quantization_config`.
 
-    transformers 5 no longer takes the short form. Products are done in `dtype` where nothing else is said; by itself
-    bitsandbytes would take float32.
+    transformers 5 no longer takes the short form. The default compute dtype is `dtype`, not bitsandbytes' float32.
 
     Raises:
         ModelError: both forms are given.
@@ -74,10 +73,10 @@ def with_quantization_config(options: Mapping[str, Any], *, dtype: torch.dtype |
 
 
 def quantized_options(options: Mapping[str, Any] | None, config: Any) -> dict[str, Any]:
-    """Keywords of `from_pretrained` with a `quantization_config` that came another way among them.
+    """Keywords of `from_pretrained` with this `quantization_config` added.
 
     Raises:
-        ModelError: the keywords hold a configuration, too.
+        ModelError: the keywords ask for quantisation already.
     """
     if config is None:
         return dict(options or {})
@@ -98,13 +97,12 @@ def is_quantized(model: Any) -> bool:
 
 
 def keep_differentiable(model: Any) -> None:
-    """Makes 4-bit layers on the CPU stay in the layout that gradients pass through.
+    """Keeps 4-bit layers on the CPU in the layout that has a backward pass. Does nothing on other devices.
 
-    On CPUs with AVX512-BF16 a bitsandbytes layer packs its weight anew at its first forward in eval mode, and stays
-    so. The kernel for that layout has no backward (0.50.2 warns, and gives no gradient to what comes before), so one
-    evaluation would spoil all training after it; and packing rounds the scales to bfloat16, which its undoing does not
-    bring back. Layers of gptqmodel 7.6 (GPTQ, AWQ) do the same on any CPU, without a warning. Does nothing on other
-    devices.
+    On CPUs with AVX512-BF16 a bitsandbytes layer repacks its weight at its first forward in eval mode. The kernel for
+    that layout has no backward (0.50.2 warns and gives no gradient), so one evaluation would spoil all later training;
+    and packing rounds the scales to bfloat16 for good. Layers of gptqmodel 7.6 (GPTQ, AWQ) do the same on any CPU,
+    without a warning.
 
     Raises:
         ModelError: a layer is packed already.
@@ -124,10 +122,10 @@ def keep_differentiable(model: Any) -> None:
 
 
 def into_one_format(model: Any, dtype: torch.dtype) -> None:
-    """Converts the weights that are in another number format, but for those that the model itself keeps in float32.
+    """Converts weights of other dtypes, except those that the model itself keeps in float32.
 
-    Where transformers dequantises an fp8 folder while loading (always without a GPU that computes in fp8), 5.23 leaves
-    in the file's format what was not quantised there, and the first product of two formats fails.
+    When transformers 5.23 dequantises an fp8 folder while loading (always without an fp8 GPU), weights that were not
+    quantised keep the file's dtype, and the first product of two dtypes fails.
     """
     kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
     kept += getattr(model, "_keep_in_fp32_modules_strict", None) or ()
@@ -137,7 +135,7 @@ def into_one_format(model: Any, dtype: torch.dtype) -> None:
 
 
 def packed_layers(model: Any) -> list[str]:
-    """Last parts of the names of layers whose weights lie packed (GPTQ, AWQ); peft's "all-linear" passes over them."""
+    """Last parts of the names of layers with packed weights (GPTQ, AWQ), which peft's "all-linear" ignores."""
     layers = [
         name for name, module in model.named_modules() if isinstance(getattr(module, "qweight", None), torch.Tensor)
     ]
@@ -145,13 +143,13 @@ def packed_layers(model: Any) -> list[str]:
 
 
 def refuse_compressed(model: Any) -> None:
-    """Refuses a base of compressed-tensors (what `honed export --gptq` writes, and most AWQ and fp8 models) as it is.
+    """Refuses a base in compressed-tensors format (`honed export --gptq`, most AWQ and fp8 models).
 
-    Its layers have no weights before the first forward, so that peft fails; and where activations are rounded, too,
-    gradients are wrong: no gradient passes through that rounding.
+    Its layers have no weights before the first forward, so peft fails; and no gradient passes through the rounding of
+    activations.
 
     Raises:
-        ModelError: the model is such a one; its fix is the form in which it can be trained.
+        ModelError: the model is compressed; the fix is to dequantise it.
     """
     if getattr(getattr(model, "quantization_method", None), "value", "") == "compressed-tensors":
         raise ModelError(
@@ -161,10 +159,10 @@ def refuse_compressed(model: Any) -> None:
 
 
 def dequantized(model: Any, dtype: torch.dtype) -> Any:
-    """The quantised model as an ordinary one: the weights that its layers compute with, in this number format.
+    """The quantised model as an ordinary one in this dtype.
 
     Args:
-        model: is used up; only what is returned may be used afterwards.
+        model: must not be used afterwards.
 
     Raises:
         ModelError: the method cannot be undone.

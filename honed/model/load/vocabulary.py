@@ -1,4 +1,4 @@
-"""Special tokens: a pad token that exists, ids that agree everywhere, and stop tokens that were trained."""
+"""Special tokens: a pad token, ids that agree in tokenizer and model, and the stop tokens that were trained."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ def with_pad_token(tokenizer: Any) -> Any:
 
 
 def agree_on_special_tokens(model: Any, tokenizer: Any) -> None:
-    """Gives the model's config and generation config the tokenizer's bos, eos and pad, so that all three agree.
-
-    Args:
-        model: both of its configs are changed; a role that the tokenizer does not have is left as it is.
-    """
+    """Sets the tokenizer's bos, eos and pad ids, where it has them, in the model's config and generation config."""
     places = [model.config.get_text_config(), getattr(model, "generation_config", None)]
     for role in ROLES:
         token_id = getattr(tokenizer, role)
@@ -33,12 +29,8 @@ def agree_on_special_tokens(model: Any, tokenizer: Any) -> None:
 
 
 def agree_on_stops(model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> None:
-    """Makes generation stop at every token that ends a trained turn, and pad with the tokenizer's pad token.
-
-    Args:
-        model: its `generation_config` is changed; it is part of what is trained and saved.
-        stop_ids: ids at which trained turns end.
-    """
+    """Makes the model's generation config stop at every token of `stop_ids`, which end trained turns, and pad with the
+    tokenizer's pad token."""
     config = model.generation_config
     known = config.eos_token_id
     before = [known] if isinstance(known, int) else list(known or [])

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# What MiniMind's `inference_rope_scaling` means: sixteen times the 2,048 tokens that it was trained on.
+# MiniMind's `inference_rope_scaling`: sixteen times the 2,048 tokens that it was trained on.
 YARN = {
     "rope_type": "yarn",
     "factor": 16.0,

@@ -1,9 +1,9 @@
-"""MiniMind, a small language model to train from nothing, as a transformers model: dense or a mixture of experts.
+"""MiniMind, a small language model to train from scratch, as a transformers model: dense or a mixture of experts.
 
-Pre-norm decoder with RMSNorm, rotary positions (YaRN on request), grouped-query attention, SwiGLU and tied embeddings.
-Names of parameters and of the configuration are those of the MiniMind project (jingyaogong/minimind, 2 and later);
-`pth` reads and writes its weight files, also the older ones. Attention goes through transformers' own
-interface, so `set_attn_implementation`, flat batches and caches work as with any of its models.
+Pre-norm decoder with RMSNorm, rotary positions (optionally YaRN), grouped-query attention, SwiGLU and tied embeddings.
+Parameters and configuration have the names of the MiniMind project (jingyaogong/minimind, 2 and later); `pth` reads and
+writes its weight files, also older ones. Attention goes through transformers' interface, so `set_attn_implementation`,
+flat batches and caches work as with any of its models.
 
 Shapes: B rows, T tokens, D hidden size, H query heads, K key/value heads, E head size, V vocabulary.
 """
@@ -68,8 +68,8 @@ class Attention(nn.Module):
         """Output (B, T, D), and the attention weights where the implementation gives them.
 
         Args:
-            rope: cosine and sine of the positions, see `rope_tables`.
-            attention_mask: as `create_causal_mask` made it.
+            rope: see `rope_tables`.
+            attention_mask: see `create_causal_mask`.
             kwargs: go to the implementation, such as the boundaries of documents in a flat row.
         """
         shape = (*x_BTD.shape[:2], -1, self.head_dim)
@@ -149,7 +149,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(DecoderLayer(config, number) for number in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        # numbers, not a buffer: a model cast to bfloat16 must keep its angles
+        # a list, not a buffer: casting the model to bfloat16 must not round the angles
         frequencies, self.rope_factor = rope_frequencies(config.head_dim or 0, config.rope_parameters or {})
         self.rope_frequencies: list[float] = frequencies.tolist()
         self.gradient_checkpointing = False
@@ -293,12 +293,12 @@ def register() -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters, the tied embedding counted once: what the lesson prints as 8.915 million for 2 layers."""
+    """Number of trainable parameters, a tied embedding counted once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def as_llama(model: MiniMindForCausalLM) -> LlamaForCausalLM:
-    """The same model as transformers' Llama, which other tools know: equal logits, copied weights.
+    """The model as transformers' Llama, for other tools: equal logits, copied weights.
 
     Raises:
         ModelError: it has experts or normalised queries and keys, which Llama has not.

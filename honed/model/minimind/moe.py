@@ -93,8 +93,7 @@ def dispatch(
 ) -> torch.Tensor:
     """Sum over each token's experts of share * expert(token), shape (N, D).
 
-    An expert that no token chose runs on an empty slice while training: its gradients are zero rather than missing,
-    which data-parallel wrappers wait for.
+    While training, an expert without tokens runs on an empty slice: data-parallel wrappers wait for its gradients.
 
     Args:
         expert_NK: int64, the experts of each token.

@@ -1,12 +1,12 @@
 """MiniMind's own weight files: a state dict, saved by `torch.save` as `minimind_sft_512.pth` or `..._moe.pth`.
 
-Two ways of naming are in use, and read and written here:
+Two naming schemes are read and written:
 
     "minimind2"      layers.0.attention.wq.weight, feed_forward.w1     the lesson and all before April 2025
     "transformers"   model.layers.0.self_attn.q_proj.weight, mlp.gate_proj      since then, and honed's own
 
-The older one rotates neighbouring dimensions 2i and 2i + 1 of a head together, the newer one i and i + E/2; so the rows
-of its query and key weights are put into another order on the way.
+The older one rotates dimensions 2i and 2i + 1 of a head together, the newer one i and i + E/2, so the rows of query and
+key weights are reordered.
 
 Shapes: H heads, E head size, D hidden size.
 """
@@ -26,7 +26,7 @@ from honed.model.minimind.minimind import MiniMindForCausalLM
 
 State = dict[str, torch.Tensor]
 
-# tables that older versions saved along; they follow from the configuration
+# Tables in older files that follow from the configuration.
 DERIVED = re.compile(r"(.*\.)?(pos_cis|freqs_cos|freqs_sin|attention\.mask)")
 NAMINGS = ("minimind2", "transformers")
 LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\..+")
@@ -38,10 +38,9 @@ def load_pth(path: str | Path, *, dtype: torch.dtype = torch.float32, **changes:
     """A model from a MiniMind weight file. Nothing in the file is executed.
 
     Args:
-        path: the file.
         dtype: of the model; MiniMind saves float16.
-        changes: fields of `MiniMindConfig` that differ from what `config_of` takes for granted, such as
-            num_attention_heads=16, num_key_value_heads=8, rope_theta=1e4 for MiniMind 1.
+        changes: fields of `MiniMindConfig` that `config_of` cannot know, such as num_attention_heads=16,
+            num_key_value_heads=8, rope_theta=1e4 for MiniMind 1.
 
     Raises:
         ModelError: no such file, not a state dict, or keys and shapes that do not make up the model; names them.
@@ -80,7 +79,7 @@ def read_state(path: str | Path) -> State:
     """The tensors of a weight file, without tables that follow from the configuration.
 
     Raises:
-        ModelError: no such file, or something else than a dict of tensors.
+        ModelError: no such file, or no dict of tensors.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -98,10 +97,10 @@ def read_state(path: str | Path) -> State:
 
 
 def to_transformers(state: Mapping[str, torch.Tensor], heads: int, path: str = "the state dict") -> State:
-    """A state dict of either naming in the newer one; not changed.
+    """A state dict of either naming in the newer one.
 
     Args:
-        heads: query heads, to tell the head size for the order of rows.
+        heads: query heads, which give the head size.
 
     Raises:
         ModelError: a key that neither naming knows.
@@ -118,7 +117,7 @@ def to_transformers(state: Mapping[str, torch.Tensor], heads: int, path: str = "
 
 
 def from_transformers(state: Mapping[str, torch.Tensor], config: MiniMindConfig) -> State:
-    """A state dict of honed's naming in MiniMind 2's; not changed.
+    """A state dict of the newer naming in MiniMind 2's.
 
     Raises:
         ModelError: the model has parts that MiniMind 2 did not have.
@@ -150,20 +149,20 @@ def names_of(layers: int, experts: int) -> dict[str, str]:
 
 
 def halves_first(weight_HED: torch.Tensor, size: int) -> torch.Tensor:
-    """Rows of a query or key weight from neighbouring pairs to pairs half a head apart."""
+    """Reorders rows of a query or key weight from neighbouring pairs to pairs half a head apart."""
     return weight_HED.view(-1, size // 2, 2, weight_HED.shape[1]).transpose(1, 2).reshape(weight_HED.shape)
 
 
 def neighbours_first(weight_HED: torch.Tensor, size: int) -> torch.Tensor:
-    """The way back."""
+    """The inverse of `halves_first`."""
     return weight_HED.view(-1, 2, size // 2, weight_HED.shape[1]).transpose(1, 2).reshape(weight_HED.shape)
 
 
 def config_of(state: Mapping[str, torch.Tensor], **changes: Any) -> MiniMindConfig:
-    """The configuration that a state dict (in the newer naming) tells, with MiniMind's defaults for the rest.
+    """The configuration that follows from a state dict in the newer naming, with MiniMind's defaults for the rest.
 
-    Shapes do not tell the number of query heads (8 is assumed), `rope_theta`, `rms_norm_eps` and the experts per token;
-    files with normalised queries and keys are taken for MiniMind 3's, which has 1e-6 and one expert.
+    Shapes do not show the number of query heads (8 is assumed), `rope_theta`, `rms_norm_eps` and the experts per token;
+    normalised queries and keys mean MiniMind 3, which has 1e-6 and one expert.
     """
     embedding = state.get("model.embed_tokens.weight")
     if embedding is None or embedding.dim() != 2:
@@ -197,7 +196,7 @@ def config_of(state: Mapping[str, torch.Tensor], **changes: Any) -> MiniMindConf
 
 
 def _check(state: State, model: MiniMindForCausalLM, path: str) -> None:
-    """Keys and shapes are those of the model, and the head is the embedding where they are tied."""
+    """Checks that keys and shapes are those of the model, and tied weights equal."""
     expected = model.state_dict()
     state.setdefault("lm_head.weight", state.get("model.embed_tokens.weight", expected["lm_head.weight"]))
     if missing := sorted(expected.keys() - state.keys()):

@@ -40,10 +40,10 @@ def rope_frequencies(head_dim: int, parameters: Mapping[str, Any]) -> tuple[torc
 
 
 def yarn_share(head_dim: int, parameters: Mapping[str, Any]) -> torch.Tensor:
-    """How far each pair's frequency is divided by the factor, float32 (E/2,): 0 not at all, 1 wholly.
+    """YaRN's interpolation weight of each pair, float32 (E/2,): 0 keeps its frequency, 1 divides it by the factor.
 
-    Pairs that turn more than `beta_fast` times within the original length tell neighbours apart and are left alone;
-    those that turn less than `beta_slow` times are stretched; between them the share rises evenly.
+    Pairs that turn more than `beta_fast` times within the original length keep theirs, those that turn less than
+    `beta_slow` times are stretched; between them the weight rises linearly.
     """
     original, theta = parameters["original_max_position_embeddings"], parameters["rope_theta"]
 

@@ -1,12 +1,12 @@
 """Bytes per token that one decoder layer keeps for its backward pass: one line per tensor that autograd saves.
 
-Read off transformers' layers, and held against what autograd does save (tests/model/plan/test_plan_activations.py).
-Kernels of attention save no scores: their share grows with the tokens, not with their square.
+Derived from transformers' layers and tested against what autograd saves (tests/model/plan/test_plan_activations.py).
+Attention kernels save no scores, so their share is linear in the tokens.
 
     x -> norm -> h -> q, k, v -> (norm) -> rotary -> attention -> o_proj -> + -> norm -> h -> gate, up -> down -> +
 
-A linear layer keeps its input if its weight is trained, or if it has an adapter. Under autocast each layer that needs
-that input in another number format keeps a copy of its own.
+A linear layer keeps its input if its weight is trained or if it has an adapter; under autocast each layer keeps a cast
+copy of its own.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ READS_ATTENTION_INPUT = frozenset(("q_proj", "k_proj", "v_proj", "qkv_proj"))
 READS_ATTENTION_OUTPUT = frozenset(("o_proj",))
 READS_FEED_FORWARD_INPUT = frozenset(("gate_proj", "up_proj", "gate_up_proj", "gate"))
 READS_FEED_FORWARD_PRODUCT = frozenset(("down_proj",))
-# What a plain Llama layer holds of each.
-_PLAIN = (
-    (READS_ATTENTION_INPUT, 3),
-    (READS_ATTENTION_OUTPUT, 1),
-    (READS_FEED_FORWARD_INPUT, 2),
-    (READS_FEED_FORWARD_PRODUCT, 1),
-)
-FP32 = 4  # bytes of a number, and in what norms compute whatever the model's format
+# How many of them a plain Llama layer has.
+_PLAIN = {
+    READS_ATTENTION_INPUT: 3,
+    READS_ATTENTION_OUTPUT: 1,
+    READS_FEED_FORWARD_INPUT: 2,
+    READS_FEED_FORWARD_PRODUCT: 1,
+}
+FP32 = 4  # bytes; norms compute in it whatever the model's dtype
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -37,9 +37,9 @@ class Formats:
     """Bytes of a number in each place.
 
     Attributes:
-        weight: of the model's own weights where they are not quantised, and so of the stream between layers.
-        compute: of matrix products and attention; below `weight` under autocast.
-        copies_attention: whether attention's output is copied before o_proj reads it, as on CPU.
+        weight: of unquantised weights and the residual stream.
+        compute: of matrix products and attention; smaller than `weight` under autocast.
+        copies_attention: whether attention's output is copied for o_proj, as on CPU.
     """
 
     weight: int
@@ -48,20 +48,20 @@ class Formats:
 
     @property
     def casts(self) -> bool:
-        """Whether autocast turns the weights into another format."""
+        """Whether autocast casts the weights."""
         return self.weight != self.compute
 
     @property
     def experts(self) -> int:
-        """Of the products of experts, which follow autocast only where honed has them do so: not on CPU."""
+        """Of the experts' products, which follow autocast on CUDA only (see `experts_in_autocast`)."""
         return self.weight if self.copies_attention else self.compute
 
 
 def formats_of(method: str, *, device: str, dtype: str | None = None) -> Formats:
-    """The number formats that honed uses: on CUDA products in bfloat16, and weights in float32 if they are trained.
+    """The dtypes that honed uses: on CUDA products in bfloat16, and weights in float32 if they are trained.
 
     Raises:
-        RecipeError: an unknown number format.
+        RecipeError: an unknown dtype.
     """
     if dtype is not None and dtype not in BYTES:
         raise RecipeError(f"dtype is {dtype!r}.", fix=f"known are {', '.join(BYTES)}")
@@ -71,11 +71,7 @@ def formats_of(method: str, *, device: str, dtype: str | None = None) -> Formats
 
 
 def saved_per_token(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> dict[str, int]:
-    """Bytes per token that a layer keeps, by what they are.
-
-    Args:
-        adapter: None if all weights are trained.
-    """
+    """Bytes per token that a layer keeps, by kind; `adapter` is None if all weights are trained."""
     return {
         "norms": _norms(sizes, formats, adapter),
         "attention": _attention(sizes, formats, adapter),
@@ -85,8 +81,7 @@ def saved_per_token(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> 
 
 
 def saved_per_layer(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
-    """Bytes that a layer keeps however many tokens there are: its weights in autocast's format, experts with their
-    adapter merged in."""
+    """Bytes that a layer keeps independently of the tokens: cast weights, and experts with their adapter merged in."""
     linear, experts = sizes.linear // sizes.layers, sizes.experts // sizes.layers
     if adapter is None:
         copied = experts * formats.experts if formats.experts != formats.weight else 0
@@ -97,7 +92,7 @@ def saved_per_layer(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> 
 
 
 def _norms(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
-    """Each keeps its input in float32 and one factor; with a trained weight also the normed values."""
+    """Each keeps its input in float32 and one factor per token; with a trained weight also the normed values."""
     gemma = sizes.norms == 4
     normed = 0 if adapter is not None else (FP32 if gemma else formats.weight)
     return sizes.norms * (sizes.hidden * (FP32 + normed) + FP32)
@@ -112,7 +107,7 @@ def _attention(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
         gemma = sizes.norms == 4
         trained = 0 if adapter is not None else (FP32 if gemma else c)
         normed = (sizes.queries + sizes.keys) * (FP32 + trained) + (sizes.heads + sizes.key_heads) * FP32
-    output = sizes.queries * c + sizes.heads * FP32  # and the log of each softmax's sum
+    output = sizes.queries * c + sizes.heads * FP32  # and each softmax's log-sum-exp
     copied = formats.copies_attention or (adapter is not None and _adapter_casts(formats))
     again = sizes.queries * _copies(READS_ATTENTION_OUTPUT, formats, adapter) if copied else 0
     return inputs + normed + qkv + output + again
@@ -125,8 +120,8 @@ def _dense(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
 
 
 def _experts(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
-    """Tokens are sorted by expert. Each keeps gate and up, the activated gate, and its output for the router's
-    gradient; with trained or merged weights also its input and product."""
+    """Each token of an expert keeps gate, up, the activated gate, and the output for the router's gradient; with
+    trained or merged weights also input and product."""
     w, chosen = formats.experts, sizes.chosen
     numbers = sizes.hidden + 3 * sizes.feed_forward
     router = sizes.routed * FP32 + chosen * 8
@@ -137,8 +132,8 @@ def _experts(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
 
 
 def _copies(readers: frozenset[str], formats: Formats, adapter: Adapter | None) -> int:
-    """Bytes per element that the readers of one tensor keep of it: nothing, itself, or a cast copy for each."""
-    plain = next(count for names, count in _PLAIN if names == readers)
+    """Bytes per element that the readers of a tensor keep: nothing, the tensor, or a cast copy each."""
+    plain = _PLAIN[readers]
     if adapter is None:
         shared = not formats.casts or plain == 1
         return formats.compute * (1 if shared else plain)
@@ -149,7 +144,7 @@ def _copies(readers: frozenset[str], formats: Formats, adapter: Adapter | None) 
 
 
 def _adapter_casts(formats: Formats) -> bool:
-    """An adapter's weights are float32: peft casts its input up, and autocast casts it down again."""
+    """Adapters are float32: peft casts their input up, and autocast casts it down again."""
     return formats.compute < FP32
 
 

@@ -1,7 +1,7 @@
-"""How many layers compute their activations again in the backward pass: the fewest with which a step fits.
+"""How many layers recompute their activations in the backward pass: the fewest with which a step fits into memory.
 
-It is the first layers that do. The backward pass comes to them last, when what the others kept is gone; so the one
-layer at a time that is whole again never adds to the peak.
+The first layers do. The backward pass reaches them last, when the other layers' activations have been freed, so a
+recomputed layer never adds to the peak.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from honed.model.plan.step_time import flops_per_step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """How many layers compute their activations again, and what follows from it.
+    """How many layers recompute their activations, and what follows from it.
 
     Attributes:
-        job: with that many of them.
-        needs: bytes of a step at its peak, as the memory that it was held against counts them.
-        without: the same if no layer did so.
-        fits: whether that memory suffices.
-        operations: of a step, as a multiple of those without.
+        job: with so many layers.
+        needs: bytes of a step at its peak, less what is in use already.
+        without: the same if no layer recomputed.
+        fits: whether the memory suffices.
+        operations: of a step, as a multiple of those without recomputation.
     """
 
     job: Job
@@ -33,21 +33,20 @@ class Choice:
 
     @property
     def layers(self) -> int:
-        """How many of them."""
         return self.job.layers_recomputed
 
 
 def with_layers(job: Job, layers: int) -> Job:
-    """The same job with the first so many layers computing their activations again."""
+    """The same job with the first `layers` layers recomputing their activations."""
     return replace(job, checkpointing=layers > 0, recomputed=layers if 0 < layers < job.sizes.layers else None)
 
 
 def fewest(job: Job, memory: float, *, there: int = 0) -> Choice:
-    """The fewest layers with which a step stays within so many bytes; all of them where none do.
+    """The fewest layers with which a step fits into `memory` bytes; all of them if it does not fit.
 
     Args:
         job: its own checkpointing does not matter.
-        there: bytes of the peak that are in use already, and so not in `memory`.
+        there: bytes of the peak that are in use already, and so not part of `memory`.
     """
     without = with_layers(job, 0)
     for layers in range(job.sizes.layers + 1):
@@ -65,11 +64,11 @@ def fewest(job: Job, memory: float, *, there: int = 0) -> Choice:
 
 
 def loaded_bytes(job: Job) -> int:
-    """What of the predicted peak is there once the model is: its weights, an adapter, the libraries."""
+    """The part of the predicted peak that is in use once the model is loaded."""
     parts = plan.estimate(job).parts
     return parts.weights + parts.adapter + libraries_bytes(job)
 
 
 def libraries_bytes(job: Job) -> int:
-    """What of the predicted peak is there once this process has used the device."""
+    """The part of the predicted peak that is in use once this process has used the device."""
     return plan.CUDA_CONTEXT if job.device == "cuda" else plan.PYTHON

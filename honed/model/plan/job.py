@@ -14,15 +14,13 @@ class Job:
     """What is to be trained, and how.
 
     Attributes:
-        sizes, adapter: of the model; no adapter means that all weights are trained.
+        sizes, adapter: of the model; without an adapter all weights are trained.
         quantization: "nf4", "fp4" or "int8" for the frozen linear layers, or None.
-        length: tokens of a row. rows: of a micro-batch. Only their product matters for memory.
-        checkpointing: activations are computed again in the backward pass,
-        recomputed: but only those of so many layers, the first ones; None for all.
+        length, rows: tokens of a row, rows of a micro-batch; only their product matters for memory.
+        checkpointing: whether layers recompute their activations in the backward pass.
+        recomputed: how many of them do, the first ones; None for all.
         accumulation: micro-batches per optimizer step.
         device: "cuda" or "cpu".
-        formats: of numbers; see `activations.formats_of`.
-        optimizer: what trains it; see `optimizers`.
     """
 
     sizes: Sizes
@@ -39,29 +37,28 @@ class Job:
 
     @property
     def layers_recomputed(self) -> int:
-        """How many layers compute their activations again."""
+        """How many layers recompute their activations."""
         if not self.checkpointing:
             return 0
         return self.sizes.layers if self.recomputed is None else self.recomputed
 
     @property
     def tokens(self) -> int:
-        """Of a micro-batch."""
+        """Tokens of a micro-batch."""
         return self.length * self.rows
 
     @property
     def trained(self) -> tuple[Tensors, ...]:
-        """What is trained."""
         return self.sizes.tensors if self.adapter is None else self.adapter.tensors
 
     @property
     def trained_format(self) -> int:
-        """Bytes of one of its numbers; peft keeps adapters in float32."""
+        """Bytes per trained element; peft keeps adapters in float32."""
         return self.formats.weight if self.adapter is None else FP32
 
     @property
     def trained_bytes(self) -> int:
-        """Of all that is trained, and so of its gradients."""
+        """Bytes of all trained weights, and so of their gradients."""
         return (self.sizes.parameters if self.adapter is None else self.adapter.weights) * self.trained_format
 
     @property

@@ -1,36 +1,35 @@
-"""What an optimizer keeps of the weights that it trains, and what its step takes besides, before it is made.
+"""Memory of an optimizer's state, and of the temporaries of its step.
 
     optimizer = Optimizer(name="muon")
-    state_bytes(optimizer, tensors, weight=4)                  # of all tensors of its state
-    step_bytes(optimizer, tensors, weight=4, device="cuda")    # of what lies there only while it steps
+    state_bytes(optimizer, tensors, weight=4)
+    step_bytes(optimizer, tensors, weight=4, device="cuda")
 
-Names are transformers' (`optim`), and honed's "muon". `optim_args` counts where it changes the state. The tables that
-8-bit states of bitsandbytes look their numbers up in, 2 KB for all weights together, are left out.
+Names are transformers' (`optim`), and honed's "muon". `optim_args` counts where it changes the state. The lookup tables
+of bitsandbytes' 8-bit states, 2 KB in all, are left out.
 
-Sources: each optimizer's own `init_state` or first step. tests/model/plan/test_plan_optimizers.py takes those steps and
-compares, states to the byte and temporaries within a few percent.
+Sources: each optimizer's `init_state` or first step. tests/model/plan/test_plan_optimizers.py compares with real steps:
+states to the byte, temporaries within a few percent.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from honed.errors import RecipeError
 from honed.model.plan.activations import FP32
 from honed.model.plan.sizes import Tensors
 
-COUNTER = 4  # bytes of a count of steps, or another single float32
+COUNTER = 4  # bytes of a step counter, or another single float32
 DEFAULT = "adamw_torch_fused"  # transformers' own
-# Of 8-bit and 4-bit states: numbers that share a float32 scale, and the size below which a tensor stays as it was.
+# Of 8-bit and 4-bit states: elements that share a float32 scale, and the size below which a tensor is not quantised.
 BLOCK, LEAST_QUANTIZED = 256, 4096
-PAGED_FROM = 100_000  # numbers of a tensor whose state bitsandbytes can page out
-# Numbers that stochastic rounding works on at a time; see honed/train/optimizers/stochastic_rounding.py.
+PAGED_FROM = 100_000  # elements of a tensor whose state bitsandbytes can page out
+# Elements that stochastic rounding computes at a time; see honed/train/optimizers/stochastic_rounding.py.
 ROUNDED_AT_A_TIME, ROUNDING_BYTES = 1 << 24, 23
 
-# Copies of a weight in its own format, and bytes for each tensor besides.
+# Copies of a weight in its own dtype, and further bytes per tensor.
 OWN_FORMAT = {
     "adamw_torch": (2, COUNTER),
     "adamw_torch_fused": (2, COUNTER),
@@ -41,7 +40,7 @@ OWN_FORMAT = {
     "schedule_free_adamw": (2, 0),
     "schedule_free_sgd": (1, 0),
 }
-# Of bitsandbytes: how many numbers for each weight, and their bits.
+# bitsandbytes: state elements per weight, and their bits.
 BITSANDBYTES = {
     "adamw_8bit": (2, 8),
     "adamw_bnb_8bit": (2, 8),
@@ -61,7 +60,7 @@ BITSANDBYTES = {
 }
 TORCHAO = {"adamw_torch_8bit": 8, "adamw_torch_4bit": 4}
 KNOWN = frozenset((*OWN_FORMAT, *BITSANDBYTES, *TORCHAO, "adafactor", "muon", "stable_adamw"))
-# Copies of weights, in their format, that a step makes: of the tensor at hand and the one before; on CUDA, of all.
+# Copies of weights, in their dtype, that a step makes: of the current and the previous tensor; on CUDA, of all.
 IN_A_LOOP = {"adamw_torch": (2, 1), "adagrad": (1, 1), "rmsprop": (1, 1), "stable_adamw": (2, 1)}
 AT_ONCE_ON_CUDA = {"adamw_torch": 1, "adagrad": 2, "rmsprop": 1, "stable_adamw": 1}
 AT_ONCE = {"schedule_free_adamw": 1, "schedule_free_radam": 1}
@@ -90,21 +89,21 @@ class Optimizer:
 
     @property
     def doubt(self) -> str:
-        """What is to be said of a plan with it; "" where its state is known."""
+        """A note for plans with it; "" where its state is known."""
         return "" if self.known else f"the state of {self.name} is not known, and counted as AdamW's"
 
     @property
     def alone(self) -> bool:
-        """Whether it needs each weight and gradient whole, and so cannot train shards."""
+        """Whether it needs whole weights and gradients, and so cannot train shards."""
         return self.in_backward or self.name == "muon"
 
     @property
     def paged(self) -> bool:
-        """Whether its state can go to the host's memory, where the GPU's is full."""
+        """Whether its state can be paged out to host memory."""
         return self.name.startswith("paged_")
 
     def option(self, name: str) -> str:
-        """What `optim_args` says of it, in lower case; "" for nothing."""
+        """An option of `optim_args` in lower case; "" without it."""
         return dict(self.options).get(name, "").lower()
 
 
@@ -112,13 +111,13 @@ ADAMW = Optimizer()
 
 
 def optimizer_for(name: str, optim_args: str | None, *, decays: bool = False, in_backward: bool = False) -> Optimizer:
-    """The optimizer that these arguments of a training mean."""
+    """The optimizer that these training arguments describe."""
     options = tuple(named_values(optim_args).items())
     return Optimizer(name=name, options=options, decays=decays, in_backward=in_backward)
 
 
 def named_values(optim_args: str | None) -> dict[str, str]:
-    """What stands in `optim_args`, "name=value,name=value"."""
+    """`optim_args`, "name=value,name=value", as a dict."""
     pairs = (pair.partition("=") for pair in (optim_args or "").replace(" ", "").split(",") if pair)
     return {name: value for name, _, value in pairs}
 
@@ -128,7 +127,7 @@ def state_bytes(optimizer: Optimizer, tensors: Sequence[Tensors], *, weight: int
 
     Args:
         tensors: what is trained.
-        weight: bytes of one of its numbers.
+        weight: bytes per element.
 
     Raises:
         RecipeError: an option of `optim_args` is no number.
@@ -138,25 +137,26 @@ def state_bytes(optimizer: Optimizer, tensors: Sequence[Tensors], *, weight: int
 
 
 def paged_bytes(optimizer: Optimizer, tensors: Sequence[Tensors], *, weight: int) -> int:
-    """Bytes of the state that can lie in the host's memory instead."""
+    """Bytes of the state that can be paged out to host memory."""
     large = [each for each in tensors if optimizer.paged and each.size >= PAGED_FROM]
     return state_bytes(optimizer, large, weight=weight)
 
 
 def step_bytes(optimizer: Optimizer, tensors: Sequence[Tensors], *, weight: int, device: str) -> int:
-    """Bytes of temporaries at the most, while it steps with all gradients there.
+    """Peak bytes of temporaries while it steps with all gradients in memory.
 
     Raises:
         RecipeError: an option of `optim_args` is no number.
     """
     name, at_once = optimizer.name, dict(AT_ONCE)
-    largest, next_largest = heapq.nlargest(2, (0, 0, *(size for each in tensors for size in islice(_sizes(each), 2))))
+    two_of_each = (size for each in tensors for size in [each.size] * min(each.count, 2))
+    largest, next_largest = heapq.nlargest(2, (0, 0, *two_of_each))
     if name == "muon":
         return max((_orthogonalising(each, weight) for each in tensors if each.hidden), default=0)
-    if name == "adafactor":  # float32: the square and its sum with eps; of narrower weights also copies of both
+    if name == "adafactor":  # in float32: the squared gradient and its sum with eps; for half precision copies of both
         copies = 2 if weight == FP32 else 4
         return FP32 * (copies * largest + next_largest)
-    if _rounds(optimizer):  # float32 weights need none, and are updated by the fused kernel
+    if _rounds(optimizer):  # float32 weights take the fused kernel, without temporaries
         return ROUNDING_BYTES * max((_chunk(each) for each in tensors), default=0) if weight < FP32 else 0
     at_once |= AT_ONCE_ON_CUDA if device == "cuda" and not optimizer.in_backward else {}
     if name == "sgd" and (optimizer.decays or optimizer.option("nesterov") in TRUE):
@@ -172,7 +172,7 @@ Count = Callable[[Tensors, int], int]
 
 
 def _counting(optimizer: Optimizer) -> Count:
-    """Counts the bytes that it keeps for one tensor."""
+    """A function for the bytes of state of one tensor."""
     name = optimizer.name
     if name in SPECIAL:
         return SPECIAL[name]
@@ -186,7 +186,7 @@ def _counting(optimizer: Optimizer) -> Count:
 
 
 def _extra_copies(optimizer: Optimizer) -> int:
-    """Of a weight, for options that are off by themselves."""
+    """Further copies of a weight, for options that are off by default."""
     if optimizer.name not in ("sgd", "rmsprop"):
         return 0
     text = optimizer.option("momentum") or "0"
@@ -203,7 +203,7 @@ def _muon(tensor: Tensors, weight: int) -> int:
 
 
 def _adafactor(tensor: Tensors, weight: int) -> int:
-    """Rows and columns of the second moment in float32; all of it for vectors. Another number is their size."""
+    """Row and column sums of the second moment in float32, for vectors all of it; and the RMS of the weight."""
     if len(tensor.shape) < 2:
         return tensor.size * FP32 + COUNTER
     rows, columns = tensor.size // tensor.shape[-1], tensor.size // tensor.shape[-2]
@@ -211,7 +211,7 @@ def _adafactor(tensor: Tensors, weight: int) -> int:
 
 
 def _stable_adamw(tensor: Tensors, weight: int) -> int:
-    """Two moments, of narrow weights also what their sum lost (Kahan), and a number in the weight's format."""
+    """Two moments, for half precision also Kahan's compensation, and one scalar in the weight's dtype."""
     return tensor.size * weight * (2 if weight == FP32 else 3) + weight
 
 
@@ -219,7 +219,7 @@ SPECIAL: dict[str, Count] = {"muon": _muon, "adafactor": _adafactor, "stable_ada
 
 
 def _bitsandbytes(tensor: Tensors, copies: int, bits: int) -> int:
-    """transformers leaves embeddings in 32 bits, bitsandbytes small tensors; both whatever the weight's format is."""
+    """transformers keeps embeddings in 32 bits, bitsandbytes small tensors; both whatever the weight's dtype."""
     if bits == 32 or tensor.embedding or tensor.size < LEAST_QUANTIZED:
         return tensor.size * copies * FP32
     blocks = -(-tensor.size // BLOCK)
@@ -227,7 +227,7 @@ def _bitsandbytes(tensor: Tensors, copies: int, bits: int) -> int:
 
 
 def _torchao(tensor: Tensors, weight: int, bits: int) -> int:
-    """Two moments, each with a table of its own; small tensors, and those that blocks do not fill, as in torch."""
+    """Two moments, each with its lookup table; small tensors and those not divisible into blocks are as in torch."""
     if tensor.size < LEAST_QUANTIZED or tensor.size % BLOCK:
         return tensor.size * weight * 2 + COUNTER
     scales_and_table = (tensor.size // BLOCK + 2**bits) * FP32
@@ -235,7 +235,7 @@ def _torchao(tensor: Tensors, weight: int, bits: int) -> int:
 
 
 def _orthogonalising(tensor: Tensors, weight: int) -> int:
-    """The update in the weight's format, two in bfloat16, and two products of the shorter side with itself."""
+    """The update in the weight's dtype, two copies in bfloat16, and two square products of the shorter side."""
     return tensor.size * (weight + 2 * 2) + 2 * 2 * min(tensor.shape) ** 2
 
 
@@ -251,7 +251,3 @@ def _chunk(tensor: Tensors) -> int:
 
 def _all(tensors: Sequence[Tensors]) -> int:
     return sum(each.size * each.count for each in tensors)
-
-
-def _sizes(tensors: Tensors) -> Iterator[int]:
-    return (tensors.size for _ in range(tensors.count))

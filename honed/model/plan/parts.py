@@ -1,4 +1,4 @@
-"""What of a step lies in memory at which moment, part by part, in bytes; `plan.estimate` adds them up.
+"""The parts of a step's memory at each moment, in bytes; `plan.estimate` adds them up.
 
 The formulas are those of docs/planning.md; tests/model/plan/test_plan_parts.py counts the tensors of real steps.
 """
@@ -9,15 +9,14 @@ from honed.model.plan.activations import FP32, saved_per_layer, saved_per_token
 from honed.model.plan.job import Job
 from honed.model.plan.optimizers import step_bytes
 
-# Logits that the head computes at a time, and fewest rows of them, for a head that is trained too; see
-# honed/ops/linear_cross_entropy.py.
+# Copies of the constants in honed/ops/linear_cross_entropy.py, which imports torch.
 TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 TILE_MIN_ROWS = 128
 TILE_MIN_ROWS_TRAINED = {"cpu": 128, "cuda": 1024}
 
 
 def kept(job: Job) -> tuple[int, int]:
-    """Bytes kept by all layers and by what surrounds them; and by a layer that keeps all."""
+    """Bytes of activations kept in all, and by one layer that does not recompute."""
     sizes, formats, tokens = job.sizes, job.formats, job.tokens
     layer = tokens * sum(saved_per_token(sizes, formats, job.adapter).values())
     layer += saved_per_layer(sizes, formats, job.adapter)
@@ -28,7 +27,7 @@ def kept(job: Job) -> tuple[int, int]:
 
 
 def autocast_weights(job: Job) -> int:
-    """Autocast keeps its copies of trained weights until the forward pass ends, also where layers keep nothing."""
+    """Autocast's copies of the trained weights of recomputed layers, which live until the forward pass ends."""
     if job.adapter is not None or not job.formats.casts:
         return 0
     return job.sizes.linear * job.layers_recomputed // job.sizes.layers * job.formats.compute
@@ -37,8 +36,8 @@ def autocast_weights(job: Job) -> int:
 def head(job: Job) -> int:
     """A tile of logits, the hidden states and their gradient, and for a trained head its gradient.
 
-    In half precision that is a product, and the float32 that it is turned into or added to. The tile has no float32 on
-    CUDA, where one kernel scores it, nor on CPU, where that is made block by block.
+    In half precision the head's gradient is a product and its float32 sum. The tile has no float32 copy: one kernel
+    scores it on CUDA, and on CPU the copy is made block by block.
     """
     sizes, formats = job.sizes, job.formats
     least = TILE_MIN_ROWS if job.adapter else TILE_MIN_ROWS_TRAINED[job.device]
@@ -53,8 +52,7 @@ def head(job: Job) -> int:
 
 
 def working(job: Job) -> int:
-    """Gradients inside a feed-forward layer, and what its products need: a weight's gradient or the weight itself in
-    the format of the product."""
+    """Gradients inside a feed-forward layer, and a weight's gradient or cast copy for its products."""
     sizes, formats = job.sizes, job.formats
     width = sizes.feed_forward * max(1, sizes.chosen)
     each = 2 * width * formats.compute + 2 * sizes.hidden * FP32
@@ -65,8 +63,8 @@ def working(job: Job) -> int:
 
 
 def first_gradients(job: Job) -> int:
-    """The head's, on CPU in half precision with a copy to scale it; and where weights are updated at once, the largest
-    layer's too, for a tied head's waits for the end."""
+    """The head's gradient, on CPU in half precision with a scaled copy; if weights are updated in the backward pass,
+    also the largest layer's, because a tied head's lives to the end."""
     if job.adapter is not None:
         return 0
     size, layer = _head_elements(job), job.sizes.largest_linear if job.optimizer.in_backward else 0
@@ -75,7 +73,7 @@ def first_gradients(job: Job) -> int:
 
 
 def layers_gradients(job: Job) -> int:
-    """In the last layer of the backward pass: all but its own and the embedding's, unless that is the head's too."""
+    """Gradients in the last layer of the backward pass: all but its own and an untied embedding's."""
     if job.optimizer.in_backward:
         return first_gradients(job)
     if job.adapter is not None or job.accumulation > 1:
@@ -86,15 +84,15 @@ def layers_gradients(job: Job) -> int:
 
 
 def last_gradients(job: Job) -> int:
-    """All of them; where weights are updated at once, the last and the largest, the embedding's."""
+    """All gradients; if weights are updated in the backward pass, the largest, the embedding's."""
     if not job.optimizer.in_backward:
         return job.trained_bytes
     return max(each.size for each in job.trained) * job.trained_format
 
 
 def last_working(job: Job) -> int:
-    """The embedding's gradient, where it is a matrix besides: added to that of the micro-batches before; or to a tied
-    head's, which gives a third one, unless honed adds its rows there (`honed.loss.tied_embedding`)."""
+    """Further matrices for the embedding's gradient: one to add to earlier micro-batches', and two to add to a tied
+    head's, unless honed adds its rows in place (`honed.loss.tied_embedding`)."""
     rows = job.tokens * job.sizes.hidden * FP32
     if job.adapter is not None:
         return rows
@@ -104,7 +102,7 @@ def last_working(job: Job) -> int:
 
 
 def stepping(job: Job) -> int:
-    """What the optimizer makes while it steps."""
+    """Temporaries of the optimizer's step."""
     return step_bytes(job.optimizer, job.trained, weight=job.trained_format, device=job.device)
 
 

@@ -1,17 +1,15 @@
-"""How much memory a training run will take at its peak, before anything is loaded.
+"""Predicts the peak memory of a training run before anything is loaded.
 
     job = plan.job_for("Qwen2.5-7B", method="qlora", length=512, checkpointing=True)
     plan.estimate(job).peak          # bytes
     plan.fits(job, 8 * plan.GB)      # True
     plan.largest(job, 24 * plan.GB)  # the longest row, in tokens
 
-Five moments can be the peak of a step: the loss, when all layers have kept what they need; the first layer of the
-backward pass, and its last one; its end, when all gradients exist; and the optimizer's own work. Each is a sum of parts
-(`Moment`, from parts.py); docs/planning.md has the formulas, and benchmarks/plan_accuracy.py compares them with
-what the allocator handed out.
+Five moments can be the peak of a step: the loss, when all activations are kept; the first and the last layer of the
+backward pass; its end, when all gradients exist; and the optimizer's step. Each is a sum of parts (`Moment`, from
+parts.py); docs/planning.md has the formulas, and benchmarks/plan_accuracy.py compares them with the allocator's peak.
 
-GB are 10^9 bytes. A card that is sold with 24 GB has 24 GiB, 7 percent more; what its driver and the desktop hold
-comes out of that.
+GB are 10^9 bytes. A card sold with 24 GB has 24 GiB, 7 percent more, of which driver and desktop take a part.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ GB = 10**9
 METHODS = ("full", "lora", "qlora")
 # Bytes per weight. In 4 bits: half a byte, an 8-bit scale for 64 weights, a float32 for 256 scales (bitsandbytes).
 QUANTIZED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "fp4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
-# Not measured: what a CUDA context and the workspaces of its libraries take, and what the allocator cannot use.
+# Not measured: CUDA context with its libraries' workspaces, and the allocator's fragmentation.
 CUDA_CONTEXT = 600_000_000
 CUDA_SLACK = 0.03
 PYTHON = 500_000_000  # an interpreter with torch, transformers and peft loaded
@@ -45,13 +43,12 @@ class Moment:
     """What lies in memory at one moment of a step, in bytes.
 
     Attributes:
-        weights: of the model, quantised or not.
-        adapter: its weights.
+        weights, adapter: of the base model, quantised or not, and of the adapter.
         gradients: those that exist at that moment.
         optimizer: its states.
-        activations: what layers keep for the backward pass, and weights in autocast's format.
-        head: a tile of logits, gradients of hidden states, the head's weight in autocast's format.
-        working: what the layer that is being computed needs besides.
+        activations: kept for the backward pass, and weights in autocast's dtype.
+        head: a tile of logits, gradients of hidden states, the head's weight in autocast's dtype.
+        working: temporaries of the current layer.
         overhead: CUDA context and the allocator's slack; on CPU the interpreter.
     """
 
@@ -66,7 +63,6 @@ class Moment:
 
     @property
     def total(self) -> int:
-        """Sum of all parts."""
         return sum(getattr(self, part.name) for part in fields(self))
 
 
@@ -78,17 +74,15 @@ class Estimate:
 
     @property
     def peak_moment(self) -> str:
-        """When most memory is in use: see `estimate`."""
+        """The moment with the most memory in use; see `estimate`."""
         return max(self.moments, key=lambda name: self.moments[name].total)
 
     @property
     def parts(self) -> Moment:
-        """What lies in memory then."""
         return self.moments[self.peak_moment]
 
     @property
     def peak(self) -> int:
-        """Bytes in use then."""
         return self.parts.total
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,12 +103,12 @@ def job_for(
     lora: LoraRecipe | None = None,
     quantization: str = "nf4",
 ) -> Job:
-    """A job by its model's name, in the formats in which honed would load it.
+    """A job by its model's name, in the dtypes in which honed would load it.
 
     Args:
         model: a name, folder or Hub id (see `shapes.find_config`), or a transformers configuration.
         method: "full", "lora" or "qlora".
-        dtype: number format of the weights; None for honed's own choice.
+        dtype: of the weights; None for honed's own choice.
         lora: the adapter; None for the recipe's defaults.
         quantization: of the frozen layers, for "qlora".
 
@@ -145,7 +139,7 @@ def job_for(
 def job_of(recipe: Recipe, *, device: str = "cuda") -> Job:
     """The job that a recipe describes, with every row as long as `data.max_length`.
 
-    gradient_checkpointing="auto" is taken for none; see `honed.model.plan.checkpointing`.
+    gradient_checkpointing="auto" counts as none; see `honed.model.plan.checkpointing`.
 
     Raises:
         ModelError: there is no such model, or the adapter does not fit it.
@@ -177,7 +171,7 @@ def job_of(recipe: Recipe, *, device: str = "cuda") -> Job:
 
 
 def selected(layers: int) -> int:
-    """Of how many layers gradient_checkpointing="selective" computes the activations again: every second one's."""
+    """How many layers gradient_checkpointing="selective" recomputes: half of them."""
     return (layers + 1) // 2
 
 
@@ -193,10 +187,8 @@ def quantized(job: Job, kind: str) -> Job:
 
 
 def estimate(job: Job) -> Estimate:
-    """Memory at the moments that can be the peak of a step, from the second step on (the optimizer has its states).
-
-    They are "loss", "backward" (its first layer), "last_layer" (of the backward pass), "gradients" and "step".
-    """
+    """Memory at the moments that can be the peak, from the second step on, when the optimizer has its states: "loss",
+    "backward" (its first layer), "last_layer" (of the backward pass), "gradients" and "step"."""
     base, working = _lasting(job), parts.working(job)
     kept, one_layer = parts.kept(job)
     early = job.trained_bytes if job.accumulation > 1 else 0
@@ -243,7 +235,7 @@ def largest(job: Job, memory: float, *, field: str = "length") -> int:
 
 
 def _lasting(job: Job) -> Moment:
-    """What is there all the time."""
+    """What is in memory at all moments."""
     sizes, weight = job.sizes, job.formats.weight
     linear = sizes.linear * (weight if job.quantization is None else QUANTIZED[job.quantization])
     adapter = 0 if job.adapter is None else job.adapter.weights
@@ -256,7 +248,7 @@ def _lasting(job: Job) -> Moment:
 
 
 def with_overhead(job: Job, moment: Moment) -> Moment:
-    """The moment with what CUDA and its allocator take of such a sum, or the interpreter."""
+    """The moment with the overhead of CUDA and its allocator, or of the interpreter."""
     moment = replace(moment, overhead=0)
     if job.device != "cuda":
         return replace(moment, overhead=PYTHON)

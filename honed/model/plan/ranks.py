@@ -1,25 +1,24 @@
-"""What a step takes on many GPUs: memory of each, bytes moved, and time, before anything is started.
+"""Predicts a step on many GPUs: memory of each, bytes sent, and time.
 
     found = predict(job, Cluster(gpus=64, link=450e9, network=400e9), "fsdp", flops=989e12)
     found.seconds, found.seconds_exposed, found.estimate.peak, found.sent
 
-`job` is what one GPU does: its rows, its micro-batches. More GPUs do more rows in a step (weak scaling), so in the best
-case a step takes as long as on one GPU.
+`job` is the work of one GPU. More GPUs do more rows in a step (weak scaling): ideally a step takes as long as on one.
 
 Each collective sends a share of its tensor of S bytes over a ring of n GPUs (nccl-tests, doc/PERFORMANCE.md):
 
     all-reduce  2 (n - 1) / n S          all-gather, reduce-scatter  (n - 1) / n S
 
-and takes that over the slower of the link inside a node and the node's network, plus a latency. Latencies have the form
-and the numbers of NCCL's own tuning model (src/graph/tuning.cc): a ring has n - 1 hops, `nodes` - 1 of them over the
-network; the tree of an all-reduce has log2(nodes) levels of network, up and down.
+over the slower of the link inside a node and the node's network, plus a latency. Latencies follow NCCL's tuning model
+(src/graph/tuning.cc): a ring has n - 1 hops, `nodes` - 1 of them over the network; the tree of an all-reduce has
+log2(nodes) levels of network, up and down.
 
     ddp     one all-reduce of the gradients of what is trained, per step
     fsdp    for each micro-batch two all-gathers of all weights, frozen ones as well (forward, backward); per step one
             reduce-scatter of the gradients; each a collective per layer (Zhao et al., arXiv:2304.11277)
     hybrid  the same inside each node, then an all-reduce of each piece of the gradients among nodes
 
-Two times are given, for none of this was measured on a cluster: `seconds` hides as much communication as torch could
+None of this was measured on a cluster, so there are two times: `seconds` hides as much communication as torch could
 (DDP behind half of the last micro-batch's compute, its backward pass; FSDP behind all of it), `seconds_exposed` none.
 """
 
@@ -36,7 +35,7 @@ from honed.model.plan.plan import Estimate, Moment
 from honed.model.plan.step_time import EFFICIENCY, seconds_per_step
 
 WAYS = ("ddp", "fsdp", "hybrid")
-LINK_EFFICIENCY = 0.8  # share of a link's bandwidth that collectives are assumed to reach; not measured here
+LINK_EFFICIENCY = 0.8  # assumed share of a link's bandwidth that collectives reach; not measured
 # Seconds: NCCL's model of the Simple protocol, for starting a collective, a hop inside a node, a hop between nodes.
 START, HOP, NETWORK_HOP = 8.4e-6, 3.4e-6, 14e-6
 DDP_BUCKET = 25 << 20  # bytes of gradients per all-reduce: `bucket_cap_mb` of DistributedDataParallel
@@ -48,14 +47,14 @@ class Cluster:
     """GPUs in nodes of equal size.
 
     Attributes:
-        gpus: all of them. per_node: of each node; fewer GPUs than that are one node.
-        link: bytes per second that a GPU sends to others of its node, in one direction.
-        network: bytes per second that a node sends to others, all its network cards together, in one direction.
+        gpus, per_node: in all, and of each node; fewer GPUs than `per_node` are one node.
+        link: bytes per second that a GPU sends within its node, in one direction.
+        network: bytes per second that a node sends, all its network cards together, in one direction.
         efficiency: share of both that collectives reach.
         start, hop, network_hop: latencies in seconds.
 
     Raises:
-        RecipeError: a number below 1, a bandwidth that is none, or GPUs that do not fill their nodes.
+        RecipeError: a number below 1, a bandwidth of 0 or less, or GPUs that do not fill their nodes.
     """
 
     gpus: int
@@ -81,7 +80,6 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
-        """How many."""
         return max(1, self.gpus // self.per_node)
 
     @property
@@ -96,7 +94,8 @@ class Collective:
 
     Attributes:
         kind: "all-reduce", "all-gather" or "reduce-scatter".
-        size: bytes of the whole tensors. calls: collectives that they are moved in.
+        size: bytes of the whole tensors.
+        calls: number of collectives.
         ranks, nodes: of the group that takes part.
         beside: groups that do the same at once in each node and share its network.
     """
@@ -167,11 +166,7 @@ class Prediction:
 
 
 def predict(job: Job, on: Cluster, way: str, *, flops: float, efficiency: float = EFFICIENCY) -> Prediction:
-    """What a step of the job takes on each GPU of a cluster.
-
-    Args:
-        job: of one GPU.
-        flops, efficiency: as of `step_time.seconds_per_step`.
+    """A step of the job on each GPU of a cluster; for `flops` and `efficiency` see `step_time.seconds_per_step`.
 
     Raises:
         RecipeError: see `check_way`; or optimizer_in_backward on several GPUs.
@@ -198,7 +193,7 @@ def predict(job: Job, on: Cluster, way: str, *, flops: float, efficiency: float 
 
 
 def ways_for(job: Job, on: Cluster) -> tuple[str, ...]:
-    """The ways that differ for this job and cluster: no shards of 4-bit weights or for Muon, no hybrid in one node."""
+    """The ways for this job and cluster: no shards of quantised weights or for Muon, no hybrid in one node."""
     if job.quantization is not None or job.optimizer.alone or on.gpus == 1:
         return ("ddp",)
     return WAYS if on.nodes > 1 else ("ddp", "fsdp")
@@ -221,11 +216,11 @@ def check_way(job: Job, way: str) -> None:
 
 
 def estimate_of(job: Job, on: Cluster, way: str) -> Estimate:
-    """Memory of each GPU: that of one GPU, with DDP's buckets, or in pieces with what is gathered at a time.
+    """Memory of each GPU.
 
-    DDP holds a copy of all gradients in its buckets. FSDP keeps 1/n of weights, gradients and optimizer states; whole
-    are at a time two layers (the next one is gathered ahead), embedding and head, and a layer's gradients. Between the
-    micro-batches of a step gradients stay whole, because accelerate reduces them in the last one only.
+    DDP has a copy of all gradients in its buckets. FSDP has 1/n of weights, gradients and optimizer states, and gathers
+    two layers at a time (the next one is prefetched), embedding and head, and a layer's gradients. Between the
+    micro-batches of a step gradients stay unsharded, because accelerate reduces them in the last one only.
     """
     alone = plan.estimate(job)
     if on.gpus == 1:
@@ -247,10 +242,10 @@ def _sharded(job: Job, name: str, whole: Moment, cast: Moment, shards: int) -> M
     adapter = job.adapter.weights if job.adapter is not None else 0
     layer = (sizes.parameters - ends + adapter) / sizes.layers
     if name == "step":  # nothing is gathered any more
-        return _shard_of(whole, shards)
+        return Moment(**{part: math.ceil(size / shards) for part, size in asdict(whole).items()})
     trained_layer, trained_ends = (layer, ends) if job.adapter is None else (adapter / sizes.layers, 0)
     gradients = cast.gradients + trained_layer * c
-    if name in ("last_layer", "gradients"):  # of one micro-batch, those of the layers before are reduced by then
+    if name in ("last_layer", "gradients"):  # in the last micro-batch, the earlier layers' are reduced by then
         unreduced = cast.gradients if job.accumulation > 1 else (trained_layer + trained_ends) * c
         gradients = whole.gradients / shards + unreduced
     return replace(
@@ -260,10 +255,6 @@ def _sharded(job: Job, name: str, whole: Moment, cast: Moment, shards: int) -> M
         gradients=math.ceil(gradients),
         optimizer=math.ceil(whole.optimizer / shards),
     )
-
-
-def _shard_of(whole: Moment, shards: int) -> Moment:
-    return Moment(**{name: math.ceil(size / shards) for name, size in asdict(whole).items()})
 
 
 def _collectives(job: Job, on: Cluster, way: str) -> Iterator[Collective]:

@@ -1,32 +1,29 @@
-"""Shapes of public models, written down from their published configurations, so that planning needs no network.
+"""Shapes of public models, from their published configurations, so that planning needs no network.
 
-Weights, gradients and activations follow from these numbers alone. What a configuration holds besides (rope settings,
-token ids) moves no memory and is left at transformers' defaults.
+Memory follows from these numbers alone; the rest of a configuration (rope, token ids) has transformers' defaults.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from honed.errors import ModelError, first_line
 
 _TUNED = ("-instruct", "-base", "-it", "-pt", "-chat", "-thinking", "-hf")  # ends of names that share a shape
 
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """What models of one family have in common; the sizes follow per model."""
+class _Family(NamedTuple):
+    """What the models of one family have in common."""
 
     model_type: str
     owner: str
-    fields: tuple[tuple[str, Any], ...]
+    fields: dict[str, Any]
 
 
 def _family(model_type: str, owner: str, **fields: Any) -> _Family:
-    return _Family(model_type, owner, tuple(fields.items()))
+    return _Family(model_type, owner, fields)
 
 
 _QWEN3 = _family("qwen3", "Qwen", vocab_size=151936, head_dim=128, max_position_embeddings=40960)
@@ -87,8 +84,8 @@ _OWNERS = frozenset(row[0].owner.lower() for row in _SHAPES.values())
 def find_config(name: str) -> Any:
     """The transformers configuration of a model; its weights are not touched.
 
-    A built-in name wins over the network: "Qwen3-8B", "Qwen/Qwen3-8B" and "qwen3-8b-base" mean the same shape. A Hub id
-    of anybody else than the family's owner is asked for, for its shape may have been changed.
+    Built-in names need no network: "Qwen3-8B", "Qwen/Qwen3-8B" and "qwen3-8b-base" mean the same shape. Hub ids of
+    other owners are looked up, because their shape may differ.
 
     Args:
         name: a folder with a config.json, a built-in name, or a Hub id.
@@ -136,7 +133,7 @@ def _built_in(name: str) -> Any:
 
     family, layers, hidden, feed_forward, heads, key_value_heads, tied, others = _SHAPES[name]
     fields = {
-        **dict(family.fields),
+        **family.fields,
         "num_hidden_layers": layers,
         "hidden_size": hidden,
         "intermediate_size": feed_forward,
@@ -153,14 +150,14 @@ def _known(name: str) -> str | None:
     if owner and owner not in _OWNERS:
         return None
     by_lower = {known.lower(): known for known in _SHAPES} | _ALIASES
-    tails = ["", *(tail for tail in _TUNED if tail in last)]
-    return next(
-        (by_lower[short] for tail in tails if (short := last.replace(tail, "", 1) if tail else last) in by_lower), None
-    )
+    for ending in ("", *_TUNED):
+        if (short := last.replace(ending, "", 1)) in by_lower:
+            return by_lower[short]
+    return None
 
 
 def _advice(name: str) -> str:
-    close = difflib.get_close_matches(name.rsplit("/", maxsplit=1)[-1].lower(), {n.lower(): n for n in _SHAPES}, n=1)
     by_lower = {known.lower(): known for known in _SHAPES}
+    close = difflib.get_close_matches(name.rpartition("/")[-1].lower(), by_lower, n=1)
     hint = f"did you mean {by_lower[close[0]]}? Else give" if close else "give"
     return f"{hint} a folder that holds the model's config.json, or one of {', '.join(_SHAPES)}"

@@ -1,7 +1,4 @@
-"""How large a model is, from its configuration: it is built on the meta device, where tensors have shapes but no bytes.
-
-Counts are those of transformers' own class and peft's own adapter, so no formula can be wrong about them.
-"""
+"""Sizes of a model, from transformers' own class and peft's own adapter on the meta device."""
 
 from __future__ import annotations
 
@@ -9,12 +6,12 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from honed.errors import ModelError, first_line
 
-# Families whose layers were read, and whose saved tensors were counted in the tests.
+# Families whose activations are counted in the tests.
 READ_FAMILIES = frozenset(
     ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma3_text", "minimind", "smollm3")
 )
@@ -22,12 +19,12 @@ READ_FAMILIES = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensors:
-    """Weights of one shape that are trained alike.
+    """Trained weights of one shape.
 
     Attributes:
-        shape: of each. count: how many there are.
-        hidden: they are matrices that a hidden layer multiplies by (see `layers.hidden_matrices`).
-        embedding: they are an embedding's.
+        shape, count: of each, and how many there are.
+        hidden: whether they are `layers.hidden_matrices`.
+        embedding: whether they are an embedding's.
     """
 
     shape: tuple[int, ...]
@@ -37,31 +34,28 @@ class Tensors:
 
     @property
     def size(self) -> int:
-        """Numbers of each."""
+        """Elements of each."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """The numbers of a model that memory and time depend on. Counts are numbers of elements.
+    """The sizes of a model that memory and time depend on; weights are counted in elements.
 
     Attributes:
         family: transformers' model type.
-        hidden, feed_forward, layers, vocabulary: of the model; `feed_forward` of one expert, if there are experts.
+        hidden, feed_forward, layers, vocabulary: of the model; `feed_forward` is of one expert, if there are experts.
         queries, keys: query heads and key/value heads times the head size.
-        heads, key_heads: how many.
-        head_size: of one head.
         norms: norms over the hidden size in one layer.
         qk_norm: whether queries and keys are normed.
-        embedding, head: 0 for the head if it is tied to the embedding.
-        linear: weights of all linear layers in the decoder.
-        largest_linear: of the largest of them.
-        experts: weights of all routed experts, which are one tensor for all in transformers 5.
+        embedding, head: weights; 0 for a tied head.
+        linear, largest_linear: weights of all linear layers in the decoder, and of the largest.
+        experts: weights of all routed experts, which are stacked in transformers 5.
         others: norms, biases, routers.
-        tensors: all of them by shape.
-        plain_embedding: the embedding is torch's own class, and not a family's that scales what it gives.
-        routed, chosen: experts of a layer, and how many of them a token goes through; 0 for a dense model.
-        window: of sliding attention, None without; full_layers: how many layers see everything.
+        tensors: all weights by shape.
+        plain_embedding: whether the embedding is `nn.Embedding` itself.
+        routed, chosen: experts of a layer, and how many a token goes through; 0 for a dense model.
+        window, full_layers: of sliding attention (None without), and the number of layers with full attention.
     """
 
     family: str
@@ -101,7 +95,7 @@ class Sizes:
 
     @property
     def read(self) -> bool:
-        """Whether the formulas were held against this family; others are taken for a Llama."""
+        """Whether the formulas were tested on this family; others are treated like Llama."""
         return self.family in READ_FAMILIES
 
 
@@ -110,16 +104,16 @@ class Adapter:
     """A LoRA adapter on a model.
 
     Attributes:
-        weights: elements that are trained; tensors: the same by shape.
+        weights, tensors: trained elements, and the same by shape.
         rank: r.
-        targets: last names of the layers that have one, such as q_proj.
-        merges_experts: peft adds the experts' update to their weights in each forward, and so holds them twice.
+        targets: last parts of the adapted layers' names, such as q_proj.
+        merges_experts: whether peft adds the update to the experts' weights in each forward, and so holds them twice.
     """
 
     weights: int
     tensors: tuple[Tensors, ...]
     rank: int
-    targets: frozenset[str] = field(default_factory=frozenset)
+    targets: frozenset[str] = frozenset()
     merges_experts: bool = False
 
 
@@ -178,10 +172,10 @@ def adapter_of(config: Any, lora: Mapping[str, Any]) -> Adapter:
 
 
 def adapter_in(model: Any) -> Adapter:
-    """Counts the adapter that a model has; of several ranks it takes the largest."""
+    """Counts a model's adapter; of several ranks it takes the largest."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     owners = [name.partition(".lora_A")[0] for name in trained if ".lora_A" in name]
-    # of experts' weights peft's matrices hold the ranks of all experts, so their shapes do not tell it
+    # not from the shapes: for stacked experts peft's matrices hold the ranks of all experts
     ranks = [
         rank for module in model.modules() if isinstance(of := getattr(module, "r", None), dict) for rank in of.values()
     ]
@@ -195,7 +189,7 @@ def adapter_in(model: Any) -> Adapter:
 
 
 def trained_tensors(model: Any) -> tuple[Tensors, ...]:
-    """What is trained of a model, tied weights once."""
+    """The trained weights of a model, tied ones once."""
     from torch import nn
 
     from honed.model.layers import hidden_matrices
@@ -211,7 +205,7 @@ def trained_tensors(model: Any) -> tuple[Tensors, ...]:
 
 
 def on_meta(config: Any) -> Any:
-    """The model with shapes and no weights.
+    """The model on the meta device.
 
     Raises:
         ModelError: it cannot be built.

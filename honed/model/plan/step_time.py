@@ -1,16 +1,16 @@
-"""How long a step takes: its floating-point operations, divided by how many the machine does in a second.
+"""The time of a step: its floating-point operations, divided by the machine's rate.
 
-A weight costs two operations per token in the forward pass, two for the gradient of what it read, and two for its own
-gradient; a frozen weight has none of the last. (So 6 N per token for full training, 4 N with an adapter; Kaplan et al.,
-arXiv:2001.08361.) Attention adds 4 x heads x head size for each pair of tokens that see each other, and twice that in
-the backward pass. Checkpointing runs the forward pass of its layers once more.
+A weight costs two operations per token in the forward pass, two for the gradient of its input, and two for its own
+gradient unless it is frozen: 6 N per token for full training, 4 N with an adapter (Kaplan et al., arXiv:2001.08361).
+Attention adds 4 x heads x head size for each pair of tokens that see each other, and twice that in the backward pass.
+Checkpointing repeats the forward pass of its layers.
 """
 
 from __future__ import annotations
 
 from honed.model.plan.job import Job
 
-# Share of the peak that training is assumed to reach (model FLOPs utilisation, arXiv:2204.02311); not measured here.
+# Assumed model FLOPs utilisation (arXiv:2204.02311); not measured.
 EFFICIENCY = 0.4
 
 
@@ -18,7 +18,7 @@ def flops_per_step(job: Job, *, trained_share: float = 1.0) -> float:
     """Operations of one optimizer step.
 
     Args:
-        trained_share: of the tokens; the head scores no others.
+        trained_share: share of the tokens that are trained; the head scores no others.
     """
     sizes, frozen = job.sizes, job.adapter is not None
     tokens = job.tokens * job.accumulation
@@ -32,18 +32,18 @@ def flops_per_step(job: Job, *, trained_share: float = 1.0) -> float:
     return forward * (1 + job.layers_recomputed / sizes.layers) + backward + head
 
 
-def seconds_per_step(job: Job, flops: float, *, efficiency: float = EFFICIENCY, trained_share: float = 1.0) -> float:
+def seconds_per_step(job: Job, flops: float, *, efficiency: float = EFFICIENCY) -> float:
     """Seconds of one optimizer step.
 
     Args:
-        flops: operations per second that the machine could do at best.
-        efficiency: share of them that is reached.
+        flops: peak operations per second of the machine.
+        efficiency: share of the peak that is reached.
     """
-    return flops_per_step(job, trained_share=trained_share) / (flops * efficiency)
+    return flops_per_step(job) / (flops * efficiency)
 
 
 def _seen(job: Job) -> float:
-    """Tokens that a token sees, summed over layers, on average over a row."""
+    """Tokens that a token sees on average over a row, summed over layers."""
     sizes = job.sizes
     causal = job.length / 2
     if sizes.window is None or sizes.window >= job.length:

@@ -4,11 +4,10 @@
     gguf metadata --------------------------------------------->  config.json, generation_config.json
     tokens, types, merges, chat template ----------------------->  tokenizer.json, chat_template.jinja, ...
 
-Written because transformers' own route (`from_pretrained(..., gguf_file=...)`, 5.23) changes the model in the
-parts that training meets: it drops SmolLM's digit splitting from the tokenizer, sets pad to eos, leaves
-`model_max_length` without a bound and keeps the quantisation in the config. Anything here that is not known
-for certain (an unmapped tensor, an unknown pre-tokenizer, scaled rope) is refused: a converted model is right
-or it is not made.
+transformers' own loader (`from_pretrained(..., gguf_file=...)`, 5.23) changes what matters for training: it drops
+SmolLM's digit splitting from the tokenizer, sets pad to eos, leaves `model_max_length` unbounded and keeps the
+quantisation in the config. Whatever is not known for certain (an unmapped tensor, an unknown pre-tokenizer, scaled
+rope) is refused here.
 
 Sources: gguf's TENSOR_NAMES (gguf-py/gguf/constants.py), llama.cpp's convert_hf_to_gguf.py
 (`LlamaModel.permute`, `get_vocab_base_pre`) and src/llama-vocab.cpp (pre-tokenizer regexes).
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 PAD_TOKEN = "<|endoftext|>"
 
-# llama.cpp's pre-tokenizer name -> whether each digit is a token of its own; the rest is GPT-2's byte level.
+# llama.cpp's pre-tokenizer -> whether it splits digits before GPT-2's byte-level BPE.
 PRE_TOKENIZERS = {"smollm": True, "gpt-2": False}
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # of gguf.TokenType, which is heavy to import
@@ -60,7 +59,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 @dataclass(frozen=True, slots=True)
 class Gguf:
-    """An opened GGUF file: its metadata as plain values; its tensors still quantised and memory-mapped."""
+    """An opened GGUF file: metadata as plain values, tensors still quantised and memory-mapped."""
 
     path: Path
     metadata: dict[str, Any]
@@ -88,8 +87,6 @@ def convert_gguf(path: Path, folder: Path, *, note: str = "") -> None:
     """Writes the model in `path` to `folder`, which exists and is empty, showing progress. Not atomic.
 
     Args:
-        path: a GGUF file.
-        folder: gets the files of the model.
         note: a line to print first, such as why this is done again.
 
     Raises:
@@ -218,7 +215,7 @@ def check_names(gguf: Gguf, config: Any, names: dict[str, str]) -> None:
 
 
 def check_space(gguf: Gguf, folder: Path) -> None:
-    """Says that the disk is full before a minute's work, not after it."""
+    """Raises OSError now if the disk has too little space, not after a minute's work."""
     needed = sum(4 * int(tensor.n_elements) for tensor in gguf.tensors.values())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -229,9 +226,8 @@ def check_space(gguf: Gguf, folder: Path) -> None:
 def write_weights(gguf: Gguf, config: Any, names: dict[str, str], file: Path, bar: Progress) -> None:
     """Dequantises every tensor into one safetensors file, one at a time.
 
-    The format is written here, and not by `safetensors.numpy.save_file`, because that holds the whole model
-    in memory twice (1.1 GB for 135M parameters) and takes ten times as long. Source: "Format" in the README
-    of safetensors.
+    Not by `safetensors.numpy.save_file`, which holds the model in memory twice (1.1 GB for 135M parameters) and takes
+    ten times as long. Source: "Format" in the README of safetensors.
     """
     with file.open("wb") as out:
         out.write(safetensors_header({new: _shape(gguf, name) for name, new in names.items()}))
@@ -290,9 +286,8 @@ def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
 def special_ids(gguf: Gguf) -> dict[str, int | None]:
     """The ids of bos, eos, pad and unk; None where the file names none.
 
-    pad is '<|endoftext|>' where the file has it as a control token and names no other pad than eos: with
-    pad == eos a reader of a batch cannot tell the end of a turn from filling. Otherwise it is what the file
-    says.
+    pad is '<|endoftext|>' if the file has this control token and names no pad other than eos, with which padding could
+    not be told from the end of a turn; else it is the file's.
     """
     ids: dict[str, int | None] = {
         role: gguf.metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -307,7 +302,7 @@ def special_ids(gguf: Gguf) -> dict[str, int | None]:
 
 
 def build_tokenizer(gguf: Gguf) -> Any:
-    """The tokenizer as transformers' fast one, with special tokens, chat template and context length."""
+    """transformers' fast tokenizer, with special tokens, chat template and context length."""
     from transformers import PreTrainedTokenizerFast
 
     tokens: list[str] = gguf.need("tokenizer.ggml.tokens")
@@ -333,7 +328,7 @@ def _typed(gguf: Gguf) -> list[tuple[str, int]]:
 
 
 def byte_level_bpe(gguf: Gguf) -> Any:
-    """The `tokenizers.Tokenizer`: vocabulary, merges, pre-tokenizer, and what text is cut at first."""
+    """The `tokenizers.Tokenizer`: vocabulary, merges, pre-tokenizer, and added tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     if (kind := gguf.need("tokenizer.ggml.model")) != "gpt2":
@@ -354,7 +349,7 @@ def byte_level_bpe(gguf: Gguf) -> Any:
 
 
 def pre_tokenizer(gguf: Gguf) -> Any:
-    """How text is cut before merging, by llama.cpp's name for it."""
+    """The pre-tokenizer, by llama.cpp's name for it."""
     from tokenizers import pre_tokenizers
 
     if (name := gguf.need("tokenizer.ggml.pre")) not in PRE_TOKENIZERS:
@@ -367,7 +362,7 @@ def pre_tokenizer(gguf: Gguf) -> Any:
 
 
 def _bos_adder(gguf: Gguf) -> Any:
-    """Puts bos before each text where the file asks for it; None otherwise (SmolLM2)."""
+    """A post-processor that puts bos before each text, if the file asks for it; None otherwise (SmolLM2)."""
     from tokenizers import processors
 
     if gguf.metadata.get("tokenizer.ggml.add_eos_token"):

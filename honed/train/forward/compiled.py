@@ -17,18 +17,17 @@ from honed.train.options.surroundings import CUDA_GRAPH_MODES
 def compiled_layers(
     model: nn.Module, *, backend: str, mode: str | None = None, checkpointed: bool = False
 ) -> Iterator[int]:
-    """Within the block the model's repeated layers run compiled; yields how many modules, 0 within another such block.
+    """Within the block the model's repeated layers run compiled; yields how many modules, 0 in a nested block.
 
-    The modules stay the objects that they are: parameters, names, files and hooks do not change. Honed's attention is
-    left out of the graphs, for what it does depends on where documents end: each layer has one graph before it and one
-    behind it. Lengths are symbols from the first step on, so nothing is compiled anew for a batch; in modes with CUDA
-    graphs, which have one length, they are numbers.
+    The modules stay the same objects with the same parameters and hooks. honed's attention depends on where documents
+    end and stays outside the graphs, so each layer has one graph before and one after it. Lengths are dynamic from the
+    first step on, so that no batch recompiles; in modes with CUDA graphs they are static.
 
     Args:
         model: with its seams open.
         backend, mode: as of `torch.compile`.
-        checkpointed: whether the layers recompute their activations. That happens in their own `forward`, and a graph
-            cannot be left inside of it; so their children are compiled instead: attention, MLP, norms.
+        checkpointed: whether the layers recompute their activations. A layer's checkpointed `forward` allows no graph
+            break, so its children are compiled instead: attention, MLP, norms.
 
     Raises:
         ModelError: there are no repeated layers.
@@ -50,7 +49,7 @@ def compiled_layers(
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The members of all outermost lists of modules of one class: decoder layers, those of a vision tower."""
+    """The members of all outermost module lists of one class: the layers of the decoder and of a vision tower."""
     found: list[nn.Module] = []
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len({type(member) for member in child}) == 1:

@@ -1,11 +1,10 @@
-"""A mixture's experts in autocast's format, like all other layers.
+"""Mixture-of-experts layers in autocast's dtype, like all other layers.
 
-transformers multiplies all experts in one product, `grouped_mm`, which autocast does not know. Where weights are
-float32 masters it stays in float32, and there CUDA has no grouped kernel: torch reads the experts' borders back from
-the device, for each product of each layer, and multiplies expert by expert. Within `experts_in_autocast` the same
-function of transformers gets its weights in autocast's format.
+transformers computes all experts by `grouped_mm`, which autocast does not cast. With float32 weights it stays in
+float32, for which CUDA has no grouped kernel: torch then reads the group sizes back from the device for each product
+and multiplies expert by expert. Within `experts_in_autocast` it gets its weights in autocast's dtype.
 
-On a CPU, where float32 products may be the faster ones, nothing is changed.
+On a CPU, where float32 may be faster, nothing changes.
 """
 
 from __future__ import annotations
@@ -22,11 +21,7 @@ LIBRARY, NAME = "grouped_mm", "honed_grouped_mm"
 
 @contextmanager
 def experts_in_autocast(model: Any) -> Iterator[bool]:
-    """Within the block the experts' products follow autocast on CUDA; yields whether the model has such experts.
-
-    Args:
-        model: of transformers; it is as it was afterwards.
-    """
+    """Within the block the experts' products follow autocast on CUDA; yields whether the model has such experts."""
     config = model.config
     if any(getattr(each, "_experts_implementation", None) != LIBRARY for each in (config, config.get_text_config())):
         yield False
@@ -42,12 +37,11 @@ def experts_in_autocast(model: Any) -> Iterator[bool]:
 
 
 def experts_forward(module: nn.Module, h_TD: torch.Tensor, *routing: torch.Tensor) -> torch.Tensor:
-    """transformers' forward of all experts of a layer: (T, D), in the format of `h_TD`.
+    """transformers' forward of a layer's experts for T tokens: (T, D), in the dtype of `h_TD`.
 
     Args:
-        module: with the experts' weights, stacked.
-        h_TD: T tokens of hidden size D.
-        routing: the experts of each token, and what each counts.
+        module: with the stacked weights of the experts.
+        routing: the experts of each token, and their weights.
     """
     from transformers.integrations.moe import grouped_mm_experts_forward
 
@@ -59,12 +53,12 @@ def experts_forward(module: nn.Module, h_TD: torch.Tensor, *routing: torch.Tenso
 
 
 def compute_dtype(device: str) -> torch.dtype | None:
-    """Autocast's format on this type of device; None where the tensors' own is taken."""
+    """Autocast's dtype on this type of device; None to leave the tensors as they are."""
     return torch.get_autocast_dtype(device) if device != "cpu" and torch.is_autocast_enabled(device) else None
 
 
 class _Cast:
-    """A module whose floating-point weights are read in another format."""
+    """A view of a module with its floating-point weights in another dtype."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self._module, self._dtype = module, dtype

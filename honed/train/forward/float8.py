@@ -1,10 +1,10 @@
 """`fp8=True`: the linear layers of a model's repeated layers multiply in float8, by torchao.
 
-Inputs, weights and gradients are scaled by their greatest magnitude and cast for each product (float8 e4m3, gradients
-e5m2); sums and outputs are in the format of the input. The weights themselves stay as they are, so what the optimizer
-updates and what is saved is no different. Source: Micikevicius et al., arXiv:2209.05433.
+Inputs, weights and gradients are scaled by their largest magnitude and cast for each product (float8 e4m3, gradients
+e5m2); outputs have the input's dtype. The weights that are updated and saved stay as they are. Source: Micikevicius et
+al., arXiv:2209.05433.
 
-Not measured on a GPU; on a CPU tested by torchao's emulation.
+Not measured on a GPU; tested on a CPU with torchao's emulation.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from honed.errors import ModelError
 from honed.ops.products import PLAIN
 from honed.train.forward.compiled import repeated_layers
 
-MULTIPLE = 16  # the kernels want both sides of a weight divisible by it
-KEPT = ("lora_", "gate.", "router.")  # adapters are small; what routes to experts needs its precision
+MULTIPLE = 16  # the kernels need both sides of a weight divisible by it
+KEPT = ("lora_", "gate.", "router.")  # adapters are small, and routers need precision
 
 
 @contextmanager
 def float8_linears(model: nn.Module, *, emulate: bool = False) -> Iterator[int]:
-    """Within the block these layers compute in float8; yields how many. Afterwards they are the objects they were.
+    """Within the block these layers compute in float8; yields how many. Afterwards the model has its own again.
 
     The head, the embeddings, adapters' own matrices, routers and quantised layers are left as they are.
 

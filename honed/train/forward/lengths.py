@@ -1,4 +1,4 @@
-"""How many tokens a row may have: by default no more than the tokenizer and the model's table of positions take."""
+"""The longest row: the default is lowered to what the tokenizer and the model's positions allow."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ def fit_length(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]:
     """Lowers the default `max_length` of our own `args` to the limits of tokenizer and model; a note if it does.
 
     Args:
-        args: changed in place.
-        model: on any device, the meta device too.
-        tokenizer: its `model_max_length` is a limit for the default only.
+        tokenizer: its `model_max_length` limits the default only.
 
     Raises:
         RecipeError: a longer `max_length` was chosen than the model has positions for.
@@ -37,10 +35,10 @@ def fit_length(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]:
 
 
 def learned_positions(model: nn.Module) -> int | None:
-    """For how many positions the model holds embeddings (GPT-2, OPT, ...); None where it computes them (RoPE)."""
+    """The number of learned position embeddings (GPT-2, OPT, ...); None where positions are computed (RoPE)."""
     inner = base_model(model)
     limit = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
     tokens = inner.get_input_embeddings()
     tables = (module for module in inner.modules() if isinstance(module, nn.Embedding) and module is not tokens)
-    # OPT's table has two rows more, which stand before the first position
+    # OPT's table has two more rows before the first position
     return limit if any(table.num_embeddings - (limit or 0) in (0, 2) for table in tables) else None

@@ -1,9 +1,8 @@
 """NEFTune: uniform noise on the embeddings while training (Jain et al., arXiv:2310.05914).
 
-The paper scales the noise of a sequence of L tokens to alpha / sqrt(L * D). transformers' own hook takes the width of
-the batch for L: with padding that is the longest row's, and in a flat row that of all documents together, which makes
-the noise smaller the more documents share a row. Here L is each document's own length, as in the paper's code, so the
-noise does not depend on how rows are batched.
+The paper scales the noise of a sequence of L tokens to alpha / sqrt(L * D). transformers' hook uses the width of the
+batch for L, so the noise depends on padding and on how many documents share a row. Here L is each document's own
+length, as in the paper's code.
 
 Shapes: B rows, L tokens, D hidden size, N documents.
 """
@@ -20,13 +19,7 @@ from torch import nn
 
 @contextmanager
 def noisy_embeddings(embeddings: nn.Module, alpha: float | None, inputs: Mapping[str, Any]) -> Iterator[None]:
-    """Within this block the embeddings of this batch carry noise, in training mode only; None for no noise.
-
-    Args:
-        embeddings: the model's input embeddings.
-        alpha: `neftune_noise_alpha`.
-        inputs: the batch that is embedded, as the collators make it.
-    """
+    """Within this block the embeddings of the batch `inputs` carry noise, in training mode only; none without alpha."""
     if not alpha:
         yield
         return
@@ -47,7 +40,7 @@ def noisy_embeddings(embeddings: nn.Module, alpha: float | None, inputs: Mapping
 
 
 def token_lengths(inputs: Mapping[str, Any]) -> torch.Tensor:
-    """float32 (B, L) or (B, 1): for each position, the length of the document that it belongs to, padding left out."""
+    """float32 (B, L) or (B, 1): for each position the length of its document, without padding."""
     if (bounds_N := inputs.get("cu_seq_lens_q")) is not None:
         lengths_N = bounds_N.diff()
         total = inputs["input_ids"].shape[-1]

@@ -1,7 +1,7 @@
-"""Activations kept in the memory of the host between forward and backward, instead of the device's.
+"""Activations kept in host memory between forward and backward.
 
-torch's own `save_on_cpu` moves every tensor that autograd saves, weights among them, which frees nothing and copies
-much. Here, what stays on the device anyway (parameters and views of them) and what is small is left where it is.
+torch's `save_on_cpu` also moves the weights that autograd saves, which frees nothing. Here parameters, views of them
+and small tensors stay on the device.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-SMALLEST = 1024  # elements; a copy of less costs more time than it frees memory
+SMALLEST = 1024  # elements; smaller copies are not worth their time
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,12 @@ class _Moved:
 
 @contextmanager
 def offloaded(device: torch.device, *, smallest: int = SMALLEST) -> Iterator[None]:
-    """Within this block, large activations on `device` that autograd saves wait on the host.
+    """Within this block, large activations on `device` that autograd saves are kept on the host.
 
-    The copies are ordered with the device's own work, so their values are those that were saved; gradients do not
-    change by a bit.
+    The copies are ordered with the device's work, so gradients are the same to the bit.
 
     Args:
-        device: where the model computes.
-        smallest: tensors of fewer elements stay where they are.
+        smallest: tensors of fewer elements stay on the device.
     """
     pinned = device.type == "cuda"
 
@@ -53,7 +51,7 @@ def offloaded(device: torch.device, *, smallest: int = SMALLEST) -> Iterator[Non
 
 
 def on_host(device: torch.device) -> bool:
-    """Whether what is on this device is in the host's memory anyway."""
+    """Whether this device's memory is the host's."""
     return device.type == "cpu"
 
 

@@ -1,4 +1,4 @@
-"""Rotary positions that depend on the longest row of a batch, of which the user should know."""
+"""Rotary positions that depend on the longest row of a batch; the user is told."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rotation_notes(model: nn.Module, max_length: int | None) -> list[str]:
 def _rotations_change_after(config: Any) -> int | None:
     """The length after which rotary positions depend on the longest row of a batch (or met so far); None: never."""
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one, or one for each kind of layer
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one, or one per kind of layer
     for kind in kinds:
         if kind.get("rope_type") in ("dynamic", "longrope"):
             return int(kind.get("original_max_position_embeddings") or config.max_position_embeddings)

@@ -1,8 +1,8 @@
-"""Where a model takes our attention and our head, and the check that both change nothing on this very model.
+"""Puts honed's attention and head into a model, and tests on this very model that both change nothing.
 
-Two seams, both public interfaces of transformers: `set_attn_implementation` and `set_output_embeddings`. A model that
-does not fit one of them (an unusual head, linear attention, ...) is trained the ordinary way, and says so. A third is
-peft's: LoRA layers that compute as one function (`honed.model.adapters.fused_lora`).
+The seams are public interfaces of transformers: `set_attn_implementation` and `set_output_embeddings`. A model that
+does not fit one of them (an unusual head, linear attention, ...) is trained the ordinary way, with a note. A third seam
+is peft's LoRA layers, which compute as one function (`honed.model.adapters.fused_lora`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from honed.train.forward.experts import experts_in_autocast
 
 PROBE_LENGTHS = (5, 7)
 NOT_FOR_THE_MODEL = ("labels", "loss_weights", "num_tokens", "num_targets", "layout")
-# What configurations call the factor on the logits; which of the model's candidates holds is found out by trying.
+# Names of a factor on the logits in configurations; which one applies, and how, is found out by trying.
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
@@ -42,8 +42,8 @@ class Seams:
         flat: documents can share a row without seeing each other.
         scoring: the head can score trained positions only.
         lora: there are LoRA layers that can compute as one function.
-        transform: what the model does to its logits behind the head.
-        notes: why not, where not.
+        transform: what the model does to its logits after the head.
+        notes: why a seam is not taken.
     """
 
     flat: bool = False
@@ -61,10 +61,10 @@ def base_model(model: nn.Module) -> Any:
 
 @contextmanager
 def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
-    """The model with its seams in place, and as it was again afterwards. Yields the scoring head, if it has one.
+    """Within the block the model has its seams in place; yields the scoring head, if any.
 
-    FSDP2 and DeepSpeed tie a module's weights to that module: a scoring head that they got hold of stays in the model,
-    where it is the linear layer that it replaced, unless it is asked to score.
+    FSDP2 and DeepSpeed tie weights to their module: a scoring head that they have wrapped stays in the model, where it
+    acts as the linear layer that it replaced.
     """
     inner = base_model(model)
     attention_before, head_before = inner.config._attn_implementation, inner.get_output_embeddings()
@@ -72,7 +72,7 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
     if seams.scoring and head is None:
         head = ScoringHead(head_before, seams.transform)
         inner.set_output_embeddings(head)
-    if seams.flat and attention_before != attention.NAME:  # else opened already, and maybe kept out of compiled graphs
+    if seams.flat and attention_before != attention.NAME:  # a nested block must not undo `compiled_layers`' exclusion
         inner.set_attn_implementation(attention.register())
     try:
         with (
@@ -106,13 +106,12 @@ def token_scores(
     """Scores of the batch's trained tokens with their loss, and the model's output.
 
     Args:
-        model: the model, wrapped (DDP, FSDP, peft) or not.
-        batch: as the collators make it; not changed.
+        model: wrapped (DDP, FSDP, peft) or not.
         head: the scoring head inside the model, or None to score the model's own logits.
         objective: the loss of a token; None for the negative log-likelihood.
-        total: what the sum of the weighted losses is divided by: the token weight of the whole step.
-        extras: whether entropy and correctness are wanted.
-        router_logits: asks a mixture-of-experts model for its auxiliary loss, `output.aux_loss`.
+        total: what the weighted sum of losses is divided by: the token weight of the whole step.
+        extras: also compute entropy and correctness.
+        router_logits: ask a mixture-of-experts model for its auxiliary loss, `output.aux_loss`.
     """
     objective = objective or Objective()
     targets = targets_of(batch["labels"], batch.get("loss_weights"), count=batch.get("num_targets"), total=total)
@@ -121,7 +120,7 @@ def token_scores(
         inputs["output_router_logits"] = True
     if head is None:
         output = model(**inputs)
-        # prompt-learning adapters put virtual tokens before
+        # cut off the virtual tokens of prompt-learning adapters
         logits_ND = output.logits[:, -batch["labels"].shape[1] :].flatten(0, 1).index_select(0, targets.index_N)
         return score_logits(logits_ND, targets, objective, extras=extras), output
     with head.scoring(targets, objective=objective, extras=extras):
@@ -130,7 +129,7 @@ def token_scores(
 
 
 def token_count(batch: Batch) -> int:
-    """Tokens that are no padding; waits for the device only where another collator left `num_tokens` out."""
+    """Tokens without padding; waits for the device only where the batch lacks `num_tokens`."""
     if "num_tokens" in batch:
         return int(batch["num_tokens"])
     mask = batch.get("attention_mask")
@@ -138,10 +137,7 @@ def token_count(batch: Batch) -> int:
 
 
 def known_counts(batch: Batch) -> dict[str, int]:
-    """`tokens`, and how many of them are `trained`; 0 where a batch of another kind does not say.
-
-    Waits for the device only where another collator made the batch.
-    """
+    """`tokens`, and how many of them are `trained`; 0 where the caller's own batch does not tell."""
     ids, labels, trained = batch.get("input_ids"), batch.get("labels"), batch.get("num_targets", 0)
     if ids is not None and labels is not None and labels.shape == ids.shape and "num_targets" not in batch:
         trained = (labels[..., 1:] != IGNORE_INDEX).sum()
@@ -150,14 +146,14 @@ def known_counts(batch: Batch) -> dict[str, int]:
 
 @torch.no_grad()
 def find_seams(model: nn.Module) -> Seams:
-    """Tries both seams on two short random documents and keeps those that give the plain model's own scores.
+    """Tries both seams on two short random documents and keeps those that give the plain model's scores.
 
-    A leak between documents is looked for by changing the first document: the second's scores may not move at all. The
-    experts of a mixture are an exception: they compute the tokens of all documents in one product, whose rounding
-    depends on how many there are. There the gradient must show that nothing flows from one document to the other.
+    Leaks between documents are tested by changing the first one: the second's scores must stay the same to the bit.
+    Experts compute the tokens of all documents in one product, whose rounding depends on their number; there the
+    gradient between the documents must be zero.
 
     Raises:
-        ModelError: the weights are not here, and will not be before training.
+        ModelError: DeepSpeed has sharded the weights already.
     """
     if any(hasattr(parameter, "ds_id") and not parameter.numel() for parameter in model.parameters()):
         raise ModelError(
@@ -176,7 +172,7 @@ def find_seams(model: nn.Module) -> Seams:
     model.eval()
     try:
         rows = _probe_rows(inner)
-        plain = _plain_scores(model, rows)
+        plain = [_scores(model, [row], padded=True).nll_N for row in rows]
         seams.scoring = _scoring_fits(model, inner, rows, plain, seams)
         seams.flat = _flat_fits(model, inner, rows, plain, seams)
     finally:
@@ -185,7 +181,7 @@ def find_seams(model: nn.Module) -> Seams:
 
 
 def lora_alone(model: nn.Module) -> Seams:
-    """The model's LoRA layers as the only seam, with a note on those that are left to peft, and why."""
+    """The LoRA layers as the only seam, with a note on those that are left to peft."""
     fused, left = coverage(model)
     notes = []
     if left:
@@ -202,11 +198,11 @@ def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: li
     for transform in logit_transforms(inner.config.get_text_config()):
         with opened(model, Seams(scoring=True, transform=transform)) as scoring_head:
             try:
-                scores = [_scores(model, [row], scoring_head, padded=True) for row in rows]
-                fits = _same(scores, plain, inner.dtype) and _gradient_comes_through(
+                scores = [_scores(model, [row], scoring_head, padded=True).nll_N for row in rows]
+                fits = are_same(scores, plain, inner.dtype) and _gradient_comes_through(
                     model, rows[0], inner.get_output_embeddings()
                 )
-            except (IndexError, TypeError, ValueError, RuntimeError):  # it needs logits of the usual shape
+            except (IndexError, TypeError, ValueError, RuntimeError):  # the model needs logits of the usual shape
                 fits = False
         if fits:
             seams.transform = transform
@@ -216,11 +212,11 @@ def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: li
 
 
 def logit_transforms(config: Any) -> Iterator[LogitTransform]:
-    """What a model of this configuration may do to its logits, likeliest first."""
+    """What a model of this configuration may do to its logits, most likely first."""
     softcap = getattr(config, "final_logit_softcapping", None)
     named = [getattr(config, name, None) for name in SCALES]
     scales = [float(scale) for scale in named if isinstance(scale, int | float) and scale not in {0, 1}]
-    # the one name stands for a factor in some families, for a divisor in others
+    # the same name is a factor in some families and a divisor in others
     for scale in [*scales, *(1 / scale for scale in scales), 1.0]:
         yield LogitTransform(scale=scale, softcap=softcap or None)
     if softcap:
@@ -228,7 +224,7 @@ def logit_transforms(config: Any) -> Iterator[LogitTransform]:
 
 
 def _gradient_comes_through(model: nn.Module, row: PackedRow, head: ScoringHead) -> bool:
-    """Whether the loss has slope 1 in the head's ticket, whatever the model does to it."""
+    """Whether the loss has slope 1 in the head's ticket, through whatever the model does to it."""
     tickets: list[torch.Tensor] = []
 
     def record_from_here(module: nn.Module, args: Any, ticket: torch.Tensor) -> torch.Tensor:
@@ -238,8 +234,8 @@ def _gradient_comes_through(model: nn.Module, row: PackedRow, head: ScoringHead)
 
     handle = head.register_forward_hook(record_from_here)
     try:
-        with torch.no_grad():  # whose end also ends the recording
-            loss = _token_scores(model, [row], head, padded=True).loss
+        with torch.no_grad():  # the hook turns grad on after the head; leaving this block restores it
+            loss = _scores(model, [row], head, padded=True).loss
     finally:
         handle.remove()
     (slope,) = torch.autograd.grad(loss, tickets)
@@ -253,34 +249,29 @@ def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[
     other = _row(rows[0].input_ids[::-1].copy())
     try:
         with opened(model, Seams(flat=True)):
-            scores = _scores(model, rows, None)
-            moved = _scores(model, [other, rows[1]], None)
+            scores = _scores(model, rows).nll_N
+            moved = _scores(model, [other, rows[1]]).nll_N
             first = PROBE_LENGTHS[0] - 1
-            rounded = _same([scores[first:]], [moved[first:]], inner.dtype)
+            rounded = are_same([scores[first:]], [moved[first:]], inner.dtype)
             isolated = torch.equal(scores[first:], moved[first:]) or (rounded and _nothing_flows(model, inner, rows))
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
         seams.notes.append(f"documents cannot share a row: {error}")
         return False
-    if isolated and _same([scores], [torch.cat(plain)], inner.dtype):
+    if isolated and are_same([scores], [torch.cat(plain)], inner.dtype):
         return True
     seams.notes.append("documents would see each other in a shared row: batches are padded instead")
     return False
 
 
 def _nothing_flows(model: nn.Module, inner: Any, rows: list[PackedRow]) -> bool:
-    """True when the second document's scores have no gradient at all with respect to the first one's embeddings."""
-    batch = _on_device(FlatCollator()(rows), model)
+    """Whether the second document's scores have zero gradient with respect to the first one's embeddings."""
+    batch = on_device_of(model, FlatCollator()(rows))
     with torch.enable_grad():
         embedded_1TD = inner.get_input_embeddings()(batch.pop("input_ids")).detach().requires_grad_()
         batch["labels"][:, : PROBE_LENGTHS[0]] = IGNORE_INDEX  # the second document's loss alone
         scores, _ = token_scores(model, {**batch, "inputs_embeds": embedded_1TD, "num_targets": None}, None)
         [gradient_1TD] = torch.autograd.grad(scores.loss, embedded_1TD)
     return not gradient_1TD[:, : PROBE_LENGTHS[0]].any()
-
-
-def _on_device(batch: Batch, model: nn.Module) -> Batch:
-    device = next(model.parameters()).device
-    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def _probe_rows(inner: Any) -> list[PackedRow]:
@@ -296,25 +287,23 @@ def _row(ids: Any) -> PackedRow:
     return PackedRow(input_ids=ids, weights=weights, lengths=(len(ids),))
 
 
-def _plain_scores(model: nn.Module, rows: list[PackedRow]) -> list[torch.Tensor]:
-    return [_scores(model, [row], None, padded=True) for row in rows]
-
-
-def _scores(model: nn.Module, rows: list[PackedRow], head: ScoringHead | None, padded: bool = False) -> torch.Tensor:
-    return _token_scores(model, rows, head, padded).nll_N
-
-
-def _token_scores(
-    model: nn.Module, rows: list[PackedRow], head: ScoringHead | None, padded: bool = False
+def _scores(
+    model: nn.Module, rows: list[PackedRow], head: ScoringHead | None = None, *, padded: bool = False
 ) -> TokenScores:
     batch = FlatCollator()(rows)
     if padded:  # one document, no boundaries: the model's ordinary way
         batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
-    return token_scores(model, _on_device(batch, model), head)[0]
+    return token_scores(model, on_device_of(model, batch), head)[0]
 
 
-def _same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:
-    """Half-precision models round differently when shapes differ; the leak check does not depend on that."""
+def on_device_of(model: nn.Module, batch: Batch) -> Batch:
+    """The batch with its tensors on the model's device."""
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
+def are_same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether two lists of scores differ by no more than rounding in the model's dtype, which depends on shapes."""
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
     pairs = zip(found, expected, strict=True)
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Whether what documents have in common is computed once: asked for, and tried on the very model first."""
+"""Whether shared prefixes are computed once: if asked for, and if a trial on this very model succeeds."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from honed.data.batch.collate import Batch, FlatCollator
+from honed.data.batch.collate import FlatCollator
 from honed.data.batch.prefix import MIN_SHARED
 from honed.data.batch.table import PackedRow
 from honed.errors import ModelError, RecipeError
 from honed.loss.router import aux_loss_coefficient
-from honed.train.forward.seams import Seams, base_model, opened, token_scores
+from honed.train.forward.seams import Seams, are_same, base_model, on_device_of, opened, token_scores
 from honed.train.options.config import SFTConfig
 
 
 def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
-    """Whether prefixes are shared; with "auto", why not goes into the seams' notes.
+    """Whether prefixes are shared; with "auto", an obstacle goes into the seams' notes.
 
     Raises:
         RecipeError: `share_prefixes` is neither a bool nor "auto".
@@ -41,7 +41,7 @@ def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
 
 
 def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = None) -> str | None:
-    """Why this model cannot compute a shared prefix once; None where it can, which two short documents have shown.
+    """Why this model cannot compute a shared prefix once; None if a trial on two short documents succeeded.
 
     Args:
         balance: `router_aux_loss_coef`; None for the model's own.
@@ -57,8 +57,7 @@ def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = Non
         apart, together = (_probe(model, share=share) for share in (False, True))
     except (TypeError, ValueError, RuntimeError) as error:
         return f"the model does not take them: {error}"
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(base_model(model).dtype, 5e-2)
-    if torch.allclose(apart, together, rtol=tolerance, atol=tolerance):
+    if are_same([together], [apart], base_model(model).dtype):
         return None
     return "documents that share a prefix get other scores than each by itself"
 
@@ -69,11 +68,7 @@ def _probe(model: nn.Module, *, share: bool) -> torch.Tensor:
     vocabulary = base_model(model).get_input_embeddings().weight.shape[0]
     prefix = np.random.default_rng(0).integers(vocabulary, size=MIN_SHARED + 1)
     rows = [_row(np.concatenate([prefix, np.arange(n, n + 4) % vocabulary])) for n in (1, 2)]
-    device, was_training = next(model.parameters()).device, model.training
-    batch: Batch = {
-        key: value.to(device) if isinstance(value, torch.Tensor) else value
-        for key, value in FlatCollator(share_prefixes=share)(rows).items()
-    }
+    batch, was_training = on_device_of(model, FlatCollator(share_prefixes=share)(rows)), model.training
     model.eval()
     try:
         with opened(model, Seams(flat=True)):
@@ -84,5 +79,5 @@ def _probe(model: nn.Module, *, share: bool) -> torch.Tensor:
 
 def _row(ids: np.ndarray[Any, Any]) -> PackedRow:
     weights = np.ones(len(ids), dtype=np.float32)
-    weights[: MIN_SHARED + 1] = 0.0  # what stands before the documents part is the same in both
+    weights[: MIN_SHARED + 1] = 0.0  # only what follows the prefix is compared
     return PackedRow(input_ids=ids, weights=weights, lengths=(len(ids),))

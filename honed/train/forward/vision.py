@@ -1,4 +1,4 @@
-"""Vision-language models in the trainer: batches with pixels, which seams are opened, and what is left untrained."""
+"""Vision-language models in the trainer: batches with pixels, their seams, and a frozen vision tower."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ MADE_FROM_TEXT = ("input_ids", "attention_mask", *TYPES)
 
 
 def is_processor(processing_class: Any) -> bool:
-    """Whether this is a processor that sees images, and not a tokenizer."""
+    """Whether this is a processor with images, not a tokenizer."""
     return hasattr(processing_class, "tokenizer") and hasattr(processing_class, "image_processor")
 
 
 def load_processing_class(name: str, data: Any) -> Any:
-    """The processor of a model that sees if the rows show images, else the model's tokenizer."""
+    """The processor of a vision model if the rows show images, else the model's tokenizer."""
     return load_processor(name) if shows_images(data) and sees_images(name) else load_tokenizer(name)
 
 
 def with_tokenizer(processor: Any, tokenizer: Any) -> Any:
-    """The processor if this is its tokenizer, else a copy that has it."""
+    """The processor with this tokenizer; a copy if it has another."""
     if tokenizer is processor.tokenizer:
         return processor
     changed = copy.copy(processor)
@@ -45,7 +45,7 @@ def with_tokenizer(processor: Any, tokenizer: Any) -> Any:
 
 
 def fit(args: SFTConfig, model: nn.Module, peft_config: Any) -> tuple[Any, list[str]]:
-    """The adapter's configuration for this model, and notes; changes our own `args` where images ask for it.
+    """The adapter's configuration for this model, and notes; changes honed's own `args` where images need it.
 
     Raises:
         RecipeError: packing or streaming is asked for.
@@ -62,21 +62,20 @@ def fit(args: SFTConfig, model: nn.Module, peft_config: Any) -> tuple[Any, list[
 
 
 def without_attention(found: Seams, model: nn.Module) -> Seams:
-    """The seams but for attention: rows are padded, since vision towers have an attention of their own."""
+    """The seams without attention: rows are padded, because honed's attention does not cover vision towers."""
     return replace(found, flat=False, notes=lora_alone(model).notes if found.scoring else found.notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionCollator:
-    """Padded rows with the pixels of their images, which are opened here and nowhere kept.
+    """Padded rows with the pixels of their images, which are opened here.
 
-        input_ids        [[a <image> <image> b c]      pixel_values, image_grid_thw, ...: whatever the processor makes
-                          [d e       .       . .]]     of the images of all rows, in order
+        input_ids        [[a <image> <image> b c]      pixel_values, image_grid_thw, ...: what the processor makes of
+                          [d e       .       . .]]     the images of all rows, in order
 
-    The ids are those that were prepared; the processor is asked for pixels only. A batch without images has none.
+    The ids were prepared before; the processor only makes the pixels.
 
     Attributes:
-        processor: a transformers processor.
         multiple_of: rows are padded to a multiple of this length.
     """
 
@@ -97,7 +96,7 @@ class VisionCollator:
         batch |= {key: value for key, value in seen.items() if key not in MADE_FROM_TEXT}
         for key in TYPES:
             if key in seen:
-                # the type of a token depends on its id alone: those that the processor calls an image's are
+                # a token's type depends on its id alone
                 kinds = seen["input_ids"][seen[key] > 0].unique()
                 batch[key] = torch.isin(batch["input_ids"], kinds).long() * batch["attention_mask"]
         return batch
@@ -114,7 +113,7 @@ def _loaded(ref: ImageRef) -> Any:
 
 
 def vision_tower(model: nn.Module) -> nn.Module:
-    """The part of the model that sees.
+    """The model's vision tower.
 
     Raises:
         ModelError: there is none that transformers knows of.
@@ -129,7 +128,7 @@ def vision_tower(model: nn.Module) -> nn.Module:
 
 
 def freeze_vision(model: nn.Module) -> str:
-    """Leaves the vision tower as it is while the rest is trained; returns a note that says so."""
+    """Freezes the vision tower; returns a note."""
     parameters = list(vision_tower(model).parameters())
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Where the plain loop tells what it does: the bar, `metrics.jsonl`, and trackers by name."""
+"""Logging of the plain loop: the bar, `metrics.jsonl`, and trackers by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from honed.train.run_folder.metrics_file import MetricsLines
 
 
 class Tracker(Protocol):
-    """Takes numbers by name at a step."""
+    """Takes named numbers at a step."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One line of numbers."""
@@ -41,7 +41,6 @@ class Log:
         self._trackers, self._bar = trackers, bar
 
     def step(self) -> None:
-        """One optimizer step further."""
         if self._bar is not None:
             self._bar.advance()
 

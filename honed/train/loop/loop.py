@@ -28,10 +28,10 @@ from honed.loss.objective import IGNORE_INDEX, total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.layers import keep_first
 from honed.ops import attention
+from honed.train.forward.neftune import noisy_embeddings
 from honed.train.forward.seams import Seams, base_model, find_seams, opened, token_count, token_scores
 from honed.train.loop.config import LoopConfig
 from honed.train.loop.log import Log, opened_log
-from honed.train.loop.neftune import neftune
 from honed.train.loop.plan import Plan, learning_rate
 from honed.train.loop.state import Run, identity_of, restore, seed_everything, state_of
 from honed.train.metrics import StepMetrics
@@ -66,8 +66,6 @@ def train(
     Args:
         model: a causal language model of transformers, or a peft model.
         rows: what to train on, as `honed.data.prepare.prepare` makes it.
-        config: how.
-        eval_rows: what to evaluate on.
         folder: takes checkpoints and `metrics.jsonl`; None writes nothing.
         seams: which the model takes; None to find out.
         pad_token_id: fills up rows where the model needs padding; it is masked by length, so any token will do.
@@ -106,7 +104,7 @@ def train(
                         save(run, folder, log, must=stopped)
                     if stopped:
                         break
-        run.wrapped = run.model  # the wrapper must be gone before the process group is: later it would wait for ever
+        run.wrapped = run.model  # DDP must be destroyed before the process group, else it waits for ever
     return Outcome(steps=run.step, stopped=stopped, log=log.lines, notes=log.notes)
 
 
@@ -207,11 +205,10 @@ def forward(run: Run, batch: Batch, step_weight: float) -> tuple[torch.Tensor, t
     """The weighted sum of the micro-batch's token losses / `step_weight`, and the experts' balance if there are any."""
     inner, config = base_model(run.model), run.config
     balance = aux_loss_coefficient(inner.config.get_text_config(), config.router_aux_loss_coef)
-    extras, asks = config.token_metrics, balance > 0
-    with run.ranks.precision(config.dtype), neftune(inner.get_input_embeddings(), batch, config.neftune_alpha):
-        scores, output = token_scores(
-            run.wrapped, batch, run.head, total=step_weight, extras=extras, router_logits=asks
-        )
+    noise = noisy_embeddings(inner.get_input_embeddings(), config.neftune_alpha, batch)
+    options: dict[str, Any] = {"total": step_weight, "extras": config.token_metrics, "router_logits": balance > 0}
+    with run.ranks.precision(config.dtype), noise:
+        scores, output = token_scores(run.wrapped, batch, run.head, **options)
     aux_loss = aux_loss_of(output) if balance else None
     run.metrics.add(scores, tokens=token_count(batch), aux_loss=aux_loss)
     return scores.loss, None if aux_loss is None else balance * aux_loss
@@ -264,7 +261,7 @@ def evaluate(run: Run, rows: Sequence[PackedRow], collate: Any) -> dict[str, flo
 
 
 def save(run: Run, folder: Path, log: Log, *, must: bool) -> None:
-    """Keeps everything that the next step depends on; `must` makes a full disk an error instead of a note."""
+    """Saves everything that the next step depends on; `must` makes a full disk an error instead of a note."""
     state = state_of(run, loss=unlogged_loss(run))
     if run.ranks.rank != 0:
         return
@@ -279,10 +276,10 @@ def save(run: Run, folder: Path, log: Log, *, must: bool) -> None:
 
 
 def resume(run: Run, folder: Path | None) -> list[str]:
-    """Puts the run where a checkpoint stands, if there is one; returns why newer ones were passed over.
+    """Restores the run from a checkpoint, if there is one; returns why newer ones were skipped.
 
     Raises:
-        RunError: the checkpoint that the config names is torn or another run's.
+        RunError: the checkpoint that the config names is damaged or another run's.
     """
     named = run.config.resume
     if folder is None or named is None:

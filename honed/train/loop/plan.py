@@ -1,4 +1,4 @@
-"""What is known before the plain loop starts: the rows of every step, and its learning rate."""
+"""The rows and the learning rate of every step of the plain loop."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ from honed.train.loop.config import LoopConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How many steps there are, and which rows each rank gets in each: a function of the settings alone.
-
-    Attributes:
-        config: the settings.
-        rows: rows of the data set.
-        world: ranks that train together.
-    """
+    """How many steps there are, and which rows each rank gets in each: a function of the settings alone."""
 
     config: LoopConfig
     rows: int
@@ -26,12 +20,12 @@ class Plan:
 
     @property
     def micro_batches(self) -> int:
-        """Of an epoch, on each rank."""
+        """Micro-batches of an epoch, on each rank."""
         return math.ceil(self.rows / (self.config.batch_size * self.world))
 
     @property
     def steps_per_epoch(self) -> int:
-        """The last step of an epoch may be short of micro-batches; it is taken all the same."""
+        """Steps of an epoch; the last may have fewer micro-batches."""
         return math.ceil(self.micro_batches / self.config.accumulation)
 
     @property
@@ -40,15 +34,15 @@ class Plan:
         return self.config.max_steps or math.ceil(self.config.epochs * self.steps_per_epoch)
 
     def place(self, step: int) -> tuple[int, int]:
-        """After so many steps: how many epochs are over, and how many micro-batches of the one that runs."""
+        """After so many steps: the finished epochs, and the finished micro-batches of the current one."""
         epoch, done = divmod(step, self.steps_per_epoch)
         return epoch, done * self.config.accumulation
 
     def batches(self, epoch: int, rank: int) -> tuple[list[list[int]], bool]:
-        """A rank's micro-batches of an epoch, as row numbers, and whether the last of them is there to make up numbers.
+        """A rank's micro-batches of an epoch, as row numbers, and whether the last of them only fills up.
 
-        Batch b of the epoch belongs to rank b mod `world`. Where some ranks have none left in the last round, they get
-        the first one again, to be trained without weight: all ranks must take part in every backward pass.
+        Batch b of the epoch belongs to rank b mod `world`. A rank without a batch in the last round gets the first one
+        again, to be trained without weight, because all ranks must take part in every backward pass.
         """
         config, size = self.config, self.config.batch_size
         seed = config.seed if config.data_seed is None else config.data_seed
@@ -59,7 +53,7 @@ class Plan:
         return own + everyones[:1] * lacks_one, lacks_one
 
     def due(self, every: float | str, step: int) -> bool:
-        """Whether something that happens every so many steps (see `LoopConfig`) happens after step `step`, from 1."""
+        """Whether something with this interval (see `LoopConfig`) is due after step `step`, counted from 1."""
         if every == "epoch":
             return step % self.steps_per_epoch == 0 or step == self.total
         steps = math.ceil(self.total * float(every)) if float(every) < 1 else int(every)
@@ -67,12 +61,12 @@ class Plan:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
-    """The rows' order in one epoch: a function of these three numbers, and the one that transformers' Trainer draws."""
+    """The order of `n` rows in an epoch, as transformers' Trainer draws it."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
 
 
 def learning_rate(step: int, total: int, config: LoopConfig) -> float:
-    """The learning rate of step `step`, from 0. It depends on nothing else, so there is nothing to save or resume."""
+    """The learning rate of step `step`, counted from 0; a pure function, so nothing has to be saved or resumed."""
     warmup = math.ceil(total * config.warmup) if config.warmup < 1 else int(config.warmup)
     if step < warmup:
         return config.learning_rate * step / warmup

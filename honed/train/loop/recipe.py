@@ -1,4 +1,4 @@
-"""A recipe's SFTConfig for the plain loop, and the loop in the trainer's place in a run."""
+"""A recipe's SFTConfig for the plain loop, and the loop behind the trainer's interface."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class PlainTrainer:
 
     Attributes:
         model: as it is trained, with its adapter.
-        notes: what the user should know.
+        notes: for the user.
         ledger: what became of every training row.
-        stream_loader: none; streams are the Trainer's.
+        stream_loader: None; the loop does not stream.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PlainTrainer:
         """Trains, from the newest checkpoint in the run's folder on if there is one.
 
         Args:
-            resume_from_checkpoint: in the config already, which was made of the same arguments.
+            resume_from_checkpoint: ignored; the config has it already.
 
         Raises:
             Stopped: SIGTERM came.
@@ -119,7 +119,7 @@ class PlainTrainer:
 
 
 def known_to_transformers(train: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's `train` with the one schedule that only the loop has put where `config_of` finds it again."""
+    """A recipe's `train` in SFTConfig's terms: the loop's own schedule goes into `lr_scheduler_kwargs`."""
     if train.get("lr_scheduler_type") != "minimind":
         return dict(train)
     return {**train, "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"schedule": "minimind"}}
@@ -129,7 +129,7 @@ def config_of(args: SFTConfig) -> LoopConfig:
     """The same run for the plain loop.
 
     Raises:
-        RecipeError: an argument is set that the loop does not have; none is passed over silently.
+        RecipeError: an argument is set that the loop does not have.
     """
     _refuse_unknown(args)
     schedule, floor = _schedule(args)
@@ -172,7 +172,7 @@ def config_of(args: SFTConfig) -> LoopConfig:
 
 OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "muon": "muon"}  # `optim` -> the loop's name
 
-# What `config_of` takes over; what is read when the data are prepared; and what has no bearing on one run.
+# What `config_of` uses; what the data preparation uses; and what makes no difference here.
 _TAKEN = {
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
@@ -245,7 +245,7 @@ def _every(strategy: str, steps: float) -> float | str:
 
 
 def _resume(given: Any) -> str | None:
-    """Without a word, the folder's newest checkpoint: that is what makes the same command go on."""
+    """By default the folder's newest checkpoint, so that the same command continues a run."""
     if given in (None, True, "True", "true"):
         return "auto"
     return str(Path(given))

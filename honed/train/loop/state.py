@@ -24,15 +24,15 @@ from honed.train.run_folder.identity import identity_of_model
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What a run holds while it trains.
+    """The state of a run while it trains.
 
     Attributes:
-        model, wrapped: the model, and the same with its gradients averaged over ranks where there are several.
+        wrapped: the model in DistributedDataParallel, if there are several ranks.
         head: the scoring head inside it, if it takes one (see `seams.py`).
         step: optimizer steps taken.
-        loss: sum of this rank's shares of the losses since the last log, on the device.
-        unlogged: how many steps these are.
-        identity: what a checkpoint must agree with to be this run's.
+        loss: this rank's share of the losses since the last log, on the device.
+        unlogged: number of steps since the last log.
+        identity: what a checkpoint of this run must agree with.
     """
 
     config: LoopConfig
@@ -51,7 +51,7 @@ class Run:
 
 
 def state_of(run: Run, *, loss: float) -> checkpoint.State:
-    """All that the next step and the next log depend on. Every rank must ask for it; the first one keeps it.
+    """All that the next step and the next log depend on; to be called by every rank.
 
     Args:
         loss: sum of all ranks' `run.loss`.
@@ -76,7 +76,7 @@ def state_of(run: Run, *, loss: float) -> checkpoint.State:
 
 @torch.no_grad()
 def restore(run: Run, state: checkpoint.State) -> None:
-    """Puts the run where the checkpoint stands."""
+    """Restores the run from a checkpoint."""
     for name, parameter in trained(run.model).items():
         parameter.copy_(state.weights[name])
     run.optimizer.load_state_dict(dict(state.optimizer))
@@ -88,12 +88,12 @@ def restore(run: Run, state: checkpoint.State) -> None:
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that training changes, by name: with an adapter, the adapter's."""
+    """The parameters that are trained, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def identity_of(model: Any, rows: Sequence[PackedRow], config: LoopConfig, ranks: int) -> dict[str, Any]:
-    """What makes a run this one, as JSON: a checkpoint that differs in any of it is another run's."""
+    """What a checkpoint must agree with to be this run's, as JSON."""
     data = hashlib.sha256()
     for number in range(len(rows)):
         row = rows[number]

@@ -1,8 +1,8 @@
-"""Muon for the matrices of the hidden layers and AdamW for all else, as one optimizer (`optim="muon"`).
+"""Muon for the matrices of the hidden layers and AdamW for the rest, as one optimizer (`optim="muon"`).
 
-Muon orthogonalises the momentum of a matrix (Jordan et al. 2024, kellerjordan.github.io/posts/muon). Its step is scaled
-to the size of AdamW's, 0.2 sqrt(max(rows, columns)), so that one learning rate and weight decay fit both (Liu et al.,
-arXiv:2502.16982).
+Muon orthogonalises the momentum of a matrix (Jordan et al. 2024, kellerjordan.github.io/posts/muon). Its updates are
+scaled by 0.2 sqrt(max(rows, columns)) to the size of AdamW's, so that both share learning rate and weight decay (Liu et
+al., arXiv:2502.16982).
 """
 
 from __future__ import annotations
@@ -27,11 +27,7 @@ OPTIONS: dict[str, Callable[[str], Any]] = {  # of `optim_args`, for Muon's matr
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` on the groups marked `muon`, `torch.optim.AdamW` on the others; steps are exactly theirs.
-
-    Args:
-        groups: as for any optimizer, each with `muon` and with all options of its kind.
-    """
+    """`torch.optim.Muon` on the groups marked `muon`, `torch.optim.AdamW` on the others; steps are exactly theirs."""
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         self._muon = torch.optim.Muon([{"params": []}])
@@ -41,23 +37,21 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of each; `closure` computes the loss anew, as in torch."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for kind in (self._muon, self._adamw):  # both work on what is saved, loaded and scheduled: our state and groups
+        for kind in (
+            self._muon,
+            self._adamw,
+        ):  # both use this optimizer's state and groups, which are saved and scheduled
             kind.state = self.state
             kind.param_groups = [group for group in self.param_groups if group["muon"] is (kind is self._muon)]
             kind.step()
         return loss
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes on from a `state_dict`.
-
-        Raises:
-            RunError: it is another optimizer's, or that of other weights.
-        """
+        """Loads a state; raises RunError for another optimizer's, or that of other weights."""
         there, here = (
             [group.get("muon") for group in groups] for groups in (state_dict["param_groups"], self.param_groups)
         )
@@ -100,12 +94,10 @@ def make_muon(
 
 
 def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What is trained, as the matrices that are Muon's, and the rest.
-
-    Muon's are `hidden_matrices`, AdamW's all others.
+    """The trained weights as Muon's (`hidden_matrices`) and AdamW's.
 
     Raises:
-        RecipeError: Muon would have no matrix, or one that it cannot work on.
+        RecipeError: Muon would have no matrix, or a sharded one.
     """
     matrices = hidden_matrices(model)
     if not matrices:
@@ -123,7 +115,7 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 def summary(model: nn.Module) -> str:
-    """Who gets how many numbers, as a note for the user."""
+    """A note for the user: how many parameters each of the two trains."""
     matrices, others = split(model)
     own, rest = (sum(p.numel() for p in weights) for weights in (matrices, others))
     stacked = sum(p.numel() for p in others if p.ndim == 3)
@@ -132,10 +124,10 @@ def summary(model: nn.Module) -> str:
 
 
 def muon_options(text: str | None) -> dict[str, Any]:
-    """What `optim_args` says of Muon's matrices, as "momentum=0.9,ns_steps=6"; `lr` is a learning rate of their own.
+    """Muon's options in `optim_args`, such as "momentum=0.9,ns_steps=6"; `lr` is a learning rate for Muon alone.
 
     Raises:
-        RecipeError: an option that there is not, or a value that it cannot have.
+        RecipeError: an unknown option, or a value that it cannot have.
     """
     found = {}
     for part in text.replace(" ", "").split(",") if text else ():

@@ -1,4 +1,4 @@
-"""Which optimizer a run has: transformers' own by name, or one of honed's, which it makes for transformers' Trainer."""
+"""The optimizer of a run: transformers' own by name, or one of honed's, in the form that Trainer takes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from honed.train.options.optim import Own, rounds_stochastically
 
 
 def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> Any:
-    """The class (or factory) and keywords that transformers makes the optimizer of; the caller's where it is its own.
+    """Trainer's `optimizer_cls_and_kwargs`: the caller's, honed's, or None for transformers' own.
 
     Args:
         given: the trainer's `optimizers` and `optimizer_cls_and_kwargs`.
-        notes: gets what the user should know.
+        notes: gets notes for the user.
 
     Raises:
-        RecipeError: it is one of honed's, and the caller gives an optimizer as well; Muon cannot train this.
+        RecipeError: the arguments ask for one of honed's and the caller gives another; Muon cannot train this model.
     """
     rounds = rounds_stochastically(args)
     if given[0][0] is not None or given[1] is not None:
@@ -44,5 +44,5 @@ def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> A
 
 
 def _factory() -> Any:
-    """transformers calls this, and what it gives with the model."""
+    """transformers calls this, and then the result with the model."""
     return make_muon

@@ -1,7 +1,6 @@
-"""Which copy of the weights the optimizer updates, and where small updates would be lost; see docs/precision.md.
+"""Warns where small updates would be lost in the weights' own dtype; see docs/precision.md.
 
-`bf16=True` is torch's autocast: products in bfloat16, while the weights that the optimizer updates stay as they were
-loaded, in float32 unless the user asked for another format.
+`bf16=True` is torch's autocast: products are in bfloat16, and the weights keep the dtype in which they were loaded.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from honed.train.options.config import SFTConfig
 from honed.train.options.optim import rounds_stochastically
 from honed.train.options.surroundings import uses_deepspeed
 
-# Optimizers that mend the loss themselves, always or where `optim_args` holds one of these words.
+# Optimizers that compensate for rounding, always or if `optim_args` contains one of these words.
 COMPENSATED = ("stable_adamw",)
 COMPENSATING_WORDS = ("stochastic", "kahan")
 
 
 def notes_on_masters(model: nn.Module, args: SFTConfig) -> list[str]:
-    """What the user should know of the format that trained weights are held in.
+    """Notes on the dtype of the trained weights.
 
     Raises:
         RecipeError: fp16=True with weights in float16, whose gradients torch's scaler refuses to unscale.

@@ -1,12 +1,11 @@
-"""AdamW for weights that are held in bfloat16: computed in float32, written back with stochastic rounding.
+"""AdamW for bfloat16 weights: computed in float32, written back with stochastic rounding.
 
-bfloat16 has 8 significant bits, so an update below 1/512 of its weight is lost when it is rounded to the nearest
-number; at usual learning rates that is nearly every update. Here a value between two neighbours goes to either, the
-likelier the nearer it is, so that its mean is right and small updates add up (Zamirai et al., arXiv:2010.06192).
-Both moments are bfloat16 as well and are rounded in the same way: to the nearest, the second one could not fall,
-since it loses only 1/1000 of itself in a step.
+bfloat16 has 8 significant bits, so rounding to nearest loses updates below 1/512 of a weight: nearly all of them at
+usual learning rates. Stochastic rounding is right on average, so small updates add up (Zamirai et al.,
+arXiv:2010.06192). Both moments are bfloat16 and rounded in the same way: rounded to nearest, the second one could never
+decay, as it loses only 1/1000 in a step.
 
-Bytes per weight: 2 for itself, 2 for its gradient, 4 for the moments; in float32 16.
+Bytes per weight: 2 for itself, 2 for its gradient, 4 for the moments; 16 in float32.
 """
 
 from __future__ import annotations
@@ -17,22 +16,20 @@ from zlib import crc32
 import torch
 from torch.optim.adamw import adamw
 
-# Numbers that are computed at a time, so that the float32 copies of a large matrix are never all there.
+# Elements that are computed at a time, to limit the float32 copies of a large matrix.
 CHUNK_ELEMENTS = 1 << 24
 
 
 class StochasticRoundingAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` that rounds bfloat16 weights and moments stochastically; others are as they are there.
+    """`torch.optim.AdamW` that rounds bfloat16 weights and moments stochastically.
 
-    The random bits follow from the seed, the weight's number and its step alone. So a run that goes on from a
-    checkpoint is the same to the bit, ranks that hold the same weights round them alike, and no other generator is
-    drawn from.
+    The random bits follow from the seed, the weight's number and its step. So resumed runs are the same to the bit,
+    ranks round the same weights alike, and no other generator is drawn from.
 
     Args:
-        params: as of `torch.optim.AdamW`.
+        params, lr, betas, eps, weight_decay: as of `torch.optim.AdamW`.
         seed: of the rounding.
-        first: number of the first weight, for who gives each weight an optimizer of its own.
-        lr, betas, eps, weight_decay: as of `torch.optim.AdamW`.
+        first: number of the first weight, if each weight has an optimizer of its own.
     """
 
     def __init__(
@@ -52,7 +49,6 @@ class StochasticRoundingAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of all weights that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -81,28 +77,28 @@ class StochasticRoundingAdamW(torch.optim.AdamW):
 
     def _noise(self, device: torch.device, key: str) -> torch.Generator:
         generator = self._generators.setdefault(device, torch.Generator(device))
-        generator.manual_seed(crc32(key.encode()))  # of a longer seed, the CPU's generator takes 32 bits only
+        generator.manual_seed(crc32(key.encode()))  # the CPU's generator uses 32 bits of a seed
         return generator
 
 
 def stochastic_round(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """`x` in bfloat16; each number goes to one of its two neighbours, and is its own mean.
+    """`x` in bfloat16, each number rounded to one of its two neighbours so that the expectation is exact.
 
     Args:
-        x: float32; infinities and NaN stay what they are.
+        x: float32; infinities and NaN stay.
         generator: on the device of `x`.
     """
     bits = x.view(torch.int32)
     noise = torch.randint(1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
-    # cutting the low half off rounds towards 0; adding to it before carries over as often as it is large
+    # Truncating the low 16 bits rounds towards 0; the noise carries into the high bits with the right probability.
     rounded = noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32)
     return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)  # a NaN's bits might carry into the sign
 
 
 def _adamw(state: list[torch.Tensor], gradient: torch.Tensor, step: torch.Tensor, group: dict[str, Any]) -> None:
-    """One step of torch's own AdamW, in place, on weight and moments."""
+    """One step of torch's AdamW, in place, on weight and moments."""
     weight, mean, square = state
-    steps = torch.full((), float(step), device=weight.device)  # torch counts it up
+    steps = torch.full((), float(step), device=weight.device)  # a copy, because torch increments it
     adamw(
         [weight], [gradient], [mean], [square], [], [steps],
         amsgrad=False, maximize=False, fused=True, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],

@@ -1,7 +1,4 @@
-"""Names that TRL and transformers had for options before, and what they are called now.
-
-Scripts written for older releases run unchanged: an old name is taken, put in its place, and told of in a note.
-"""
+"""Old option names of TRL and transformers. Scripts with them run unchanged, with a note."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renamed:
-    """An option that has another name now; `value` turns an old value into a new one, None for "as it is"."""
+    """An option's new name; `value` converts an old value, None leaves it as it is."""
 
     new: str
     value: Callable[[Any], Any] | None = None
@@ -80,8 +77,8 @@ REFUSED: Mapping[str, str] = {
 def takes_old_names(cls: type[C]) -> type[C]:
     """Class decorator for a dataclass: its constructor takes old names too, and notes them in `old_names`.
 
-    They can be read and set afterwards as well. A dataclass below it has a constructor of its own, and takes them only
-    from `TrlParser`.
+    They can be read and set as attributes as well. Derived dataclasses generate their own constructor and take old
+    names only through `TrlParser`.
 
     Raises:
         RecipeError: from the constructor, for a name that never was an option, or one given under both its names.
@@ -95,14 +92,14 @@ def takes_old_names(cls: type[C]) -> type[C]:
         generated(self, *args, **values)
 
     setattr(cls, "__init__", init)  # noqa: B010 - mypy allows no assignment to a method
-    setattr(cls, "old_names", ())  # noqa: B010 - of an instance that a constructor below made
+    setattr(cls, "old_names", ())  # noqa: B010 - for instances of derived dataclasses
     for old, renamed in RENAMED.items():
         setattr(cls, old, _alias(old, renamed))
     return cls
 
 
 def _alias(old: str, renamed: Renamed) -> property:
-    """What reads and sets the option that `old` is called now."""
+    """A property that reads and sets the option under its new name."""
 
     def get(self: Any) -> Any:
         return getattr(self, renamed.new)
@@ -124,11 +121,10 @@ def _told(old: str) -> str:
 
 
 def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> tuple[Values, list[str]]:
-    """The options under the names that they have now, and a note for each old one.
+    """The options under their new names, and a note for each old one.
 
     Args:
-        given: as the caller wrote them; not changed.
-        known: the names of today.
+        known: the new names.
         where: whose options they are, for messages.
 
     Raises:
@@ -151,16 +147,10 @@ def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> t
 
 
 def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: inspect.Signature) -> tuple[Any, Any]:
-    """Puts arguments that SFTTrainer took in the past where they belong now.
+    """Moves arguments that SFTTrainer took in the past into its own `args`; returns the processing class and notes.
 
     Args:
-        args: the trainer's own SFTConfig. It is changed.
-        old: what SFTTrainer was given beyond its signature.
-        processing_class: as given.
-        signature: SFTTrainer's own.
-
-    Returns:
-        The processing class, and notes.
+        old: what SFTTrainer was given beyond its `signature`.
 
     Raises:
         RecipeError: an argument that SFTTrainer never had, or that cannot work any more.
@@ -183,7 +173,7 @@ def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: i
             raise RecipeError(f"SFTTrainer has no argument {name!r}.", fix=suggest(name, signature.parameters))
     values, _ = modern(moved, MOVED[:1] + MOVED[2:], where="SFTTrainer")
     for name, value in values.items():
-        if value is not None:  # what these arguments were when a script left them out
+        if value is not None:  # their old default
             setattr(args, name, value)
     return processing_class, notes
 

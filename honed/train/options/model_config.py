@@ -11,6 +11,11 @@ from honed.errors import RecipeError
 from honed.model.load.quantize import need_bitsandbytes
 
 
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """A dataclass field with the help text, and further metadata, that `HfArgumentParser` shows."""
+    return field(default=default, metadata={"help": text, **metadata})
+
+
 @dataclass
 class ModelConfig:
     """Which model, in which number format, with which adapter; fields and defaults are TRL's.
@@ -22,39 +27,31 @@ class ModelConfig:
         RecipeError: 4 and 8 bits at once.
     """
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Name, folder or Hub id of the model."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
-    dtype: str | None = field(
-        default="float32",
-        metadata={
-            "help": "Number format of the weights.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
+    model_name_or_path: str | None = option(None, "Name, folder or Hub id of the model.")
+    model_revision: str = option("main", "Branch, tag or commit of a Hub model.")
+    dtype: str | None = option(
+        "float32", "Number format of the weights.", choices=["auto", "bfloat16", "float16", "float32"]
     )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "transformers' name of an attention implementation, such as sdpa."}
+    attn_implementation: str | None = option(None, "transformers' name of an attention implementation, such as sdpa.")
+    use_peft: bool = option(False, "Train a LoRA adapter.")
+    lora_r: int = option(16, "Rank.")
+    lora_alpha: int = option(32, "Scale, divided by the rank.")
+    lora_dropout: float = option(0.05, "Dropout before the adapter.")
+    lora_target_modules: list[str] | None = option(  # noqa: RUF009 - it returns a field
+        None, "Layers with an adapter, or all-linear; peft's choice for the model if absent."
     )
-    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter."})
-    lora_r: int = field(default=16, metadata={"help": "Rank."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale, divided by the rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapter."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Layers with an adapter, or all-linear; peft's choice for the model if absent."}
+    lora_target_parameters: list[str] | None = option(  # noqa: RUF009
+        None, "Parameters with an adapter, such as those of experts."
     )
-    lora_target_parameters: list[str] | None = field(
-        default=None, metadata={"help": "Parameters with an adapter, such as those of experts."}
-    )
-    lora_modules_to_save: list[str] | None = field(default=None, metadata={"help": "Layers that are trained whole."})
-    lora_task_type: str = field(default="CAUSAL_LM", metadata={"help": "peft's task type."})
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r) (rank-stabilised LoRA)."})
-    use_dora: bool = field(default=False, metadata={"help": "Train magnitude and direction apart (DoRA)."})
-    load_in_8bit: bool = field(default=False, metadata={"help": "8-bit base, with an adapter only."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "4-bit base, with an adapter only."})
-    bnb_4bit_quant_type: str = field(
-        default="nf4", metadata={"help": "Kind of 4-bit numbers.", "choices": ["fp4", "nf4"]}
-    )
-    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantise the scales of 4 bits as well."})
-    bnb_4bit_quant_storage: str | None = field(default=None, metadata={"help": "dtype that 4-bit weights lie in."})
+    lora_modules_to_save: list[str] | None = option(None, "Layers that are trained whole.")  # noqa: RUF009
+    lora_task_type: str = option("CAUSAL_LM", "peft's task type.")
+    use_rslora: bool = option(False, "Scale by alpha / sqrt(r) (rank-stabilised LoRA).")
+    use_dora: bool = option(False, "Train magnitude and direction apart (DoRA).")
+    load_in_8bit: bool = option(False, "8-bit base, with an adapter only.")
+    load_in_4bit: bool = option(False, "4-bit base, with an adapter only.")
+    bnb_4bit_quant_type: str = option("nf4", "Kind of 4-bit numbers.", choices=["fp4", "nf4"])
+    use_bnb_nested_quant: bool = option(False, "Quantise the scales of 4 bits as well.")
+    bnb_4bit_quant_storage: str | None = option(None, "dtype that 4-bit weights lie in.")
 
     trust_remote_code: ClassVar[bool] = False
 

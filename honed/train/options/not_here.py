@@ -1,4 +1,4 @@
-"""Names that scripts import from TRL or Unsloth and that honed does not have: what takes their place."""
+"""Names of TRL and Unsloth that honed does not have, and what takes their place."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def known_optimizer(name: Any) -> OptimizerNames | Own:
 
 
 def rounds_stochastically(args: TrainingArguments) -> bool:
-    """Whether AdamW is to round bfloat16 weights stochastically, which torchao's optimizers name the same way."""
+    """Whether AdamW rounds bfloat16 weights stochastically; the option's name is that of torchao's optimizers."""
     rounds = named_values(args.optim_args).get("bf16_stochastic_round", "").lower() == "true"
     return args.optim.value in ADAMW and rounds
 

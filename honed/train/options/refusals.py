@@ -1,4 +1,4 @@
-"""What transformers refuses, told as honed's errors: with the fix, and without a traceback of its insides."""
+"""Turns refusals of transformers into honed's errors, with a fix and without a traceback."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from contextlib import contextmanager
 from honed.errors import RecipeError
 from honed.recipe import suggest
 
-# Words of a refusal -> the fix.
+# Words in a refusal -> the fix.
 FIXES = {
     "bf16/gpu": "leave bf16 out (it is taken where the device has it), or set use_cpu=True to train in bfloat16 on it",
     "load_best_model_at_end": "give save_strategy and eval_strategy one value, and save_steps a multiple of eval_steps",
     "At most one of fp16 and bf16": "leave both out: bf16 is taken where the device has it",
 }
-# Value of report_to -> what to install, where it is not its name.
+# Value of report_to -> the packages, where they have other names.
 PACKAGES = {"comet_ml": "comet-ml", "azure_ml": "azureml-sdk mlflow", "flyte": "flytekit", "kubeflow": "kubeflow"}
 
 
 @contextmanager
 def refusals_of_arguments() -> Iterator[None]:
-    """Within the block transformers looks at its arguments.
-
-    Raises:
-        RecipeError: in place of its ValueError.
-    """
+    """Within the block a ValueError of transformers becomes a RecipeError."""
     try:
         yield
     except ValueError as error:
@@ -34,13 +30,10 @@ def refusals_of_arguments() -> Iterator[None]:
 
 
 def need_reporters(report_to: Sequence[str]) -> None:
-    """Every service that metrics are to be sent to is known, and its package installed.
-
-    Args:
-        report_to: as TrainingArguments keep it, a list.
+    """Checks the services that metrics are sent to.
 
     Raises:
-        RecipeError: one is not.
+        RecipeError: one is unknown, or its package is not installed.
     """
     if not report_to:
         return

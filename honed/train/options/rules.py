@@ -1,4 +1,4 @@
-"""Combinations that cannot work or have no effect, as a table; each is told with its fix before anything is loaded."""
+"""A table of option combinations that cannot work or have no effect, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from honed.train.options.surroundings import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """`when` tells from the arguments whether the rule applies; `refuses` makes it an error instead of a note."""
+    """`when` tells whether the rule applies; one that does not refuse gives a note."""
 
     name: str
     when: Callable[[SFTConfig], bool]
     message: str
     fix: str
-    refuses: bool
+    refuses: bool = True
 
 
 RULES = (
@@ -41,7 +41,6 @@ RULES = (
         message="One process sees several GPUs and would use nn.DataParallel: slow, and losses averaged wrongly.",
         fix="start it with `torchrun --nproc_per_node N ...` or `accelerate launch ...`, or show it one GPU "
         "(CUDA_VISIBLE_DEVICES=0)",
-        refuses=True,
     ),
     Rule(
         name="context_parallel",
@@ -49,7 +48,6 @@ RULES = (
         message="Context or sequence parallelism (cp_size, sp_size) would train wrongly: each process would take its "
         "part of a row for a row of its own, so that documents lose their boundaries and labels their neighbours.",
         fix="leave it out; for long rows use flat batches of one row, gradient_checkpointing=True and FSDP2",
-        refuses=True,
     ),
     Rule(
         name="dispatched_batches",
@@ -57,84 +55,72 @@ RULES = (
         message="dispatch_batches=True (accelerator_config) has one process make all batches and cut the others' out "
         "of its own: through documents, where batches are flat.",
         fix="leave it out; each process then makes its own batches",
-        refuses=True,
     ),
     Rule(
         name="rebalanced_batches",
         when=lambda args: getattr(args, "train_sampling_strategy", "") == "batch_rebalance",
         message="train_sampling_strategy='batch_rebalance' repeats rows in an epoch's last step, which count twice.",
         fix="set tokens_per_step, which gives all ranks and micro-batches as many tokens, or leave it out",
-        refuses=True,
     ),
     Rule(
         name="packing_without_length",
         when=lambda args: args.packing and args.max_length is None,
         message="packing=True needs the length of a packed row.",
         fix="set max_length",
-        refuses=True,
     ),
     Rule(
         name="liger_absent",
         when=lambda args: args.use_liger_kernel and is_missing("liger_kernel"),
         message="use_liger_kernel=True needs Liger's kernels, which are not installed.",
         fix="pip install liger-kernel",
-        refuses=True,
     ),
     Rule(
         name="liger_without_gpu",
         when=lambda args: args.use_liger_kernel and not runs_triton(args),
         message="use_liger_kernel=True needs a GPU: Liger's kernels are written in Triton.",
         fix="leave it out",
-        refuses=True,
     ),
     Rule(
         name="liger_loss",
         when=lambda args: bool((args.liger_kernel_config or {}).get("fused_linear_cross_entropy")),
         message="Liger's fused_linear_cross_entropy replaces the model's forward, which honed's head needs unchanged.",
         fix="leave it out of liger_kernel_config; honed's head computes no whole logits either",
-        refuses=True,
     ),
     Rule(
         name="truncation_mode",
         when=lambda args: args.truncation_mode != "keep_start",
         message="truncation_mode can only be 'keep_start': answers without their questions would be trained.",
         fix="leave it out, and raise max_length or set overlong='drop'",
-        refuses=True,
     ),
     Rule(
         name="selective_checkpointing",
         when=lambda args: bool((args.gradient_checkpointing_kwargs or {}).get("selective")),
         message="gradient_checkpointing_kwargs={'selective': True} is TRL's own and not supported.",
         fix="leave 'selective' out; whole layers are recomputed then",
-        refuses=True,
     ),
     Rule(
         name="tokens_and_accumulation",
         when=lambda args: args.tokens_per_step is not None and args.gradient_accumulation_steps > 1,
         message="tokens_per_step chooses how many micro-batches a step has; gradient_accumulation_steps does so too.",
         fix="leave gradient_accumulation_steps out",
-        refuses=True,
     ),
     Rule(
         name="tokens_of_a_stream",
         when=lambda args: args.tokens_per_step is not None and (args.streaming or args.skips_preparation),
         message="tokens_per_step needs the length of every row before training; streamed or unprepared rows have none.",
         fix="leave it out, or prepare the rows",
-        refuses=True,
     ),
     Rule(
         name="tokens_with_deepspeed",
         when=lambda args: args.tokens_per_step is not None and uses_deepspeed(args),
         message="tokens_per_step varies the number of micro-batches, which DeepSpeed counts itself.",
         fix="leave one of them out, or shard with FSDP",
-        refuses=True,
     ),
     Rule(
         name="in_backward_clipping",
         when=lambda args: args.optimizer_in_backward and args.max_grad_norm > 0,
         message="optimizer_in_backward frees each gradient at once, so their common norm cannot be clipped.",
         fix="set max_grad_norm=0, or leave it out",
-        refuses=True,
     ),
     Rule(
         name="in_backward_accumulation",
@@ -143,7 +129,6 @@ RULES = (
         ),
         message="optimizer_in_backward takes a step in every backward pass, so gradients cannot be accumulated.",
         fix="set gradient_accumulation_steps=1 and leave tokens_per_step out",
-        refuses=True,
     ),
     Rule(
         name="in_backward_alone",
@@ -152,14 +137,12 @@ RULES = (
         ),
         message="optimizer_in_backward steps before ranks average gradients, or float16's scaler unscales them.",
         fix="start one process with bf16 or float32, or leave it out",
-        refuses=True,
     ),
     Rule(
         name="in_backward_adamw",
         when=lambda args: args.optimizer_in_backward and args.optim.value not in ("adamw_torch", "adamw_torch_fused"),
         message="optimizer_in_backward is AdamW, not another optimizer.",
         fix="set optim='adamw_torch_fused', or leave it out",
-        refuses=True,
     ),
     Rule(
         name="in_backward_reentrant",
@@ -168,35 +151,30 @@ RULES = (
         ),
         message="optimizer_in_backward needs whole gradients; reentrant checkpointing hands them over in parts.",
         fix="leave use_reentrant out of gradient_checkpointing_kwargs",
-        refuses=True,
     ),
     Rule(
         name="muon_sharded",
         when=lambda args: args.optim is Own.MUON and uses_fsdp(args),
         message="optim='muon' needs whole matrices, of which FSDP leaves each process a part.",
         fix="leave fsdp out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
-        refuses=True,
     ),
     Rule(
         name="muon_deepspeed",
         when=lambda args: args.optim is Own.MUON and uses_deepspeed(args),
         message="optim='muon' needs whole matrices, which DeepSpeed flattens and shares out.",
         fix="leave deepspeed out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
-        refuses=True,
     ),
     Rule(
         name="rounding_of_shards",
         when=lambda args: rounds_stochastically(args) and (is_sharded(args) or args.fp16),
         message="bf16_stochastic_round rounds whole weights: not those that FSDP or DeepSpeed split, nor with fp16.",
         fix="leave it out of optim_args; weights that are split have room for float32",
-        refuses=True,
     ),
     Rule(
         name="compile_of_shards",
-        when=lambda args: args.torch_compile and (is_sharded(args)),
+        when=lambda args: args.torch_compile and is_sharded(args),
         message="torch_compile compiles the layers of whole models, not of those that FSDP or DeepSpeed split.",
         fix="leave torch_compile out",
-        refuses=True,
     ),
     Rule(
         name="compile_without_compiler",
@@ -205,7 +183,6 @@ RULES = (
         ),
         message="torch_compile finds nothing here that compiles its code: on CPUs a C++ compiler, on GPUs Triton.",
         fix="apt-get install g++ (on a GPU: pip install triton), or leave torch_compile out",
-        refuses=True,
     ),
     Rule(
         name="cuda_graphs_and_checkpointing",
@@ -213,35 +190,30 @@ RULES = (
         message="A CUDA graph writes over what it gave out before, which recomputed activations still need "
         "(torch_compile_mode='reduce-overhead' or 'max-autotune').",
         fix="set gradient_checkpointing=False; such modes are for small models",
-        refuses=True,
     ),
     Rule(
         name="fp8_value",
         when=lambda args: args.fp8 not in (False, True, "emulate"),
         message="fp8 is True, False or 'emulate'.",
         fix="set one of them",
-        refuses=True,
     ),
     Rule(
         name="fp8_absent",
         when=lambda args: bool(args.fp8) and is_missing("torchao"),
         message="fp8 needs torchao, which is not installed.",
         fix="pip install torchao",
-        refuses=True,
     ),
     Rule(
         name="fp8_hardware",
         when=lambda args: bool(args.fp8) and args.fp8 != "emulate" and not multiplies_float8(args),
         message="fp8=True needs a GPU that multiplies in float8: NVIDIA's from Ada or Hopper on.",
         fix="leave it out; bf16=True is for all newer GPUs (fp8='emulate' only tries what would be learned, slowly)",
-        refuses=True,
     ),
     Rule(
         name="fp8_of_shards",
         when=lambda args: bool(args.fp8) and (is_sharded(args) or args.fp16),
         message="fp8 takes whole layers, not those that FSDP or DeepSpeed split, and bf16=True or float32 beside it.",
         fix="leave fp8 out, or the other",
-        refuses=True,
     ),
     Rule(
         name="fp8_not_compiled",
@@ -294,7 +266,6 @@ RULES = (
         ),
         message="gradient_checkpointing='auto' and 'selective' choose the layers, and every_n_layers does so too.",
         fix="leave every_n_layers out, or set gradient_checkpointing=True",
-        refuses=True,
     ),
     Rule(
         name="budget_without_auto",
@@ -308,7 +279,6 @@ RULES = (
         when=lambda args: args.memory_budget is not None and not args.memory_budget > 0,
         message="memory_budget is not above 0.",
         fix="give GB, such as 24",
-        refuses=True,
     ),
     Rule(
         name="offloading_on_cpu",
@@ -380,7 +350,7 @@ def check(args: SFTConfig) -> list[str]:
     """The notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies, or the loss or a service of `report_to` is not one there is.
+        RecipeError: a rule that refuses applies, or the loss or a service of `report_to` is unknown.
     """
     args.objective()
     need_reporters(args.report_to)

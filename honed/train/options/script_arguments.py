@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.hf_argparser import string_to_bool
 
 from honed.errors import RecipeError
 from honed.train.options import legacy
+from honed.train.options.model_config import option
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +28,19 @@ RENAMED = {**legacy.RENAMED, "torch_dtype": legacy.Renamed(new="dtype")}  # the 
 class ScriptArguments:
     """Which data set; fields and defaults are TRL's."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "File, folder or Hub id of the data."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    dataset_streaming: bool = field(default=False, metadata={"help": "Read the rows while training."})
-    ignore_bias_buffers: bool = field(
-        default=False, metadata={"help": "For models with bool buffers under DistributedDataParallel."}
-    )
+    dataset_name: str | None = option(None, "File, folder or Hub id of the data.")
+    dataset_config: str | None = option(None, "Configuration of a Hub data set.")
+    dataset_train_split: str = option("train", "Split to train on.")
+    dataset_test_split: str = option("test", "Split to evaluate on.")
+    dataset_streaming: bool = option(False, "Read the rows while training.")
+    ignore_bias_buffers: bool = option(False, "For models with bool buffers under DistributedDataParallel.")
 
 
 class TrlParser(HfArgumentParser):
-    """Dataclasses from the command line, with a YAML file (`--config FILE`) below it.
+    """Dataclasses from the command line and a YAML file (`--config FILE`).
 
-    A flag beats the file, the file beats the dataclass's default. `env:` in the file holds environment variables. Names
-    that options of training had in older releases are taken in both, and told of.
+    Flags override the file, the file overrides the dataclasses' defaults. `env:` in the file sets environment
+    variables. Old names of training options are taken in both, with a warning.
 
     Args:
         dataclass_types: one dataclass or several; none may have a field `config`.
@@ -90,7 +89,7 @@ class TrlParser(HfArgumentParser):
         return tuple(parsed)
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
-        """Makes these values defaults, also of sub-parsers; what no argument is called comes back as flags."""
+        """Makes these values defaults, also of sub-parsers; returns unknown ones as flags."""
         used = _set_defaults(self, kwargs)
         return [word for key, value in kwargs.items() if key not in used for word in (f"--{key}", str(value))]
 
@@ -107,7 +106,7 @@ def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any]) -> se
 
 
 def _modern(config: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The file's keys under the names that they have now."""
+    """The file's keys under their new names."""
     values: dict[str, Any] = {}
     for name, value in config.items():
         new = _today(name, known)
@@ -145,7 +144,7 @@ def _modern_flag(group: Sequence[str], known: Collection[str]) -> Sequence[str]:
 
 
 def _today(name: str, known: Collection[str]) -> str | None:
-    """What an argument is called now; None if it has no effect any more."""
+    """An argument's new name; None if it has no effect any more."""
     if name in known:
         return name
     if name in RENAMED and RENAMED[name].new in known:

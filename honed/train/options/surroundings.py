@@ -1,4 +1,4 @@
-"""What the rules ask of the launcher, the installed packages and the device."""
+"""Facts about the launcher, the installed packages and the device, for the rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of torch.compile; a re
 
 
 def row_parts(args: SFTConfig) -> int:
-    """Among how many processes a row is to be split: by the arguments, or by what `accelerate launch` sets."""
+    """The number of processes that a row is split among, by the arguments or by `accelerate launch`."""
     given = args.parallelism_config
     if given is not None:
         return max(given.cp_size, given.sp_size)
@@ -27,22 +27,22 @@ def row_parts(args: SFTConfig) -> int:
 
 
 def uses_fsdp(args: SFTConfig) -> bool:
-    """Whether FSDP is asked for: by the arguments, or by what `accelerate launch` sets."""
+    """Whether FSDP is used, by the arguments or by `accelerate launch`."""
     return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def uses_deepspeed(args: SFTConfig) -> bool:
-    """Whether DeepSpeed is asked for, in either way."""
+    """Whether DeepSpeed is used, by the arguments or by `accelerate launch`."""
     return bool(args.deepspeed) or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
 
 
 def is_sharded(args: SFTConfig) -> bool:
-    """Whether one of them is, so that the model may lie in pieces on the ranks."""
+    """Whether FSDP or DeepSpeed may shard the model."""
     return uses_fsdp(args) or uses_deepspeed(args)
 
 
 def only_first_rank_loads(args: SFTConfig) -> bool:
-    """Whether FSDP's cpu_ram_efficient_loading is asked for, in either way."""
+    """Whether FSDP's cpu_ram_efficient_loading is on, by the arguments or by `accelerate launch`."""
     config = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
     asked = config.get("cpu_ram_efficient_loading", os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", ""))
     return uses_fsdp(args) and str(asked).lower() == "true"
@@ -54,7 +54,7 @@ def is_missing(package: str) -> bool:
 
 
 def has_compiler(device: str) -> bool:
-    """True where torch's inductor finds what compiles its code."""
+    """Whether torch's inductor finds a compiler for this device."""
     if device == "cpu":
         return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
     return device != "cuda" or not is_missing("triton")

@@ -1,8 +1,8 @@
-"""Training rows that do not fill the last round of the ranks' micro-batches, filled up with nothing.
+"""Fills up the last round of the ranks' micro-batches with empty rows.
 
-accelerate fills a last round up with the epoch's first rows, which are trained twice then. Here what is missing is a
-row without tokens, which no batch holds: the last micro-batches are short, and a rank that would have none gets one in
-which nothing is trained, for all ranks must take part in every backward pass.
+accelerate repeats the epoch's first rows, which are then trained twice. Here empty rows stand in, which batches leave
+out: the last micro-batches are short, and a rank without rows gets a batch in which nothing is trained, because all
+ranks must take part in every backward pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NOTHING = PackedRow(input_ids=np.zeros(0, dtype=np.int32), weights=np.zeros(0, d
 
 
 class FilledRows(Dataset[PackedRow]):
-    """The rows; every number behind their last one is `NOTHING`."""
+    """The rows, followed by `NOTHING` at every further index."""
 
     def __init__(self, rows: PackedRows) -> None:
         self._rows = rows
@@ -36,7 +36,7 @@ class FilledRows(Dataset[PackedRow]):
 
 
 class FilledOrder(Sampler[int]):
-    """An order of rows, followed by numbers behind the last row until `multiple_of` divides how many there are."""
+    """An order of rows, followed by indices beyond the last row up to a multiple of `multiple_of`."""
 
     def __init__(self, order: Any, multiple_of: int) -> None:
         self.order, self.multiple_of = order, multiple_of
@@ -56,30 +56,24 @@ class FilledOrder(Sampler[int]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilledCollator:
-    """Batches without `NOTHING`; of nothing else, one in which nothing is trained and no token counts.
-
-    Attributes:
-        collate: makes a batch of rows.
-        untrained: what stands in a batch that would be empty.
-    """
+    """Batches without `NOTHING`; a batch that would be empty holds the `untrained` row and counts no token."""
 
     collate: Callable[[list[Any]], Batch]
     untrained: PackedRow
 
     def __call__(self, rows: Sequence[PackedRow]) -> Batch:
-        """A batch as `collate` makes it."""
         found = [row for row in rows if row.lengths]
         return self.collate(found) if found else {**self.collate([self.untrained]), "num_tokens": 0}
 
 
 def untrained_row(rows: PackedRows) -> PackedRow:
-    """The beginning of the first row, without weight: as little as a model computes."""
+    """The first two tokens of the first row, without weight: about the least that a model can compute."""
     ids = rows[0].input_ids[:2]
     return PackedRow(input_ids=ids, weights=np.zeros(len(ids), dtype=np.float32), lengths=(len(ids),))
 
 
 def fill_up(loader: Any) -> None:
-    """Has the ranks' last round of a prepared loader over `FilledRows` hold nothing instead of rows once more."""
+    """Has a prepared loader over `FilledRows` fill up its last round with `NOTHING` instead of repeated rows."""
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard) and not shard.drop_last:
         per_round = shard.batch_size * (1 if shard.split_batches else shard.num_processes)

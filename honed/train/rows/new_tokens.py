@@ -1,4 +1,4 @@
-"""Tokens that were added to a tokenizer, stand in the training rows, and would stay as untrained as they are."""
+"""Added tokens in the training rows whose embeddings are untrained, and would stay so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from honed.data.batch.table import PackedRows
-from honed.model.adapters.adapters import has_adapter
+from honed.model.adapters.adapters import adapter_config, has_adapter
 from honed.model.load.chat_tokens import new_token_rows, template_tokens
 from honed.train.forward.seams import base_model
 
@@ -15,15 +15,13 @@ TOKENS_NAMED = 8
 
 
 def notes_on_new_tokens(model: Any, tokenizer: Any, rows: Any) -> list[str]:
-    """What to say of added tokens whose rows in the embedding no training has shaped, where only an adapter is trained.
+    """Notes on added tokens with untrained embeddings, where only an adapter is trained.
 
-    Those that the chat template uses are trained with the adapter (see `ready_to_train`). Which others the answers hold
-    is known only when the rows are prepared, and the adapter is on the model by then.
+    Tokens of the chat template are trained with the adapter (see `ready_to_train`). Other tokens in the rows are known
+    only when the rows are prepared, which is after the adapter is attached.
 
     Args:
-        model: as it is trained.
-        tokenizer: its added tokens are looked for.
-        rows: the training rows; of streamed rows and rows as they are nothing is known.
+        rows: the training rows; streamed and unprepared ones give no notes.
     """
     if not isinstance(rows, PackedRows) or not has_adapter(model) or _is_trained(model):
         return []
@@ -49,6 +47,5 @@ def _is_trained(model: Any) -> bool:
 
 def _trained_rows(model: Any) -> set[int]:
     """Ids whose rows the adapter trains."""
-    config = getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
-    given = getattr(config, "trainable_token_indices", None) or {}
+    given = getattr(adapter_config(model), "trainable_token_indices", None) or {}
     return {i for ids in (given.values() if isinstance(given, dict) else [given]) for i in ids}

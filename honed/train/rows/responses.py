@@ -29,20 +29,20 @@ def train_on_responses_only(  # noqa: PLR0917 - the order is Unsloth's
     return_function: bool = False,
     num_proc: int | None = None,
 ) -> Any:
-    """Has a trainer train nothing but its responses: from behind each `response_part` to the next `instruction_part`.
+    """Restricts the loss to responses: from the end of each `response_part` to the next `instruction_part`.
 
-    What was not trained before (a row's own mask, `assistant_only_loss`) stays so. The parts are looked for in each
-    document's text, so it does not matter into which tokens they fall; the token that ends a turn is trained with it.
-    The data set that the caller passed to the trainer is not changed, only the prepared rows that the trainer holds.
+    What was not trained before (a row's own mask, `assistant_only_loss`) stays so. The parts are found in each
+    document's text, however they are tokenised; the token that ends a turn is trained with it. Only the prepared rows
+    that the trainer holds are changed, not the caller's data set.
 
     Args:
         trainer: an `SFTTrainer`, before `train()`; may be None with `return_function`.
         instruction_part: text at which a question begins, such as "<|im_start|>user\\n".
         response_part: text at whose end an answer begins, such as "<|im_start|>assistant\\n".
-        force_match: taken, and without a meaning here: the parts are always matched to the last line end.
+        force_match: without effect: the parts are always matched to the last line end.
         tokenizer: decodes the rows; None for the trainer's.
-        return_function: give the function {"input_ids": [...]} -> {"labels": [...]}, for `datasets.map` in batches.
-        num_proc: taken, and without effect: rows are masked where they lie.
+        return_function: return the function {"input_ids": [...]} -> {"labels": [...]}, for batched `datasets.map`.
+        num_proc: without effect: rows are masked in place.
 
     Returns:
         The trainer; or the function.
@@ -79,7 +79,7 @@ def _labels_by(finder: DataCollatorForCompletionOnlyLM) -> Callable[[Columns], d
 
 
 def _masked(trainer: Any, name: str, rows: Any, finder: DataCollatorForCompletionOnlyLM) -> Any:
-    """The same rows with other weights; tells of documents in which nothing is left."""
+    """The rows with the other tokens' weights at 0; notes documents in which nothing is left."""
     prepared = rows.rows if isinstance(rows, Features) else rows
     makes_its_own = isinstance(rows, Features) and "labels" not in rows.column_names
     if not isinstance(prepared, PackedRows) or makes_its_own:
@@ -110,7 +110,7 @@ def _masked(trainer: Any, name: str, rows: Any, finder: DataCollatorForCompletio
 
 
 def _masked_table(table: TokenTable, finder: DataCollatorForCompletionOnlyLM) -> tuple[TokenTable, list[int]]:
-    """The table with its weights kept in responses only, and the documents that had trained tokens and have none."""
+    """The table with weights in responses only, and the documents that lost all their trained tokens."""
     weights, empty = table.weights.copy(), []
     for document, (start, end) in enumerate(zip(table.starts[:-1], table.starts[1:], strict=True)):
         if weights[start:end].any():

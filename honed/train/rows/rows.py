@@ -1,4 +1,4 @@
-"""The caller's data sets as what the trainer's data loaders read."""
+"""The caller's data sets, made into what the trainer's data loaders read."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ from honed.train.rows import stream
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
-# Keys of rows that were tokenised before; a collator finds nothing else in them, as in TRL.
+# The keys of tokenised rows that collators get, as in TRL.
 TOKEN_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids", "completion_mask",
                  "assistant_masks", "loss_mask", "seq_lengths")  # fmt: skip
 
-
-# What the length policy did to trained rows, and what else could be done.
+# What the length policy did to rows, and what else could be done.
 _CUTS = {
     CUT_AT_THE_END: "their ends are cut off. Raise max_length, or set overlong='drop'.",
     SPLIT_INTO_PARTS: "they are split into parts that do not see each other. Raise max_length to keep them whole.",
@@ -52,7 +51,7 @@ class Features(ByColumn):
 
     Args:
         rows: one document in each.
-        with_labels: whether `labels` stand beside `input_ids`; some collators make their own and stumble over these.
+        with_labels: whether to give `labels`; some collators make their own and fail on these.
     """
 
     def __init__(self, rows: PackedRows, *, with_labels: bool) -> None:
@@ -70,11 +69,7 @@ class Features(ByColumn):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCollator:
-    """Batches of rows that were tokenised before and not prepared.
-
-    Attributes:
-        collate: ours.
-    """
+    """Batches of rows that were tokenised before and not prepared."""
 
     collate: FlatCollator | PaddedCollator
 
@@ -89,13 +84,12 @@ class TokenCollator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureCollator:
-    """The caller's collator behind rows that are streamed; see `Features`."""
+    """The caller's collator for streamed rows; see `Features`."""
 
     collate: Collator
     with_labels: bool
 
     def __call__(self, rows: Sequence[PackedRow]) -> dict[str, Any]:
-        """A batch as `collate` makes it."""
         return self.collate([as_feature(row, with_labels=self.with_labels) for row in rows])
 
 
@@ -103,19 +97,17 @@ class Datasets:
     """Makes rows of data sets, and keeps what became of them.
 
     Args:
-        args: how.
-        tokenizer: with what.
         formatting_func: the caller's; see `honed.data.read.formatting`.
         collator: the caller's; None for ours.
         flat: whether our batches are flat.
-        shares_prefixes: whether what documents have in common at their beginning is computed once.
+        shares_prefixes: whether shared prefixes are computed once.
         processor: for rows with images; None for text.
 
     Attributes:
-        collator: what makes the batches.
-        prepared: name of a data set -> what was made of it.
-        streamed: the training rows, where they are read while training.
-        notes: what the user should know.
+        collator: makes the batches.
+        prepared: name of a data set -> the prepared rows with their ledger.
+        streamed: the training rows, if they are streamed.
+        notes: for the user.
 
     Raises:
         RecipeError: options that exclude each other.
@@ -154,11 +146,7 @@ class Datasets:
             )
 
     def make(self, name: str, dataset: Any) -> Any:
-        """What the trainer takes as its data set; rows that were made before are returned as they are.
-
-        Args:
-            name: "train", or what else to call it.
-            dataset: the caller's; not changed.
+        """The data set for the trainer; rows that were prepared before are returned as they are.
 
         Raises:
             DataError, TemplateError, RecipeError: rows or options cannot be used.
@@ -166,14 +154,14 @@ class Datasets:
         if dataset is None or isinstance(dataset, (PackedRows, VisionRows, Features, stream.StreamDataset)):
             return dataset
         if self.args.skips_preparation:
-            if not hasattr(dataset, "__len__"):  # else one rank would cut the others' batches out of its own
+            if not hasattr(dataset, "__len__"):  # else accelerate would slice all batches from the first rank's
                 self.args.accelerator_config.dispatch_batches = False
             return dataset
         _refuse_transform(dataset)
         formatting_func = self._formatting(dataset)
         options = self.args.prepare_options(evaluation=name != "train")
         options = replace(options, share_prefixes=self._shares_prefixes)
-        if isinstance(self._custom, DataCollatorForCompletionOnlyLM):  # which tells apart what is trained
+        if isinstance(self._custom, DataCollatorForCompletionOnlyLM):  # which masks the prompts itself
             options = replace(options, train_on="all")
         if name == "train" and stream.is_streamed(dataset, self.args):
             return self._streamed(dataset, options, formatting_func)
@@ -201,7 +189,7 @@ class Datasets:
         return self.make("eval", dataset)
 
     def ledger(self) -> Ledger | None:
-        """What became of the training rows, with the evaluation set's in it; None where they were not prepared."""
+        """The training rows' ledger, with the evaluation set's in it; None where they were not prepared."""
         if "train" not in self.prepared:
             return None
         ledger = self.prepared["train"].ledger
@@ -216,7 +204,7 @@ class Datasets:
         return self.prepared["train"].stop_ids if "train" in self.prepared else ()
 
     def weights_not_seen(self, *, own_loss: bool) -> list[str]:
-        """Notes on sets whose rows have weights beside 0 and 1 where the caller's collator or loss gets labels only."""
+        """Notes on sets with weights other than 0 and 1, which the caller's collator or loss does not get."""
         if not own_loss and self._custom is None:
             return []
         return [
@@ -250,14 +238,14 @@ class Datasets:
             shuffle_buffer=args.shuffle_buffer,
             formatting_func=formatting_func,
         )
-        args.ignore_data_skip = True  # a resumed stream starts at its place; nothing is read only to be skipped
+        args.ignore_data_skip = True  # a resumed stream starts at its place by itself
         collator = self.collator
         if self._custom is not None:
             collator = FeatureCollator(collate=self._custom, with_labels=takes_labels(self._custom))
         return stream.StreamDataset(self.streamed, args.per_device_train_batch_size, collator)
 
     def _refuse_less_than_a_batch(self, rows: int) -> None:
-        """transformers would say that the loader has no length."""
+        """A clear error: transformers would only say that the loader has no length."""
         needed = self.args.per_device_train_batch_size * self.args.world_size
         if self.args.dataloader_drop_last and self.args.tokens_per_step is None and rows < needed:
             raise DataError(
@@ -273,7 +261,7 @@ class Datasets:
                 f"{self.args.max_length}: {_CUTS[reason]}"
             )
         lost = made.ledger.rows_dropped["overlong"]
-        if lost and self.args.overlong != "drop" and not isinstance(made, VisionPrepared):  # which says so itself
+        if lost and self.args.overlong != "drop" and not isinstance(made, VisionPrepared):  # which has a note itself
             self.notes.append(
                 f"{lost:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are left out: of what is to be "
                 f"trained in them nothing fits into max_length={self.args.max_length}. Raise max_length to train them."
@@ -281,17 +269,14 @@ class Datasets:
 
 
 class GroupedByLength(LengthGroupedSampler):
-    """An order in which rows of like length meet in a batch; for padded batches, which need less padding then.
+    """An order that puts rows of similar length into the same batch, so that padded batches need less padding.
 
-    transformers' own draws from the generator that dropout draws from, so that no resumed run could find its order
-    again; this one's follows from the seed and the epoch. accelerate deals batches to the ranks in turn, and all ranks
-    wait for the longest: here not only a rank's batches but those of all ranks in a step are of like length, and the
-    order is that of one process with as many rows in a step.
+    transformers' own draws from the generator of dropout, so that a resumed run could not repeat its order; this one
+    follows from the seed and the epoch. All batches of a step, on all ranks, have similar lengths, because ranks wait
+    for the longest; the order is the same for every number of ranks.
 
     Args:
-        rows: which are ordered.
         per_step: rows of an optimizer step, on all ranks together.
-        seed: of the order.
     """
 
     def __init__(self, rows: PackedRows, per_step: int, *, seed: int) -> None:
@@ -324,7 +309,7 @@ def show_row(rows: Any, tokenizer: Any, row: int) -> None:
 
 
 def takes_labels(collator: Any) -> bool:
-    """Whether a collator takes `labels` of rows: it does not if it makes its own."""
+    """Whether a collator takes `labels`, and does not make its own."""
     from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
     makes_its_own = (DataCollatorForCompletionOnlyLM, DataCollatorForLanguageModeling, DataCollatorWithPadding)

@@ -1,4 +1,4 @@
-"""Streams for the trainer: each rank and each worker takes its batches, and checkpoints remember the place."""
+"""Streams for the trainer: ranks and workers share the batches, and checkpoints keep the place."""
 
 from __future__ import annotations
 
@@ -21,16 +21,12 @@ from honed.train.run_folder import checkpoint
 class StreamDataset(IterableDataset):
     """Batches of a stream for one rank, shared among the workers of its DataLoader.
 
-    Batch number b of the whole sequence belongs to rank b mod `world`; the rank's own batches go to its workers in
-    turn, which is the order in which a DataLoader asks them. Items are (place, ledger so far, batch).
+    Batch number b of the whole sequence belongs to rank b mod `world`; a rank's batches go to its workers in turn, the
+    order in which a DataLoader asks them. Items are (place, ledger so far, batch).
 
     Args:
-        stream: what is read.
         size: packed rows of a batch.
-        collate: packed rows -> batch.
-        rank, world: of this process, of how many.
-        after: the place of a batch of rank 0 that has been trained on, and with it those of the other ranks; None to
-            start from the beginning.
+        after: the place of rank 0's last trained batch; None to start at the beginning.
     """
 
     def __init__(
@@ -81,7 +77,7 @@ class StreamLoader:
 
 
 def is_streamed(data: Any, args: SFTConfig) -> bool:
-    """True where the training rows are to be streamed: because the options say so, or the data set itself streams.
+    """Whether the training rows are streamed: the options say so, or the data set itself streams.
 
     Raises:
         RecipeError: a stream has no end, and nothing says when to stop.
@@ -97,14 +93,7 @@ def is_streamed(data: Any, args: SFTConfig) -> bool:
 
 
 def loader_of(dataset: StreamDataset, args: SFTConfig, *, size: int, after: Place | None) -> StreamLoader:
-    """The loader of this rank.
-
-    Args:
-        dataset: the stream; not changed.
-        args: rank, number of ranks, and the options of the DataLoader.
-        size: packed rows of a batch.
-        after: see `StreamDataset`.
-    """
+    """The loader of this rank; for `size` and `after` see `StreamDataset`."""
     workers = args.dataloader_num_workers
     own = StreamDataset(
         dataset.stream, size, dataset.collate, rank=args.process_index, world=args.world_size, after=after
@@ -126,10 +115,7 @@ def _streams_itself(data: Any) -> bool:
 
 
 def place_to_resume(resume: str | None) -> Place | None:
-    """The place to go on after; None to start from the beginning.
-
-    Args:
-        resume: a checkpoint, or nothing.
+    """The place in a checkpoint's stream; None without a checkpoint.
 
     Raises:
         RunError: the checkpoint holds no such place.

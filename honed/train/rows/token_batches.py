@@ -1,8 +1,8 @@
-"""Optimizer steps of about as many tokens each: which rows, on which rank, in which micro-batches.
+"""Optimizer steps with about the same number of tokens: which rows, on which rank, in which micro-batches.
 
-A step's rows follow from the lengths, `tokens_per_step`, the seed and the epoch alone, never from the number of ranks.
-They are then shared out so that the longest share is nearly as short as it can be: longest row first, each to the
-share that has the fewest tokens so far (Graham, Bounds on multiprocessing timing anomalies, 1969).
+A step's rows follow from the lengths, `tokens_per_step`, the seed and the epoch, not from the number of ranks. They are
+balanced by longest-processing-time-first: longest row first, each to the share with the fewest tokens so far (Graham,
+Bounds on multiprocessing timing anomalies, 1969).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Lengths = Sequence[int] | np.ndarray
 
 
 def step_bounds(lengths: Lengths, tokens_per_step: int) -> np.ndarray:
-    """Where the steps of an epoch begin and end, so that all have nearly the same number of tokens.
+    """The bounds of an epoch's steps, which have nearly the same number of tokens.
 
-    The number of steps is the epoch's tokens / `tokens_per_step`, rounded, and the same for every order of the rows.
-    A step has that share of the tokens, give or take one row; no short step is left over at the end.
+    The number of steps is the epoch's tokens / `tokens_per_step`, rounded, for every order of the rows. A step has its
+    share of the tokens, give or take one row; there is no short step at the end.
 
     Args:
-        lengths: tokens of each row, each at least 1, in the order of the epoch.
-        tokens_per_step: tokens that a step is to have, at least 1.
+        lengths: tokens of each row, at least 1, in the order of the epoch.
+        tokens_per_step: at least 1.
 
     Returns:
-        int64 (steps + 1,), from 0 to the number of rows, rising: step k has the rows from bounds[k] to bounds[k + 1].
+        int64 (steps + 1,), increasing from 0 to the number of rows: step k has the rows bounds[k] to bounds[k + 1].
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     total, rows = int(lengths.sum()), len(lengths)
@@ -51,7 +51,7 @@ def step_bounds(lengths: Lengths, tokens_per_step: int) -> np.ndarray:
 
 
 def spread(lengths: Lengths, shares: int) -> list[list[int]]:
-    """Positions in `lengths`, shared out so that the shares' sums are nearly equal; ascending in each share."""
+    """Positions in `lengths`, divided into shares with nearly equal sums; ascending in each share."""
     found: list[list[int]] = [[] for _ in range(shares)]
     loads = [(0, share) for share in range(shares)]
     for position in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
@@ -66,12 +66,11 @@ def micro_batches_of(lengths: Lengths, *, ranks: int, budget: int) -> list[list[
 
     Args:
         lengths: tokens of each row of the step.
-        ranks: how many share the step.
-        budget: tokens that a micro-batch may have; only a row that is longer makes one larger.
+        budget: tokens that a micro-batch may have, unless a single row is longer.
 
     Returns:
-        rank -> micro-batch -> positions in `lengths`. All ranks have the same number of micro-batches, as few as fit;
-        one may be empty where there are not rows enough.
+        rank -> micro-batch -> positions in `lengths`. All ranks have the same number of micro-batches, as few as
+        possible; some may be empty.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     limit = max(budget, int(lengths.max()))
@@ -88,10 +87,8 @@ class TokenBatches(Sampler[list[list[int]]]):
     """This rank's part of each step of an epoch, as the row numbers of its micro-batches.
 
     Args:
-        lengths: tokens of each row.
         tokens_per_step: see `step_bounds`.
         budget: see `micro_batches_of`.
-        rank, world: of this process, of how many.
         seed: of the rows' order; None leaves them in theirs.
     """
 
@@ -134,7 +131,7 @@ class _MicroBatches(Dataset[Batch]):
 
 
 def micro_batches(inputs: Mapping[str, Any]) -> list[Batch]:
-    """What a loader gave, as micro-batches: one, but where `tokens_per_step` chose them."""
+    """The micro-batches that a loader gave at once: one, unless `tokens_per_step` is set."""
     found: list[Batch] = inputs.get("micro_batches", [inputs])
     return found
 
@@ -157,13 +154,10 @@ def check(args: SFTConfig, collate: Any) -> None:
 
 
 def loader_of(rows: PackedRows, collate: Callable[[list[Any]], Batch], args: SFTConfig, *, size: int) -> Any:
-    """The loader of this rank: a step at a time, as {"micro_batches": [...]}. Workers, if any, make them ahead.
+    """The loader of this rank, which gives a whole step at a time: {"micro_batches": [...]}.
 
     Args:
-        rows: all of them.
-        collate: makes a micro-batch.
-        args: rank, number of ranks, seeds and the options of the DataLoader.
-        size: `per_device_train_batch_size`; a micro-batch holds no more tokens than so many rows of `max_length`.
+        size: `per_device_train_batch_size`; a micro-batch has at most the tokens of so many rows of `max_length`.
     """
     lengths = row_lengths(rows)
     seed = args.seed if args.data_seed is None else args.data_seed

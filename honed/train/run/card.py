@@ -14,12 +14,7 @@ _ON_THE_HUB = {MODEL_NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 def card(recipe: Recipe, ledger: Ledger | None) -> str:
-    """The text. It is for others, so it names no folder of this machine.
-
-    Args:
-        recipe: as run.
-        ledger: what became of the rows; None where they were not prepared.
-    """
+    """The text. It is for others, so it names no folder of this machine."""
     base, adapter = hub_id(recipe.model), recipe.lora is not None
     lines = [
         "---",
@@ -37,7 +32,7 @@ def card(recipe: Recipe, ledger: Ledger | None) -> str:
 
 
 def hub_id(model: str) -> str | None:
-    """The name under which others find a model; None for a folder."""
+    """The model's id on the Hub; None for a folder."""
     if model in _ON_THE_HUB:
         return _ON_THE_HUB[model]
     is_id = model.count("/") == 1 and model[0] not in "./~" and not Path(model).exists()

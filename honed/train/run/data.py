@@ -1,4 +1,4 @@
-"""What a recipe trains, evaluates and asks: its files or weighted sources, the share held out, its questions."""
+"""A recipe's data: files or weighted sources, the held-out share, and the questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from honed.recipe import DataRecipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """Rows to train and to evaluate on (None for no evaluation), and a note on how they were parted ("" for none)."""
+    """Rows to train and to evaluate on (None for no evaluation), and a note on how they were split ("" for none)."""
 
     train: Any
     held_out: Any
@@ -23,7 +23,7 @@ class RunData:
 
 
 def check_data(data: DataRecipe, *, seed: int, max_steps: int) -> None:
-    """Refuses what cannot be, before anything is read.
+    """Refuses options that cannot work, before anything is read.
 
     Raises:
         RecipeError: options exclude each other, or a source is not what a source can be.
@@ -47,7 +47,7 @@ def check_data(data: DataRecipe, *, seed: int, max_steps: int) -> None:
 
 
 def run_data(data: DataRecipe, *, seed: int) -> RunData:
-    """The rows of both sides.
+    """The rows to train and to evaluate on.
 
     Raises:
         HonedError: see `check_data`, `sources.read_rows` and `split.split`.

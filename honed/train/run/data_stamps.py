@@ -1,4 +1,4 @@
-"""Whether the files of a run stayed as they were while it ran."""
+"""Detects data files that change during a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ Stamps = Mapping[str, Mapping[str, int]]
 
 
 def stamps(data: DataRecipe) -> Stamps:
-    """Size in bytes and time of the last write (ns) of each file that is trained or evaluated on.
-
-    Data of the Hub and files that are not there have none: whoever reads them says so.
-    """
+    """Size in bytes and modification time (ns) of each data file; without Hub data and missing files."""
     found = {}
     for path in _files(data):
         try:
@@ -28,7 +25,7 @@ def stamps(data: DataRecipe) -> Stamps:
 
 
 def changed(before: Stamps, data: DataRecipe) -> list[str]:
-    """The files whose stamp is another one than before, or that are gone."""
+    """The files whose stamp has changed, or that are gone."""
     now = stamps(data)
     return [name for name, stamp in before.items() if now.get(name) != stamp]
 

@@ -1,8 +1,7 @@
-"""What a recipe would do, found out without loading weights, training, or writing into the output folder.
+"""What a recipe would do, without loading weights, training, or writing into the output folder.
 
-The model is built on torch's meta device, where tensors have shapes and no contents; the data are prepared as for
-training, and kept in the cache like there. What only the weights can tell (whether documents may share a row, whether
-prefixes can be shared) is tried when training starts, and assumed here.
+The model is built on torch's meta device; the data are prepared (and cached) as for training. What can only be tested
+with weights (whether documents may share a row or a prefix) is assumed to work.
 """
 
 from __future__ import annotations
@@ -45,18 +44,17 @@ class DryRun:
     """What would happen.
 
     Attributes:
-        recipe, args: what was asked for, and the arguments that it comes to.
         parameters, trainable: of the model with its adapter.
-        dtype, device: in which its weights would lie, and where.
+        dtype, device: of the weights.
         tokenizer: or the processor, for rows with images.
-        ledger: what became of the data; None where it is read while training.
-        rows: packed rows, or documents where nothing is packed; None as well.
+        ledger: what became of the data; None for streams.
+        rows: packed rows, or documents where nothing is packed; None for streams.
         examples: the first rows, as (source, row, options of their source).
         steps: optimizer steps; `rows_per_step` and `tokens_per_step` are means over an epoch, of all processes.
-        memory: bytes at the peak with rows of max_length; None where that cannot be told.
-        memory_of_rows: with the longest micro-batch of these rows; None as well.
+        memory: peak bytes with rows of max_length; None if unknown.
+        memory_of_rows: with the longest micro-batch of these rows; None if unknown.
         longest: tokens of that micro-batch, padding included.
-        operations: floating-point operations of an average step on each process; None as well.
+        operations: floating-point operations of an average step on each process; None if unknown.
         notes: options that were adjusted or have no effect.
         output: what would happen to the output folder.
     """
@@ -115,19 +113,12 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
     ledger = datasets.ledger()
     if ledger is not None and data.note:
         ledger.notes.append(data.note)
-    tokens = 0 if ledger is None else ledger.tokens
-    batches, steps = steps_of(args, None if rows is None else len(rows), tokens)
-    epoch_steps = None if rows is None else steps_of(args, len(rows), tokens, epochs=1)[1]
-    tokens_per_step = None if ledger is None or epoch_steps is None else ledger.tokens / epoch_steps
+    counts = _counts(args, rows, ledger)
+    steps = counts["steps"]
     if args.get_warmup_steps(steps) >= steps > 0 and args.lr_scheduler_type.value != "constant":
         notes.append(f"All of {counted(steps, 'step')} are warm-up, and the first has learning rate 0: warmup_steps=0.")
-    job = _job(recipe, args)
-    if job is not None and args.gradient_checkpointing == "auto":
-        job, told_of = _checkpointed(job, args, rows)
-        notes.append(told_of)
-    elif job is not None and job.optimizer.doubt:
-        notes.append(f"memory: {job.optimizer.doubt}.")
-    longest = None if job is None or rows is None else _longest(job, args, rows)
+    costs, told_of_costs = _costs(recipe, args, rows, ledger, counts["tokens_per_step"])
+    notes += told_of_costs + told
     return DryRun(
         recipe=recipe,
         args=args,
@@ -139,15 +130,9 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
         ledger=ledger,
         rows=None if rows is None else len(rows),
         examples=first_rows(data.train, args.prepare_options()),
-        batches=batches,
-        steps=steps,
-        rows_per_step=_most_rows(args) if rows is None or epoch_steps is None else len(rows) / epoch_steps,
-        tokens_per_step=tokens_per_step,
-        memory=None if job is None else int(plan.estimate(job).peak),
-        memory_of_rows=None if longest is None else int(plan.estimate(longest).peak),
-        longest=None if longest is None else longest.tokens,
-        operations=None if job is None else _operations(job, ledger, tokens_per_step, args.world_size),
-        notes=[*notes, *told, *(note for note in datasets.notes if ledger is None or note not in ledger.notes)],
+        **counts,
+        **costs,
+        notes=[*notes, *(note for note in datasets.notes if ledger is None or note not in ledger.notes)],
         output=output_state(recipe, overwrite=overwrite),
     )
 
@@ -179,12 +164,11 @@ def meta_model(name: str, *, sees: bool = False) -> Any:
 def steps_of(
     args: SFTConfig, rows: int | None, tokens: int = 0, *, epochs: float | None = None
 ) -> tuple[int | None, int]:
-    """Micro-batches of an epoch on each process (steps, if chosen by tokens; None without rows), and optimizer steps.
+    """Micro-batches of an epoch on each process (steps with tokens_per_step; None without rows), and optimizer steps.
 
     Args:
-        args: how the rows become steps.
         rows, tokens: of an epoch.
-        epochs: count those of so many epochs, instead of what the arguments say.
+        epochs: instead of the arguments' number of epochs or steps.
     """
     if rows is None:
         return None, args.max_steps
@@ -230,7 +214,7 @@ def first_rows(data: Any, options: PrepareOptions) -> list[tuple[Any, Any, Prepa
 def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, *, sees: bool) -> tuple[Any, list[str]]:
     if recipe.lora is None:
         return model, []
-    # what needs the weights is left out: other beginnings, DoRA's magnitudes, rows of new tokens
+    # without what needs weights: other initialisations, DoRA's magnitudes, rows of new tokens
     adapter: Any = lora_config(**{**lora_options(recipe.lora), "init": True, "use_dora": False})
     notes: list[str] = []
     if sees:
@@ -247,24 +231,58 @@ def _dtype(recipe: Recipe, args: SFTConfig) -> str:
     return str(torch.float32 if trains_all else pick_dtype(args.device)).removeprefix("torch.")
 
 
-def _most_rows(args: SFTConfig) -> float:
-    return float(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+def _counts(args: SFTConfig, rows: Any, ledger: Ledger | None) -> dict[str, Any]:
+    """The fields of a `DryRun` on steps and what is in them."""
+    if rows is None:
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return {"batches": None, "steps": args.max_steps, "rows_per_step": float(per_step), "tokens_per_step": None}
+    tokens = 0 if ledger is None else ledger.tokens
+    batches, steps = steps_of(args, len(rows), tokens)
+    _, of_an_epoch = steps_of(args, len(rows), tokens, epochs=1)
+    return {
+        "batches": batches,
+        "steps": steps,
+        "rows_per_step": len(rows) / of_an_epoch,
+        "tokens_per_step": None if ledger is None else ledger.tokens / of_an_epoch,
+    }
+
+
+def _costs(
+    recipe: Recipe, args: SFTConfig, rows: Any, ledger: Ledger | None, tokens_per_step: float | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a `DryRun` on memory and operations, and notes."""
+    job, notes = _job(recipe, args), []
+    if job is None:
+        return dict.fromkeys(("memory", "memory_of_rows", "longest", "operations")), []
+    if args.gradient_checkpointing == "auto":
+        job, note = _checkpointed(job, args, rows)
+        notes.append(note)
+    elif job.optimizer.doubt:
+        notes.append(f"memory: {job.optimizer.doubt}.")
+    longest = None if rows is None else _longest(job, args, rows)
+    costs = {
+        "memory": int(plan.estimate(job).peak),
+        "memory_of_rows": None if longest is None else int(plan.estimate(longest).peak),
+        "longest": None if longest is None else longest.tokens,
+        "operations": _operations(job, ledger, tokens_per_step, args.world_size),
+    }
+    return costs, notes
 
 
 def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
-    """The run as the planner sees it; None where it does not know the model's layers or the device."""
+    """The planner's job for the run; None if it does not know the model's layers or the device."""
     if args.device.type not in ("cpu", "cuda"):
         return None
     try:
         job = plan.job_of(recipe, device=args.device.type)
         optimizer = planned(args, in_backward=args.optimizer_in_backward)
         return dataclasses.replace(job, length=args.max_length or job.length, optimizer=optimizer)
-    except (RecipeError, NotImplementedError, KeyError):  # no max_length, or an architecture that it has no formula for
+    except (RecipeError, NotImplementedError, KeyError):  # no max_length, or an unknown architecture
         return None
 
 
 def _checkpointed(job: plan.Job, args: SFTConfig, rows: Any) -> tuple[plan.Job, str]:
-    """The job with the layers that training would choose for the longest micro-batch, and why."""
+    """The job with the layers that training would choose for the longest micro-batch, and a note."""
     found = checkpointing.choose(_longest(job, args, rows), args, there=libraries_bytes(job))
     if isinstance(found, str):
         return with_layers(job, job.sizes.layers), f"gradient_checkpointing=auto: all layers, because {found}."
@@ -279,7 +297,7 @@ def _longest(job: plan.Job, args: SFTConfig, rows: Any) -> plan.Job:
 
 
 def _operations(job: plan.Job, ledger: Ledger | None, tokens_per_step: float | None, world_size: int) -> float:
-    """Of one step on each process: of rows of max_length, or where the data's own tokens are known, of as many."""
+    """Of a step on each process, with the data's own number of tokens if it is known, else with rows of max_length."""
     if ledger is None or not tokens_per_step:
         return flops_per_step(job)
     share = ledger.trained_tokens / ledger.tokens

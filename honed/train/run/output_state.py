@@ -1,33 +1,33 @@
-"""What stands in a recipe's output folder, and what training would do about it; looked at without touching it."""
+"""What training would do with a recipe's output folder, found out without touching it."""
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from honed.recipe import Recipe
+from honed.train.run.unfinished import holds_checkpoints_of_another
+from honed.train.run_folder.folder import json_object
 from honed.train.run_folder.lock import LOCK
-from honed.train.run_folder.secrets import masked_yaml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputState:
-    """`says` is what would happen to the folder; `stops` why training would be refused, "" where it would not."""
+    """`says` what would happen to the folder; `stops` says why training would be refused, "" if it would not."""
 
     says: str
     stops: str = ""
 
 
 def output_state(recipe: Recipe, *, overwrite: bool = False) -> OutputState:
-    """What `run` would find; see `RunFolder.claim` and `keep_another`, which refuse."""
+    """What `run` would do with the folder; see `RunFolder.claim` and `keep_another`, which refuse."""
     folder = Path(recipe.output).expanduser()
     if not folder.exists():
         return _new(folder)
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         return OutputState(says="refused", stops=f"{folder} cannot be written: output=OTHER_FOLDER.")
-    state = _state(folder)
+    state = json_object(folder / "run.json")
     if not state:
         if any(path.name != LOCK for path in folder.iterdir()):
             return OutputState(says="refused", stops=f"{folder} is not empty and holds no run: output=NEW_FOLDER.")
@@ -45,11 +45,7 @@ def _of_run(folder: Path, recipe: Recipe, *, finished: bool, overwrite: bool) ->
         )
     if not any(folder.glob("checkpoint-*")):
         return OutputState(says="replaces an unfinished run without checkpoints")
-    try:
-        there = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    except OSError:
-        there = ""
-    if there in ("", masked_yaml(recipe)) or recipe.train.get("resume_from_checkpoint"):
+    if not holds_checkpoints_of_another(folder, recipe):
         return OutputState(says="goes on from the last checkpoint of the unfinished run that is there")
     return OutputState(
         says="refused",
@@ -59,16 +55,8 @@ def _of_run(folder: Path, recipe: Recipe, *, finished: bool, overwrite: bool) ->
 
 
 def _new(folder: Path) -> OutputState:
-    """A folder that is not there can be made where the nearest one above it can be written."""
+    """A missing folder can be made if its nearest existing parent is writable."""
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if above.is_dir() and os.access(above, os.W_OK):
         return OutputState(says="a new folder")
     return OutputState(says="refused", stops=f"{folder} cannot be made in {above}: output=OTHER_FOLDER.")
-
-
-def _state(folder: Path) -> dict[str, object]:
-    try:
-        state = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}

@@ -1,8 +1,7 @@
 """A recipe run by several processes, as `torchrun` and `accelerate launch` start them.
 
-The first rank keeps the folder, answers the questions and writes the report; the others only train along. What takes
-long on one rank (answers, preparing the data) is waited for without a time limit; the group that trains gives up after
-`ddp_timeout`, half an hour.
+The first rank keeps the folder, answers the questions and writes the report; the others only train. Ranks wait for long
+work of one rank (answers, data preparation) without a time limit; training's own group times out after `ddp_timeout`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class RunRanks:
     Attributes:
         rank: of all processes.
         local_rank: of those on this machine.
-        group: all of them, in a process group whose operations do not time out; None where there is only one.
+        group: a process group of all ranks without a timeout; None for a single process.
     """
 
     rank: int = 0
@@ -38,21 +37,21 @@ class RunRanks:
 
     @classmethod
     def of(cls, args: SFTConfig) -> RunRanks:
-        """The place that the launcher gave this process; to be called on all ranks at once."""
+        """This process's rank; to be called by all ranks."""
         if args.world_size == 1:
             return cls()
-        # gloo whatever the device: its waiting costs no GPU, and ends at once with an error when a process ends
+        # gloo on any device: waiting takes no GPU, and fails at once when a process ends
         group = dist.new_group(backend="gloo", timeout=NEVER)
         return cls(rank=args.process_index, local_rank=args.local_process_index, group=group)
 
     @property
     def first(self) -> bool:
-        """Whether this rank keeps the folder and talks."""
+        """Whether this rank keeps the folder and writes output."""
         return self.rank == 0
 
     @contextmanager
     def one_per_node_first(self) -> Iterator[None]:
-        """A block that the first rank of each machine goes through before the others: what it caches, they find.
+        """A block that the first rank of each machine runs before the others, which find what it has cached.
 
         Raises:
             RunError: another process ended.
@@ -64,7 +63,7 @@ class RunRanks:
             self.wait()
 
     def wait(self) -> None:
-        """Until all ranks are here.
+        """Waits for all ranks.
 
         Raises:
             RunError: another process ended.

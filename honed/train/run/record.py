@@ -45,7 +45,6 @@ class RunRecord:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Notes how long the block takes."""
         start = time.perf_counter()
         try:
             yield
@@ -53,7 +52,7 @@ class RunRecord:
             self._seconds[step] = round(time.perf_counter() - start, 2)
 
     def model(self, model: Any) -> None:
-        """Notes the size of the model and of what is trained."""
+        """Records the numbers of parameters."""
         parameters = list(model.parameters())
         trained = [p for p in parameters if p.requires_grad]
         self.trainable_bytes = sum(p.numel() * p.element_size() for p in trained)
@@ -62,12 +61,11 @@ class RunRecord:
         self._content["device"]["dtype"] = str(next(iter(parameters)).dtype).removeprefix("torch.")
 
     def changed_data(self) -> list[str]:
-        """The data files that are not what they were at the start; kept in `run.json`."""
+        """The data files that have changed since the start; recorded in `run.json`."""
         self._content["data_changed"] = changed(self._content["data_files"], self._data)
         return list(self._content["data_changed"])
 
     def end(self, status: str) -> None:
-        """Writes it all down."""
         peak = round(memory_gb(self._device), 3)
         self._folder.write_json(
             "run.json", {**self._content, "status": status, "seconds": self._seconds, "peak_memory_gb": peak}
@@ -83,7 +81,7 @@ def _versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The card, or the processor and how many threads it is used with."""
+    """The GPU's name, or the device's type and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type.upper()} ({counted(torch.get_num_threads(), 'thread')})"

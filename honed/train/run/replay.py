@@ -1,4 +1,4 @@
-"""What a run tells of its steps: the worst, those that were not taken, and the command that comes to them again."""
+"""What a run reports on its steps: the worst, those that were skipped, and the command that replays them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ NOT_FINITE = "not_finite.jsonl"
 
 @contextmanager
 def steps_told(trainer: Any, folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
-    """Writes the steps with the highest losses and tells of those that were not taken, where training ends or gives up.
+    """At the end of training, writes the steps with the highest losses and reports those that were skipped.
 
     Args:
-        trainer: one that does not watch its steps (the plain loop) tells nothing.
-        folder: gets `worst_steps.json`.
-        say: gets a line for the user.
+        trainer: one that does not watch its steps (the plain loop) reports nothing.
     """
     if not hasattr(trainer, "worst_steps"):
         yield
@@ -51,16 +49,10 @@ def _tell(trainer: WatchedTrainer, folder: RunFolder, say: Callable[[str], None]
 
 
 def replay_command(folder: Path) -> str | None:
-    """The command that takes a run to the first step that was not taken, and stops there with its rows.
+    """The command that takes a run to its first skipped step and stops there; None if no step was skipped.
 
-    It goes on from the newest whole checkpoint before that step, or else from the beginning, in a folder of its own.
-    Nothing that a step depends on is changed, so it comes to the same step with the same weights.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        None where every step was taken.
+    In a new folder it resumes from the newest whole checkpoint before that step, or starts at the beginning. Nothing
+    that a step depends on changes, so it reaches the same step with the same weights.
     """
     try:
         first = json.loads((folder / NOT_FINITE).read_text(encoding="utf-8").partition("\n")[0])["step"]

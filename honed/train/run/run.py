@@ -38,21 +38,23 @@ from honed.train.run_folder import checkpoint
 from honed.train.run_folder.folder import RunFolder
 from honed.train.run_folder.secrets import masked_yaml
 
-if TYPE_CHECKING:  # it brings transformers' Trainer and `datasets`, which the plain engine does without
+if TYPE_CHECKING:  # it imports transformers' Trainer and `datasets`, which the plain engine does not need
     from honed.train.trainer.trainer import SFTTrainer
 
 Say = Callable[[str], None]
 
 ENGINES = ("trainer", "plain")
+SAME_NAMES = (  # of a recipe's `data` and of SFTConfig
+    *("template", "system", "train_on", "train_reasoning", "train_tool_calls", "max_length", "overlong", "bad_rows"),
+    *("packing", "packing_strategy", "share_prefixes", "streaming", "shuffle_buffer"),
+)
 ONE_OR_MORE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """A run: its folder, what the before/after comparison gave ({} without samples), and whether it came to its end.
-
-    Of several processes, only the `first` has something to show.
-    """
+    """A run's folder, its before/after comparison ({} without samples), whether it finished, and whether this process
+    is the `first`, which has something to show."""
 
     folder: Path
     samples: dict[str, Any]
@@ -64,13 +66,11 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     """Trains as the recipe says. What is in the output folder afterwards: see `RunFolder`.
 
     Args:
-        recipe: what to do.
         command: the command line, kept in `run.json`.
-        say: gets lines for the user.
         overwrite: whether a finished run in the folder may be replaced.
 
     Raises:
-        HonedError: something that the user can mend; the folder is left in a state from which the run can start again.
+        HonedError: something that the user can mend; the run can then be started again.
     """
     plan = Plan.of(recipe)
     ranks = RunRanks.of(plan.args)
@@ -89,7 +89,7 @@ def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, 
     folder.claim(masked_yaml(recipe), overwrite=overwrite)
     record = RunRecord(folder, recipe, command, plan.args)
     if overwrite and not plan.args.resume_from_checkpoint:
-        checkpoint.clear(folder.path)  # else the run would go on from the end of the one that it replaces
+        checkpoint.clear(folder.path)  # else the run would resume the one that it replaces
     try:
         samples = _run(plan, folder, record, ranks, say)
         for name in record.changed_data():
@@ -109,11 +109,11 @@ def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A recipe with all that can be wrong in it checked, before anything is loaded or written.
+    """A recipe that has been checked, before anything is loaded or written.
 
     Attributes:
-        recipe, args: as given, and as training takes it.
-        questions, form: what is asked before and after, and what the answers should look like.
+        recipe, args: as given, and as training arguments.
+        questions, form: asked before and after training, and the form that answers should have.
     """
 
     recipe: Recipe
@@ -126,7 +126,7 @@ class Plan:
         """The plan of a recipe.
 
         Raises:
-            HonedError: what cannot be.
+            HonedError: the recipe cannot be run.
         """
         samples = recipe.samples
         if samples.max_new_tokens < 1:
@@ -164,11 +164,11 @@ def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say:
     _tell(trainer, folder, say)
     record.model(trainer.model)
     folder.need_space(record.trainable_bytes + (64 << 20))
-    if not isinstance(trainer, PlainTrainer):  # the plain loop writes it too, and knows where a resumed one begins
+    if not isinstance(trainer, PlainTrainer):  # the plain loop writes this file itself
         _keep_metrics(trainer, folder)
     with record.timed("train"), storage_errors(folder.path), steps_told(trainer, folder, say):
         _train(trainer, args, say)
-    if trainer.stream_loader is not None:  # now it is known what was read
+    if trainer.stream_loader is not None:  # the ledger of a stream is complete only now
         _tell_rows(trainer, folder, say)
     with record.timed("answer after"):
         after = _answers(plan, trainer.model, tokenizer, template, desc="Answering after")
@@ -187,7 +187,7 @@ def _keep_metrics(trainer: SFTTrainer, folder: RunFolder) -> None:
 
 
 def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
-    """The model, its tokenizer (or processor, for rows with images) and the template, which that has from now on."""
+    """The model, its tokenizer (or processor, for rows with images) with the recipe's template, and the template."""
     recipe, args = plan.recipe, plan.args
     whole = dataclasses.replace(recipe.data, eval_share=None)
     rows = None if args.streaming else run_data(whole, seed=args.seed).train
@@ -208,12 +208,12 @@ def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
 
 
 def _train_along(plan: Plan, ranks: RunRanks) -> None:
-    """All that the ranks other than the first do."""
+    """What ranks other than the first do."""
     model, processing_class, _ = _load(plan)
     with ranks.one_per_node_first():
         trainer = make_trainer(plan.recipe, plan.args, model, processing_class)
     _train(trainer, plan.args, say=lambda text: None)
-    trainer.save_model(plan.recipe.output)  # writes nothing here, but gathers what FSDP keeps on this rank
+    trainer.save_model(plan.recipe.output)  # writes nothing here, but takes part in gathering FSDP's shards
 
 
 def _train(trainer: SFTTrainer | PlainTrainer, args: SFTConfig, say: Say) -> None:
@@ -256,27 +256,15 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     data = recipe.data
     evaluates = data.held_out is not None or data.eval_share is not None
     own = {
+        **{name: getattr(data, name) for name in SAME_NAMES},
         "output_dir": recipe.output,
         "disable_tqdm": False,  # transformers would decide by its own log level
         "data_format": data.format,
-        "template": data.template,
         "template_arguments": dict(data.template_arguments),
         "columns": dict(data.columns),
-        "system": data.system,
         "train_roles": list(data.train_roles),
-        "train_reasoning": data.train_reasoning,
-        "train_tool_calls": data.train_tool_calls,
-        "train_on": data.train_on,
-        "max_length": data.max_length,
-        "overlong": data.overlong,
-        "packing": data.packing,
-        "packing_strategy": data.packing_strategy,
         "data_cache": data.cache,
         "dataset_num_proc": data.workers,
-        "share_prefixes": data.share_prefixes,
-        "bad_rows": data.bad_rows,
-        "streaming": data.streaming,
-        "shuffle_buffer": data.shuffle_buffer,
         "dataset_text_field": data.text_field,
         "eval_strategy": "epoch" if evaluates else "no",
     }
@@ -297,7 +285,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
 
 
 def _check_train(train: Mapping[str, Any]) -> None:
-    """Refuses what transformers would only stumble over in the middle of a run."""
+    """Refuses unknown keys and values that would fail only in the middle of a run."""
     hints = get_type_hints(SFTConfig)
     known = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
     for key, value in train.items():
@@ -316,7 +304,7 @@ def _check_train(train: Mapping[str, Any]) -> None:
 
 
 def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
-    """A whole number is a number too; true and false are neither."""
+    """An int counts as a float; a bool counts as neither."""
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
@@ -373,7 +361,7 @@ def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, recipe: Recipe) 
     with folder.saving() as place:
         trainer.save_model(str(place))
         trainer.model.generation_config.save_pretrained(place)
-        # a pickle of the arguments; the recipe says the same, and can be read without running anything
+        # a pickle of the arguments, which the recipe has in a safe format
         (place / "training_args.bin").unlink(missing_ok=True)
         (place / "README.md").write_text(card(recipe, trainer.ledger), encoding="utf-8")  # peft's names our folders
 

@@ -1,6 +1,8 @@
-"""Unfinished runs, which another recipe must not replace without a word."""
+"""Unfinished runs, which another recipe must not silently replace."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from honed.errors import RunError
 from honed.recipe import Recipe
@@ -9,19 +11,23 @@ from honed.train.run_folder.secrets import masked_yaml
 
 
 def keep_another(folder: RunFolder, recipe: Recipe) -> None:
-    """Refuses to begin anew where an unfinished run of another recipe could still be gone on with.
+    """Refuses to begin anew where an unfinished run of another recipe could still be resumed.
 
     Raises:
-        RunError: there is one, and the recipe does not say to go on from its checkpoint.
+        RunError: there is one, and the recipe does not say to resume it.
     """
-    try:
-        there = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    except OSError:
-        return
-    same = there == masked_yaml(recipe) or recipe.train.get("resume_from_checkpoint")
-    unfinished = folder.state().get("status") != "finished"
-    if unfinished and not same and any(folder.path.glob("checkpoint-*")):
+    if folder.state().get("status") != "finished" and holds_checkpoints_of_another(folder.path, recipe):
         raise RunError(
             f"{folder.path} holds checkpoints of an unfinished run of another recipe.",
             fix="add output=OTHER_FOLDER, --overwrite to begin anew, or resume_from_checkpoint=CHECKPOINT to go on",
         )
+
+
+def holds_checkpoints_of_another(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder holds checkpoints of another recipe, and this one does not say to resume from one."""
+    try:
+        there = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    same = there == masked_yaml(recipe) or recipe.train.get("resume_from_checkpoint")
+    return not same and any(folder.glob("checkpoint-*"))

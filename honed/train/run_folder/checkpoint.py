@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, or seen not to be: written beside their place, flushed, checksummed, renamed.
+"""Checkpoints that are verifiably whole: written to a temporary folder, flushed, checksummed, renamed.
 
     RUN/checkpoint-12/
         weights.safetensors   what is trained, in the number format that it is trained in
@@ -39,7 +39,7 @@ _CHUNK = 1 << 22  # bytes hashed at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """All that a run needs to go on as if it had not stopped.
+    """All that a run needs to resume as if it had not stopped.
 
     Attributes:
         weights: parameter name -> tensor, of everything that is trained.
@@ -76,13 +76,12 @@ def save(folder: str | Path, state: State) -> Path:
 def written(
     folder: str | Path, step: int, *, first: bool = True, meet: Callable[[], Any] = lambda: None
 ) -> Iterator[Path]:
-    """A folder `checkpoint-STEP` to write in, which takes its place when the block ends well: whole, or not at all.
+    """A temporary folder for `checkpoint-STEP`, sealed and renamed when the block ends without an error.
 
     Args:
-        folder: of the run.
         step: of the checkpoint; an earlier one of this step is replaced.
-        first: whether this process makes and seals it; others that write into it have False.
-        meet: waits for the other processes that write into it.
+        first: whether this process creates and seals it; False for others that write into it.
+        meet: a barrier of the processes that write into it.
 
     Raises:
         RunError: the disk is full or cannot be written; what was there before is as it was.
@@ -99,7 +98,7 @@ def written(
             meet()
             if first:
                 seal(beside / place.name)
-                if place.exists():  # a torn one, or one made before the run went back to an earlier one
+                if place.exists():  # damaged, or written before the run was resumed from an earlier one
                     place.rename(beside / "old")
                 (beside / place.name).rename(place)
                 _flush(folder)
@@ -124,15 +123,14 @@ def read_position(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
 
 
-def load(path: str | Path, *, device: torch.device | str = "cpu", checked: bool = False) -> State:
-    """Reads a checkpoint; nothing in it is executed.
+def load(path: str | Path, *, checked: bool = False) -> State:
+    """Reads a checkpoint onto the CPU; nothing in it is executed.
 
     Args:
-        device: where its tensors go; random states stay on the CPU.
-        checked: it has been checked just now, so that its files need not be hashed again.
+        checked: its files were checked just now, and need not be hashed again.
 
     Raises:
-        RunError: it is not whole, or holds what no checkpoint of ours does.
+        RunError: it is not whole, or not a checkpoint of honed.
     """
     from safetensors.torch import load_file
 
@@ -142,7 +140,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", checked: bool 
     try:
         training = torch.load(path / STATE, map_location="cpu", weights_only=True)
         where = json.loads((path / POSITION).read_text(encoding="utf-8"))
-        return State(weights=load_file(path / WEIGHTS, device=str(device)), **training, **where)
+        return State(weights=load_file(path / WEIGHTS), **training, **where)
     except Exception as error:  # each of the three readers raises kinds of its own
         raise RunError(f"{path} cannot be read: {first_line(error)}", fix="resume from an earlier one") from None
 
@@ -150,12 +148,11 @@ def load(path: str | Path, *, device: torch.device | str = "cpu", checked: bool 
 def latest_good(
     folder: str | Path, identity: Mapping[str, Any] | None = None, *, before: float = math.inf
 ) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and why each newer one was passed over.
+    """The newest whole checkpoint of a run, and why each newer one was skipped.
 
     Args:
-        folder: of the run.
-        identity: of the run; a checkpoint with another is foreign. None to take any.
-        before: only checkpoints of earlier steps than this are looked at.
+        identity: what it must agree with; None to take any.
+        before: only checkpoints of earlier steps are considered.
     """
     notes: list[str] = []
     for path in (path for path in _newest_first(folder) if _step_of(path) < before):
@@ -166,7 +163,7 @@ def latest_good(
 
 
 def why_not(path: str | Path, identity: Mapping[str, Any] | None = None) -> str:
-    """Why a checkpoint cannot be gone on from: it is torn, or another run's; "" where it can be."""
+    """Why a checkpoint cannot be resumed: it is damaged, or another run's; "" where it can."""
     return next(iter(check(path)), "") or _foreign(Path(path), identity)
 
 
@@ -175,13 +172,13 @@ def prune(
 ) -> list[Path]:
     """Deletes all but the newest `keep` checkpoints, and what killed processes left half-written.
 
-    The newest whole one is never deleted, however many torn ones are newer.
+    The newest whole one is always kept, however many damaged ones are newer.
 
     Args:
         folder: of the run; no other process may be saving in it.
         keep: at least 1; None keeps all.
-        known_good: one that was written just now: it stays, and need not be hashed again.
-        best: another that stays.
+        known_good: was written just now: it is kept, and not hashed again.
+        best: is kept too.
 
     Returns:
         The checkpoints deleted.
@@ -194,7 +191,7 @@ def prune(
     newest_good = next((path for path in paths if path == known_good or not check(path)), None)
     old = [path for path in paths[max(keep, 1) :] if path not in (newest_good, known_good, best)]
     for path in old:
-        (path / MANIFEST).unlink(missing_ok=True)  # first, so that what a crash leaves is seen to be torn
+        (path / MANIFEST).unlink(missing_ok=True)  # first, so that a crash leaves no valid checkpoint
         shutil.rmtree(path, ignore_errors=True)
     return old
 
@@ -219,7 +216,7 @@ def seal(folder: str | Path) -> None:
 
 
 def check(folder: str | Path) -> list[str]:
-    """What is wrong with a sealed folder, each in a few words; [] where every file is as it was sealed."""
+    """What is wrong with a sealed folder; [] where every file is as it was sealed."""
     folder = Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -235,7 +232,7 @@ def check(folder: str | Path) -> list[str]:
 
 
 def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Where every random generator of this process stands, in types that `torch.load(weights_only=True)` reads."""
+    """The state of every random generator of this process, in types that `torch.load(weights_only=True)` reads."""
     name, keys, *rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -249,7 +246,7 @@ def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Puts every random generator of this process back to where it stood."""
+    """Restores every random generator of this process."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -312,7 +309,7 @@ def _sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file or a folder's list of files is on the disk; Windows opens no folders."""
+    """Flushes a file or folder to the disk; Windows cannot open folders."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -324,17 +321,13 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def _storage(folder: Path) -> Iterator[None]:
-    """Every refusal of the operating system, as an error that says what to do."""
+    """Turns errors of the operating system into a RunError with a fix."""
     from safetensors import SafetensorError
 
     try:
         with storage_errors(folder):
             yield
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch's and safetensors' writers raise kinds of their own
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: of torch's writer
         if is_lost_rank(error):  # no fault of the disk's
             raise
         raise RunError(

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, in which state, and how files get there whole or not at all."""
+"""The folder of a run: what is in it, its state, and how files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from honed.errors import RunError, storage_errors
 from honed.train.run_folder.lock import LOCK, run_lock
 
-# What tells of an earlier run and would be taken for the new one's.
+# Files of an earlier run that would be taken for the new one's.
 RECORDS = ("ledger.json", "samples.json", "worst_steps.json", "report.html")
 WEIGHTS = ("adapter_config.json", "adapter_model*", "config.json", "model*.safetensors*")
 
@@ -74,7 +74,7 @@ class RunFolder:
             yield
 
     def claim(self, recipe_yaml: str, *, overwrite: bool) -> None:
-        """Makes sure that no other run's results are lost, and that none are taken for this run's.
+        """Makes sure that no other run's results are lost or taken for this run's.
 
         Raises:
             RunError: the folder holds a finished run, or files that are not a run's.
@@ -92,15 +92,11 @@ class RunFolder:
                 (self / name).unlink(missing_ok=True)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A file's JSON object, or {} where there is none that can be read."""
-        try:
-            found = json.loads((self / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        """See `json_object`."""
+        return json_object(self / name)
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file beside its place and renames it, so that readers never see half of it."""
+        """Writes a temporary file and renames it, so that readers never see half of it."""
         with storage_errors(self.path):
             beside = self / f".{name}.{os.getpid()}"
             try:
@@ -110,7 +106,6 @@ class RunFolder:
                 beside.unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Any) -> None:
-        """The same for JSON."""
         self.write_text(name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
     @contextmanager
@@ -142,3 +137,12 @@ class RunFolder:
                 f"{self.path}: {free / 1e9:.2f} GB free, and the trained weights need {n_bytes / 1e9:.2f} GB.",
                 fix="free some space, or name a folder on another disk with output=FOLDER",
             )
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, or {} where there is none that can be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

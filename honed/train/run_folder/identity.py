@@ -1,4 +1,4 @@
-"""Which model and rows a checkpoint belongs to, so that another run's is not taken for one's own."""
+"""Which model and rows a checkpoint belongs to."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _COMPARED = 64  # first values of each parameter
 
 
 def identity_of_model(model: Any) -> dict[str, Any]:
-    """What a checkpoint of this model must agree with, as JSON: shapes, formats, frozen weights and adapters."""
+    """What a checkpoint of this model must agree with, as JSON: shapes, dtypes, frozen weights and adapters."""
     weights = hashlib.sha256()
     for name, p in model.named_parameters():
         weights.update(f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}".encode())
-        if not p.requires_grad:  # in no checkpoint, so it must be the same again; its first values tell
+        if not p.requires_grad:  # not in the checkpoint; a change shows in the first values
             weights.update(_values(p.detach().flatten()[:_COMPARED]))
     adapters = {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()}
     return {"adapter": json.loads(json.dumps(adapters, default=_plain)), "model": weights.hexdigest()}
 
 
 def digest_of_weights(model: Any) -> str:
-    """SHA-256 of the first and last values of each parameter: those of added tokens and of new heads are among them."""
+    """SHA-256 of the first and last values of each parameter, which include added tokens and new heads."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
         values = parameter.detach().flatten()
@@ -35,7 +35,7 @@ def digest_of_weights(model: Any) -> str:
 
 
 def digest_of_rows(rows: Any) -> str:
-    """SHA-256 of prepared rows; of others, their kind and number only: reading them may be costly or impossible."""
+    """SHA-256 of prepared rows; for others only kind and number, because reading them may be costly or impossible."""
     if not isinstance(rows, PackedRows):
         return f"{type(rows).__name__} of {len(rows) if hasattr(rows, '__len__') else 'unknown length'}"
     digest, table = hashlib.sha256(), rows.table

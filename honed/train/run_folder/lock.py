@@ -2,9 +2,9 @@
 
     <run>/.lock    {"pid": 4711, "host": "box", "boot": "<the machine's start>", "since": "2026-01-01T10:00:00+00:00"}
 
-The operating system's own lock on this file decides (flock; on Windows the C runtime's), so that a killed run leaves
-nothing to clean up. What stands in the file tells others who holds it. Where a file system knows no locks (Lustre
-mounted without `flock`), what stands in the file decides: it holds unless its process is known to be gone.
+The operating system's lock on this file decides (flock; on Windows the C runtime's), so a killed run leaves nothing to
+clean up. The content names the holder. On file systems without locks (Lustre mounted without `flock`) the content
+decides: the lock holds unless its process is known to be gone.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from honed.cache import process_alive
 from honed.errors import RunError
 
 LOCK = ".lock"
-# What an open or a lock gives where another process holds it, and where there are no locks at all.
+# Error numbers where another process holds the lock, and where there are no locks at all.
 HELD = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[str]:
-    """Holds the lock of a run's folder; yields a sentence about the dead run that held it before, "" without one.
+    """Holds the lock of a run's folder; yields a sentence about a killed run that held it before, or "".
 
-    Only the first rank of a distributed run locks: its ranks share a folder.
+    Only the first rank of a distributed run takes the lock.
 
     Raises:
         RunError: another run holds it.
@@ -47,14 +47,14 @@ def run_lock(folder: Path) -> Iterator[str]:
         _write(descriptor, _self())
         yield _takeover(left)
     finally:
-        _write(descriptor, {})  # where an open file cannot be deleted (Windows), the next run finds it empty
+        _write(descriptor, {})  # Windows cannot delete an open file: leave it empty
         with suppress(OSError):
             (folder / LOCK).unlink()
         os.close(descriptor)
 
 
 def _locked(folder: Path) -> int:
-    """The open and locked file. Its holder deletes it, so what was locked may be gone: then once more."""
+    """The open and locked file. Its last holder may have deleted it before it was locked: then once more."""
     while True:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -85,7 +85,7 @@ def _system_lock(descriptor: int) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text, which others may go on reading
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # beyond the text, which must stay readable
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
@@ -94,16 +94,13 @@ def _system_lock(descriptor: int) -> None:
 
 
 def _may_live(holder: dict[str, Any]) -> bool:
-    """False for no holder, and for one of this machine that is gone or ran before its last start."""
+    """False without a holder, or if it was a process of this machine that is gone or ran before the last boot."""
     if not holder:
         return False
     if holder.get("host") != socket.gethostname():
         return True
-    return holder.get("boot") == _boot() and _alive(holder.get("pid"))
-
-
-def _alive(pid: object) -> bool:
-    return isinstance(pid, int) and process_alive(pid)
+    pid = holder.get("pid")
+    return holder.get("boot") == _boot() and isinstance(pid, int) and process_alive(pid)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -135,7 +132,7 @@ def _self() -> dict[str, Any]:
 
 
 def _boot() -> str:
-    """What tells this start of the machine from others; "" where the system does not say."""
+    """The id of this boot of the machine; "" where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

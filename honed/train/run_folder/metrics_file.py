@@ -1,4 +1,4 @@
-"""`metrics.jsonl` and files like it: a JSON object a line, whole after a kill, and gone on from a step."""
+"""`metrics.jsonl` and similar files: one JSON object per line, intact after a kill, continued from any step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from honed.errors import storage_errors
 
 
 class MetricsLines:
-    """Appends a JSON object a line, flushed at once; where a run is resumed, lines behind its step are dropped."""
+    """Appends one JSON object per line, flushed at once; when a run is resumed, lines after its step are dropped."""
 
     def __init__(self, path: Path, *, step: int) -> None:
         self._path, self._started = path, time.perf_counter()
@@ -30,14 +30,14 @@ class MetricsLines:
 
 
 def append_line(path: Path, step: int, seconds: float, values: Mapping[str, Any]) -> None:
-    """One JSON object more; numbers that JSON cannot hold (NaN, infinity) become null."""
+    """Appends a JSON object; NaN and infinities, which JSON does not have, become null."""
     line = {"step": step, "seconds": round(seconds, 3), **{key: _finite(value) for key, value in values.items()}}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Drops the lines behind a step from a file of JSON lines, which is made where there is none; all, if it is 0."""
+    """Drops the lines after a step from a file of JSON lines, all for step 0; creates the file if there is none."""
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         old = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
@@ -54,4 +54,4 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf  # the line that a kill tore
+        return math.inf  # a line that a kill cut off

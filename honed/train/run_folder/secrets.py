@@ -1,4 +1,4 @@
-"""Keys and passwords stay out of what a run writes down: recipe, command line, report, and the pickled arguments."""
+"""Masks keys and passwords in what a run writes: recipe, command line, report, and pickled arguments."""
 
 from __future__ import annotations
 
@@ -31,11 +31,7 @@ _IN_URLS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s/:@'\"]*:[^\s/@'\"]+|[^\s
 
 
 def masked(text: str) -> str:
-    """The text with `<masked>` for keys, tokens and passwords.
-
-    They are known by the name before them, by their own form, or by their place in a URL; what has none of these
-    cannot be told from other words.
-    """
+    """The text with `<masked>` for keys, tokens and passwords, known by a name before them, their form, or a URL."""
     text = _IN_URLS.sub(rf"\1{MASK}@", _NAMED.sub(_without_value, text))
     for literal, pattern in SECRETS:
         if literal in text:
@@ -44,7 +40,7 @@ def masked(text: str) -> str:
 
 
 def masked_values(value: Any) -> Any:
-    """The same for a value of JSON: every text in it, and whole texts below keys with a telling name."""
+    """The same for a JSON value: every text in it, and the whole text under a key that names a secret."""
     if isinstance(value, Mapping):
         return {key: MASK if _hides(key, item) else masked_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -56,21 +52,20 @@ def masked_command(command: str) -> str:
     """The same for a command line whose arguments may be `key=value`."""
     try:
         return shlex.join(map(_masked_argument, shlex.split(command)))
-    except ValueError:  # not a shell's: a script says what it likes
+    except ValueError:  # not a shell command
         return masked(command)
 
 
 def masked_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML that can be read back, without what it keeps secret."""
+    """The recipe as YAML that can be read back, with its secrets masked."""
     return as_yaml(recipe_from(masked_values(dataclasses.asdict(recipe))))
 
 
 def sealed_arguments(args: Any) -> Any:
-    """A copy of training arguments that can be used as they are, and whose pickle holds no secrets.
+    """A copy of training arguments that works as before, and whose pickle holds no secrets.
 
-    transformers pickles its arguments into `training_args.bin`, and uploads with a `hub_token` that they hold. Loaded
-    again, they are of the class that was given; a name that tells of a secret is None there, as if it had not been
-    set, and a secret inside another value is masked.
+    transformers pickles its arguments into `training_args.bin`, and needs their `hub_token` to upload. Unpickled, they
+    are of the original class, with None for fields that name a secret and masks inside other values.
     """
     kind = type(args)
 

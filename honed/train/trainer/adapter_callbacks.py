@@ -1,7 +1,7 @@
-"""What an adapter's method asks for in every step beside gradients: AdaLoRA moves ranks to where they count.
+"""Callbacks for adapter methods that do more in a step than gradients: AdaLoRA reallocates its ranks.
 
-Source: Zhang et al., arXiv:2303.10512. transformers' Trainer calls none of this, and peft adds the penalty only to a
-loss that the model computes itself; without them AdaLoRA is LoRA that never gives up a rank.
+Source: Zhang et al., arXiv:2303.10512. transformers' Trainer does not call this, and peft adds the penalty only to a
+loss that the model computes itself; without both, AdaLoRA is LoRA that never gives up a rank.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ import torch
 from transformers import TrainerCallback
 
 from honed.errors import ModelError
+from honed.model.adapters.adapters import adapter_method
 
 
 class AdaLoraSchedule(TrainerCallback):
-    """Keeps AdaLoRA's singular vectors orthogonal and moves its budget of ranks.
+    """Keeps AdaLoRA's singular vectors orthogonal and reallocates its budget of ranks.
 
-    The penalty's gradient is there before the step's first micro-batch, so it counts once a step, whatever the number
-    of micro-batches, and is clipped with the rest.
+    The penalty's gradient is computed before the first micro-batch, so it counts once per step and is clipped with the
+    rest.
     """
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Starts the step's gradients with that of the orthogonality penalty."""
+        """Adds the gradient of the orthogonality penalty."""
         adapter = _unwrapped(model)
         config = adapter.active_peft_config
         (config.orth_reg_weight * orthogonality_penalty(adapter)).backward()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Weighs each rank by the gradients that are still there, and masks those over the budget."""
+        """Updates the ranks' importance from the gradients, which are still there, and masks those over the budget."""
         _unwrapped(model).base_model.update_and_allocate(state.global_step)
 
 
@@ -38,9 +39,7 @@ def adapter_callbacks(model: Any, *, fp16: bool) -> list[TrainerCallback]:
     Raises:
         ModelError: AdaLoRA with fp16, whose scaled gradients the penalty's would not match.
     """
-    if not hasattr(model, "get_base_model"):
-        return []
-    if getattr(model.active_peft_config.peft_type, "value", "") != "ADALORA":
+    if adapter_method(model) != "ADALORA":
         return []
     if fp16:
         raise ModelError("AdaLoRA cannot be trained with fp16=True.", fix="use bf16=True, or LoRA")

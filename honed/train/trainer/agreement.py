@@ -1,6 +1,6 @@
-"""What several processes must have alike before the first step: settings, rows, batches and, for FSDP2, weights.
+"""Checks that all processes start with the same settings, rows, batches and, for FSDP2, weights.
 
-Where they differ, ranks wait for each other for ever, or train some rows twice and others never, without a word.
+Ranks that differ wait for each other for ever, or silently train some rows twice and others never.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from honed.data.batch.table import PackedRows
 from honed.errors import RunError
 from honed.train.run_folder.identity import digest_of_rows, digest_of_weights
 
-# Arguments beside those of a checkpoint's identity that decide which steps there are, and when all ranks meet.
+# Arguments, besides those in a checkpoint's identity, that decide which steps there are and when ranks synchronise.
 SETTINGS = (
     *("num_train_epochs", "max_steps", "max_grad_norm", "bf16", "fp16", "loss_type"),
     *("label_smoothing_factor", "logging_strategy", "logging_steps", "save_strategy", "save_steps"),
@@ -29,12 +29,12 @@ _FIXES = {
 
 
 def check(trainer: Any, identity: Mapping[str, Any]) -> None:
-    """All ranks call it before they train; where there is one, nothing is looked at.
+    """To be called by all ranks before they train; does nothing where there is one.
 
     Args:
         trainer: an `SFTTrainer` whose model is not wrapped yet.
-        identity: what a checkpoint must agree with; see `ResumingTrainer.identity`. Its `model` may differ, as DDP and
-            DeepSpeed share out the first rank's weights, and its `adapter` in the folder that the base came from.
+        identity: see `ResumingTrainer.identity`. `model` may differ, as DDP and DeepSpeed broadcast the first rank's
+            weights, and so may `adapter`, which names the folder of the base.
 
     Raises:
         RunError: on all ranks, if two of them differ in anything.
@@ -43,7 +43,7 @@ def check(trainer: Any, identity: Mapping[str, Any]) -> None:
         return
     args = trainer.args.to_dict()
     settings = {key: value for key, value in identity.items() if key not in ("model", "adapter", "data")}
-    saves = [] if trainer.args.save_strategy == "no" else ["output_dir"]  # each rank has a part of a checkpoint
+    saves = [] if trainer.args.save_strategy == "no" else ["output_dir"]  # all ranks write into a checkpoint
     mine = {**settings, **{name: args.get(name) for name in (*SETTINGS, *saves)}}
     mine |= {
         ROWS: _rows(trainer.train_dataset, identity["data"]),
@@ -83,9 +83,9 @@ def _batches(trainer: Any) -> str:
 
 
 def _weights(trainer: Any) -> str | None:
-    """A digest where each rank keeps its own part of its own weights; others are sent to all by the first rank."""
+    """A digest where each rank shards its own weights; otherwise the first rank broadcasts them."""
     if not trainer.is_fsdp_enabled or trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
         return None
     if any(hasattr(parameter, "full_tensor") for parameter in trainer.model.parameters()):
-        return None  # parted among the ranks already: it is trained a second time
+        return None  # sharded already by an earlier `train`
     return digest_of_weights(trainer.model)[:12]

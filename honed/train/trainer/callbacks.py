@@ -1,4 +1,4 @@
-"""What happens beside training: the progress bar and the metrics file."""
+"""Callbacks of SFTTrainer: the progress bar and the metrics file."""
 
 from __future__ import annotations
 
@@ -20,18 +20,15 @@ class TrainingProgress(TrainerCallback):
         self._bar: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Opens the bar, on the first rank only."""
         if state.is_world_process_zero:
             self._bar = Progress(desc="Training", total=state.max_steps, unit="step")
             self._bar.count = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step further."""
         if self._bar is not None:
             self._bar.advance()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Shows the newest numbers behind the bar."""
         if self._bar is None or not logs:
             return
         if "loss" in logs:
@@ -40,7 +37,6 @@ class TrainingProgress(TrainerCallback):
             self._bar.write(f"step {state.global_step}: " + ", ".join(f"{k} {v:.4g}" for k, v in logs.items()))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Closes the bar."""
         self.close()
 
     def close(self, *, finished: bool = True) -> None:
@@ -51,23 +47,18 @@ class TrainingProgress(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every logged line to `metrics.jsonl`, flushed at once so that a killed run keeps what it logged.
-
-    Args:
-        path: the file; a run that starts anew begins it anew.
-    """
+    """Appends every logged line to `metrics.jsonl`, flushed at once so that a killed run keeps what it logged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._started = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Empties the file; of a run that is resumed, only what comes after its checkpoint is dropped."""
+        """Empties the file; a resumed run drops only the lines after its checkpoint."""
         self._started = time.perf_counter()
         if state.is_world_process_zero:
             drop_after(self.path, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """One JSON object a line, see `append_line`."""
         if state.is_world_process_zero and logs:
             append_line(self.path, state.global_step, time.perf_counter() - self._started, logs)

@@ -1,4 +1,4 @@
-"""How SFTTrainer evaluates, predicts and shows rows: prepared as for training, one exact loss, logits row by row."""
+"""How SFTTrainer evaluates, predicts and shows rows: prepared as for training, with one exact loss."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from honed.train.rows.rows import Datasets, show_row
 
 
 class EvenRows:
-    """Rows to evaluate on, as many for each rank.
+    """Evaluation rows, filled up so that all ranks have the same number.
 
-    accelerate would fill up the last batches with the first rows, which would then count twice. Here they are filled up
-    with a row that counts nothing, whose logits are cut off again.
+    accelerate would repeat the first rows, which would then count twice. Here the last batches are filled up with a row
+    without weight, whose logits are cut off again.
 
     Args:
-        rows: not empty.
-        multiple_of: rows of a batch on all ranks.
+        rows: at least one.
+        multiple_of: rows of a batch on all ranks together.
 
     Attributes:
-        total_dataset_length: how many rows there are without those; accelerate looks for this name.
+        total_dataset_length: the number of real rows, under the name that accelerate reads.
     """
 
     def __init__(self, rows: PackedRows, multiple_of: int) -> None:
@@ -51,11 +51,11 @@ class EvenRows:
 
 
 class EvaluatingTrainer(Trainer):
-    """transformers' Trainer with honed's evaluation; the base of `SFTTrainer`, which sets the attributes.
+    """transformers' Trainer with honed's evaluation; `SFTTrainer` sets the attributes.
 
     Attributes:
-        metrics: of what is trained or evaluated at the moment.
-        seams: which the model takes; open while it trains or evaluates.
+        metrics: of the current training or evaluation.
+        seams: open while the model trains or evaluates.
     """
 
     data_collator: Any
@@ -64,7 +64,7 @@ class EvaluatingTrainer(Trainer):
     _datasets: Datasets
     _plain_loss: bool
     _head: ScoringHead | None = None
-    _training_draws: torch.Tensor | None = None  # the state of torch's generator, while an evaluation has its own
+    _training_draws: torch.Tensor | None = None  # during an evaluation, the state of training's random generator
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates; a data set that is passed here is prepared as the one at construction was."""
@@ -89,11 +89,11 @@ class EvaluatingTrainer(Trainer):
         show_row(self.train_dataset if rows is None else rows, self.processing_class, row)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Batches to evaluate on: padded, a document in each row, where somebody looks at the logits."""
+        """Batches to evaluate on; padded, one document per row, if `compute_metrics` gets the logits."""
         with self._rows_apart(self.compute_metrics is not None, eval_dataset):
             if eval_dataset is None or isinstance(eval_dataset, str):
                 return super().get_eval_dataloader(eval_dataset)
-            kept = self.__dict__.pop("_eval_dataloaders", {})  # of workers that stay: transformers knows sets by name
+            kept = self.__dict__.pop("_eval_dataloaders", {})  # transformers would reuse the loader of another set
             try:
                 return super().get_eval_dataloader(eval_dataset)
             finally:
@@ -109,14 +109,14 @@ class EvaluatingTrainer(Trainer):
             return super()._get_dataloader(dataset, *args, **kwargs)
         if isinstance(dataset, PackedRows) and self.args.world_size > 1 and dataset:
             dataset = EvenRows(dataset, self.args.eval_batch_size * self.args.world_size)
-        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # which is for training
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # meant for training only
         try:
             return super()._get_dataloader(dataset, *args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drops
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Prepared rows in their own order, also where training groups them by length: `EvenRows` counts on it."""
+        """Prepared rows keep their order even if training groups them by length: `EvenRows` needs the filling last."""
         if isinstance(eval_dataset, (PackedRows, EvenRows)):
             return SequentialSampler(eval_dataset)
         return super()._get_eval_sampler(eval_dataset)
@@ -124,7 +124,7 @@ class EvaluatingTrainer(Trainer):
     def _new_metrics(self) -> StepMetrics:
         args = self.args
         ranks = Ranks(device=args.device, rank=args.process_index, world=args.world_size)
-        parts = getattr(self.model, "_tp_size", None) or 1  # so many ranks have the same rows (tensor parallelism)
+        parts = getattr(self.model, "_tp_size", None) or 1  # tensor-parallel ranks have the same rows
         return StepMetrics(args.device, over_ranks=lambda *values: [total / parts for total in ranks.sum(*values)])
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +133,7 @@ class EvaluatingTrainer(Trainer):
         self.metrics = self._new_metrics()
         self._evaluated = torch.zeros(2, device=self.args.device)
         try:
-            # a loader draws a seed from torch's generator, which dropout and noise draw from when training goes on
+            # loaders draw their seed from torch's generator; restore it, so that training draws the same numbers
             self._training_draws = torch.random.get_rng_state()
             with self._seams_open(), torch.random.fork_rng(devices=[]):
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
@@ -153,7 +153,7 @@ class EvaluatingTrainer(Trainer):
             self.metrics.start_clock()
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Of a checkpoint that SIGTERM asks for in an evaluation too: that of training, which goes on afterwards."""
+        """In a checkpoint that SIGTERM asks for during an evaluation, saves the generator of training."""
         with torch.random.fork_rng(devices=[]):
             if self._training_draws is not None:
                 torch.random.set_rng_state(self._training_draws)
@@ -168,7 +168,7 @@ class EvaluatingTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         items = self._get_num_items_in_batch([inputs], self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, dict(inputs), num_items_in_batch=items)  # some take the labels out
+            loss = self.compute_loss(model, dict(inputs), num_items_in_batch=items)  # which may pop the labels
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             weight = total_weight(inputs["labels"], inputs.get("loss_weights"))
             self._evaluated = self._evaluated + torch.stack([loss * items / ranks, weight])

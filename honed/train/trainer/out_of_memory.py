@@ -1,8 +1,7 @@
-"""A micro-batch that does not fit into memory is cut in two, and the step is done again with the same sum of losses.
+"""A micro-batch that does not fit into memory is cut in two, and the step is repeated with the same sum of losses.
 
-A step's loss is the sum of its token losses / the weight of all its tokens, so it does not matter how its documents
-are cut into micro-batches (`honed.loss.objective`). What differs: dropout and noise are drawn anew, and the experts'
-load balance is a mean over a micro-batch.
+A step's loss does not depend on how its documents are cut into micro-batches (`honed.loss.objective`). Only dropout and
+noise are drawn anew, and the experts' load balance is a mean over a micro-batch.
 
 Shapes: B rows, T all tokens of a flat batch, N documents.
 """
@@ -29,8 +28,8 @@ class Splits:
     """What did not fit so far.
 
     Attributes:
-        count: micro-batches that did not fit, since the last log.
-        limit: the tokens of the smallest of them; None while all fit. What is as large is cut before it is tried.
+        count: micro-batches that did not fit since the last log.
+        limit: tokens of the smallest one that did not fit; batches of this size are cut without a try.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,7 @@ class Splits:
         self.limit: int | None = None
 
     def fitting(self, micro_batches: list[Batch]) -> list[Batch]:
-        """The same documents in micro-batches below the limit, as far as they can be cut."""
+        """The same documents in micro-batches below the limit, as far as possible."""
         if self.limit is None:
             return list(micro_batches)
         fits: list[Batch] = []
@@ -48,7 +47,7 @@ class Splits:
         return fits
 
     def add(self, batch: Batch) -> bool:
-        """Notes a micro-batch that did not fit; returns whether it is the first one."""
+        """Counts a micro-batch that did not fit; returns whether it is the first one."""
         first, size = self.limit is None, size_of(batch)
         self.count, self.limit = self.count + 1, size if self.limit is None else min(size, self.limit)
         return first
@@ -67,16 +66,12 @@ def size_of(batch: Mapping[str, torch.Tensor]) -> int:
 
 
 def can_be_cut(batch: Mapping[str, object]) -> bool:
-    """Whether it is a flat or padded batch of honed's own, with nothing in it that documents share."""
+    """Whether it is one of honed's flat or padded batches, without shared prefixes."""
     return ("cu_seq_lens_q" in batch and set(batch) <= _FLAT) or ("attention_mask" in batch and set(batch) <= _PADDED)
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch] | None:
-    """The documents of a batch in two batches of about as many tokens, in their order; None where there is but one.
-
-    Args:
-        batch: one for which `can_be_cut` is true, on any device; not changed. The halves are views of it.
-    """
+    """The batch's documents in two batches with about as many tokens, as views; None if it cannot be cut."""
     if not can_be_cut(batch):
         return None
     if "cu_seq_lens_q" not in batch:
@@ -90,7 +85,7 @@ def halves(batch: Batch) -> tuple[Batch, Batch] | None:
 
 
 def _documents(batch: Batch, bounds: list[int]) -> Batch:
-    """The documents of a flat batch that lie between these boundaries."""
+    """The documents of a flat batch within these boundaries."""
     span = slice(bounds[0], bounds[-1])
     starts = torch.tensor(bounds, dtype=torch.int32, device=batch["cu_seq_lens_q"].device) - bounds[0]
     longest = max(end - start for start, end in pairwise(bounds))

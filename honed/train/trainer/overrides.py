@@ -1,7 +1,7 @@
-"""Methods that a script's own subclass of SFTTrainer overrides: it gets what TRL would give it, or is told.
+"""Subclasses of SFTTrainer in scripts: their overrides get what TRL would give them, or are refused.
 
-A loss of one's own reads the batch: `inputs["attention_mask"]`, or the model called with `input_ids` only. In a flat
-batch there is no mask, and documents would see each other, so such a trainer gets padded batches.
+An overridden `compute_loss` may read `inputs["attention_mask"]` or pass only `input_ids` to the model. A flat batch has
+no mask, and documents would see each other, so such a trainer gets padded batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ROWS = (
     "prepare the rows before, with dataset.map(...) or formatting_func; of rows with `input_ids` and `labels` nothing "
     "is changed"
 )
-# TRL's own hooks of several releases, which nothing here would call.
+# Hooks of several TRL releases, which nothing calls here.
 NOT_CALLED: Mapping[str, str] = {
     "_prepare_dataset": _ROWS,
     "_prepare_non_packed_dataloader": _ROWS,
@@ -29,22 +29,17 @@ NOT_CALLED: Mapping[str, str] = {
 
 
 def overridden(cls: type, base: type, name: str) -> bool:
-    """Whether `cls` has another method of this name than `base`, which may have none."""
+    """Whether `cls` has a method of this name that is not that of `base`."""
     return getattr(cls, name, None) is not getattr(base, name, None)
 
 
 def reads_batches(cls: type, base: type) -> bool:
-    """Whether a subclass looks at batches, so that they must be padded ones; not if it says `takes_flat_batches`."""
+    """Whether a subclass reads batches, which must then be padded; not if it sets `takes_flat_batches`."""
     return not getattr(cls, "takes_flat_batches", False) and any(overridden(cls, base, m) for m in READ_BATCHES)
 
 
 def check_subclass(cls: type, base: type, args: SFTConfig) -> list[str]:
     """What the author of a subclass should know.
-
-    Args:
-        cls: the subclass.
-        base: SFTTrainer itself.
-        args: its arguments.
 
     Raises:
         RecipeError: it overrides a method that is never called, or one whose arguments have changed.

@@ -1,7 +1,7 @@
-"""SFTTrainer's checkpoints: whole or seen not to be, and gone on from as if the run had not stopped.
+"""SFTTrainer's checkpoints: verifiably whole, and resumed as if the run had not stopped.
 
-transformers writes what it always writes; `position.json` beside it holds what transformers forgets (the loss and the
-counts since the last log, the time, the place in a stream), and `manifest.json` seals it all (see `checkpoint.py`).
+Beside transformers' own files, `position.json` holds what transformers forgets (loss and counts since the last log, the
+time, the place in a stream), and `manifest.json` seals all files (see `checkpoint.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,37 +30,29 @@ from honed.train.trainer.watched import WatchedTrainer
 
 logger = logging.getLogger(__name__)
 
-# A checkpoint made with others of these is another run's: its place in the data would mean other rows, or transformers
-# would silently go on with the checkpoint's value (the optimizer's settings are part of its state).
+# A checkpoint that differs in one of these is another run's: its position would mean other rows, or transformers would
+# silently use the checkpoint's value (an optimizer's settings are part of its state).
 _IDENTITY = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
     *("dataloader_drop_last", "streaming", "shuffle_buffer", "tokens_per_step"),
     *("optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
 )
-# These may change on the way; the run then is not what it would have been, which is told.
+# These may change on resuming; the user is told that the run is then another one.
 _TOLD = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16"),
 )
-# optimizer_0 is a folder: FSDP2's, in parts; latest names the one of DeepSpeed
+# of one process, of FSDP, of FSDP2 (a folder of shards), of DeepSpeed
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Start:
-    """Where a training began: the checkpoint's position, {} at step 0, and the time."""
-
-    position: dict[str, Any]
-    time: float
-
-
 class ResumingTrainer(WatchedTrainer):
-    """The base of `SFTTrainer` that saves and resumes; it overrides hooks of transformers' Trainer only.
+    """The base of `SFTTrainer` that saves and resumes, by hooks of transformers' Trainer.
 
     Attributes:
-        asked_to_stop: once it is set, the next step is saved and `Stopped` raised. None: `train` listens to SIGTERM
-            itself, unless the script has a handler of its own.
-        tell: gets a line for each checkpoint passed over, and which one is gone on from.
+        asked_to_stop: when set, training saves after the next step and raises `Stopped`. None: `train` handles SIGTERM
+            itself, unless the script has its own handler.
+        tell: gets a line for each checkpoint that is skipped, and for the one that is resumed.
     """
 
     asked_to_stop: threading.Event | None = None
@@ -70,17 +61,17 @@ class ResumingTrainer(WatchedTrainer):
     args: Any
     _saving_in: Path | None = None
     _identity: dict[str, Any] | None = None
-    _start: _Start
+    _found: dict[str, Any]  # the position in the checkpoint that training began from; {} at step 0
+    _began: float  # time.time() when this process began to train
 
     def checkpoint_to_resume(self, given: Any) -> str | None:
-        """The checkpoint to go on from; None to start at the beginning.
+        """The checkpoint to resume; None to start at the beginning.
 
         Args:
-            given: a checkpoint; True for the newest good one in `output_dir`; "auto" for the same, or none if there is
-                none.
+            given: a checkpoint; True for the newest good one in `output_dir`; "auto" for the same, if there is one.
 
         Raises:
-            RunError: there is none, or the one that is named is torn.
+            RunError: there is none, or the named one is damaged.
         """
         if not given:
             return None
@@ -102,7 +93,7 @@ class ResumingTrainer(WatchedTrainer):
         return None if path is None else str(path)
 
     def _newest_good(self) -> tuple[Path | None, list[str]]:
-        """As the first rank finds it: another may see the folder later, or have no weights yet to compare."""
+        """As the first rank finds it: others may see the folder later, or have no weights yet to compare."""
         found: list[Any] = [None]
         if self.args.process_index == 0:
             found = [checkpoint.latest_good(self.args.output_dir, self.identity())]
@@ -115,7 +106,7 @@ class ResumingTrainer(WatchedTrainer):
             self.tell(line)
 
     def identity(self) -> dict[str, Any]:
-        """What makes this run this one, as JSON: its data, model, and the settings that place its steps in the data."""
+        """What a checkpoint must agree with, as JSON: data, model, and the settings that fix the rows of each step."""
         if self._identity is None:
             args = self.args.to_dict()
             settings = {name: args.get(name) for name in _IDENTITY}
@@ -131,14 +122,14 @@ class ResumingTrainer(WatchedTrainer):
             Stopped: it was asked to stop, and has saved.
             SystemExit: SIGTERM came in a script that does not handle it, and a checkpoint is saved; the status is 0.
         """
-        identity = self.identity()  # while the model is whole: later its weights may be parted among ranks
+        identity = self.identity()  # now, before the weights may be sharded
         with others_alive(self.args.output_dir), self._ends_on_sigterm():
             agreement.check(self, identity)
             return super().train(*args, **kwargs)
 
     @contextmanager
     def _ends_on_sigterm(self) -> Iterator[None]:
-        """SIGTERM, which would end the process at once, lets it save first; a handler of the script's own stays."""
+        """Saves before SIGTERM ends the process, unless the script has its own handler."""
         if self.asked_to_stop is not None or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             yield
             return
@@ -152,7 +143,7 @@ class ResumingTrainer(WatchedTrainer):
             self.asked_to_stop = None
 
     def _look_at(self, path: Path) -> None:
-        """Refuses a torn checkpoint that was named, and tells in what it is another run's.
+        """Refuses a damaged checkpoint that was named, and tells how it differs from this run.
 
         Raises:
             RunError: a file is missing or not what was written.
@@ -190,7 +181,7 @@ class ResumingTrainer(WatchedTrainer):
             finally:
                 self._saving_in = None
             position = self._position()
-            if self.state.best_global_step:  # transformers looked for it beside what it wrote
+            if self.state.best_global_step:  # transformers looked for it in the temporary folder
                 self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
             if first:
                 self.state.save_to_json(str(part / "trainer_state.json"))
@@ -211,7 +202,7 @@ class ResumingTrainer(WatchedTrainer):
         super().save_model(output_dir, _internal_call)
         if _internal_call or not self._checkpoints_in_parts():
             return
-        whole = self.accelerator.get_state_dict(self.model)  # transformers wrote nothing: checkpoints hold the weights
+        whole = self.accelerator.get_state_dict(self.model)  # with sharded checkpoints transformers writes no weights
         if self.args.should_save:
             self._save(output_dir, state_dict=whole)
 
@@ -229,7 +220,7 @@ class ResumingTrainer(WatchedTrainer):
         return str(self._saving_in or super()._get_output_dir(trial))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._saving_in is not None:  # the upload would read from a folder that is about to move
+        if self._saving_in is not None:  # the folder is about to be renamed; `_save_checkpoint` uploads afterwards
             return
         with self._sealed():
             super()._push_from_checkpoint(checkpoint_folder)
@@ -240,7 +231,7 @@ class ResumingTrainer(WatchedTrainer):
 
     @contextmanager
     def _sealed(self) -> Iterator[None]:
-        """While transformers pickles the arguments: their pickle holds no secrets, and what was given otherwise."""
+        """While transformers pickles the arguments, they hide their secrets and have their original log filter."""
         given = self.args
         self.args = sealed_arguments(given)
         self.args.logging_nan_inf_filter |= self._filters_logged  # see `WatchedTrainer`
@@ -250,7 +241,7 @@ class ResumingTrainer(WatchedTrainer):
             self.args = given
 
     def _position(self) -> dict[str, Any]:
-        """What the next step and the next log depend on beside what transformers saves; all ranks must ask for it."""
+        """What the next step and log depend on besides what transformers saves; to be called by all ranks."""
         of_this_rank = {
             "loss": float(self._tr_loss),
             "total_loss": self._total_loss_scalar,
@@ -261,7 +252,7 @@ class ResumingTrainer(WatchedTrainer):
         return {
             "step": self.state.global_step,
             "last_logged": self._globalstep_last_logged,
-            "seconds": self._start.position.get("seconds", 0.0) + time.time() - self._start.time,
+            "seconds": self._found.get("seconds", 0.0) + time.time() - self._began,
             "stream": None if place is None else place.as_dict(),
             "settings": self._told(),
             "ranks": gather_object([of_this_rank]),
@@ -270,22 +261,22 @@ class ResumingTrainer(WatchedTrainer):
     # ---- resuming ----
 
     def _go_on(self) -> None:
-        """Puts back what transformers does not; called when it has set its own counts to 0."""
-        self._start = _Start(position=self._found, time=time.time())
+        """Restores what transformers does not; called after it has reset its own counts."""
+        self._began = time.time()
         self.forget_after(self.state.global_step)
         ranks = self._found.get("ranks", [])
-        if not ranks:  # of another program
+        if not ranks:  # made by another program
             return
         mine = _shared_anew(ranks, self.args.world_size)[self.args.process_index]
         self._tr_loss.fill_(mine["loss"])
         self._total_loss_scalar = mine["total_loss"]
         self._globalstep_last_logged = self._found["last_logged"]
-        self._initial_global_step = 0  # the loss and the speed told at the end are the whole run's
+        self._initial_global_step = 0  # the final loss and speed are those of the whole run
         self.metrics.restore(mine["metrics"])
         self.watch.restore(mine["watch"])
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Called by Trainer with the names that a checkpoint lacks: of tied weights it holds one, which is enough."""
+        """Called by Trainer with the names that a checkpoint lacks; one of several tied weights is enough."""
         missing = lacking(self.model, load_result.missing_keys)
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
@@ -294,14 +285,13 @@ class ResumingTrainer(WatchedTrainer):
         return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # transformers would train one step more than was asked for
+        if self.state.global_step >= self.state.max_steps:  # transformers would train one step too many
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        before = self._start.position.get("seconds", 0.0)
-        return super()._finalize_training(trial, num_train_samples, start_time - before)
+        return super()._finalize_training(trial, num_train_samples, start_time - self._found.get("seconds", 0.0))
 
     def _stops(self) -> bool:
         """Whether any rank was asked to stop."""
@@ -315,7 +305,7 @@ class ResumingTrainer(WatchedTrainer):
 
 
 def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]]:
-    """What each rank had counted, for another number of ranks: the first has all counts, and losses are means."""
+    """The ranks' counts for another number of ranks: the first gets all counts, and losses are averaged."""
     if len(ranks) == world:
         return ranks
     counts = [rank["metrics"] for rank in ranks]
@@ -330,7 +320,7 @@ def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]
 
 
 def lacking(model: nn.Module, missing: list[str]) -> list[str]:
-    """Those of the names that were not loaded whose tensor was not loaded under another name either."""
+    """The missing names whose tensor was not loaded under another name either."""
     state = model.state_dict(keep_vars=True)
     loaded = {id(tensor) for name, tensor in state.items() if name not in missing}
     return [name for name in missing if name not in state or id(state[name]) not in loaded]

@@ -1,4 +1,4 @@
-"""What a run starts from: arguments, model, tokenizer, attention. What the caller gave is not changed."""
+"""What a run starts from: arguments, model, tokenizer, attention. The caller's objects are not changed."""
 
 from __future__ import annotations
 
@@ -33,12 +33,7 @@ FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of 
 
 
 def own_arguments(args: TrainingArguments | None, model: Any) -> SFTConfig:
-    """The arguments as an SFTConfig of our own.
-
-    Args:
-        args: as given; None for TRL's defaults, with a folder named after the model.
-        model: as given.
-    """
+    """The arguments as an SFTConfig of our own; None gives TRL's defaults, with a folder named after the model."""
     if args is None:
         return SFTConfig(output_dir=f"{Path(model_name(model)).name or 'model'}-SFT")
     if isinstance(args, SFTConfig):
@@ -56,7 +51,7 @@ def model_name(model: Any) -> str:
 def make_model(
     model: Any, args: SFTConfig, quantization_config: Any, notes: list[str], *, sees: bool = False
 ) -> nn.Module:
-    """The model itself, or loaded from its name; with `sees`, along with its vision tower.
+    """The model itself, or loaded from its name; with `sees`, including its vision tower.
 
     Raises:
         ModelError, RecipeError: it cannot be loaded; the message says why.
@@ -83,12 +78,7 @@ def make_model(
 
 
 def make_processing_class(given: Any, name: str, args: SFTConfig, rows: Any) -> Any:
-    """The tokenizer (see `make_tokenizer`), or the processor of a model that sees if the rows show images.
-
-    Args:
-        given, name, args: see `make_tokenizer`.
-        rows: the training rows; None if they are not to be looked at.
-    """
+    """The tokenizer (see `make_tokenizer`), or a vision model's processor if the `rows` (None: unknown) show images."""
     if given is None and shows_images(rows) and sees_images(name):
         given = load_processor(name)
     if not vision.is_processor(given):
@@ -97,12 +87,10 @@ def make_processing_class(given: Any, name: str, args: SFTConfig, rows: Any) -> 
 
 
 def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:
-    """The tokenizer that is trained and saved with: the caller's, or the model's own; a copy where it must differ.
+    """The tokenizer to train and save with; a copy where `args` ask for another token or template.
 
     Args:
-        given: `processing_class`; None to load it from `name`.
-        name: of the model.
-        args: `eos_token`, `pad_token` and `chat_template_path` are what it may differ in.
+        given: `processing_class`; None to load it from the model's `name`.
 
     Raises:
         RecipeError: a token is not in the vocabulary, or there is no such template.
@@ -121,11 +109,11 @@ def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:
 
 
 def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]:
-    """Changes our own `args` where a default asks for more than model and tokenizer can do; a note for each.
+    """Lowers our own `args` to what model and tokenizer can do; returns a note for each change.
 
     Raises:
-        RecipeError: the model is split among ranks that the arguments give different rows, has too few positions, or
-            its experts' balance would get no gradient.
+        RecipeError: tensor-parallel ranks would get different rows, `max_length` exceeds the model's positions, or the
+            experts' balance would get no gradient.
     """
     reentrant = bool(args.gradient_checkpointing) and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
     if reentrant and aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
@@ -143,16 +131,16 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
         set_switch(args, on=False)
         notes.append(f"gradient_checkpointing has no effect: {type(base_model(model)).__name__} cannot do it.")
     notes += rotation_notes(model, args.max_length)
-    if args.use_liger_kernel:  # its layers with our head: its own loss would replace the model's forward
+    if args.use_liger_kernel:  # Liger's layers with honed's head: Liger's loss would replace the model's forward
         config = args.liger_kernel_config or {}
         args.liger_kernel_config = {**config, "fused_linear_cross_entropy": False, "cross_entropy": False}
     return notes
 
 
 def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:
-    """Leaves `pad_to_multiple_of` out of our own `args` where experts would be balanced for padding; a note if so.
+    """Removes `pad_to_multiple_of` from our own `args` where experts would be balanced for padding; returns notes.
 
-    No mask tells a model which documents of a flat row are padding.
+    Flat rows have no mask that would tell the model which tokens are padding.
     """
     if not flat or (args.pad_to_multiple_of or 1) == 1:
         return []
@@ -163,10 +151,10 @@ def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:
 
 
 def fit_ranks(args: SFTConfig, model: nn.Module, *, checkpoints: bool) -> None:
-    """Has our own `args` tell DDP not to look for unused weights, where an adapter is trained with checkpointing.
+    """Sets `ddp_find_unused_parameters=False` in our own `args` for adapters trained with checkpointing.
 
-    transformers does so for whole models. A pass uses all of an adapter, unless it is on a vision tower too; to look
-    for more costs a walk through the graph in each step, and reentrant checkpointing cannot bear it.
+    transformers does so for whole models. Each pass uses the whole adapter, unless it covers a vision tower. The search
+    costs a graph traversal per step, and reentrant checkpointing does not support it.
 
     Raises:
         RecipeError: only the first rank has weights, and those that are tied cannot be tied again on the others.
@@ -187,17 +175,11 @@ def fit_ranks(args: SFTConfig, model: nn.Module, *, checkpoints: bool) -> None:
 def choose_attention(
     seams: Seams, given: Any, model: nn.Module, args: SFTConfig, *, padded: bool = False
 ) -> tuple[Seams, bool]:
-    """Keeps the attention that the caller named, unless packing needs ours.
+    """The seams to open, and whether batches are flat: a named attention is kept, unless packing needs honed's.
 
     Args:
-        seams: what the model takes; not changed.
         given: the model as the caller gave it.
-        model: the same, loaded.
-        args: `model_init_kwargs` and `packing` are looked at.
-        padded: whether batches must be padded where nothing is packed.
-
-    Returns:
-        The seams to open, and whether batches are flat.
+        padded: whether batches must be padded unless packed.
 
     Raises:
         ModelError: documents are to be packed, and would see each other.
@@ -224,9 +206,9 @@ def choose_attention(
 
 @contextmanager
 def checkpointing_undone(model: nn.Module) -> Iterator[None]:
-    """Switches gradient checkpointing off afterwards, if it was off before.
+    """Switches gradient checkpointing off after the block, if it was off before.
 
-    A model left with it in training mode silently drops the cache that `generate` counts on, and answers nonsense.
+    In training mode it silently disables the cache that `generate` relies on, which then returns nonsense.
     """
     inner = base_model(model)
     before = _checkpoints(inner)
@@ -243,7 +225,7 @@ def _checkpoints(inner: nn.Module) -> bool:
 
 
 def _named_attention(given: Any, model: nn.Module, args: SFTConfig) -> str | None:
-    """The implementation that somebody chose; None for transformers' default, or where there is no choice."""
+    """The attention implementation that was chosen explicitly; None for transformers' default."""
     if not isinstance(given, nn.Module):
         named = (args.model_init_kwargs or {}).get("attn_implementation")  # type: ignore[union-attr]
         return named if named is None or isinstance(named, str) else str(base_model(model).config._attn_implementation)

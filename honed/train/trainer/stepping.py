@@ -1,4 +1,4 @@
-"""How SFTTrainer computes what the loader gives: micro-batch by micro-batch, in smaller ones where memory ends."""
+"""Forward and backward of SFTTrainer, micro-batch by micro-batch; in smaller ones when memory runs out."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ logger = logging.getLogger(__name__)
 class SteppingTrainer(EvaluatingTrainer):
     """The base of `SFTTrainer` that runs forward and backward.
 
-    A micro-batch for which memory does not suffice is cut in two, and the step is done again from its first
-    micro-batch on, since a backward pass that breaks off leaves a part of its gradients behind. The micro-batches of a
-    step are there until it is over anyway, so this costs nothing where memory suffices. With the caller's own loss, or
-    weights that change in the backward pass, the error is raised as it comes; with several processes it is told what
-    did not fit, and the run ends.
+    A micro-batch that does not fit into memory is cut in two, and the step is repeated from its first micro-batch,
+    because an aborted backward pass leaves part of its gradients. A step's micro-batches are kept until its end anyway,
+    so this costs nothing while memory suffices. With the caller's own loss, or an optimizer that steps in the backward
+    pass, the error is raised; with several processes the run ends and tells what did not fit.
 
     Attributes:
         splits: what did not fit.
@@ -48,24 +47,22 @@ class SteppingTrainer(EvaluatingTrainer):
     _window: list[list[Batch]]
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        """Without the compiling of the whole model, head and attention: `_layers_changed` compiles its layers.
-
-        And on CUDA with copies of batches that the host does not wait for; see `Ranks.on_device`.
-        """
+        """Turns off compilation of the whole model (`_layers_changed` compiles its layers); copies batches
+        asynchronously on CUDA, see `Ranks.on_device`."""
         args: dict[str, Any] = super()._build_accelerator_args(**kwargs)
         if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
             args["dataloader_config"].non_blocking = True
         return {**args, "dynamo_plugin": TorchDynamoPlugin(backend="no")} if self.args.torch_compile else args
 
     def _prepare_input(self, data: Any) -> Any:
-        """On the device, for loaders that leave it to the trainer (streams)."""
+        """Moves batches of loaders that do not (streams) to the device."""
         if self.args.device.type == "cuda" and isinstance(data, (torch.Tensor, Layout)):
             data = data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
 
     @contextmanager
     def _layers_changed(self) -> Iterator[None]:
-        """Within the block the layers compute in float8 and compiled, if asked for."""
+        """Within the block the layers run in float8 and compiled, if asked for."""
         args, model = self.args, self.model
         with (
             float8_linears(model, emulate=args.fp8 == "emulate") if args.fp8 else nullcontext(),
@@ -81,7 +78,6 @@ class SteppingTrainer(EvaluatingTrainer):
             yield
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """On the device, where its boundaries need not be read any more."""
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         attention.remember(prepared)
         return prepared
@@ -100,14 +96,14 @@ class SteppingTrainer(EvaluatingTrainer):
             model.zero_grad(set_to_none=True)
             clear_device_cache(garbage_collection=True)
             for parts in self._window:
-                self.metrics.back_to(before)  # what came before the last one is counted already
+                self.metrics.back_to(before)  # earlier micro-batches have been counted already
                 loss = self._add_gradients(model, parts, num_items_in_batch)
                 if loss is None:
                     break
         return loss
 
     def _add_gradients(self, model: nn.Module, parts: list[Batch], total: Any) -> torch.Tensor | None:
-        """The sum of the parts' losses; None where one did not fit, which is cut in two then."""
+        """The sum of the parts' losses; None if one did not fit, which has then been cut in two."""
         losses = []
         for number, part in enumerate(parts):
             last = number == len(parts) - 1 or self.args.world_size == 1
@@ -128,7 +124,7 @@ class SteppingTrainer(EvaluatingTrainer):
             if not self._can_do_again():
                 self._tell_not_alone(part, error)
                 raise
-        return None  # outside of the block, in which the error still holds what the forward pass kept
+        return None  # outside of the except block, where the error still references the activations
 
     def _micro_batch(self, model: nn.Module, part: Batch, total: Any) -> torch.Tensor:
         """Forward and backward, with NEFTune's noise and offloaded activations, if asked for."""
@@ -136,7 +132,7 @@ class SteppingTrainer(EvaluatingTrainer):
         offload = self.args.activation_offloading and not on_host(self.args.device)
         early = stepping_in_backward(self.optimizer)
         if self.args.torch_compile:
-            torch.compiler.cudagraph_mark_step_begin()  # what CUDA graphs gave out before may be written over
+            torch.compiler.cudagraph_mark_step_begin()  # earlier outputs of CUDA graphs may be overwritten
         counted = self.metrics.mark()
         with (
             noisy_embeddings(embeddings, self.args.neftune_noise_alpha, part),
@@ -144,7 +140,7 @@ class SteppingTrainer(EvaluatingTrainer):
             nullcontext() if early is None else early.in_backward(),
         ):
             loss = super().training_step(model, part, total)
-        if self.metrics.mark()[0] == counted[0]:  # the loss is the caller's own, which counts nothing
+        if self.metrics.mark()[0] == counted[0]:  # the caller's own loss counts nothing
             self.metrics.count(**seams.known_counts(part))
         return loss
 
@@ -167,10 +163,10 @@ class SteppingTrainer(EvaluatingTrainer):
         return norm
 
     def _tell_not_alone(self, part: Batch, error: RuntimeError) -> None:
-        """Says what did not fit where there are several processes, which must all do the same number of passes.
+        """Tells what did not fit where there are several processes, which must all do the same number of passes.
 
         Raises:
-            RunError: there are, and it is a batch of ours.
+            RunError: there are several, and it is one of honed's batches.
         """
         if self.args.world_size == 1 or "input_ids" not in part:
             return
@@ -209,14 +205,13 @@ class SteppingTrainer(EvaluatingTrainer):
         return f"Training row {', '.join(map(str, holding))}"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds `out_of_memory`, the micro-batches that did not fit since the last line, where there were any."""
+        """Adds `out_of_memory`, the number of micro-batches that did not fit since the last line, if any."""
         if "loss" in logs and self.splits.count:
             logs = {**logs, "out_of_memory": float(self.splits.count)}
             self.splits.count = 0
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Of all micro-batches of what the loader gave."""
         return sum(super(SteppingTrainer, self).floating_point_ops(part) for part in micro_batches(inputs))
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:

@@ -12,14 +12,14 @@ from honed.train.ranks import Stopped, keep_on_sigterm
 
 
 class SavesAndStops(TrainerCallback):
-    """When to save: at an epoch's end only after what belongs to it, and at once when the run is asked to stop.
+    """When to save: at an epoch's end after its evaluation and log, and at once when the run is asked to stop.
 
-    A checkpoint of an epoch's last step that was written before the epoch's evaluation and log would lose them:
-    transformers goes on from it with the next epoch. A run that is asked to stop is saved before its evaluation ends
-    all the same, as the grace may end first, and once more after it.
+    transformers resumes a checkpoint of an epoch's last step with the next epoch; written too early, it would lose the
+    evaluation and the log. A run that is asked to stop during an evaluation is saved at once, because the grace period
+    may end first, and again afterwards.
 
     Args:
-        go_on: puts the run where its checkpoint stands.
+        go_on: restores the run's state from its checkpoint.
         stops: whether the run is asked to stop.
         save: writes a checkpoint of the current step.
         streams: whether rows are streamed, which have no epochs.
@@ -40,14 +40,14 @@ class SavesAndStops(TrainerCallback):
         """Before each step.
 
         Raises:
-            Stopped: the run is asked to stop, and was saved before its evaluation, which wanted no checkpoint.
+            Stopped: the run is asked to stop and was saved during its evaluation.
         """
         if self._stopping and self._safe:
             raise self._stopped(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each step, before its log, evaluation and checkpoint."""
-        if self._streams:  # transformers counts them from where the run went on
+        if self._streams:  # transformers would count from where the run was resumed
             state.epoch = state.global_step / state.max_steps
         self._stopping = self._stops()
         self._due = self._at_epochs_end(state) and (control.should_save or self._stopping)
@@ -60,7 +60,7 @@ class SavesAndStops(TrainerCallback):
         self._due = False
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After each batch of an evaluation; of one that the script itself asks for, nobody knows where it stands."""
+        """After each batch of an evaluation during training; not of one that the script itself starts."""
         if self._safe or not control.should_evaluate or not (self._stopping or self._stops()):
             return
         self._safe = self._stopping = True
@@ -71,14 +71,14 @@ class SavesAndStops(TrainerCallback):
         if not (self._stopping and self._safe):
             return
         control.should_save = True
-        if args.save_strategy == "best":  # which may want no checkpoint of this step
+        if args.save_strategy == "best":  # which may not save this step
             self._save()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each checkpoint.
 
         Raises:
-            Stopped: the run is asked to stop; also while this one was written.
+            Stopped: the run is asked to stop.
         """
         self._safe = True
         if not self._due and (self._stopping or self._stops()):
@@ -92,7 +92,7 @@ class SavesAndStops(TrainerCallback):
 
 
 def keep_workers(loader: Any) -> Any:
-    """The loader, whose processes leave SIGTERM to the one that saves and ends them."""
+    """Has the loader's worker processes ignore SIGTERM: the main process saves and ends them."""
     inner = getattr(loader, "base_dataloader", loader)
     before = inner.worker_init_fn
     inner.worker_init_fn = _Keeping(before)

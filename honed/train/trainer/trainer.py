@@ -101,8 +101,8 @@ class SFTTrainer(ResumingTrainer):
         if processor is not None:
             peft_config, notes = vision.fit(args, loaded, peft_config)
             self.notes += notes
-        set_seed(args.seed)  # Trainer does so too, but after the adapter's weights are drawn
-        recomputes = args.gradient_checkpointing not in (False, "auto")  # which is decided when the rows are known
+        set_seed(args.seed)  # Trainer does so only after the adapter's weights are drawn
+        recomputes = args.gradient_checkpointing not in (False, "auto")  # "auto" is decided when the rows are known
         trained, notes = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=recomputes)
         self._plain_loss = compute_loss_func is not None
         found = seams.lora_alone(trained) if self._plain_loss else seams.find_seams(trained)
@@ -138,9 +138,9 @@ class SFTTrainer(ResumingTrainer):
             optimizer_cls_and_kwargs=optimizer_of(args, trained, (optimizers, optimizer_cls_and_kwargs), self.notes),
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        if use_cache is not None:  # Trainer switches it off, also for what is saved
+        if use_cache is not None:  # Trainer switches it off, and would save that
             seams.base_model(self.model).config.use_cache = use_cache
-        # our loss is divided by the step's token weight already, whatever the model's own loss would do
+        # honed's loss is divided by the step's token weight already
         self.model_accepts_loss_kwargs = True
         self.neftune_noise_alpha = None  # see `SteppingTrainer`
         for callback in adapter_callbacks(trained, fp16=args.fp16):
@@ -184,7 +184,7 @@ class SFTTrainer(ResumingTrainer):
             with self._seams_open(), start.checkpointing_undone(self.model), self._layers_changed():
                 return super().train(resume, *args, **kwargs)
         finally:
-            self._progress.close(finished=False)  # which training that broke off has not done
+            self._progress.close(finished=False)  # if training broke off
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -199,16 +199,18 @@ class SFTTrainer(ResumingTrainer):
         return super().push_to_hub(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
-        """The batches of this rank. Those of a stream are shared out here already, not by accelerate."""
+        """The batches of this rank; a stream deals them out itself, without accelerate."""
         if not isinstance(self.train_dataset, stream.StreamDataset):
-            return keep_workers(self._rows_loader() if self.args.tokens_per_step is None else self._token_loader())
+            return keep_workers(self._rows_loader())
         size, after = self._train_batch_size, self._stream_after
         self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
         return self.stream_loader
 
     def _rows_loader(self) -> Any:
-        """Batches that accelerate deals to the ranks; those of our own rows and loss are filled up with nothing."""
+        """Batches of rows; accelerate deals them to the ranks, and the last round is filled up with empty rows."""
         rows, collate = self.train_dataset, self.data_collator
+        if self.args.tokens_per_step is not None:
+            return token_batches.loader_of(rows, self._datasets.collator, self.args, size=self._train_batch_size)
         fills = isinstance(rows, PackedRows) and isinstance(collate, (FlatCollator, PaddedCollator)) and len(rows) > 0
         if self.args.world_size == 1 or self._plain_loss or not fills:
             return super().get_train_dataloader()
@@ -225,10 +227,6 @@ class SFTTrainer(ResumingTrainer):
             self.data_collator = collate
         filling.fill_up(loader)
         return loader
-
-    def _token_loader(self) -> Any:
-        rows, collate = self.train_dataset, self._datasets.collator
-        return token_batches.loader_of(rows, collate, self.args, size=self._train_batch_size)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -247,12 +245,12 @@ class SFTTrainer(ResumingTrainer):
         total = total + (total == 0)  # without a trained token the loss is 0
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = total / self.accelerator.num_processes  # data-parallel wrappers average over ranks
-        config = seams.base_model(self.model).config.get_text_config()  # evaluations are of tokens: no balance in them
+        config = seams.base_model(self.model).config.get_text_config()  # evaluation is without the auxiliary loss
         aux_coefficient = aux_loss_coefficient(config, self.args.router_aux_loss_coef if model.training else 0.0)
         scores, output = seams.token_scores(
             model,
             inputs,
-            None if return_outputs else self._head,  # only a subclass asks for outputs, and then for logits
+            None if return_outputs else self._head,  # a subclass that asks for outputs needs the logits
             objective=objective,
             total=total,
             extras=self.args.token_metrics,
@@ -276,8 +274,8 @@ class SFTTrainer(ResumingTrainer):
         return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds honed's metrics to the training lines; into others goes `epoch`, which `evaluate` and `train` return."""
-        training = "loss" in logs
+        """Adds honed's metrics to the training lines."""
+        training = "loss" in logs  # others are passed on themselves: Trainer adds `epoch` to what `evaluate` returns
         super().log({**logs, **self.metrics.read()} if training else logs, start_time)
         self.metrics.start_clock()
 
@@ -290,7 +288,7 @@ class SFTTrainer(ResumingTrainer):
         return GroupedByLength(rows, per_step, seed=args.seed if args.data_seed is None else args.data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
-        # prepared rows have no columns; of rows as they are, a collator gets the token ids or, without any, all
+        # prepared rows have no columns; of unprepared rows, collators get the token columns, or all if there are none
         columns = list(getattr(self.train_dataset, "column_names", None) or [])
         tokenised = "input_ids" in columns
         self._signature_columns = [name for name in columns if not tokenised or name in TOKEN_COLUMNS]

@@ -1,4 +1,4 @@
-"""Steps that went wrong: those whose loss or gradient is no number are not taken, and the worst ones are kept."""
+"""Steps that went wrong: those with a loss or gradient that is not finite are skipped, and the worst are recorded."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from honed.train.trainer.stepping import SteppingTrainer
 
 logger = logging.getLogger(__name__)
 
-WORST = 10  # steps kept
+WORST = 10  # steps recorded
 _SHOWN = 200  # characters of a row
-_UNREAD = 1000  # steps whose losses may wait on the device: a run without checkpoints would gather them for ever
+_UNREAD = 1000  # losses that may wait on the device before they are read
 
 
 class StepWatch:
     """Losses of this rank's steps.
 
     Attributes:
-        not_finite: steps that were not taken.
-        micro_batches: the loss of each micro-batch of the current step, on the device.
+        not_finite: number of skipped steps.
+        micro_batches: losses of the current step's micro-batches, on the device.
     """
 
     def __init__(self) -> None:
@@ -42,18 +42,18 @@ class StepWatch:
         self._worst: list[tuple[float, int]] = []
 
     def loss(self) -> torch.Tensor:
-        """Of the current step: its micro-batches are shares of it."""
+        """Of the current step, the sum over its micro-batches."""
         return torch.stack(self.micro_batches).sum()
 
     def end(self, step: int) -> None:
-        """The current step is over; its loss is read later."""
+        """Ends the current step; its loss is read later."""
         self._unread.append((step, self.loss()))
         self.micro_batches = []
         if len(self._unread) == _UNREAD:
             self._read()
 
     def worst(self) -> list[tuple[int, float]]:
-        """(step, loss) of the worst steps, worst first; those that are no number come first."""
+        """(step, loss) of the worst steps, worst first; NaN counts as the worst."""
         return [(step, loss) for loss, step in sorted(self._read(), key=_badness, reverse=True)]
 
     def state(self) -> dict[str, Any]:
@@ -62,12 +62,11 @@ class StepWatch:
         return {"not_finite": self.not_finite, "worst": worst}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
         self.not_finite = state["not_finite"]
         self._worst, self._unread = [(float(loss), step) for loss, step in state["worst"]], []
 
     def _read(self) -> list[tuple[float, int]]:
-        """One wait for the device, however many steps there were."""
+        """Waits for the device once, for all steps since."""
         if self._unread:
             losses = torch.stack([loss for _, loss in self._unread]).tolist()
             steps = [step for step, _ in self._unread]
@@ -77,18 +76,17 @@ class StepWatch:
 
 
 class WatchedTrainer(SteppingTrainer):
-    """The base of `SFTTrainer` that takes no step whose loss or gradient is no number.
+    """The base of `SFTTrainer` that skips steps whose loss or gradient is not finite.
 
-    Whether they are is read once per optimizer step (one scalar). With float16 the gradient scaler does the same, and
-    so does DeepSpeed. What transformers logs in the place of a loss that is no number (logging_nan_inf_filter) is
-    chosen on the device: transformers itself would wait for each micro-batch's loss.
+    This costs one scalar read per optimizer step. With float16 the gradient scaler does it, and DeepSpeed does its own.
+    logging_nan_inf_filter is applied on the device: transformers would wait for each micro-batch's loss.
 
     Attributes:
         watch: the steps so far.
     """
 
     watch: StepWatch
-    _at: tuple[int, Any, int] | None = None  # the epoch, its loader, steps of an epoch
+    _at: tuple[int, Any, int] | None = None  # epoch, its loader, steps per epoch
     _filters_logged = False
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -97,7 +95,7 @@ class WatchedTrainer(SteppingTrainer):
         self.watch.micro_batches.append(loss)
         if not self._filters_logged:
             return loss
-        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)  # of the steps before
+        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)  # of the earlier steps
         return torch.where(torch.isfinite(loss), loss, mean.to(loss.dtype))
 
     def rows_of(self, step: int) -> list[list[int]] | None:
@@ -107,7 +105,7 @@ class WatchedTrainer(SteppingTrainer):
             step: counted from 1, as in the log.
 
         Returns:
-            None where rows are streamed or the caller's own, so that they have no numbers.
+            None where rows are streamed or the caller's own, and have no numbers.
         """
         if self._at is None or not isinstance(self.train_dataset, PackedRows) or self.args.ignore_data_skip:
             return None
@@ -138,13 +136,13 @@ class WatchedTrainer(SteppingTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called by Trainer between backward and the optimizer's step."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if hasattr(norm, "full_tensor"):  # FSDP2's, whose value lies in parts on all ranks
+        if hasattr(norm, "full_tensor"):  # a DTensor of FSDP2
             norm = norm.full_tensor()
         try:
             if not self._handled_elsewhere() and not self._finite(norm):
-                model.zero_grad(set_to_none=True)  # an optimizer passes over parameters that have no gradient
+                model.zero_grad(set_to_none=True)  # optimizers skip parameters without a gradient
                 self._tell_not_finite(float(norm))
-        finally:  # the step that ends the run is one of the worst
+        finally:  # also record the step that ends the run
             self.watch.end(self.state.global_step + 1)
         return norm
 
@@ -152,7 +150,7 @@ class WatchedTrainer(SteppingTrainer):
         return getattr(self.accelerator, "scaler", None) is not None or self.is_deepspeed_enabled
 
     def _finite(self, norm: Any) -> bool:
-        """On all ranks, which must agree: the gradient's norm is the same on each, the losses are not."""
+        """Whether loss and gradient are finite on all ranks; they must agree, and their losses differ."""
         loss = self.watch.loss()
         both = torch.isfinite(loss) & torch.isfinite(torch.as_tensor(norm, device=loss.device))
         if self.args.world_size == 1:
@@ -160,10 +158,10 @@ class WatchedTrainer(SteppingTrainer):
         return bool(self.accelerator.gather(both[None]).all())
 
     def _tell_not_finite(self, norm: float) -> None:
-        """Writes which rows it was into `not_finite.jsonl`.
+        """Writes the step's rows into `not_finite.jsonl`.
 
         Raises:
-            RunError: it was the last one allowed.
+            RunError: there are more than max_not_finite_steps.
         """
         self.watch.not_finite += 1
         step = self.state.global_step + 1
@@ -189,7 +187,7 @@ class WatchedTrainer(SteppingTrainer):
         return Path(self.args.output_dir) / f"not_finite{rank}.jsonl"
 
     def forget_after(self, step: int) -> None:
-        """Drops from this rank's file what an earlier run, or this one before it was resumed, told of later steps."""
+        """Drops later steps from this rank's file, left by an earlier run or by this one before it was resumed."""
         if (path := self._not_finite_file()).exists():
             drop_after(path, step)
             if not path.stat().st_size:
@@ -198,7 +196,7 @@ class WatchedTrainer(SteppingTrainer):
     def _shown(
         self, micro_batches: list[list[int]] | None, losses: list[float] | None = None
     ) -> list[dict[str, Any]] | None:
-        """Rows as a reader knows them again; those of a micro-batch whose loss is no number are marked."""
+        """Rows with their text; those of a micro-batch whose loss is not finite are marked."""
         if micro_batches is None:
             return None
         whole = losses is None or all(map(math.isfinite, losses))
@@ -217,5 +215,5 @@ def _badness(item: tuple[float, int]) -> float:
 
 
 def _number(value: float) -> float | str:
-    """JSON has no word for what is no number."""
+    """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else str(value)
