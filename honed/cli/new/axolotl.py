@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from honed.cli.new.axolotl_data import data
 from honed.cli.new.translate import (
+    KEEP,
     Draft,
     Rule,
     Trainer,
@@ -20,7 +21,6 @@ from honed.cli.new.translate import (
 )
 
 NAME = "axolotl"
-KEEP = f"keep {NAME} for it; models saved by honed load there"
 SPEED_PLUGINS = ("CutCrossEntropyPlugin", "LigerPlugin", "KernelsPlugin")
 
 RULES: Mapping[str, Rule] = MappingProxyType({
@@ -35,25 +35,25 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "evaluation_strategy": to("train.eval_strategy"),
     "noisy_embedding_alpha": to("train.neftune_noise_alpha"),
     "freeze_mm_modules": to("train.freeze_vision"),
-    "gradient_checkpointing": to("train.gradient_checkpointing", {True: True, False: False}),
-    "activation_offloading": to("train.activation_offloading", {True: True, False: None}),
+    "gradient_checkpointing": to("train.gradient_checkpointing", {True: True, False: False, "offload": True}),
+    "activation_offloading": to("train.activation_offloading", {True: True, "legacy": True, False: None}),
     "fp8": to("train.fp8"),
     "tf32": to("train.tf32", {True: True, False: False, "auto": None}),
     "torch_compile": to("train.torch_compile", {True: True, False: None, "auto": None}),
     "shuffle_merged_datasets": to("train.train_sampling_strategy", {True: None, False: "sequential"}),
-    **rules_of("adapter load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear "
-               "lora_modules_to_save peft_use_dora peft_use_rslora peft_init_lora_weights bf16 bfloat16 "
+    **rules_of("adapter load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_target_modules "
+               "lora_target_linear lora_modules_to_save peft_use_dora peft_use_rslora peft_init_lora_weights bf16 "
+               "bfloat16 "
                "bnb_config_kwargs", Rule(group="weights")),
     **rules_of("micro_batch_size gradient_accumulation_steps batch_size eval_batch_size warmup_ratio warmup_steps "
                "saves_per_epoch save_steps evals_per_epoch eval_steps lr_scheduler cosine_min_lr_ratio special_tokens "
                "plugins wandb_project use_wandb wandb_name use_mlflow use_tensorboard use_comet use_trackio",
                Rule(group="steps")),
-    **rules_of("datasets test_datasets pretraining_dataset val_set_size sequence_len sample_packing eval_sample_packing "
-               "train_on_inputs excess_length_strategy chat_template chat_template_jinja streaming "
+    **rules_of("datasets test_datasets pretraining_dataset val_set_size sequence_len sample_packing "
+               "eval_sample_packing train_on_inputs excess_length_strategy chat_template chat_template_jinja streaming "
                "streaming_multipack_buffer_size pretrain_multipack_buffer_size", Rule(group="data")),
     **needless("base_model_config model_type type_of_model tokenizer_type processor_type tokenizer_use_fast "
                "is_*_derived_model model_config_type", "found by the model's own config.json"),
-    **needless("trust_remote_code", "recipes run transformers' own classes; a model that needs other code is refused"),
     **needless("flash_* xformers_attention sdp_attention flex_attention flex_attn_* sage_attention eager_attention "
                "attn_implementation fused_attn_kernel gemma4_hybrid_attn_impl sdpa_varlen large_head_attention "
                "liger_* cut_cross_entropy chunked_cross_entropy* lora_*_kernel use_kernels use_scattermoe use_sonicmoe "
@@ -63,20 +63,20 @@ RULES: Mapping[str, Rule] = MappingProxyType({
                "prepared data are cached by what they were made of"),
     **needless("skip_prepare_dataset remove_unused_columns", "rows are prepared here, those with images too"),
     **needless("pad_to_sequence_len pad_to_multiple_of batch_flattening multipack_real_batches sample_packing_* "
-               "pretrain_multipack_attn total_num_tokens", "batches have no padding, and rows are packed by real length"),
+               "pretrain_multipack_attn total_num_tokens",
+               "batches have no padding, and rows are packed by real length"),
     **needless("eot_tokens", "the token that ends a turn is found in the template, and is trained"),
-    **needless("gradient_checkpointing_kwargs", "layers are recomputed whole"),
-    **needless("fsdp fsdp_* dp_shard_size dp_replicate_size expert_parallel_num_* expert_parallel_token_*",
+    **needless("dp_shard_size dp_replicate_size expert_parallel_num_* expert_parallel_token_*",
                "weights are sharded by `accelerate launch --config_file fsdp2.yaml` (docs/distributed.md)"),
     **needless("use_ray ray_* resources_per_worker ddp local_rank world_size device device_map gpu_memory_limit "
                "max_memory low_cpu_mem_usage experimental_skip_move_to_device",
                "the device is found; several processes are started by torchrun (docs/distributed.md)"),
     **needless("wandb_* mlflow_* hf_mlflow_* comet_* trackio_* use_otel_metrics otel_* swanlab_*",
                "trackers take it from their own environment variables (WANDB_PROJECT, ...)"),
-    **needless("hf_use_auth_token hub_token", "secrets do not belong into recipes: export HF_TOKEN"),
-    **needless("debug strict loss_watchdog_* gc_steps gc_collect_steps profiler_* include_tkps include_tokens_per_second "
-               "save_first_step eval_table_size eval_max_new_tokens eval_causal_lm_metrics do_causal_lm_eval "
-               "generate_samples num_generation_samples generation_* test_value", "it changes nothing that is trained"),
+    **needless("debug strict loss_watchdog_* gc_steps gc_collect_steps profiler_* include_tkps "
+               "include_tokens_per_second save_first_step eval_table_size eval_max_new_tokens "
+               "eval_causal_lm_metrics do_causal_lm_eval generate_samples num_generation_samples "
+               "generation_* test_value", "it changes nothing that is trained"),
     **needless("auto_resume_from_checkpoints", "the same command goes on from the newest checkpoint"),
     **needless("lora_on_cpu merge_* qlora_sharded_model_loading tokenizer_save_jinja_files embeddings_skip_upcast "
                "bnb_*", "honed loads and saves in its own way"),
@@ -91,7 +91,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
               "peft_autocast_adapter_dtype", "a recipe makes a new LoRA adapter on named layers", "leave it out"),
     **refused("unfrozen_parameters layer_offloading selective_checkpointing", "all weights are trained, or an adapter"),
     **refused("embedding_lr embedding_lr_scale lr_groups loraplus_lr_ratio lr_quadratic_warmup lr_div_factor "
-              "cosine_constant_lr_ratio jagged_restart_steps adam_beta3 adam_epsilon2 optim_target_modules torchdistx_path",
+              "cosine_constant_lr_ratio jagged_restart_steps adam_beta3 adam_epsilon2 optim_target_modules",
               "honed has one learning rate, and transformers' schedules", "leave it out"),
     **refused("use_eaft use_pose curriculum_sampling sample_packing_sequentially min_sample_len eval_sequence_len "
               "dataset_exact_deduplication shuffle_before_merging_datasets", "honed has no such option",
@@ -103,8 +103,6 @@ RULES: Mapping[str, Rule] = MappingProxyType({
               "save them changed, and name that folder"),
     **refused("tensor_parallel_size context_parallel_size sequence_parallel_degree expert_parallel_size",
               "parts of rows or layers on several GPUs", "use DDP or FSDP2 (docs/distributed.md)", off=(1,)),
-    **refused("resume_from_checkpoint", "another trainer's checkpoint cannot be gone on from",
-              "name the model that it saved"),
     **refused("early_stopping_patience do_bench_eval bench_* trainer_cls dynamic_checkpoint use_swanlab",
               "honed has no such option"),
 })  # fmt: skip
@@ -131,8 +129,15 @@ def weights(draft: Draft, given: Values) -> None:
 
 
 def _adapter(draft: Draft, given: Values) -> None:
-    names = {"lora_r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout", "lora_modules_to_save": "modules_to_save",
-             "peft_use_dora": "use_dora", "peft_use_rslora": "use_rslora", "peft_init_lora_weights": "init"}  # fmt: skip
+    names = {
+        "lora_r": "r",
+        "lora_alpha": "alpha",
+        "lora_dropout": "dropout",
+        "lora_modules_to_save": "modules_to_save",
+        "peft_use_dora": "use_dora",
+        "peft_use_rslora": "use_rslora",
+        "peft_init_lora_weights": "init",
+    }
     for key, ours in names.items():
         if key in given:
             draft.put(f"lora.{ours}", float(given[key]) if ours == "dropout" else given[key])
@@ -141,7 +146,9 @@ def _adapter(draft: Draft, given: Values) -> None:
     listed = given.get("lora_target_modules")
     whole = given.get("lora_target_linear")
     if whole and isinstance(listed, list) and {"lm_head", "embed_tokens"} & set(listed):
-        draft.refuse("lora_target_modules", "all linear layers and the head cannot be named together", "list all layers")
+        draft.refuse(
+            "lora_target_modules", "all linear layers and the head cannot be named together", "list all layers"
+        )
     if whole or listed:
         draft.put("lora.target_modules", "all-linear" if whole else listed)
     else:

@@ -68,7 +68,9 @@ def _masks(draft: Draft, given: Values, *, only_texts: bool) -> None:
         draft.put("data.train_on", "all")
     else:
         draft.put("data.train_on", "assistant", "" if "train_on_inputs" in given else f"{NAME}'s default")
-    trained = [entry.get("roles_to_train") for entry in _entries(given.get("datasets")) if entry.get("roles_to_train")]
+    trained: list[list[str]] = [
+        entry["roles_to_train"] for entry in _entries(given.get("datasets")) if entry.get("roles_to_train")
+    ]
     if any(roles != trained[0] for roles in trained):
         draft.refuse("datasets", "data.train_roles is one for all data sets, and these have several", ONE_OF_ALL)
     elif trained and trained[0] != ["assistant"]:
@@ -143,10 +145,14 @@ def _columns(draft: Draft, entry: Mapping[str, Any], key: str) -> dict[str, str]
     role = names.get("role", entry.get("message_field_role", "from" if sharegpt else "role"))
     content = names.get("content", entry.get("message_field_content", "value" if sharegpt else "content"))
     if names.keys() - {"role", "content", "reasoning_content", "tool_calls", "name"}:
-        draft.refuse(key, f"message_property_mappings has {', '.join(names)}", "map role and content, and leave the rest")
+        draft.refuse(
+            key, f"message_property_mappings has {', '.join(names)}", "map role and content, and leave the rest"
+        )
     for name in ("train_on_eos", "train_on_eot"):
         if entry.get(name) not in (None, "turn"):
-            draft.refuse(key, f"{name} is {entry[name]!r}; honed trains the token that ends a trained turn", "write turn")
+            draft.refuse(
+                key, f"{name} is {entry[name]!r}; honed trains the token that ends a trained turn", "write turn"
+            )
     talk = talk_columns(entry.get("field_messages") or ("conversations" if sharegpt else "messages"), role, content)
     own = {
         "tools": entry.get("field_tools"),
@@ -167,5 +173,7 @@ def _files(draft: Draft, entry: Mapping[str, Any], key: str) -> str | list[str]:
     if not local:
         return hub_id(path, entry.get("name"), entry.get("split"))
     if entry.get("split") not in (None, "train"):
-        draft.refuse(key, f"{path}: split {entry['split']!r} of a file", "put the rows into a file, or set cap in data.sources")
+        draft.refuse(
+            key, f"{path}: split {entry['split']!r} of a file", "put the rows into a file, or set cap in data.sources"
+        )
     return path

@@ -48,7 +48,9 @@ def add_tokenizer(parser: argparse.ArgumentParser) -> None:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Their file, and ours."""
     parser.set_defaults(make=new_recipe)
-    parser.add_argument("theirs", metavar="THEIRS.yaml", type=Path, help="a YAML of LLaMA-Factory, axolotl or `trl sft`")
+    parser.add_argument(
+        "theirs", metavar="THEIRS.yaml", type=Path, help="a YAML of LLaMA-Factory, axolotl or `trl sft`"
+    )
     parser.add_argument("out", metavar="OUT.yaml", type=Path, nargs="?", help="the recipe; must not exist yet [shown]")
     parser.add_argument("--kind", choices=tuple(SIGNS), help="whose file it is [recognised by its keys]")
     parser.add_argument("--partly", action="store_true", help="make it without the keys that cannot be translated")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 import yaml
@@ -53,7 +54,9 @@ def _body(draft: Draft) -> Iterator[str]:
     lines = draft.lines
     yield from (_line(lines[key]) for key in TOP if key in lines)
     for section in (*SECTIONS, "train"):
+        names = [f.name for f in fields(SECTIONS[section])] if section in SECTIONS else []
         own = [line for key, line in lines.items() if key.startswith(f"{section}.")]
+        own.sort(key=lambda line: names.index(line.key.partition(".")[2]) if names else 0)
         if section in lines:
             yield from ("", _line(lines[section]))
         elif own:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 def new_recipe(args: argparse.Namespace) -> None:
     """Makes a recipe of a YAML of LLaMA-Factory, axolotl or `trl sft`; what it leaves out stands in it as comments."""
+    from honed.cli.console import quiet_libraries
     from honed.cli.new.page import page
     from honed.cli.new.translate import translate
 
+    quiet_libraries()
     if args.out is not None and args.out.exists():
         raise RunError(f"{args.out} exists already.", fix="name another file, or delete that one")
     theirs = read(args.theirs)
@@ -113,17 +115,22 @@ def check(text: str, path: Path) -> None:
 
 def summary(draft: Draft, trainer: Trainer, path: Path) -> str:
     """How many keys there were, and what became of them."""
-    keys = len(draft.translated) + len(draft.passed) + len(draft.needless) + len(draft.refused)
-    return (
-        f"{trainer.name}'s {path.name}: {counted(keys, 'key')}: {len(draft.translated)} translated, {len(draft.passed)} "
-        f"below train as they are, {len(draft.needless)} needless here, {len(draft.refused)} not taken"
-    )
+    counts = {
+        "translated": len(draft.translated),
+        "below train as they are": len(draft.passed),
+        "needless here": len(draft.needless),
+        "not taken": len(draft.refused),
+    }
+    parts = ", ".join(f"{count} {what}" for what, count in counts.items())
+    return f"{trainer.name}'s {path.name}: {counted(sum(counts.values()), 'key')}: {parts}"
 
 
 def _problem(path: Path, trainer: Trainer, draft: Draft, theirs: Mapping[str, Any]) -> str:
     from honed.cli.new.page import shown
 
-    lines = [f"  {shown(key, theirs[key])} -- {refusal.why}; fix: {refusal.fix}" for key, refusal in draft.refused.items()]
+    lines = [
+        f"  {shown(key, theirs[key])} -- {refusal.why}; fix: {refusal.fix}" for key, refusal in draft.refused.items()
+    ]
     many = counted(len(lines), "key")
     return "\n".join([f"{path} ({trainer.name}) has {many} that cannot be translated:", *lines])
 

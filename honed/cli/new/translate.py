@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from honed.recipe import suggest
@@ -38,11 +39,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What becomes of a key: one of `to`, `needless`, `refusal` and `group` is set.
+    """What becomes of a key: by `to`, `values`, `needless`, `refusal` or `group`.
 
     Attributes:
         to: the recipe's key; without `values` their value is taken as it is.
-        values: their value -> ours, None for "nothing to write"; another value of theirs is not taken.
+        values: their value -> ours, None for "nothing to write"; another value of theirs is not taken, by `refusal`.
         needless: why nothing of it is needed here.
         refusal: why it is not taken; where its value is false, 0, empty or in `off` it has no effect, and is needless.
         group: name of the trainer's function that reads it together with others.
@@ -61,6 +62,11 @@ def to(key: str, values: Mapping[Any, Any] | None = None) -> Rule:
     return Rule(to=key, values=values)
 
 
+def only(value: Any, why: str, fix: str = "leave it out") -> Rule:
+    """A key with one value that says nothing, as it is so here; why others are not taken."""
+    return Rule(values={value: None}, refusal=Refusal(why=why, fix=fix))
+
+
 def rules_of(names: str, rule: Rule) -> dict[str, Rule]:
     """The same rule for several keys, which are parted by spaces; `galore_*` stands for all that begin so."""
     return dict.fromkeys(names.split(), rule)
@@ -74,6 +80,20 @@ def needless(names: str, why: str) -> dict[str, Rule]:
 def refused(names: str, why: str, fix: str = "leave it out", off: tuple[Any, ...] = ()) -> dict[str, Rule]:
     """Keys that are not taken, unless they are switched off."""
     return rules_of(names, Rule(refusal=Refusal(why=why, fix=fix), off=off))
+
+
+KEEP = "keep the other trainer for it; models saved by honed load there"
+# What all of them have, mostly because transformers' Trainer has it.
+EVERYWHERE: Mapping[str, Rule] = MappingProxyType({
+    **needless("trust_remote_code", "recipes run transformers' own classes; a model that needs other code is refused"),
+    **needless("hub_token *_hub_token hf_use_auth_token", "secrets do not belong into recipes: export HF_TOKEN"),
+    **needless("fsdp fsdp_* fp8_enable_fsdp_float8_all_gather",
+               "weights are sharded by `accelerate launch --config_file fsdp2.yaml` (docs/distributed.md)"),
+    **needless("remove_unused_columns", "columns that are not read are counted in the ledger"),
+    **needless("gradient_checkpointing_kwargs", "layers are recomputed whole"),
+    **refused("resume_from_checkpoint", "another trainer's checkpoint cannot be gone on from",
+              "name the model that it saved"),
+})  # fmt: skip
 
 
 class Draft:
@@ -126,7 +146,7 @@ class Trainer:
 
     def rule(self, key: str) -> Rule | None:
         """The key's own rule, or that of the first pattern that fits."""
-        fits = (rule for name, rule in self.rules.items() if "*" in name and fnmatchcase(key, name))
+        fits = (rules[name] for rules in (self.rules, EVERYWHERE) for name in rules if fnmatchcase(key, name))
         return self.rules.get(key) or next(fits, None)
 
 
@@ -160,23 +180,23 @@ def translate(theirs: Values, trainer: Trainer, place: Path) -> Draft:
 
 
 def _apply(draft: Draft, key: str, value: Any, rule: Rule) -> None:
-    if rule.refusal is not None:
-        if value and value not in rule.off:
-            draft.refuse(key, rule.refusal.why, rule.refusal.fix)
-        else:
-            draft.skip(key, OFF)
+    if rule.values is not None:
+        _choose(draft, key, value, rule, rule.values)
     elif rule.needless:
         draft.skip(key, rule.needless)
-    elif rule.values is None:
+    elif rule.refusal is None:
         draft.put(rule.to, as_number(value))
+    elif value and value not in rule.off:
+        draft.refuse(key, rule.refusal.why, rule.refusal.fix)
     else:
-        _choose(draft, key, value, rule)
+        draft.skip(key, OFF)
 
 
-def _choose(draft: Draft, key: str, value: Any, rule: Rule) -> None:
-    values = rule.values or {}
+def _choose(draft: Draft, key: str, value: Any, rule: Rule, values: Mapping[Any, Any]) -> None:
     if not isinstance(value, (str, int, float)) or value not in values:
-        draft.refuse(key, "no such value here", f"write one of {', '.join(map(str, values))}")
+        known = Refusal(why="no such value here", fix=f"write one of {', '.join(map(str, values))}")
+        refusal = rule.refusal or known
+        draft.refuse(key, refusal.why, refusal.fix)
     elif values[value] is not None:
         draft.put(rule.to, values[value])
 
@@ -197,7 +217,7 @@ def _pass(draft: Draft, key: str, value: Any, trainer: Trainer) -> None:
     else:
         close = suggest(key, {*known, *(name for name in trainer.rules if "*" not in name)})
         fix = close if close.startswith("did") else "mend its name, or leave it out"
-        draft.refuse(key, f"neither {trainer.name}'s key nor an argument of training", fix)
+        draft.refuse(key, "honed has nothing for it", fix)
 
 
 def argument(key: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""TRL's YAML (`trl sft --config x.yaml`); keys and defaults as in its SFTConfig, ModelConfig and ScriptArguments, 2026-07."""
+"""TRL's YAML (`trl sft --config x.yaml`): keys and defaults of its SFTConfig, ModelConfig, ScriptArguments, 2026-07."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from honed.cli.new.sources import Origin, hub_id, put_held_out, put_origins
-from honed.cli.new.translate import Draft, Rule, Trainer, Values, as_number, needless, refused, rules_of, to
+from honed.cli.new.translate import Draft, Rule, Trainer, Values, as_number, needless, only, refused, rules_of, to
 
 NAME = "TRL"
 
@@ -22,25 +22,19 @@ RULES: Mapping[str, Rule] = MappingProxyType({
                                                      "ffd": "bfd", "bfd-requeue": "bfd_split"}),
     "dataset_text_field": to("data.text_field"),
     "dataset_num_proc": to("data.workers"),
-    "truncation_mode": to("", {"keep_start": None}),
-    "model_revision": to("", {"main": None}),
-    "lora_task_type": to("", {"CAUSAL_LM": None}),
-    "use_bnb_nested_quant": to("", {True: None}),
-    **rules_of("use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save use_rslora use_dora dtype "
-               "torch_dtype load_in_4bit load_in_8bit bnb_4bit_quant_type", Rule(group="weights")),
-    **rules_of("dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming datasets streaming "
-               "test_split_size eval_strategy assistant_only_loss completion_only_loss chat_template_path",
+    "truncation_mode": only("keep_start", "answers without their questions would be trained"),
+    "model_revision": only("main", "a recipe names no revision", "download that revision, and name its folder"),
+    "lora_task_type": only("CAUSAL_LM", "honed trains language models"),
+    "use_bnb_nested_quant": only(True, "scales of 4 bits are always quantised once more"),
+    **rules_of("use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save use_rslora use_dora "
+               "dtype torch_dtype load_in_4bit load_in_8bit bnb_4bit_quant_type", Rule(group="weights")),
+    **rules_of("dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming datasets "
+               "streaming test_split_size eval_strategy assistant_only_loss completion_only_loss chat_template_path",
                Rule(group="data")),
     **needless("attn_implementation padding_free pad_to_multiple_of", "honed brings its own way of computing"),
-    **needless("trust_remote_code", "recipes run transformers' own classes; a model that needs other code is refused"),
-    **needless("hub_token", "secrets do not belong into recipes: export HF_TOKEN"),
     **needless("ignore_bias_buffers remove_unused_columns bnb_4bit_quant_storage", "not needed here"),
-    **needless("fsdp fsdp_config",
-               "weights are sharded by `accelerate launch --config_file fsdp2.yaml` (docs/distributed.md)"),
     **needless("env", "export these variables before `honed train`"),
     **refused("lora_target_parameters", "a recipe's adapter is on named layers", "leave it out"),
-    **refused("resume_from_checkpoint", "another trainer's checkpoint cannot be gone on from",
-              "name the model that it saved"),
     **refused("model_init_kwargs dataset_kwargs", "a recipe loads and prepares in its own way", "leave it out"),
     **refused("beta reward_funcs reward_model_path loss_weights max_completion_length num_generations",
               "honed does supervised fine-tuning", "keep TRL for it; models saved by honed load there"),
@@ -119,7 +113,9 @@ def _origin(draft: Draft, entry: Mapping[str, Any]) -> Origin:
     if odd or isinstance(files, Mapping) or (files and not _is_reader(entry["path"])):
         draft.refuse("datasets", f"{entry['path']}: {', '.join([*odd, *(['data_files'] if files else [])])}",
                      "name files, folders or whole data sets of the Hub")  # fmt: skip
-    named = files if files and _is_reader(entry["path"]) else _files(entry["path"], entry.get("name"), entry.get("split"))
+    named = (
+        files if files and _is_reader(entry["path"]) else _files(entry["path"], entry.get("name"), entry.get("split"))
+    )
     return Origin(files=named, name=str(entry["path"]), weight=entry.get("fraction"))
 
 
@@ -128,7 +124,9 @@ def _is_reader(path: str) -> bool:
 
 
 def _files(name: str, config: Any, split: Any) -> str:
-    local = Path(name).exists() or name.startswith((".", "/", "~")) or Path(name).suffix in (".jsonl", ".json", ".parquet")
+    local = (
+        Path(name).exists() or name.startswith((".", "/", "~")) or Path(name).suffix in (".jsonl", ".json", ".parquet")
+    )
     return name if local else hub_id(name, config, split)
 
 
