@@ -24,7 +24,7 @@ SIGNS: Mapping[str, frozenset[str]] = {
     ),
     "axolotl": frozenset(
         {"base_model", "sequence_len", "micro_batch_size", "num_epochs", "adapter", "sample_packing", "val_set_size",
-         "pretraining_dataset", "dataset_prepared_path", "lora_target_linear", "lr_scheduler", "optimizer"}
+         "pretraining_dataset", "dataset_prepared_path", "lora_target_linear", "lr_scheduler", "optimizer", "datasets"}
     ),
     "trl": frozenset(
         {"model_name_or_path", "dataset_name", "dataset_config", "dataset_train_split", "dataset_text_field",

@@ -119,7 +119,7 @@ def _adapter(draft: Draft, given: Values) -> None:
     default = f"{NAME}'s default"
     draft.put("lora.r", rank, "" if "lora_rank" in given else default)
     draft.put("lora.alpha", given.get("lora_alpha", 2 * rank), "" if "lora_alpha" in given else f"{default}: twice r")
-    draft.put("lora.dropout", as_number(given.get("lora_dropout", 0.0)))
+    draft.put("lora.dropout", given.get("lora_dropout", 0.0))
     draft.put("lora.target_modules", "all-linear" if target == ["all"] else target)
     for key in ("use_rslora", "use_dora"):
         if given.get(key):

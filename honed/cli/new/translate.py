@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from honed.errors import RecipeError, first_line
 from honed.recipe import suggest
 
 EMPTY = "empty"
@@ -108,8 +109,8 @@ class Draft:
         self.translated: list[str] = []
 
     def put(self, key: str, value: Any, comment: str = "") -> None:
-        """Writes a line, in place of one that has the same key."""
-        self.lines[key] = Line(key=key, value=value, comment=comment)
+        """Writes a line, in place of one that has the same key; YAML 1.1 read 1e-4 in it as text."""
+        self.lines[key] = Line(key=key, value=as_number(value), comment=comment)
 
     def skip(self, key: str, why: str) -> None:
         """Their key is not needed."""
@@ -156,6 +157,9 @@ def translate(theirs: Values, trainer: Trainer, place: Path) -> Draft:
     Args:
         theirs: the other trainer's file, as YAML gives it.
         place: where that file lies; its data may be described beside it.
+
+    Raises:
+        RecipeError: a value is of a kind that the other trainer would not take either.
     """
     draft = Draft(place)
     groups: dict[str, dict[str, Any]] = {name: {} for name in trainer.groups}
@@ -170,7 +174,13 @@ def translate(theirs: Values, trainer: Trainer, place: Path) -> Draft:
         else:
             _pass(draft, key, value, trainer)
     for name, read in trainer.groups.items():
-        read(draft, groups[name])
+        try:
+            read(draft, groups[name])
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+            keys = ", ".join(groups[name])
+            raise RecipeError(
+                f"{place}: a value of {keys} is not what {trainer.name} takes: {first_line(error)}", fix="mend it"
+            ) from None
     for key, value in trainer.defaults:
         if key not in draft.lines:
             draft.put(key, value, f"{trainer.name}'s default")
@@ -185,7 +195,7 @@ def _apply(draft: Draft, key: str, value: Any, rule: Rule) -> None:
     elif rule.needless:
         draft.skip(key, rule.needless)
     elif rule.refusal is None:
-        draft.put(rule.to, as_number(value))
+        draft.put(rule.to, value)
     elif value and value not in rule.off:
         draft.refuse(key, rule.refusal.why, rule.refusal.fix)
     else:
@@ -221,12 +231,16 @@ def _pass(draft: Draft, key: str, value: Any, trainer: Trainer) -> None:
 
 
 def argument(key: str, value: Any) -> Any:
-    """The value as an argument of training: YAML 1.1 read `no` as false, and 1e-4 as text."""
-    return "no" if value is False and key.endswith("_strategy") else as_number(value)
+    """The value as an argument of training; YAML 1.1 read `no` as false."""
+    return "no" if value is False and key.endswith("_strategy") else value
 
 
 def as_number(value: Any) -> Any:
-    """A text such as 1e-4 as the number; anything else as it is."""
+    """A text such as 1e-4 as the number, in lists and mappings, too; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {key: as_number(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_number(item) for item in value]
     if not (isinstance(value, str) and value[:1] in "0123456789.-+" and "e" in value.lower()):
         return value
     try:

@@ -63,7 +63,7 @@ def weights(draft: Draft, given: Values) -> None:
 def _adapter(draft: Draft, given: Values) -> None:
     default = f"{NAME}'s default"
     for key, ours, value in (("lora_r", "r", 16), ("lora_alpha", "alpha", 32), ("lora_dropout", "dropout", 0.05)):
-        draft.put(f"lora.{ours}", as_number(given.get(key, value)), "" if key in given else default)
+        draft.put(f"lora.{ours}", given.get(key, value), "" if key in given else default)
     layers = given.get("lora_target_modules")
     alone = layers[0] if isinstance(layers, list) and len(layers) == 1 else layers
     comment = "" if layers else f"{default}: peft's choice for Llama, Qwen, Gemma and Mistral; others may differ"
