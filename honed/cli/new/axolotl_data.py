@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from honed.cli.new.sources import ONE_OF_ALL, Origin, hub_id, named, put_held_out, put_origins, talk_columns
-from honed.cli.new.translate import Draft, Values, as_number
+from honed.cli.new.translate import Draft, Line, Values, as_number
 
 NAME = "axolotl"
 READERS = ("json", "jsonl", "csv", "parquet", "arrow", "text")  # names of `datasets` for files, in place of a path
 TALKS = ("chat_template", "chat_template.default", "sharegpt")
 TEXTS = ("completion", "pretrain")
+# What `type: alpaca` writes. The row's `input` comes as the system message, for a message of the user would hold both.
+ALPACA = (
+    "{{ bos_token }}Below is an instruction that describes a task{% if messages[0].role == 'system' %}, paired with an "
+    "input that provides further context{% endif %}. Write a response that appropriately completes the request.\n\n"
+    "{% for message in messages %}{% if message.role == 'user' %}### Instruction:\n{{ message.content }}\n\n"
+    "{% if messages[0].role == 'system' %}### Input:\n{{ messages[0].content }}\n\n{% endif %}### Response:\n"
+    "{% elif message.role == 'assistant' %}{{ message.content + eos_token }}{% endif %}{% endfor %}"
+)
+ALPACA_COLUMNS = {"system": "input"}
 STYLES = ("alpaca", "chatml", "metharme")  # templates that no tokenizer need have
 SAYS_NOTHING = ("path", "type", "split", "name", "data_files", "ds_type", "trust_remote_code", "preprocess_shards",
                 "text_column", "skip")  # fmt: skip
@@ -79,6 +88,11 @@ def _masks(draft: Draft, given: Values, *, only_texts: bool) -> None:
 
 def _template(draft: Draft, given: Values) -> None:
     style, jinja = given.get("chat_template"), given.get("chat_template_jinja")
+    if draft.lines.get("data.format", None) == Line(key="data.format", value="alpaca"):
+        draft.template = ALPACA
+        for key in given.keys() & {"chat_template", "chat_template_jinja"}:
+            draft.skip(key, "type alpaca has prompts of its own")
+        return
     for entry in _entries(given.get("datasets")):
         if entry.get("chat_template") not in (None, style) or entry.get("chat_template_jinja") not in (None, jinja):
             draft.refuse("datasets", "a data set has a chat template of its own", "set template for it in data.sources")
@@ -128,6 +142,8 @@ def _origin(draft: Draft, entry: Mapping[str, Any], key: str) -> Origin:
         draft.refuse(key, f"{entry.get('path')}: honed has no {', '.join(odd)}", "leave it out, or change the rows")
     if kind in TEXTS:
         return Origin(files=files, format="text", text_field=entry.get("field", entry.get("text_column")))
+    if kind == "alpaca" and not set_keys & COLUMNS:
+        return Origin(files=files, format="alpaca", columns=ALPACA_COLUMNS)
     if kind not in TALKS:
         shown = kind if isinstance(kind, str) else "of one's own" if kind else "missing"
         draft.refuse(

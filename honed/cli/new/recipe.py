@@ -32,13 +32,19 @@ def new_recipe(args: argparse.Namespace) -> None:
     if draft.refused and not args.partly:
         raise RecipeError(_problem(args.theirs, trainer, draft, theirs), fix="mend them, or add --partly")
     _need(draft, trainer, args.theirs)
+    jinja = _template_file(draft, args.out)
     text = page(draft, theirs, of=f"{trainer.name}'s {args.theirs.name} ({how})")
     check(text, args.theirs)
     if args.out is None:
         print(text, end="")
     else:
-        with storage_errors(args.out, elsewhere="name another file", every=True), args.out.open("x") as file:
-            file.write(text)
+        for path, content in ((jinja, draft.template), (args.out, text)):
+            if content:
+                with (
+                    storage_errors(path, elsewhere="name another file", every=True),
+                    path.open("x", encoding="utf-8") as f,
+                ):
+                    f.write(content)
     print(summary(draft, trainer, args.theirs), file=sys.stderr)
 
 
@@ -123,6 +129,18 @@ def summary(draft: Draft, trainer: Trainer, path: Path) -> str:
     }
     parts = ", ".join(f"{count} {what}" for what, count in counts.items())
     return f"{trainer.name}'s {path.name}: {counted(sum(counts.values()), 'key')}: {parts}"
+
+
+def _template_file(draft: Draft, out: Path | None) -> Path:
+    """Where the chat template goes that the recipe names, if it needs one of its own."""
+    path = (out or Path("recipe.yaml")).with_suffix(".jinja")
+    if draft.template and out is None:
+        raise RecipeError("A chat template has to stand beside this recipe.", fix="name a file for it: OUT.yaml")
+    if draft.template and path.exists():
+        raise RunError(f"{path} exists already, and this recipe needs a chat template.", fix="name another OUT.yaml")
+    if draft.template:
+        draft.put("data.template", str(path), "their prompts, made with this recipe; {{ bos_token }} as Llama begins")
+    return path
 
 
 def _problem(path: Path, trainer: Trainer, draft: Draft, theirs: Mapping[str, Any]) -> str:

@@ -98,10 +98,11 @@ EVERYWHERE: Mapping[str, Rule] = MappingProxyType({
 
 
 class Draft:
-    """A recipe in the making."""
+    """A recipe in the making; `template` is the text of a Jinja file that has to stand beside it."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
+        self.template = ""
         self.lines: dict[str, Line] = {}
         self.needless: dict[str, str] = {}
         self.refused: dict[str, Refusal] = {}

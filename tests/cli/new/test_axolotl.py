@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import prepare
 
 LEAST = """
 base_model: owner/model
@@ -199,7 +204,7 @@ def test_a_pretraining_dataset_is_a_stream(made: Any) -> None:
         (LEAST + "plugins: [axolotl.integrations.spectrum.SpectrumPlugin]", "may change what is trained"),
         (LEAST + "context_parallel_size: 2", "use DDP or FSDP2"),
         (LEAST + "sequenc_len: 5", "did you mean 'sequence_len'?"),
-        (entry("- {path: o/a, type: alpaca}"), "o/a: type alpaca writes prompts in its own style"),
+        (entry("- {path: o/a, type: 'alpaca:chat'}"), "o/a: type alpaca:chat writes prompts in its own style"),
         (entry("- {path: o/a, type: {field_instruction: q}}"), "type of one's own writes prompts"),
         (entry("- {path: o/a, type: chat_template, train_on_eos: none}"), "train_on_eos is 'none'"),
         (entry("- {path: o/a, type: chat_template, drop_system_message: true}"), "honed has no drop_system_message"),
@@ -211,3 +216,30 @@ def test_what_is_not_taken(honed: Any, theirs: Any, text: str, said: str) -> Non
     assert (shown.status, shown.out) == (2, "")
     assert said in shown.err
     assert "theirs.yaml (axolotl) has 1 key that cannot be translated" in shown.err
+
+
+def test_alpaca_prompts_are_written_as_it_does(
+    honed: Any, made: Any, tmp_path: Path, model_folder: Path, tiny_tokenizer: Any
+) -> None:
+    rows = [
+        {"instruction": "Translate.", "input": "Hallo", "output": "Hello"},
+        {"instruction": "Greet.", "input": "", "output": "Hi"},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    text = f"base_model: {model_folder}\nlearning_rate: 1e-4\nsequence_len: 512\ndatasets: [{{path: %s, type: alpaca}}]"
+    recipe = made(text % (tmp_path / "rows.json"))
+    assert (recipe.data.format, recipe.data.columns) == ("alpaca", {"system": "input"})
+    options = PrepareOptions(format="alpaca", columns=recipe.data.columns, template=recipe.data.template)
+    found = prepare(list(recipe.data.files), tiny_tokenizer, options)
+    eos = tiny_tokenizer.eos_token
+    begin = (tiny_tokenizer.bos_token or "") + "Below is an instruction that describes a task"
+    expected = {
+        f"{begin}, paired with an input that provides further context. Write a response that appropriately completes "
+        f"the request.\n\n### Instruction:\nTranslate.\n\n### Input:\nHallo\n\n### Response:\nHello{eos}",
+        f"{begin}. Write a response that appropriately completes the request.\n\n### Instruction:\nGreet.\n\n"
+        f"### Response:\nHi{eos}",
+    }
+    assert {tiny_tokenizer.decode(row.input_ids) for row in found.rows} == expected
+    without = honed("new", "recipe", tmp_path / "theirs.yaml")
+    assert without.status == 2
+    assert "name a file for it: OUT.yaml" in without.err
