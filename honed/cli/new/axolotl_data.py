@@ -45,7 +45,7 @@ def data(draft: Draft, given: Values) -> None:
     if origins or stream:
         put_origins(draft, [*origins, *stream], key="datasets" if origins else "pretraining_dataset")
     _evaluation(draft, given, origins)
-    only_texts = all(origin.format == "text" for origin in [*origins, *stream])
+    only_texts = {origin.format for origin in [*origins, *stream]} == {"text"}
     _length(draft, given, only_texts=only_texts, wraps=bool(stream))
     _masks(draft, given, only_texts=only_texts)
     _template(draft, given)

@@ -35,7 +35,7 @@ def data(draft: Draft, given: Values) -> None:
     elif "buffer_size" in given:
         draft.skip("buffer_size", "part of streaming")
     if any(origin.images for origin in origins) and "train.freeze_vision" not in draft.lines:
-        draft.put("train.freeze_vision", True, f"{NAME}'s default")
+        draft.put("train.freeze_vision", True, f"{NAME}'s default; it also shrinks images above 768 x 768")
     if "media_dir" in given:
         draft.put("train.image_folder", given["media_dir"])
 

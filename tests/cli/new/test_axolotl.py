@@ -240,6 +240,8 @@ def test_alpaca_prompts_are_written_as_it_does(
         f"### Response:\nHi{eos}",
     }
     assert {tiny_tokenizer.decode(row.input_ids) for row in found.rows} == expected
+    trained = {tiny_tokenizer.decode(row.input_ids[row.weights > 0]) for row in found.rows}
+    assert trained == {f"Hello{eos}", f"Hi{eos}"}
     without = honed("new", "recipe", tmp_path / "theirs.yaml")
     assert without.status == 2
     assert "name a file for it: OUT.yaml" in without.err
