@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from honed.cli.new.axolotl_data import data
+from honed.cli.new.axolotl_data import data, put_often
 from honed.cli.new.translate import (
     KEEP,
     Draft,
@@ -32,7 +32,6 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "dataset_num_proc": to("data.workers"),
     "num_epochs": to("train.num_train_epochs"),
     "optimizer": to("train.optim"),
-    "evaluation_strategy": to("train.eval_strategy"),
     "noisy_embedding_alpha": to("train.neftune_noise_alpha"),
     "freeze_mm_modules": to("train.freeze_vision"),
     "gradient_checkpointing": to("train.gradient_checkpointing", {True: True, False: False, "offload": True}),
@@ -46,11 +45,12 @@ RULES: Mapping[str, Rule] = MappingProxyType({
                "bfloat16 "
                "bnb_config_kwargs", Rule(group="weights")),
     **rules_of("micro_batch_size gradient_accumulation_steps batch_size eval_batch_size warmup_ratio warmup_steps "
-               "saves_per_epoch save_steps evals_per_epoch eval_steps lr_scheduler cosine_min_lr_ratio special_tokens "
+               "saves_per_epoch save_steps lr_scheduler cosine_min_lr_ratio special_tokens "
                "plugins wandb_project use_wandb wandb_name use_mlflow use_tensorboard use_comet use_trackio",
                Rule(group="steps")),
     **rules_of("datasets test_datasets pretraining_dataset val_set_size sequence_len sample_packing "
-               "eval_sample_packing train_on_inputs excess_length_strategy chat_template chat_template_jinja streaming "
+               "eval_sample_packing evals_per_epoch eval_steps eval_strategy "
+               "evaluation_strategy train_on_inputs excess_length_strategy chat_template chat_template_jinja streaming "
                "streaming_multipack_buffer_size pretrain_multipack_buffer_size", Rule(group="data")),
     **needless("base_model_config model_type type_of_model tokenizer_type processor_type tokenizer_use_fast "
                "is_*_derived_model model_config_type", "found by the model's own config.json"),
@@ -117,8 +117,9 @@ def weights(draft: Draft, given: Values) -> None:
         draft.refuse("adapter", "honed trains a LoRA adapter or all weights", "write lora or qlora, or leave it out")
     else:
         draft.put("lora", None, "all weights")
-        for key in given.keys() - {"bf16", "bfloat16", "load_in_4bit", "load_in_8bit"}:
+        for key in given.keys() - {"bf16", "bfloat16", "load_in_4bit", "load_in_8bit", "bnb_config_kwargs"}:
             draft.skip(key, "all weights are trained")
+    _quantization(draft, given)
     halved = given.get("bf16", "auto") in (True, "auto") or given.get("bfloat16")
     if adapter is None and halved:
         draft.put("dtype", "bfloat16", f"as {NAME} loads it; without this line small updates are not rounded away")
@@ -153,20 +154,25 @@ def _adapter(draft: Draft, given: Values) -> None:
         draft.put("lora.target_modules", "all-linear" if whole else listed)
     else:
         draft.refuse("adapter", "no layers are named for it", "write lora_target_linear: true")
+
+
+def _quantization(draft: Draft, given: Values) -> None:
+    extra = dict(given.get("bnb_config_kwargs") or {})
     if given.get("load_in_4bit"):
-        extra = dict(given.get("bnb_config_kwargs") or {})
         draft.put("quantization", extra.pop("bnb_4bit_quant_type", "nf4"))
         if extra.pop("bnb_4bit_use_double_quant", True) is not True or extra:
             draft.refuse("bnb_config_kwargs", "scales are quantised once more, and nothing else is set", "leave it out")
     elif given.get("load_in_8bit"):
         draft.put("quantization", "int8")
+    if extra and not given.get("load_in_4bit"):
+        draft.skip("bnb_config_kwargs", "part of load_in_4bit")
 
 
 def steps(draft: Draft, given: Values) -> None:
     """Batches, schedule, checkpoints and trackers."""
     _batches(draft, given)
     _schedule(draft, given)
-    _save_and_evaluate(draft, given)
+    put_often(draft, "save", given.get("saves_per_epoch"), given.get("save_steps"))
     for name, token in (given.get("special_tokens") or {}).items():
         if token is not None and name in ("eos_token", "pad_token"):
             draft.put(f"train.{name}", token)
@@ -215,20 +221,6 @@ def _schedule(draft: Draft, given: Values) -> None:
     draft.put("train.warmup_steps", 0.03 if warmup is None else warmup, comment)
     if {"warmup_steps", "warmup_ratio"} <= given.keys():
         draft.skip("warmup_ratio", "warmup_steps says it")
-
-
-def _save_and_evaluate(draft: Draft, given: Values) -> None:
-    epochs = draft.lines["train.num_train_epochs"].value if "train.num_train_epochs" in draft.lines else 1
-    for verb, often in (("save", "saves_per_epoch"), ("eval", "evals_per_epoch")):
-        times, every = given.get(often), as_number(given.get(f"{verb}_steps"))
-        if every:
-            draft.put(f"train.{verb}_strategy", "steps")
-            draft.put(f"train.{verb}_steps", every)
-        elif times == 1:
-            draft.put(f"train.{verb}_strategy", "epoch")
-        elif times:
-            draft.put(f"train.{verb}_strategy", "steps")
-            draft.put(f"train.{verb}_steps", 1 / (times * epochs), f"{times} times an epoch: a share of all steps")
 
 
 AXOLOTL = Trainer(

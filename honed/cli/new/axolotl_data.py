@@ -116,12 +116,24 @@ def _evaluation(draft: Draft, given: Values, training: Sequence[Origin]) -> None
         draft.refuse("val_set_size", "data.eval_share is a share of the rows", "write a share, such as 0.02")
     elif share:
         draft.put("data.eval_share", share)
-    evaluates = {"data.eval_share", "data.held_out"} & draft.lines.keys()
-    if not evaluates:
-        for key in ("train.eval_steps", "train.eval_strategy"):
-            draft.lines.pop(key, None)
-    elif "train.eval_strategy" not in draft.lines:
-        draft.put("train.eval_strategy", "no", f"{NAME}'s default")
+    if not {"data.eval_share", "data.held_out"} & draft.lines.keys():
+        for key in given.keys() & {"evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy"}:
+            draft.skip(key, "nothing is held out")
+        return
+    strategy = given.get("eval_strategy", given.get("evaluation_strategy"))
+    draft.put("train.eval_strategy", strategy or "no", "" if strategy else f"{NAME}'s default")
+    put_often(draft, "eval", given.get("evals_per_epoch"), given.get("eval_steps"))
+
+
+def put_often(draft: Draft, verb: str, times: Any, every: Any) -> None:
+    """Writes when to save or to evaluate: so many times an epoch, or every so many steps."""
+    epochs = draft.lines["train.num_train_epochs"].value if "train.num_train_epochs" in draft.lines else 1
+    if every or times:
+        draft.put(f"train.{verb}_strategy", "epoch" if times == 1 and not every else "steps")
+    if every:
+        draft.put(f"train.{verb}_steps", every)
+    elif times and times != 1:
+        draft.put(f"train.{verb}_steps", 1 / (times * epochs), f"{times} times an epoch: a share of all steps")
 
 
 def _origins(draft: Draft, given: Values, key: str) -> list[Origin]:

@@ -76,7 +76,8 @@ def _evaluation(draft: Draft, given: Values, training: list[Origin], *, texts: b
     share = as_number(given.get("val_size", 0))
     held_out = _origins(draft, {**given, "max_samples": None}, "eval_dataset", texts=texts)
     if held_out and training:
-        put_held_out(draft, held_out, training, key="eval_dataset")
+        uncapped = "all of it: max_samples is for training" if "max_samples" in given else ""
+        put_held_out(draft, held_out, training, key="eval_dataset", comment=uncapped)
     if share >= 1:
         draft.refuse("val_size", "data.eval_share is a share of the rows", "write a share, such as 0.02")
     elif share:
@@ -98,7 +99,7 @@ def _weighted(draft: Draft, origins: list[Origin], given: Values) -> list[Origin
         draft.refuse("mix_strategy", "weighted sources end with the first that has no more rows",
                      "write concat or interleave_under, or set repeat for sources")  # fmt: skip
     weights = [float(weight) for weight in as_list(given.get("interleave_probs"))] or [1.0] * len(origins)
-    return [replace(origin, weight=weight) for origin, weight in zip(origins, weights, strict=False)]
+    return [replace(origin, weight=weight) for origin, weight in zip(origins, weights, strict=True)]
 
 
 def _origins(draft: Draft, given: Values, key: str, *, texts: bool) -> list[Origin]:

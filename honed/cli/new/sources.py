@@ -67,7 +67,9 @@ def put_origins(draft: Draft, origins: Sequence[Origin], *, key: str) -> None:
             draft.put(f"data.{name}", dict(first) if name == "columns" else first)
 
 
-def put_held_out(draft: Draft, origins: Sequence[Origin], training: Sequence[Origin], *, key: str) -> None:
+def put_held_out(
+    draft: Draft, origins: Sequence[Origin], training: Sequence[Origin], *, key: str, comment: str = ""
+) -> None:
     """Writes `data.held_out`, which is one file or data set, read as those that are trained on."""
     files = [file for origin in origins for file in _listed(origin.files)]
     if len(files) > 1:
@@ -75,7 +77,7 @@ def put_held_out(draft: Draft, origins: Sequence[Origin], training: Sequence[Ori
     elif any(origin.columns != training[0].columns for origin in origins):
         draft.refuse(key, "the rows to evaluate on have other columns than those to train on", ONE_OF_ALL)
     else:
-        draft.put("data.held_out", files[0])
+        draft.put("data.held_out", files[0], comment)
 
 
 def _source(origin: Origin) -> dict[str, Any]:

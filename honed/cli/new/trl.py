@@ -104,7 +104,10 @@ def _origins(draft: Draft, given: Values) -> list[Origin]:
         return [_origin(draft, entry) for entry in given["datasets"]]
     if not given.get("dataset_name"):
         return []
-    return [Origin(files=_files(given["dataset_name"], given.get("dataset_config"), given.get("dataset_train_split")))]
+    name, split = given["dataset_name"], given.get("dataset_train_split")
+    if _is_local(name) and split not in (None, "train"):
+        draft.refuse("dataset_train_split", f"{name} has no splits", "name the file with these rows")
+    return [Origin(files=_files(name, given.get("dataset_config"), split))]
 
 
 def _origin(draft: Draft, entry: Mapping[str, Any]) -> Origin:
@@ -123,11 +126,13 @@ def _is_reader(path: str) -> bool:
     return path in ("json", "csv", "parquet", "arrow", "text")
 
 
+def _is_local(name: str) -> bool:
+    suffixes = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+    return Path(name).exists() or name.startswith((".", "/", "~")) or Path(name).suffix in suffixes
+
+
 def _files(name: str, config: Any, split: Any) -> str:
-    local = (
-        Path(name).exists() or name.startswith((".", "/", "~")) or Path(name).suffix in (".jsonl", ".json", ".parquet")
-    )
-    return name if local else hub_id(name, config, split)
+    return name if _is_local(name) else hub_id(name, config, split)
 
 
 def _evaluation(draft: Draft, given: Values) -> None:
@@ -138,7 +143,9 @@ def _evaluation(draft: Draft, given: Values) -> None:
         draft.put("data.eval_share", share)
     elif share is not None:
         draft.refuse("test_split_size", "data.eval_share is a share of the rows", "write a share, such as 0.02")
-    elif strategy != "no" and given.get("dataset_name"):
+    elif strategy != "no" and _is_local(given.get("dataset_name", ".")):
+        draft.refuse("eval_strategy", "files have no split to evaluate on", "set it to no, and data.held_out to a file")
+    elif strategy != "no":
         held_out = Origin(files=_files(given["dataset_name"], given.get("dataset_config"), split))
         put_held_out(draft, [held_out], [held_out], key="dataset_test_split")
     elif "dataset_test_split" in given:

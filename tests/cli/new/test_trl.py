@@ -109,6 +109,8 @@ def test_a_mixture(made: Any) -> None:
         ("lora_target_parameters: [experts]", "on named layers"),
         ("test_split_size: 100", "write a share"),
         ("chat_template_path: owner/other", "save that model's template as a file"),
+        ("eval_strategy: epoch\ndataset_name: rows.jsonl", "files have no split to evaluate on"),
+        ("dataset_train_split: test\ndataset_name: rows.jsonl", "rows.jsonl has no splits"),
         ("beta: 0.1", "honed does supervised fine-tuning"),
         ("packing_strategy: best", "write one of bfd, bfd_split, wrapped"),
         ("learning_rat: 1", "did you mean 'learning_rate'?"),
