@@ -66,7 +66,8 @@ def foreign_keys(path: Path) -> dict[str, list[str]]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
-    found = {kind: [key for key in tree if key in signs] for kind, signs in SIGNS.items()} if tree else {}
+    keys = [key for key in tree if isinstance(key, str)] if isinstance(tree, dict) else []
+    found = {kind: [key for key in keys if key in signs] for kind, signs in SIGNS.items()}
     most = max(map(len, found.values()), default=0)
     return {kind: keys for kind, keys in found.items() if most and len(keys) == most}
 

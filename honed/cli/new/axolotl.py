@@ -42,8 +42,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "shuffle_merged_datasets": to("train.train_sampling_strategy", {True: None, False: "sequential"}),
     **rules_of("adapter load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_target_modules "
                "lora_target_linear lora_modules_to_save peft_use_dora peft_use_rslora peft_init_lora_weights bf16 "
-               "bfloat16 "
-               "bnb_config_kwargs", Rule(group="weights")),
+               "bfloat16 bnb_config_kwargs", Rule(group="weights")),
     **rules_of("micro_batch_size gradient_accumulation_steps batch_size eval_batch_size warmup_ratio warmup_steps "
                "saves_per_epoch save_steps lr_scheduler cosine_min_lr_ratio special_tokens "
                "plugins wandb_project use_wandb wandb_name use_mlflow use_tensorboard use_comet use_trackio",
@@ -58,10 +57,10 @@ RULES: Mapping[str, Rule] = MappingProxyType({
                "attn_implementation fused_attn_kernel gemma4_hybrid_attn_impl sdpa_varlen large_head_attention "
                "liger_* cut_cross_entropy chunked_cross_entropy* lora_*_kernel use_kernels use_scattermoe use_sonicmoe "
                "use_*_kernels experts_implementation tiled_mlp*", "honed brings its own way of computing"),
-    **needless("dataset_prepared_path dataset_keep_in_memory dataset_shard* num_dataset_shards_to_save "
+    **needless("dataset_prepared_path dataset_keep_in_memory num_dataset_shards_to_save "
                "push_dataset_to_hub is_preprocess preprocess_iterable",
                "prepared data are cached by what they were made of"),
-    **needless("skip_prepare_dataset remove_unused_columns", "rows are prepared here, those with images too"),
+    **needless("skip_prepare_dataset", "rows are prepared here, those with images too"),
     **needless("pad_to_sequence_len pad_to_multiple_of batch_flattening multipack_real_batches sample_packing_* "
                "pretrain_multipack_attn total_num_tokens",
                "batches have no padding, and rows are packed by real length"),
@@ -94,7 +93,8 @@ RULES: Mapping[str, Rule] = MappingProxyType({
               "cosine_constant_lr_ratio jagged_restart_steps adam_beta3 adam_epsilon2 optim_target_modules",
               "honed has one learning rate, and transformers' schedules", "leave it out"),
     **refused("use_eaft use_pose curriculum_sampling sample_packing_sequentially min_sample_len eval_sequence_len "
-              "dataset_exact_deduplication shuffle_before_merging_datasets", "honed has no such option",
+              "dataset_exact_deduplication dataset_shard_num dataset_shard_idx shuffle_before_merging_datasets",
+              "honed has no such option",
               "leave it out, or change the rows (`honed data check` finds repeats)"),
     **refused("tokenizer_config tokenizer_legacy tokenizer_use_mistral_common tokens added_tokens_overrides "
               "resize_token_embeddings_to_32x shrink_embeddings reinit_weights fix_untrained_tokens processor_kwargs "

@@ -24,7 +24,7 @@ ALPACA = (
 ALPACA_COLUMNS = {"system": "input"}
 STYLES = ("alpaca", "chatml", "metharme")  # templates that no tokenizer need have
 SAYS_NOTHING = ("path", "type", "split", "name", "data_files", "ds_type", "trust_remote_code", "preprocess_shards",
-                "text_column", "skip")  # fmt: skip
+                "text_column")  # fmt: skip
 COLUMNS = {"field_messages", "message_property_mappings", "message_field_role", "message_field_content", "field_tools",
            "field_system", "field_thinking", "template_thinking_key", "message_field_training", "roles_to_train",
            "train_on_eos", "train_on_eot", "field"}  # fmt: skip
@@ -149,7 +149,8 @@ def _origin(draft: Draft, entry: Mapping[str, Any], key: str) -> Origin:
     files = _files(draft, entry, key)
     kind = entry.get("type", "pretrain" if key == "pretraining_dataset" else None)
     set_keys = {name for name, value in entry.items() if value not in (None, False, [], {})}
-    odd = sorted(set_keys - COLUMNS - set(SAYS_NOTHING))
+    of_texts = {"field"}
+    odd = sorted(set_keys - (of_texts if kind in TEXTS else COLUMNS - of_texts) - set(SAYS_NOTHING))
     if odd:
         draft.refuse(key, f"{entry.get('path')}: honed has no {', '.join(odd)}", "leave it out, or change the rows")
     if kind in TEXTS:
@@ -172,15 +173,13 @@ def _columns(draft: Draft, entry: Mapping[str, Any], key: str) -> dict[str, str]
     sharegpt = entry.get("type") == "sharegpt"
     role = names.get("role", entry.get("message_field_role", "from" if sharegpt else "role"))
     content = names.get("content", entry.get("message_field_content", "value" if sharegpt else "content"))
-    if names.keys() - {"role", "content", "reasoning_content", "tool_calls", "name"}:
-        draft.refuse(
-            key, f"message_property_mappings has {', '.join(names)}", "map role and content, and leave the rest"
-        )
-    for name in ("train_on_eos", "train_on_eot"):
-        if entry.get(name) not in (None, "turn"):
-            draft.refuse(
-                key, f"{name} is {entry[name]!r}; honed trains the token that ends a trained turn", "write turn"
-            )
+    others = [name for name, own in names.items() if name not in ("role", "content", "reasoning_content", own)]
+    if others:
+        draft.refuse(key, f"message_property_mappings has {', '.join(others)}", "map role and content, and no others")
+    same = {"train_on_eos": "turn", "train_on_eot": "turn", "template_thinking_key": "reasoning_content"}
+    for name, value in same.items():
+        if entry.get(name) not in (None, value):
+            draft.refuse(key, f"{name} is {entry[name]!r}; here it is {value}", "leave it out")
     talk = talk_columns(entry.get("field_messages") or ("conversations" if sharegpt else "messages"), role, content)
     own = {
         "tools": entry.get("field_tools"),

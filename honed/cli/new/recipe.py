@@ -38,13 +38,10 @@ def new_recipe(args: argparse.Namespace) -> None:
     if args.out is None:
         print(text, end="")
     else:
-        for path, content in ((jinja, draft.template), (args.out, text)):
-            if content:
-                with (
-                    storage_errors(path, elsewhere="name another file", every=True),
-                    path.open("x", encoding="utf-8") as f,
-                ):
-                    f.write(content)
+        _write(args.out, text)
+        if draft.template:
+            _write(jinja, draft.template)
+            print(f"{jinja}: the chat template that the recipe names", file=sys.stderr)
     print(summary(draft, trainer, args.theirs), file=sys.stderr)
 
 
@@ -129,6 +126,11 @@ def summary(draft: Draft, trainer: Trainer, path: Path) -> str:
     }
     parts = ", ".join(f"{count} {what}" for what, count in counts.items())
     return f"{trainer.name}'s {path.name}: {counted(sum(counts.values()), 'key')}: {parts}"
+
+
+def _write(path: Path, text: str) -> None:
+    with storage_errors(path, elsewhere="name another file", every=True), path.open("x", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _template_file(draft: Draft, out: Path | None) -> Path:

@@ -32,7 +32,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
                "streaming test_split_size eval_strategy assistant_only_loss completion_only_loss chat_template_path",
                Rule(group="data")),
     **needless("attn_implementation padding_free pad_to_multiple_of", "honed brings its own way of computing"),
-    **needless("ignore_bias_buffers remove_unused_columns bnb_4bit_quant_storage", "not needed here"),
+    **needless("ignore_bias_buffers bnb_4bit_quant_storage", "not needed here"),
     **needless("env", "export these variables before `honed train`"),
     **refused("lora_target_parameters", "a recipe's adapter is on named layers", "leave it out"),
     **refused("model_init_kwargs dataset_kwargs", "a recipe loads and prepares in its own way", "leave it out"),
@@ -47,7 +47,7 @@ def weights(draft: Draft, given: Values) -> None:
     bits = {"load_in_4bit": given.get("bnb_4bit_quant_type", "nf4"), "load_in_8bit": "int8"}
     kinds = [kind for key, kind in bits.items() if given.get(key)]
     if kinds:
-        draft.put("quantization", kinds[0])
+        draft.put("quantization", kinds[0], "" if kinds == ["int8"] else "its scales are quantised once more, too")
     elif "bnb_4bit_quant_type" in given:
         draft.skip("bnb_4bit_quant_type", "part of load_in_4bit")
     if dtype != "auto" and not kinds:

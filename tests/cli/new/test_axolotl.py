@@ -209,8 +209,11 @@ def test_a_pretraining_dataset_is_a_stream(made: Any) -> None:
         (LEAST + "sequenc_len: 5", "did you mean 'sequence_len'?"),
         (entry("- {path: o/a, type: 'alpaca:chat'}"), "o/a: type alpaca:chat writes prompts in its own style"),
         (entry("- {path: o/a, type: {field_instruction: q}}"), "type of one's own writes prompts"),
-        (entry("- {path: o/a, type: chat_template, train_on_eos: none}"), "train_on_eos is 'none'"),
+        (entry("- {path: o/a, type: chat_template, train_on_eos: none}"), "train_on_eos is 'none'; here it is turn"),
         (entry("- {path: o/a, type: chat_template, drop_system_message: true}"), "honed has no drop_system_message"),
+        (entry("- {path: o/a, type: completion, roles_to_train: [user]}"), "honed has no roles_to_train"),
+        (entry("- {path: o/a, type: chat_template, message_property_mappings: {name: who}}"), "and no others"),
+        (LEAST + "dataset_shard_num: 4", "honed has no such option"),
         (entry("- {path: a.jsonl, type: chat_template, split: 'train[:5%]'}"), "set cap in data.sources"),
     ],
 )

@@ -70,7 +70,7 @@ def test_partly_keeps_what_is_not_taken_as_comments(honed: Any, theirs: Any) -> 
     [
         ("learning_rate: 1e-4", "has no key by which LLaMA-Factory, axolotl or TRL would be known"),
         ("model_name_or_path: owner/model", "could be of several trainers (LLaMA-Factory: model_name_or_path; TRL"),
-        ("[1, 2]", "holds no `key: value` lines"),
+        ("[{a: 1}]", "holds no `key: value` lines"),
         ("a: [", "is not valid YAML"),
         ("base_model: owner/model\nadapter:", "names no data to train on"),
         ("dataset_name: owner/rows", "names no model"),
