@@ -14,12 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from honed import __version__
-from honed.cli import cache, demo, eval, export, new, prove
+from honed.cli import cache, demo, eval, export, prove
 from honed.cli.chat import chat
 from honed.cli.data import data
 from honed.cli.doctor import doctor
 from honed.cli.generate import generate
 from honed.cli.interrupts import INTERRUPTED
+from honed.cli.new import new
 from honed.cli.plan import plan
 from honed.cli.train import train
 from honed.collector import fewer_collections

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,22 @@ if TYPE_CHECKING:
 
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
+# Keys by which the YAML of another trainer is recognised; no recipe has any of them.
+SIGNS: Mapping[str, frozenset[str]] = {
+    "llamafactory": frozenset(
+        {"model_name_or_path", "stage", "finetuning_type", "dataset", "dataset_dir", "template", "cutoff_len",
+         "val_size", "lora_rank", "lora_target", "quantization_bit", "neat_packing", "mask_history", "plot_loss",
+         "model_class"}
+    ),
+    "axolotl": frozenset(
+        {"base_model", "sequence_len", "micro_batch_size", "num_epochs", "adapter", "sample_packing", "val_set_size",
+         "pretraining_dataset", "dataset_prepared_path", "lora_target_linear", "lr_scheduler", "optimizer", "datasets"}
+    ),
+    "trl": frozenset(
+        {"model_name_or_path", "dataset_name", "dataset_config", "dataset_train_split", "dataset_text_field",
+         "use_peft", "max_length", "packing_strategy", "assistant_only_loss", "completion_only_loss", "datasets"}
+    ),
+}  # fmt: skip
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -32,7 +49,27 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     changes += [f"{key}={_quoted(value)}" for key, value in shorts if value]
     if files:
         changes.append(f"data.files=[{', '.join(map(_quoted, files))}]")
-    return load_recipe(path, changes)
+    try:
+        return load_recipe(path, changes)
+    except RecipeError as error:
+        found = foreign_keys(path) if path is not None else {}
+        if path is None or max(map(len, found.values()), default=0) < 2:  # one may be a slip of the pen
+            raise
+        raise RecipeError(error.problem, fix=f"it is another trainer's: honed new recipe {path} mine.yaml") from None
+
+
+def foreign_keys(path: Path) -> dict[str, list[str]]:
+    """Whose YAML this may be -> the keys that say so; only those with most of them. Empty for a recipe."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    keys = [key for key in tree if isinstance(key, str)] if isinstance(tree, dict) else []
+    found = {kind: [key for key in keys if key in signs] for kind, signs in SIGNS.items()}
+    most = max(map(len, found.values()), default=0)
+    return {kind: keys for kind, keys in found.items() if most and len(keys) == most}
 
 
 def divide(items: list[str]) -> tuple[Path | None, list[str]]:

@@ -1,17 +1,10 @@
-"""Make a tokenizer or a small model from nothing, to be trained with `honed train`.
-
-  honed new tokenizer runs/tokenizer --data texts.jsonl --vocab 6400
-  honed new minimind runs/model --dim 512 --layers 8 --tokenizer runs/tokenizer
-  honed new minimind runs/model --weights minimind_sft_512.pth --tokenizer runs/tokenizer
-
-A model is a folder with random weights (or those of a MiniMind file), tokenizer and chat template.
-"""
+"""A tokenizer, and a model with random weights (or those of a MiniMind file), each in a folder of its own."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,43 +26,9 @@ SHAPE = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The things to make, and their options."""
-    things = parser.add_subparsers(title="things", dest="thing", required=True, metavar="THING")
-    below = things.add_parser("tokenizer", help="a byte-level BPE tokenizer", description=new_tokenizer.__doc__)
-    below.set_defaults(make=new_tokenizer)
-    add_tokenizer(below)
-    below = things.add_parser("minimind", help="a small language model", description=new_minimind.__doc__)
-    below.set_defaults(make=new_minimind)
-    below.add_argument("--tokenizer", metavar="DIR", help="its tokenizer; trained on --data when left out")
-    for name, (field, text) in SHAPE.items():
-        below.add_argument(f"--{name.replace('_', '-')}", dest=field, type=_at_least(1), metavar="N", help=text)
-    below.add_argument("--moe", action="store_true", help="a mixture of experts")
-    below.add_argument("--weights", metavar="FILE", help="weights of a MiniMind .pth file instead of random ones")
-    below.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of the random weights [0]")
-    add_tokenizer(below)
-
-
-def add_tokenizer(parser: argparse.ArgumentParser) -> None:
-    """Where it goes, and how a tokenizer is trained."""
-    parser.add_argument("folder", metavar="DIR", type=Path, help="what is made; must not hold anything yet")
-    parser.add_argument("--data", nargs="+", metavar="FILE", help=f"rows whose text the tokenizer learns [{STARTER}]")
-    parser.add_argument("--vocab", type=_at_least(1), metavar="N", help=f"most tokens [{VOCABULARY}]")
-    parser.add_argument("--thinking", action="store_true", help="answers begin with <think>, as MiniMind 3's do")
-
-
-def run(args: argparse.Namespace, command: str) -> int:
-    """Makes the thing in its folder."""
-    from honed.cli.console import quiet_libraries
-
-    quiet_libraries()
-    _need_free(args.folder)
-    args.make(args)
-    return 0
-
-
 def new_tokenizer(args: argparse.Namespace) -> None:
     """Trains a tokenizer on the text of rows of any format."""
+    _start(args.folder)
     _save(args.folder, _trained_tokenizer(args))
     print(f"{args.folder}   the tokenizer")
 
@@ -78,6 +37,7 @@ def new_minimind(args: argparse.Namespace) -> None:
     """Makes a MiniMind model, dense or a mixture of experts."""
     from honed.model.minimind.minimind import count_parameters
 
+    _start(args.folder)
     if args.tokenizer and (args.data or args.vocab or args.thinking):
         raise RecipeError(
             "--tokenizer names a tokenizer, and --data, --vocab or --thinking would train another.",
@@ -195,16 +155,10 @@ def texts_of(example: Example) -> Iterator[str]:
         raise RowError("token ids, which have no text", "train on the text that they were made from")
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"it must be {least} or more")
-        return value
+def _start(folder: Path) -> None:
+    from honed.cli.console import quiet_libraries
 
-    return number
-
-
-def _need_free(folder: Path) -> None:
+    quiet_libraries()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists already.", fix="name a new folder, or delete that one")
 

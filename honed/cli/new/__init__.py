@@ -1,0 +1,1 @@
+"""`honed new`: what is made from nothing, and recipes made from other trainers' YAML."""
