@@ -65,7 +65,7 @@ def test_other_weights_after_loading_fail(subject_of: Callable[..., Any], monkey
 def test_where_weights_lie_in_memory_is_no_difference(
     subject_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file's header of a length that 64 does not divide made MKL's products differ by a last bit, in larger models."""
+    """A file's header of a length that 64 does not divide made MKL's products differ by a last bit in larger models."""
     load = runs.load_model
     begin_at: set[int] = set()
 
