@@ -17,15 +17,16 @@ from honed.cli.recipe_arguments import recipe_of
 pytest.importorskip("peft")
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
-# A command ends where its line does, or its comment or explanation begins, or what may be left out.
-COMMAND = re.compile(r"^ {4}(honed .+?)(?= {3,}| +#|\.\.\.| +\[-|$)", flags=re.MULTILINE)
+# A command ends where its line does, or where a comment, an explanation, what may be left out or a `>` begins.
+COMMAND = re.compile(r"^ {4}(honed .+?)(?= {3,}| +#| +\[-| +>|$)", flags=re.MULTILINE)
 SNIPPET = re.compile(r"^```(python|yaml)\n(.+?)^```", flags=re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", flags=re.MULTILINE)
 HUB_NAMES = ("Qwen/Qwen3-0.6B", "M", "BASE")
 
 
 def commands(page: Path) -> list[str]:
-    return COMMAND.findall(page.read_text(encoding="utf-8"))
+    found = COMMAND.findall(page.read_text(encoding="utf-8"))
+    return [command for command in found if "..." not in command]
 
 
 def snippet(page: str, word: str) -> str:
