@@ -64,7 +64,8 @@ def test_links_lead_to_headings() -> None:
     for page in [*PAGES, ROOT / "examples" / "README.md"]:
         for file, heading in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text(encoding="utf-8")):
             there = (page.parent / file if file else page).resolve()
-            assert heading in map(anchor, HEADING.findall(there.read_text(encoding="utf-8"))), (page.name, file, heading)
+            headings = HEADING.findall(there.read_text(encoding="utf-8"))
+            assert heading in map(anchor, headings), f"{page.name}: {file}#{heading}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -100,7 +101,7 @@ def test_the_exports_of_the_page_do_not_meet() -> None:
     assert len(set(folders)) == len(folders) == 3
 
 
-def test_the_readmes_python_runs(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readmes_python_runs(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     datasets = pytest.importorskip("datasets")
     lines = (here / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     rows = datasets.Dataset.from_list([json.loads(line) for line in lines])
