@@ -126,12 +126,18 @@ def test_the_engines_python_runs(tiny_model: Callable[..., Any], tiny_tokenizer:
 
 
 def test_the_planners_python_runs() -> None:
-    page = (ROOT / "docs/planning.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^    ((?:from honed|job =|plan\.).*)$", page, flags=re.MULTILINE)
+    lines = snippet("docs/planning.md", "job_for").splitlines()
     space: dict[str, Any] = {}
-    exec("\n".join(lines[:2]), space)
-    values = [eval(line.partition("#")[0], space) for line in lines[2:]]
+    exec("\n".join(lines[:3]), space)
+    values = [eval(line.partition("#")[0], space) for line in lines[3:]]
     assert len(values) == 3 and values[1] is True and values[2] > 0
+
+
+def test_the_planners_page_shows_what_it_prints(honed: Any) -> None:
+    page = (ROOT / "docs/planning.md").read_text(encoding="utf-8")
+    shown = honed(*shlex.split(commands(ROOT / "docs/planning.md")[0])[1:])
+    table = re.findall(r"^```\n(.+?)^```", page, flags=re.MULTILINE | re.DOTALL)[0]
+    assert table in shown.out
 
 
 def test_the_tasks_of_the_page_are_read(here: Path) -> None:
