@@ -11,8 +11,11 @@ from honed import SFTConfig, SFTTrainer
 
 
 def main(model: str = "HuggingFaceTB/SmolLM2-135M-Instruct", data: Any = "starter", **options: Any) -> SFTTrainer:
-    """Trains; `options` are SFTConfig's. On a GPU with FlashAttention, name "flash_attention_2" instead of "sdpa"."""
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="bfloat16", attn_implementation="sdpa")
+    """Trains; `options` are SFTConfig's. On a GPU with FlashAttention, name "flash_attention_2" instead of "sdpa".
+
+    Weights that are all trained are best held in float32: bfloat16 loses small updates (docs/precision.md).
+    """
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32", attn_implementation="sdpa")
     trainer = SFTTrainer(
         loaded,
         train_dataset=data,

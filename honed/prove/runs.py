@@ -101,6 +101,10 @@ def reloaded(subject: Subject) -> Measured:
             again = load_with_adapter(folder, device=subject.device, base=base)
         else:
             again = load_model(folder, device=subject.device, dtype=subject.dtype)
+        # A file's weights lie wherever its header ends, and products of the same numbers off a cache line's start may
+        # have other last bits. Copies begin at one, as the weights of `model` do.
+        for parameter in again.parameters():
+            parameter.data = parameter.data.clone()
         after = again.eval()(input_ids=ids, use_cache=False).logits
     kind = "its adapter" if has_adapter(model) else "its weights"
     return Measured(

@@ -9,6 +9,7 @@ from typing import Any
 
 import broken
 import pytest
+import torch
 
 from honed.prove import runs
 from honed.prove.prove import find
@@ -74,6 +75,30 @@ def test_other_weights_after_loading_fail(subject_of: Callable[..., Any], monkey
     monkeypatch.setattr(runs, "load_model", loses_a_bit)
     found = find("it", runs.reloaded, subject_of(lora=None))
     assert found.status == FAILED and found.measured
+
+
+def test_where_weights_lie_in_memory_is_no_difference(
+    subject_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's header of a length that 64 does not divide made MKL's products differ by a last bit in larger models."""
+    load = runs.load_model
+    begin_at: set[int] = set()
+
+    def off_the_line(*given: Any, **options: Any) -> Any:
+        model = load(*given, **options)
+        for parameter in model.parameters():
+            room = torch.empty(parameter.numel() + 8, dtype=parameter.dtype)
+            start = next(n for n in range(8) if room[n:].data_ptr() % 64 == 56)
+            room[start : start + parameter.numel()] = parameter.data.flatten()
+            parameter.data = room[start : start + parameter.numel()].view_as(parameter)
+        model.register_forward_pre_hook(
+            lambda module, _: begin_at.update(parameter.data_ptr() % 64 for parameter in module.parameters())
+        )
+        return model
+
+    monkeypatch.setattr(runs, "load_model", off_the_line)
+    assert find("it", runs.reloaded, subject_of(lora=None)).measured == 0
+    assert begin_at == {0}
 
 
 def test_what_the_loop_does_not_have_is_not_checked(subject_of: Callable[..., Any]) -> None:

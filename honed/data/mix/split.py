@@ -73,8 +73,8 @@ def split(mixture: Mixture, share: float, *, seed: int) -> Split:
         largest = int(np.bincount(groups).max()) if len(groups) else 0
         raise DataError(
             f"{share:.1%} of {counted(len(groups), 'row')} cannot be held out; the largest group of rows alike has "
-            f"{largest:,}.",
-            fix="name a file of its own with data.held_out, and leave data.eval_share out",
+            f"{largest:,} (alike: but for digits, case and punctuation, or nearly so).",
+            fix="set data.eval_share=null; to evaluate, name a file of its own with data.held_out",
         )
     sides = np.split(held, np.cumsum(counts)[:-1])
     are = "is" if held.sum() == 1 else "are"

@@ -228,10 +228,11 @@ def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple
         lost = int(np.count_nonzero(table.weights[np.setdiff1d(starts[:-1], table.starts)]))
         table = table.recut(starts)
         ledger.trained_tokens -= lost
-        ledger.notes.append(
-            f"wrapped packing tore {counted(len(table) - ledger.documents, 'document')}; "
-            f"{counted(lost, 'trained token stands', 'trained tokens stand')} at a tear, where nothing comes before"
-        )
+        if torn := len(table) - ledger.documents:
+            ledger.notes.append(
+                f"wrapped packing tore {counted(torn, 'document')}; "
+                f"{counted(lost, 'trained token stands', 'trained tokens stand')} at a tear, where nothing comes before"
+            )
     elif options.share_prefixes:
         rows, tokens = pack_shared(table, options.max_length)
         if shared := ledger.tokens - tokens:

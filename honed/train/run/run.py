@@ -75,8 +75,8 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     plan = Plan.of(recipe)
     ranks = RunRanks.of(plan.args)
     if not ranks.first:
-        _train_along(plan, ranks)
-        return RunResult(folder=Path(recipe.output), samples={}, first=False)
+        finished = _train_along(plan, ranks)
+        return RunResult(folder=Path(recipe.output), samples={}, finished=finished, first=False)
     folder = RunFolder(recipe.output)
     with folder.locked(say):
         return _run_alone(plan, folder, ranks, command=command, say=say, overwrite=overwrite)
@@ -207,13 +207,17 @@ def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
     return model, processing_class, template
 
 
-def _train_along(plan: Plan, ranks: RunRanks) -> None:
-    """What ranks other than the first do."""
+def _train_along(plan: Plan, ranks: RunRanks) -> bool:
+    """What ranks other than the first do; whether they came to the end, and were not stopped before."""
     model, processing_class, _ = _load(plan)
     with ranks.one_per_node_first():
         trainer = make_trainer(plan.recipe, plan.args, model, processing_class)
-    _train(trainer, plan.args, say=lambda text: None)
+    try:
+        _train(trainer, plan.args, say=lambda text: None)
+    except Stopped:  # the first rank says so
+        return False
     trainer.save_model(plan.recipe.output)  # writes nothing here, but takes part in gathering FSDP's shards
+    return True
 
 
 def _train(trainer: SFTTrainer | PlainTrainer, args: SFTConfig, say: Say) -> None:

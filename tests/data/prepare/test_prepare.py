@@ -298,6 +298,8 @@ def test_wrapped_packing_fills_rows_and_says_what_it_tore(tiny_tokenizer: Any) -
     lengths = [sum(wrapped.rows[n].lengths) for n in range(len(wrapped.rows))]
     assert set(lengths[:-1]) == {16} and len(wrapped.rows) <= len(bfd.rows)
     assert wrapped.ledger.rows_dropped.total() == 0 and "tore" in wrapped.ledger.notes[0]
+    whole = prepare(rows, tiny_tokenizer, PrepareOptions(max_length=256, packing=True, packing_strategy="wrapped"))
+    assert not whole.ledger.notes  # nothing was torn
     assert wrapped.ledger.trained_tokens == int((wrapped.rows.table.weights > 0).sum())
 
 

@@ -70,6 +70,20 @@ def test_clone_gives_template_tokens_and_mean_rows(
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
 
 
+def test_the_vocabulary_is_not_read_for_each_row_that_is_left_over(
+    tiny_model: Callable[..., Any], bare_tokenizer: Any, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen has 271 such rows and 151,665 tokens: reading them all for each row took minutes."""
+    read, calls = type(bare_tokenizer).get_vocab, []
+    monkeypatch.setattr(type(bare_tokenizer), "get_vocab", lambda self: calls.append(1) or read(self))
+    n_calls = []
+    for multiple in (64, 2048):
+        calls.clear()
+        _, _, added = clone_chat_template(sized(tiny_model, bare_tokenizer), bare_tokenizer, source, multiple)
+        n_calls.append(len(calls))
+    assert len(added) > 1000 and n_calls[0] == n_calls[1]
+
+
 def test_clone_agrees_on_the_ends(tiny_model: Callable[..., Any], bare_tokenizer: Any, source: str) -> None:
     model, tokenizer, _ = clone_chat_template(sized(tiny_model, bare_tokenizer), bare_tokenizer, source, None)
     eos = tokenizer.convert_tokens_to_ids("</turn>")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -37,11 +40,17 @@ def command(
     return ["train", "multi_gpu", *(f"{key}={value}" for key, value in {**given, **small, **asks, **logs}.items())]
 
 
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "honed"]
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HONED_CACHE": str(folder / "cache")}
+
+
 def under_torchrun(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
-        [*launcher, "-m", "honed", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HONED_CACHE": str(folder / "cache")},
+        [*LAUNCHER, *arguments],
+        env=surroundings(folder),
         capture_output=True,
         text=True,
         check=False,
@@ -71,6 +80,30 @@ def test_two_processes_train_what_one_does(command: list[str], tmp_path: Path) -
     assert done.stderr.count("Preparing train data") == done.stderr.count("Answering before") == 1
     assert json.loads((two / "run.json").read_text())["status"] == "finished"
     assert (two / "samples.json").read_text() == (one / "samples.json").read_text()
+
+
+def test_sigterm_to_the_second_ends_both_well(command: list[str], tmp_path: Path) -> None:
+    """Also for torchrun, which calls a run failed if one process ends otherwise than with status 0."""
+    out = tmp_path / "stopped"
+    more = ["max_steps=100000", "save_strategy=steps", "save_steps=2", "samples.prompts=null", f"output={out}"]
+    with subprocess.Popen(
+        [*LAUNCHER, *command, *more],
+        env=surroundings(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as launched:
+        try:
+            while not list(out.glob("checkpoint-*")) and launched.poll() is None:
+                time.sleep(0.1)
+            second = next(one for one in psutil.Process(launched.pid).children() if one.environ().get("RANK") == "1")
+            second.send_signal(signal.SIGTERM)
+            said, errors = launched.communicate(timeout=120)
+        finally:
+            launched.kill()
+    assert launched.returncode == 0, errors
+    assert said.count("Stopped at step") == 1 and "Traceback" not in errors
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["status"] == "interrupted"
 
 
 def test_alone_there_is_nobody_to_wait_for(tmp_path: Path) -> None:
