@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from honed.errors import RunError
-from honed.train.ranks import Stopped, others_alive, until_sigterm
+from honed.train.ranks import Stopped, others_alive, until_ctrl_c, until_sigterm
 from honed.train.run_folder import checkpoint
 from honed.train.run_folder.identity import digest_of_rows, identity_of_model
 from honed.train.run_folder.secrets import sealed_arguments
@@ -43,6 +43,7 @@ _TOLD = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16"),
 )
+_GOES_ON = "A script does with train(resume_from_checkpoint='auto')."
 # optimizer_0 is a folder: FSDP2's, in parts; latest names the one of DeepSpeed
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
 
@@ -68,6 +69,8 @@ class ResumingTrainer(WatchedTrainer):
     tell: Callable[[str], None] = staticmethod(logger.warning)
     stream_loader: Any
     args: Any
+    _ctrl_c: threading.Event | None = None
+    _began_at: int | None = None  # the step, once there is one
     _saving_in: Path | None = None
     _identity: dict[str, Any] | None = None
     _start: _Start
@@ -130,9 +133,10 @@ class ResumingTrainer(WatchedTrainer):
             RunError: the processes do not start from the same.
             Stopped: it was asked to stop, and has saved.
             SystemExit: SIGTERM came in a script that does not handle it, and a checkpoint is saved; the status is 0.
+            KeyboardInterrupt: Ctrl-C; the first one is raised when the step is done and saved, see `_saves_on_ctrl_c`.
         """
         identity = self.identity()  # while the model is whole: later its weights may be parted among ranks
-        with others_alive(self.args.output_dir), self._ends_on_sigterm():
+        with others_alive(self.args.output_dir), self._ends_on_sigterm(), self._saves_on_ctrl_c():
             agreement.check(self, identity)
             return super().train(*args, **kwargs)
 
@@ -146,10 +150,39 @@ class ResumingTrainer(WatchedTrainer):
             with until_sigterm() as self.asked_to_stop:
                 yield
         except Stopped as stopped:
-            self._say(f"{stopped} A script does with train(resume_from_checkpoint='auto').")
+            self._say(f"{stopped} {_GOES_ON}")
             raise SystemExit(0) from None
         finally:
             self.asked_to_stop = None
+
+    @contextmanager
+    def _saves_on_ctrl_c(self) -> Iterator[None]:
+        """Where checkpoints are wanted and steps would be lost, the first Ctrl-C saves them before it interrupts.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, also one that came when nothing was left to train.
+        """
+        if self.args.save_strategy == "no":
+            yield
+            return
+        try:
+            with until_ctrl_c(self._saves_first) as self._ctrl_c:
+                yield
+                if self._ctrl_c.is_set():
+                    raise KeyboardInterrupt
+        except Stopped as stopped:
+            if self.asked_to_stop is not None and not (self._ctrl_c and self._ctrl_c.is_set()):
+                raise
+            raise KeyboardInterrupt(f"{stopped} {_GOES_ON}") from None
+        finally:
+            self._ctrl_c = self._began_at = None
+
+    def _saves_first(self) -> bool:
+        """Asked while Ctrl-C is handled: whether steps were taken, which are to be saved before training ends."""
+        if self._began_at is None or self.state.global_step == self._began_at:
+            return False
+        self._say("The run is saved at the end of this step. Ctrl-C again stops it at once.")
+        return True
 
     def _look_at(self, path: Path) -> None:
         """Refuses a torn checkpoint that was named, and tells in what it is another run's.
@@ -272,6 +305,7 @@ class ResumingTrainer(WatchedTrainer):
     def _go_on(self) -> None:
         """Puts back what transformers does not; called when it has set its own counts to 0."""
         self._start = _Start(position=self._found, time=time.time())
+        self._began_at = self.state.global_step
         self.forget_after(self.state.global_step)
         ranks = self._found.get("ranks", [])
         if not ranks:  # of another program
@@ -305,12 +339,11 @@ class ResumingTrainer(WatchedTrainer):
 
     def _stops(self) -> bool:
         """Whether any rank was asked to stop."""
-        asked = self.asked_to_stop
-        if asked is None:
-            return False
-        if self.args.world_size == 1:
-            return asked.is_set()
-        mine = torch.tensor([int(asked.is_set())], device=self.args.device)
+        events = [event for event in (self.asked_to_stop, self._ctrl_c) if event is not None]
+        asked = any(event.is_set() for event in events)
+        if not events or self.args.world_size == 1:
+            return asked
+        mine = torch.tensor([int(asked)], device=self.args.device)
         return bool(self.accelerator.gather(mine).any())
 
 

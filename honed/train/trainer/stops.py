@@ -92,7 +92,7 @@ class SavesAndStops(TrainerCallback):
 
 
 def keep_workers(loader: Any) -> Any:
-    """The loader, whose processes leave SIGTERM to the one that saves and ends them."""
+    """The loader, whose processes leave SIGTERM and Ctrl-C to the one that saves and ends them."""
     inner = getattr(loader, "base_dataloader", loader)
     before = inner.worker_init_fn
     inner.worker_init_fn = _Keeping(before)
