@@ -144,6 +144,19 @@ KINDS: dict[str, Kind] = {
             fix="decode the source again as UTF-8 (or repair it with a tool such as ftfy)",
         ),
         Kind(
+            name="invisible",
+            severity="warning",
+            says="Text holds characters that nobody sees, and the model would learn to write them.",
+            fix="take them out (text.replace('\\u200b', '')), or put a line end in place of a separator; texts copied "
+            "from web pages and PDF files hold them, and some hide instructions",
+        ),
+        Kind(
+            name="repeated_key",
+            severity="warning",
+            says="JSON objects have a key twice: the last value is trained, and those before it are lost.",
+            fix="give each value a key of its own, or take one out; json.dumps never writes a key twice",
+        ),
+        Kind(
             name="secret",
             severity="warning",
             says="Something looks like an access key or a private key; a model can be made to repeat it.",

@@ -27,7 +27,8 @@ from honed.data.lint.tokens import TokenCheck, reading_of
 from honed.data.prepare.options import PrepareOptions
 from honed.data.read.columns import Columns, beside
 from honed.data.read.formats import formats_of, read_example
-from honed.data.read.sources import read_rows
+from honed.data.read.repeated_keys import repeated_keys
+from honed.data.read.sources import files_of, read_rows
 from honed.progress import progress
 
 ROWS_AT_A_TIME = 1000
@@ -110,6 +111,8 @@ def check(
         running.repeats = Repeats(Known.of(running.usable(evaluation)))
     for chunk in _chunks(progress(read_rows(files), desc="Checking data", unit="row"), ROWS_AT_A_TIME):
         running.see(chunk)
+    for source, key in repeated_keys(files_of(files) or ()):
+        running.findings.add("repeated_key", source, f"`{key}` stands there more than once")
     return running.finish()
 
 
