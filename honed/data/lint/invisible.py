@@ -35,7 +35,7 @@ _TAGS = "\U000e0000-\U000e007f"  # in emoji they follow a black flag: Scotland's
 _FOUND = re.compile(f"[{''.join(_NAMES)}]|(?<![\U0001f3f4{_TAGS}])[{_TAGS}]")
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _FROM_THE_RIGHT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff]")
-_JOINING = re.compile("[\u0590-\u1fff\u2190-\u2bff\u3000-\ufefe\U00010000-\U000dffff]")  # scripts, and what emoji are of
+_JOINING = re.compile("[\u0590-\u1fff\u2190-\u2bff\u3000-\ufefe\U00010000-\U000dffff]")  # scripts, emoji
 _NO_SPACES = re.compile("[\u0e00-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\ua980-\ua9df\uaa60-\uaadf]")
 _NEEDED_BESIDE = {"\u200b": _NO_SPACES, "\u200c": _JOINING, "\u200d": _JOINING, "\u180e": re.compile("[\u1800-\u18af]")}
 

@@ -38,8 +38,10 @@ def test_found_and_shown(text: str, name: str, place: str) -> None:
     "text",
     [
         "می\u200cخواهم", "ق\u200dم", "क्\u200dष क्\u200cष", "ක්\u200dර", "שלום \u200fABC\u200f!", "قال \u202bنعم\u202c",
-        "ภาษา\u200bไทย", "ភាសា\u200bខ្មែរ", "👨\u200d👩\u200d👧", "❤️\u200d🔥", "🏴\U000e0067\U000e0062\U000e0073\U000e007f",
-        "👩🏽\u200d🚀", "🏳️\u200d🌈", "⛹️\u200d♀️", "中文，没有问题。", "日本語です", "한국어", "naïve, Größe — “quotes”…", "a\u00a0b",
+        "ภาษา\u200bไทย", "ភាសា\u200bខ្មែរ", "👨\u200d👩\u200d👧", "❤️\u200d🔥",
+        "🏴\U000e0067\U000e0062\U000e0073\U000e007f",
+        "👩🏽\u200d🚀", "🏳️\u200d🌈", "⛹️\u200d♀️", "中文，没有问题。", "日本語です", "한국어",
+        "naïve, Größe — “quotes”…", "a\u00a0b",
     ],
 )  # fmt: skip
 def test_what_a_script_or_an_emoji_needs(text: str) -> None:
