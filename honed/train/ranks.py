@@ -181,6 +181,8 @@ def keep_on_sigterm(worker: int) -> None:
 @atexit.register  # later than multiprocessing's own, and so called before it
 def _end_workers() -> None:
     """Ends what still makes batches: Python would send SIGTERM, which it ignores, and wait for it for ever."""
-    for process in active_children() if _END is not None else ():
+    if _END is None:
+        return
+    for process in active_children():
         if process.daemon and process.pid is not None:
             os.kill(process.pid, _END)

@@ -31,6 +31,7 @@ from honed.train.forward import checkpointing, vision
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned
+from honed.train.options.warm_up import notes_on_warm_up
 from honed.train.rows.rows import Datasets
 from honed.train.run.data import run_data
 from honed.train.run.output_state import OutputState, output_state
@@ -119,8 +120,8 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
     batches, steps = steps_of(args, None if rows is None else len(rows), tokens)
     epoch_steps = None if rows is None else steps_of(args, len(rows), tokens, epochs=1)[1]
     tokens_per_step = None if ledger is None or epoch_steps is None else ledger.tokens / epoch_steps
-    if args.get_warmup_steps(steps) >= steps > 0 and args.lr_scheduler_type.value != "constant":
-        notes.append(f"All of {counted(steps, 'step')} are warm-up, and the first has learning rate 0: warmup_steps=0.")
+    if args.lr_scheduler_type.value != "constant":
+        notes += notes_on_warm_up(args.get_warmup_steps(steps), steps)
     job = _job(recipe, args)
     if job is not None and args.gradient_checkpointing == "auto":
         job, told_of = _checkpointed(job, args, rows)

@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from honed.errors import RunError
+from honed.train.options.warm_up import notes_on_warm_up
 from honed.train.ranks import Stopped, others_alive, until_ctrl_c, until_sigterm
 from honed.train.run_folder import checkpoint
 from honed.train.run_folder.identity import digest_of_rows, identity_of_model
@@ -306,6 +307,10 @@ class ResumingTrainer(WatchedTrainer):
         """Puts back what transformers does not; called when it has set its own counts to 0."""
         self._start = _Start(position=self._found, time=time.time())
         self._began_at = self.state.global_step
+        rates: list[float] = getattr(self.lr_scheduler, "get_last_lr", list)()
+        steps = 0 if not rates or any(rates) else self.state.max_steps
+        for note in notes_on_warm_up(self.args.get_warmup_steps(steps), steps):
+            self._say(note)
         self.forget_after(self.state.global_step)
         ranks = self._found.get("ranks", [])
         if not ranks:  # of another program
