@@ -32,6 +32,11 @@ def refuse_bad_rows(data: Any, tokenizer: Any, options: PrepareOptions, *, count
     mixture = as_mixture(data)
     first = [SourcedRows(list(islice(read_rows(part.data), count)).__iter__) for part in mixture.parts]
     try:
-        prepare(with_data(mixture, first, weight=None, cap=None, repeat=1), tokenizer, options)
+        prepare(
+            with_data(mixture, first, weight=None, cap=None, repeat=1),
+            tokenizer,
+            options,
+            desc="Looking at the first rows",
+        )
     except (DataError, TemplateError):
         prepare(data, tokenizer, options)
