@@ -200,6 +200,8 @@ def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
     make = VisionTemplate if sees else make_template
     template = make(processing_class, args.prepare_options())
     write_template(processing_class, template, args.prepare_options())
+    if plan.questions:
+        need_template(template, recipe.model)
     if rows is not None and not sees:
         for data, evaluation in ((rows, False), (recipe.data.held_out, True)):
             if data is not None:
