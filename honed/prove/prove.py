@@ -20,10 +20,12 @@ from honed.prove.sample import documents_of, read_sample
 from honed.prove.statement import FAILED, NOT_CHECKED, PASSED, Finding, NotChecked
 from honed.prove.subject import Check, Subject
 from honed.recipe import Recipe
+from honed.train.forward.lengths import fit_length
 from honed.train.forward.seams import find_seams
 from honed.train.forward.vision import is_processor, load_processing_class
 from honed.train.loop.recipe import known_to_transformers
 from honed.train.run.data import run_data
+from honed.train.run.dry_run import meta_model
 from honed.train.run.run import training_arguments
 
 STATEMENTS: dict[str, Check] = {**sums.STATEMENTS, **texts.STATEMENTS, **runs.STATEMENTS}
@@ -56,9 +58,10 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
     if is_processor(load_processing_class(recipe.model, None if recipe.data.streaming else rows)):
         raise RecipeError("These rows show images, and statements are about text.", fix="prove a recipe of text alone")
     tokenizer = with_pad_token(load_tokenizer(recipe.model))
-    sample = read_sample(rows, tokenizer, args.prepare_options())
     dtype = getattr(torch, place.dtype)
     model, drill = choose(recipe, tokenizer, size=place.size, device=device, dtype=dtype)
+    fit_length(args, meta_model(recipe.model), tokenizer)  # rows are cut as training cuts them
+    sample = read_sample(rows, tokenizer, args.prepare_options())
     return Subject(
         recipe=recipe,
         sample=sample,

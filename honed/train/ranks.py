@@ -1,14 +1,16 @@
-"""The device, the other processes, and SIGTERM."""
+"""The device, the other processes, SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from honed.model.device import named_device, pick_device
 _LOST = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket closed|No route to host", re.I
 )
+# Tells processes that make batches to end; others do not notice it. Windows has none, and needs none.
+_END: signal.Signals | None = getattr(signal, "SIGURG", None)
 
 
 class Stopped(Exception):
@@ -139,7 +143,43 @@ def until_sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def until_ctrl_c(heard: Callable[[], bool]) -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets instead of interrupting, if `heard` says so; the next one interrupts at once.
+
+    It is never set elsewhere than in the main thread, nor where the program answers Ctrl-C in a way of its own.
+    """
+    asked = threading.Event()
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a notebook's, too, while a cell runs
+    if threading.current_thread() is not threading.main_thread() or not default:
+        yield asked
+        return
+
+    def press(number: int, frame: Any) -> None:
+        if asked.is_set() or not heard():
+            raise KeyboardInterrupt
+        asked.set()
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def keep_on_sigterm(worker: int) -> None:
     """Has a worker process ignore signals to the whole group: the main process saves and ends the workers."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all
+    if _END is not None:
+        signal.signal(_END, lambda *_: os._exit(0))
+
+
+@atexit.register  # later than multiprocessing's own, and so called before it
+def _end_workers() -> None:
+    """Ends what still makes batches: Python would send SIGTERM, which it ignores, and wait for it for ever."""
+    if _END is None:
+        return
+    for process in active_children():
+        if process.daemon and process.pid is not None:
+            os.kill(process.pid, _END)

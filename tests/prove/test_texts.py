@@ -80,3 +80,9 @@ def test_texts_have_no_prompt(subject_of: Callable[..., Any]) -> None:
     found = find("served", texts.served, subject)
     assert found.status == NOT_CHECKED and "6 rows left out: no conversation" in found.detail
     assert status(texts.stopped, subject) == PASSED
+
+
+def test_rows_are_cut_where_training_cuts_them(subject_of: Any) -> None:
+    """At the end of the positions that the model has learned, with the default max_length."""
+    subject = subject_of("gpt2", model={"max_position_embeddings": 96}, data={"max_length": 1024}, lora=None)
+    assert subject.sample.options.max_length == 96

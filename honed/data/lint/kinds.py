@@ -110,6 +110,15 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
             "Text was decoded with the wrong character set, and the model would learn to write it so.",
             "decode the source again as UTF-8 (or repair it with a tool such as ftfy)",
         ),
+        "invisible": (
+            "Text holds characters that nobody sees, and the model would learn to write them.",
+            "take them out (text.replace('\\u200b', '')), or put a line end in place of a separator; texts copied "
+            "from web pages and PDF files hold them, and some hide instructions",
+        ),
+        "repeated_key": (
+            "JSON objects have a key twice: the last value is trained, and those before it are lost.",
+            "give each value a key of its own, or take one out; json.dumps never writes a key twice",
+        ),
         "secret": (
             "Something looks like an access key or a private key; a model can be made to repeat it.",
             "revoke the key and replace it in the data",

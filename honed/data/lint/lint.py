@@ -27,7 +27,8 @@ from honed.data.lint.tokens import TokenCheck
 from honed.data.prepare.options import PrepareOptions, reading_of
 from honed.data.read.columns import Columns, beside
 from honed.data.read.formats import formats_of, read_example
-from honed.data.read.sources import read_rows
+from honed.data.read.repeated_keys import repeated_keys
+from honed.data.read.sources import files_of, read_rows
 from honed.progress import progress
 
 ROWS_AT_A_TIME = 1000
@@ -111,6 +112,8 @@ def check(
     rows = progress(read_rows(files), desc="Checking data", unit="row")
     while chunk := list(islice(rows, ROWS_AT_A_TIME)):
         running.see(chunk)
+    for source, key in repeated_keys(files_of(files) or ()):
+        running.findings.add("repeated_key", source, f"`{key}` stands there more than once")
     return running.finish()
 
 

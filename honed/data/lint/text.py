@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from honed.data.lint.invisible import invisible, shown_at
 from honed.data.templates.view import any_of
 
 Fault = tuple[str, str, str]  # kind, subject, detail
@@ -19,6 +20,7 @@ Fault = tuple[str, str, str]  # kind, subject, detail
 _CP1252 = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 _LATIN = re.compile(rf"[\u00c2-\u00f4](?:[\u0080-\u00bf{_CP1252}]){{1,3}}")
 _GBK = re.compile("锟斤拷|烫烫烫|[銆鈥]")
+_C1 = re.compile("[\u0080-\u009f]")  # of no use in text, but bytes of Windows-1252: quotes and dashes
 # Characters that UTF-8 misread as Latin-1 plausibly stands for. U+0800 to U+08FF are left out: French typography
 # ("là »") would decode to these.
 _PLAUSIBLE = re.compile(
@@ -56,9 +58,11 @@ _ASCII_LETTER = re.compile("[A-Za-z]")
 
 
 def text_faults(text: str) -> Iterator[Fault]:
-    """Mojibake, keys and personal data in one row's text; at most one of each subject."""
-    if not text.isascii() and (found := mojibake(text)):
-        yield "mojibake", "", found
+    """Mojibake, invisible characters, keys and personal data in one row's text; at most one of each subject."""
+    if not text.isascii():
+        if found := mojibake(text):
+            yield "mojibake", "", found
+        yield from (("invisible", name, place) for name, place in invisible(text))
     for literal, pattern in SECRETS:
         if literal in text and (match := pattern.search(text)):
             yield "secret", "", masked(match[0])
@@ -78,6 +82,9 @@ def mojibake(text: str) -> str:
     for match in _LATIN.finditer(text):
         if meant := _unread(match[0]):
             return f"{around(text, match.start(), match.end())} (meant: {meant})"
+    if match := _C1.search(text):
+        meant = match[0].encode("latin-1").decode("cp1252", "replace")
+        return f"{shown_at(text, match.start())} (Windows-1252 read as Latin-1; meant: {meant})"
     return ""
 
 

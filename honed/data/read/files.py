@@ -66,7 +66,7 @@ def unread_file(path: Path) -> Iterator[UnreadRow]:
         raise DataError(f"{path} is empty.", fix="it should hold one JSON object per line")
     if kind_of(path) in TABLES:
         return _some(_read_table(path), path)
-    first = next((line for line in _lines(path) if line.strip()), b"").strip()
+    first = _first_line(path)
     if first.startswith(b"["):
         try:
             return map(given, _read_json_list(path))
@@ -74,6 +74,23 @@ def unread_file(path: Path) -> Iterator[UnreadRow]:
             if kind_of(path) == ".json" or first == b"[":  # else lines may hold lists of their own
                 raise
     return _some(_read_json_lines(path), path)
+
+
+def json_texts(path: Path) -> Iterator[tuple[int | None, bytes]]:
+    """The lines of a JSON file that hold something, with their numbers; one list of rows whole, with None.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    first = _first_line(path)
+    if first == b"[" or (first.startswith(b"[") and kind_of(path) == ".json"):
+        yield None, b"".join(_lines(path))
+        return
+    yield from ((number, line) for number, line in enumerate(_lines(path), start=1) if line.strip())
+
+
+def _first_line(path: Path) -> bytes:
+    return next((line for line in _lines(path) if line.strip()), b"").strip()
 
 
 def given(row: SourcedRow) -> UnreadRow:

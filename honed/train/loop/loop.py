@@ -32,10 +32,11 @@ from honed.train.forward.neftune import noisy_embeddings
 from honed.train.forward.seams import Seams, base_model, find_seams, opened, token_count, token_scores
 from honed.train.loop.config import LoopConfig
 from honed.train.loop.log import Log, opened_log
-from honed.train.loop.plan import Plan, learning_rate
+from honed.train.loop.plan import Plan, learning_rate, warm_up_steps
 from honed.train.loop.state import Run, identity_of, restore, seed_everything, state_of
 from honed.train.metrics import StepMetrics
 from honed.train.optimizers.muon import make_muon
+from honed.train.options.warm_up import notes_on_warm_up
 from honed.train.ranks import Ranks, joined, keep_on_sigterm, others_alive, until_sigterm
 from honed.train.run_folder import checkpoint
 
@@ -88,6 +89,8 @@ def train(
         with opened(model, seams) as head:
             run = begin(model, rows, config, ranks=ranks, head=head, folder=folder)
             told = resume(run, folder)
+            if run.step == 0:
+                told += notes_on_warm_up(warm_up_steps(run.plan.total, config), run.plan.total)
             first = ranks.rank == 0
             with opened_log(config, folder, step=run.step, total=run.plan.total, first=first, bar=bar) as log:
                 log.note(*told)

@@ -65,9 +65,14 @@ def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
 
 
+def warm_up_steps(total: int, config: LoopConfig) -> int:
+    """In how many of all steps the learning rate rises from 0."""
+    return math.ceil(total * config.warmup) if config.warmup < 1 else int(config.warmup)
+
+
 def learning_rate(step: int, total: int, config: LoopConfig) -> float:
     """The learning rate of step `step`, counted from 0; a pure function, so nothing has to be saved or resumed."""
-    warmup = math.ceil(total * config.warmup) if config.warmup < 1 else int(config.warmup)
+    warmup = warm_up_steps(total, config)
     if step < warmup:
         return config.learning_rate * step / warmup
     left = max(1, total - warmup)

@@ -345,9 +345,14 @@ def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:
     return PackedRow(input_ids=np.array(tokens.input_ids, dtype=np.int32), weights=weights, lengths=lengths)
 
 
-def _refuse_transform(dataset: Any) -> None:
+def transforms(dataset: Any) -> bool:
+    """Whether a data set of `datasets` makes its rows anew each time they are read."""
     format_set = getattr(dataset, "format", None)  # a text has a method of this name
-    if isinstance(format_set, Mapping) and format_set.get("type") == "custom":
+    return isinstance(format_set, Mapping) and format_set.get("type") == "custom"
+
+
+def _refuse_transform(dataset: Any) -> None:
+    if transforms(dataset):
         raise RecipeError(
             "The data set has a transform (with_transform), which would run only once, while rows are prepared.",
             fix="apply it with dataset.map(...), or let it give token ids and set "

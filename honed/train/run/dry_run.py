@@ -30,6 +30,7 @@ from honed.train.forward import checkpointing, vision
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned
+from honed.train.options.warm_up import notes_on_warm_up
 from honed.train.rows.rows import Datasets
 from honed.train.run.data import run_data
 from honed.train.run.output_state import OutputState, output_state
@@ -115,8 +116,8 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
         ledger.notes.append(data.note)
     counts = _counts(args, rows, ledger)
     steps = counts["steps"]
-    if args.get_warmup_steps(steps) >= steps > 0 and args.lr_scheduler_type.value != "constant":
-        notes.append(f"All of {counted(steps, 'step')} are warm-up, and the first has learning rate 0: warmup_steps=0.")
+    if args.lr_scheduler_type.value != "constant":
+        notes += notes_on_warm_up(args.get_warmup_steps(steps), steps)
     costs, told_of_costs = _costs(recipe, args, rows, ledger, counts["tokens_per_step"])
     notes += told_of_costs + told
     return DryRun(

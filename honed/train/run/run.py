@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 
+from honed.data.prepare.first_rows import refuse_bad_rows
 from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.prepare import make_template, tokenizer_with_template
 from honed.data.templates.plain import PlainTemplate
@@ -187,12 +188,24 @@ def _keep_metrics(trainer: SFTTrainer, folder: RunFolder) -> None:
 
 
 def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
-    """The model, its tokenizer (or processor, for rows with images) with the recipe's template, and the template."""
+    """The model, its tokenizer (or processor, for rows with images) with the recipe's template, and the template.
+
+    What is wrong with the first rows is told before the weights are loaded.
+    """
     recipe, args = plan.recipe, plan.args
     whole = dataclasses.replace(recipe.data, eval_share=None)
     rows = None if args.streaming else run_data(whole, seed=args.seed).train
     processing_class = vision.load_processing_class(recipe.model, rows)
     sees = vision.is_processor(processing_class)
+    make = VisionTemplate if sees else make_template
+    template = make(processing_class, args.prepare_options())
+    write_template(processing_class, template, args.prepare_options())
+    if plan.questions:
+        need_template(template, recipe.model)
+    if rows is not None and not sees:
+        for data, evaluation in ((rows, False), (recipe.data.held_out, True)):
+            if data is not None:
+                refuse_bad_rows(data, processing_class, args.prepare_options(evaluation=evaluation))
     model = load_model(
         recipe.model,
         device=args.device,
@@ -201,9 +214,6 @@ def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
         sees=sees,
         quantization=recipe.quantization,
     )
-    make = VisionTemplate if sees else make_template
-    template = make(processing_class, args.prepare_options())
-    write_template(processing_class, template, args.prepare_options())
     return model, processing_class, template
 
 

@@ -103,6 +103,11 @@ def written(
                 (beside / place.name).rename(place)
                 _flush(folder)
             meet()
+        except (OSError, RuntimeError) as error:
+            if first or is_lost_rank(error) or (beside / place.name).is_dir():
+                raise
+            problem = f"{place.name} was not written: the first process gave up, and took away what there was of it."
+            raise RunError(problem, fix="see what that one said") from error
         finally:
             if first:
                 shutil.rmtree(beside, ignore_errors=True)

@@ -22,6 +22,7 @@ from honed.train.forward import seams
 from honed.train.metrics import StepMetrics
 from honed.train.ranks import Ranks
 from honed.train.rows.rows import Datasets, show_row
+from honed.train.trainer.stops import keep_workers
 
 
 class EvenRows:
@@ -111,7 +112,7 @@ class EvaluatingTrainer(Trainer):
             dataset = EvenRows(dataset, self.args.eval_batch_size * self.args.world_size)
         drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # meant for training only
         try:
-            return super()._get_dataloader(dataset, *args, **kwargs)
+            return keep_workers(super()._get_dataloader(dataset, *args, **kwargs))
         finally:
             self.args.dataloader_drop_last = drops
 

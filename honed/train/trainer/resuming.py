@@ -21,7 +21,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from honed.errors import RunError
-from honed.train.ranks import Stopped, others_alive, until_sigterm
+from honed.train.options.warm_up import notes_on_warm_up
+from honed.train.ranks import Stopped, others_alive, until_ctrl_c, until_sigterm
 from honed.train.run_folder import checkpoint
 from honed.train.run_folder.identity import digest_of_rows, identity_of_model
 from honed.train.run_folder.secrets import sealed_arguments
@@ -42,6 +43,7 @@ _TOLD = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16"),
 )
+_GOES_ON = "A script does with train(resume_from_checkpoint='auto')."
 # of one process, of FSDP, of FSDP2 (a folder of shards), of DeepSpeed
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
 
@@ -59,6 +61,8 @@ class ResumingTrainer(WatchedTrainer):
     tell: Callable[[str], None] = staticmethod(logger.warning)
     stream_loader: Any
     args: Any
+    _ctrl_c: threading.Event | None = None
+    _began_at: int | None = None  # the step, once there is one
     _saving_in: Path | None = None
     _identity: dict[str, Any] | None = None
     _found: dict[str, Any]  # the position in the checkpoint that training began from; {} at step 0
@@ -121,9 +125,10 @@ class ResumingTrainer(WatchedTrainer):
             RunError: the processes do not start from the same.
             Stopped: it was asked to stop, and has saved.
             SystemExit: SIGTERM came in a script that does not handle it, and a checkpoint is saved; the status is 0.
+            KeyboardInterrupt: Ctrl-C; the first one is raised when the step is done and saved, see `_saves_on_ctrl_c`.
         """
         identity = self.identity()  # now, before the weights may be sharded
-        with others_alive(self.args.output_dir), self._ends_on_sigterm():
+        with others_alive(self.args.output_dir), self._ends_on_sigterm(), self._saves_on_ctrl_c():
             agreement.check(self, identity)
             return super().train(*args, **kwargs)
 
@@ -137,10 +142,39 @@ class ResumingTrainer(WatchedTrainer):
             with until_sigterm() as self.asked_to_stop:
                 yield
         except Stopped as stopped:
-            self._say(f"{stopped} A script does with train(resume_from_checkpoint='auto').")
+            self._say(f"{stopped} {_GOES_ON}")
             raise SystemExit(0) from None
         finally:
             self.asked_to_stop = None
+
+    @contextmanager
+    def _saves_on_ctrl_c(self) -> Iterator[None]:
+        """Where checkpoints are wanted and steps would be lost, the first Ctrl-C saves them before it interrupts.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, also one that came when nothing was left to train.
+        """
+        if self.args.save_strategy == "no":
+            yield
+            return
+        try:
+            with until_ctrl_c(self._saves_first) as self._ctrl_c:
+                yield
+                if self._ctrl_c.is_set():
+                    raise KeyboardInterrupt
+        except Stopped as stopped:
+            if self.asked_to_stop is not None and not (self._ctrl_c and self._ctrl_c.is_set()):
+                raise
+            raise KeyboardInterrupt(f"{stopped} {_GOES_ON}") from None
+        finally:
+            self._ctrl_c = self._began_at = None
+
+    def _saves_first(self) -> bool:
+        """Asked while Ctrl-C is handled: whether steps were taken, which are to be saved before training ends."""
+        if self._began_at is None or self.state.global_step == self._began_at:
+            return False
+        self._say("The run is saved at the end of this step. Ctrl-C again stops it at once.")
+        return True
 
     def _look_at(self, path: Path) -> None:
         """Refuses a damaged checkpoint that was named, and tells how it differs from this run.
@@ -263,6 +297,11 @@ class ResumingTrainer(WatchedTrainer):
     def _go_on(self) -> None:
         """Restores what transformers does not; called after it has reset its own counts."""
         self._began = time.time()
+        self._began_at = self.state.global_step
+        rates: list[float] = getattr(self.lr_scheduler, "get_last_lr", list)()
+        steps = 0 if not rates or any(rates) else self.state.max_steps
+        for note in notes_on_warm_up(self.args.get_warmup_steps(steps), steps):
+            self._say(note)
         self.forget_after(self.state.global_step)
         ranks = self._found.get("ranks", [])
         if not ranks:  # made by another program
@@ -295,12 +334,11 @@ class ResumingTrainer(WatchedTrainer):
 
     def _stops(self) -> bool:
         """Whether any rank was asked to stop."""
-        asked = self.asked_to_stop
-        if asked is None:
-            return False
-        if self.args.world_size == 1:
-            return asked.is_set()
-        mine = torch.tensor([int(asked.is_set())], device=self.args.device)
+        events = [event for event in (self.asked_to_stop, self._ctrl_c) if event is not None]
+        asked = any(event.is_set() for event in events)
+        if not events or self.args.world_size == 1:
+            return asked
+        mine = torch.tensor([int(asked)], device=self.args.device)
         return bool(self.accelerator.gather(mine).any())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainingArguments
 
+from honed.data.prepare.first_rows import refuse_bad_rows
 from honed.data.prepare.prepare import tokenizer_with_template
 from honed.data.vision.template import shows_images
 from honed.errors import ModelError, RecipeError
@@ -28,6 +29,7 @@ from honed.train.forward.rotations import rotation_notes
 from honed.train.forward.seams import Seams, base_model
 from honed.train.options.config import SFTConfig
 from honed.train.options.surroundings import only_first_rank_loads
+from honed.train.rows.rows import transforms
 
 FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of documents
 
@@ -84,6 +86,27 @@ def make_processing_class(given: Any, name: str, args: SFTConfig, rows: Any) -> 
     if not vision.is_processor(given):
         return make_tokenizer(given, name, args)
     return vision.with_tokenizer(given, make_tokenizer(given.tokenizer, name, args))
+
+
+def refuse_bad_rows_early(model: Any, args: SFTConfig, tokenizer: Any, datasets: Sequence[Any]) -> None:
+    """Looks at the first rows before the weights of a model that is given by name are loaded, which may take minutes.
+
+    Only at files, lists and data sets of `datasets`: others may be read once, or give other rows each time.
+
+    Args:
+        model, args: as given.
+        tokenizer: that the rows are prepared with.
+        datasets: to train and to evaluate on; empty where others than we make something of the rows.
+
+    Raises:
+        DataError, TemplateError: the rows cannot be trained.
+    """
+    if isinstance(model, nn.Module) or args.streaming or args.skips_preparation:
+        return
+    for data, evaluation in zip(datasets, (False, True), strict=False):
+        read_again = isinstance(data, (str, os.PathLike, list)) or hasattr(data, "select")
+        if read_again and not transforms(data):
+            refuse_bad_rows(data, tokenizer, args.prepare_options(evaluation=evaluation))
 
 
 def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:

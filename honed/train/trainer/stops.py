@@ -92,7 +92,7 @@ class SavesAndStops(TrainerCallback):
 
 
 def keep_workers(loader: Any) -> Any:
-    """Has the loader's worker processes ignore SIGTERM: the main process saves and ends them."""
+    """Has the loader's worker processes ignore SIGTERM and Ctrl-C: the main process saves and ends them."""
     inner = getattr(loader, "base_dataloader", loader)
     before = inner.worker_init_fn
     inner.worker_init_fn = _Keeping(before)

@@ -33,14 +33,14 @@ from honed.train.trainer.adapter_callbacks import adapter_callbacks
 from honed.train.trainer.callbacks import TrainingProgress
 from honed.train.trainer.out_of_memory import Splits
 from honed.train.trainer.overrides import check_subclass, reads_batches
-from honed.train.trainer.resuming import ResumingTrainer
 from honed.train.trainer.stops import SavesAndStops, keep_workers
+from honed.train.trainer.uploading import UploadingTrainer
 from honed.train.trainer.watched import StepWatch
 
 logger = logging.getLogger(__name__)
 
 
-class SFTTrainer(ResumingTrainer):
+class SFTTrainer(UploadingTrainer):
     """Supervised fine-tuning of a causal language model.
 
     Args:
@@ -66,6 +66,8 @@ class SFTTrainer(ResumingTrainer):
     Raises:
         HonedError: rows, template, options or model cannot be used; the message says which and how to mend it.
     """
+
+    _stream_after: Place | None = None
 
     def __init__(  # noqa: PLR0917 - the order is transformers' and TRL's, and scripts rely on it
         self,
@@ -95,6 +97,9 @@ class SFTTrainer(ResumingTrainer):
         processing_class = start.make_processing_class(processing_class, start.model_name(model), args, looked_at)
         sees = vision.is_processor(processing_class)
         tokenizer = processing_class.tokenizer if sees else processing_class
+        start.refuse_bad_rows_early(
+            model, args, tokenizer, () if sees or data_collator or formatting_func else (train_dataset, eval_dataset)
+        )
         loaded = start.make_model(model, args, quantization_config, self.notes, sees=sees)
         self.notes += start.fit_to_model(args, loaded, tokenizer)
         processor = processing_class if sees and data_collator is None else None
@@ -120,7 +125,6 @@ class SFTTrainer(ResumingTrainer):
             processor=processor,
         )
         self.stream_loader: stream.StreamLoader | None = None
-        self._stream_after: Place | None = None
         token_batches.check(args, self._datasets.collator)
         start.fit_ranks(args, trained, checkpoints=recomputes)
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
@@ -192,11 +196,6 @@ class SFTTrainer(ResumingTrainer):
             return inputs
         ours = set(seams.NOT_FOR_THE_MODEL) - {"labels"}
         return {**{key: value for key, value in inputs.items() if key not in ours}, "use_cache": False}
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Uploads the model; see `transformers.Trainer.push_to_hub`."""
-        seams.base_model(self.model).add_model_tags(["honed", "sft"])
-        return super().push_to_hub(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """The batches of this rank; a stream deals them out itself, without accelerate."""

@@ -77,6 +77,7 @@ def test_clean_rows_have_no_findings(tiny_tokenizer: Any) -> None:
         (chat(("user", "b"), ("system", "c"), ("assistant", "d")), "role_order", "system prompt after the start"),
         (asked(" "), "empty_message", "empty user message"),
         (asked("donâ€™t"), "mojibake", ""),
+        (asked("how much \u200bis it"), "invisible", "zero-width space (U+200B)"),
         (asked("key sk-abcdefghijklmnopqrstuvwxyz0123"), "secret", ""),
         (asked("write to jane@corp.com"), "personal_data", "e-mail address"),
         (asked("call +49 30 1234567"), "personal_data", "phone number"),
@@ -266,6 +267,7 @@ def test_kept_rows_know_their_faults(tiny_tokenizer: Any) -> None:
     ("text", "fault"),
     [
         ("cafÃ©", True), ("20Â°C", True), ("ä¸\xadæ–‡", True), ("a \ufffd", True), ("锟斤拷", True), ("鈥榟i", True),
+        ("don\x92t", True), ("a\x81b", True),
         ("café, naïve, Größe, Ærø, Ångström", False), ("là\xa0» dit-il", False), ("中文没有问题。", False),
         ("¿Qué? ½ × 3 ÷ 2 ≈ π", False), ("emoji 👍🏽", False),
     ],

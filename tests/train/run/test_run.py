@@ -320,3 +320,48 @@ def test_nothing_is_loaded_or_written_for_a_recipe_with_a_fault(tmp_path: Path, 
         runner(recipe)
     assert not (tmp_path / "run").exists()
     assert isinstance(recipe_from(recipe), Recipe)
+
+
+@pytest.mark.parametrize("engine", ["trainer", "plain"])
+def test_steps_that_are_all_warm_up_are_told(
+    engine: str, tree: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first step, by the schedule that the engine itself has."""
+    told: list[str] = []
+    tree["samples"] = {"prompts": None}
+    for changes in ({"max_steps": 1, "warmup_steps": 0.05}, {"max_steps": 1, "warmup_steps": 0}):
+        changed = {**tree, "train": {**tree["train"], **changes}, "engine": engine}
+        run(
+            recipe_from({**changed, "output": f"{tree['output']}-{changes['warmup_steps']}"}),
+            command="",
+            say=told.append,
+        )
+        shown = capsys.readouterr()
+        said = "\n".join([*told, shown.out, shown.err])
+        assert said.count("the first has learning rate 0") == (1 if changes["warmup_steps"] else 0)
+        told.clear()
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_bad_rows_are_told_before_the_weights_are_loaded(
+    held_out: bool, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the words of a preparation of all rows: the second bad one stands behind those that are looked at first."""
+    good, bad = {"prompt": "why fox", "completion": "yes"}, {"prompt": "why fox", "completion": ""}
+    rows = tmp_path / "bad.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [good, bad, *[good] * 300, bad]))
+    tree["data"] = {"files": [tree["data"]], "held_out": str(rows)} if held_out else str(rows)
+    monkeypatch.setattr(run_module, "load_model", lambda *args, **kwargs: pytest.fail("the weights were loaded"))
+    with pytest.raises(DataError, match="2 of 303 rows cannot be trained on"):
+        run(recipe_from(tree), command="", say=print)
+
+
+def test_what_is_looked_at_first_stops_no_run_that_could_be(tree: dict[str, Any], runner: Runner) -> None:
+    """Rows that are dropped when asked to, and first rows that are all too long."""
+    rows = Path(tree["data"])
+    long = json.dumps({"prompt": "why fox", "completion": "yes " * 300}) + "\n"
+    rows.write_text('{"q": 1}\n' + long * 250 + rows.read_text())
+    tree["data"] = {"files": [str(rows)], "bad_rows": "drop", "max_length": 64}
+    folder = runner(tree)
+    ledger = json.loads((folder / "ledger.json").read_text())
+    assert ledger["rows_dropped"] == {"overlong": 250, "unknown format": 1} and ledger["rows_trained"] > 0

@@ -226,3 +226,20 @@ def test_any_folder_can_be_sealed(tmp_path: Path) -> None:
     assert len(check(tmp_path)) == 2
     seal(tmp_path)
     assert check(tmp_path) == []
+
+
+@pytest.mark.parametrize("writer", ["torch", "Python"])
+def test_a_process_beside_one_that_gave_up_says_so(writer: str, tmp_path: Path) -> None:
+    """Its disk is full, say: it takes away the folder in which the others write."""
+
+    def write(part: Path) -> None:
+        torch.save({}, part / "rng_state_1.pth") if writer == "torch" else (part / "rng_state_1").write_text("")
+
+    with (
+        pytest.raises(RunError, match="the first process gave up"),
+        checkpoint.written(tmp_path, 3, first=False) as part,
+    ):
+        write(part)
+    (tmp_path / ".checkpoint-part-3" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(RunError, match="of its own"), checkpoint.written(tmp_path, 3, first=False):
+        raise RuntimeError("of its own")

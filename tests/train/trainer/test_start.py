@@ -14,7 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from honed.data.batch.collate import FlatCollator, PaddedCollator
-from honed.errors import ModelError, RecipeError
+from honed.errors import DataError, ModelError, RecipeError
 from honed.model.adapters.adapters import attach, lora_config
 from honed.train.forward.seams import Seams
 from honed.train.options.config import SFTConfig
@@ -321,3 +321,26 @@ def test_a_balance_without_gradient_is_refused(tiny_model: Callable[..., Any], t
             start.fit_to_model(args, model, tokenizer)
     args.gradient_checkpointing = False
     start.fit_to_model(args, experts, tokenizer)
+
+
+def test_bad_rows_are_told_before_a_model_is_loaded(
+    folder: Folder, quick: dict[str, Any], chat_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model by its name; rows that can be read once, or go through the caller's function, are not touched."""
+    loads: list[str] = []
+    real = start.load_model
+    monkeypatch.setattr(start, "load_model", lambda name, **options: loads.append(name) or real(name, **options))
+    bad = [*chat_rows, {"prompt": "why fox", "completion": ""}]
+    for data in ({"train_dataset": bad}, {"train_dataset": chat_rows, "eval_dataset": bad}):
+        with pytest.raises(DataError, match=f"1 of {len(bad)} rows cannot be trained on"):
+            SFTTrainer(folder(), args=SFTConfig(**quick), **data)
+    assert not loads
+    read: list[int] = []
+
+    def once(row: Any) -> Any:
+        read.append(1)
+        return row
+
+    SFTTrainer(folder(), args=SFTConfig(**quick), train_dataset=chat_rows, formatting_func=once)
+    SFTTrainer(folder(), args=SFTConfig(**quick), train_dataset=iter(chat_rows))
+    assert len(loads) == 2 and len(read) < 2 * len(chat_rows)

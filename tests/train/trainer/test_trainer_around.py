@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-from honed.errors import RecipeError
+from honed.errors import RecipeError, RunError
 from honed.model.adapters.adapters import lora_config
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
@@ -67,6 +68,44 @@ def test_a_model_is_pushed_with_its_tokenizer_and_card(
     weights = "adapter_model.safetensors" if adapter else "model.safetensors"
     assert {weights, "tokenizer.json", "README.md"} <= upload["files"]
     assert "honed" in upload["card"] and "sft" in upload["card"] and "- trl-lib/Capybara" in upload["card"]
+
+
+class NoHub(Hub):
+    """One that does not answer: at all, or once the upload begins."""
+
+    def __init__(self, *, creates: bool) -> None:
+        super().__init__()
+        self.creates = creates
+
+    def create_repo(self, name: str, **options: Any) -> Any:
+        if not self.creates:
+            raise ConnectionError("no route to the Hub")
+        return super().create_repo(name, **options)
+
+    def upload_folder(self, *, folder_path: str, run_as_future: bool = False, **options: Any) -> Any:
+        raise ConnectionError("no route to the Hub")
+
+
+@pytest.mark.parametrize("creates", [False, True])
+def test_without_a_network_what_was_trained_is_saved_first(
+    creates: bool, make: Make, chat_rows: Rows, tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["transformers.trainer"], "hf_api", lambda: NoHub(creates=creates))
+    trainer = make(chat_rows, model=tiny_model(), max_steps=1, hub_model_id="tiny")
+    trainer.train()
+    with pytest.raises(RunError, match=r"(?s)is saved in .*no route to the Hub.*hf upload (me/)?tiny") as told:
+        trainer.push_to_hub()
+    assert trainer.args.output_dir in str(told.value)
+    saved = load_file(Path(trainer.args.output_dir) / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in trainer.model.state_dict().items() if name in saved)
+
+
+def test_push_to_hub_without_a_network_is_told_before_training(
+    make: Make, chat_rows: Rows, tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["transformers.trainer"], "hf_api", lambda: NoHub(creates=False))
+    with pytest.raises(RunError, match=r"(?s)me/tiny cannot be made on the Hub.*without push_to_hub"):
+        make(chat_rows, model=tiny_model(), max_steps=1, hub_model_id="me/tiny", push_to_hub=True)
 
 
 def test_no_pickle_of_the_arguments_holds_a_secret(

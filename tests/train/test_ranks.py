@@ -1,0 +1,38 @@
+"""Processes that make batches leave signals to the one that trains, and yet end with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import os, signal
+from torch.utils.data import DataLoader
+from honed.train.ranks import keep_on_sigterm
+
+batches = iter(DataLoader([0] * 64, num_workers=1, worker_init_fn=keep_on_sigterm))
+next(batches)
+for worker in batches._workers:
+    os.kill(worker.pid, signal.SIGTERM)
+    os.kill(worker.pid, signal.SIGINT)
+print(sum(map(len, batches)), flush=True)
+batches = iter(DataLoader([0] * 64, num_workers=1, worker_init_fn=keep_on_sigterm))
+next(batches)
+raise ValueError("of the script")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, no signal comes to a group")
+def test_processes_that_make_batches_outlive_signals_but_not_the_script() -> None:
+    """The error of a script keeps its batches alive until Python ends, which then must not wait for ever."""
+    shown = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert shown.stdout == "63\n"
+    assert shown.returncode == 1 and shown.stderr.splitlines()[-1] == "ValueError: of the script"
