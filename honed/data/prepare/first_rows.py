@@ -28,15 +28,11 @@ def refuse_bad_rows(data: Any, tokenizer: Any, options: PrepareOptions, *, count
     Raises:
         DataError, TemplateError: see `prepare`.
     """
-    options = replace(options, overlong="drop", packing=False)
+    of_any_length = replace(options, max_length=None, packing=False)
     mixture = as_mixture(data)
     first = [SourcedRows(list(islice(read_rows(part.data), count)).__iter__) for part in mixture.parts]
+    start = with_data(mixture, first, weight=None, cap=None, repeat=1)
     try:
-        prepare(
-            with_data(mixture, first, weight=None, cap=None, repeat=1),
-            tokenizer,
-            options,
-            desc="Looking at the first rows",
-        )
+        prepare(start, tokenizer, of_any_length, desc="Looking at the first rows")
     except (DataError, TemplateError):
         prepare(data, tokenizer, options)
