@@ -75,9 +75,10 @@ bench: $(VENV)/.bench
 GPU_PY := $(if $(AS_IS),$(PYTHON),$(PY))
 bench-gpu: $(if $(AS_IS),,$(VENV)/.bench)
 	@left=0; \
-	$(GPU_PY) benchmarks/head.py $(if $(MINUTES),--minutes $$(( $(MINUTES) / 4 ))) --out $(call RESULT,head-gpu) || left=1; \
+	$(GPU_PY) benchmarks/head.py $(if $(MINUTES),--minutes $$(( $(MINUTES) / 4 ))) \
+	  $(if $(QUICK),--quick,--out $(call RESULT,head-gpu)) || left=1; \
 	$(GPU_PY) benchmarks/gpu_training.py $(if $(MINUTES),--minutes $$(( $(MINUTES) - $(MINUTES) / 4 ))) \
-	  --out $(call RESULT,gpu-training-gpu) || left=1; \
+	  $(if $(QUICK),--quick,--out $(call RESULT,gpu-training-gpu)) || left=1; \
 	$(if $(RECORD),$(GPU_PY) benchmarks/tables.py || left=1;) \
 	exit $$left
 
