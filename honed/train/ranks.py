@@ -28,6 +28,7 @@ _LOST = re.compile(
 )
 # Tells processes that make batches to end; others do not notice it. Windows has none, and needs none.
 _END: signal.Signals | None = getattr(signal, "SIGURG", None)
+_OUTLASTS = 600  # seconds; saving a checkpoint takes less
 
 
 class Stopped(Exception):
@@ -168,11 +169,16 @@ def until_ctrl_c(heard: Callable[[], bool]) -> Iterator[threading.Event]:
 
 
 def keep_on_sigterm(worker: int) -> None:
-    """Has a worker process ignore signals to the whole group: the main process saves and ends the workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Has a worker process outlast signals to the whole group: the main process saves and ends the workers.
+
+    It does not outlast them for ever: torch sends SIGTERM, too, to workers of a loader that nobody holds any more.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all
-    if _END is not None:
-        signal.signal(_END, lambda *_: os._exit(0))
+    if _END is None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_OUTLASTS))  # SIGALRM ends a process
+    signal.signal(_END, lambda *_: os._exit(0))
 
 
 @atexit.register  # later than multiprocessing's own, and so called before it

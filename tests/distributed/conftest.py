@@ -72,4 +72,4 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Iter
         return Ended(out=out, statuses=json.loads(program.stdout.readline()))
 
     yield start
-    program.communicate()
+    program.communicate("\n")

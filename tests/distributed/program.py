@@ -201,9 +201,9 @@ def ranks_of(job: dict[str, Any]) -> list[int]:
 
 
 def main() -> None:
-    """Until the input ends."""
+    """Until a line says no more, as the input may never end: whoever was forked meanwhile holds it open, too."""
     torch.set_num_threads(1)
-    for line in sys.stdin:
+    for line in iter(sys.stdin.readline, "\n"):
         sys.stdout.write(json.dumps(ranks_of(json.loads(line))) + "\n")
         sys.stdout.flush()
 

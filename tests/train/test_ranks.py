@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from honed.train import ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -36,3 +41,22 @@ def test_processes_that_make_batches_outlive_signals_but_not_the_script() -> Non
     )  # fmt: skip
     assert shown.stdout == "63\n"
     assert shown.returncode == 1 and shown.stderr.splitlines()[-1] == "ValueError: of the script"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, no signal comes to a group")
+def test_nor_do_they_outlive_a_loader_that_nobody_holds(
+    forked: Callable[[Callable[[], None]], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch ends their processes by SIGTERM then."""
+    monkeypatch.setattr(ranks, "_OUTLASTS", 1)
+    ready, told = os.pipe()
+
+    def work() -> None:
+        ranks.keep_on_sigterm(0)
+        os.write(told, b"x")
+        time.sleep(60)
+
+    worker = forked(work)
+    os.read(ready, 1)
+    os.kill(worker, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGALRM

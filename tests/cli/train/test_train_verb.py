@@ -95,7 +95,13 @@ def test_train_shows_data_answers_and_what_next(train: Callable[..., Any], tmp_p
     assert f"honed chat {tmp_path / 'run'}" in shown.out
     # in a pipe: one plain line a step, no carriage returns, no advice of other libraries
     steps = {line.partition(":")[0] for line in shown.err.splitlines()}
-    assert steps == {"Answering before", "Preparing train data", "Training", "Answering after"}
+    assert steps == {
+        "Answering before",
+        "Looking at the first rows",
+        "Preparing train data",
+        "Training",
+        "Answering after",
+    }
     assert "\r" not in shown.err
 
 

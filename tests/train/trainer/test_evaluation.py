@@ -149,6 +149,8 @@ def test_workers_that_stay_do_not_keep_another_set(make: Make, chat_rows: Rows) 
     own, rest = trainer.evaluate()["eval_loss"], trainer.evaluate(chat_rows[3:])["eval_loss"]
     assert rest == pytest.approx(mean_loss(trainer, trainer._datasets.prepared["eval"].rows), rel=1e-9)
     assert own != rest and trainer.evaluate()["eval_loss"] == own
+    for loader in trainer.accelerator._dataloaders:  # left to the collector, each worker takes five seconds to end
+        loader._iterator._shutdown_workers()
 
 
 def test_what_is_returned_holds_the_epoch_and_what_callbacks_add(make: Make, chat_rows: Rows) -> None:
