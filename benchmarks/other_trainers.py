@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from data_preparation import THREADS, machine, packaged_tokenizer
-from training_step import CASES, Case, load, rows_of
+from training_step import CASES, Case, load, model_of, ratio, rows_of
 
 PEERS = Path(__file__).parent / "peers.py"
 SAME = 1e-3  # relative difference of norms of float32 gradients, computed by other code
@@ -134,27 +134,14 @@ def torchtune_model(case: Case) -> dict[str, Any]:
 
 def smollm2_model(folder: Path, _: Peer) -> None:
     """SmolLM2-135M's shape with a head of its own: LitGPT's has one."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    case = CASES["smollm2-135m"]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=case.vocabulary,
-        hidden_size=case.hidden,
-        intermediate_size=case.intermediate,
-        num_hidden_layers=case.layers,
-        num_attention_heads=case.heads,
-        num_key_value_heads=case.kv_heads,
+    model = model_of(
+        CASES["smollm2-135m"],
+        tie_word_embeddings=False,
         max_position_embeddings=SMOLLM2_POSITIONS,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": SMOLLM2_THETA},
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model.save_pretrained(folder)
 
 
 def minimind_model(folder: Path, peer: Peer) -> None:
@@ -245,11 +232,6 @@ def difference(theirs: list[list[float]], ours: list[list[float]]) -> float:
 def commit_of(checkout: str) -> str:
     command = ["git", "-C", checkout, "log", "-1", "--format=%h of %cs"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def ratio(found: dict[str, list[Run]], side: str, key: str) -> float:
-    pairs = zip(found[side], found["honed"], strict=True)
-    return round(statistics.median(theirs[key] / ours[key] for theirs, ours in pairs), 2)
 
 
 def median(runs: list[Run], key: str) -> float:

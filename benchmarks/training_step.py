@@ -253,25 +253,25 @@ def gradient_error(file: Path, reference: Path) -> float:
     return float(max(errors))
 
 
-def model_of(case: Case) -> Any:
+def model_of(case: Case, **changes: Any) -> Any:
+    """A Llama of this shape with random weights; `changes` are of its configuration."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=case.vocabulary,
-            hidden_size=case.hidden,
-            intermediate_size=case.intermediate,
-            num_hidden_layers=case.layers,
-            num_attention_heads=case.heads,
-            num_key_value_heads=case.kv_heads,
-            tie_word_embeddings=True,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-    )
+    options: dict[str, Any] = {
+        "vocab_size": case.vocabulary,
+        "hidden_size": case.hidden,
+        "intermediate_size": case.intermediate,
+        "num_hidden_layers": case.layers,
+        "num_attention_heads": case.heads,
+        "num_key_value_heads": case.kv_heads,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    model: Any = LlamaForCausalLM(LlamaConfig(**options | changes))
     return with_adapter(model) if case.lora else model
 
 

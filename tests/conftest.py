@@ -55,7 +55,7 @@ def seeded() -> None:
 @pytest.fixture(autouse=True, scope="module")
 def set_aside() -> None:
     """Lets no collection look at what there was before these tests: accelerate asks for one whenever a training begins,
-    and a million objects (imports, the other tests) would make each take most of a second."""
+    and 700,000 objects (imports, the other tests) would make each take half a second."""
     gc.collect()
     gc.freeze()
 
