@@ -44,8 +44,9 @@ check: $(VENV)/.dev
 	$(PY) -m pip check
 	$(PY) -m pytest -q tests/test_pins.py
 
+# Two tests of a module may share what its fixtures made, so a module stays in one process.
 test: check
-	$(PY) -m pytest
+	$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 # Results are dated, and stand beside those of earlier days.
 RESULT = benchmarks/results/$(1)-$(shell date +%F).json

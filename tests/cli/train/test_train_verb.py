@@ -111,9 +111,9 @@ def test_a_dry_run_shows_everything_and_writes_nothing(train: Callable[..., Any]
     assert shown.status == 0, shown.err
     assert {path for path in tmp_path.rglob("*") if "prepared" not in path.parts} == before
     assert shown.out.count("«yes") >= 3  # masks of three rows
+    assert "run: a new folder" in " ".join(shown.out.split())  # behind a long path it stands on the next line
     for line in (
         "2 optimizer steps of 4 rows; 0.67 epochs of 12 rows",
-        "run: a new folder",
         "data.packing_strategy=wrapped  ",
         "12 rows in, 12 trained, 0 dropped",
         "in the first 1 of 2 steps, then falls as a cosine to 0",
