@@ -33,9 +33,8 @@ def findings(facts: Facts) -> list[Finding]:
 def _packages(facts: Facts) -> Iterator[Finding]:
     if not facts.packages:
         yield Finding(
-            what="honed runs from its source and is not installed; runs need to know its version.",
+            what="honed runs from its source and is not installed: what it needs is not looked at.",
             fix=f"{_PIP} -e . (in the folder of its pyproject.toml)",
-            stops=True,
         )
     for package in facts.packages:
         there = f"{package.version} is installed" if package.version else "it is absent"

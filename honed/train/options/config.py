@@ -176,6 +176,13 @@ class SFTConfig(TrainingArguments):
         self.optim = optim
 
     @property
+    def device(self) -> torch.device:
+        """Where this process trains. A rank's CPU bears no index: to `cpu:1`, which transformers 5.17 then asks for,
+        `torch.load` can bring no checkpoint."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
     def skips_preparation(self) -> bool:
         """Whether the collator gets the rows as they are."""
         return isinstance(self.dataset_kwargs, dict) and bool(self.dataset_kwargs.get("skip_prepare_dataset"))
