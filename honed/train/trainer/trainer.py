@@ -67,6 +67,7 @@ class SFTTrainer(UploadingTrainer):
         HonedError: rows, template, options or model cannot be used; the message says which and how to mend it.
     """
 
+    stream_loader: stream.StreamLoader | None = None
     _stream_after: Place | None = None
 
     def __init__(  # noqa: PLR0917 - the order is transformers' and TRL's, and scripts rely on it
@@ -124,9 +125,9 @@ class SFTTrainer(UploadingTrainer):
             shares_prefixes=shared_prefixes.decide(args, trained, self.seams),
             processor=processor,
         )
-        self.stream_loader: stream.StreamLoader | None = None
         token_batches.check(args, self._datasets.collator)
-        start.fit_ranks(args, trained, checkpoints=recomputes)
+        own = any((data_collator, compute_loss_func, compute_metrics, processor))
+        self._sequence_group = start.fit_ranks(args, trained, self.seams, checkpoints=recomputes, own_parts=own)
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
             model=trained,
@@ -283,7 +284,7 @@ class SFTTrainer(UploadingTrainer):
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, PackedRows):
             return super()._get_train_sampler(train_dataset)
         args = self.args
-        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.data_parallel_size
         return GroupedByLength(rows, per_step, seed=args.seed if args.data_seed is None else args.data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
