@@ -20,6 +20,7 @@ from honed.ops.attention import document_attention
 from honed.train.forward.seams import Seams, opened, token_scores
 from honed.train.forward.sequence_parallel import slice_of
 from tests.conftest import make_tiny_model
+from tests.train.test_combinations import model_of
 
 SIZE = 8  # of a head
 RULES: dict[str, dict[str, Any]] = {
@@ -40,8 +41,9 @@ def compare_all(job: dict[str, Any], rank: int) -> None:
     for heads, shared in job["sequences"].get("heads", ()):
         for name in RULES:
             told[f"{heads} heads, {shared} shared, {name}"] = attention_apart(name, heads, shared, group)
-    for name, (family, changes) in job["sequences"].get("models", {}).items():
-        told[name] = model_apart(make_tiny_model(family, dtype=torch.float64, **changes), group)
+    for family in job["sequences"].get("models", ()):
+        run = {"family": family, "precision": "float64", "weights": "all", "rows": "flat"}
+        told[family] = model_apart(model_of(run, make_tiny_model), group)
     (Path(job["out"]) / f"far-{rank}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
@@ -73,9 +75,6 @@ def attention_apart(name: str, heads: int, shared: int, group: dist.ProcessGroup
 
 def model_apart(model: Any, group: dist.ProcessGroup) -> dict[str, float]:
     """Relative distances of the loss and of all gradients, both summed over ranks; and the saved bytes' ratio."""
-    for number, parameter in enumerate(model.parameters()):
-        if parameter.ndim == 1:  # norms of 1, and sinks of 0, would hide what goes wrong with them
-            nn.init.uniform_(parameter, 0.5, 1.5, torch.Generator().manual_seed(number))
     batch = FlatCollator(multiple_of=group.size())([row_of(29, 50, 1, 43, 6)])
     total = batch["loss_weights"].sum()
     loss, bytes_of_whole = backward(model, batch, total)
@@ -110,9 +109,9 @@ def backward(model: Any, batch: Batch, total: torch.Tensor) -> tuple[torch.Tenso
         return x
 
     model.train()
-    with opened(model, Seams(flat=True, scoring=True)) as head:
+    with opened(model, Seams(flat=True)):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            scores, _ = token_scores(model, batch, head, total=total)
+            scores, _ = token_scores(model, batch, None, total=total)
         scores.loss.backward()
     return scores.loss.detach(), sum(kept.values())
 

@@ -11,17 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from test_engines import ALONE, FSDP, SAVES, same_run, same_steps, same_weights, settings
 
+from tests.train.test_combinations import FAMILIES
+
 if TYPE_CHECKING:
     from conftest import Ended, Ranks
 
 SHARED = {"sequence_parallel_size": 2, "gradient_accumulation_steps": 4}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "one key/value head": ("llama", {"num_key_value_heads": 1, "tie_word_embeddings": False}),
-    "windows": ("mistral", {"sliding_window": 9}),
-    "soft-capped": ("gemma2", {"sliding_window": 9, "attention_dropout": 0.0}),
-    "experts": ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
-}
 
 
 def far(ended: Ended) -> list[dict[str, dict[str, float]]]:
@@ -42,11 +37,14 @@ def test_attention_is_that_of_the_whole_row(ranks: Ranks) -> None:
 
 def test_gradients_of_models_are_those_of_the_whole_row(ranks: Ranks) -> None:
     """In float64. What forward keeps for backward is about half on each of two ranks."""
-    for rank in far(ranks("sp-models", sequences={"models": MODELS})):
-        assert rank.keys() == MODELS.keys()
+    for rank in far(ranks("sp-models", sequences={"models": list(FAMILIES)})):
+        assert rank.keys() == FAMILIES.keys()
         for name, apart in rank.items():
             assert 0.4 < apart.pop("saved bytes") < 0.6, name
-            assert len(apart) > 10 and max(apart.values()) <= 1e-10, (name, apart)
+            assert len(apart) > 10
+            for what, distance in apart.items():
+                float32 = "norm" in what and name in ("capped", "windows", "scaled")  # which is theirs inside of a norm
+                assert distance <= (1e-6 if float32 else 1e-13), (name, what)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +68,8 @@ def test_two_groups_of_two(engine: dict[str, Any], alone: Ended, ranks: Ranks) -
 def test_lora_with_checkpointing(engine: dict[str, Any], ranks: Ranks) -> None:
     wanted = ranks(f"sp-lora-alone-{len(engine)}", world=1, lora=True, **settings(ALONE))
     train = {**SHARED, **engine, "gradient_checkpointing": True}
-    same_run(ranks(f"sp-lora-{len(engine)}", lora=True, **settings(train)), wanted)
+    found = ranks(f"sp-lora-{len(engine)}", lora=True, **settings(train))
+    same_run(found, wanted, 5e-6)  # float32 sums over slices are rounded elsewhere, and the adapter begins at 0
 
 
 def test_rows_that_do_not_fill_the_last_step(ranks: Ranks) -> None:

@@ -51,17 +51,17 @@ RULES = (
         fix="leave it out and set sequence_parallel_size, which shares rows among processes and keeps both",
     ),
     Rule(
-        name="sequence_parallel_ranks",
-        when=lambda args: args.sequence_parallel_size < 1 or args.world_size % args.sequence_parallel_size != 0,
-        message="sequence_parallel_size is how many processes share a row; there is no multiple of it here.",
-        fix="start a multiple of it (torchrun --nproc_per_node N ...), or leave it out",
-    ),
-    Rule(
         name="sequence_parallel_alone",
         when=lambda args: args.sequence_parallel_size > 1 and hinders_sequences(args),
         message="sequence_parallel_size was not shown to train the same with torch_compile, fp8, neftune_noise_alpha, "
         "DeepSpeed, cpu_ram_efficient_loading, skip_prepare_dataset or average_tokens_across_devices=False.",
         fix="leave the other out",
+    ),
+    Rule(
+        name="sequence_parallel_ranks",
+        when=lambda args: args.sequence_parallel_size < 1 or args.world_size % args.sequence_parallel_size != 0,
+        message="sequence_parallel_size is how many processes share a row; there is no multiple of it here.",
+        fix="start a multiple of it (torchrun --nproc_per_node N ...), or leave it out",
     ),
     Rule(
         name="dispatched_batches",
