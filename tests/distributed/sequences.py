@@ -1,4 +1,4 @@
-"""One rank's part of `test_sequence_parallel.py`: slices of rows against the whole row here. It is no test itself.
+"""One rank's part of `test_shared_rows.py`: slices of rows against the whole row here. It is no test itself.
 
 Shapes: T tokens of the row, H query heads, K key/value heads, E head size.
 """

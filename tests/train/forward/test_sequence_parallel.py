@@ -1,4 +1,4 @@
-"""Slices of rows, without other processes; what ranks compute of them: tests/distributed/test_sequence_parallel.py."""
+"""Slices of rows, without other processes; what ranks compute of them: tests/distributed/test_shared_rows.py."""
 
 from __future__ import annotations
 
