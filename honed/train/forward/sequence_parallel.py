@@ -27,7 +27,7 @@ from honed.errors import ModelError, RecipeError
 from honed.loss.objective import IGNORE_INDEX, next_token_targets
 from honed.loss.router import aux_loss_coefficient
 from honed.train.forward.rotations import rotation_notes
-from honed.train.forward.seams import Seams, are_same, base_model, on_device_of, opened, probe_rows, token_scores
+from honed.train.forward.seams import Seams, are_same, base_model, on_device_of, probe_rows, token_scores
 from honed.train.options.config import SFTConfig
 
 
@@ -77,24 +77,57 @@ def slice_of(batch: Batch, rank: int, ranks: int) -> Batch:
     return {**batch, **own, **further, **counts}
 
 
-def join(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -> dist.ProcessGroup | None:
-    """The group of ranks that share this one's rows, in the order of their slices; None where each has its own.
-
-    To be called by all ranks. The model is tried: the ranks' slices must have the scores of the whole row.
+def check(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -> None:
+    """Refuses rows that ranks cannot share.
 
     Args:
+        seams: that training opens.
         own_parts: whether the collator, the loss, the metrics or the processor are the caller's.
 
     Raises:
-        ModelError: the model computes something across tokens outside of attention, or takes no flat batches.
+        ModelError: batches are not flat, or attention is not honed's.
         RecipeError: something is asked for that cannot be computed on slices.
     """
     if args.sequence_parallel_size == 1:
-        return None
-    _refuse(args, model, seams, own_parts=own_parts)
-    group, _ = dist.new_subgroups(args.sequence_parallel_size, timeout=timedelta(seconds=args.ddp_timeout))
-    assert group is not None
-    fits = torch.tensor(int(_slices_fit(model, group)), device=args.device)
+        return
+    out = "leave sequence_parallel_size out"
+    if own_parts:
+        raise RecipeError(
+            "With sequence_parallel_size a data_collator, compute_loss_func or compute_metrics would get slices of "
+            "rows, and images are not shared.",
+            fix=f"leave it out, or {out}",
+        )
+    if not seams.flat:
+        raise ModelError(
+            "sequence_parallel_size needs honed's attention and flat batches: "
+            + ("; ".join(seams.notes) or "this model, or this trainer's own methods, have padded ones"),
+            fix=f"{out}, and attn_implementation, if it is set",
+        )
+    if (getattr(model, "_tp_size", None) or 1) > 1:
+        raise RecipeError("Ranks cannot share both rows (sequence_parallel_size) and matrices (tp_plan).", fix=out)
+    if aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
+        raise RecipeError(
+            "The router's auxiliary loss is a mean over a micro-batch's tokens, of which each rank has a slice.",
+            fix=f"set router_aux_loss_coef=0, or {out}",
+        )
+    if notes := rotation_notes(model, args.max_length):
+        raise RecipeError(f"Slices of a row would have positions of their own. {notes[0]}", fix=f"do so, or {out}")
+
+
+def join(args: SFTConfig, model: nn.Module) -> dist.ProcessGroup:
+    """The group of ranks that share this one's rows, in the order of their slices.
+
+    To be called by all ranks, with the model's seams open. The model is tried: the ranks' slices must have the scores
+    of the whole row.
+
+    Raises:
+        ModelError: the model computes something across tokens outside of attention, or its heads cannot be shared.
+    """
+    size, limit = args.sequence_parallel_size, timedelta(seconds=args.ddp_timeout)
+    group = tried = dist.new_subgroups(size, timeout=limit)[0]
+    if next(model.parameters()).device.type != args.device.type:  # FSDP moves weights to the GPU later
+        tried = dist.new_subgroups(size, timeout=limit, backend="gloo")[0]
+    fits = torch.tensor(int(_slices_fit(model, tried)), device=args.device)
     dist.all_reduce(fits, dist.ReduceOp.MIN)
     if not fits:
         raise ModelError(
@@ -113,31 +146,6 @@ def share_rows(loader: Any, ranks: int) -> Any:
     return loader
 
 
-def _refuse(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -> None:
-    out = "leave sequence_parallel_size out"
-    if not seams.flat:
-        raise ModelError(
-            "sequence_parallel_size needs honed's attention and flat batches: "
-            + ("; ".join(seams.notes) or "this model, or this trainer's own methods, have padded ones"),
-            fix=f"{out}, and attn_implementation, if it is set",
-        )
-    if own_parts:
-        raise RecipeError(
-            "With sequence_parallel_size a data_collator, compute_loss_func or compute_metrics would get slices of "
-            "rows, and images are not shared.",
-            fix=f"leave it out, or {out}",
-        )
-    if (getattr(model, "_tp_size", None) or 1) > 1:
-        raise RecipeError("Ranks cannot share both rows (sequence_parallel_size) and matrices (tp_plan).", fix=out)
-    if aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
-        raise RecipeError(
-            "The router's auxiliary loss is a mean over a micro-batch's tokens, of which each rank has a slice.",
-            fix=f"set router_aux_loss_coef=0, or {out}",
-        )
-    if notes := rotation_notes(model, args.max_length):
-        raise RecipeError(f"Slices of a row would have positions of their own. {notes[0]}", fix=f"do so, or {out}")
-
-
 @torch.no_grad()
 def _slices_fit(model: nn.Module, group: dist.ProcessGroup) -> bool:
     """Whether this rank's slice of a row of two documents has the scores that the whole row has here."""
@@ -147,9 +155,8 @@ def _slices_fit(model: nn.Module, group: dist.ProcessGroup) -> bool:
     own = {**on_device_of(model, slices[group.rank()]), "sequence_group": group}
     model.eval()
     try:
-        with opened(model, Seams(flat=True)):
-            whole_N = token_scores(model, on_device_of(model, batch), None)[0].nll_N
-            found_N = token_scores(model, own, None)[0].nll_N
+        whole_N = token_scores(model, on_device_of(model, batch), None)[0].nll_N
+        found_N = token_scores(model, own, None)[0].nll_N
     finally:
         model.train(was_training)
     expected_N = whole_N.split([part["num_targets"] for part in slices])[group.rank()]

@@ -260,9 +260,9 @@ def _costs(
         notes.append(note)
     elif job.optimizer.doubt:
         notes.append(f"memory: {job.optimizer.doubt}.")
-    longest = None if rows is None else _longest(job, args, rows)
+    longest, ranks = None if rows is None else _longest(job, args, rows), args.sequence_parallel_size
     costs = {
-        "memory": int(plan.estimate(job).peak),
+        "memory": int(plan.estimate(dataclasses.replace(job, length=-(-job.length // ranks))).peak),
         "memory_of_rows": None if longest is None else int(plan.estimate(longest).peak),
         "longest": None if longest is None else longest.tokens,
         "operations": _operations(job, ledger, tokens_per_step, args.world_size),

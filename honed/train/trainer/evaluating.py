@@ -20,7 +20,7 @@ from honed.errors import RecipeError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import total_weight
 from honed.train.forward import seams
-from honed.train.forward.sequence_parallel import share_rows
+from honed.train.forward.sequence_parallel import join, share_rows
 from honed.train.metrics import StepMetrics
 from honed.train.ranks import Ranks
 from honed.train.rows.rows import Datasets, show_row
@@ -67,6 +67,7 @@ class EvaluatingTrainer(Trainer):
     _datasets: Datasets
     _plain_loss: bool
     _head: ScoringHead | None = None
+    _sequence_group: Any = None  # the ranks that share this one's rows
     _training_draws: torch.Tensor | None = None  # during an evaluation, the state of training's random generator
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -148,6 +149,7 @@ class EvaluatingTrainer(Trainer):
             # loaders draw their seed from torch's generator; restore it, so that training draws the same numbers
             self._training_draws = torch.random.get_rng_state()
             with self._seams_open(), torch.random.fork_rng(devices=[]):
+                self._join_ranks()
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
             if isinstance(rows := getattr(dataloader, "dataset", None), EvenRows):
                 output = output._replace(num_samples=rows.total_dataset_length)
@@ -163,6 +165,11 @@ class EvaluatingTrainer(Trainer):
             self._training_draws = None
             self.metrics = before
             self.metrics.start_clock()
+
+    def _join_ranks(self) -> None:
+        """Once, with the seams open; all ranks must call it."""
+        if self.args.sequence_parallel_size > 1 and self._sequence_group is None:
+            self._sequence_group = join(self.args, self.model)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """In a checkpoint that SIGTERM asks for during an evaluation, saves the generator of training."""

@@ -133,6 +133,7 @@ class ResumingTrainer(WatchedTrainer):
         identity = self.identity()  # now, before the weights may be sharded
         with others_alive(self.args.output_dir), self._ends_on_sigterm(), self._saves_on_ctrl_c():
             agreement.check(self, identity)
+            self._join_ranks()
             return super().train(*args, **kwargs)
 
     @contextmanager

@@ -45,7 +45,6 @@ class SteppingTrainer(EvaluatingTrainer):
     rows_of: Callable[[int], list[list[int]] | None]
     splits: Splits
     _window: list[list[Batch]]
-    _sequence_group: Any = None  # of the ranks that share rows
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Turns off compilation of the whole model (`_layers_changed` compiles its layers); copies batches

@@ -18,8 +18,9 @@ from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRow
 from honed.errors import RecipeError
 from honed.loss.objective import targets_of, total_weight
+from honed.train.forward.checkpointing import largest_batch
 from honed.train.forward.seams import Seams
-from honed.train.forward.sequence_parallel import SlicingCollator, collator_of, join, share_rows, slice_of
+from honed.train.forward.sequence_parallel import SlicingCollator, check, collator_of, share_rows, slice_of
 from honed.train.options.config import SFTConfig
 from honed.train.trainer.trainer import SFTTrainer
 
@@ -80,6 +81,7 @@ def test_neighbours_share_rows_and_groups_do_not(of_rank: Rank) -> None:
         assert made == SlicingCollator(rank=rank % 2, ranks=2, multiple_of=6, pad_token_id=7)
         shard = SimpleNamespace(num_processes=6, process_index=rank)
         share_rows(SimpleNamespace(batch_sampler=shard), 2)
+        assert largest_batch(None, args) == (args.per_device_train_batch_size * 512, args.per_device_train_batch_size)
         assert (shard.process_index, shard.num_processes) == (rank // 2, 3)
 
 
@@ -95,7 +97,7 @@ def test_what_slices_do_not_have_is_refused(
 ) -> None:
     model = tiny_model(family, **(EXPERTS if family == "mixtral" else {}))
     with pytest.raises(RecipeError, match=told):
-        join(of_rank(0, 2), model, Seams(flat=True), own_parts=own_parts)
+        check(of_rank(0, 2), model, Seams(flat=True), own_parts=own_parts)
 
 
 class ReadsBatches(SFTTrainer):
