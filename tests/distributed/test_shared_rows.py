@@ -100,7 +100,7 @@ def test_a_model_that_mixes_tokens_outside_of_attention_is_found_out(ranks: Rank
     ("name", "world", "job", "told"),
     [
         ("heads", 3, {"train": {"sequence_parallel_size": 3}}, "2 attention heads, which 3 processes cannot share"),
-        ("ranks", 2, {"train": {"sequence_parallel_size": 3}}, "is no multiple of it"),
+        ("ranks", 2, {"train": {"sequence_parallel_size": 3}}, "must be a multiple of it"),
         ("padded", 2, {"train": SHARED, "model": {"attn_implementation": "eager"}}, "needs honed's attention"),
         ("positions", 2, {"train": SHARED, "model": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0,
          "rope_theta": 1e4}, "max_position_embeddings": 32}}, "Slices of a row would have positions of their own"),

@@ -8,7 +8,7 @@ Attention gets the whole row by an all-to-all (`honed.ops.all_to_all`); everythi
 rank's loss is the sum over its own tokens, so the step's sum over all ranks and its division by the step's token weight
 are those of data parallelism, and so is the averaging of gradients.
 
-Shapes: T tokens of the row.
+Shapes: T tokens of the row, N trained tokens.
 """
 
 from __future__ import annotations
@@ -95,13 +95,13 @@ def check(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -
         raise RecipeError(
             "With sequence_parallel_size a data_collator, compute_loss_func or compute_metrics would get slices of "
             "rows, and images are not shared.",
-            fix=f"leave it out, or {out}",
+            fix="leave the one or the other out",
         )
     if not seams.flat:
         raise ModelError(
             "sequence_parallel_size needs honed's attention and flat batches: "
             + ("; ".join(seams.notes) or "this model, or this trainer's own methods, have padded ones"),
-            fix=f"{out}, and attn_implementation, if it is set",
+            fix=f"leave attn_implementation out if it is set, or {out}",
         )
     if (getattr(model, "_tp_size", None) or 1) > 1:
         raise RecipeError("Ranks cannot share both rows (sequence_parallel_size) and matrices (tp_plan).", fix=out)

@@ -60,8 +60,8 @@ RULES = (
     Rule(
         name="sequence_parallel_ranks",
         when=lambda args: args.sequence_parallel_size < 1 or args.world_size % args.sequence_parallel_size != 0,
-        message="sequence_parallel_size is how many processes share a row; there is no multiple of it here.",
-        fix="start a multiple of it (torchrun --nproc_per_node N ...), or leave it out",
+        message="sequence_parallel_size processes share a row, so the number of processes must be a multiple of it.",
+        fix="start so many (torchrun --nproc_per_node N ...), or leave it out",
     ),
     Rule(
         name="dispatched_batches",
