@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from honed.errors import ModelError
+from honed.ops.all_to_all import heads_of_row, of_own_heads, tokens_of_slice
 from honed.ops.attention_layout import Layout, Remembered, Run, layout_of_bounds, layout_of_positions
 from honed.ops.attention_tiles import Rule, attend, attend_masked
 from honed.ops.attention_varlen import Kernel, Qkv, attend_varlen, choose_kernel, machine
@@ -53,6 +54,7 @@ def document_attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     shared_prefixes: torch.Tensor | None = None,
+    sequence_group: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document.
@@ -64,28 +66,58 @@ def document_attention(
         max_length_q: tokens of the longest segment; saves reading the boundaries from the device.
         shared_prefixes: int32 (2, N), the parent of each segment (-1 for none), and how many tokens it sees of its
             parent's path and text; see `attention_layout`.
+        sequence_group: the ranks (a `ProcessGroup`) that hold a slice of the row's tokens each; `cu_seq_lens_q` and
+            `shared_prefixes` are then those of the whole row, and all ranks must take part. See `all_to_all`.
 
     Returns:
         Output of shape (B, T, H, E), and no weights.
 
     Raises:
-        ModelError: prefixes are shared and the layer has dropout.
+        ModelError: prefixes are shared and the layer has dropout, or the ranks cannot share the heads evenly.
         NotImplementedError: the layer is not causal.
     """
     if cu_seq_lens_q is not None and not _is_causal(module, kwargs):
         raise NotImplementedError("the model's attention looks ahead")
-    rule = Rule(scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks_H=s_aux)
     qkv = (query_BHTE, key_BKTE, value_BKTE)
-    kernel = _kernel(query_BHTE, value_BKTE, rule)
+    if sequence_group is not None:
+        qkv, s_aux = heads_of_row(qkv, sequence_group), of_own_heads(s_aux, sequence_group)
+    rule = Rule(scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks_H=s_aux)
+    output_BTHE = _attend(
+        module,
+        qkv,
+        attention_mask,
+        rule,
+        cu_seq_lens_q=cu_seq_lens_q,
+        max_length_q=max_length_q,
+        shared_prefixes=shared_prefixes,
+        **kwargs,
+    )
+    return output_BTHE if sequence_group is None else tokens_of_slice(output_BTHE, sequence_group), None
+
+
+def _attend(
+    module: torch.nn.Module,
+    qkv: Qkv,
+    mask: torch.Tensor | None,
+    rule: Rule,
+    *,
+    cu_seq_lens_q: torch.Tensor | None,
+    max_length_q: int | None,
+    shared_prefixes: torch.Tensor | None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """(B, T, H, E), on one rank."""
+    query, _, value = qkv
+    kernel = _kernel(query, value, rule)
     if kernel and cu_seq_lens_q is not None and shared_prefixes is None and max_length_q is not None:
         bounds, longest = cu_seq_lens_q.to(torch.int32), max_length_q
-        return attend_varlen(kernel, qkv, rule, bounds=(bounds, bounds), longest=(longest, longest)), None
-    layout = _layout(query_BHTE, attention_mask, cu_seq_lens_q, shared_prefixes, kwargs.get("position_ids"))
+        return attend_varlen(kernel, qkv, rule, bounds=(bounds, bounds), longest=(longest, longest))
+    layout = _layout(query, mask, cu_seq_lens_q, shared_prefixes, kwargs.get("position_ids"))
     if layout is None:
-        return _ordinary(module, qkv, attention_mask, rule, kwargs), None
-    if layout.shares and dropout:
+        return _ordinary(module, qkv, mask, rule, kwargs)
+    if layout.shares and rule.dropout:
         raise ModelError("documents cannot share a prefix's dropout", fix="set dropout to 0 or share_prefixes=False")
-    return _whole_row(kernel, layout, qkv, rule) if kernel else _by_document(layout, qkv, rule), None
+    return _whole_row(kernel, layout, qkv, rule) if kernel else _by_document(layout, qkv, rule)
 
 
 def remember(batch: Mapping[str, Any]) -> None:

@@ -53,9 +53,9 @@ def train(run: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
 def trainer_of(run: dict[str, Any], folder: Path, tokenizer: Any) -> SFTTrainer:
     """A trainer of the run, whose adapter is shaken."""
     model = model_of(run, make_tiny_model)
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"sequence_parallel_size": run["sharing"]}
     if run["launch"] != "ddp":
-        more = {"fsdp": True, "fsdp_config": {"version": 2, **copy.deepcopy(LAUNCHES[run["launch"]])}}
+        more |= {"fsdp": True, "fsdp_config": {"version": 2, **copy.deepcopy(LAUNCHES[run["launch"]])}}
     if run["checkpointing"] == "reentrant":
         run, more = {**run, "checkpointing": True}, {**more, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
     args = arguments_of(run, how_of(run, model), folder, **more)

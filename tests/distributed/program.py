@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType
 from combined import train_all
+from sequences import compare_all, mixes_outside_of_attention
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from honed.data.batch.table import PackedRows, TokenTable
@@ -91,10 +92,12 @@ def make_arguments(job: dict[str, Any]) -> SFTConfig:
 
 
 def make_trainer(job: dict[str, Any], args: SFTConfig) -> SFTTrainer:
-    """The trainer of a job: `rows`, `eval_rows`, `lora`, `model` or a folder of one as `base`, `dies`."""
+    """The trainer of a job: `rows`, `eval_rows`, `lora`, `model` or a folder of one as `base`, `mixes`, `dies`."""
     model = job.get("base") or make_model(**job.get("model", {}))
     if job.get("lacks_memory"):
         model.model.layers[0].register_full_backward_pre_hook(lacks_memory)
+    if job.get("mixes"):
+        mixes_outside_of_attention(model)
     return SFTTrainer(
         model,
         args=args,
@@ -121,10 +124,13 @@ def run(job: dict[str, Any], rank: int) -> None:
     """Trains, evaluates where there is what to evaluate on, and saves the model in OUT/model.
 
     With `slow`, the first rank works that many seconds before, as it does while it prepares the data. With `runs`, a
-    job is what `combined.py` does instead.
+    job is what `combined.py` does instead; with `sequences`, what `sequences.py` does.
     """
     if job.get("runs"):
         train_all(job, rank)
+        return
+    if job.get("sequences"):
+        compare_all(job, rank)
         return
     out = Path(job["out"])
     args = make_arguments(job)

@@ -2,7 +2,7 @@
 
 As in `tests/train/test_combinations.py`: losses, norms and evaluations of each step, and the weights at the end, are
 those of each document alone through the unmodified model in one process, and of AdamW by hand. Every row is trained
-once an epoch, on one of the ranks.
+once an epoch, on one of the ranks or, where they share rows (`sharing`), on all of them.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {  # the first value goes with every other
     "share_prefixes": (False, "auto"),
     "sampling": ("random", "group_by_length"),
     "count": (9, 2),  # rows: one rank of two has none in some rounds
+    "sharing": (1, 2),  # how many ranks share a row
     "engine": ("trainer",),
     "optimizer": ("adamw",),
     "length": (256,),
@@ -62,6 +63,9 @@ NOT_HERE = (
     *REFUSED,
     {"launch": ("offloaded",), "family": ("tied",), "weights": ("lora and head",)},
     {"family": ("mixtral",), "checkpointing": ("reentrant",)},
+    {"sharing": (2,), "rows": ("padded",)},
+    {"sharing": (2,), "family": ("mixtral",)},  # the balance is a mean over tokens that no rank has
+    {"sharing": (2,), "launch": ("offloaded",)},
 )
 RUNS = list(covering_runs(OPTIONS, NOT_HERE))
 RANKS = 2
@@ -124,10 +128,12 @@ def steps_of(run: Run, found: list[dict[str, Any]], documents: list[Any]) -> lis
     """The documents of each step, in the micro-batches of all ranks; each epoch must hold all rows once."""
     total, rows = found[0]["total"], found[0]["rows"]
     if run["rows"] == "stream":  # rows without end, in their order, two in a micro-batch
-        batches, size = [(documents * 30)[at : at + 2] for at in range(0, 60 * RANKS, 2)], run["accumulation"] * RANKS
+        size = run["accumulation"] * RANKS // run["sharing"]
+        batches = [(documents * 30)[at : at + 2] for at in range(0, 60 * RANKS, 2)]
         return [batches[n * size : (n + 1) * size] for n in range(total)]
     assert_same_documents(rows, documents)
-    steps = [[batch for rank in found for batch in rank["steps"][step]] for step in range(total)]
+    assert all(rank["steps"] == found[n - n % run["sharing"]]["steps"] for n, rank in enumerate(found))
+    steps = [[batch for rank in found[:: run["sharing"]] for batch in rank["steps"][step]] for step in range(total)]
     for epoch in (steps[: total // 2], steps[total // 2 :]):
         assert sorted(row for step in epoch for batch in step for row in batch) == list(range(len(rows)))
     return [[[d for row in batch for d in documents_in(rows[row])] for batch in step if batch] for step in steps]

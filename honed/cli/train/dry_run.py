@@ -134,7 +134,10 @@ def _steps(found: DryRun) -> str:
     sizes = [counted(args.per_device_train_batch_size, "row")]
     if args.gradient_accumulation_steps > 1:
         sizes.append(counted(args.gradient_accumulation_steps, "micro-batch", "micro-batches"))
-    if args.world_size > 1:
+    if args.sequence_parallel_size > 1:
+        share = f"of {args.sequence_parallel_size} processes that share rows"
+        sizes.append(counted(args.data_parallel_size, f"group {share}", f"groups {share}"))
+    elif args.world_size > 1:
         sizes.append(counted(args.world_size, "process", "processes"))
     lines = [f"{counted(found.steps, 'optimizer step')} of {' x '.join(sizes)}"]
     if found.rows is not None:

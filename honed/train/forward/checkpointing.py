@@ -160,18 +160,18 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def largest_batch(rows: Any, args: SFTConfig, *, padded: bool = False) -> tuple[int, int] | None:
-    """Tokens and rows of the largest micro-batch that these rows can give; None if it is not known.
+    """Tokens and rows of the largest micro-batch that these rows can give a rank; None if it is not known.
 
     Args:
         rows: prepared ones; others (a stream) count as rows of `max_length`.
         padded: whether rows are padded to the longest of their batch.
     """
-    size = args.per_device_train_batch_size
+    size, ranks = args.per_device_train_batch_size, args.sequence_parallel_size
     if not isinstance(rows, PackedRows) or not len(rows) or args.tokens_per_step is not None:
-        return None if args.max_length is None else (size * args.max_length, size)
+        return None if args.max_length is None else (-(-size * args.max_length // ranks), size)
     lengths = rows.table.lengths.tolist()
     longest = heapq.nlargest(size, (sum(lengths[document] for document in row) for row in rows.rows))
-    return (longest[0] * len(longest) if padded else sum(longest)), len(longest)
+    return (longest[0] * len(longest) if padded else -(-sum(longest) // ranks)), len(longest)
 
 
 def set_switch(args: SFTConfig, *, on: bool) -> None:

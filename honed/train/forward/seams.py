@@ -7,7 +7,7 @@ is peft's LoRA layers, which compute as one function (`honed.model.adapters.fuse
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,7 +171,7 @@ def find_seams(model: nn.Module) -> Seams:
     was_training = model.training
     model.eval()
     try:
-        rows = _probe_rows(inner)
+        rows = probe_rows(inner, PROBE_LENGTHS)
         plain = [_scores(model, [row], padded=True).nll_N for row in rows]
         seams.scoring = _scoring_fits(model, inner, rows, plain, seams)
         seams.flat = _flat_fits(model, inner, rows, plain, seams)
@@ -274,10 +274,11 @@ def _nothing_flows(model: nn.Module, inner: Any, rows: list[PackedRow]) -> bool:
     return not gradient_1TD[:, : PROBE_LENGTHS[0]].any()
 
 
-def _probe_rows(inner: Any) -> list[PackedRow]:
+def probe_rows(inner: Any, lengths: Sequence[int]) -> list[PackedRow]:
+    """Short random documents of these lengths, all but their first tokens trained."""
     vocabulary = inner.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    ids = [torch.randint(vocabulary, (n,), generator=generator).numpy() for n in PROBE_LENGTHS]
+    ids = [torch.randint(vocabulary, (n,), generator=generator).numpy() for n in lengths]
     return [_row(i) for i in ids]
 
 

@@ -81,6 +81,8 @@ class SFTConfig(TrainingArguments):
         tokens_per_step: honed. Tokens of an optimizer step, about: its rows are chosen by them, the same on any number
             of ranks, which get nearly equal shares. A micro-batch holds at most per_device_train_batch_size *
             max_length of them; how many there are follows. The plain engine does not have it.
+        sequence_parallel_size: honed. So many neighbouring ranks share each row: each computes a slice of its tokens,
+            and in attention some heads of all tokens. For rows too long for one GPU; steps are those of one process.
         optimizer_in_backward: honed. AdamW updates each weight during the backward pass and frees its gradient, for
             full fine-tuning where memory is short; without clipping, accumulation and several ranks.
         fp8: honed. Linear layers multiply in float8 (torchao); for GPUs that have it. "emulate": anywhere, slowly.
@@ -144,6 +146,7 @@ class SFTConfig(TrainingArguments):
     shuffle_buffer: int = SHUFFLE_BUFFER
     data_cache: bool = False
     tokens_per_step: int | None = None
+    sequence_parallel_size: int = 1
     optimizer_in_backward: bool = False
     memory_budget: float | None = None
     fp8: bool | str = False
@@ -181,6 +184,16 @@ class SFTConfig(TrainingArguments):
         `torch.load` can bring no checkpoint."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
+    def data_parallel_size(self) -> int:
+        """How many ranks, or groups of ranks that share their rows, have rows of their own."""
+        return self.world_size // self.sequence_parallel_size
+
+    @property
+    def data_parallel_rank(self) -> int:
+        """This rank's, or its group's, number among those."""
+        return self.process_index // self.sequence_parallel_size
 
     @property
     def skips_preparation(self) -> bool:

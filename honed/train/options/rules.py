@@ -13,6 +13,7 @@ from honed.train.options.surroundings import (
     CUDA_GRAPH_MODES,
     cpu_likes_bf16,
     has_compiler,
+    hinders_sequences,
     is_missing,
     is_sharded,
     multiplies_float8,
@@ -45,9 +46,22 @@ RULES = (
     Rule(
         name="context_parallel",
         when=lambda args: row_parts(args) > 1,
-        message="Context or sequence parallelism (cp_size, sp_size) would train wrongly: each process would take its "
-        "part of a row for a row of its own, so that documents lose their boundaries and labels their neighbours.",
-        fix="leave it out; for long rows use flat batches of one row, gradient_checkpointing=True and FSDP2",
+        message="accelerate's context and sequence parallelism (cp_size, sp_size) would train wrongly: each process "
+        "would take its part of a row for a row of its own, and documents would lose boundaries and labels.",
+        fix="leave it out and set sequence_parallel_size, which shares rows among processes and keeps both",
+    ),
+    Rule(
+        name="sequence_parallel_alone",
+        when=lambda args: args.sequence_parallel_size > 1 and hinders_sequences(args),
+        message="sequence_parallel_size was not shown to train the same with torch_compile, fp8, neftune_noise_alpha, "
+        "DeepSpeed, cpu_ram_efficient_loading, skip_prepare_dataset or average_tokens_across_devices=False.",
+        fix="leave the other out",
+    ),
+    Rule(
+        name="sequence_parallel_ranks",
+        when=lambda args: args.sequence_parallel_size < 1 or args.world_size % args.sequence_parallel_size != 0,
+        message="sequence_parallel_size processes share a row, so the number of processes must be a multiple of it.",
+        fix="start so many (torchrun --nproc_per_node N ...), or leave it out",
     ),
     Rule(
         name="dispatched_batches",

@@ -26,6 +26,13 @@ def row_parts(args: SFTConfig) -> int:
     return max(int(os.environ.get(f"PARALLELISM_CONFIG_{kind}_SIZE", "1")) for kind in ("CP", "SP"))
 
 
+def hinders_sequences(args: SFTConfig) -> bool:
+    """Whether anything is set that was not shown to train the same on slices of rows."""
+    changes = args.torch_compile or bool(args.fp8) or bool(args.neftune_noise_alpha)
+    ranks = uses_deepspeed(args) or only_first_rank_loads(args) or not args.average_tokens_across_devices
+    return changes or ranks or args.skips_preparation
+
+
 def uses_fsdp(args: SFTConfig) -> bool:
     """Whether FSDP is used, by the arguments or by `accelerate launch`."""
     return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

@@ -28,7 +28,7 @@ from honed.data.read.sources import SourcedRows, read_rows
 from honed.data.vision.prepare import VisionPrepared, VisionRows, prepare_vision
 from honed.errors import DataError, RecipeError
 from honed.quantities import counted
-from honed.train.forward import vision
+from honed.train.forward import sequence_parallel, vision
 from honed.train.options.config import SFTConfig
 from honed.train.rows import stream
 
@@ -135,7 +135,7 @@ class Datasets:
             "multiple_of": int(args.pad_to_multiple_of or 1),
         }
         self.padded = PaddedCollator(**padding)
-        own = FlatCollator(share_prefixes=shares_prefixes, **padding) if flat else self.padded
+        own = sequence_parallel.collator_of(args, share_prefixes=shares_prefixes, **padding) if flat else self.padded
         self.collator: Collator = collator or (TokenCollator(collate=own) if args.skips_preparation else own)
         if processor is not None:
             self.collator = vision.VisionCollator(processor=processor, multiple_of=self.padded.multiple_of)
@@ -246,7 +246,7 @@ class Datasets:
 
     def _refuse_less_than_a_batch(self, rows: int) -> None:
         """A clear error: transformers would only say that the loader has no length."""
-        needed = self.args.per_device_train_batch_size * self.args.world_size
+        needed = self.args.per_device_train_batch_size * self.args.data_parallel_size
         if self.args.dataloader_drop_last and self.args.tokens_per_step is None and rows < needed:
             raise DataError(
                 f"{counted(rows, 'row does', 'rows do')} not fill a batch of {needed:,}, and dataloader_drop_last=True "

@@ -95,9 +95,8 @@ def is_streamed(data: Any, args: SFTConfig) -> bool:
 def loader_of(dataset: StreamDataset, args: SFTConfig, *, size: int, after: Place | None) -> StreamLoader:
     """The loader of this rank; for `size` and `after` see `StreamDataset`."""
     workers = args.dataloader_num_workers
-    own = StreamDataset(
-        dataset.stream, size, dataset.collate, rank=args.process_index, world=args.world_size, after=after
-    )
+    rank, world = args.data_parallel_rank, args.data_parallel_size
+    own = StreamDataset(dataset.stream, size, dataset.collate, rank=rank, world=world, after=after)
     return StreamLoader(
         own,
         num_workers=workers,

@@ -166,8 +166,8 @@ def loader_of(rows: PackedRows, collate: Callable[[list[Any]], Batch], args: SFT
         lengths,
         tokens_per_step=int(args.tokens_per_step or 1),
         budget=size * (args.max_length or int(lengths.max())),
-        rank=args.process_index,
-        world=args.world_size,
+        rank=args.data_parallel_rank,
+        world=args.data_parallel_size,
         seed=None if args.train_sampling_strategy == "sequential" else seed,
     )
     return DataLoaderShard(

@@ -173,7 +173,7 @@ def steps_of(
     """
     if rows is None:
         return None, args.max_steps
-    of_all = args.per_device_train_batch_size * args.world_size
+    of_all = args.per_device_train_batch_size * args.data_parallel_size
     batches = rows // of_all if args.dataloader_drop_last else math.ceil(rows / of_all)
     per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     if args.tokens_per_step is not None:
@@ -235,7 +235,7 @@ def _dtype(recipe: Recipe, args: SFTConfig) -> str:
 def _counts(args: SFTConfig, rows: Any, ledger: Ledger | None) -> dict[str, Any]:
     """The fields of a `DryRun` on steps and what is in them."""
     if rows is None:
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.data_parallel_size
         return {"batches": None, "steps": args.max_steps, "rows_per_step": float(per_step), "tokens_per_step": None}
     tokens = 0 if ledger is None else ledger.tokens
     batches, steps = steps_of(args, len(rows), tokens)
@@ -260,9 +260,9 @@ def _costs(
         notes.append(note)
     elif job.optimizer.doubt:
         notes.append(f"memory: {job.optimizer.doubt}.")
-    longest = None if rows is None else _longest(job, args, rows)
+    longest, ranks = None if rows is None else _longest(job, args, rows), args.sequence_parallel_size
     costs = {
-        "memory": int(plan.estimate(job).peak),
+        "memory": int(plan.estimate(dataclasses.replace(job, length=-(-job.length // ranks))).peak),
         "memory_of_rows": None if longest is None else int(plan.estimate(longest).peak),
         "longest": None if longest is None else longest.tokens,
         "operations": _operations(job, ledger, tokens_per_step, args.world_size),

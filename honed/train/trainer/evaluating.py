@@ -16,9 +16,11 @@ from transformers import Trainer
 
 from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRow, PackedRows
+from honed.errors import RecipeError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import total_weight
 from honed.train.forward import seams
+from honed.train.forward.sequence_parallel import join, share_rows
 from honed.train.metrics import StepMetrics
 from honed.train.ranks import Ranks
 from honed.train.rows.rows import Datasets, show_row
@@ -65,6 +67,7 @@ class EvaluatingTrainer(Trainer):
     _datasets: Datasets
     _plain_loss: bool
     _head: ScoringHead | None = None
+    _sequence_group: Any = None  # the ranks that share this one's rows
     _training_draws: torch.Tensor | None = None  # during an evaluation, the state of training's random generator
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -74,7 +77,15 @@ class EvaluatingTrainer(Trainer):
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Logits and labels of rows, one document each; see `transformers.Trainer.predict`."""
+        """Logits and labels of rows, one document each; see `transformers.Trainer.predict`.
+
+        Raises:
+            RecipeError: ranks share rows, so that none has a row's logits.
+        """
+        if self.args.sequence_parallel_size > 1:
+            raise RecipeError(
+                "With sequence_parallel_size no process has the logits of a row.", fix="predict with one process"
+            )
         return super().predict(self._datasets.make("test", test_dataset), *args, **kwargs)
 
     def show(self, row: int = 0, rows: Any = None) -> None:
@@ -106,13 +117,14 @@ class EvaluatingTrainer(Trainer):
             return super().get_test_dataloader(test_dataset)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        ranks = self.args.sequence_parallel_size
         if kwargs.get("is_training"):
-            return super()._get_dataloader(dataset, *args, **kwargs)
+            return share_rows(super()._get_dataloader(dataset, *args, **kwargs), ranks)
         if isinstance(dataset, PackedRows) and self.args.world_size > 1 and dataset:
-            dataset = EvenRows(dataset, self.args.eval_batch_size * self.args.world_size)
+            dataset = EvenRows(dataset, self.args.eval_batch_size * self.args.data_parallel_size)
         drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # meant for training only
         try:
-            return keep_workers(super()._get_dataloader(dataset, *args, **kwargs))
+            return keep_workers(share_rows(super()._get_dataloader(dataset, *args, **kwargs), ranks))
         finally:
             self.args.dataloader_drop_last = drops
 
@@ -137,6 +149,7 @@ class EvaluatingTrainer(Trainer):
             # loaders draw their seed from torch's generator; restore it, so that training draws the same numbers
             self._training_draws = torch.random.get_rng_state()
             with self._seams_open(), torch.random.fork_rng(devices=[]):
+                self._join_ranks()
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
             if isinstance(rows := getattr(dataloader, "dataset", None), EvenRows):
                 output = output._replace(num_samples=rows.total_dataset_length)
@@ -152,6 +165,11 @@ class EvaluatingTrainer(Trainer):
             self._training_draws = None
             self.metrics = before
             self.metrics.start_clock()
+
+    def _join_ranks(self) -> None:
+        """Once, with the seams open; all ranks must call it."""
+        if self.args.sequence_parallel_size > 1 and self._sequence_group is None:
+            self._sequence_group = join(self.args, self.model)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """In a checkpoint that SIGTERM asks for during an evaluation, saves the generator of training."""

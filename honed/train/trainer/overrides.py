@@ -52,6 +52,11 @@ def check_subclass(cls: type, base: type, args: SFTConfig) -> list[str]:
         layout = "flat ones, of which it must hand all to the model" if args.packing or args.eval_packing else "padded"
         mine = " and ".join(name for name in READ_BATCHES if overridden(cls, base, name))
         notes.append(f"{cls.__name__} has a {mine} of its own: batches are {layout}.")
+    if args.sequence_parallel_size > 1 and any(overridden(cls, base, method) for method in READ_BATCHES):
+        raise RecipeError(
+            f"{cls.__name__} reads batches, of which sequence_parallel_size gives it slices.",
+            fix="leave sequence_parallel_size out",
+        )
     if overridden(cls, base, "compute_loss"):
         _takes_items(cls)
         if args.gradient_accumulation_steps > 1:

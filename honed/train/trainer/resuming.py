@@ -115,7 +115,10 @@ class ResumingTrainer(WatchedTrainer):
             args = self.args.to_dict()
             settings = {name: args.get(name) for name in _IDENTITY}
             data, model = digest_of_rows(self.train_dataset), identity_of_model(self.model)
-            self._identity = {**settings, "ranks": self.args.world_size, **model, "data": data}
+            ranks = {"ranks": self.args.world_size}
+            if self.args.sequence_parallel_size > 1:  # older checkpoints do not tell
+                ranks["sequence_parallel_size"] = self.args.sequence_parallel_size
+            self._identity = {**settings, **ranks, **model, "data": data}
         return self._identity
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -130,6 +133,7 @@ class ResumingTrainer(WatchedTrainer):
         identity = self.identity()  # now, before the weights may be sharded
         with others_alive(self.args.output_dir), self._ends_on_sigterm(), self._saves_on_ctrl_c():
             agreement.check(self, identity)
+            self._join_ranks()
             return super().train(*args, **kwargs)
 
     @contextmanager

@@ -80,7 +80,11 @@ class SteppingTrainer(EvaluatingTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         attention.remember(prepared)
-        return prepared
+        return prepared if self._sequence_group is None else {**prepared, "sequence_group": self._sequence_group}
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Rows of a step, of which ranks may share some."""
+        return int(super().get_total_train_batch_size(args)) // self.args.sequence_parallel_size
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """What the loader gives for one optimizer step."""

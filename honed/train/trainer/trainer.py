@@ -21,7 +21,7 @@ from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.adapters.adapters import ready_to_train
 from honed.model.load.vocabulary import agree_on_stops
-from honed.train.forward import seams, shared_prefixes, vision
+from honed.train.forward import seams, sequence_parallel, shared_prefixes, vision
 from honed.train.forward.checkpointing import choose_layers
 from honed.train.optimizers.optimizers import optimizer_of
 from honed.train.optimizers.precision import notes_on_masters
@@ -67,6 +67,7 @@ class SFTTrainer(UploadingTrainer):
         HonedError: rows, template, options or model cannot be used; the message says which and how to mend it.
     """
 
+    stream_loader: stream.StreamLoader | None = None
     _stream_after: Place | None = None
 
     def __init__(  # noqa: PLR0917 - the order is transformers' and TRL's, and scripts rely on it
@@ -124,8 +125,10 @@ class SFTTrainer(UploadingTrainer):
             shares_prefixes=shared_prefixes.decide(args, trained, self.seams),
             processor=processor,
         )
-        self.stream_loader: stream.StreamLoader | None = None
         token_batches.check(args, self._datasets.collator)
+        sequence_parallel.check(
+            args, trained, self.seams, own_parts=any((data_collator, compute_loss_func, compute_metrics, processor))
+        )
         start.fit_ranks(args, trained, checkpoints=recomputes)
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
@@ -283,7 +286,7 @@ class SFTTrainer(UploadingTrainer):
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, PackedRows):
             return super()._get_train_sampler(train_dataset)
         args = self.args
-        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.data_parallel_size
         return GroupedByLength(rows, per_step, seed=args.seed if args.data_seed is None else args.data_seed)
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -56,6 +56,8 @@ CUDA_GRAPHS = {"torch_compile_mode": "reduce-overhead"}
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
     "context_parallel": rows_split,
+    "sequence_parallel_ranks": {"sequence_parallel_size": 2},
+    "sequence_parallel_alone": {"sequence_parallel_size": 2, "neftune_noise_alpha": 5.0},
     "dispatched_batches": {"accelerator_config": {"dispatch_batches": True}},
     "rebalanced_batches": {"train_sampling_strategy": "batch_rebalance"},
     "mean_of_ranks": {"average_tokens_across_devices": False},
@@ -150,6 +152,19 @@ def test_rows_may_be_split_by_accelerate_launch_as_well(
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
     monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind}_SIZE", "2")
     assert surroundings.row_parts(arguments(tmp_path, {})) == parts
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fp8": "emulate"},
+        {"torch_compile": True},
+        {"average_tokens_across_devices": False},
+        {"dataset_kwargs": {"skip_prepare_dataset": True}},
+    ],
+)
+def test_shared_rows_exclude(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert surroundings.hinders_sequences(arguments(tmp_path, changes))
 
 
 @pytest.mark.parametrize(("name", "refused"), [("muon", True), ("adamw_torch", False)])

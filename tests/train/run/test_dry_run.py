@@ -139,7 +139,7 @@ def test_the_schedule_in_words_is_transformers_own(kind: str, tmp_path: Path) ->
 
 def test_steps_on_several_processes() -> None:
     class Arguments:
-        per_device_train_batch_size, gradient_accumulation_steps, world_size = 2, 2, 4
+        per_device_train_batch_size, gradient_accumulation_steps, data_parallel_size = 2, 2, 4
         dataloader_drop_last, max_steps, num_train_epochs = False, -1, 1.5
         tokens_per_step = None
 

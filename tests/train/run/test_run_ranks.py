@@ -58,9 +58,14 @@ def under_torchrun(arguments: list[str], folder: Path) -> subprocess.CompletedPr
     )
 
 
-def test_two_processes_train_what_one_does(command: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "shares",
+    [("per_device_train_batch_size=2",), ("per_device_train_batch_size=4", "sequence_parallel_size=2")],
+    ids=["rows of their own", "each row together"],
+)
+def test_two_processes_train_what_one_does(shares: tuple[str, ...], command: list[str], tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
-    done = under_torchrun([*command, "per_device_train_batch_size=2", f"output={two}"], tmp_path)
+    done = under_torchrun([*command, *shares, f"output={two}"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert main([*command, "per_device_train_batch_size=4", f"output={one}"]) == 0
 

@@ -1,0 +1,163 @@
+"""Sequence parallelism: the ranks of a group share each row, a slice of its tokens each.
+
+    row of 8 tokens     | a a a b b b b . |     `.` is padding up to a multiple of the ranks
+    rank 0 computes     | a a a b |             and is scored with the labels of tokens 1 to 4
+    rank 1 computes             | b b b . |     and is scored with those of tokens 5 to 7
+
+Attention gets the whole row by an all-to-all (`honed.ops.all_to_all`); everything else works on tokens one by one. Each
+rank's loss is the sum over its own tokens, so the step's sum over all ranks and its division by the step's token weight
+are those of data parallelism, and so is the averaging of gradients.
+
+Shapes: T tokens of the row, N trained tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from math import lcm
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from honed.data.batch.collate import Batch, FlatCollator
+from honed.errors import ModelError, RecipeError
+from honed.loss.objective import IGNORE_INDEX, next_token_targets
+from honed.loss.router import aux_loss_coefficient
+from honed.train.forward.rotations import rotation_notes
+from honed.train.forward.seams import Seams, are_same, base_model, on_device_of, probe_rows, token_scores
+from honed.train.options.config import SFTConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlicingCollator(FlatCollator):
+    """This rank's slices of flat batches; `multiple_of` is a multiple of `ranks`.
+
+    Attributes:
+        rank, ranks: of the group.
+    """
+
+    rank: int
+    ranks: int
+
+    def __call__(self, rows: Any) -> Batch:
+        """See `slice_of`."""
+        return slice_of(FlatCollator.__call__(self, rows), self.rank, self.ranks)
+
+
+def collator_of(args: SFTConfig, *, multiple_of: int, **options: Any) -> FlatCollator:
+    """The collator of flat batches; under sequence parallelism, of this rank's slices of them."""
+    ranks = args.sequence_parallel_size
+    if ranks == 1:
+        return FlatCollator(multiple_of=multiple_of, **options)
+    multiple_of = lcm(multiple_of, ranks)
+    return SlicingCollator(multiple_of=multiple_of, rank=args.process_index % ranks, ranks=ranks, **options)
+
+
+def slice_of(batch: Batch, rank: int, ranks: int) -> Batch:
+    """One rank's slice of a flat batch, as views.
+
+    Args:
+        batch: of T tokens, a multiple of `ranks`.
+
+    Returns:
+        input_ids, position_ids (1, T / ranks); counts of the slice; the boundaries of the whole row. Labels and their
+        weights go one token further, if there is one: the one shift then scores the slice's last token with it.
+    """
+    size = batch["input_ids"].shape[1] // ranks
+    start, end = rank * size, (rank + 1) * size
+    own = {name: batch[name][:, start:end] for name in ("input_ids", "position_ids")}
+    further = {name: batch[name][:, start : end + 1] for name in ("labels", "loss_weights")}
+    counts = {
+        "num_tokens": min(max(batch["num_tokens"] - start, 0), size),  # padding stands at the end
+        "num_targets": int((next_token_targets(further["labels"]) != IGNORE_INDEX).sum()),
+    }
+    return {**batch, **own, **further, **counts}
+
+
+def check(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -> None:
+    """Refuses rows that ranks cannot share.
+
+    Args:
+        seams: that training opens.
+        own_parts: whether the collator, the loss, the metrics or the processor are the caller's.
+
+    Raises:
+        ModelError: batches are not flat, or attention is not honed's.
+        RecipeError: something is asked for that cannot be computed on slices.
+    """
+    if args.sequence_parallel_size == 1:
+        return
+    out = "leave sequence_parallel_size out"
+    if own_parts:
+        raise RecipeError(
+            "With sequence_parallel_size a data_collator, compute_loss_func or compute_metrics would get slices of "
+            "rows, and images are not shared.",
+            fix="leave the one or the other out",
+        )
+    if not seams.flat:
+        raise ModelError(
+            "sequence_parallel_size needs honed's attention and flat batches: "
+            + ("; ".join(seams.notes) or "this model, or this trainer's own methods, have padded ones"),
+            fix=f"leave attn_implementation out if it is set, or {out}",
+        )
+    if (getattr(model, "_tp_size", None) or 1) > 1:
+        raise RecipeError("Ranks cannot share both rows (sequence_parallel_size) and matrices (tp_plan).", fix=out)
+    if aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
+        raise RecipeError(
+            "The router's auxiliary loss is a mean over a micro-batch's tokens, of which each rank has a slice.",
+            fix=f"set router_aux_loss_coef=0, or {out}",
+        )
+    if notes := rotation_notes(model, args.max_length):
+        raise RecipeError(f"Slices of a row would have positions of their own. {notes[0]}", fix=f"do so, or {out}")
+
+
+def join(args: SFTConfig, model: nn.Module) -> dist.ProcessGroup:
+    """The group of ranks that share this one's rows, in the order of their slices.
+
+    To be called by all ranks, with the model's seams open. The model is tried: the ranks' slices must have the scores
+    of the whole row.
+
+    Raises:
+        ModelError: the model computes something across tokens outside of attention, or its heads cannot be shared.
+    """
+    size, limit = args.sequence_parallel_size, timedelta(seconds=args.ddp_timeout)
+    group = tried = dist.new_subgroups(size, timeout=limit)[0]
+    if next(model.parameters()).device.type != args.device.type:  # FSDP moves weights to the GPU later
+        tried = dist.new_subgroups(size, timeout=limit, backend="gloo")[0]
+    fits = torch.tensor(int(_slices_fit(model, tried)), device=args.device)
+    dist.all_reduce(fits, dist.ReduceOp.MIN)
+    if not fits:
+        raise ModelError(
+            f"{type(base_model(model)).__name__} gives slices of a row other scores than the whole row: outside of "
+            "attention, too, it computes across tokens.",
+            fix="leave sequence_parallel_size out",
+        )
+    return group
+
+
+def share_rows(loader: Any, ranks: int) -> Any:
+    """Has a loader that accelerate prepared give all ranks of a group the same batches."""
+    if ranks > 1:
+        shard = loader.batch_sampler
+        shard.num_processes, shard.process_index = shard.num_processes // ranks, shard.process_index // ranks
+    return loader
+
+
+@torch.no_grad()
+def _slices_fit(model: nn.Module, group: dist.ProcessGroup) -> bool:
+    """Whether this rank's slice of a row of two documents has the scores that the whole row has here."""
+    ranks, inner, was_training = group.size(), base_model(model), model.training
+    batch = FlatCollator(multiple_of=ranks)(probe_rows(inner, (3 * ranks + 1, 4 * ranks + 2)))
+    slices = [slice_of(batch, rank, ranks) for rank in range(ranks)]
+    own = {**on_device_of(model, slices[group.rank()]), "sequence_group": group}
+    model.eval()
+    try:
+        whole_N = token_scores(model, on_device_of(model, batch), None)[0].nll_N
+        found_N = token_scores(model, own, None)[0].nll_N
+    finally:
+        model.train(was_training)
+    expected_N = whole_N.split([part["num_targets"] for part in slices])[group.rank()]
+    return are_same([found_N], [expected_N], inner.dtype)
