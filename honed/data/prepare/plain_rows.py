@@ -45,7 +45,7 @@ class PlainRows:
         options = self._options
         if options.columns:
             return None
-        name = format_of_keys(keys) or "text" if options.format == "auto" else options.format
+        name = (format_of_keys(keys) or "text") if options.format == "auto" else options.format
         found = {key for key in keys if key in _READ or key == self._text_column}
         readers: dict[str, tuple[set[str], _Read]] = {
             "messages": ({"messages"}, self._messages),
