@@ -235,6 +235,7 @@ class Renderer:
         return self.opening[: 0 if brings else size], brings
 
     def _assemble(self, keyed: _Keyed, codes: _Codes, source: Source, *, of: int) -> Rendered:
+        """The pieces end to end, weighted as they say, with BOS and EOS where no template writes them."""
         view, keys, _ = keyed
         parts = [codes[key] for key in keys]
         opening, brings = self._opening_of(view, parts)
