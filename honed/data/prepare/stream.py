@@ -168,9 +168,10 @@ class RowStream:
         count_documents(table, _stops(documents), self._tokenizer, ledger)
         ledger.packed_rows += len(rows)
         self._empty_reasoning += self._reasoning.count(table.input_ids, table.weights)
-        ledger.notes = ledger.notes_of_counts() + notes_of_templates(self._templates)
+        ledger.notes = ledger.notes_of_counts()
         if n := self._empty_reasoning:
             ledger.notes.append(note_of(n, self._options.train_on))
+        ledger.notes += notes_of_templates(self._templates)
         if self._options.packing and self._options.max_length and rows:
             fill = fill_rate(table.lengths, rows, self._options.max_length)
             ledger.fill = ((ledger.fill or 0.0) * before + fill * len(rows)) / ledger.packed_rows

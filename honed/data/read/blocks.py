@@ -64,8 +64,8 @@ def _apart(turn: Turn) -> list[Turn]:
     if any(_type(block) == "tool_result" for block in turn["content"]):
         kinds = groupby(turn["content"], key=lambda block: _type(block) == "tool_result")
         parts = [(are_results, list(blocks)) for are_results, blocks in kinds]
-        asides = [[_result_of(turn, b) for b in part] if are else [{**turn, "content": part}] for are, part in parts]
-        return [message for messages in asides for message in messages]
+        made = [[_result_of(turn, b) for b in part] if are else [{**turn, "content": part}] for are, part in parts]
+        return [message for messages in made for message in messages]
     calls = [block for block in turn["content"] if _type(block) == "tool_use"]
     said = [block for block in turn["content"] if _type(block) != "tool_use"]
     if list(turn["content"]) != said + calls:
@@ -85,7 +85,9 @@ def _result(ident: Any, content: Any, further: Turn) -> Turn:
 
 def _of_item(item: Turn) -> Turn:
     if (read := _ITEMS.get(item["type"])) is None:
-        raise RowError("unknown item", f"of type {item['type']!r}; known: reasoning, {', '.join(_ITEMS)}")
+        known = ", ".join(("reasoning", *_ITEMS))
+        fix = "data.columns='{role: type}' reads it as a role"
+        raise RowError("message without a role", f"of type {item['type']!r}; items known: {known}. {fix}")
     return read(item)
 
 

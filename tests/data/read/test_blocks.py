@@ -113,10 +113,18 @@ def test_flags_are_those_of_the_turn_or_item() -> None:
     ]  # fmt: skip
 
 
+def test_roles_under_type_are_read_as_the_error_advises() -> None:
+    """As LangChain has them."""
+    row = {"messages": [{"type": "human", "content": "why"}, {"type": "ai", "content": "yes"}]}
+    with pytest.raises(RowError, match=r"data\.columns='\{role: type\}'"):
+        read(row)
+    assert [message.role for message in read(row, columns={"role": "type"}).messages] == ["user", "assistant"]
+
+
 @pytest.mark.parametrize(
     ("turns", "problem"),
     [
-        ([{"type": "web_search_call", "id": "w"}], "unknown item: of type 'web_search_call'; known: reasoning, func"),
+        ([{"type": "web_search_call", "id": "w"}], "without a role: of type 'web_search_call'; items known: "),
         ([{"type": "reasoning", "summary": [], "encrypted_content": "Eq=="}, ANSWER], "encrypted reasoning"),
         ([ANSWER, {"type": "reasoning", "content": [{"text": "hm"}]}], "reasoning without an answer: the last item"),
         ([{"type": "reasoning", "content": [{"text": "hm"}]}, USER, ANSWER], "a message of the role 'user'"),
