@@ -104,6 +104,15 @@ def test_name_says_what_is_inside(path: Path) -> None:
     assert not names & NAMES_THAT_SAY_NOTHING, f"{path.relative_to(ROOT)}: name it after what it does"
 
 
+def test_every_file_is_on_the_map() -> None:
+    """In 'The rooms' of docs/architecture.md, where a reader looks for it; the command line has a module per verb."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\w+", page.partition("\n## The rooms")[2].partition("\n## ")[0]))
+    files = [path.relative_to(PACKAGE) for path in CODE if not path.name.startswith("__")]
+    missing = [f"honed/{path}" for path in files if path.parts[0] != "cli" and path.stem not in named]
+    assert not missing, f"say in docs/architecture.md, 'The rooms', what these files are for: {missing}"
+
+
 @each(CODE)
 def test_public_names_have_docstrings(path: Path) -> None:
     """Modules, and the functions and classes at their top level."""

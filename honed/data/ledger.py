@@ -89,7 +89,20 @@ class Ledger:
             if seen <= EXAMPLES_PER_REASON:
                 self.examples.append(example)
 
-    def format_notes(self) -> list[str]:
+    def notes_of_counts(self) -> list[str]:
+        """What the counts of columns and tokens mean for the user."""
+        return [*self._format_notes(), *self.bos_notes(), *self._control_token_notes()]
+
+    def _control_token_notes(self) -> list[str]:
+        if not self.rows_with_control_tokens:
+            return []
+        return [
+            f"control tokens in the text of {counted(self.rows_with_control_tokens, 'row')} were encoded as plain "
+            "text. A token of your own that messages should hold as a token must not be a special one: "
+            "tokenizer.add_tokens([...]) alone"
+        ]
+
+    def _format_notes(self) -> list[str]:
         """Which rows have the columns of several formats, and how to choose."""
         return [
             f"{counted(rows, 'row has', 'rows have')} the columns of several formats and "

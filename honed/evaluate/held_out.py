@@ -55,8 +55,8 @@ Collate = Callable[[Sequence[PackedRow]], Batch]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenScores:
-    """Of one row's trained tokens: negative log-likelihood in nats, float64, and whether each was the likeliest."""
+class DocumentScores:
+    """Of a document's trained tokens: negative log-likelihood in nats, float64, and whether each was the likeliest."""
 
     nll_N: np.ndarray
     correct_N: np.ndarray | None = None
@@ -189,7 +189,7 @@ def _start(document: Labelled, limit: int) -> Labelled:
 @torch.no_grad()
 def score(
     rows: Sequence[PackedRow], scorer: Scorer, collate: Collate, *, extras: bool = False, desc: str = "Scoring"
-) -> list[TokenScores]:
+) -> list[DocumentScores]:
     """Scores of the trained tokens of each row, in the order of the rows, on the CPU; nll_N is float64.
 
     Args:
@@ -197,7 +197,7 @@ def score(
         extras: whether correct_N is wanted.
         desc: text of the progress bar.
     """
-    found: list[TokenScores | None] = [None] * len(rows)
+    found: list[DocumentScores | None] = [None] * len(rows)
     with Progress(desc=desc, total=len(rows), unit="document") as bar:
         for batch in batches([len(row.input_ids) for row in rows]):
             scores = scorer(collate([rows[n] for n in batch]), extras)
@@ -205,7 +205,7 @@ def score(
             nll = scores.nll_N.double().cpu().split(counts)
             correct = scores.correct_N.cpu().split(counts) if scores.correct_N is not None else [None] * len(batch)
             for n, own, right in zip(batch, nll, correct, strict=True):
-                found[n] = TokenScores(nll_N=own.numpy(), correct_N=None if right is None else right.numpy())
+                found[n] = DocumentScores(nll_N=own.numpy(), correct_N=None if right is None else right.numpy())
             bar.advance(len(batch))
     return [one for one in found if one is not None]
 
@@ -221,7 +221,7 @@ def batches(lengths: Sequence[int], tokens: int = TOKENS_AT_A_TIME) -> list[list
     return made
 
 
-def loss_measures(held_out: HeldOut, scores: Sequence[TokenScores]) -> list[Measure]:
+def loss_measures(held_out: HeldOut, scores: Sequence[DocumentScores]) -> list[Measure]:
     """The loss per token of all rows, then by role and by source where there are several, and by kind of token.
 
     Each is a ratio over rows, both parts weighted as in training: the loss that a training step would have on them all.

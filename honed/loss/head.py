@@ -14,6 +14,7 @@ from torch import nn
 
 from honed.loss.objective import Objective, Targets
 from honed.ops.linear_cross_entropy import TokenScores, linear_cross_entropy
+from honed.ops.token_factor import greatest_logits, token_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +87,8 @@ class ScoringHead(nn.Linear):
             targets.ids_N,
             targets.shares_N(h_ND.dtype),  # divided here, because the gradient is computed here too
             bias_V=bias_V,
+            kind=objective.kind,
             label_smoothing=objective.label_smoothing,
-            dft=objective.kind == "dft",
             softcap=self.transform.softcap,
             extras=extras,
         )
@@ -118,8 +119,8 @@ def score_logits(logits_NV: torch.Tensor, targets: Targets, objective: Objective
     nll_N = loss_N = -logp_NV.gather(-1, targets.ids_N[:, None]).squeeze(-1)
     if objective.label_smoothing:
         loss_N = torch.lerp(nll_N, -logp_NV.mean(-1), objective.label_smoothing)
-    if objective.kind == "dft":
-        loss_N = loss_N * nll_N.detach().neg().exp()
+    factor_N = token_factor(objective.kind, nll_N, greatest_logits(objective.kind, logits_NV))
+    loss_N = loss_N if factor_N is None else loss_N * factor_N
     scores = TokenScores(loss=(loss_N * targets.shares_N(logits_NV.dtype)).sum(), nll_N=nll_N.detach())
     if not extras:
         return scores

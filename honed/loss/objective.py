@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from honed.errors import RecipeError
+from honed.ops.token_factor import KINDS
 
 IGNORE_INDEX = -100
-KINDS = ("nll", "dft")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +23,12 @@ class Objective:
     """The loss of one token, before its weight.
 
     Attributes:
-        kind: "nll", the negative log-likelihood; or "dft", the same times the token's detached probability (Dynamic
-            Fine-Tuning, arXiv:2508.05629).
+        kind: see `honed.ops.token_factor`: "nll", the negative log-likelihood, or a published objective, which gives
+            each token a factor.
         label_smoothing: e in (1 - e) * nll + e * mean over the vocabulary of -log p.
 
     Raises:
-        RecipeError: an unknown kind, a label smoothing outside [0, 1), or both at once.
+        RecipeError: an unknown kind, a label smoothing outside [0, 1), or one beside another kind than "nll".
     """
 
     kind: str = "nll"
@@ -41,9 +41,9 @@ class Objective:
             raise RecipeError(
                 f"label_smoothing_factor={self.label_smoothing} is not within [0, 1).", fix="0.1 is a common value"
             )
-        if self.kind == "dft" and self.label_smoothing:
+        if self.kind != "nll" and self.label_smoothing:
             raise RecipeError(
-                "loss_type='dft' and label_smoothing_factor exclude each other: the one trusts what the model "
+                f"loss_type={self.kind!r} and label_smoothing_factor exclude each other: the one trusts what the model "
                 "predicts already, the other distrusts it.",
                 fix="leave one of them out",
             )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from honed.ops import cross_entropy_triton
+from honed.ops.token_factor import greatest_logits, token_factor
 
 # Factor of a block's gradient. In float16 it keeps small probabilities above 6e-8, and sums over the vocabulary of
 # weights up to 128 below 65,504.
@@ -22,14 +23,14 @@ class Scoring:
     """What to compute for a block.
 
     Attributes:
-        label_smoothing, dft, softcap: as in `linear_cross_entropy`.
+        kind, label_smoothing, softcap: as in `linear_cross_entropy`.
         correct: whether the target was the most likely token.
         entropy: of the prediction, from the logits.
         gradient: turn the logits into their gradient.
     """
 
+    kind: str = "nll"
     label_smoothing: float = 0.0
-    dft: bool = False
     softcap: float | None = None
     correct: bool = False
     entropy: bool = False
@@ -41,7 +42,7 @@ class Part(NamedTuple):
 
     Attributes:
         loss_n: the token's loss, not weighted.
-        count_n: its weight, for DFT times its probability.
+        count_n: its weight, times its factor (see `honed.ops.token_factor`) where the objective has one.
         times_n: the factor by which the gradient in the block is too large: the sum over the vocabulary of
             exp(logit - max logit) in plain PyTorch, HALF_SCALE in half precision, 1 in the kernel's float32.
     """
@@ -56,9 +57,11 @@ class Part(NamedTuple):
 
 def score(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor, wanted: Scoring) -> Part:
     """Scores of logits, which are overwritten: with times_n times the gradient of loss_n if `wanted.gradient`."""
-    if cross_entropy_triton.can_score(logits_nV):
-        return _by_kernel(logits_nV, targets_n, weights_n, wanted)
-    return _in_torch(logits_nV, targets_n, weights_n, wanted)
+    top_nK = greatest_logits(wanted.kind, logits_nV, softcap=wanted.softcap)
+    in_place = _by_kernel if cross_entropy_triton.can_score(logits_nV) else _in_torch
+    part = in_place(logits_nV, targets_n, weights_n, wanted)
+    factor_n = token_factor(wanted.kind, part.nll_n, top_nK)
+    return part if factor_n is None else part._replace(count_n=weights_n * factor_n)
 
 
 def _by_kernel(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor, wanted: Scoring) -> Part:
@@ -74,7 +77,7 @@ def _by_kernel(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torc
     return Part(
         loss_n=loss_n,
         nll_n=nll_n,
-        count_n=_count(weights_n, nll_n, wanted),
+        count_n=weights_n,
         times_n=torch.full_like(nll_n, scale),
         entropy_n=entropy_n,
         correct_n=correct_n if wanted.correct else None,
@@ -97,7 +100,7 @@ def _in_torch(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torch
     part = Part(
         loss_n=nll_n if mean_n is None else torch.lerp(nll_n, log_total_n - mean_n, wanted.label_smoothing),
         nll_n=nll_n,
-        count_n=_count(weights_n, nll_n, wanted),
+        count_n=weights_n,
         times_n=total_n,
         entropy_n=log_total_n - torch.linalg.vecdot(exp_nV, x_nV) / total_n if wanted.entropy else None,
         correct_n=right_n >= 0 if wanted.correct else None,
@@ -110,10 +113,6 @@ def _in_torch(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torch
         if exp_nV is not logits_nV:
             logits_nV.copy_(exp_nV)
     return part
-
-
-def _count(weights_n: torch.Tensor, nll_n: torch.Tensor, wanted: Scoring) -> torch.Tensor:
-    return weights_n * nll_n.neg().exp() if wanted.dft else weights_n
 
 
 def _to_gradient(

@@ -91,8 +91,8 @@ def linear_cross_entropy(
     weights_N: torch.Tensor,
     *,
     bias_V: torch.Tensor | None = None,
+    kind: str = "nll",
     label_smoothing: float = 0.0,
-    dft: bool = False,
     softcap: float | None = None,
     extras: bool = False,
     rows: int | None = None,
@@ -107,15 +107,15 @@ def linear_cross_entropy(
     Args:
         targets_N: int64 token ids.
         weights_N: float32, the weight of each token's loss.
+        kind: what each token's loss is multiplied by (see `honed.ops.token_factor`).
         label_smoothing: e in the token's loss (1 - e) * nll + e * mean over the vocabulary of -log p, as in
             transformers' `LabelSmoother`.
-        dft: multiplies each token's loss by its detached probability (arXiv:2508.05629).
         softcap: logits become softcap * tanh(logits / softcap).
         extras: also entropy and correctness. With gradients, the entropy follows from them at almost no cost
             (`_entropy`), and in half precision only as exactly.
         rows: tokens per tile; None to choose.
     """
-    options = _Options(Scoring(label_smoothing=label_smoothing, dft=dft, softcap=softcap, correct=extras), rows)
+    options = _Options(Scoring(kind=kind, label_smoothing=label_smoothing, softcap=softcap, correct=extras), rows)
     if not torch.is_grad_enabled():
         return _over_tiles(_Tokens(h_ND, targets_N, weights_N), _Layer(weight_VD, bias_V), options, _Wanted())[0]
     loss, nll_N, entropy_N, correct_N = _LinearCrossEntropy.apply(

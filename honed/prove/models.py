@@ -127,6 +127,11 @@ def shrunken(config: Any) -> Any:
     return config
 
 
+def has_experts(config: Any) -> bool:
+    """True for a mixture of experts."""
+    return any(getattr(config.get_text_config(), name, None) for name in EXPERTS)
+
+
 def _parameters(config: Any) -> int:
     with torch.device("meta"):
         return sum(p.numel() for p in _built(config).parameters())

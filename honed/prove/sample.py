@@ -17,10 +17,10 @@ from honed.data.encode.render import Rendered
 from honed.data.example import Example
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import Mixture, Part, as_mixture, with_data
-from honed.data.prepare.options import PrepareOptions, part_options
+from honed.data.prepare.options import PrepareOptions, part_options, reading_of
 from honed.data.prepare.prepare import make_template
 from honed.data.prepare.reader import RowReader
-from honed.data.read.formats import ReadOptions, read_example
+from honed.data.read.formats import read_example
 from honed.data.read.sources import SourcedRow, SourcedRows, read_rows
 from honed.data.templates.view import Template
 from honed.errors import DataError
@@ -103,12 +103,7 @@ def _rows(
 ) -> list[SampleRow]:
     own = part_options(part, options)
     template = make_template(tokenizer, own)
-    reading = ReadOptions(
-        system=own.system,
-        alpaca_separator=template.alpaca_separator if template else "\n",
-        text_field=own.text_field,
-        columns=own.columns,
-    )
+    reading = reading_of(own, template)
     by_source = dict(raw)
     return [
         SampleRow(

@@ -13,6 +13,7 @@ from honed.data.batch.prefix import MIN_SHARED, shared_row
 from honed.data.batch.table import PackedRows, TokenTable
 from honed.model.adapters.fused_lora import coverage
 from honed.prove.engine import Step, apart, head_apart, make_trainer, one_step, reference
+from honed.prove.models import has_experts
 from honed.prove.sample import together
 from honed.prove.statement import Measured, NotChecked
 from honed.prove.subject import Subject
@@ -111,16 +112,13 @@ def isolated(subject: Subject) -> Measured:
             trainer.evaluate(PackedRows(TokenTable.of(i, weights, table.starts), row.rows))["eval_loss"]
             for i in (table.input_ids, ids)
         ]
-    routed = any(getattr(subject.model.make().config.get_text_config(), name, None) for name in _ROUTED)
+    routed = has_experts(subject.model.make().config)
     detail = f"{counted(first, 'token')} turned round before {counted(len(table) - 1, 'document')}"
     return Measured(
         value=abs(losses[1] - losses[0]) / abs(losses[0]),
         bound=subject.rounding * 1e-3 if routed else 0.0,
         detail=f"{detail}; experts compute in groups, which round in other ways" if routed else detail,
     )
-
-
-_ROUTED = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def _step(subject: Subject, rows: PackedRows, **changes: Any) -> Step:

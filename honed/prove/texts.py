@@ -10,7 +10,7 @@ import numpy as np
 
 from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRows
-from honed.data.encode.render import Renderer, Turn
+from honed.data.encode.render import Renderer, Turn, mode_of
 from honed.data.example import Conversation
 from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.prepare import prepare, tokenizer_with_template
@@ -94,16 +94,9 @@ def _why_no_prompt(row: SampleRow) -> str | None:
     """Why there is no prompt before what is trained in this row; None if there is one."""
     if not isinstance(row.example, Conversation):
         return "no conversation, so no prompt"
-    if _mode(row) == "all":
+    if mode_of(row.example, row.options.train_on) == "all":
         return "the whole text is trained"
     return "cut at max_length" if row.cut else None
-
-
-def _mode(row: SampleRow) -> str:
-    if row.options.train_on != "completion":
-        return row.options.train_on
-    assert isinstance(row.example, Conversation)
-    return "assistant" if any(message.train is False for message in row.example.messages) else "all"
 
 
 def _spells(row: SampleRow, tokenizer: Any) -> str | None:
@@ -118,7 +111,7 @@ def _differing(row: SampleRow, tokenizer: Any) -> tuple[list[str], int]:
     """The differing turns in words, and the number of turns."""
     example = row.example
     assert isinstance(example, Conversation)
-    numbers = list(trained_turns(example.messages, _mode(row), row.options.train_roles))
+    numbers = list(trained_turns(example.messages, mode_of(example, row.options.train_on), row.options.train_roles))
     turns = [(view.input_ids, turn) for view in row.views for turn in view.turns]
     if len(turns) != len(numbers):
         return [f"{len(turns)} turns are trained, and the row has {len(numbers)}"], len(numbers)

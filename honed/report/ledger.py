@@ -21,7 +21,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ledger:
+class SavedLedger:
     """Every row accounted for. Counts are rows unless named otherwise; None means the file did not say."""
 
     rows_in: float | None
@@ -39,10 +39,10 @@ class Ledger:
     others: Mapping[str, object]
 
 
-def parse_ledger(raw: Mapping[str, object]) -> Ledger:
+def parse_ledger(raw: Mapping[str, object]) -> SavedLedger:
     """A ledger from its JSON; a known key with a value of the wrong kind ends up in `others`, as written."""
     rest = dict(raw)
-    return Ledger(
+    return SavedLedger(
         rows_in=_take(rest, "rows_in", finite),
         rows_trained=_take(rest, "rows_trained", finite),
         rows_dropped=_take(rest, "rows_dropped", _counts),

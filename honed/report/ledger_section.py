@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from honed.quantities import count_text, counted, percent_text
 from honed.report.json_values import finite, text_of
-from honed.report.ledger import Example, Ledger
+from honed.report.ledger import Example, SavedLedger
 from honed.report.markup import Html, join, tag
 
 # One part of a bar: name, amount, class that gives the colour.
 Part = tuple[str, float, str]
 
 
-def ledger_section(ledger: Ledger, heading: str = "What was trained on") -> Html:
+def ledger_section(ledger: SavedLedger, heading: str = "What was trained on") -> Html:
     """What became of each row and each token."""
     return tag(
         "section",
@@ -25,7 +25,7 @@ def ledger_section(ledger: Ledger, heading: str = "What was trained on") -> Html
     )
 
 
-def ledger_problem(ledger: Ledger) -> str:
+def ledger_problem(ledger: SavedLedger) -> str:
     """Why rows in are not rows trained plus rows dropped, in a sentence; "" where the sum is right."""
     if ledger.rows_in is None or ledger.rows_trained is None or ledger.rows_dropped is None:
         names = ("rows_in", "rows_trained", "rows_dropped")
@@ -81,7 +81,7 @@ def _cuts(parts: list[Part], total: float) -> list[Html]:
     return cuts
 
 
-def _rows_card(ledger: Ledger) -> Html:
+def _rows_card(ledger: SavedLedger) -> Html:
     dropped = ledger.rows_dropped or {}
     parts = [
         ("trained", ledger.rows_trained or 0.0, "fill-1"),
@@ -108,14 +108,14 @@ def _row(name: str, number: float | None, *, sign: str = "", class_: str | None 
     return tag("tr", tag("th", head, scope="row"), tag("td", cell), class_=class_)
 
 
-def _verdict(ledger: Ledger) -> Html:
+def _verdict(ledger: SavedLedger) -> Html:
     problem = ledger_problem(ledger)
     if problem:
         return tag("p", problem, class_="warning", role="alert")
     return tag("p", "✓ Adds up: every row is accounted for.", class_="good")
 
 
-def _row_facts(ledger: Ledger) -> list[tuple[str, str]]:
+def _row_facts(ledger: SavedLedger) -> list[tuple[str, str]]:
     cut = [(f"Cut: {reason}", counted(number, "row")) for reason, number in ledger.rows_cut.items()]
     numbers = [
         ("Conversations split into views", ledger.conversations_split_into_views),
@@ -124,7 +124,7 @@ def _row_facts(ledger: Ledger) -> list[tuple[str, str]]:
     return cut + [(name, count_text(number)) for name, number in numbers if number is not None]
 
 
-def _tokens_card(ledger: Ledger) -> Html:
+def _tokens_card(ledger: SavedLedger) -> Html:
     return tag(
         "div",
         tag("h3", "Tokens"),
@@ -135,14 +135,14 @@ def _tokens_card(ledger: Ledger) -> Html:
     )
 
 
-def _token_parts(ledger: Ledger) -> list[Part]:
+def _token_parts(ledger: SavedLedger) -> list[Part]:
     if ledger.tokens is None or ledger.trained_tokens is None or ledger.trained_tokens > ledger.tokens:
         return []
     context = ledger.tokens - ledger.trained_tokens
     return [("trained", ledger.trained_tokens, "fill-1"), ("context only", context, "fill-muted")]
 
 
-def _token_facts(ledger: Ledger) -> list[tuple[str, str]]:
+def _token_facts(ledger: SavedLedger) -> list[tuple[str, str]]:
     facts = [
         ("Tokens", ledger.tokens and count_text(ledger.tokens)),
         ("Trained tokens", None if ledger.trained_tokens is None else count_text(ledger.trained_tokens)),
@@ -152,21 +152,21 @@ def _token_facts(ledger: Ledger) -> list[tuple[str, str]]:
     return known + [(key, plain_text(value)) for key, value in ledger.others.items()]
 
 
-def _stop_tokens(ledger: Ledger) -> Html:
+def _stop_tokens(ledger: SavedLedger) -> Html:
     if not ledger.stop_tokens:
         return join([])
     tokens = join((tag("code", token) for token in ledger.stop_tokens), " ")
     return tag("p", "Answers end with ", tokens, class_="stop-tokens")
 
 
-def _notes(ledger: Ledger) -> Html:
+def _notes(ledger: SavedLedger) -> Html:
     if not ledger.notes:
         return join([])
     notes = tag("ul", join(tag("li", note) for note in ledger.notes))
     return tag("div", tag("h3", "Notes"), notes, class_="card notes")
 
 
-def _examples(ledger: Ledger) -> Html:
+def _examples(ledger: SavedLedger) -> Html:
     if not ledger.examples:
         return join([])
     head = tag("tr", tag("th", "Source", scope="col"), tag("th", "Reason", scope="col"))

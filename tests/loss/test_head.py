@@ -12,7 +12,7 @@ from honed.loss.objective import IGNORE_INDEX, Objective, Targets, targets_of, t
 
 B, L, D, V = 3, 7, 6, 31
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
-OBJECTIVES = [Objective(), Objective(kind="dft"), Objective(label_smoothing=0.1)]
+OBJECTIVES = [Objective(), Objective(kind="dft"), Objective(kind="eaft"), Objective(label_smoothing=0.1)]
 
 
 def draw(total: float = 5.0) -> tuple[torch.Tensor, Targets]:
@@ -30,8 +30,10 @@ def through_a_model(logits: torch.Tensor, transform: LogitTransform) -> torch.Te
 
 def token_losses(logits_NV: torch.Tensor, ids_N: torch.Tensor, objective: Objective) -> torch.Tensor:
     loss = F.cross_entropy(logits_NV, ids_N, reduction="none", label_smoothing=objective.label_smoothing)
-    probability = logits_NV.softmax(-1).gather(1, ids_N[:, None]).squeeze(1).detach()
-    return loss * probability if objective.kind == "dft" else loss
+    p_NV = logits_NV.softmax(-1).detach()
+    if objective.kind == "eaft":
+        return loss * torch.distributions.Categorical(probs=p_NV.topk(20).values).entropy() / 3
+    return loss * p_NV.gather(1, ids_N[:, None]).squeeze(1) if objective.kind == "dft" else loss
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])

@@ -65,10 +65,11 @@ def test_label_smoothing_is_transformers() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"kind": "mse"}, "nll, dft"),
+        ({"kind": "mse"}, "nll, dft, eaft"),
         ({"label_smoothing": 1.0}, r"\[0, 1\)"),
         ({"label_smoothing": -0.1}, r"\[0, 1\)"),
         ({"kind": "dft", "label_smoothing": 0.1}, "exclude each other"),
+        ({"kind": "eaft", "label_smoothing": 0.1}, "exclude each other"),
     ],
 )
 def test_other_losses_are_refused(changes: dict[str, Any], says: str) -> None:

@@ -78,7 +78,9 @@ def test_extreme_logits_stay_finite() -> None:
     assert entropy.abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("options", [*OPTIONS, {"dft": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [*OPTIONS, {"kind": "dft"}, {"kind": "eaft"}, {"kind": "eaft", "softcap": 1.5}], ids=str
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_head_by_kernel_is_the_head_without(
     dtype: torch.dtype, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

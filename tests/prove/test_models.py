@@ -36,6 +36,12 @@ def test_a_shrunken_copy_is_small_and_runs(family: str) -> None:
     assert kinds is None or set(small.layer_types) == set(kinds)
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, "ernie4_5_moe"])
+def test_which_models_have_experts(family: str) -> None:
+    config = AutoConfig.for_model(family, **FAMILIES.get(family, {}))
+    assert models.has_experts(config) is (family in ("mixtral", "qwen3_moe", "ernie4_5_moe"))
+
+
 def test_dropout_is_off() -> None:
     config = models.exact(AutoConfig.for_model("gpt2"))
     assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.0, 0.0, 0.0)

@@ -92,7 +92,9 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **refused("embedding_lr embedding_lr_scale lr_groups loraplus_lr_ratio lr_quadratic_warmup lr_div_factor "
               "cosine_constant_lr_ratio jagged_restart_steps adam_beta3 adam_epsilon2 optim_target_modules",
               "honed has one learning rate, and transformers' schedules", "leave it out"),
-    **refused("use_eaft use_pose curriculum_sampling sample_packing_sequentially min_sample_len eval_sequence_len "
+    **refused("use_eaft", "axolotl's factor is three times that of the paper's authors, whom honed follows",
+              "set train.loss_type=eaft in the recipe, and look at the learning rate again"),
+    **refused("use_pose curriculum_sampling sample_packing_sequentially min_sample_len eval_sequence_len "
               "dataset_exact_deduplication dataset_shard_num dataset_shard_idx shuffle_before_merging_datasets",
               "honed has no such option",
               "leave it out, or change the rows (`honed data check` finds repeats)"),

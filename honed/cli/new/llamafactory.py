@@ -33,11 +33,13 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "fp8": to("train.fp8"),
     "disable_gradient_checkpointing": to("train.gradient_checkpointing", {True: False, False: True}),
     "use_dft_loss": to("train.loss_type", {True: "dft", False: None}),
+    "use_eaft_loss": to("train.loss_type", {True: "eaft", False: None}),
     "use_muon": to("train.optim", {True: "muon", False: None}),
     "disable_shuffling": to("train.train_sampling_strategy", {True: "sequential", False: None}),
     "quantization_method": to("", {"bnb": None, "bitsandbytes": None}),
     "double_quantization": only(True, "scales of 4 bits are always quantised once more"),
     "ignore_pad_token_for_loss": only(True, "padding is never trained"),
+    "eaft_alpha": only(1.0, "honed's eaft is the paper's, where the entropy has no exponent"),
     "model_revision": only("main", "a recipe names no revision", "download that revision, and name its folder"),
     "fp8_backend": to("", {"auto": None, "torchao": None}),
     **rules_of("finetuning_type lora_rank lora_alpha lora_dropout lora_target use_rslora use_dora pissa_init "
@@ -60,7 +62,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
                "max_length max_new_tokens repetition_penalty length_penalty skip_special_tokens",
                "it is for answers: `honed eval`, `honed generate`"),
     **needless("pref_* dpo_* kto_* simpo_* ppo_* ref_model* reward_model* ld_alpha", "of other stages than SFT"),
-    **needless("galore_* apollo_* badam_* asft_alpha eaft_alpha loraplus_lr_embedding freeze_trainable_* "
+    **needless("galore_* apollo_* badam_* asft_alpha loraplus_lr_embedding freeze_trainable_* "
                "freeze_extra_modules oft_* module_dropout kt_* megatron_* hyper_parallel_*",
                "part of another key, which decides"),
     **needless("video_* audio_sampling_rate use_audio_in_video", "honed reads texts and images"),
@@ -70,7 +72,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
               "this is a file of LLaMA-Factory's v1, which is not translated",
               "write the YAML of its stable version (model_name_or_path, dataset, ...)"),
     **refused("use_galore use_apollo use_badam use_adam_mini", "honed has no such optimizer", "choose one with optim"),
-    **refused("use_asft_loss use_eaft_loss", "honed has the losses nll and dft", "leave it out, or set use_dft_loss"),
+    **refused("use_asft_loss", "honed has the losses nll, dft and eaft", "leave it out, or set use_dft_loss"),
     **refused("use_llama_pro mixture_of_depths shift_attn", "it changes the model", KEEP),
     **refused("use_mca use_megatron_bridge use_hyper_parallel use_kt *_parallel_size sequence_parallel",
               "another engine", KEEP, off=(1,)),

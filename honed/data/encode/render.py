@@ -124,7 +124,7 @@ class Renderer:
                     "Conversations need a chat template.",
                     fix="set chat_template_path (in a recipe data.template) to a Jinja file, or template='plain'",
                 )
-            return self.template.views(example, train_on=self._mode(example), apart=apart)
+            return self.template.views(example, train_on=mode_of(example, self.train_on), apart=apart)
         context = 1.0 if self.train_on == "all" else 0.0
         if isinstance(example, PromptCompletion):
             pieces = (Piece(text=example.prompt, weight=context), Piece(text=example.completion, weight=1.0, turn=0))
@@ -134,17 +134,11 @@ class Renderer:
             return [View(pieces=(piece,), ends_open=True, add_special_tokens=True)]
         return []
 
-    def _mode(self, conversation: Conversation) -> str:
-        if self.train_on != "completion":
-            return self.train_on
-        divided = any(message.train is False for message in conversation.messages)
-        return "assistant" if divided else "all"
-
     def form(self, conversation: Conversation) -> tuple[bool, Form | None]:
         """See `Shapes.form`; templates other than Jinja's have none."""
         if not isinstance(self.template, JinjaTemplate):
             return True, None
-        return self.template.form(conversation, train_on=self._mode(conversation))
+        return self.template.form(conversation, train_on=mode_of(conversation, self.train_on))
 
     def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
         """Encodes the views of many examples in few calls of the tokenizer."""
@@ -241,6 +235,7 @@ class Renderer:
         return self.opening[: 0 if brings else size], brings
 
     def _assemble(self, keyed: _Keyed, codes: _Codes, source: Source, *, of: int) -> Rendered:
+        """The pieces end to end, weighted as they say, with BOS and EOS where no template writes them."""
         view, keys, _ = keyed
         parts = [codes[key] for key in keys]
         opening, brings = self._opening_of(view, parts)
@@ -270,6 +265,13 @@ class Renderer:
         weights[:1] = 0.0
         turns = tuple([Turn(start=a, end=b, stop=int(ids[b - 1])) for a, b in spans.values() if b > a])
         return Rendered(input_ids=ids, weights=weights, source=source, turns=turns, views=of, brings_opening=brings)
+
+
+def mode_of(conversation: Conversation, train_on: str) -> str:
+    """What `train_on` means here: "completion" is "assistant" where the row parts question and answer, else "all"."""
+    if train_on != "completion":
+        return train_on
+    return "assistant" if any(message.train is False for message in conversation.messages) else "all"
 
 
 def opening_ids(tokenizer: Any) -> np.ndarray:

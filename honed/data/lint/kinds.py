@@ -90,6 +90,10 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
             "Messages say under a key of another tool whether they are trained, and it is not read.",
             "name it: data.columns={train: KEY} (or {weight: KEY}, for numbers); or take it out of the rows",
         ),
+        "tool_misfit": (
+            "Calls do not fit the tools that their row offers, or results fit no call: calls like these fail.",
+            "offer every tool that is called (`tools`), with all of its arguments; or mend the call",
+        ),
         "role_order": (
             "Roles do not alternate as in a conversation, so the model sees what no user will send.",
             "join neighbouring messages of one role, and let each row begin with a user and end with an answer",

@@ -39,7 +39,7 @@ NO_MODEL = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRow:
+class SeenRow:
     """A row kept for looking at.
 
     Attributes:
@@ -79,7 +79,7 @@ class Checked:
     fills: np.ndarray
     scripts: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    kept: tuple[KeptRow, ...] = ()
+    kept: tuple[SeenRow, ...] = ()
 
 
 def check(
@@ -129,7 +129,7 @@ class _Running:
         self.repeats, self.spread = Repeats(None), Spread()
         self.lengths: list[int] = []
         self.sources: list[Source] = []  # of each length
-        self.kept: dict[int, KeptRow] = {}
+        self.kept: dict[int, SeenRow] = {}
         self.token_rows = 0
 
     def usable(self, data: Any) -> Iterator[tuple[Source, Example]]:
@@ -194,14 +194,14 @@ class _Running:
             self._drop(place, source, error)
             return None
         if place in self.keep:
-            self.kept[place] = KeptRow(place=place, source=source, example=example)
+            self.kept[place] = SeenRow(place=place, source=source, example=example)
         return place, example
 
     def _drop(self, place: int, source: Source, error: RowError) -> None:
         self.ledger.drop(source, error.reason, error.detail)
         self.findings.add("unusable", source, error.detail, subject=error.reason)
         if place in self.keep:
-            row = self.kept.get(place) or KeptRow(place=place, source=source)
+            row = self.kept.get(place) or SeenRow(place=place, source=source)
             self.kept[place] = replace(row, dropped=str(error), faults=(*row.faults, "unusable"))
 
     def _look(self, place: int, example: Example) -> None:

@@ -1,17 +1,15 @@
-"""Faults in the shape of a row: the order of roles, empty messages, tool calls; and what a row says, as plain text."""
+"""Faults in the shape of a row: the order of roles, empty messages, flags; and what a row says, as plain text."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 from honed.data.example import Conversation, Document, Example, Message, PromptCompletion
+from honed.data.lint.calls import call_faults
 from honed.data.lint.text import ControlTokens, Fault
 
-_TAGGED_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _QUESTIONS = {"user", "system"}
 _TRAIN_FLAGS = {"loss", "loss_mask", "trainable"}  # of other tools, in place of `train` or `weight`
 
@@ -88,12 +86,11 @@ def row_faults(example: Example, control: ControlTokens) -> Iterator[Fault]:
             yield "empty_message", f"empty {message.role} message", f"message {number}"
         if token := control.find(message.content):
             yield "control_token", f"in {_of(message.role)}", f"{token} in message {number}"
-        if problem := call_fault(message):
-            yield "tool_call", "", f"message {number}: {problem}"
         if message.role == "assistant" and message.content.rfind("<think>") > message.content.rfind("</think>"):
             yield "open_reasoning", "", f"message {number}: {message.content[-60:]!r}"
         for key in _TRAIN_FLAGS.intersection(message.extra):
             yield "train_flag", f"`{key}`", f"message {number}: {message.extra[key]!r:.60}"
+    yield from call_faults(example)
 
 
 def role_fault(messages: Sequence[Message]) -> str:
@@ -110,38 +107,6 @@ def role_fault(messages: Sequence[Message]) -> str:
     if turns[-1:] == ["user"]:
         return "ends with a question"
     return ""
-
-
-def call_fault(message: Message) -> str:
-    """Why a message's tool calls cannot be read as JSON; "" where they can."""
-    if message.role != "assistant":
-        return ""
-    for call in message.extra.get("tool_calls") or ():
-        if problem := _arguments_fault(call):
-            return problem
-    if "<tool_call>" in message.content:
-        for text in _TAGGED_CALL.findall(message.content):
-            if problem := _json_fault(text):
-                return problem
-    return ""
-
-
-def _arguments_fault(call: Any) -> str:
-    if not isinstance(call, Mapping):
-        return f"a call is no object: {call!r:.60}"
-    function = call.get("function")
-    arguments = function.get("arguments") if isinstance(function, Mapping) else call.get("arguments")
-    if arguments is None or isinstance(arguments, Mapping):
-        return ""
-    return _json_fault(arguments) if isinstance(arguments, str) else f"arguments are {type(arguments).__name__}"
-
-
-def _json_fault(text: str) -> str:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return f"{error}: {text.strip()!r:.60}"
-    return "" if isinstance(found, dict) else f"not an object: {text.strip()!r:.60}"
 
 
 def _of(role: str) -> str:

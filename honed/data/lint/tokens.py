@@ -15,6 +15,7 @@ from honed.data.example import Example, RowError
 from honed.data.ledger import Ledger
 from honed.data.lint.borders import Borders
 from honed.data.lint.kinds import Findings
+from honed.data.prepare.kept import KeptRow
 from honed.data.prepare.options import PrepareOptions, reading_of
 from honed.data.prepare.prepare import make_template
 from honed.data.prepare.reader import NOT_VERIFIED, Fitted, fit, in_one_line
@@ -81,13 +82,14 @@ class TokenCheck:
             detail = f"{counted(fitted.longest, 'token')}, max_length {self.options.max_length:,}"
             findings.add("overlong", source, detail, subject=self._done_to(fitted))
             faults.append("overlong")
-        if not fitted.kept:
-            reason = "overlong" if fitted.overlong else "nothing to train"
-            ledger.drop(source, reason, counted(fitted.longest, "token"))
-            if reason != "overlong":
-                findings.add("unusable", source, "no token of it is trained", subject=reason)
-            return [*faults, *(["unusable"] if reason != "overlong" else [])], reason
-        self._count(fitted, ledger)
+        if fitted.dropped:
+            ledger.drop(source, fitted.dropped, counted(fitted.longest, "token"))
+            if not fitted.overlong:
+                findings.add("unusable", source, "no token of it is trained", subject=fitted.dropped)
+                faults.append("unusable")
+            return faults, fitted.dropped
+        KeptRow(source=source, views=fitted.kept, cut=fitted.cut).count(ledger)
+        self._count(fitted.kept, ledger)
         faults += self._check_ends(fitted.kept, findings) + self._check_reasoning(fitted.kept, findings)
         if any(map(self._begins_twice, fitted.kept)):
             findings.add("two_bos", source, f"begins with {self.tokenizer.bos_token * 2}")
@@ -122,17 +124,12 @@ class TokenCheck:
         rows = pack_best_fit(self._lengths, capacity)
         return np.array([sum(self._lengths[d] for d in row) for row in rows], dtype=np.int64)
 
-    def _count(self, fitted: Fitted, ledger: Ledger) -> None:
-        kept = fitted.kept
-        ledger.rows_trained += 1
+    def _count(self, kept: Sequence[Rendered], ledger: Ledger) -> None:
         ledger.documents += len(kept)
         ledger.tokens += sum(map(len, kept))
         ledger.trained_tokens += sum(view.trained for view in kept)
         ledger.documents_with_two_bos += sum(map(self._begins_twice, kept))
-        ledger.conversations_split_into_views += kept[0].views > 1
         self._lengths += map(len, kept)
-        if fitted.cut:
-            ledger.cut(kept[0].source, *fitted.cut)
 
     def _begins_twice(self, view: Rendered) -> bool:
         bos = self.tokenizer.bos_token_id

@@ -21,6 +21,7 @@ import numpy as np
 
 from honed.data.mix.minhash import connected, near_groups, signatures
 from honed.data.mix.mixture import Mixture, stable_hash, with_data
+from honed.data.read.formats import LISTS_OF_MESSAGES, OTHER_CONTENT
 from honed.data.read.sources import SourcedRow, SourcedRows, UnreadRow, read_rows, unread_rows
 from honed.errors import DataError, RecipeError
 from honed.quantities import counted
@@ -32,10 +33,7 @@ _AS_LETTERS = str.maketrans("0123456789", "abcdefghij")
 _ROLE_KEYS = ("role", "from")
 _ROLE_ONLY = frozenset({"system", "developer"})
 # What the formats read. In rows that have none of these (a formatting function's), all columns are compared.
-READ = (
-    *("messages", "conversations", "prompt", "completion", "chosen", "text", "input_ids"),
-    *("instruction", "input", "output", "response", "history"),
-)
+READ = (*LISTS_OF_MESSAGES, "chosen", *OTHER_CONTENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +50,21 @@ class Split:
     note: str
 
 
-def split(mixture: Mixture, share: float, *, seed: int) -> Split:
+def split(
+    mixture: Mixture,
+    share: float,
+    *,
+    seed: int,
+    columns: Mapping[str, str] | None = None,
+    text_field: str | None = None,
+) -> Split:
     """Holds out a share of all rows of all sources. The sources are read once now, and again by each side.
 
     Args:
         mixture: what there is.
         share: of the rows, above 0 and below 1.
         seed: another one holds out other rows.
+        columns, text_field: how the rows are read (see `ReadOptions`), so that only what they say is compared.
 
     Raises:
         RecipeError: the share is not between 0 and 1.
@@ -66,7 +72,7 @@ def split(mixture: Mixture, share: float, *, seed: int) -> Split:
     """
     if not 0 < share < 1:
         raise RecipeError(f"eval_share is {share}.", fix="set a share of the rows above 0 and below 1, such as 0.02")
-    texts, signed, counts = _digest(mixture)
+    texts, signed, counts = _digest(mixture, _keys(columns or {}, text_field))
     groups = groups_of(texts, signed)
     held = hold_out(groups, texts, share, seed=seed)
     if not held.any() or held.all():
@@ -86,9 +92,15 @@ def split(mixture: Mixture, share: float, *, seed: int) -> Split:
     )
 
 
-def content(row: Any) -> str:
-    """What a row says, for comparison: its texts without system messages, evened out."""
-    read = {key: row[key] for key in READ if key in row} if isinstance(row, Mapping) else None
+def _keys(columns: Mapping[str, str], text_field: str | None) -> tuple[str, ...]:
+    """Where the rows' own columns say something: `READ` under the names that they have there."""
+    named = () if text_field is None else (text_field,)
+    return (*dict.fromkeys(columns.get(key, key) for key in READ), *named)
+
+
+def content(row: Any, keys: Sequence[str] = READ) -> str:
+    """What a row says in these columns, for comparison: its texts without system messages, evened out."""
+    read = {key: row[key] for key in keys if key in row} if isinstance(row, Mapping) else None
     try:
         said = " ".join(_texts(read or row)) or repr(row)
     except RecursionError:  # nothing that could be trained on, so nothing that needs a side of its own
@@ -131,7 +143,7 @@ def hold_out(groups: np.ndarray, texts: np.ndarray, share: float, *, seed: int) 
     return chosen[member.reshape(-1)]
 
 
-def _digest(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def _digest(mixture: Mixture, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Hash and signature of every row's content, and how many rows each part has; no text is kept."""
     texts: list[int] = []
     signed: list[np.ndarray] = []
@@ -139,7 +151,7 @@ def _digest(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, list[int]]:
     for part in mixture.parts:
         before = len(texts)
         rows = read_rows(part.data)
-        while chunk := [content(row) for _, row in islice(rows, ROWS_AT_A_TIME)]:
+        while chunk := [content(row, keys) for _, row in islice(rows, ROWS_AT_A_TIME)]:
             texts += map(stable_hash, chunk)
             signed.append(signatures(chunk))
         counts.append(len(texts) - before)

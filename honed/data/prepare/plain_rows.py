@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 from honed.data.example import Conversation, Document, Example, Message, PromptCompletion, Source
-from honed.data.prepare.options import PrepareOptions
-from honed.data.read.formats import ROW_KEYS, format_of_keys
+from honed.data.prepare.options import PrepareOptions, reading_of
+from honed.data.read.formats import BESIDE_MESSAGES, ROW_KEYS, format_of_keys
 
 # The roles of a conversation, or the name of a format of texts.
 Shape = tuple[str, ...] | str
 Plain = tuple[Shape, tuple[str, ...]]
 _Read = Callable[[dict[Any, Any]], "Plain | None"]
-_READ = {*ROW_KEYS, "functions", "image"}  # the keys that formats look at
+_READ = {*ROW_KEYS, *BESIDE_MESSAGES}  # the keys that formats look at
 _MOST_SETS_OF_KEYS = 1024
 
 
@@ -25,7 +25,7 @@ class PlainRows:
 
     def __init__(self, options: PrepareOptions) -> None:
         self._options = options
-        self._text_column = options.text_field or "text"
+        self._text_column = reading_of(options).text_column
         self._system = (options.system,) if options.system else ()
         self._readers: dict[tuple[Any, ...], _Read | None] = {}
 
@@ -45,7 +45,7 @@ class PlainRows:
         options = self._options
         if options.columns:
             return None
-        name = format_of_keys(keys) or "text" if options.format == "auto" else options.format
+        name = (format_of_keys(keys) or "text") if options.format == "auto" else options.format
         found = {key for key in keys if key in _READ or key == self._text_column}
         readers: dict[str, tuple[set[str], _Read]] = {
             "messages": ({"messages"}, self._messages),

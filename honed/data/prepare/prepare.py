@@ -30,6 +30,7 @@ from honed.progress import Progress
 from honed.quantities import counted
 
 MUCH_TEXT = 4 << 20  # bytes
+BYTES_OF_A_ROW = 500  # of a usual one, where they are not counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,7 @@ def _is_much(data: Any) -> bool:
     files = files_of(data)
     if files is not None:
         return sum(path.stat().st_size for path in files if path.is_file()) >= MUCH_TEXT
-    return (_length(data) or 0) >= MUCH_TEXT // 500
+    return (_length(data) or 0) * BYTES_OF_A_ROW >= MUCH_TEXT
 
 
 def _trained(rows: KeptRows, times: np.ndarray, name: str, ledger: Ledger) -> KeptRows:
@@ -156,6 +157,13 @@ def make_template(tokenizer: Any, options: PrepareOptions) -> Template | None:
     masks = options.masks()
     plain = PlainTemplate.from_jinja(own, masks=masks) if isinstance(own, str) else None
     return plain or JinjaTemplate(tokenizer, arguments=options.template_arguments, masks=masks)
+
+
+def notes_of_templates(templates: Iterable[Template | None]) -> list[str]:
+    """What the user should know of them."""
+    if not any(isinstance(template, PlainTemplate) for template in templates):
+        return []
+    return ["the plain template is encoded message by message; serve it with honed, which does the same"]
 
 
 def tokenizer_with_template(tokenizer: Any, path: str) -> Any:
@@ -201,20 +209,12 @@ def _finish(
         )
     table = TokenTable.of(rows.input_ids, rows.weights, np.concatenate([[0], np.cumsum(rows.lengths)]))
     stop_ids = count_documents(table, rows.stops.tolist(), tokenizer, ledger)
-    ledger.notes += ledger.format_notes() + ledger.bos_notes()
+    ledger.notes += ledger.notes_of_counts()
     if n := EmptyReasoning(tokenizer).count(table.input_ids, table.weights):
         ledger.notes.append(note_of(n, options.train_on))
     table, packed = _packed(table, options, ledger)
     ledger.packed_rows = len(packed)
-    if n := ledger.rows_with_control_tokens:
-        ledger.notes.append(
-            f"control tokens in the text of {counted(n, 'row')} were encoded as plain text. A token of your own that "
-            "messages should hold as a token must not be a special one: tokenizer.add_tokens([...]) alone"
-        )
-    if any(isinstance(template, PlainTemplate) for template in templates):
-        ledger.notes.append(
-            "the plain template is encoded message by message; serve it with honed, which does the same"
-        )
+    ledger.notes += notes_of_templates(templates)
     assert_conserved(packed, table, ledger.trained_tokens)
     return Prepared(rows=PackedRows(table, packed), ledger=ledger, stop_ids=stop_ids)
 

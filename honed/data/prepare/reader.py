@@ -155,6 +155,11 @@ class Fitted:
     overlong: bool
     cut: tuple[str, str] | None
 
+    @property
+    def dropped(self) -> str:
+        """Why nothing of the row is trained; "" where something is."""
+        return "" if self.kept else "overlong" if self.overlong else "nothing to train"
+
 
 def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
     """Applies the length policy to the documents of one row.
@@ -174,9 +179,8 @@ def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
 def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> KeptRow | None:
     """The row after the length policy; None, and counted as dropped, where nothing of it is trained."""
     fitted = fit(views, options)
-    if not fitted.kept:
-        reason = "overlong" if fitted.overlong else "nothing to train"
-        ledger.drop(views[0].source, reason, counted(fitted.longest, "token"))
+    if fitted.dropped:
+        ledger.drop(views[0].source, fitted.dropped, counted(fitted.longest, "token"))
         return None
     return KeptRow(source=views[0].source, views=fitted.kept, cut=fitted.cut)
 

@@ -28,7 +28,13 @@ from honed.data.encode.render import Rendered
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import as_mixture
 from honed.data.prepare.options import PrepareOptions, part_options
-from honed.data.prepare.prepare import assert_conserved, count_documents, make_template, stop_on_bad_rows
+from honed.data.prepare.prepare import (
+    assert_conserved,
+    count_documents,
+    make_template,
+    notes_of_templates,
+    stop_on_bad_rows,
+)
 from honed.data.prepare.reader import RowReader
 from honed.data.read.sources import SourcedRow, shards
 from honed.errors import DataError, RecipeError
@@ -91,10 +97,12 @@ class RowStream:
             if part.cap is not None or part.repeat != 1:
                 raise RecipeError(f"cap or repeat of source {part.name} while streaming.", fix="use weights instead")
         self._tokenizer, self._options, self._seed, self._buffer = tokenizer, options, seed, shuffle_buffer
-        self._readers = []
-        for part in self._parts:
-            own = part_options(part, options)
-            self._readers.append(RowReader(tokenizer, make_template(tokenizer, own), own, formatting_func))
+        own = [part_options(part, options) for part in self._parts]
+        self._templates = [make_template(tokenizer, one) for one in own]
+        self._readers = [
+            RowReader(tokenizer, template, one, formatting_func)
+            for template, one in zip(self._templates, own, strict=True)
+        ]
         self.ledger = Ledger()
         self._reasoning, self._empty_reasoning = EmptyReasoning(tokenizer), 0
 
@@ -160,9 +168,10 @@ class RowStream:
         count_documents(table, _stops(documents), self._tokenizer, ledger)
         ledger.packed_rows += len(rows)
         self._empty_reasoning += self._reasoning.count(table.input_ids, table.weights)
-        ledger.notes = ledger.format_notes() + ledger.bos_notes()
+        ledger.notes = ledger.notes_of_counts()
         if n := self._empty_reasoning:
             ledger.notes.append(note_of(n, self._options.train_on))
+        ledger.notes += notes_of_templates(self._templates)
         if self._options.packing and self._options.max_length and rows:
             fill = fill_rate(table.lengths, rows, self._options.max_length)
             ledger.fill = ((ledger.fill or 0.0) * before + fill * len(rows)) / ledger.packed_rows

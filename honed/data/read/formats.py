@@ -25,8 +25,9 @@ from honed.recipe import suggest
 Row = Mapping[str, Any]
 # What `columns` may rename: keys of rows, and keys of the messages in them.
 LISTS_OF_MESSAGES = ("messages", "conversations", "prompt", "completion")
-ROW_KEYS = (*LISTS_OF_MESSAGES, "instruction", "input", "output", "response", "history", "system", "tools", "images",
-            "text", "input_ids", "labels", "completion_mask", "assistant_masks", "loss_mask")  # fmt: skip
+OTHER_CONTENT = ("text", "input_ids", "instruction", "input", "output", "response", "history")
+ROW_KEYS = (*LISTS_OF_MESSAGES, *OTHER_CONTENT, "system", "tools", "images",
+            "labels", "completion_mask", "assistant_masks", "loss_mask")  # fmt: skip
 MESSAGE_KEYS = ("role", "content", "from", "value", "train", "weight", "name", "tool_calls", "tool_call_id",
                 "reasoning_content", "thinking")  # fmt: skip
 IGNORE_INDEX = -100  # PyTorch's own default for labels that are not trained
@@ -269,7 +270,7 @@ def _token_weights(row: Row, ids: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(map(float, weights))
 
 
-_BESIDE_MESSAGES = frozenset({"system", "tools", "functions", "images", "image"})
+BESIDE_MESSAGES = frozenset({"system", "tools", "functions", "images", "image"})
 _MADE_BY_TOKENIZERS = {"attention_mask", "position_ids", "token_type_ids", "special_tokens_mask"}  # beside input_ids
 # In the order in which a row is asked for them: TRL's, where TRL knows them.
 FORMATS: dict[str, Format] = {
@@ -285,15 +286,15 @@ FORMATS: dict[str, Format] = {
             name="prompt_completion",
             keys=(frozenset({"prompt", "completion"}),),
             read=_prompt_completion,
-            reads=_BESIDE_MESSAGES,
+            reads=BESIDE_MESSAGES,
         ),
-        Format(name="messages", keys=(frozenset({"messages"}),), read=_messages, reads=_BESIDE_MESSAGES),
-        Format(name="sharegpt", keys=(frozenset({"conversations"}),), read=_sharegpt, reads=_BESIDE_MESSAGES),
+        Format(name="messages", keys=(frozenset({"messages"}),), read=_messages, reads=BESIDE_MESSAGES),
+        Format(name="sharegpt", keys=(frozenset({"conversations"}),), read=_sharegpt, reads=BESIDE_MESSAGES),
         Format(
             name="alpaca",
             keys=(frozenset({"instruction", "output"}), frozenset({"instruction", "response"})),
             read=_alpaca,
-            reads=_BESIDE_MESSAGES | {"input", "history"},
+            reads=BESIDE_MESSAGES | {"input", "history"},
         ),
         Format(name="text", keys=(frozenset({"text"}),), read=_text_row),
     )

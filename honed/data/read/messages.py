@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from honed.data.example import REASONING, ROLES, Message, RowError
+from honed.data.read.blocks import as_messages
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("thinking", "reasoning")
@@ -27,6 +28,9 @@ def read_messages(turns: Any) -> tuple[Message, ...]:
     """
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise RowError("no messages", f"expected a list of messages, found {turns!r:.80}")
+    if all(map(_is_plain, turns)):  # as most are: nothing else to look for
+        return checked([Message(role=turn["role"], content=turn["content"]) for turn in turns])
+    turns = as_messages(turns)
     messages = _with_calls_of_their_turn([_read_message(turn) for turn in turns], turns)
     return checked(_with_analysis_as_thinking(messages))
 
@@ -67,7 +71,15 @@ def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
     tools = [tools] if isinstance(tools, Mapping) else tools
     if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
         raise RowError("tools are not a list of objects", f"found {tools!r:.80}")
-    return tuple(_wrapped(tool, "parameters") for tool in tools)
+    return tuple(_wrapped(_with_parameters(tool), "parameters") for tool in tools)
+
+
+def _with_parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Anthropic's name of a tool's schema is `input_schema`."""
+    if tool.get("input_schema") is None or tool.get("parameters") is not None:
+        return tool
+    rest = {key: value for key, value in tool.items() if key not in ("input_schema", "parameters")}
+    return {**rest, "parameters": tool["input_schema"]}
 
 
 def check_depth(*values: Any) -> None:
@@ -99,10 +111,10 @@ def read_text(value: Any, key: str) -> str:
 
 
 def _read_message(turn: Any) -> Message:
+    if _is_plain(turn):
+        return Message(role=turn["role"], content=turn["content"])
     if not isinstance(turn, Mapping):
         raise RowError("message is not an object", f"found {turn!r:.80}")
-    if _is_plain(turn):  # as most are: nothing else to look for
-        return Message(role=turn["role"], content=turn["content"])
     # not get(key, default): Arrow fills the keys that other rows have with None
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     name = _name(turn)
@@ -134,9 +146,11 @@ def _unknown_role(turn: Mapping[Any, Any]) -> NoReturn:
     raise RowError("message without a role", f"keys seen: {seen}. {fix}")
 
 
-def _is_plain(turn: Mapping[str, Any]) -> bool:
+def _is_plain(turn: Any) -> bool:
+    if not isinstance(turn, Mapping) or len(turn) != 2:
+        return False
     role, content = turn.get("role"), turn.get("content")
-    return len(turn) == 2 and isinstance(content, str) and isinstance(role, str) and role in PLAIN_ROLES
+    return isinstance(content, str) and isinstance(role, str) and role in PLAIN_ROLES
 
 
 def _train(turn: Mapping[str, Any]) -> bool | None:
@@ -243,7 +257,8 @@ def _with_calls_of_their_turn(messages: list[Message], turns: Sequence[Any]) -> 
     for message, turn in zip(messages, turns, strict=True):
         before = merged[-1] if merged else None
         calls = message.extra.get("tool_calls") if _name(turn) in _CALLS else None
-        if calls and before is not None and _flags(before) == _flags(message):
+        both_reason = before is not None and before.reasoning is not None and message.reasoning is not None
+        if calls and before is not None and _flags(before) == _flags(message) and not both_reason:
             calls = [*before.extra.get("tool_calls", ()), *calls]
             merged[-1] = replace(before, extra={**message.extra, **before.extra, "tool_calls": calls})
         else:

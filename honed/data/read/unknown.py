@@ -67,6 +67,9 @@ def _guess(row: Mapping[Any, Any], found: set[Any]) -> str:
     if question is None or answer is None:
         return ""
     plain, chat = _option(prompt=question, completion=answer), _option(instruction=question, output=answer)
+    if isinstance(row[answer], (list, tuple)):  # messages, or items of OpenAI's Responses
+        system = {"system": "instructions"} if "instructions" in found else {}
+        return f"As messages: {_option(prompt=question, completion=answer, **system)}"
     return f"As plain text: {plain}. As a conversation, under the chat template: {chat}"
 
 

@@ -15,7 +15,7 @@ from honed.data.templates.plain import refuse_images
 from honed.data.templates.shapes import Form, LookedAt, Shapes, opaque
 from honed.data.templates.shown import INLINE_REASONING, need_tools_shown, shown_content
 from honed.data.templates.talk import Talk
-from honed.data.templates.turn import Turn, joined
+from honed.data.templates.turn import TextTurn, joined
 from honed.data.templates.view import TRAIN_ON, Masks, Piece, View, any_of, special_tokens, trained_turns
 from honed.errors import TemplateError
 
@@ -101,7 +101,7 @@ class JinjaTemplate:
         together = joined(whole, turns)
         return [together] if together else [turn.alone() for turn in turns]
 
-    def _turn(self, talk: Talk, number: int, weight: float) -> Turn:
+    def _turn(self, talk: Talk, number: int, weight: float) -> TextTurn:
         if talk.messages[number].role != "assistant":
             return self._unserved(talk, number, weight)
         turn = self._answer(talk, number, weight)
@@ -114,15 +114,15 @@ class JinjaTemplate:
             mutes.append(talk.calls_span(number, turn.start, end))
         return replace(turn, mutes=tuple(mutes)) if mutes else turn
 
-    def _unserved(self, talk: Talk, number: int, weight: float) -> Turn:
+    def _unserved(self, talk: Talk, number: int, weight: float) -> TextTurn:
         """A turn that inference never makes: its content, and the special token that closes it."""
         start, end = talk.content_span(number)
         text = talk.text(number + 1)
         ahead = self._special.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
         end = ahead.end() if ahead else end
-        return Turn(number=number, text=text, start=start, end=end, weight=weight, served=False)
+        return TextTurn(number=number, text=text, start=start, end=end, weight=weight, served=False)
 
-    def _answer(self, talk: Talk, number: int, weight: float) -> Turn:
+    def _answer(self, talk: Talk, number: int, weight: float) -> TextTurn:
         """Where the answer `messages[number]` starts and ends in the text up to and with it."""
         context = talk.text(number, prompt=True)
         text = talk.text(number + 1)
@@ -138,7 +138,7 @@ class JinjaTemplate:
         tail = text[len(context) :]
         content = shown_content(talk.messages[number], tail)
         stop = self._stop(tail, content, talk)
-        return Turn(
+        return TextTurn(
             number=number,
             text=text,
             start=len(context),

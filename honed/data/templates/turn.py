@@ -9,7 +9,7 @@ from honed.data.templates.view import Piece, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class TextTurn:
     """A trained turn.
 
     Attributes:
@@ -47,7 +47,7 @@ class Turn:
         return [Piece(text=whole[position:cut]), own] if self.served else [own]
 
 
-def joined(whole: str, turns: Sequence[Turn]) -> View | None:
+def joined(whole: str, turns: Sequence[TextTurn]) -> View | None:
     """All turns in one text, or None where the template rewrites earlier turns when later ones follow."""
     pieces: list[Piece] = []
     checks: list[int] = []

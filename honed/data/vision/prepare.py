@@ -140,7 +140,7 @@ def _counted(documents: list[Rendered], tokenizer: Any, ledger: Ledger) -> Visio
     stops = (turn.stop for document in documents for turn in document.turns)
     stop_ids = count_documents(rows.table, stops, tokenizer, ledger)
     ledger.packed_rows = len(rows)
-    ledger.notes += ledger.format_notes() + ledger.bos_notes()
+    ledger.notes += ledger.notes_of_counts()
     shown = sum(bool(images) for images in rows.images)
     images = counted(sum(map(len, rows.images)), "image")
     ledger.notes.append(

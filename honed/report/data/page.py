@@ -22,7 +22,7 @@ from honed.data.templates.view import special_tokens
 from honed.quantities import count_text, counted, percent_text
 from honed.report.data.charts import Histogram, histogram
 from honed.report.data.rows import row_id, rows_section
-from honed.report.ledger import Ledger, parse_ledger
+from honed.report.ledger import SavedLedger, parse_ledger
 from honed.report.ledger_section import ledger_section
 from honed.report.markup import Html, join, tag
 from honed.report.page import page, page_header, tile, write_page
@@ -134,7 +134,7 @@ def _ledger(checked: Checked) -> Html:
     hidden = {"padding_share", "fill", "examples"}  # made by training; said below as a percentage; among the findings
     if not checked.ledger.documents:  # without a model nothing is known of tokens
         hidden |= {"tokens", "trained_tokens", "packed_rows", "conversations_split_into_views"}
-    known = {f.name for f in fields(Ledger)} - hidden
+    known = {f.name for f in fields(SavedLedger)} - hidden
     shown = {key: value for key, value in raw.items() if key in known}
     shown["stop_tokens"] = list(raw.get("stop_tokens", ()))
     if checked.ledger.fill is not None:

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from honed.data.example import Conversation, Document, Example, PromptCompletion
-from honed.data.lint.lint import KeptRow
+from honed.data.lint.lint import SeenRow
 from honed.data.lint.view import ShownToken, TokenViewer, visible
 from honed.quantities import count_text, counted
 from honed.report.markup import Html, join, tag
@@ -16,7 +16,7 @@ MOST_TOKENS = 2000  # of one view; longer ones show their start and end
 MOST_CHARACTERS = 20_000  # of one message, without a model
 
 
-def rows_section(rows: Sequence[KeptRow], viewer: TokenViewer | None) -> Html:
+def rows_section(rows: Sequence[SeenRow], viewer: TokenViewer | None) -> Html:
     """All rows; the page's script shows ten at a time, and without it they stand one below the other."""
     if not rows:
         return tag("section", tag("h2", "Rows"), tag("p", "No rows were chosen.", class_="card quiet"))
@@ -52,7 +52,7 @@ def shade(weight: float) -> str:
     return f"w{0 if weight == 0 else max(1, min(10, round(10 * weight)))}"
 
 
-def _card(row: KeptRow, viewer: TokenViewer | None) -> Html:
+def _card(row: SeenRow, viewer: TokenViewer | None) -> Html:
     badges = [tag("span", fault.replace("_", " "), class_="badge bad") for fault in row.faults]
     if row.dropped:
         badges.append(tag("span", "not trained", class_="badge off"))
@@ -69,7 +69,7 @@ def _card(row: KeptRow, viewer: TokenViewer | None) -> Html:
     )
 
 
-def _body(row: KeptRow, viewer: TokenViewer | None) -> list[Html]:
+def _body(row: SeenRow, viewer: TokenViewer | None) -> list[Html]:
     if viewer is not None and row.views:
         return [part for n, view in enumerate(row.views, 1) for part in _view(n, len(row.views), view, viewer)]
     return [] if row.example is None else _messages(row.example)

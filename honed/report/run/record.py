@@ -2,7 +2,7 @@
 
     metrics.jsonl --.
     ledger.json   --|
-    samples.json  --+--> RunRecord: typed, every field optional, with a sentence for what was not there
+    samples.json  --+--> SavedRun: typed, every field optional, with a sentence for what was not there
     recipe.yaml   --|
     run.json      --|
     worst_steps.json, not_finite.jsonl: not every run has them
@@ -20,7 +20,7 @@ from pathlib import Path
 from honed.errors import RunError
 from honed.quantities import counted
 from honed.report.json_values import finite, mapping, text_of
-from honed.report.ledger import Ledger, parse_ledger
+from honed.report.ledger import SavedLedger, parse_ledger
 
 # Each file that a run writes, and what the page lacks without it.
 RUN_FILES = {
@@ -65,7 +65,7 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecord:
+class SavedRun:
     """One run folder in memory.
 
     `metrics` are the logged objects in the order of the file; `facts` is run.json; `missing` names the files
@@ -75,7 +75,7 @@ class RunRecord:
 
     name: str
     metrics: tuple[Mapping[str, object], ...] = ()
-    ledger: Ledger | None = None
+    ledger: SavedLedger | None = None
     samples: Samples | None = None
     recipe: str | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class RunRecord:
     not_taken: tuple[Mapping[str, object], ...] = ()
 
 
-def read_run(run_dir: Path) -> RunRecord:
+def read_run(run_dir: Path) -> SavedRun:
     """Reads a run folder, finished or not.
 
     Raises:
@@ -100,7 +100,7 @@ def read_run(run_dir: Path) -> RunRecord:
     worst = _object_or_none(_read_text(run_dir / "worst_steps.json", problems) or "{}")
     if worst is None:
         problems.append("worst_steps.json does not hold a JSON object; the worst steps are unknown.")
-    return RunRecord(
+    return SavedRun(
         name=run_dir.resolve().name,
         metrics=parse_lines("metrics.jsonl", texts["metrics.jsonl"] or "", problems),
         ledger=None if ledger is None else parse_ledger(ledger),

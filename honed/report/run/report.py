@@ -1,6 +1,6 @@
 """report.html: one self-contained page about a run, made from what the run wrote into its folder.
 
-read_run(run_dir) -> RunRecord -> render_run_report -> str -> write_run_report: run_dir/report.html
+read_run(run_dir) -> SavedRun -> render_run_report -> str -> write_run_report: run_dir/report.html
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from honed.report.json_values import mapping, text_of
 from honed.report.ledger_section import ledger_section
 from honed.report.markup import Html, tag
 from honed.report.page import page, write_page
-from honed.report.run.record import RunRecord, read_run
+from honed.report.run.record import SavedRun, read_run
 from honed.report.run.sections import (
     appendix,
     charts_section,
@@ -36,7 +36,7 @@ def write_run_report(run_dir: Path) -> Path:
     return write_page(run_dir / REPORT_NAME, html, fix="free the disk or its permissions")
 
 
-def render_run_report(run: RunRecord) -> str:
+def render_run_report(run: SavedRun) -> str:
     """The whole page as HTML. Pure: the same record gives the same page."""
     ledger = missing_ledger() if run.ledger is None else ledger_section(run.ledger)
     return page(
@@ -48,7 +48,7 @@ def render_run_report(run: RunRecord) -> str:
     )
 
 
-def _footer(run: RunRecord) -> Html:
+def _footer(run: SavedRun) -> Html:
     version = text_of(mapping(run.facts.get("versions")).get("honed"))
     maker = f"honed {version}" if version else "honed"
     return tag("footer", f"Made by {maker} from the run folder ", tag("code", run.name), ".")

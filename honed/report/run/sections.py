@@ -19,18 +19,18 @@ from honed.report.run.charts import (
     run_charts,
     values_of,
 )
-from honed.report.run.record import RUN_FILES, Answer, RunRecord, Samples
+from honed.report.run.record import RUN_FILES, Answer, Samples, SavedRun
 
 STATUS_WORDS = {"finished": "Finished", "interrupted": "Interrupted", "running": "Still running"}
 SHOWN_ANSWERS = 6
 
 
-def model_name(run: RunRecord) -> str:
+def model_name(run: SavedRun) -> str:
     """The model that was trained, or the name of the folder where run.json does not say."""
     return text_of(run.facts.get("model")) or run.name or "unnamed run"
 
 
-def header(run: RunRecord) -> Html:
+def header(run: SavedRun) -> Html:
     """Model, status, date, command and the headline numbers."""
     status = text_of(run.facts.get("status")) or "unknown"
     known = status if status in STATUS_WORDS else "unknown"
@@ -45,7 +45,7 @@ def header(run: RunRecord) -> Html:
     )
 
 
-def notices(run: RunRecord) -> Html:
+def notices(run: SavedRun) -> Html:
     """What the reader must know before trusting the rest: an unfinished run, missing or garbled files."""
     sentences = [*_unfinished(run), *run.problems, *metrics_problems(run.metrics)]
     absent = [tag("li", tag("code", name), f" is missing: {RUN_FILES[name]}.") for name in run.missing]
@@ -53,7 +53,7 @@ def notices(run: RunRecord) -> Html:
     return tag("aside", tag("ul", join(items)), class_="notices") if items else join([])
 
 
-def charts_section(run: RunRecord) -> Html:
+def charts_section(run: SavedRun) -> Html:
     """All charts, and in words those that could not be drawn."""
     if not run.metrics:
         words = "metrics.jsonl is missing." if "metrics.jsonl" in run.missing else "metrics.jsonl holds no numbers."
@@ -69,7 +69,7 @@ def missing_ledger() -> Html:
     return _empty_section("What was trained on", f"There is no ledger.json: {RUN_FILES['ledger.json']}.")
 
 
-def samples_section(run: RunRecord) -> Html:
+def samples_section(run: SavedRun) -> Html:
     """The answers from before and after training, side by side."""
     if run.samples is None or not run.samples.answers:
         why = "samples.json holds no answers." if run.samples else f"No samples.json: {RUN_FILES['samples.json']}."
@@ -78,7 +78,7 @@ def samples_section(run: RunRecord) -> Html:
     return answers_section("Before and after", run.samples.rule, cards, shown=SHOWN_ANSWERS)
 
 
-def appendix(run: RunRecord) -> Html:
+def appendix(run: SavedRun) -> Html:
     """Recipe, times, device, versions and whatever else run.json holds, folded away."""
     known = {"seconds", "versions", "device", "status", "started", "model", "honed_command"}
     others = {key: value for key, value in run.facts.items() if key not in known}
@@ -99,7 +99,7 @@ def _empty_section(title: str, sentence: str) -> Html:
     return tag("section", tag("h2", title), tag("p", sentence, class_="card quiet"))
 
 
-def _unfinished(run: RunRecord) -> list[str]:
+def _unfinished(run: SavedRun) -> list[str]:
     status = run.facts.get("status")
     if status == "interrupted":
         return ["This run was interrupted. Everything below covers the part that ran."]
@@ -108,7 +108,7 @@ def _unfinished(run: RunRecord) -> list[str]:
     return []
 
 
-def _meta(run: RunRecord) -> list[str]:
+def _meta(run: SavedRun) -> list[str]:
     device = mapping(run.facts.get("device"))
     parameters, trainable = finite(run.facts.get("parameters")), finite(run.facts.get("trainable_parameters"))
     words = [_date(run), _progress(run), text_of(device.get("name")), text_of(device.get("dtype"))]
@@ -126,7 +126,7 @@ def _parameters_text(number: float) -> str:
     return count_text(number)
 
 
-def _date(run: RunRecord) -> str:
+def _date(run: SavedRun) -> str:
     """The start as "2026-07-24 14:05 UTC"; as written where it is no ISO date; "" where it is missing."""
     written = text_of(run.facts.get("started")) or ""
     try:
@@ -137,14 +137,14 @@ def _date(run: RunRecord) -> str:
     return f"{start:%Y-%m-%d %H:%M} {start.tzname() or ''}".strip()
 
 
-def _progress(run: RunRecord) -> str:
+def _progress(run: SavedRun) -> str:
     steps, epochs = logged_points(run.metrics, "loss"), values_of(run.metrics, "epoch")
     if not steps:
         return ""
     return counted(steps[-1][0], "step") + (f", {counted(round(epochs[-1], 2), 'epoch')}" if epochs else "")
 
 
-def _tiles(run: RunRecord) -> list[Html]:
+def _tiles(run: SavedRun) -> list[Html]:
     return [
         _loss_tile(run),
         *_tokens_tile(run),
@@ -154,7 +154,7 @@ def _tiles(run: RunRecord) -> list[Html]:
     ]
 
 
-def _loss_tile(run: RunRecord) -> Html:
+def _loss_tile(run: SavedRun) -> Html:
     train, held_out = logged_points(run.metrics, "loss"), logged_points(run.metrics, "eval_loss")
     below = f"evaluation {' → '.join(_ends(held_out))}" if held_out else ""
     return tile("Loss", _ends(train) or ("not logged",), below)
@@ -166,7 +166,7 @@ def _ends(points: Sequence[Point]) -> tuple[str, ...]:
     return tuple("NaN" if value is None else short_text(value) for _, value in ends)
 
 
-def _tokens_tile(run: RunRecord) -> list[Html]:
+def _tokens_tile(run: SavedRun) -> list[Html]:
     if run.ledger is None or run.ledger.trained_tokens is None:
         return []
     trained, tokens = run.ledger.trained_tokens, run.ledger.tokens
@@ -174,7 +174,7 @@ def _tokens_tile(run: RunRecord) -> list[Html]:
     return [tile("Trained tokens", [count_text(trained)], below)]
 
 
-def _time_tile(run: RunRecord) -> list[Html]:
+def _time_tile(run: SavedRun) -> list[Html]:
     seconds = _seconds(mapping(run.facts.get("seconds")))
     if not seconds:
         return []
@@ -183,7 +183,7 @@ def _time_tile(run: RunRecord) -> list[Html]:
     return [tile("Time", [duration_text(total)], below)]
 
 
-def _memory_tile(run: RunRecord) -> list[Html]:
+def _memory_tile(run: SavedRun) -> list[Html]:
     peak = finite(run.facts.get("peak_memory_gb"))
     peak = max(values_of(run.metrics, "memory_gb"), default=None) if peak is None else peak
     return [] if peak is None else [tile("Peak memory", [f"{short_text(peak)} GB"], "")]
@@ -206,13 +206,13 @@ def _answer_tiles(samples: Samples | None) -> list[Html]:
     ]
 
 
-def _metrics_table(run: RunRecord) -> Html:
+def _metrics_table(run: SavedRun) -> Html:
     head = ("Metric", "Logged", "First", "Last", "Least", "Greatest")
     rows = (_metric_row(run, key) for key in metric_names(run.metrics))
     return tag("details", tag("summary", "Every logged metric in numbers"), numbers_table(head, rows))
 
 
-def _metric_row(run: RunRecord, key: str) -> list[str]:
+def _metric_row(run: SavedRun, key: str) -> list[str]:
     logged = [line[key] for line in run.metrics if key in line]
     values = [value for item in logged if (value := finite(item)) is not None]
     ends = [plain_text(logged[0]), plain_text(logged[-1]), "", ""]
@@ -247,7 +247,7 @@ def _answer_half(title: str, text: str | None, stopped: bool | None, follows: bo
     return answer_half(title, text or nothing, badges, title.lower())
 
 
-def _recipe(run: RunRecord) -> Html:
+def _recipe(run: SavedRun) -> Html:
     if run.recipe is None:
         return tag("p", "There is no recipe.yaml in this run folder.", class_="quiet")
     return tag("details", tag("summary", "Recipe"), tag("pre", tag("code", run.recipe)))

@@ -8,10 +8,10 @@ from honed.quantities import counted, short_text
 from honed.report.json_values import finite, mapping, text_of
 from honed.report.ledger_section import plain_text
 from honed.report.markup import Html, join, tag
-from honed.report.run.record import RunRecord
+from honed.report.run.record import SavedRun
 
 
-def steps_section(run: RunRecord) -> Html:
+def steps_section(run: SavedRun) -> Html:
     """Steps that were not taken, then those with the highest losses, each with its rows; nothing without any."""
     missed = {plain_text(step.get("step")) for step in run.not_taken}
     worst = [step for step in run.worst_steps if plain_text(step.get("step")) not in missed]

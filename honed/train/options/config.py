@@ -57,7 +57,8 @@ class SFTConfig(TrainingArguments):
         eval_packing: the same as `packing` for the evaluation set; None to follow it.
         completion_only_loss: train on completions only; None means yes where rows have prompt and completion.
         assistant_only_loss: train on the assistant's turns only.
-        loss_type: "nll" or "dft" (see `honed.loss.objective.Objective`); "chunked_nll" is TRL's old name of "nll".
+        loss_type: "nll", "dft" (arXiv:2508.05629) or "eaft" (arXiv:2601.02151); "chunked_nll" is TRL's old word
+            for "nll".
         activation_offloading: keep activations in the host's memory between forward and backward.
         gradient_checkpointing: True or False as in TRL. honed: "full" and "none" are the same; "selective" is for the
             first half of the layers; "auto" for the fewest with which the longest micro-batch fits, by prediction.

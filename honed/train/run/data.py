@@ -55,7 +55,8 @@ def run_data(data: DataRecipe, *, seed: int) -> RunData:
     if data.eval_share is None:
         rows = _mixture(data, seed) if data.sources else list(data.files)
         return RunData(train=rows, held_out=data.held_out)
-    parted = split(_mixture(data, seed), data.eval_share, seed=seed)
+    mixture = _mixture(data, seed)
+    parted = split(mixture, data.eval_share, seed=seed, columns=data.columns, text_field=data.text_field)
     return RunData(train=parted.train, held_out=parted.held_out, note=parted.note)
 
 

@@ -115,6 +115,7 @@ def test_its_defaults_where_ours_differ(made: Any) -> None:
         ("quantization_bit: 8", "quantization", "int8"),
         ("pure_bf16: true", "dtype", "bfloat16"),
         ("use_dft_loss: true", "train.loss_type", "dft"),
+        ("use_eaft_loss: true\neaft_alpha: 1.0", "train.loss_type", "eaft"),
         ("use_muon: true", "train.optim", "muon"),
         ("disable_gradient_checkpointing: true", "train.gradient_checkpointing", False),
         ("pissa_init: true", "lora.init", "pissa_niter_16"),

@@ -100,6 +100,19 @@ def test_rows_with_different_content() -> None:
     assert len({content(row) for row in rows}) == len(rows)
 
 
+@pytest.mark.parametrize(
+    ("name", "reading"),
+    [("text", {}), ("body", {"columns": {"text": "body"}}), ("body", {"text_field": "body"})],
+    ids=["own name", "renamed", "named text"],
+)
+def test_columns_that_are_not_read_do_not_part_rows(name: str, reading: dict[str, Any]) -> None:
+    """Each text stands there twice, beside words that no other row has."""
+    texts = [" ".join(sentence(n, words=6)) for n in range(100)]
+    rows = [{name: text, "id": " ".join(sentence(1000 + n))} for n, text in enumerate(texts * 2)]
+    parted = split(one(rows), 0.2, seed=0, **reading)
+    assert not {row[name] for row in held(parted)} & {row[name] for row in kept(parted)}
+
+
 def test_several_sources_are_parted_together(tmp_path: Path, tiny_tokenizer: Any) -> None:
     """The same rows in two files: no row is held out of one and trained from the other."""
     rows = rows_of(60)

@@ -100,6 +100,17 @@ def test_the_ledger_of_an_epoch_is_that_of_a_prepared_data_set(tiny_tokenizer: A
         assert last[name] == prepared.ledger.as_dict()[name], name
 
 
+@pytest.mark.parametrize("template", ["auto", "plain"])
+def test_the_notes_are_those_of_a_prepared_data_set(template: str, tiny_tokenizer: Any) -> None:
+    talk = [{"role": "user", "content": "why <|im_end|>"}, {"role": "assistant", "content": "yes"}]
+    given = [{"messages": talk}, {"messages": talk, "text": "both"}]
+    options = PrepareOptions(max_length=512, template=template)
+    stream, prepared = RowStream(given, tiny_tokenizer, options), prepare(given, tiny_tokenizer, options)
+    list(islice(stream.rows(), 2))
+    assert stream.ledger.notes == prepared.ledger.notes
+    assert len(prepared.ledger.notes) == 2 + (template == "plain")
+
+
 def test_weights_hold_after_any_number_of_rows(tiny_tokenizer: Any) -> None:
     parts = (Part(data=rows(5, "a"), name="a", weight=3), Part(data=rows(100, "b"), name="b", weight=1))
     stream = RowStream(Mixture(parts=parts), tiny_tokenizer, OPTIONS, shuffle_buffer=8)

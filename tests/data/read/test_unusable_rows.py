@@ -88,9 +88,10 @@ def test_unknown_format_lists_the_keys_seen_and_the_formats_known() -> None:
 KEYS = ["messages", "conversations", "instruction", "input", "output", "response", "history", "system", "prompt",
         "completion", "text", "input_ids", "labels", "completion_mask", "tools", "role", "from", "content", "value",
         "train", "tool_calls", "type", "weight", "function_call", "function", "arguments", "name", "channel",
-        "thinking", "images"]  # fmt: skip
+        "thinking", "images", "tool_use_id", "call_id", "summary"]  # fmt: skip
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 leaves |= st.sampled_from(["user", "assistant", "function_call", "text", "image", "[]", "{}", "[[]]"])
+leaves |= st.sampled_from(["tool_use", "tool_result", "reasoning", "function_call_output"])
 values = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner), max_leaves=8
 )
@@ -135,6 +136,7 @@ def test_a_column_that_is_null_is_named() -> None:
         ({"Prompt": "a", " completion": "b"}, "a b"),
         ({"Instruction": "a", "Input": "", "OUTPUT": "b"}, "a b"),
         ({"TEXT": "a b", "n": 1}, "a b"),
+        ({"input": [USER], "output": [ANSWER], "instructions": "so"}, "so why yes"),
     ],
 )
 def test_every_option_that_is_advised_reads_the_row(row: dict[str, Any], expected: str) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from honed.data.read.sources import read_rows
 from honed.errors import RecipeError
-from honed.recipe import as_yaml, load_recipe, recipe_from
+from honed.recipe import DataRecipe, as_yaml, load_recipe, recipe_from
+from honed.train.run.data import run_data
 from honed.train.run.run import run, training_arguments
 
 Recipe = dict[str, Any]
@@ -45,6 +47,19 @@ def test_a_share_is_held_out_and_evaluated(tree: Recipe, tmp_path: Path) -> None
     assert (ledger["rows_in"], ledger["evaluation"]["rows_in"]) == (9, 3)
     assert "held out for evaluation: 3 rows" in said and "3 of 12 rows (25.0%) are held out" in said
     assert "eval_loss" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_renamed_columns_are_compared_and_others_are_not(tmp_path: Path) -> None:
+    """Each question stands there twice, under ids of its own."""
+    lines = [json.dumps({"id": f"{n} " + chr(97 + n % 26) * 40, "q": "a" * (n // 2), "a": "yes"}) for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    columns = {"prompt": "q", "completion": "a"}
+    data = DataRecipe(files=(str(tmp_path / "rows.jsonl"),), columns=columns, eval_share=0.2)
+    parted = run_data(data, seed=0)
+    train, held_out = (
+        {row["q"] for part in side.parts for _, row in read_rows(part.data)} for side in (parted.train, parted.held_out)
+    )
+    assert train and held_out and not train & held_out
 
 
 def test_weighted_sources_are_mixed(tree: Recipe, tmp_path: Path) -> None:

@@ -86,10 +86,20 @@ def dft(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return nll(logits, ids) * (-nll(logits, ids)).exp().detach()
 
 
+def eaft(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """As in LLaMA-Factory 0.9.5, `_eaft_cross_entropy`: over the 20 greatest logits alone, in units of 3 nats."""
+    with torch.no_grad():
+        top = logits.topk(20, dim=-1).values
+        logp = top - top.logsumexp(-1, keepdim=True)
+        factor = -(logp.exp() * logp).sum(-1) / 3.0
+    return nll(logits, ids) * factor
+
+
 LOSSES = {
     "nll": ({}, nll),
     "chunked_nll": ({"loss_type": "chunked_nll"}, nll),
     "dft": ({"loss_type": "dft"}, dft),
+    "eaft": ({"loss_type": "eaft"}, eaft),
     "smoothed": ({"label_smoothing_factor": 0.1}, smoothed),
 }
 
