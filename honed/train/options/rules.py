@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
+from honed.train.options.deepspeed import check_deepspeed
 from honed.train.options.optim import Own, rounds_stochastically
 from honed.train.options.refusals import need_reporters
 from honed.train.options.surroundings import (
@@ -350,10 +351,12 @@ def check(args: SFTConfig) -> list[str]:
     """The notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies, or the loss or a service of `report_to` is unknown.
+        RecipeError: a rule that refuses applies, the loss or a service of `report_to` is unknown, or DeepSpeed's
+            configuration says something else.
     """
     args.objective()
     need_reporters(args.report_to)
+    check_deepspeed(args)
     notes = []
     for rule in RULES:
         if not rule.when(args):
