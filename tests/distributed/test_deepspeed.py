@@ -19,8 +19,8 @@ import pytest
 import torch
 from conftest import Ended
 from program import logits_of, make_model
-from test_engines import ALONE, SAVES, same_run, same_weights, settings
 from safetensors.torch import load_file
+from test_engines import ALONE, SAVES, same_run, same_weights, settings
 from transformers import AutoModelForCausalLM
 
 import honed.recipes
@@ -158,14 +158,14 @@ def test_a_recipe_trains_what_one_process_does(
 def test_the_same_command_goes_on(stage: int, recipe: Callable[..., Path], tmp_path: Path) -> None:
     """From the checkpoint of a run that was stopped after two steps of four: the same weights to the last bit."""
     saves = {"lora": "null", "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
-    whole = recipe("whole", stage, **saves)
-    shutil.copytree(whole, tmp_path / "stopped")
-    shutil.rmtree(tmp_path / "stopped" / "checkpoint-4")
-    (tmp_path / "stopped" / "run.json").write_text('{"status": "interrupted"}')
-    resumed = recipe("stopped", stage, **saves)
-    assert "going on from checkpoint-2" in (tmp_path / "stopped-said" / "out-0.txt").read_text()
-    assert metrics(resumed, "loss") == metrics(whole, "loss")
-    assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
+    out = recipe("run", stage, **saves)
+    whole = shutil.copytree(out, tmp_path / "whole")
+    shutil.rmtree(out / "checkpoint-4")
+    (out / "run.json").write_text('{"status": "interrupted"}')
+    recipe("run", stage, **saves)
+    assert "going on from checkpoint-2" in (tmp_path / "run-said" / "out-0.txt").read_text()
+    assert metrics(out, "loss") == metrics(whole, "loss")
+    assert all(torch.equal(tensor, weights(out)[name]) for name, tensor in weights(whole).items())
 
 
 def test_zero3_computes_in_bfloat16_as_zero2_does(recipe: Callable[..., Path]) -> None:

@@ -332,6 +332,17 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
+def failures_of_ranks() -> Iterator[None]:
+    """A block that writes in parts: torch's error, which all ranks get, becomes that of the first rank that failed."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:  # no Exception: nothing else here would catch it
+        raise next(reason for reason, _ in error.failures.values()) from None
+
+
+@contextmanager
 def _storage(folder: Path) -> Iterator[None]:
     """Turns errors of the operating system into a RunError with a fix."""
     from safetensors import SafetensorError

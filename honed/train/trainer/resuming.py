@@ -225,7 +225,8 @@ class ResumingTrainer(WatchedTrainer):
         with checkpoint.written(folder, step, first=first, meet=self.accelerator.wait_for_everyone) as part:
             self._saving_in = part.parent
             try:
-                super()._save_checkpoint(model, trial)
+                with checkpoint.failures_of_ranks():
+                    super()._save_checkpoint(model, trial)
             finally:
                 self._saving_in = None
             position = self._position()
