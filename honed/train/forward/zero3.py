@@ -41,7 +41,7 @@ def share_out(model: nn.Module, args: SFTConfig) -> None:
     """
     if zero_stage(args) != 3:
         return
-    import deepspeed
+    import deepspeed  # type: ignore[import-not-found]
     from transformers.integrations import deepspeed_config
 
     dtype = args.deepspeed_plugin.hf_ds_config.dtype()
