@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from conftest import Ended
 from program import logits_of, make_model
 from safetensors.torch import load_file
 from test_engines import ALONE, SAVES, same_run, same_weights, settings
@@ -28,7 +27,7 @@ from honed.model.export.export import Probe, export
 from honed.train.run_folder.checkpoint import check
 
 if TYPE_CHECKING:
-    from conftest import Ranks
+    from conftest import Ended, Ranks
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install deepspeed")
 ON_CPU = {"DS_ACCELERATOR": "cpu"}

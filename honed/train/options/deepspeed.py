@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from honed.errors import RecipeError
-from honed.train.options.surroundings import is_missing, uses_deepspeed
 
 if TYPE_CHECKING:
-    from honed.train.options.config import SFTConfig
+    from transformers import TrainingArguments
 
 
-def zero_stage(args: SFTConfig) -> int | None:
+def zero_stage(args: TrainingArguments) -> int | None:
     """Of DeepSpeed's ZeRO, by the arguments or by `accelerate launch`: 1 parts the optimizer's states among the
     processes, 2 the gradients too, 3 the weights too; None without DeepSpeed."""
     config = _config(args)
@@ -29,7 +29,7 @@ def need_deepspeed(config: Any) -> None:
     """
     if not config:
         return
-    if is_missing("deepspeed"):
+    if find_spec("deepspeed") is None:
         raise RecipeError("deepspeed is set, and DeepSpeed is not installed.", fix="pip install deepspeed")
     if not isinstance(config, str) or config.lstrip().startswith("{"):
         return
@@ -42,7 +42,7 @@ def need_deepspeed(config: Any) -> None:
         raise RecipeError(f"{config} cannot be read as JSON: {error}", fix="mend that file") from None
 
 
-def check_deepspeed(args: SFTConfig) -> None:
+def check_deepspeed(args: TrainingArguments) -> None:
     """Checks the configuration against the arguments.
 
     Raises:
@@ -57,20 +57,20 @@ def check_deepspeed(args: SFTConfig) -> None:
         )
 
 
-def need_launcher(args: SFTConfig) -> None:
+def need_launcher(args: TrainingArguments) -> None:
     """Checks that DeepSpeed's processes can find each other.
 
     Raises:
         RecipeError: nothing has started them.
     """
-    if uses_deepspeed(args) and "RANK" not in os.environ:
+    if _config(args) is not None and "RANK" not in os.environ:
         raise RecipeError(
             "DeepSpeed needs a launcher, for one process too.",
             fix="start it with `torchrun --nproc_per_node N -m honed train ...` (a script: `torchrun ... SCRIPT.py`)",
         )
 
 
-def need_whole_model(args: SFTConfig) -> None:
+def need_whole_model(args: TrainingArguments) -> None:
     """Checks that a model can be saved whole.
 
     Raises:
@@ -85,7 +85,7 @@ def need_whole_model(args: SFTConfig) -> None:
         )
 
 
-def _config(args: SFTConfig) -> Any:
+def _config(args: TrainingArguments) -> Any:
     """accelerate's wrapper of the JSON; None without DeepSpeed."""
     plugin = getattr(args, "deepspeed_plugin", None)
     return None if plugin is None else plugin.hf_ds_config

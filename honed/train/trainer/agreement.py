@@ -78,7 +78,7 @@ def need_one_folder(folder: Path, *, first: bool) -> None:
     mark.unlink(missing_ok=True)  # there is none but the first's
     if not all(seen):
         raise RunError(
-            f"{folder} is not the same folder on rank 0 and rank {seen.index(False)}, whose parts checkpoints would lack.",
+            f"{folder} is not the same folder on rank 0 and rank {seen.index(False)}, whose parts would be lost.",
             fix="name a folder on a disk that all machines share, by its whole path",
         )
 

@@ -35,7 +35,7 @@ def test_the_stage(stage: int) -> None:
 
 
 def test_an_absent_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepspeed, "is_missing", lambda package: package == "deepspeed")
+    monkeypatch.setattr(deepspeed, "find_spec", lambda package: None)
     with pytest.raises(RecipeError, match="pip install deepspeed"):
         SFTConfig(output_dir=str(tmp_path), use_cpu=True, deepspeed="zero2.json")
 
@@ -44,7 +44,7 @@ def test_an_absent_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_file_that_cannot_be_used(
     content: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deepspeed, "is_missing", lambda package: False)
+    monkeypatch.setattr(deepspeed, "find_spec", lambda package: package)
     if content is not None:
         (tmp_path / "ds.json").write_text(content)
     with pytest.raises(RecipeError, match=says) as refusal:
