@@ -4,6 +4,8 @@ It imports what training needs, once, and then forks the ranks of each job that 
 
     {"world": 2, "out": FOLDER, "rows": 8, "eval_rows": 5, "lora": false, "train": {...}, ...}
 
+    {"world": 2, "out": FOLDER, "command": ["train", "multi_gpu", ...]}
+
 A job's answer is a line with the ranks' exit statuses. `second` is what the second rank has instead. What rank N logged
 is in OUT/log-N.json, what it printed in OUT/out-N.txt and OUT/err-N.txt.
 """
@@ -27,6 +29,7 @@ from combined import train_all
 from sequences import compare_all, mixes_outside_of_attention
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
+from honed.cli.main import main as main_of_honed
 from honed.data.batch.table import PackedRows, TokenTable
 from honed.errors import HonedError
 from honed.model.adapters.adapters import lora_config
@@ -164,6 +167,8 @@ def rank_main(job: dict[str, Any], rank: int, port: int) -> int:
     }
     os.environ.update({name: str(value) for name, value in {**own, **job.get("env", {})}.items()})
     try:
+        if job.get("command"):
+            return main_of_honed(job["command"])
         run(job, rank)
     except HonedError as error:
         sys.stderr.write(f"error: {error}\n")

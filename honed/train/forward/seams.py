@@ -158,7 +158,7 @@ def find_seams(model: nn.Module) -> Seams:
     if any(hasattr(parameter, "ds_id") and not parameter.numel() for parameter in model.parameters()):
         raise ModelError(
             "DeepSpeed's ZeRO-3 shared the weights out while they were loaded, so nothing can be tried on this model.",
-            fix="load the model before the configuration is made, and pass the model; or use ZeRO-2 or FSDP2",
+            fix="pass the model's name, or load the model before the configuration is made",
         )
     seams = lora_alone(model)
     inner = base_model(model)

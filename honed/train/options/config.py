@@ -13,6 +13,7 @@ from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
 from honed.loss.objective import Objective
+from honed.train.options.deepspeed import need_deepspeed
 from honed.train.options.legacy import takes_old_names, tell_of
 from honed.train.options.optim import Own, known_optimizer
 from honed.train.options.refusals import refusals_of_arguments
@@ -175,6 +176,7 @@ class SFTConfig(TrainingArguments):
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         optim = known_optimizer(self.optim)
         self.optim: Any = TrainingArguments.default_optim if isinstance(optim, Own) else optim
+        need_deepspeed(self.deepspeed)
         with refusals_of_arguments():
             super().__post_init__()  # which takes transformers' own optimizers only
         self.optim = optim

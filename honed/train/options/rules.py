@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from honed.errors import RecipeError
+from honed.model.plan.optimizers import named_values
 from honed.train.options.config import SFTConfig
+from honed.train.options.deepspeed import check_deepspeed
 from honed.train.options.optim import Own, rounds_stochastically
 from honed.train.options.refusals import need_reporters
 from honed.train.options.surroundings import (
     CUDA_GRAPH_MODES,
     cpu_likes_bf16,
+    gathers_states,
     has_compiler,
     hinders_sequences,
     is_missing,
@@ -177,6 +180,18 @@ RULES = (
         when=lambda args: args.optim is Own.MUON and uses_deepspeed(args),
         message="optim='muon' needs whole matrices, which DeepSpeed flattens and shares out.",
         fix="leave deepspeed out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
+    ),
+    Rule(
+        name="plain_sgd_of_shards",
+        when=lambda args: (
+            gathers_states(args)
+            and args.optim.value == "sgd"
+            and not named_values(args.optim_args).get("momentum")
+            and args.save_strategy.value != "no"
+        ),
+        message="Plain SGD has no states, and where FSDP gathers them whole (FULL_STATE_DICT), torch cannot go on from "
+        "a checkpoint without any.",
+        fix="set state_dict_type to SHARDED_STATE_DICT in fsdp_config, or optim_args='momentum=0.9'",
     ),
     Rule(
         name="rounding_of_shards",
@@ -364,10 +379,12 @@ def check(args: SFTConfig) -> list[str]:
     """The notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies, or the loss or a service of `report_to` is unknown.
+        RecipeError: a rule that refuses applies, the loss or a service of `report_to` is unknown, or DeepSpeed's
+            configuration says something else.
     """
     args.objective()
     need_reporters(args.report_to)
+    check_deepspeed(args)
     notes = []
     for rule in RULES:
         if not rule.when(args):

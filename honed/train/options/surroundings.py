@@ -55,6 +55,13 @@ def only_first_rank_loads(args: SFTConfig) -> bool:
     return uses_fsdp(args) and str(asked).lower() == "true"
 
 
+def gathers_states(args: SFTConfig) -> bool:
+    """Whether FSDP's checkpoints hold the optimizer's states whole (FULL_STATE_DICT), transformers' default."""
+    config = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
+    default = "FULL_STATE_DICT" if args.fsdp else os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
+    return uses_fsdp(args) and config.get("state_dict_type", default) == "FULL_STATE_DICT"
+
+
 def is_missing(package: str) -> bool:
     """True when a package is not installed."""
     return importlib.util.find_spec(package) is None

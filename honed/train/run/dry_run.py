@@ -27,6 +27,7 @@ from honed.model.plan.step_time import flops_per_step
 from honed.quantities import counted
 from honed.recipe import Recipe
 from honed.train.forward import checkpointing, vision
+from honed.train.forward.zero3 import loaded_whole
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned
@@ -89,6 +90,11 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
         HonedError: whatever would stop the run before it trains.
     """
     args = Plan.of(recipe).args
+    with loaded_whole(args):
+        return _dry_run(recipe, args, overwrite=overwrite)
+
+
+def _dry_run(recipe: Recipe, args: SFTConfig, *, overwrite: bool) -> DryRun:
     notes = [*args.old_names, *rules.check(args)]
     data = run_data(recipe.data, seed=args.seed)
     processing_class = vision.load_processing_class(recipe.model, None if args.streaming else data.train)

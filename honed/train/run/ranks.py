@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from honed.errors import RecipeError, RunError
 from honed.train.options.config import SFTConfig
-from honed.train.options.surroundings import is_sharded
+from honed.train.options.deepspeed import need_launcher, need_whole_model, zero_stage
+from honed.train.options.surroundings import uses_fsdp
 
 NEVER = timedelta(days=365)
 
@@ -37,7 +38,12 @@ class RunRanks:
 
     @classmethod
     def of(cls, args: SFTConfig) -> RunRanks:
-        """This process's rank; to be called by all ranks."""
+        """This process's rank; to be called by all ranks.
+
+        Raises:
+            RecipeError: DeepSpeed is used without a launcher.
+        """
+        need_launcher(args)
         if args.world_size == 1:
             return cls()
         # gloo on any device: waiting takes no GPU, and fails at once when a process ends
@@ -84,15 +90,17 @@ def check_ranks(args: SFTConfig, *, engine: str, asks: bool) -> None:
         asks: whether questions are answered before and after.
 
     Raises:
-        RecipeError: the plain engine, or questions to a model that lies in pieces on the ranks.
+        RecipeError: the plain engine, or questions to a model that lies in pieces on the ranks; or ZeRO-3 would leave
+            the saved model in pieces.
     """
+    need_whole_model(args)
     if args.world_size == 1:
         return
     if engine == "plain":
         raise RecipeError(
             "A recipe's plain engine is one process.", fix="set engine=trainer, or call honed.train.loop.loop.train"
         )
-    if asks and is_sharded(args):
+    if asks and (uses_fsdp(args) or zero_stage(args) == 3):
         raise RecipeError(
             "samples.prompts are answered by one process, and the model lies in pieces on all of them.",
             fix="set samples.prompts=null, and ask the trained model with `honed chat` or `honed generate`",

@@ -26,6 +26,7 @@ from honed.model.load.quantize import quantization_config
 from honed.recipe import LoraRecipe, Recipe, suggest
 from honed.report.run.report import write_run_report
 from honed.train.forward import vision
+from honed.train.forward.zero3 import loaded_whole
 from honed.train.loop.recipe import PlainTrainer, config_of, known_to_transformers
 from honed.train.options.config import SFTConfig
 from honed.train.ranks import Stopped, until_sigterm
@@ -206,14 +207,15 @@ def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
         for data, evaluation in ((rows, False), (recipe.data.held_out, True)):
             if data is not None:
                 refuse_bad_rows(data, processing_class, args.prepare_options(evaluation=evaluation))
-    model = load_model(
-        recipe.model,
-        device=args.device,
-        dtype=recipe.dtype,
-        trains_all=recipe.lora is None,
-        sees=sees,
-        quantization=recipe.quantization,
-    )
+    with loaded_whole(args) as device:
+        model = load_model(
+            recipe.model,
+            device=device,
+            dtype=recipe.dtype,
+            trains_all=recipe.lora is None,
+            sees=sees,
+            quantization=recipe.quantization,
+        )
     return model, processing_class, template
 
 

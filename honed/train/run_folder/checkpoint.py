@@ -29,6 +29,7 @@ import torch
 
 from honed.errors import RunError, first_line, storage_errors
 from honed.train.ranks import is_lost_rank
+from honed.train.run_folder.engines import why_another
 
 MANIFEST, WEIGHTS, STATE, POSITION = "manifest.json", "weights.safetensors", "state.pt", "position.json"
 FORMAT = 1
@@ -151,17 +152,23 @@ def load(path: str | Path, *, checked: bool = False) -> State:
 
 
 def latest_good(
-    folder: str | Path, identity: Mapping[str, Any] | None = None, *, before: float = math.inf
+    folder: str | Path,
+    identity: Mapping[str, Any] | None = None,
+    *,
+    before: float = math.inf,
+    engine: str | None = None,
 ) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and why each newer one was skipped.
 
     Args:
         identity: what it must agree with; None to take any.
         before: only checkpoints of earlier steps are considered.
+        engine: in words, which must have written the optimizer's states; None for any.
     """
     notes: list[str] = []
     for path in (path for path in _newest_first(folder) if _step_of(path) < before):
-        if not (problem := why_not(path, identity)):
+        problem = why_not(path, identity) or (engine and why_another(path, engine))
+        if not problem:
             return path, notes
         notes.append(f"{path.name} is passed over: {problem}.")
     return None, notes
@@ -322,6 +329,17 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def failures_of_ranks() -> Iterator[None]:
+    """A block that writes in parts: torch's error, which all ranks get, becomes that of the first rank that failed."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:  # no Exception: nothing else here would catch it
+        raise next(reason for reason, _ in error.failures.values()) from None
 
 
 @contextmanager

@@ -1,17 +1,21 @@
 """Checks that all processes start with the same settings, rows, batches and, for FSDP2, weights.
 
-Ranks that differ wait for each other for ever, or silently train some rows twice and others never.
+Ranks that differ wait for each other for ever, or silently train some rows twice and others never. Checkpoints of ranks
+that do not see the same folder would lack parts.
 """
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from honed.data.batch.table import PackedRows
-from honed.errors import RunError
+from honed.errors import RunError, storage_errors
 from honed.train.run_folder.identity import digest_of_rows, digest_of_weights
 
 # Arguments, besides those in a checkpoint's identity, that decide which steps there are and when ranks synchronise.
@@ -37,7 +41,8 @@ def check(trainer: Any, identity: Mapping[str, Any]) -> None:
             weights, and so may `adapter`, which names the folder of the base.
 
     Raises:
-        RunError: on all ranks, if two of them differ in anything.
+        RunError: on all ranks, if two of them differ in anything, or checkpoints are to be written and one sees another
+            folder under that name.
     """
     if trainer.args.world_size == 1:
         return
@@ -53,6 +58,37 @@ def check(trainer: Any, identity: Mapping[str, Any]) -> None:
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
     mine |= {f"the evaluation rows {name}".strip(): _rows(rows, digest_of_rows(rows)) for name, rows in sets.items()}
     refuse_differences(gather_object([mine]))
+    if saves and not trainer.args.save_on_each_node:
+        need_one_folder(Path(trainer.args.output_dir), first=trainer.args.process_index == 0)
+
+
+def need_one_folder(folder: Path, *, first: bool) -> None:
+    """Checks that all ranks see what the first one writes into a folder: all write their parts of checkpoints there.
+
+    Raises:
+        RunError: on all ranks, if one does not.
+    """
+    mark = folder / f".seen-{uuid.uuid4().hex}"
+    if first:
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+    name = broadcast_object_list([mark.name])[0]
+    seen = gather_object([_appears(folder / name)])
+    mark.unlink(missing_ok=True)  # there is none but the first's
+    if not all(seen):
+        raise RunError(
+            f"{folder} is not the same folder on rank 0 and rank {seen.index(False)}, whose parts would be lost.",
+            fix="name a folder on a disk that all machines share, by its whole path",
+        )
+
+
+def _appears(file: Path, *, seconds: float = 5) -> bool:
+    """Whether a file is there; a network's disk may show it late."""
+    end = time.monotonic() + seconds
+    while not (found := file.exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
 
 
 def refuse_differences(ranks: list[dict[str, Any]]) -> None:

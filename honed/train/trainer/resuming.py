@@ -21,9 +21,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from honed.errors import RunError
+from honed.train.forward.zero3 import share_out
+from honed.train.options.deepspeed import zero_stage
 from honed.train.options.warm_up import notes_on_warm_up
 from honed.train.ranks import Stopped, others_alive, until_ctrl_c, until_sigterm
-from honed.train.run_folder import checkpoint
+from honed.train.run_folder import checkpoint, engines
 from honed.train.run_folder.identity import digest_of_rows, identity_of_model
 from honed.train.run_folder.secrets import sealed_arguments
 from honed.train.trainer import agreement
@@ -44,8 +46,6 @@ _TOLD = (
     *("bf16", "fp16"),
 )
 _GOES_ON = "A script does with train(resume_from_checkpoint='auto')."
-# of one process, of FSDP, of FSDP2 (a folder of shards), of DeepSpeed
-_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
 
 
 class ResumingTrainer(WatchedTrainer):
@@ -100,10 +100,18 @@ class ResumingTrainer(WatchedTrainer):
         """As the first rank finds it: others may see the folder later, or have no weights yet to compare."""
         found: list[Any] = [None]
         if self.args.process_index == 0:
-            found = [checkpoint.latest_good(self.args.output_dir, self.identity())]
+            found = [checkpoint.latest_good(self.args.output_dir, self.identity(), engine=self._engine())]
         with others_alive(self.args.output_dir):
             newest: tuple[Path | None, list[str]] = broadcast_object_list(found)[0]
         return newest
+
+    def _engine(self) -> str:
+        """What computes, in words."""
+        if self.is_deepspeed_enabled:
+            return engines.deepspeed(zero3=zero_stage(self.args) == 3, processes=self.args.world_size)
+        if not self.is_fsdp_enabled:
+            return engines.PLAIN
+        return engines.FSDP_IN_PARTS if self._checkpoints_in_parts() else engines.FSDP
 
     def _say(self, line: str) -> None:
         if self.is_world_process_zero():
@@ -134,6 +142,7 @@ class ResumingTrainer(WatchedTrainer):
         with others_alive(self.args.output_dir), self._ends_on_sigterm(), self._saves_on_ctrl_c():
             agreement.check(self, identity)
             self._join_ranks()
+            share_out(self.model, self.args)
             return super().train(*args, **kwargs)
 
     @contextmanager
@@ -184,8 +193,13 @@ class ResumingTrainer(WatchedTrainer):
         """Refuses a damaged checkpoint that was named, and tells how it differs from this run.
 
         Raises:
-            RunError: a file is missing or not what was written.
+            RunError: a file is missing or not what was written, or another engine wrote it.
         """
+        if problem := engines.why_another(path, self._engine()):
+            raise RunError(
+                f"{path} cannot be resumed from: {problem}.",
+                fix="start the run as the one that wrote it, or name no checkpoint",
+            )
         if not (path / checkpoint.MANIFEST).exists():
             self._say(f"{path} has no {checkpoint.MANIFEST}: another program made it, so it cannot be checked.")
             return
@@ -200,7 +214,7 @@ class ResumingTrainer(WatchedTrainer):
         told = checkpoint.read_position(path)[0].get("settings", {})
         for difference in checkpoint.differences(told, self._told()):
             self._say(f"{path.name}: {difference}. The rest of the run is as it is set here.")
-        if not any((path / name).exists() for name in _OPTIMIZER):
+        if engines.engine_in(path) is None:
             self._say(f"{path.name} holds no optimizer's state (save_only_model): the optimizer begins anew.")
 
     def _told(self) -> dict[str, Any]:
@@ -215,7 +229,8 @@ class ResumingTrainer(WatchedTrainer):
         with checkpoint.written(folder, step, first=first, meet=self.accelerator.wait_for_everyone) as part:
             self._saving_in = part.parent
             try:
-                super()._save_checkpoint(model, trial)
+                with checkpoint.failures_of_ranks():
+                    super()._save_checkpoint(model, trial)
             finally:
                 self._saving_in = None
             position = self._position()
@@ -263,9 +278,9 @@ class ResumingTrainer(WatchedTrainer):
         with self._sealed():
             super()._push_from_checkpoint(checkpoint_folder)
 
-    def _save(self, *args: Any, **kwargs: Any) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         with self._sealed():
-            super()._save(*args, **kwargs)
+            super()._save(output_dir, None if state_dict is None else without_copies(state_dict, self.model))
 
     @contextmanager
     def _sealed(self) -> Iterator[None]:
@@ -366,3 +381,11 @@ def lacking(model: nn.Module, missing: list[str]) -> list[str]:
     state = model.state_dict(keep_vars=True)
     loaded = {id(tensor) for name, tensor in state.items() if name not in missing}
     return [name for name in missing if name not in state or id(state[name]) not in loaded]
+
+
+def without_copies(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Gathered weights without those that are tied to another: gathering gives each a copy, transformers saves one."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    pairs = {name: source for name, source in tied.items() if name in state and source in state}
+    copies = {name for name, source in pairs.items() if torch.equal(state[name], state[source])}
+    return {name: tensor for name, tensor in state.items() if name not in copies}

@@ -27,7 +27,9 @@ from honed.train.forward.checkpointing import set_switch
 from honed.train.forward.lengths import fit_length
 from honed.train.forward.rotations import rotation_notes
 from honed.train.forward.seams import Seams, base_model
+from honed.train.forward.zero3 import loaded_whole
 from honed.train.options.config import SFTConfig
+from honed.train.options.deepspeed import need_launcher
 from honed.train.options.surroundings import only_first_rank_loads
 from honed.train.rows.rows import transforms
 
@@ -76,7 +78,9 @@ def make_model(
         notes.append(
             "device_map='auto' would spread the model over the GPUs of the other ranks; each rank has its own."
         )
-    return load_model(model_name(model), device=args.device, sees=sees, **options)
+    need_launcher(args)
+    with loaded_whole(args) as device:
+        return load_model(model_name(model), device=device, sees=sees, **options)
 
 
 def make_processing_class(given: Any, name: str, args: SFTConfig, rows: Any) -> Any:

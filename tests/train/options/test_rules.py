@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from accelerate import ParallelismConfig
+from transformers.training_args import OptimizerNames
 
 from honed.errors import RecipeError
 from honed.train.options import rules, surroundings
@@ -44,6 +45,10 @@ def deepspeed_muon(args: SFTConfig) -> None:
     args.optim, args.deepspeed = Own.MUON, "ds.json"
 
 
+def sharded_sgd(args: SFTConfig) -> None:
+    args.optim, args.fsdp = OptimizerNames.SGD, True
+
+
 def sharded_and_compiled(args: SFTConfig) -> None:
     args.fsdp, args.torch_compile = True, True
 
@@ -77,6 +82,7 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "in_backward_reentrant": {**IN_BACKWARD, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
     "muon_sharded": sharded_muon,
     "muon_deepspeed": deepspeed_muon,
+    "plain_sgd_of_shards": sharded_sgd,
     "rounding_of_shards": sharded_and_rounded,
     "compile_of_shards": sharded_and_compiled,
     "compile_without_compiler": {"torch_compile": True},

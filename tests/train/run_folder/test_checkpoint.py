@@ -243,3 +243,17 @@ def test_a_process_beside_one_that_gave_up_says_so(writer: str, tmp_path: Path) 
     (tmp_path / ".checkpoint-part-3" / "checkpoint-3").mkdir(parents=True)
     with pytest.raises(RunError, match="of its own"), checkpoint.written(tmp_path, 3, first=False):
         raise RuntimeError("of its own")
+
+
+def test_what_torch_says_of_parts_that_could_not_be_written(tmp_path: Path) -> None:
+    """Its error is no Exception, so that nothing would have told of the full disk."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(RunError, match="No space is left"),
+        checkpoint.written(tmp_path, 3),
+        checkpoint.failures_of_ranks(),
+    ):
+        raise CheckpointException("write", {1: (full, None)})  # type: ignore[arg-type]
+    assert names(tmp_path) == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from honed.errors import RunError
 from honed.train.run_folder.identity import digest_of_weights
+from honed.train.trainer import agreement
 from honed.train.trainer.agreement import ROWS, WEIGHTS, refuse_differences
 
 
@@ -41,3 +43,24 @@ def test_a_digest_tells_the_ends_of_each_weight() -> None:
     after = digest_of_weights(model)
     model.bias.data[0] += 1
     assert len({before, after, digest_of_weights(model)}) == 3
+
+
+@pytest.mark.parametrize("others", [[True, True], [True, False]], ids=["one folder", "another one on rank 2"])
+def test_all_ranks_must_see_the_folder_of_checkpoints(
+    others: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each machine may have a folder of its own under that name; nothing is left in it."""
+    monkeypatch.setattr(agreement, "broadcast_object_list", lambda values: values)
+    monkeypatch.setattr(agreement, "gather_object", lambda values: [*values, *others])
+    if all(others):
+        agreement.need_one_folder(tmp_path / "run", first=True)
+    else:
+        with pytest.raises(RunError, match="not the same folder on rank 0 and rank 2"):
+            agreement.need_one_folder(tmp_path / "run", first=True)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_another_machine_s_folder_is_known_by_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "mark").touch()
+    assert agreement._appears(tmp_path / "mark")
+    assert not agreement._appears(tmp_path / "other" / "mark", seconds=0)

@@ -129,6 +129,23 @@ def test_a_torn_and_a_foreign_checkpoint_are_passed_over(begin: Trainers, tmp_pa
         begin("run", seed=7, **job).train(resume_from_checkpoint=True)
 
 
+def test_another_engine_s_checkpoint_is_not_gone_on_from(begin: Trainers, tmp_path: Path) -> None:
+    """transformers would leave the optimizer's states in it out, without a word."""
+    job = {"max_steps": 2, "save_steps": 1}
+    begin("run", **job).train()
+    newest = tmp_path / "run" / "checkpoint-2"
+    (newest / "optimizer.pt").unlink()
+    (newest / "latest").write_text("global_step2")
+    checkpoint.seal(newest)
+    with pytest.raises(RunError, match="optimizer states are of DeepSpeed below ZeRO-3 on 1 process"):
+        begin("run", **job).train(resume_from_checkpoint=str(newest))
+    resumed, notes = begin("run", **job), []
+    resumed.tell = notes.append
+    resumed.train(resume_from_checkpoint="auto")
+    assert "checkpoint-2 is passed over: its optimizer states are of DeepSpeed" in notes[0]
+    assert notes[-1] == "going on from checkpoint-1"
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_nothing_in_a_checkpoint_is_executed(name: str, begin: Trainers, tmp_path: Path) -> None:
     """Not even of one that another program made, which has no manifest."""
