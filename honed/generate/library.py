@@ -10,6 +10,7 @@ import torch
 
 from honed.generate.request import Completion, Piece, Reason, Request, evaluating
 from honed.generate.text import TextStream
+from honed.model.load.vocabulary import known_tokens
 
 
 class TransformersEngine:
@@ -23,19 +24,26 @@ class TransformersEngine:
         tokenizer: for text, padding and stop strings.
         batch_size: rows at a time.
         options: further arguments of `generate`, which win over those that requests stand for.
+        pads: whether prompts of different length may share a batch; see `padding_is_harmless`.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, batch_size: int = 16, options: Mapping[str, Any] | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int = 16,
+        options: Mapping[str, Any] | None = None,
+        pads: bool = True,
     ) -> None:
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._pads = model, tokenizer, pads
         self._batch_size, self._options = batch_size, dict(options or {})
 
     def run(self, requests: Iterable[Request], *, pieces: bool = False) -> Iterator[Piece]:
         """One piece per answer; a batch is answered when it is full."""
         numbered = enumerate(requests)
         while batch := list(islice(numbered, self._batch_size)):
-            for alike in _alike(batch):
+            for alike in _alike(batch, self._pads):
                 yield from self._answer(alike)
 
     def _answer(self, batch: Sequence[tuple[int, Request]]) -> Iterator[Piece]:
@@ -113,11 +121,36 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tenso
     return ids_BL, mask_BL
 
 
-def _alike(batch: Sequence[tuple[int, Request]]) -> list[list[tuple[int, Request]]]:
-    """Requests that one call of `generate` can answer; sampled ones stand alone."""
+@torch.no_grad()
+def padding_is_harmless(model: Any) -> bool:
+    """Whether a prompt's logits stay the same behind padding; layers that carry a state may take it for tokens.
+
+    Tried with two short random prompts, with the arguments that `generate` would give.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(known_tokens(model), (n,), generator=generator).tolist() for n in (5, 12)]
+    with evaluating(model):
+        alone_NV = [_last_logits(model, [prompt]) for prompt in prompts]
+        together_NV = _last_logits(model, prompts)
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(model.dtype, 5e-2)
+    expected_NV = torch.cat(alone_NV).double()
+    apart_N = (together_NV.double() - expected_NV).norm(dim=-1) / expected_NV.norm(dim=-1).clamp_min(1e-30)
+    return bool(apart_N.max() < tolerance)
+
+
+def _last_logits(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    ids_BL, mask_BL = (tensor.to(model.device) for tensor in left_padded(prompts, 0))
+    inputs = model.prepare_inputs_for_generation(ids_BL, attention_mask=mask_BL, use_cache=False)
+    logits_BV: torch.Tensor = model(**inputs).logits[:, -1]
+    return logits_BV
+
+
+def _alike(batch: Sequence[tuple[int, Request]], pads: bool) -> list[list[tuple[int, Request]]]:
+    """Requests that one call of `generate` can answer; sampled ones stand alone, and without `pads` other lengths."""
     groups: dict[Any, list[tuple[int, Request]]] = {}
     for number, request in batch:
         alone = number if request.sampling.temperature > 0 else None
-        shared = (request.max_new_tokens, request.sampling, request.stop_ids, request.stop_strings, request.answers)
+        length = 0 if pads else len(request.prompt_ids)
+        shared = (length, request.max_new_tokens, request.sampling, request.stop_ids, request.stop_strings, request.answers)
         groups.setdefault((alone, shared), []).append((number, request))
     return list(groups.values())

@@ -214,6 +214,13 @@ def choose_attention(
             "packing=True, but documents cannot share a row in this model: " + "; ".join(seams.notes),
             fix="set packing=False",
         )
+    largest = max(args.per_device_train_batch_size, args.per_device_eval_batch_size)
+    if not seams.padded and largest > 1 and not args.skips_preparation:
+        raise ModelError(
+            "; ".join(seams.notes),
+            fix="set per_device_train_batch_size=1 and per_device_eval_batch_size=1, and raise "
+            "gradient_accumulation_steps instead",
+        )
     if padded and not (args.packing or args.eval_packing):
         return replace(seams, flat=False), False
     if named is None:
