@@ -134,7 +134,8 @@ def training(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
     report["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     report["batch"] = tried(compare)
     report["batch, no recomputing"] = tried(lambda: compare(gradient_checkpointing=False))
-    report["one by one"] = tried(lambda: compare(per_device_train_batch_size=1, gradient_accumulation_steps=len(rows)))
+    single = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+    report["one by one"] = tried(lambda: compare(**single, gradient_accumulation_steps=len(rows)))
     report["packed"] = tried(lambda: compare(packing=True))
     report["padded"] = tried(lambda: compare(padded=True))
     report["float32"] = tried(lambda: in_float32(model, tokenizer, report))

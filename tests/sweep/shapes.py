@@ -67,6 +67,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
     },
+    "flint": {"mlp_only_layers": [0]},
     "falcon": {"head_dim": None},
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {

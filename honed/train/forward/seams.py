@@ -196,6 +196,16 @@ def lora_alone(model: nn.Module) -> Seams:
     return Seams(lora=fused > 0, notes=notes)
 
 
+def refuse_padding(seams: Seams, rows: int, fix: str) -> None:
+    """Refuses micro-batches of several rows where neither a shared row nor padding leaves the scores as they are.
+
+    Raises:
+        ModelError: there are several.
+    """
+    if rows > 1 and not seams.padded:
+        raise ModelError("; ".join(seams.notes), fix=fix)
+
+
 def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:
     head = inner.get_output_embeddings()
     if type(head) is not nn.Linear:
