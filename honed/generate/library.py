@@ -151,6 +151,6 @@ def _alike(batch: Sequence[tuple[int, Request]], pads: bool) -> list[list[tuple[
     for number, request in batch:
         alone = number if request.sampling.temperature > 0 else None
         length = 0 if pads else len(request.prompt_ids)
-        shared = (length, request.max_new_tokens, request.sampling, request.stop_ids, request.stop_strings, request.answers)
-        groups.setdefault((alone, shared), []).append((number, request))
+        shared = (request.max_new_tokens, request.sampling, request.stop_ids, request.stop_strings, request.answers)
+        groups.setdefault((alone, length, shared), []).append((number, request))
     return list(groups.values())

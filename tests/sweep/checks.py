@@ -1,4 +1,4 @@
-"""What is tried on a tiny model of a type: training, LoRA, saving, generation, planning; each against plain transformers.
+"""What is tried on a tiny model of a type, each against plain transformers: training, LoRA, saving, answers, planning.
 
 The oracle computes each document alone with the unmodified model and torch's cross entropy. Nothing of honed is in it.
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from torch import nn
 
 LENGTHS, PROMPT, NEW = (9, 23, 14), 4, 6
 SPREAD, NOISE = 0.3, 0.1  # of matrices; of vectors around the values that they begin with
-AGREE = 1e-4  # largest relative difference of a gradient; below float32's rounding through a few layers
 TINY = 1e-3  # of the largest gradient: smaller ones (a key's bias has none) are rounding
 Rows = list[dict[str, list[int]]]
 Gradients = dict[str, torch.Tensor]
@@ -78,7 +79,9 @@ def oracle(model: nn.Module, rows: Rows) -> tuple[float, Gradients]:
     return float(loss), {name: gradient for name, gradient in pairs if gradient is not None}
 
 
-def step(model: nn.Module, rows: Rows, tokenizer: Any, *, padded: bool = False, **options: Any) -> tuple[Any, float, Gradients]:
+def step(
+    model: nn.Module, rows: Rows, tokenizer: Any, *, padded: bool = False, **options: Any
+) -> tuple[Any, float, Gradients]:
     """One step of SFTTrainer: the trainer, the logged loss and the gradients."""
     from transformers import TrainerCallback
 
@@ -157,7 +160,6 @@ def adapters(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
     """Where LoRA on all linear layers went, and its gradients beside peft's own."""
     from honed.model.adapters.adapters import lora_config, ready_to_train
     from honed.recipe import LoraRecipe
-    from dataclasses import asdict
 
     adapted, notes = ready_to_train(copy.deepcopy(model), lora_config(**asdict(LoraRecipe())))
     generator = torch.Generator().manual_seed(2)
@@ -184,7 +186,9 @@ def adapters(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
 def missed(adapted: Any) -> dict[str, int]:
     """Frozen matrices without an adapter, by the last parts of their names: how many numbers they hold."""
     base = adapted.get_base_model()
-    ends = {id(p) for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end for p in end.parameters()}
+    ends = {
+        id(p) for end in (base.get_input_embeddings(), base.get_output_embeddings()) if end for p in end.parameters()
+    }
     found: dict[str, int] = {}
     for name, parameter in base.named_parameters():
         if parameter.requires_grad or parameter.ndim < 2 or "base_layer" in name or id(parameter) in ends:
@@ -278,8 +282,6 @@ CHECKS: dict[str, Callable[[nn.Module, Any], Any]] = {
 
 def tried(check: Callable[[], Any]) -> Any:
     """What a check found; an error as text, honed's own refusals marked as such."""
-    import traceback
-
     from honed.errors import HonedError
 
     try:

@@ -97,7 +97,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen4_exp": {"text_config": QWEN4},
     "qwen4_exp_text": QWEN4,
     "recurrent_gemma": {"lru_width": 32, "num_hidden_layers": 3},
-    "xlstm": {"embedding_dim": 32, "num_blocks": 2, "chunk_size": 8, "v_head_dim": None, "head_dim": None, "qk_head_dim": None},
+    "xlstm": {
+        "embedding_dim": 32,
+        "num_blocks": 2,
+        "chunk_size": 8,
+        "v_head_dim": None,
+        "head_dim": None,
+        "qk_head_dim": None,
+    },
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 5,

@@ -1,10 +1,11 @@
 """What "all-linear" leaves out: layers that no adapter fits, and weights that are in no linear layer.
 
-peft puts an adapter on every `nn.Linear`. It cannot on those that compute something else in their forward (routers that
-return several tensors, grouped layers), and an adapter on a state-space layer's parts would be silently passed by: their
-kernels take `out_proj.weight`, `x_proj.weight` and `dt_proj.weight` and not the layers (transformers' Mamba layers take
-`dt_proj.weight` without kernels, too). Weights outside of linear layers, such as stacked experts, get no adapter unless
-peft knows the family.
+peft puts an adapter on every `nn.Linear`. It does not work on those that compute something else in their forward
+(routers that return several tensors, grouped layers). On a state-space layer's parts it would be passed by in silence:
+the kernels take `out_proj.weight`, `x_proj.weight` and `dt_proj.weight`, not the layers, and without kernels
+transformers takes `dt_proj.weight`, too. Merging would then put into the weights what was never in use. Weights outside
+of linear layers, such as stacked experts, get no adapter unless peft knows the family; where it does, it leaves out
+linear layers that are named like an expert's (shared experts, dense layers).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def notes_on_frozen(model: Any) -> list[str]:
     share = sum(told.values()) / total
     return [
         f"all-linear leaves {share:.0%} of the weights in matrices without an adapter: {', '.join(sorted(told))}. "
-        "peft's target_parameters can name those that are parameters of their own."
+        "LoraConfig(target_parameters=[...]) can name them."
     ]
 
 

@@ -276,7 +276,8 @@ def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[
             rounded = are_same([scores[first:]], [moved[first:]], inner.dtype)
             isolated = torch.equal(scores[first:], moved[first:]) or (rounded and _nothing_flows(model, inner, rows))
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        why = error if isinstance(error, NotImplementedError | ImportError) else f"the model does not take them ({error})"
+        told = isinstance(error, NotImplementedError | ImportError)  # in words
+        why = error if told else f"the model does not take boundaries ({error})"
         seams.notes.append(f"documents cannot share a row: {why}")
         return False
     if isolated and are_same([scores], [torch.cat(plain)], inner.dtype):
@@ -285,9 +286,7 @@ def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[
     return False
 
 
-def _padding_fits(
-    model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams
-) -> bool:
+def _padding_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:
     """Whether documents in a padded batch have the plain scores; some models misread the mask of a padded batch."""
     try:
         batch = on_device_of(model, PaddedCollator(pad_token_id=0)(rows))

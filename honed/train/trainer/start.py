@@ -31,7 +31,7 @@ from honed.train.options.config import SFTConfig
 from honed.train.options.surroundings import only_first_rank_loads
 from honed.train.rows.rows import transforms
 
-BATCHES_OF_ONE = "set per_device_train_batch_size=1 and per_device_eval_batch_size=1, and more gradient_accumulation_steps"
+BATCHES_OF_ONE = "set per_device_train_batch_size=1, per_device_eval_batch_size=1 and more gradient_accumulation_steps"
 FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of documents
 
 
