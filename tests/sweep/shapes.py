@@ -57,14 +57,20 @@ NOT_OFF = ("classifier_dropout",)
 SUBS = ("text_config", "vision_config", "audio_config", "decoder", "attn_config", "ffn_config")
 GEMMA4 = {"global_head_dim": 16, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": WORDS}
 INKLING = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8}
-QWEN4 = {"layer_types": ["linear_attention", "full_attention"]}
+QWEN4 = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 32,
+    "indexer_compress_ratio": 4,
+}
 # What some types need beside the common names; nested dictionaries are merged.
 SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
     },
     "flint": {"mlp_only_layers": [0]},

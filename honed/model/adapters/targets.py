@@ -48,7 +48,7 @@ def lost_on_loading(model: Any) -> list[str]:
 
     if getattr(model.active_peft_config.peft_type, "value", "") != "LORA":  # it renames no other method's keys
         return []
-    found = set_peft_model_state_dict(model, get_peft_model_state_dict(model))
+    found = set_peft_model_state_dict(model, get_peft_model_state_dict(model, save_embedding_layers=False))
     missing = [key.partition(".lora_") for key in found.missing_keys]
     return sorted({".".join(name.split(".")[-2:]) for name, is_adapter, _ in missing if is_adapter})
 
