@@ -23,7 +23,7 @@ def written(page: str, found: dict[str, Any]) -> str:
 
 
 def tables(found: dict[str, Any]) -> str:
-    """All types that were made, then those that were not, then all that was said of LoRA and generation."""
+    """All types that were made, what went wrong, and the types that were not made."""
     made = {kind: result for kind, result in found.items() if result["made"] is True}
     versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft"))
     day = datetime.now(timezone.utc).date().isoformat()
@@ -34,6 +34,11 @@ def tables(found: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(row(kind, result) for kind, result in made.items()),
     ]
+    wrong = [
+        f"- {kind}: {short('; '.join(reasons), 220)}" for kind, result in made.items() if (reasons := faults(result))
+    ]
+    if wrong:
+        lines += ["", "What went wrong:", "", *wrong]
     others = [f"| {kind} | {short(result['made'])} |" for kind, result in found.items() if kind not in made]
     if others:
         lines += ["", "Not made, so not tried:", "", "| type | why |", "| --- | --- |", *others]
@@ -95,7 +100,7 @@ def worst(result: dict[str, Any]) -> str:
     if isinstance(training, str):
         return "-"
     own = [training[way] for way in WAYS[:-1] if isinstance(training[way], float)]
-    return f"{max(own, default=0):.0e} {training['dtype']}"
+    return f"{max(own):.0e} {training['dtype']}" if own else "-"
 
 
 def faults(result: dict[str, Any]) -> list[str]:
@@ -130,7 +135,7 @@ def is_error(part: Any) -> bool:
     return isinstance(part, str) and part.startswith("error")
 
 
-def short(text: str) -> str:
+def short(text: str, length: int = 110) -> str:
     """An error or refusal in a table's cell."""
-    line = text.replace("|", "/").strip().splitlines()
-    return " ".join(line)[:110].strip()
+    line = " ".join(text.replace("|", "/").replace("<", "").replace(">", "").split())
+    return line if len(line) <= length else f"{line[:length].rstrip()} ..."
