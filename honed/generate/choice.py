@@ -8,7 +8,7 @@ from typing import Any
 
 from honed.generate.engine.engine import SLOTS, Engine
 from honed.generate.engine.fits import why_not
-from honed.generate.library import TransformersEngine
+from honed.generate.library import TransformersEngine, shares_batches
 from honed.generate.request import TextEngine
 from honed.generate.sampling import Sampling
 
@@ -41,7 +41,7 @@ def open_engine(
         with Engine(model, tokenizer, slots=slots) as engine:
             yield engine, ""
     else:
-        library = TransformersEngine(model, tokenizer, batch_size=slots, options=options)
+        library = TransformersEngine(model, tokenizer, batch_size=slots, options=options, shares=shares_batches(model))
         yield library, f"transformers' generate answers for this model: {reason}"
 
 

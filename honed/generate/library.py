@@ -10,6 +10,7 @@ import torch
 
 from honed.generate.request import Completion, Piece, Reason, Request, evaluating
 from honed.generate.text import TextStream
+from honed.model.load.vocabulary import known_tokens
 
 
 class TransformersEngine:
@@ -23,19 +24,26 @@ class TransformersEngine:
         tokenizer: for text, padding and stop strings.
         batch_size: rows at a time.
         options: further arguments of `generate`, which win over those that requests stand for.
+        shares: whether prompts may share a batch; see `shares_batches`.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, batch_size: int = 16, options: Mapping[str, Any] | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int = 16,
+        options: Mapping[str, Any] | None = None,
+        shares: bool = True,
     ) -> None:
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._shares = model, tokenizer, shares
         self._batch_size, self._options = batch_size, dict(options or {})
 
     def run(self, requests: Iterable[Request], *, pieces: bool = False) -> Iterator[Piece]:
         """One piece per answer; a batch is answered when it is full."""
         numbered = enumerate(requests)
         while batch := list(islice(numbered, self._batch_size)):
-            for alike in _alike(batch):
+            for alike in _alike(batch, self._shares):
                 yield from self._answer(alike)
 
     def _answer(self, batch: Sequence[tuple[int, Request]]) -> Iterator[Piece]:
@@ -113,11 +121,43 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tenso
     return ids_BL, mask_BL
 
 
-def _alike(batch: Sequence[tuple[int, Request]]) -> list[list[tuple[int, Request]]]:
-    """Requests that one call of `generate` can answer; sampled ones stand alone."""
+@torch.no_grad()
+def shares_batches(model: Any) -> bool:
+    """Whether prompts in one left-padded batch get the logits that each gets alone; tried with two short random ones.
+
+    Some models whose layers carry a state take padding for tokens, or mix up the rows of a batch.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(known_tokens(model), (n,), generator=generator).tolist() for n in (5, 12)]
+    with evaluating(model):
+        expected_NV = torch.cat([_first_logits(model, [prompt]) for prompt in prompts]).double()
+        found_NV = _first_logits(model, prompts).double()
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(model.dtype, 5e-2)
+    apart_N = (found_NV - expected_NV).norm(dim=-1) / expected_NV.norm(dim=-1).clamp_min(1e-30)
+    return bool(apart_N.max() < tolerance)
+
+
+def _first_logits(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Of two new tokens for each prompt, the second computed with a cache: (prompts x 2, V)."""
+    ids_BL, mask_BL = (tensor.to(model.device) for tensor in left_padded(prompts, 0))
+    plain = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "pad_token_id": 0}
+    output = model.generate(
+        input_ids=ids_BL,
+        attention_mask=mask_BL,
+        max_new_tokens=2,
+        min_new_tokens=2,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **plain,
+    )
+    return torch.stack(output.logits, dim=1).flatten(0, 1)
+
+
+def _alike(batch: Sequence[tuple[int, Request]], shares: bool) -> list[list[tuple[int, Request]]]:
+    """Requests that one call of `generate` can answer; sampled ones stand alone, and without `shares` all do."""
     groups: dict[Any, list[tuple[int, Request]]] = {}
     for number, request in batch:
-        alone = number if request.sampling.temperature > 0 else None
+        alone = number if request.sampling.temperature > 0 or not shares else None
         shared = (request.max_new_tokens, request.sampling, request.stop_ids, request.stop_strings, request.answers)
         groups.setdefault((alone, shared), []).append((number, request))
     return list(groups.values())

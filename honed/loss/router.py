@@ -11,6 +11,9 @@ from typing import Any
 
 from honed.errors import ModelError, RecipeError
 
+# Their configurations have a coefficient, but transformers' classes compute no such loss.
+WITHOUT_BALANCE = frozenset(("llama4_text",))
+
 
 def aux_loss_coefficient(config: Any, asked: float | None) -> float:
     """The factor of the auxiliary loss; 0 to leave it out.
@@ -22,8 +25,9 @@ def aux_loss_coefficient(config: Any, asked: float | None) -> float:
     Raises:
         RecipeError: it is negative, or set for a model without a router.
     """
-    # MiniMind's configuration has the attribute for dense models, too
-    has_router = hasattr(config, "output_router_logits") and getattr(config, "use_moe", True)
+    has_router = hasattr(config, "output_router_logits") and config.model_type not in WITHOUT_BALANCE
+    # MiniMind's and Doge's configurations have the attribute for dense models, too
+    has_router = has_router and getattr(config, "use_moe", True) and getattr(config, "is_moe", True)
     if asked and not has_router:
         raise RecipeError(
             f"router_aux_loss_coef={asked}, but a {config.model_type} model has no router logits to balance.",

@@ -38,8 +38,9 @@ def lora_linear(
         dropped_MI: x after the adapter's dropout; None without dropout.
     """
     dtype = compute_dtype(x_MI)
-    output: torch.Tensor = _LoraLinear.apply(x_MI, dropped_MI, weight_OI.detach(), bias_O, a_RI, b_OR, scaling, dtype)
-    return output
+    y_MO: torch.Tensor = _LoraLinear.apply(x_MI, dropped_MI, weight_OI.detach(), bias_O, a_RI, b_OR, scaling, dtype)
+    # viewed out here: models that add to a layer's output in place may not do so to a view made inside the function
+    return y_MO.view(*x_MI.shape[:-1], y_MO.shape[-1])  # there may be no rows: an expert without tokens
 
 
 def add_low_rank(
@@ -53,8 +54,9 @@ def add_low_rank(
         a_RI, b_OR: the adapter's weights; the update is computed in their dtype, or autocast's.
         scaling: factor of the update.
     """
-    output: torch.Tensor = _LowRankUpdate.apply(base_MO, x_MI, a_RI, b_OR, scaling, compute_dtype(a_RI))
-    return output
+    rows_MO = base_MO.reshape(-1, base_MO.shape[-1])
+    output_MO: torch.Tensor = _LowRankUpdate.apply(rows_MO, x_MI, a_RI, b_OR, scaling, compute_dtype(a_RI))
+    return output_MO.view(base_MO.shape)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -77,7 +79,7 @@ class _LoraLinear(torch.autograd.Function):
         y_MO.addmm_(t_MR, b_OR.to(dtype).t())
         ctx.save_for_backward(x_MI, dropped_MI, weight_OI, bias_O, a_RI, b_OR, t_MR)
         ctx.scaling, ctx.dtype = scaling, dtype
-        return y_MO.view(*x_MI.shape[:-1], y_MO.shape[-1])  # there may be no rows: an expert without tokens
+        return y_MO
 
     @staticmethod
     @once_differentiable
@@ -85,7 +87,7 @@ class _LoraLinear(torch.autograd.Function):
         x_MI, dropped_MI, weight_OI, bias_O, a_RI, b_OR, t_MR = ctx.saved_tensors
         for_x, for_dropped, _, for_bias = ctx.needs_input_grad[:4]
         low_MI = x_MI if dropped_MI is None else dropped_MI
-        dy_MO = _rows(dy_MO, ctx.dtype)
+        dy_MO = dy_MO.to(ctx.dtype)
         u_MR, da_RI, db_OR = _low_rank_gradients(ctx, dy_MO, low_MI, a_RI, b_OR, t_MR, needed=ctx.needs_input_grad[4:6])
         dx_MI = ddropped_MI = dbias_O = None
         if for_x:
@@ -114,7 +116,7 @@ class _LowRankUpdate(torch.autograd.Function):
         t_MR = linear(_rows(x_MI, dtype), a_RI.to(dtype)).mul_(scaling)
         ctx.save_for_backward(x_MI, a_RI, b_OR, t_MR)
         ctx.scaling, ctx.dtype = scaling, dtype
-        update_MO = linear(t_MR, b_OR.to(dtype)).view(base_MO.shape)
+        update_MO = linear(t_MR, b_OR.to(dtype))
         if base_MO.dtype == torch.promote_types(base_MO.dtype, dtype):
             return update_MO.add_(base_MO) if base_MO.dtype == dtype else base_MO + update_MO
         return update_MO.add_(base_MO).to(base_MO.dtype)
@@ -123,7 +125,7 @@ class _LowRankUpdate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_MO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_MI, a_RI, b_OR, t_MR = ctx.saved_tensors
-        rows_MO = _rows(dy_MO, ctx.dtype)
+        rows_MO = dy_MO.to(ctx.dtype)
         u_MR, da_RI, db_OR = _low_rank_gradients(ctx, rows_MO, x_MI, a_RI, b_OR, t_MR, needed=ctx.needs_input_grad[2:4])
         dx_MI = None
         if ctx.needs_input_grad[1]:

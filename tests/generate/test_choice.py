@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from honed.generate.choice import open_engine, sampling_of, stop_ids
 from honed.generate.engine.engine import Engine
 from honed.generate.engine.fits import why_not
-from honed.generate.library import TransformersEngine
+from honed.generate.library import TransformersEngine, shares_batches
 from honed.generate.request import Request, complete
 from honed.generate.sampling import Sampling
 
@@ -110,3 +111,23 @@ def test_transformers_draws_by_the_requests_seed(tiny_model: Make, tiny_tokenize
     assert torch.equal(state, torch.random.get_rng_state())
     assert found == [complete(library, [request])[0] for request in requests]
     assert all(one.ids != two.ids for one, two in found)
+
+
+def test_prompts_are_answered_alone_where_a_batch_would_change_the_answers(
+    tiny_model: Make, tiny_tokenizer: Any
+) -> None:
+    """RWKV knows no mask, and its cached steps mix up the rows of a batch."""
+    config = AutoConfig.for_model("rwkv", vocab_size=400, hidden_size=32, num_hidden_layers=2, context_length=64)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.3)
+    model.generation_config.eos_token_id = None
+    assert shares_batches(tiny_model()) and not shares_batches(model)
+    prompts = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16]]
+    alone = [
+        model.generate(torch.tensor([p]), max_new_tokens=6, do_sample=False)[0, len(p) :].tolist() for p in prompts
+    ]
+    with open_engine(model, tiny_tokenizer) as (engine, note):
+        found = complete(engine, [Request(prompt_ids=p, max_new_tokens=6) for p in prompts])
+    assert "state from token to token" in note
+    assert [list(found[n][0].ids) for n in range(3)] == alone

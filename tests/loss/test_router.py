@@ -10,6 +10,8 @@ from honed.loss.router import aux_loss_coefficient, aux_loss_of
 
 DENSE = SimpleNamespace(model_type="llama")
 MIXTURE = SimpleNamespace(model_type="mixtral", output_router_logits=False, router_aux_loss_coef=0.02)
+WITHOUT = SimpleNamespace(model_type="llama4_text", output_router_logits=False, router_aux_loss_coef=0.001)
+DENSE_DOGE = SimpleNamespace(model_type="doge", output_router_logits=False, router_aux_loss_coef=0.001, is_moe=False)
 BARE = SimpleNamespace(model_type="other_moe", output_router_logits=True)
 
 
@@ -22,6 +24,8 @@ BARE = SimpleNamespace(model_type="other_moe", output_router_logits=True)
         (MIXTURE, 0.5, 0.5),
         (MIXTURE, 0.0, 0.0),
         (BARE, None, 0.0),
+        (WITHOUT, None, 0.0),
+        (DENSE_DOGE, None, 0.0),
         (BARE, 0.1, 0.1),
     ],
 )
@@ -29,7 +33,7 @@ def test_the_models_own_unless_asked(config: Any, asked: float | None, expected:
     assert aux_loss_coefficient(config, asked) == expected
 
 
-@pytest.mark.parametrize(("config", "asked"), [(DENSE, 0.1), (MIXTURE, -0.1)])
+@pytest.mark.parametrize(("config", "asked"), [(DENSE, 0.1), (MIXTURE, -0.1), (WITHOUT, 0.1)])
 def test_what_makes_no_sense_is_refused(config: Any, asked: float) -> None:
     with pytest.raises(RecipeError, match="router_aux_loss_coef"):
         aux_loss_coefficient(config, asked)

@@ -154,3 +154,17 @@ def test_a_base_in_half_precision_with_an_adapter_in_full(drops: bool) -> None:
     for ours, theirs in zip(*(torch.autograd.grad(y, parts, slope) for y in (found, expected)), strict=True):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", [fused, update])
+def test_a_model_may_add_to_the_output_in_place(way: Any) -> None:
+    """As Falcon and Gemma 3n do."""
+    t, options = draw(2, 3, i=5, o=4, r=2), {"bias": True, "drops": False, "scaling": 2.0}
+
+    def added(of: Any, t: Tensors, **options: Any) -> torch.Tensor:
+        y = of(t, **options)
+        y += t["x"].sum()
+        return y
+
+    expected = output_and_gradients(lambda t, **o: added(formula, t, **o), t, **options)
+    assert furthest(output_and_gradients(lambda t, **o: added(way, t, **o), t, **options), expected) < 1e-10

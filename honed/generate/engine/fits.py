@@ -9,6 +9,8 @@ import torch
 from honed.generate.engine.cache import RowCache, plan_step
 from honed.generate.engine.engine import Engine
 from honed.generate.request import evaluating
+from honed.model.load.vocabulary import known_tokens
+from honed.ops.attention_windows import untold_windows
 
 PROBE_LENGTHS = (5, 7)
 PROBE_STEPS = 2
@@ -26,8 +28,12 @@ def why_not(model: Any) -> str | None:
         return "it is an encoder with a decoder"
     if getattr(config, "attention_chunk_size", None):
         return "its attention is chunked"
+    if getattr(model, "_is_stateful", False):  # transformers' own mark, by which it refuses to roll a cache back
+        return "its layers carry a state from token to token"
     try:
         with evaluating(model):
+            if windows := untold_windows(model):
+                return f"attention's window of {windows[0]:,} tokens stands in its masks alone"
             texts = _texts(model)
             expected = [_plain_logits(model, text) for text in texts]
             with Engine(model, slots=len(texts)) as engine:
@@ -41,7 +47,7 @@ def why_not(model: Any) -> str | None:
 
 
 def _texts(model: Any) -> list[list[int]]:
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = known_tokens(model)
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(vocabulary, (n + PROBE_STEPS,), generator=generator).tolist() for n in PROBE_LENGTHS]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from honed.errors import HonedError, ModelError, first_line
 from honed.model.adapters.loftq import start_at_residual
+from honed.model.adapters.targets import ALL_LINEAR, asks_for_all, lost_on_loading, notes_on_frozen, unfit_layers
 from honed.model.load.chat_tokens import new_token_rows, template_tokens
 from honed.model.load.load import load_model
 from honed.model.load.quantize import is_quantized, keep_differentiable, packed_layers, refuse_compressed
@@ -87,6 +88,7 @@ def ready_to_train(
         rows = new_token_rows(model, template_tokens(tokenizer)) if tokenizer is not None else []
         fitted, notes = fit_config(model, peft_config, rows)
         model = _attach(model, fitted)
+        notes += notes_on_frozen(model) if asks_for_all(peft_config) else []
     _refuse_what_cannot_train(model, checkpointing)
     if checkpointing and has_adapter(model):
         model.enable_input_require_grads()
@@ -136,8 +138,9 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
     _refuse_other_batches(kind)
     if config.task_type is None:
         config.task_type = "CAUSAL_LM"
-    if getattr(config, "target_modules", None) == "all-linear":
-        config.target_modules = packed_layers(model) or "all-linear"
+    if asks_for_all(config):
+        config.target_modules = packed_layers(model) or ALL_LINEAR
+        _exclude(config, unfit_layers(model))
     notes = _unknown_names(model, config)
     whole_ends = _last_parts(_ends(model)) & _last_parts(getattr(config, "modules_to_save", None))
     if _tied(model) and whole_ends and hasattr(config, "ensure_weight_tying"):
@@ -178,6 +181,7 @@ def _attach(model: Any, fitted: Any) -> Any:
             "The model has an adapter already, and peft_config asks for another.",
             fix="pass the peft model without peft_config to go on training it, or merge it first",
         )
+    wanted = copy.deepcopy(fitted)  # peft writes into the one that it gets
     loftq = getattr(fitted, "init_lora_weights", None) == "loftq"
     if loftq:
         fitted = copy.deepcopy(fitted)
@@ -188,9 +192,24 @@ def _attach(model: Any, fitted: Any) -> Any:
         raise ModelError(
             f"The adapter does not fit the model: {error}", fix="check r, dropout and target_modules"
         ) from None
+    if lost := lost_on_loading(adapted):
+        if not asks_for_all(wanted):
+            raise ModelError(
+                f"peft would save, but not load again, the adapter of {', '.join(lost)}.",
+                fix="leave these layers out of target_modules",
+            )
+        _exclude(wanted, lost)
+        return _attach(adapted.unload(), wanted)
     if loftq:
         start_at_residual(adapted)
     return adapted
+
+
+def _exclude(config: Any, names: Sequence[str]) -> None:
+    """Adds layers to those that the configuration leaves out; a pattern of the user's own stays as it is."""
+    given = getattr(config, "exclude_modules", None) or ()
+    if names and hasattr(config, "exclude_modules") and not isinstance(given, str):
+        config.exclude_modules = sorted({*given, *names})
 
 
 def _refuse_what_cannot_train(model: Any, checkpointing: bool) -> None:

@@ -212,14 +212,19 @@ def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
     """The Auto class for this folder: with images where asked for, or where the model has no text-only class."""
     import transformers
 
-    if not sees:
-        known = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
-        kind = type(transformers.AutoConfig.from_pretrained(folder, **known))
-        sees = (
-            kind in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-            and kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-        )
-    return transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+    if sees:
+        return transformers.AutoModelForImageTextToText
+    known = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
+    return class_of(transformers.AutoConfig.from_pretrained(folder, **known))
+
+
+def class_of(config: Any) -> Any:
+    """The Auto class for this configuration: the one for text, unless the model has only one that sees."""
+    import transformers
+
+    sees = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    speaks = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return transformers.AutoModelForImageTextToText if sees and not speaks else transformers.AutoModelForCausalLM
 
 
 def is_adapter(folder: str) -> bool:

@@ -9,6 +9,13 @@ from typing import Any
 ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+def known_tokens(model: Any) -> int:
+    """How many token ids a model both reads and predicts; CPM-Ant's embedding has rows beyond its tokens."""
+    head = model.get_output_embeddings()
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    return min(rows, getattr(head, "out_features", rows))
+
+
 def with_pad_token(tokenizer: Any) -> Any:
     """The tokenizer itself if it has a pad token, else a copy that pads with EOS (padding is masked by length)."""
     if tokenizer.pad_token_id is not None:

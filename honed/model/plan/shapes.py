@@ -125,7 +125,7 @@ def _read_config(name: str, place: str) -> Any:
         raise ModelError(
             f"The configuration of {name} cannot be read: {first_line(error)}", fix=_advice(name)
         ) from None
-    return config.get_text_config()
+    return config
 
 
 def _built_in(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,15 +126,16 @@ def sizes_of(config: Any) -> Sizes:
     from torch import nn
 
     model = on_meta(config)
-    heads = int(config.num_attention_heads)
-    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    config = config.get_text_config()
+    heads = largest(config, "num_attention_heads")
+    key_heads = largest(config, "num_key_value_heads") or heads
+    head_size = largest(config, "head_dim") or (config.hidden_size // heads if heads else 0)
     experts = _experts_of(config)
     names = {name.rsplit(".", 2)[-2] for name, _ in model.named_parameters()}
     windows = list(getattr(config, "layer_types", None) or [])
     return Sizes(
         family=config.model_type,
-        hidden=config.hidden_size,
+        hidden=int(config.hidden_size),
         feed_forward=_feed_forward(config, experts),
         layers=config.num_hidden_layers,
         vocabulary=config.vocab_size,
@@ -211,11 +212,12 @@ def on_meta(config: Any) -> Any:
         ModelError: it cannot be built.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from honed.model.load.load import class_of
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return class_of(config).from_config(config)
     except Exception as error:  # a type without a causal model, numbers that do not fit: each its own kind
         raise ModelError(
             f"No causal language model can be made of this configuration ({config.model_type}): {first_line(error)}",
@@ -245,9 +247,19 @@ def _experts_of(config: Any) -> dict[str, int]:
     routed = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
     if not routed or getattr(config, "use_moe", True) is False:
         return {}
-    return {"routed": int(routed), "chosen": int(config.num_experts_per_tok)}
+    return {"routed": int(routed), "chosen": largest(config, "num_experts_per_tok")}
 
 
 def _feed_forward(config: Any, experts: Mapping[str, int]) -> int:
-    size = getattr(config, "moe_intermediate_size", None) if experts else None
-    return int(size or getattr(config, "intermediate_size", None) or math.ceil(4 * config.hidden_size))
+    size = largest(config, "moe_intermediate_size") if experts else 0
+    return size or largest(config, "intermediate_size") or math.ceil(4 * config.hidden_size)
+
+
+def largest(config: Any, name: str) -> int:
+    """A size of the layers, the largest where they differ (Gemma 3n and 4); 0 where the model has no such part."""
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # transformers', of what differs from layer to layer
+        value = [getattr(layer, name, None) for layer in config.per_layer_config]
+    sizes = value if isinstance(value, Iterable) else [value]
+    return max((int(size) for size in sizes if size), default=0)

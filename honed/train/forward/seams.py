@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from honed.data.batch.collate import Batch, FlatCollator
+from honed.data.batch.collate import Batch, FlatCollator, PaddedCollator
 from honed.data.batch.table import PackedRow
 from honed.errors import ModelError
 from honed.loss.head import LogitTransform, ScoringHead, score_logits
@@ -23,14 +23,20 @@ from honed.loss.objective import IGNORE_INDEX, Objective, targets_of
 from honed.loss.tied_embedding import one_gradient
 from honed.model.adapters.adapters import prompt_tokens
 from honed.model.adapters.fused_lora import coverage, fused_lora
+from honed.model.load.vocabulary import known_tokens
 from honed.ops import attention
+from honed.ops.attention_windows import untold_windows
 from honed.ops.linear_cross_entropy import TokenScores
 from honed.ops.products import fast_linears
 from honed.train.forward.experts import experts_in_autocast
 
 PROBE_LENGTHS = (5, 7)
+# Padding changes the shapes of products, and recurrent layers add up the rounding; padding that is read moves scores by
+# their own size.
+PADDING_NOISE = {torch.float64: 1e-3, torch.float32: 1e-3}
 NOT_FOR_THE_MODEL = ("labels", "loss_weights", "num_tokens", "num_targets", "layout")
 # Names of a factor on the logits in configurations; which one applies, and how, is found out by trying.
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
@@ -41,6 +47,7 @@ class Seams:
     Attributes:
         flat: documents can share a row without seeing each other.
         scoring: the head can score trained positions only.
+        padded: rows of different length can share a batch.
         lora: there are LoRA layers that can compute as one function.
         transform: what the model does to its logits after the head.
         notes: why a seam is not taken.
@@ -48,6 +55,7 @@ class Seams:
 
     flat: bool = False
     scoring: bool = False
+    padded: bool = True
     lora: bool = False
     transform: LogitTransform = field(default_factory=LogitTransform)
     notes: list[str] = field(default_factory=list)
@@ -175,6 +183,7 @@ def find_seams(model: nn.Module) -> Seams:
         plain = [_scores(model, [row], padded=True).nll_N for row in rows]
         seams.scoring = _scoring_fits(model, inner, rows, plain, seams)
         seams.flat = _flat_fits(model, inner, rows, plain, seams)
+        seams.padded = seams.flat or _padding_fits(model, inner, rows, plain, seams)
     finally:
         model.train(was_training)
     return seams
@@ -188,6 +197,16 @@ def lora_alone(model: nn.Module) -> Seams:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in left.items())
         notes.append(f"{left.total()} of {fused + left.total()} LoRA layers compute as peft has them: {reasons}")
     return Seams(lora=fused > 0, notes=notes)
+
+
+def refuse_padding(seams: Seams, rows: int, fix: str) -> None:
+    """Refuses micro-batches of several rows where neither a shared row nor padding leaves the scores as they are.
+
+    Raises:
+        ModelError: there are several.
+    """
+    if rows > 1 and not seams.padded:
+        raise ModelError("; ".join(seams.notes), fix=fix)
 
 
 def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:
@@ -213,7 +232,7 @@ def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: li
 
 def logit_transforms(config: Any) -> Iterator[LogitTransform]:
     """What a model of this configuration may do to its logits, most likely first."""
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = next((value for name in SOFTCAPS if (value := getattr(config, name, None))), None)
     named = [getattr(config, name, None) for name in SCALES]
     scales = [float(scale) for scale in named if isinstance(scale, int | float) and scale not in {0, 1}]
     # the same name is a factor in some families and a divisor in others
@@ -248,18 +267,39 @@ def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[
         return False
     other = _row(rows[0].input_ids[::-1].copy())
     try:
+        if windows := untold_windows(inner):
+            seams.notes.append(
+                f"attention's window of {windows[0]:,} tokens stands in the model's masks alone: batches are padded"
+            )
+            return False
         with opened(model, Seams(flat=True)):
             scores = _scores(model, rows).nll_N
             moved = _scores(model, [other, rows[1]]).nll_N
             first = PROBE_LENGTHS[0] - 1
             rounded = are_same([scores[first:]], [moved[first:]], inner.dtype)
             isolated = torch.equal(scores[first:], moved[first:]) or (rounded and _nothing_flows(model, inner, rows))
-    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        seams.notes.append(f"documents cannot share a row: {error}")
+    except Exception as error:  # what a model's code raises is up to it; the ordinary way is open
+        told = isinstance(error, NotImplementedError | ImportError)  # in words
+        why = error if told else f"the model does not take boundaries ({error})"
+        seams.notes.append(f"documents cannot share a row: {why}")
         return False
     if isolated and are_same([scores], [torch.cat(plain)], inner.dtype):
         return True
     seams.notes.append("documents would see each other in a shared row: batches are padded instead")
+    return False
+
+
+def _padding_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:
+    """Whether documents in a padded batch have the plain scores; some models misread the mask of a padded batch."""
+    try:
+        batch = on_device_of(model, PaddedCollator(pad_token_id=0)(rows))
+        found_N, plain_N = token_scores(model, batch, None)[0].nll_N, torch.cat(plain)
+        if (found_N - plain_N).norm() <= PADDING_NOISE.get(inner.dtype, 0.1) * plain_N.norm():
+            return True
+        why = "the padding of a batch changes this model's scores"
+    except Exception as error:
+        why = f"the model does not take a padded batch ({error})"
+    seams.notes.append(f"rows of different length cannot share a batch: {why}")
     return False
 
 
@@ -276,7 +316,7 @@ def _nothing_flows(model: nn.Module, inner: Any, rows: list[PackedRow]) -> bool:
 
 def probe_rows(inner: Any, lengths: Sequence[int]) -> list[PackedRow]:
     """Short random documents of these lengths, all but their first tokens trained."""
-    vocabulary = inner.get_input_embeddings().weight.shape[0]
+    vocabulary = known_tokens(inner)
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(vocabulary, (n,), generator=generator).numpy() for n in lengths]
     return [_row(i) for i in ids]

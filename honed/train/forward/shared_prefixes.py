@@ -13,6 +13,7 @@ from honed.data.batch.prefix import MIN_SHARED
 from honed.data.batch.table import PackedRow
 from honed.errors import ModelError, RecipeError
 from honed.loss.router import aux_loss_coefficient
+from honed.model.load.vocabulary import known_tokens
 from honed.train.forward.seams import Seams, are_same, base_model, on_device_of, opened, token_scores
 from honed.train.options.config import SFTConfig
 
@@ -65,7 +66,7 @@ def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = Non
 @torch.no_grad()
 def _probe(model: nn.Module, *, share: bool) -> torch.Tensor:
     """Scores of two documents behind one prefix, as training would compute them."""
-    vocabulary = base_model(model).get_input_embeddings().weight.shape[0]
+    vocabulary = known_tokens(base_model(model))
     prefix = np.random.default_rng(0).integers(vocabulary, size=MIN_SHARED + 1)
     rows = [_row(np.concatenate([prefix, np.arange(n, n + 4) % vocabulary])) for n in (1, 2)]
     batch, was_training = on_device_of(model, FlatCollator(share_prefixes=share)(rows)), model.training

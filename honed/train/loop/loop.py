@@ -29,7 +29,7 @@ from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.layers import keep_first
 from honed.ops import attention
 from honed.train.forward.neftune import noisy_embeddings
-from honed.train.forward.seams import Seams, base_model, find_seams, opened, token_count, token_scores
+from honed.train.forward.seams import Seams, base_model, find_seams, opened, refuse_padding, token_count, token_scores
 from honed.train.loop.config import LoopConfig
 from honed.train.loop.log import Log, opened_log
 from honed.train.loop.plan import Plan, learning_rate, warm_up_steps
@@ -74,6 +74,7 @@ def train(
 
     Raises:
         DataError: there are no rows.
+        ModelError: the model can compute rows of different length only one by one.
         RecipeError: the device is not there or cannot compute in this format, or a tracker is not installed.
         RunError: the loss is not a number, or the checkpoint named to resume from cannot be.
     """
@@ -82,6 +83,7 @@ def train(
     with joined(config.device) as ranks, others_alive(folder), until_sigterm() as asked_to_stop:
         model.to(ranks.device)
         seams = seams or find_seams(model)
+        refuse_padding(seams, config.batch_size, "set batch_size=1, and more accumulation")
         collate = FlatCollator() if seams.flat else PaddedCollator(pad_token_id=pad_token_id)
         seed_everything(config.seed + ranks.rank)
         model.train()

@@ -26,13 +26,14 @@ from honed.train.forward import vision
 from honed.train.forward.checkpointing import set_switch
 from honed.train.forward.lengths import fit_length
 from honed.train.forward.rotations import rotation_notes
-from honed.train.forward.seams import Seams, base_model
+from honed.train.forward.seams import Seams, base_model, refuse_padding
 from honed.train.forward.zero3 import loaded_whole
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import need_launcher
 from honed.train.options.surroundings import only_first_rank_loads
 from honed.train.rows.rows import transforms
 
+BATCHES_OF_ONE = "set per_device_train_batch_size=1, per_device_eval_batch_size=1 and more gradient_accumulation_steps"
 FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of documents
 
 
@@ -209,7 +210,7 @@ def choose_attention(
         padded: whether batches must be padded unless packed.
 
     Raises:
-        ModelError: documents are to be packed, and would see each other.
+        ModelError: documents are to be packed, and would see each other; or rows to be padded, which changes scores.
     """
     named = _named_attention(given, model, args)
     needs_ours = args.packing and not (named and FLAT_ATTENTION in named) and not args.skips_preparation
@@ -218,6 +219,8 @@ def choose_attention(
             "packing=True, but documents cannot share a row in this model: " + "; ".join(seams.notes),
             fix="set packing=False",
         )
+    if not args.skips_preparation:
+        refuse_padding(seams, max(args.per_device_train_batch_size, args.per_device_eval_batch_size), BATCHES_OF_ONE)
     if padded and not (args.packing or args.eval_packing):
         return replace(seams, flat=False), False
     if named is None:

@@ -171,3 +171,33 @@ def test_tiles_are_the_heads_own() -> None:
     assert parts.TILE_MIN_ROWS == tiles.TILE_MIN_ROWS
     trained = {"cpu": tiles.TILE_MIN_ROWS_TRAINED["cpu"], "cuda": tiles.TILE_MIN_ROWS_TRAINED["gpu"]}
     assert trained == parts.TILE_MIN_ROWS_TRAINED
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "gemma4_text": {"global_head_dim": 16, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400},
+    "gemma3n_text": {
+        "intermediate_size": [64, 96], "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400,
+        "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0], "laurel_rank": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "mamba": {"state_size": 4, "time_step_rank": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_layers_that_differ_and_layers_without_attention_are_planned(family: str, tiny_model: Any) -> None:
+    model = tiny_model(family, **OTHERS[family])
+    assert sizes_of(model.config).parameters == sum(p.numel() for p in model.parameters())
+    for method in ("full", "lora"):
+        assert plan.estimate(plan.job_for(model.config, method=method, length=32)).peak > 0
+
+
+def test_a_model_that_sees_is_planned_with_its_eyes() -> None:
+    """As it is loaded: transformers' class for this configuration holds the vision tower, too."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400, "head_dim": 8}
+    eyes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model("gemma3", text_config={**text, "intermediate_size": 64}, vision_config=eyes)
+    model = AutoModelForCausalLM.from_config(config)
+    assert sizes_of(config).parameters == sum(p.numel() for p in model.parameters())

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.data.batch.table import PackedRow
@@ -153,6 +154,30 @@ def test_a_model_that_ignores_boundaries_is_found_out(tiny_model: Callable[..., 
     model = tiny_model("mamba", state_size=4, expand=2, conv_kernel=3, time_step_rank=4)
     found = seams.find_seams(model)
     assert not found.flat and found.notes
+
+
+def test_a_window_that_only_the_masks_know_is_found_out(tiny_model: Callable[..., Any]) -> None:
+    """The probe's documents are shorter than most windows, so their scores alone would not show it."""
+    found = seams.find_seams(tiny_model("phimoe", sliding_window=64, **SMALL_MOE))
+    assert not found.flat and found.padded and any("window of 64 tokens" in note for note in found.notes)
+
+
+def test_padding_that_changes_scores_is_found_out() -> None:
+    config = AutoConfig.for_model(
+        "prophetnet", vocab_size=400, hidden_size=32, num_encoder_layers=1, num_decoder_layers=1, dropout=0.0,
+        num_encoder_attention_heads=4, num_decoder_attention_heads=4, decoder_ffn_dim=64, encoder_ffn_dim=64,
+        init_std=0.3, is_decoder=True, max_position_embeddings=64,
+    )  # fmt: skip
+    found = seams.find_seams(AutoModelForCausalLM.from_config(config))
+    assert not found.flat and not found.padded and "padding of a batch changes" in found.notes[-1]
+    seams.refuse_padding(found, 1, "")
+    with pytest.raises(ModelError, match="padding of a batch changes"):
+        seams.refuse_padding(found, 2, "set batch_size=1")
+
+
+def test_a_soft_cap_is_known_by_both_of_its_names() -> None:
+    config = AutoConfig.for_model("recurrent_gemma", logits_soft_cap=3.0)
+    assert next(seams.logit_transforms(config)) == LogitTransform(softcap=3.0)
 
 
 def test_the_model_is_as_it_was_afterwards(tiny_model: Callable[..., Any]) -> None:
