@@ -21,6 +21,7 @@ from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig
 from honed.train.loop.state import seed_everything
 from honed.train.optimizers.muon import summary
+from honed.train.optimizers.rates import notes_on_rates
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import Own
@@ -57,12 +58,14 @@ class PlainTrainer:
             peft_config,
             tokenizer=self._tokenizer,
             checkpointing=args.gradient_checkpointing not in (False, "auto"),
+            trainable=args.trainable,
         )
         self.notes += fit_length(self._args, self.model, self._tokenizer) + notes
         self._seams = find_seams(self.model)
         self.notes += self._seams.notes + rotation_notes(self.model, self._args.max_length)
         if args.optim is Own.MUON:
             self.notes.append(summary(self.model))
+        self.notes += notes_on_rates(self.model, args.learning_rates)
         if args.packing and not self._seams.flat:
             raise ModelError(
                 "packing is set, but this model cannot keep documents in a row apart.", fix="packing=false"
@@ -141,6 +144,7 @@ def config_of(args: SFTConfig) -> LoopConfig:
         accumulation=args.gradient_accumulation_steps,
         optimizer=OPTIMIZERS[args.optim.value],
         learning_rate=args.learning_rate,
+        learning_rates=args.learning_rates,
         schedule=schedule,
         # as in transformers, whose "constant" has no warm-up
         warmup=0.0 if args.lr_scheduler_type.value == "constant" else args.warmup_steps,
@@ -181,7 +185,7 @@ _TAKEN = {
     *("neftune_noise_alpha", "train_sampling_strategy", "seed", "data_seed", "gradient_checkpointing", "use_cpu"),
     *("activation_checkpointing", "dataloader_num_workers", "token_metrics", "logging_strategy", "logging_steps"),
     *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit", "report_to", "project"),
-    *("run_name", "resume_from_checkpoint"),
+    *("run_name", "resume_from_checkpoint", "trainable", "learning_rates"),
 }
 _DATA = {
     *("dataset_text_field", "max_length", "packing", "packing_strategy", "eval_packing", "assistant_only_loss"),

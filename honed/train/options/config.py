@@ -86,6 +86,10 @@ class SFTConfig(TrainingArguments):
         fp8: honed. Linear layers multiply in float8 (torchao); for GPUs that have it. "emulate": anywhere, slowly.
         image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
         freeze_vision: honed. Leave the vision tower as it is.
+        trainable: honed. Regular expressions for the names of the parameters to train, the rest is frozen; one with "!"
+            before it freezes what it finds. For training without an adapter.
+        learning_rates: honed. Regular expression for the names of parameters -> factor for their learning rate, such as
+            {"embed_tokens": 0.1}, or LoRA+: {"lora_B": 16}. The first that fits counts.
         token_metrics: honed. Log mean_token_accuracy and entropy; costs next to nothing.
         max_not_finite_steps: honed. Steps whose loss or gradient is not finite are skipped; after more, the run ends.
     """
@@ -96,6 +100,7 @@ class SFTConfig(TrainingArguments):
         "dataset_kwargs",
         "template_arguments",
         "columns",
+        "learning_rates",
     ]
 
     # TRL's defaults, where transformers has others
@@ -149,6 +154,8 @@ class SFTConfig(TrainingArguments):
     fp8: bool | str = False
     image_folder: str | None = None
     freeze_vision: bool = False
+    trainable: list[str] | str = field(default_factory=list)
+    learning_rates: dict[str, float] = field(default_factory=dict)
     token_metrics: bool = True
     max_not_finite_steps: int = 5
 
@@ -168,6 +175,7 @@ class SFTConfig(TrainingArguments):
             if value in values:
                 setattr(self, name, values[value])
                 tell_of(self, f"{name}={value!r} is called {values[value]!r} now.")
+        self.trainable = [self.trainable] if isinstance(self.trainable, str) else list(self.trainable or [])
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         optim = known_optimizer(self.optim)
         self.optim: Any = TrainingArguments.default_optim if isinstance(optim, Own) else optim

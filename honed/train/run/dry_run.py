@@ -19,6 +19,7 @@ from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.read.sources import read_rows
 from honed.errors import RecipeError, first_line
 from honed.model.adapters.adapters import lora_config, ready_to_train
+from honed.model.adapters.trainable import train_only
 from honed.model.device import pick_dtype
 from honed.model.load.load import known_dtype, model_class, resolve
 from honed.model.plan import plan
@@ -214,7 +215,7 @@ def first_rows(data: Any, options: PrepareOptions) -> list[tuple[Any, Any, Prepa
 
 def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, *, sees: bool) -> tuple[Any, list[str]]:
     if recipe.lora is None:
-        return model, []
+        return model, [train_only(model, args.trainable)] if args.trainable else []
     # without what needs weights: other initialisations, DoRA's magnitudes, rows of new tokens
     adapter: Any = lora_config(**{**lora_options(recipe.lora), "init": True, "use_dora": False})
     notes: list[str] = []
