@@ -10,6 +10,7 @@ from honed.errors import HonedError, ModelError, RecipeError, first_line
 from honed.model.adapters.loftq import start_at_residual
 from honed.model.adapters.names import notes_on_names
 from honed.model.adapters.trainable import train_only
+from honed.model.load.added_tokens import rows_in_adapter
 from honed.model.load.chat_tokens import new_token_rows, template_tokens
 from honed.model.load.load import load_model
 from honed.model.load.packed_experts import PackedWeight
@@ -80,6 +81,7 @@ def ready_to_train(
     tokenizer: Any = None,
     checkpointing: bool = False,
     trainable: Sequence[str] = (),
+    added: Sequence[str] = (),
 ) -> tuple[Any, list[str]]:
     """The model ready to train, with a new adapter if `peft_config` is given, and notes for the user.
 
@@ -89,6 +91,7 @@ def ready_to_train(
         tokenizer: untrained embeddings of its chat template's tokens are trained with the adapter.
         checkpointing: whether activations are recomputed; then the embedding's output must require a gradient, because
             reentrant checkpointing would give the adapter none.
+        added: tokens whose embeddings are trained with the adapter, too, if they are untrained.
         trainable: which of the model's own weights are trained; see `honed.model.adapters.trainable.train_only`.
 
     Raises:
@@ -110,7 +113,8 @@ def ready_to_train(
     if peft_config is not None and adapter_config(model) == peft_config:  # peft keeps it as it was passed in
         notes += ["peft_config has no effect: the model has this very adapter already."]
     elif peft_config is not None:
-        rows = new_token_rows(model, template_tokens(tokenizer)) if tokenizer is not None else []
+        asked = [] if tokenizer is None else template_tokens(tokenizer) + tokenizer.convert_tokens_to_ids(list(added))
+        rows = new_token_rows(model, asked)
         fitted, told = fit_config(model, peft_config, rows)
         model = _attach(model, fitted)
         notes += told
@@ -188,6 +192,8 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
         if base is None:
             name = PeftConfig.from_pretrained(folder).base_model_name_or_path
             base = load_model(str(name), device=device, trains_all=False, **options)
+        if (rows := rows_in_adapter(folder, base)) > base.get_input_embeddings().weight.shape[0]:
+            base.resize_token_embeddings(rows, mean_resizing=False)  # tokens were added; the adapter has all rows
         return PeftModel.from_pretrained(base, folder)
     except HonedError:
         raise

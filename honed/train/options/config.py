@@ -13,6 +13,7 @@ from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
 from honed.loss.objective import Objective
+from honed.model.load.added_tokens import ROLES
 from honed.train.options.legacy import takes_old_names, tell_of
 from honed.train.options.optim import Own, known_optimizer
 from honed.train.options.refusals import refusals_of_arguments
@@ -40,6 +41,9 @@ class SFTConfig(TrainingArguments):
         chat_template_path: what replaces the tokenizer's chat template: a Jinja file, or a model whose template it is.
         eos_token: token that ends turns and texts, instead of the tokenizer's.
         pad_token: token that fills up padded batches, instead of the tokenizer's.
+        bos_token, unk_token: honed. The same for what begins texts, and for what the vocabulary lacks.
+        add_tokens: honed. Tokens to add to the vocabulary: texts that spell one hold this token. Their embeddings begin
+            as the mean of the others, and are trained, with an adapter, too.
         dataset_text_field: column of plain-text rows. As in TRL its text comes before the columns of other formats, but
             for messages (`role` and `content`, or ShareGPT's `from` and `value`) and prompt+completion. None (honed):
             `text`, behind all others.
@@ -117,6 +121,9 @@ class SFTConfig(TrainingArguments):
     chat_template_path: str | None = None
     eos_token: str | None = None
     pad_token: str | None = None
+    bos_token: str | None = None
+    unk_token: str | None = None
+    add_tokens: list[str] | str = field(default_factory=list)
     dataset_text_field: str | None = "text"
     dataset_kwargs: dict[str, Any] | str | None = None
     dataset_num_proc: int | None = None
@@ -175,7 +182,9 @@ class SFTConfig(TrainingArguments):
             if value in values:
                 setattr(self, name, values[value])
                 tell_of(self, f"{name}={value!r} is called {values[value]!r} now.")
-        self.trainable = [self.trainable] if isinstance(self.trainable, str) else list(self.trainable or [])
+        for name in ("trainable", "add_tokens"):
+            value = getattr(self, name)
+            setattr(self, name, [value] if isinstance(value, str) else list(value or []))
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         optim = known_optimizer(self.optim)
         self.optim: Any = TrainingArguments.default_optim if isinstance(optim, Own) else optim
@@ -187,6 +196,11 @@ class SFTConfig(TrainingArguments):
     def skips_preparation(self) -> bool:
         """Whether the collator gets the rows as they are."""
         return isinstance(self.dataset_kwargs, dict) and bool(self.dataset_kwargs.get("skip_prepare_dataset"))
+
+    @property
+    def tokens(self) -> dict[str, Any]:
+        """Keywords of `honed.model.load.added_tokens.with_tokens`."""
+        return {"roles": {role: getattr(self, role) for role in ROLES}, "added": self.add_tokens}
 
     def prepare_options(self, *, evaluation: bool = False) -> PrepareOptions:
         """How rows become tokens, for the training or the evaluation set.

@@ -92,7 +92,8 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
     args = Plan.of(recipe).args
     notes = [*args.old_names, *rules.check(args)]
     data = run_data(recipe.data, seed=args.seed)
-    processing_class = vision.load_processing_class(recipe.model, None if args.streaming else data.train)
+    found = vision.load_processing_class(recipe.model, None if args.streaming else data.train)
+    processing_class = vision.with_asked_tokens(found, args)
     sees = vision.is_processor(processing_class)
     tokenizer = processing_class.tokenizer if sees else processing_class
     model = meta_model(recipe.model, sees=sees)
