@@ -60,8 +60,7 @@ class PlainTrainer:
             peft_config,
             tokenizer=self._tokenizer,
             checkpointing=args.gradient_checkpointing not in (False, "auto"),
-            trainable=args.trainable,
-            added=args.add_tokens,
+            **args.chosen,
         )
         self.notes += fit_length(self._args, self.model, self._tokenizer) + notes
         self._seams = find_seams(self.model)

@@ -89,6 +89,7 @@ class SFTConfig(TrainingArguments):
             full fine-tuning where memory is short; without clipping, accumulation and several ranks.
         fp8: honed. Linear layers multiply in float8 (torchao); for GPUs that have it. "emulate": anywhere, slowly.
         image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
+        image_max_pixels: honed. Larger images are shrunk to this many pixels before the processor gets them.
         freeze_vision: honed. Leave the vision tower as it is.
         trainable: honed. Regular expressions for the names of the parameters to train, the rest is frozen; one with "!"
             before it freezes what it finds. For training without an adapter.
@@ -160,6 +161,7 @@ class SFTConfig(TrainingArguments):
     memory_budget: float | None = None
     fp8: bool | str = False
     image_folder: str | None = None
+    image_max_pixels: int | None = None
     freeze_vision: bool = False
     trainable: list[str] | str = field(default_factory=list)
     learning_rates: dict[str, float] = field(default_factory=dict)
@@ -201,6 +203,11 @@ class SFTConfig(TrainingArguments):
     def tokens(self) -> dict[str, Any]:
         """Keywords of `honed.model.load.added_tokens.with_tokens`."""
         return {"roles": {role: getattr(self, role) for role in ROLES}, "added": self.add_tokens}
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Keywords of `honed.model.adapters.adapters.ready_to_train`."""
+        return {"trainable": self.trainable, "added": self.add_tokens}
 
     def prepare_options(self, *, evaluation: bool = False) -> PrepareOptions:
         """How rows become tokens, for the training or the evaluation set.

@@ -132,6 +132,12 @@ RULES = (
         fix="leave one of them out, or shard with FSDP2",
     ),
     Rule(
+        name="image_max_pixels",
+        when=lambda args: args.image_max_pixels is not None and args.image_max_pixels < 1,
+        message="image_max_pixels is below 1.",
+        fix="set a number of pixels, such as 262144 (512 x 512), or leave it out",
+    ),
+    Rule(
         name="in_backward_clipping",
         when=lambda args: args.optimizer_in_backward and args.max_grad_norm > 0,
         message="optimizer_in_backward frees each gradient at once, so their common norm cannot be clipped.",

@@ -74,6 +74,7 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "tokens_with_deepspeed": deepspeed_tokens,
     "learning_rates_values": {"learning_rates": {"lora_B": 0}},
     "learning_rates_with_deepspeed": deepspeed_rates,
+    "image_max_pixels": {"image_max_pixels": 0},
     "in_backward_clipping": {"optimizer_in_backward": True},
     "in_backward_accumulation": {**IN_BACKWARD, "gradient_accumulation_steps": 2},
     "in_backward_alone": deepspeed_in_backward,
