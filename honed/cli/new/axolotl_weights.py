@@ -95,11 +95,11 @@ def _choice(draft: Draft, given: Values) -> None:
 def rates(draft: Draft, given: Values) -> None:
     """Learning rates of some weights, which are factors here."""
     line = draft.lines.get("train.learning_rate")
-    if line is None:
-        for key in given:
-            draft.refuse(key, "a factor needs the learning rate", "write learning_rate")
+    absolute = [key for key in ("lr_groups", "embedding_lr") if given.get(key)]
+    if line is None and absolute:
+        draft.refuse(absolute[0], "its factor needs the learning rate", "write learning_rate")
         return
-    rate = line.value
+    rate = None if line is None else line.value
     found: dict[str, float] = {}
     for group in given.get("lr_groups") or []:
         found |= {re.escape(name): as_number(group["lr"]) / rate for name in group["modules"]}

@@ -226,6 +226,7 @@ def test_a_pretraining_dataset_is_a_stream(made: Any) -> None:
         (LEAST + "adapter: llama-adapter", "write lora or qlora"),
         (LEAST + ADAPTER, "write lora_target_linear: true"),
         (LEAST + "lr_scheduler: rex", "not one of transformers' schedules"),
+        (LEAST.replace("learning_rate: 2e-5", "embedding_lr: 1e-6"), "its factor needs the learning rate"),
         (LEAST + f"{QLORA}unfrozen_parameters: ['lm_head.*']", "an adapter leaves the model's own weights as they are"),
         (LEAST + "unfrozen_parameters: ['^lm_head.weight$[:32000]']", "name whole weights"),
         (LEAST + "model_config: {rope_theta: 1000000}", "not with rope_theta"),
