@@ -29,6 +29,8 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 
+PLUS_EXPERTS = "+experts"  # behind "nf4" or "fp4" in `quantization`: stacked experts, too
+
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
@@ -97,6 +99,9 @@ class LoraRecipe:
     """A LoRA adapter; `lora: null` trains all weights instead. See `honed.model.adapters.adapters.lora_config`.
 
     Attributes:
+        target_modules: names of layers, or "all-linear"; null for none.
+        target_parameters: weights outside linear layers, such as experts.gate_up_proj.
+        rank_pattern, alpha_pattern: layer -> its own r, alpha.
         init: peft's `init_lora_weights`, such as "pissa"; true for the ordinary one.
         modules_to_save: layers that are trained whole, such as lm_head.
     """
@@ -104,7 +109,10 @@ class LoraRecipe:
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
+    target_modules: str | tuple[str, ...] | None = "all-linear"
+    target_parameters: tuple[str, ...] | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     use_dora: bool = False
     use_rslora: bool = False
     init: bool | str = True
@@ -135,7 +143,8 @@ class Recipe:
     Attributes:
         model: name, folder or Hub id.
         dtype: number format of its weights, such as "bfloat16"; null picks what suits the device and the training.
-        quantization: "nf4", "fp4" or "int8" quantises it, to train an adapter on; see `honed.model.load.quantize`.
+        quantization: "nf4", "fp4" or "int8" quantises it, to train an adapter on; "nf4+experts" its stacked experts,
+            too; see `honed.model.load.quantize`.
         data, lora, samples: see their classes.
         train: arguments of `honed.SFTConfig` (and so of transformers' TrainingArguments), by name.
         engine: "trainer" trains with `honed.SFTTrainer`, "plain" with the loop of `honed.train.loop.loop`.

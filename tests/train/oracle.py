@@ -51,6 +51,8 @@ class Training:
     beta2: float = 0.999
     epsilon: float = 1e-3
     sgd: bool = False
+    faster: str = ""  # weights with this in their names learn `times` as fast
+    times: float = 1.0
 
 
 def loss_of_step(model: Any, step: Step, how: Training) -> torch.Tensor:
@@ -129,6 +131,7 @@ class ByHand:
     def _update(self, name: str, weight: torch.Tensor, gradient: torch.Tensor, rate: float, step: int) -> None:
         how, (first, second) = self.how, self.state[name]
         decays = weight.ndim >= 2
+        rate = rate * how.times if how.faster and how.faster in name else rate
         if how.decay_by_name:
             decays = not NEVER_DECAY.search(name) and name not in self.norms
         if how.sgd:

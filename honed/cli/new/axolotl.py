@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from honed.cli.new.axolotl_data import data, put_often
+from honed.cli.new.axolotl_weights import model, rates, weights
 from honed.cli.new.translate import (
     KEEP,
     Draft,
@@ -33,7 +35,6 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "num_epochs": to("train.num_train_epochs"),
     "optimizer": to("train.optim"),
     "noisy_embedding_alpha": to("train.neftune_noise_alpha"),
-    "freeze_mm_modules": to("train.freeze_vision"),
     "gradient_checkpointing": to("train.gradient_checkpointing", {True: True, False: False, "offload": True}),
     "activation_offloading": to("train.activation_offloading", {True: True, "legacy": True, False: None}),
     "fp8": to("train.fp8"),
@@ -41,10 +42,14 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "torch_compile": to("train.torch_compile", {True: True, False: None, "auto": None}),
     "shuffle_merged_datasets": to("train.train_sampling_strategy", {True: None, False: "sequential"}),
     **rules_of("adapter load_in_4bit load_in_8bit lora_r lora_alpha lora_dropout lora_target_modules "
-               "lora_target_linear lora_modules_to_save peft_use_dora peft_use_rslora peft_init_lora_weights bf16 "
-               "bfloat16 bnb_config_kwargs", Rule(group="weights")),
+               "lora_target_linear lora_modules_to_save lora_target_parameters lora_rank_pattern lora_alpha_pattern "
+               "peft_use_dora peft_use_rslora peft_init_lora_weights bf16 "
+               "bfloat16 bnb_config_kwargs quantize_moe_experts llama4_linearized_experts unfrozen_parameters "
+               "freeze_mm_modules", Rule(group="weights")),
+    **rules_of("embedding_lr embedding_lr_scale lr_groups loraplus_lr_ratio", Rule(group="rates")),
+    **rules_of("model_config overrides_of_model_config", Rule(group="model")),
     **rules_of("micro_batch_size gradient_accumulation_steps batch_size eval_batch_size warmup_ratio warmup_steps "
-               "saves_per_epoch save_steps lr_scheduler cosine_min_lr_ratio special_tokens "
+               "saves_per_epoch save_steps lr_scheduler cosine_min_lr_ratio special_tokens tokens "
                "plugins wandb_project use_wandb wandb_name use_mlflow use_tensorboard use_comet use_trackio",
                Rule(group="steps")),
     **rules_of("datasets test_datasets pretraining_dataset val_set_size sequence_len sample_packing "
@@ -64,6 +69,9 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **needless("pad_to_sequence_len pad_to_multiple_of batch_flattening multipack_real_batches sample_packing_* "
                "pretrain_multipack_attn total_num_tokens",
                "batches have no padding, and rows are packed by real length"),
+    **needless("resize_token_embeddings_to_32x", "rows of the embedding that no token has are there for speed alone"),
+    **needless("eta_min adam_eps full_finetune", f"{NAME} has no such key, and does nothing with it"),
+    **needless("lora_fan_in_fan_out", "peft sees it at the layer"),
     **needless("eot_tokens", "the token that ends a turn is found in the template, and is trained"),
     **needless("dp_shard_size dp_replicate_size expert_parallel_num_* expert_parallel_token_*",
                "weights are sharded by `accelerate launch --config_file fsdp2.yaml` (docs/distributed.md)"),
@@ -79,17 +87,18 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **needless("auto_resume_from_checkpoints", "the same command goes on from the newest checkpoint"),
     **needless("lora_on_cpu merge_* qlora_sharded_model_loading tokenizer_save_jinja_files embeddings_skip_upcast "
                "bnb_*", "honed loads and saves in its own way"),
-    **needless("trl vllm ebft_* dpo_* kto_* orpo_* simpo_* cpo_* rl_beta rpo_* precompute_ref_log_probs max_prompt_len "
+    **needless("loraplus_lr_embedding trl vllm ebft_* dpo_* kto_* orpo_* simpo_* cpo_* rl_beta rpo_* "
+               "precompute_ref_log_probs max_prompt_len "
                "relora_* jagged_* lisa_* eaft_* qgalore_* dion_* gptq_*", "part of another key, which decides"),
     **refused("rl reward_model process_reward_model center_rewards_coefficient num_labels ebft diffusion",
               "honed does supervised fine-tuning", KEEP),
-    **refused("qat quantization llmcompressor fp16_full_eval gptq model_quantization_config* quantize_moe_experts "
+    **refused("qat quantization llmcompressor fp16_full_eval gptq model_quantization_config* "
               "use_onebitllms", "honed quantises to nf4, fp4 or int8", KEEP),
-    **refused("relora lisa_n_layers lora_model_dir lora_target_parameters lora_rank_pattern lora_alpha_pattern "
-              "lora_fan_in_fan_out peft peft_layer* peft_trainable_token_indices peft_ensure_weight_tying "
+    **refused("relora lisa_n_layers lora_model_dir peft peft_layer* peft_trainable_token_indices "
+              "peft_ensure_weight_tying "
               "peft_autocast_adapter_dtype", "a recipe makes a new LoRA adapter on named layers", "leave it out"),
-    **refused("unfrozen_parameters layer_offloading selective_checkpointing", "all weights are trained, or an adapter"),
-    **refused("embedding_lr embedding_lr_scale lr_groups loraplus_lr_ratio lr_quadratic_warmup lr_div_factor "
+    **refused("layer_offloading selective_checkpointing", "honed has gradient_checkpointing and activation_offloading"),
+    **refused("lr_quadratic_warmup lr_div_factor "
               "cosine_constant_lr_ratio jagged_restart_steps adam_beta3 adam_epsilon2 optim_target_modules",
               "honed has one learning rate, and transformers' schedules", "leave it out"),
     **refused("use_eaft", "axolotl's factor is three times that of the paper's authors, whom honed follows",
@@ -98,10 +107,10 @@ RULES: Mapping[str, Rule] = MappingProxyType({
               "dataset_exact_deduplication dataset_shard_num dataset_shard_idx shuffle_before_merging_datasets",
               "honed has no such option",
               "leave it out, or change the rows (`honed data check` finds repeats)"),
-    **refused("tokenizer_config tokenizer_legacy tokenizer_use_mistral_common tokens added_tokens_overrides "
-              "resize_token_embeddings_to_32x shrink_embeddings reinit_weights fix_untrained_tokens processor_kwargs "
-              "revision_of_model overrides_of_model_* model_config cls_model_config rope_scaling "
-              "llama4_linearized_experts scaling_softmax*", "a recipe takes model and tokenizer as they were saved",
+    **refused("tokenizer_config tokenizer_legacy tokenizer_use_mistral_common added_tokens_overrides "
+              "shrink_embeddings reinit_weights fix_untrained_tokens processor_kwargs "
+              "revision_of_model overrides_of_model_kwargs cls_model_config rope_scaling scaling_softmax*", "a recipe "
+              "takes model and tokenizer as they were saved",
               "save them changed, and name that folder"),
     **refused("tensor_parallel_size context_parallel_size sequence_parallel_degree expert_parallel_size",
               "parts of rows or layers on several GPUs", "use DDP or FSDP2 (docs/distributed.md)", off=(1,)),
@@ -110,76 +119,12 @@ RULES: Mapping[str, Rule] = MappingProxyType({
 })  # fmt: skip
 
 
-def weights(draft: Draft, given: Values) -> None:
-    """What is trained: an adapter, on 16, 8 or 4 bits, or all weights."""
-    adapter = given.get("adapter")
-    if adapter in ("lora", "qlora"):
-        _adapter(draft, given)
-    elif adapter is not None:
-        draft.refuse("adapter", "honed trains a LoRA adapter or all weights", "write lora or qlora, or leave it out")
-    else:
-        draft.put("lora", None, "all weights")
-        for key in given.keys() - {"bf16", "bfloat16", "load_in_4bit", "load_in_8bit", "bnb_config_kwargs"}:
-            draft.skip(key, "all weights are trained")
-    _quantization(draft, given)
-    halved = given.get("bf16", "auto") in (True, "auto") or given.get("bfloat16")
-    if adapter is None and halved:
-        draft.put("dtype", "bfloat16", f"as {NAME} loads it; without this line small updates are not rounded away")
-    if isinstance(given.get("bf16"), bool):
-        draft.put("train.bf16", given["bf16"])
-    elif given.get("bf16", "auto") != "auto":
-        draft.refuse("bf16", "no such value here", "write true, false or auto")
-
-
-def _adapter(draft: Draft, given: Values) -> None:
-    names = {
-        "lora_r": "r",
-        "lora_alpha": "alpha",
-        "lora_dropout": "dropout",
-        "lora_modules_to_save": "modules_to_save",
-        "peft_use_dora": "use_dora",
-        "peft_use_rslora": "use_rslora",
-        "peft_init_lora_weights": "init",
-    }
-    for key, ours in names.items():
-        if key in given:
-            draft.put(f"lora.{ours}", float(given[key]) if ours == "dropout" else given[key])
-        elif ours in ("r", "alpha"):
-            draft.refuse("adapter", f"{key} is missing", f"write {key}")
-    listed = given.get("lora_target_modules")
-    whole = given.get("lora_target_linear")
-    if whole and isinstance(listed, list) and {"lm_head", "embed_tokens"} & set(listed):
-        draft.refuse(
-            "lora_target_modules", "all linear layers and the head cannot be named together", "list all layers"
-        )
-    if whole or listed:
-        draft.put("lora.target_modules", "all-linear" if whole else listed)
-    else:
-        draft.refuse("adapter", "no layers are named for it", "write lora_target_linear: true")
-
-
-def _quantization(draft: Draft, given: Values) -> None:
-    extra = dict(given.get("bnb_config_kwargs") or {})
-    if given.get("load_in_4bit"):
-        draft.put("quantization", extra.pop("bnb_4bit_quant_type", "nf4"))
-        if extra.pop("bnb_4bit_use_double_quant", True) is not True or extra:
-            draft.refuse("bnb_config_kwargs", "scales are quantised once more, and nothing else is set", "leave it out")
-    elif given.get("load_in_8bit"):
-        draft.put("quantization", "int8")
-    if extra and not given.get("load_in_4bit"):
-        draft.skip("bnb_config_kwargs", "part of load_in_4bit")
-
-
 def steps(draft: Draft, given: Values) -> None:
     """Batches, schedule, checkpoints and trackers."""
     _batches(draft, given)
     _schedule(draft, given)
     put_often(draft, "save", given.get("saves_per_epoch"), given.get("save_steps"))
-    for name, token in (given.get("special_tokens") or {}).items():
-        if token is not None and name in ("eos_token", "pad_token"):
-            draft.put(f"train.{name}", token)
-        elif token is not None:
-            draft.refuse("special_tokens", f"{name} is the tokenizer's own", "save a tokenizer that has it")
+    _tokens(draft, given)
     odd = [name for name in given.get("plugins") or () if str(name).rsplit(".", 1)[-1] not in SPEED_PLUGINS]
     if odd:
         draft.refuse("plugins", f"{', '.join(map(str, odd))} may change what is trained", "leave it out")
@@ -193,6 +138,22 @@ def steps(draft: Draft, given: Values) -> None:
     for key in given.keys() & {"wandb_project", "wandb_name"}:
         if "wandb" not in trackers or key == "wandb_project":
             draft.skip(key, "export WANDB_PROJECT" if "wandb" in trackers else "no tracker is asked for")
+
+
+def _tokens(draft: Draft, given: Values) -> None:
+    """New tokens, and which have a role; older files have those in `tokens`."""
+    tokens: Any = given.get("tokens") or []
+    roles: dict[str, Any] = dict(given.get("special_tokens") or {})
+    if isinstance(tokens, Mapping):
+        tokens, roles = [], {**tokens, **roles}
+    added = [*tokens, *(roles.pop("additional_special_tokens", None) or [])]
+    if added:
+        draft.put("train.add_tokens", added, "those that the tokenizer has already stay as they are")
+    for name, token in roles.items():
+        if token is not None and name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+            draft.put(f"train.{name}", token)
+        elif token is not None:
+            draft.refuse("special_tokens", f"{name} is the tokenizer's own", "save a tokenizer that has it")
 
 
 def _batches(draft: Draft, given: Values) -> None:
@@ -228,7 +189,7 @@ def _schedule(draft: Draft, given: Values) -> None:
 AXOLOTL = Trainer(
     name=NAME,
     rules=RULES,
-    groups=MappingProxyType({"weights": weights, "steps": steps, "data": data}),
+    groups=MappingProxyType({"weights": weights, "rates": rates, "model": model, "steps": steps, "data": data}),
     defaults=(
         ("train.num_train_epochs", 1.0),
         ("train.weight_decay", 0.0),

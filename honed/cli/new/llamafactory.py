@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from honed.cli.new.llamafactory_data import NAME, data
+from honed.cli.new.llamafactory_data import NAME, data, freeze_vision
 from honed.cli.new.translate import (
     KEEP,
+    OFF,
     Draft,
     Rule,
     Trainer,
@@ -22,6 +23,8 @@ from honed.cli.new.translate import (
     transformers_arguments,
 )
 
+VISION = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")
+
 RULES: Mapping[str, Rule] = MappingProxyType({
     "model_name_or_path": to("model"),
     "output_dir": to("output"),
@@ -29,8 +32,8 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "preprocessing_num_workers": to("data.workers"),
     "moe_aux_loss_coef": to("train.router_aux_loss_coef"),
     "enable_liger_kernel": to("train.use_liger_kernel"),
-    "freeze_vision_tower": to("train.freeze_vision"),
     "fp8": to("train.fp8"),
+    "image_max_pixels": to("train.image_max_pixels"),
     "disable_gradient_checkpointing": to("train.gradient_checkpointing", {True: False, False: True}),
     "use_dft_loss": to("train.loss_type", {True: "dft", False: None}),
     "use_eaft_loss": to("train.loss_type", {True: "eaft", False: None}),
@@ -43,7 +46,9 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "model_revision": only("main", "a recipe names no revision", "download that revision, and name its folder"),
     "fp8_backend": to("", {"auto": None, "torchao": None}),
     **rules_of("finetuning_type lora_rank lora_alpha lora_dropout lora_target use_rslora use_dora pissa_init "
-               "pissa_iter additional_target quantization_bit quantization_type pure_bf16", Rule(group="weights")),
+               "pissa_iter additional_target quantization_bit quantization_type pure_bf16 loraplus_lr_ratio "
+               "freeze_vision_tower freeze_multi_modal_projector freeze_language_model", Rule(group="weights")),
+    **rules_of("add_tokens add_special_tokens", Rule(group="tokens")),
     **rules_of("stage dataset dataset_dir media_dir eval_dataset val_size max_samples mix_strategy interleave_probs "
                "streaming buffer_size packing neat_packing cutoff_len train_on_prompt mask_history template "
                "enable_thinking eval_strategy", Rule(group="data")),
@@ -76,18 +81,15 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **refused("use_llama_pro mixture_of_depths shift_attn", "it changes the model", KEEP),
     **refused("use_mca use_megatron_bridge use_hyper_parallel use_kt *_parallel_size sequence_parallel",
               "another engine", KEEP, off=(1,)),
-    **refused("loraplus_lr_ratio", "one learning rate for all of the adapter", "leave it out"),
     **refused("adapter_name_or_path adapter_folder", "a recipe makes a new adapter",
               "merge that one (`honed export`), and name the merged model"),
-    **refused("add_tokens add_special_tokens new_special_tokens_config init_special_tokens resize_vocab "
-              "split_special_tokens", "a recipe leaves the vocabulary as it is",
-              "save a model and tokenizer that have the tokens, and name that folder"),
+    **needless("resize_vocab", "the embedding grows where tokens are added"),
+    **refused("new_special_tokens_config init_special_tokens split_special_tokens",
+              "new tokens begin as the mean of the others, and are trained", "write add_tokens alone"),
     **refused("rope_scaling train_from_scratch upcast_layernorm upcast_lmhead_output",
               "a recipe trains the model as it was saved", "change the model's config.json, or `honed new minimind`"),
-    **refused("image_max_pixels image_min_pixels image_do_pan_and_scan crop_to_patches",
+    **refused("image_min_pixels image_do_pan_and_scan crop_to_patches",
               "the size of images is the processor's", "set it in the model's preprocessor_config.json"),
-    **refused("freeze_multi_modal_projector freeze_language_model", "only the vision tower can be frozen",
-              "leave it out (docs/vision.md)"),
     **refused("early_stopping_steps eval_on_each_dataset preserve_thinking quantization_device_map",
               "honed has no such option"),
     **refused("use_swanlab", "trackers are named by report_to", "write report_to: swanlab"),
@@ -99,12 +101,14 @@ def weights(draft: Draft, given: Values) -> None:
     kind = given.get("finetuning_type", "lora")
     if kind == "full":
         draft.put("lora", None, "all weights")
-        for key in given.keys() - {"finetuning_type", "pure_bf16", "quantization_bit", "quantization_type"}:
+        for key in given.keys() - {"finetuning_type", "pure_bf16", "quantization_bit", "quantization_type", *VISION}:
             draft.skip(key, "all weights are trained")
     elif kind == "lora":
         _adapter(draft, given)
     else:
-        draft.refuse("finetuning_type", "honed trains a LoRA adapter or all weights", "write lora or full")
+        fix = "write lora or full; full with train.trainable trains weights by name"
+        draft.refuse("finetuning_type", "honed trains a LoRA adapter, all weights, or some by name", fix)
+    _vision(draft, given, whole=kind == "full")
     bits = {4: given.get("quantization_type", "nf4"), 8: "int8"}.get(as_number(given.get("quantization_bit")))
     if bits is not None:
         draft.put("quantization", bits)
@@ -133,12 +137,41 @@ def _adapter(draft: Draft, given: Values) -> None:
         draft.put("lora.init", "pissa" if rounds == -1 else f"pissa_niter_{rounds}")
     elif "pissa_iter" in given:
         draft.skip("pissa_iter", "part of pissa_init")
+    if given.get("loraplus_lr_ratio"):
+        draft.put("train.learning_rates", {"lora_B": float(given["loraplus_lr_ratio"])}, "LoRA+")
+
+
+def _vision(draft: Draft, given: Values, *, whole: bool) -> None:
+    """What of a vision-language model is frozen; without a word about it, nothing says that it is one."""
+    asked = given.keys() & set(VISION)
+    if not asked:
+        return
+    tower, projector, language = (given.get(key, key != VISION[2]) for key in VISION)
+    if language or (whole and tower != projector):
+        draft.refuse(
+            max(asked, key=VISION.index),
+            "train.trainable can freeze it, but needs the model's own names",
+            "write it into the recipe",
+        )
+    elif tower:
+        freeze_vision(draft)
+    else:
+        draft.put("train.freeze_vision", False)
+
+
+def tokens(draft: Draft, given: Values) -> None:
+    """New tokens; special ones are ordinary ones here, so that rows can spell them."""
+    added = [token for key in given for token in as_list(given[key])]
+    if added:
+        draft.put("train.add_tokens", list(dict.fromkeys(added)), "a text that spells one holds it")
+    for key in given if not added else ():
+        draft.skip(key, OFF)
 
 
 LLAMAFACTORY = Trainer(
     name=NAME,
     rules=RULES,
-    groups=MappingProxyType({"weights": weights, "data": data}),
+    groups=MappingProxyType({"weights": weights, "tokens": tokens, "data": data}),
     defaults=(
         ("train.num_train_epochs", 3.0),
         ("train.learning_rate", 5e-5),

@@ -11,10 +11,21 @@ from honed.cli.new.sources import Origin, hub_id, named, put_held_out, put_origi
 from honed.cli.new.translate import KEEP, Draft, Values, as_list, as_number
 
 NAME = "LLaMA-Factory"
+# parts of the names of towers and projectors, in its src/llamafactory/model/model_utils/visual.py
+TOWERS = ("visual", "vision_tower", "vision_model", "vision_embed_tokens", "audio_tower", "multi_modal_projector",
+          "language_projection", "resampler", "vpm", "apm")  # fmt: skip
 # Styles of prompts that no tokenizer brings; all other templates are those of a family of models.
 STYLES = ("alpaca", "default", "empty", "fewshot", "original", "vicuna")
 TAGS = {"user_tag": ("human", "user"), "assistant_tag": ("gpt", "assistant"), "system_tag": ("system",),
         "observation_tag": ("observation", "tool"), "function_tag": ("function_call",)}  # fmt: skip
+
+
+def freeze_vision(draft: Draft, comment: str = "") -> None:
+    """Freezes tower and projector; an adapter is not on the projector, unless that is named."""
+    if "lora" in draft.lines and draft.lines["lora"].value is None:
+        draft.put("train.trainable", [f"!(^|\\.)({'|'.join(TOWERS)})\\."], comment)
+    else:
+        draft.put("train.freeze_vision", True, comment)
 
 
 def data(draft: Draft, given: Values) -> None:
@@ -34,8 +45,10 @@ def data(draft: Draft, given: Values) -> None:
         draft.put("data.shuffle_buffer", given.get("buffer_size", 16384))
     elif "buffer_size" in given:
         draft.skip("buffer_size", "part of streaming")
-    if any(origin.images for origin in origins) and "train.freeze_vision" not in draft.lines:
-        draft.put("train.freeze_vision", True, f"{NAME}'s default; it also shrinks images above 768 x 768")
+    if any(origin.images for origin in origins) and not {"train.freeze_vision", "train.trainable"} & draft.lines.keys():
+        freeze_vision(draft, f"{NAME}'s default")
+    if any(origin.images for origin in origins) and "train.image_max_pixels" not in draft.lines:
+        draft.put("train.image_max_pixels", 768 * 768, f"{NAME}'s default")
     if "media_dir" in given:
         draft.put("train.image_folder", given["media_dir"])
 

@@ -26,7 +26,8 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "model_revision": only("main", "a recipe names no revision", "download that revision, and name its folder"),
     "lora_task_type": only("CAUSAL_LM", "honed trains language models"),
     "use_bnb_nested_quant": only(True, "scales of 4 bits are always quantised once more"),
-    **rules_of("use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save use_rslora use_dora "
+    **rules_of("use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save "
+               "lora_target_parameters use_rslora use_dora "
                "dtype torch_dtype load_in_4bit load_in_8bit bnb_4bit_quant_type", Rule(group="weights")),
     **rules_of("dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming datasets "
                "streaming test_split_size eval_strategy assistant_only_loss completion_only_loss chat_template_path",
@@ -34,7 +35,6 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **needless("attn_implementation padding_free pad_to_multiple_of", "honed brings its own way of computing"),
     **needless("ignore_bias_buffers bnb_4bit_quant_storage", "not needed here"),
     **needless("env", "export these variables before `honed train`"),
-    **refused("lora_target_parameters", "a recipe's adapter is on named layers", "leave it out"),
     **refused("model_init_kwargs dataset_kwargs", "a recipe loads and prepares in its own way", "leave it out"),
     **refused("beta reward_funcs reward_model_path loss_weights max_completion_length num_generations",
               "honed does supervised fine-tuning", "keep TRL for it; models saved by honed load there"),
@@ -70,6 +70,8 @@ def _adapter(draft: Draft, given: Values) -> None:
     draft.put("lora.target_modules", alone or ["q_proj", "v_proj"], comment)
     if given.get("lora_modules_to_save"):
         draft.put("lora.modules_to_save", given["lora_modules_to_save"])
+    if given.get("lora_target_parameters"):
+        draft.put("lora.target_parameters", given["lora_target_parameters"])
     for key in ("use_rslora", "use_dora"):
         if given.get(key):
             draft.put(f"lora.{key}", True)

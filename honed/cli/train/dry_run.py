@@ -117,8 +117,9 @@ def _trained(found: DryRun) -> str:
     lora = found.recipe.lora
     share = f"{found.trainable:,} parameters ({found.trainable / max(1, found.parameters):.2%})"
     if lora is None:
-        return f"{share}: all weights"
-    on = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+        return f"{share}: {', '.join(found.args.trainable) or 'all weights'}"
+    layers = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules or []
+    on = ", ".join([*layers, *(lora.target_parameters or [])])
     return f"{share}: an adapter, r={lora.r}, alpha={lora.alpha:g}, on {on}"
 
 

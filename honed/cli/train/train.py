@@ -13,7 +13,7 @@ Keys that matter most (key=value, or the same in the recipe's YAML; --help-all s
  model and run
   model                  name, folder or Hub id                                   [smollm2-135m-instruct]
   dtype                  float32, bfloat16; picked by measuring when absent
-  quantization           nf4, fp4, int8: train the adapter on a quantised model
+  quantization           nf4, fp4, int8, nf4+experts: train the adapter on a quantised model
   engine                 trainer; plain: the loop of docs/loop.md                 [trainer]
   output                 folder of the run                                        [runs/latest]
   seed                   of everything that is drawn                              [0]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,13 @@ class ImageRef:
         value: a `Path`, bytes, a PIL image, an array, or `FromDataSet`.
         source: the row that shows it.
         name: for messages.
+        max_pixels: a larger image is shrunk to this many, its sides in proportion; None for as it is.
     """
 
     value: Any
     source: Source
     name: str
+    max_pixels: int | None = None
 
 
 def need_pillow() -> None:
@@ -86,7 +89,7 @@ def folder_of(source: Source) -> Path:
 
 
 def load(ref: ImageRef) -> Any:
-    """The image as PIL's, RGB, upright: what transformers' `load_image` makes of the same file.
+    """The image as PIL's, RGB, upright: what transformers' `load_image` makes of the same file, shrunk if need be.
 
     Raises:
         RowError: it cannot be read.
@@ -94,13 +97,22 @@ def load(ref: ImageRef) -> Any:
     value = ref.value
     if isinstance(value, FromDataSet):
         values = value.read(value.rows[value.index])
-        return load(image_ref(values[value.number], ref.source, None))
+        return load(replace(image_ref(values[value.number], ref.source, None), max_pixels=ref.max_pixels))
     try:
-        return _opened(value)
+        return shrunk(_opened(value), ref.max_pixels)
     except Exception as error:  # Pillow raises a dozen kinds for broken files: OSError, SyntaxError, struct.error, ...
         if isinstance(error, FileNotFoundError):
             raise RowError("image not found", str(value)) from None
         raise RowError("broken image", f"{ref.name}: {type(error).__name__}: {error}") from None
+
+
+def shrunk(image: Any, max_pixels: int | None) -> Any:
+    """The image itself, or with at most `max_pixels`: both sides times one factor, rounded down, and 1 or more."""
+    width, height = image.size
+    if max_pixels is None or width * height <= max_pixels:
+        return image
+    factor = math.sqrt(max_pixels / (width * height))
+    return image.resize((max(1, int(width * factor)), max(1, int(height * factor))))
 
 
 def _opened(value: Any) -> Any:

@@ -66,6 +66,7 @@ def prepare_vision(
     options: PrepareOptions,
     *,
     image_folder: str | Path | None = None,
+    max_pixels: int | None = None,
     formatting_func: Callable[[Any], Any] | None = None,
     desc: str = "Preparing data",
 ) -> VisionPrepared:
@@ -76,6 +77,7 @@ def prepare_vision(
         processor: a transformers processor that sees images.
         options: see `PrepareOptions`. Overlong rows are dropped (or refused), never cut.
         image_folder: where the paths of images start, and out of which none may lead; None for each file's own folder.
+        max_pixels: larger images are shrunk to this many (see `honed.data.vision.images.shrunk`); None for none.
         formatting_func: as for `prepare`.
         desc: text of the progress bar.
 
@@ -96,6 +98,7 @@ def prepare_vision(
             part_options(part, options),
             formatting_func,
             image_folder=folder,
+            max_pixels=max_pixels,
             data_set=part.data if hasattr(part.data, "cast_column") and hasattr(part.data, "__getitem__") else None,
         )
         kept.append(list(reader(progress(mixture.rows(part, ledger), desc=desc, unit="row"), ledger)))

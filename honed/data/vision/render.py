@@ -97,6 +97,7 @@ class VisionRenderer(Renderer):
         template: made for the same processor.
         train_on: see `PrepareOptions.train_on`.
         image_folder: see `image_ref`.
+        max_pixels: see `ImageRef`.
         data_set: a data set on disk, and a function from its row to the row's images: these are read again each time
             they are needed, so that never all of them are in memory.
     """
@@ -108,10 +109,12 @@ class VisionRenderer(Renderer):
         *,
         train_on: str = "assistant",
         image_folder: Path | None = None,
+        max_pixels: int | None = None,
         data_set: tuple[Any, Callable[[Any], tuple[Any, ...]]] | None = None,
     ) -> None:
         super().__init__(processor.tokenizer, template, train_on=train_on)
         self._processor, self._template, self._folder, self._data_set = processor, template, image_folder, data_set
+        self._max_pixels = max_pixels
         self._expansions = Expansions(processor)
         own = {self._expansions.placeholder, getattr(processor.tokenizer, "image_token", None) or ""}
         spelled = sorted(own - {"", *special_tokens(processor.tokenizer)})
@@ -134,7 +137,7 @@ class VisionRenderer(Renderer):
         return views
 
     def _ref(self, example: Conversation, number: int, value: Any) -> ImageRef:
-        ref = image_ref(value, example.source, self._folder)
+        ref = replace(image_ref(value, example.source, self._folder), max_pixels=self._max_pixels)
         if self._data_set is None or isinstance(ref.value, Path):  # a path takes no memory
             return ref
         rows, read = self._data_set
@@ -219,6 +222,7 @@ class VisionReader(RowReader):
         formatting_func: Any = None,
         *,
         image_folder: Path | None = None,
+        max_pixels: int | None = None,
         data_set: Any = None,
     ) -> None:
         template = VisionTemplate(processor, options)
@@ -229,6 +233,7 @@ class VisionReader(RowReader):
             template,
             train_on=options.train_on,
             image_folder=image_folder,
+            max_pixels=max_pixels,
             data_set=None if data_set is None else (data_set, self._images_of),
         )
 

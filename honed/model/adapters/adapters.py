@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from honed.errors import HonedError, ModelError, first_line
+from honed.errors import HonedError, ModelError, RecipeError, first_line
 from honed.model.adapters.loftq import start_at_residual
+from honed.model.adapters.names import notes_on_names
 from honed.model.adapters.targets import ALL_LINEAR, asks_for_all, lost_on_loading, notes_on_frozen, unfit_layers
+from honed.model.adapters.trainable import train_only
+from honed.model.load.added_tokens import rows_in_adapter
 from honed.model.load.chat_tokens import new_token_rows, template_tokens
 from honed.model.load.load import load_model
-from honed.model.load.quantize import is_quantized, keep_differentiable, packed_layers, refuse_compressed
+from honed.model.load.packed_experts import PackedWeight
+from honed.model.load.quantize import (
+    is_quantized,
+    keep_differentiable,
+    notes_on_experts,
+    packed_layers,
+    refuse_compressed,
+)
 
 # These methods need more than a batch of tokens.
 OTHER_BATCHES = {"CPT": "its own loss over parts of the prompt", "MULTITASK_PROMPT_TUNING": "a task id for every row"}
@@ -23,7 +32,10 @@ def lora_config(
     r: int = 16,
     alpha: int = 32,
     dropout: float = 0.0,
-    target_modules: str | Sequence[str] = "all-linear",
+    target_modules: str | Sequence[str] | None = "all-linear",
+    target_parameters: Sequence[str] | None = None,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
     use_dora: bool = False,
     use_rslora: bool = False,
     init: str | bool = True,
@@ -33,7 +45,9 @@ def lora_config(
 
     Args:
         r, alpha, dropout: as in the paper.
-        target_modules: names of layers; "all-linear" for all linear layers but the head.
+        target_modules: names of layers; "all-linear" for all linear layers but the head, None for no layer.
+        target_parameters: names of weights that are in no linear layer, such as "experts.gate_up_proj".
+        rank_pattern, alpha_pattern: name of a layer, or a regular expression for its end -> another r or alpha.
         use_dora: train magnitude and direction separately (arXiv:2402.09353).
         use_rslora: scale by alpha / sqrt(r) (arXiv:2312.03732).
         init: peft's `init_lora_weights`: True, "gaussian", "pissa", "pissa_niter_16", "olora", ...; "loftq" is honed's
@@ -46,7 +60,10 @@ def lora_config(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules or []),
+        target_parameters=list(target_parameters) if target_parameters else None,
+        rank_pattern=dict(rank_pattern or {}),
+        alpha_pattern=dict(alpha_pattern or {}),
         use_dora=use_dora,
         use_rslora=use_rslora,
         init_lora_weights=True if init == "loftq" else init,
@@ -59,7 +76,13 @@ def lora_config(
 
 
 def ready_to_train(
-    model: Any, peft_config: Any = None, *, tokenizer: Any = None, checkpointing: bool = False
+    model: Any,
+    peft_config: Any = None,
+    *,
+    tokenizer: Any = None,
+    checkpointing: bool = False,
+    trainable: Sequence[str] = (),
+    added: Sequence[str] = (),
 ) -> tuple[Any, list[str]]:
     """The model ready to train, with a new adapter if `peft_config` is given, and notes for the user.
 
@@ -69,9 +92,12 @@ def ready_to_train(
         tokenizer: untrained embeddings of its chat template's tokens are trained with the adapter.
         checkpointing: whether activations are recomputed; then the embedding's output must require a gradient, because
             reentrant checkpointing would give the adapter none.
+        added: tokens whose embeddings are trained with the adapter, too, if they are untrained.
+        trainable: which of the model's own weights are trained; see `honed.model.adapters.trainable.train_only`.
 
     Raises:
         ModelError: a quantised base without an adapter, nothing to train, or an adapter that does not fit.
+        RecipeError: `trainable` beside an adapter, or a pattern in it that finds nothing.
     """
     if is_quantized(model):
         refuse_compressed(model)
@@ -81,14 +107,20 @@ def ready_to_train(
                 "The model is quantised: its own weights cannot be trained.",
                 fix="train an adapter (peft_config=LoraConfig(...); in a recipe leave lora in), or load it unquantised",
             )
-    notes: list[str] = []
+    notes = notes_on_experts(model) if is_quantized(model) else []
+    if trainable:
+        _refuse_beside_adapter(model, peft_config)
+        notes.append(train_only(model, trainable))
     if peft_config is not None and adapter_config(model) == peft_config:  # peft keeps it as it was passed in
-        notes = ["peft_config has no effect: the model has this very adapter already."]
+        notes += ["peft_config has no effect: the model has this very adapter already."]
     elif peft_config is not None:
-        rows = new_token_rows(model, template_tokens(tokenizer)) if tokenizer is not None else []
-        fitted, notes = fit_config(model, peft_config, rows)
+        asked = [] if tokenizer is None else template_tokens(tokenizer) + tokenizer.convert_tokens_to_ids(list(added))
+        rows = new_token_rows(model, asked)
+        fitted, told = fit_config(model, peft_config, rows)
         model = _attach(model, fitted)
+        notes += told
         notes += notes_on_frozen(model) if asks_for_all(peft_config) else []
+    leave_packed_alone(model)
     _refuse_what_cannot_train(model, checkpointing)
     if checkpointing and has_adapter(model):
         model.enable_input_require_grads()
@@ -141,7 +173,7 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
     if asks_for_all(config):
         config.target_modules = packed_layers(model) or ALL_LINEAR
         _exclude(config, unfit_layers(model))
-    notes = _unknown_names(model, config)
+    notes = notes_on_names(model, config)
     whole_ends = _last_parts(_ends(model)) & _last_parts(getattr(config, "modules_to_save", None))
     if _tied(model) and whole_ends and hasattr(config, "ensure_weight_tying"):
         config.ensure_weight_tying = True
@@ -163,6 +195,8 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
         if base is None:
             name = PeftConfig.from_pretrained(folder).base_model_name_or_path
             base = load_model(str(name), device=device, trains_all=False, **options)
+        if (rows := rows_in_adapter(folder, base)) > base.get_input_embeddings().weight.shape[0]:
+            base.resize_token_embeddings(rows, mean_resizing=False)  # tokens were added; the adapter has all rows
         return PeftModel.from_pretrained(base, folder)
     except HonedError:
         raise
@@ -210,6 +244,21 @@ def _exclude(config: Any, names: Sequence[str]) -> None:
     given = getattr(config, "exclude_modules", None) or ()
     if names and hasattr(config, "exclude_modules") and not isinstance(given, str):
         config.exclude_modules = sorted({*given, *names})
+
+
+def leave_packed_alone(model: Any) -> None:
+    """Tells DistributedDataParallel not to send packed experts around: all ranks have loaded the same."""
+    packed = [name for name, weight in model.named_parameters() if isinstance(weight, PackedWeight)]
+    if packed:
+        model._ddp_params_and_buffers_to_ignore = packed
+
+
+def _refuse_beside_adapter(model: Any, peft_config: Any) -> None:
+    if peft_config is not None or has_adapter(model):
+        raise RecipeError(
+            "trainable chooses among the model's own weights, and an adapter leaves them all as they are.",
+            fix="leave trainable out and name whole layers in modules_to_save, or train without an adapter (lora=null)",
+        )
 
 
 def _refuse_what_cannot_train(model: Any, checkpointing: bool) -> None:
@@ -266,31 +315,6 @@ def _low_rank_ends(model: Any, config: Any) -> list[str]:
         f"merged or exported. modules_to_save=[{name!r}] trains both and stays tied"
         for name in ends[:1]
     ]
-
-
-def _unknown_names(model: Any, config: Any) -> list[str]:
-    """Notes on names in the configuration that no layer has, which peft would silently ignore.
-
-    Raises:
-        ModelError: none of the names is known.
-    """
-    modules = [name for name, _ in model.named_modules()]
-    notes = []
-    for option in ("modules_to_save", "target_modules"):
-        names = getattr(config, option, None)
-        if not names or isinstance(names, str):
-            continue
-        unknown = [n for n in names if not any(m == n or m.endswith(f".{n}") for m in modules)]
-        if not unknown:
-            continue
-        last = sorted({m.rsplit(".", 1)[-1] for m in modules})
-        close = difflib.get_close_matches(unknown[0], last, n=1)
-        text = f"{option} names {', '.join(map(repr, sorted(unknown)))}, which no layer of the model is called"
-        hint = f"did you mean {close[0]!r}?" if close else f"layers are called {', '.join(n for n in last if n)}"
-        if len(unknown) == len(list(names)):
-            raise ModelError(f"The adapter does not fit the model: {text}.", fix=hint)
-        notes.append(f"{text}: it has no effect ({hint})")
-    return notes
 
 
 def _last_parts(names: Iterable[str] | None) -> set[str]:

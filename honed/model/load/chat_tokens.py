@@ -64,7 +64,7 @@ def clone_chat_template(
     n_rows = _rounded(max(_n_ids(changed), _n_rows(model)), resize_to_multiple_of)
     added = [token.content for token in lacking] + _fill(changed, n_rows)
     ids = changed.convert_tokens_to_ids(added)
-    _grow(model, n_rows, ids, trained=_n_ids(tokenizer))
+    grow(model, n_rows, ids, trained=_n_ids(tokenizer))
     agree_on_special_tokens(model, changed)
     return model, changed, ids
 
@@ -104,7 +104,7 @@ def setup_chat_format(
     changed.chat_template = CHATML
     n_rows = _rounded(max(_n_ids(changed), _n_rows(model)), resize_to_multiple_of)
     added = [name for name in names if name not in before]
-    _grow(model, n_rows, changed.convert_tokens_to_ids(added), trained=_n_ids(tokenizer))
+    grow(model, n_rows, changed.convert_tokens_to_ids(added), trained=_n_ids(tokenizer))
     agree_on_special_tokens(model, changed)
     return model, changed
 
@@ -169,7 +169,7 @@ def _matrices(model: Any) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def _grow(model: Any, n_rows: int, new_ids: list[int], *, trained: int) -> None:
+def grow(model: Any, n_rows: int, new_ids: list[int], *, trained: int) -> None:
     """Makes embedding and head `n_rows` long, and the rows of `new_ids` the mean of the first `trained` rows."""
     if hasattr(model, "get_base_model"):
         raise ModelError("The model has an adapter already.", fix="add tokens before the adapter")

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from honed.errors import MissingExtraError, ModelError
+from honed.model.load.packed_experts import PackedWeight, experts_config, is_stack, unpack
+from honed.recipe import PLUS_EXPERTS
 
-KINDS = ("nf4", "fp4", "int8")
+KINDS = ("nf4", "fp4", "int8", f"nf4{PLUS_EXPERTS}", f"fp4{PLUS_EXPERTS}")
 OLD_KEYWORDS = ("load_in_4bit", "load_in_8bit")
 COMPANIONS = ("bnb_4bit_", "llm_int8_")
 
@@ -23,7 +25,8 @@ def quantization_config(kind: str, *, dtype: torch.dtype | str) -> Any:
     """The `BitsAndBytesConfig` behind a short name.
 
     Args:
-        kind: "nf4" or "fp4" (4 bits with double quantisation), "int8" (LLM.int8(), arXiv:2208.07339).
+        kind: "nf4" or "fp4" (4 bits with double quantisation), "int8" (LLM.int8(), arXiv:2208.07339); "nf4+experts" or
+            "fp4+experts" for stacked experts, too (see `honed.model.load.packed_experts`).
         dtype: compute dtype for 4 bits.
 
     Raises:
@@ -37,8 +40,12 @@ def quantization_config(kind: str, *, dtype: torch.dtype | str) -> Any:
     need_bitsandbytes()
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    make = experts_config if kind.endswith(PLUS_EXPERTS) else BitsAndBytesConfig
+    return make(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind.removesuffix(PLUS_EXPERTS),
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
@@ -134,6 +141,18 @@ def into_one_format(model: Any, dtype: torch.dtype) -> None:
             weight.data = weight.data.to(dtype)
 
 
+def notes_on_experts(model: Any) -> list[str]:
+    """A note where the layers of a model are quantised to 4 bits, and its stacked experts are not."""
+    plain = [p for name, p in model.named_parameters() if is_stack(name, p) and not isinstance(p, PackedWeight)]
+    if not plain or not getattr(model, "is_loaded_in_4bit", False):
+        return []
+    count, size = sum(p.numel() for p in plain), sum(p.numel() * p.element_size() for p in plain)
+    return [
+        f"{count:,} numbers in stacked experts are not quantised and take {size / 1e9:,.1f} GB; "
+        f"quantization='nf4{PLUS_EXPERTS}' packs them, too"
+    ]
+
+
 def packed_layers(model: Any) -> list[str]:
     """Last parts of the names of layers with packed weights (GPTQ, AWQ), which peft's "all-linear" ignores."""
     layers = [
@@ -168,6 +187,7 @@ def dequantized(model: Any, dtype: torch.dtype) -> Any:
         ModelError: the method cannot be undone.
     """
     keep_differentiable(model)
+    unpack(model)
     try:
         return model.dequantize(dtype=dtype).to(dtype)
     except (NotImplementedError, TypeError, ValueError) as error:

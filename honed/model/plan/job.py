@@ -15,7 +15,7 @@ class Job:
 
     Attributes:
         sizes, adapter: of the model; without an adapter all weights are trained.
-        quantization: "nf4", "fp4" or "int8" for the frozen linear layers, or None.
+        quantization: "nf4", "fp4" or "int8" for the frozen linear layers, "nf4+experts" for the experts, too, or None.
         length, rows: tokens of a row, rows of a micro-batch; only their product matters for memory.
         checkpointing: whether layers recompute their activations in the backward pass.
         recomputed: how many of them do, the first ones; None for all.

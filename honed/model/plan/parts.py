@@ -8,6 +8,7 @@ from __future__ import annotations
 from honed.model.plan.activations import FP32, saved_per_layer, saved_per_token
 from honed.model.plan.job import Job
 from honed.model.plan.optimizers import step_bytes
+from honed.recipe import PLUS_EXPERTS
 
 # Copies of the constants in honed/ops/linear_cross_entropy.py, which imports torch.
 TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -59,7 +60,10 @@ def working(job: Job) -> int:
     if job.adapter is not None and formats.compute < FP32:
         each += width * FP32  # peft's cast of an adapter's input
     needs_copy = job.quantization is not None or (job.adapter is None and formats.casts)
-    return job.tokens * each + (sizes.largest_linear * formats.compute if needs_copy else 0)
+    unpacked = (job.quantization or "").endswith(PLUS_EXPERTS)
+    # of the three matrices of a layer's experts, two lie in one weight
+    copied = max(sizes.largest_linear, 2 * sizes.experts // (3 * sizes.layers) if unpacked else 0)
+    return job.tokens * each + (copied * formats.compute if needs_copy else 0)
 
 
 def first_gradients(job: Job) -> int:

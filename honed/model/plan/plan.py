@@ -25,12 +25,13 @@ from honed.model.plan.job import Job
 from honed.model.plan.optimizers import DEFAULT, optimizer_for, state_bytes
 from honed.model.plan.shapes import find_config
 from honed.model.plan.sizes import adapter_of, sizes_of
-from honed.recipe import LoraRecipe, Recipe
+from honed.recipe import PLUS_EXPERTS, LoraRecipe, Recipe
 
 GB = 10**9
 METHODS = ("full", "lora", "qlora")
 # Bytes per weight. In 4 bits: half a byte, an 8-bit scale for 64 weights, a float32 for 256 scales (bitsandbytes).
 QUANTIZED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "fp4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+KINDS = (*QUANTIZED, f"nf4{PLUS_EXPERTS}", f"fp4{PLUS_EXPERTS}")
 # Not measured: CUDA context with its libraries' workspaces, and the allocator's fragmentation.
 CUDA_CONTEXT = 600_000_000
 CUDA_SLACK = 0.03
@@ -118,8 +119,8 @@ def job_for(
     """
     if method not in METHODS:
         raise RecipeError(f"method is {method!r}.", fix=f"known are {', '.join(METHODS)}")
-    if method == "qlora" and quantization not in QUANTIZED:
-        raise RecipeError(f"quantization is {quantization!r}.", fix=f"known are {', '.join(QUANTIZED)}")
+    if method == "qlora":
+        _refuse_unknown(quantization)
     if min(length, rows, accumulation) < 1:
         raise RecipeError("A length, a number of rows or of micro-batches is below 1.", fix="give 1 or more")
     config = find_config(model) if isinstance(model, str) else model
@@ -181,8 +182,7 @@ def quantized(job: Job, kind: str) -> Job:
     Raises:
         RecipeError: an unknown kind.
     """
-    if kind not in QUANTIZED:
-        raise RecipeError(f"quantization is {kind!r}.", fix=f"known are {', '.join(QUANTIZED)}")
+    _refuse_unknown(kind)
     return replace(job, quantization=kind, formats=formats_of("qlora", device=job.device))
 
 
@@ -237,10 +237,12 @@ def largest(job: Job, memory: float, *, field: str = "length") -> int:
 def _lasting(job: Job) -> Moment:
     """What is in memory at all moments."""
     sizes, weight = job.sizes, job.formats.weight
-    linear = sizes.linear * (weight if job.quantization is None else QUANTIZED[job.quantization])
+    kind = job.quantization or ""
+    packed = sizes.linear + (sizes.experts if kind.endswith(PLUS_EXPERTS) else 0)
+    in_bits = packed * (weight if job.quantization is None else QUANTIZED[kind.removesuffix(PLUS_EXPERTS)])
     adapter = 0 if job.adapter is None else job.adapter.weights
     return Moment(
-        weights=int((sizes.parameters - sizes.linear) * weight + linear),
+        weights=int((sizes.parameters - packed) * weight + in_bits),
         adapter=adapter * FP32,
         gradients=0,
         optimizer=state_bytes(job.optimizer, job.trained, weight=job.trained_format),
@@ -253,6 +255,11 @@ def with_overhead(job: Job, moment: Moment) -> Moment:
     if job.device != "cuda":
         return replace(moment, overhead=PYTHON)
     return replace(moment, overhead=int(CUDA_CONTEXT + CUDA_SLACK * moment.total))
+
+
+def _refuse_unknown(kind: str) -> None:
+    if kind not in KINDS:
+        raise RecipeError(f"quantization is {kind!r}.", fix=f"known are {', '.join(KINDS)}")
 
 
 def _whole(value: Any, name: str) -> int:

@@ -23,12 +23,14 @@ from honed.data.batch.table import PackedRows
 from honed.errors import HonedError
 from honed.model.adapters.adapters import adapter_method
 from honed.model.layers import decoder_layers, keep_first
+from honed.model.load.packed_experts import PackedWeight
 from honed.model.load.quantize import is_quantized
 from honed.model.memory import free_memory
 from honed.model.plan import plan
 from honed.model.plan.activations import FP32, Formats
 from honed.model.plan.checkpointing import Choice, fewest, loaded_bytes
 from honed.model.plan.sizes import adapter_in, sizes_of
+from honed.recipe import PLUS_EXPERTS
 from honed.train.forward.seams import base_model
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned
@@ -220,4 +222,5 @@ def _quantization(base: nn.Module) -> str | None:
     if not is_quantized(base):
         return None
     config = getattr(base.config, "quantization_config", None)
-    return "int8" if getattr(config, "load_in_8bit", False) else "nf4"
+    packed = any(isinstance(weight, PackedWeight) for weight in base.parameters())
+    return "int8" if getattr(config, "load_in_8bit", False) else f"nf4{PLUS_EXPERTS}" if packed else "nf4"

@@ -17,6 +17,7 @@ from honed.data.vision.images import ImageRef, load
 from honed.data.vision.prepare import VisionRow
 from honed.data.vision.template import shows_images
 from honed.errors import DataError, ModelError, RecipeError
+from honed.model.load.added_tokens import with_tokens
 from honed.model.load.load import load_processor, load_tokenizer, sees_images
 from honed.train.forward.seams import Seams, base_model, lora_alone
 from honed.train.options.config import SFTConfig
@@ -33,6 +34,13 @@ def is_processor(processing_class: Any) -> bool:
 def load_processing_class(name: str, data: Any) -> Any:
     """The processor of a vision model if the rows show images, else the model's tokenizer."""
     return load_processor(name) if shows_images(data) and sees_images(name) else load_tokenizer(name)
+
+
+def with_asked_tokens(processing_class: Any, args: SFTConfig) -> Any:
+    """The tokenizer, or the processor with its tokenizer, with the tokens that the arguments ask for."""
+    if not is_processor(processing_class):
+        return with_tokens(processing_class, **args.tokens)
+    return with_tokenizer(processing_class, with_tokens(processing_class.tokenizer, **args.tokens))
 
 
 def with_tokenizer(processor: Any, tokenizer: Any) -> Any:

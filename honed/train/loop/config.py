@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from honed.errors import RecipeError
@@ -29,6 +30,7 @@ class LoopConfig:
         accumulation: micro-batches of a step, on each rank.
         optimizer: "adamw" or "muon" (see `honed.train.optimizers.muon`).
         learning_rate: the highest one ("minimind" goes a tenth above it).
+        learning_rates: pattern of parameters' names -> factor (see `honed.train.optimizers.rates`).
         schedule: "constant", "linear" (to 0), "cosine" (to `floor`), or "minimind" (from 1.1 to 0.1 of it).
         warmup: steps in which the rate rises from 0; below 1, a share of all steps.
         floor: the share of the learning rate at which "cosine" ends.
@@ -56,6 +58,7 @@ class LoopConfig:
     accumulation: int = 1
     optimizer: str = "adamw"
     learning_rate: float = 2e-5
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
     schedule: str = "cosine"
     warmup: float = 0.0
     floor: float = 0.0

@@ -36,6 +36,7 @@ from honed.train.loop.plan import Plan, learning_rate, warm_up_steps
 from honed.train.loop.state import Run, identity_of, restore, seed_everything, state_of
 from honed.train.metrics import StepMetrics
 from honed.train.optimizers.muon import make_muon
+from honed.train.optimizers.rates import with_rates
 from honed.train.options.warm_up import notes_on_warm_up
 from honed.train.ranks import Ranks, joined, keep_on_sigterm, others_alive, until_sigterm
 from honed.train.run_folder import checkpoint
@@ -167,13 +168,13 @@ def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimize
     """AdamW, or Muon with it, over what is trained. Matrices decay; biases and norms, which are vectors, do not."""
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
     if config.optimizer == "muon":
-        return make_muon(model, weight_decay=config.weight_decay, **options)
+        return with_rates(make_muon(model, weight_decay=config.weight_decay, **options), model, config.learning_rates)
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, fused=True, **options)
+    return with_rates(torch.optim.AdamW(groups, fused=True, **options), model, config.learning_rates)
 
 
 def train_step(run: Run, micro_batches: list[Batch]) -> torch.Tensor:
@@ -198,7 +199,7 @@ def train_step(run: Run, micro_batches: list[Batch]) -> torch.Tensor:
     trained = [p for p in run.model.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.step, run.plan.total, config)
+        group["lr"] = learning_rate(run.step, run.plan.total, config) * group.get("rate", 1.0)
     scaler.step(run.optimizer)
     scaler.update()
     run.optimizer.zero_grad(set_to_none=True)

@@ -12,6 +12,7 @@ from honed.data.prepare.cache import prepare_cached
 from honed.data.prepare.prepare import prepare
 from honed.errors import ModelError, RecipeError
 from honed.model.adapters.adapters import ready_to_train
+from honed.model.load.added_tokens import with_rows, with_tokens
 from honed.model.load.vocabulary import agree_on_stops, with_pad_token
 from honed.train.forward.checkpointing import decide, largest_batch
 from honed.train.forward.lengths import fit_length
@@ -21,6 +22,7 @@ from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig
 from honed.train.loop.state import seed_everything
 from honed.train.optimizers.muon import summary
+from honed.train.optimizers.rates import notes_on_rates
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import Own
@@ -50,19 +52,22 @@ class PlainTrainer:
         if hasattr(processing_class, "image_processor"):
             raise RecipeError("The plain engine trains on text alone.", fix="set engine=trainer for rows with images")
         self.config, self.notes, self.stream_loader = config_of(args), rules.check(args), None
-        self._args, self._tokenizer = copy.copy(args), with_pad_token(processing_class)
+        self._args, self._tokenizer = copy.copy(args), with_pad_token(with_tokens(processing_class, **args.tokens))
         seed_everything(args.seed)  # the adapter's first weights are drawn
+        self.notes += with_rows(model, self._tokenizer, args.add_tokens)
         self.model, notes = ready_to_train(
             model,
             peft_config,
             tokenizer=self._tokenizer,
             checkpointing=args.gradient_checkpointing not in (False, "auto"),
+            **args.chosen,
         )
         self.notes += fit_length(self._args, self.model, self._tokenizer) + notes
         self._seams = find_seams(self.model)
         self.notes += self._seams.notes + rotation_notes(self.model, self._args.max_length)
         if args.optim is Own.MUON:
             self.notes.append(summary(self.model))
+        self.notes += notes_on_rates(self.model, args.learning_rates)
         if args.packing and not self._seams.flat:
             raise ModelError(
                 "packing is set, but this model cannot keep documents in a row apart.", fix="packing=false"
@@ -141,6 +146,7 @@ def config_of(args: SFTConfig) -> LoopConfig:
         accumulation=args.gradient_accumulation_steps,
         optimizer=OPTIMIZERS[args.optim.value],
         learning_rate=args.learning_rate,
+        learning_rates=args.learning_rates,
         schedule=schedule,
         # as in transformers, whose "constant" has no warm-up
         warmup=0.0 if args.lr_scheduler_type.value == "constant" else args.warmup_steps,
@@ -181,7 +187,8 @@ _TAKEN = {
     *("neftune_noise_alpha", "train_sampling_strategy", "seed", "data_seed", "gradient_checkpointing", "use_cpu"),
     *("activation_checkpointing", "dataloader_num_workers", "token_metrics", "logging_strategy", "logging_steps"),
     *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit", "report_to", "project"),
-    *("run_name", "resume_from_checkpoint"),
+    *("run_name", "resume_from_checkpoint", "trainable", "learning_rates", "add_tokens"),
+    *("bos_token", "eos_token", "pad_token", "unk_token"),
 }
 _DATA = {
     *("dataset_text_field", "max_length", "packing", "packing_strategy", "eval_packing", "assistant_only_loss"),

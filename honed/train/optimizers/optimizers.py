@@ -6,6 +6,7 @@ from typing import Any
 
 from honed.errors import RecipeError
 from honed.train.optimizers.muon import make_muon, muon_options, summary
+from honed.train.optimizers.rates import notes_on_rates
 from honed.train.optimizers.step_in_backward import AdamWInBackward
 from honed.train.optimizers.stochastic_rounding import StochasticRoundingAdamW
 from honed.train.options.config import SFTConfig
@@ -20,9 +21,16 @@ def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> A
         notes: gets notes for the user.
 
     Raises:
-        RecipeError: the arguments ask for one of honed's and the caller gives another; Muon cannot train this model.
+        RecipeError: the arguments ask for one of honed's and the caller gives another; Muon cannot train this model; a
+            pattern of `learning_rates` finds nothing.
     """
     rounds = rounds_stochastically(args)
+    notes += notes_on_rates(model, args.learning_rates)
+    if given[0][0] is not None and args.learning_rates:
+        raise RecipeError(
+            "learning_rates parts the groups of honed's optimizer; yours has groups of its own.",
+            fix="give its groups their learning rates, or leave learning_rates out",
+        )
     if given[0][0] is not None or given[1] is not None:
         if args.optimizer_in_backward or rounds:
             raise RecipeError(

@@ -13,6 +13,7 @@ from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.stream import SHUFFLE_BUFFER
 from honed.errors import RecipeError
 from honed.loss.objective import Objective
+from honed.model.load.added_tokens import ROLES
 from honed.train.options.deepspeed import need_deepspeed
 from honed.train.options.legacy import takes_old_names, tell_of
 from honed.train.options.optim import Own, known_optimizer
@@ -41,6 +42,9 @@ class SFTConfig(TrainingArguments):
         chat_template_path: what replaces the tokenizer's chat template: a Jinja file, or a model whose template it is.
         eos_token: token that ends turns and texts, instead of the tokenizer's.
         pad_token: token that fills up padded batches, instead of the tokenizer's.
+        bos_token, unk_token: honed. The same for what begins texts, and for what the vocabulary lacks.
+        add_tokens: honed. Tokens to add to the vocabulary: texts that spell one hold this token. Their embeddings begin
+            as the mean of the others, and are trained, with an adapter, too.
         dataset_text_field: column of plain-text rows. As in TRL its text comes before the columns of other formats, but
             for messages (`role` and `content`, or ShareGPT's `from` and `value`) and prompt+completion. None (honed):
             `text`, behind all others.
@@ -89,7 +93,12 @@ class SFTConfig(TrainingArguments):
             full fine-tuning where memory is short; without clipping, accumulation and several ranks.
         fp8: honed. Linear layers multiply in float8 (torchao); for GPUs that have it. "emulate": anywhere, slowly.
         image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
+        image_max_pixels: honed. Larger images are shrunk to this many pixels before the processor gets them.
         freeze_vision: honed. Leave the vision tower as it is.
+        trainable: honed. Regular expressions for the names of the parameters to train, the rest is frozen; one with "!"
+            before it freezes what it finds. For training without an adapter.
+        learning_rates: honed. Regular expression for the names of parameters -> factor for their learning rate, such as
+            {"embed_tokens": 0.1}, or LoRA+: {"lora_B": 16}. The first that fits counts.
         token_metrics: honed. Log mean_token_accuracy and entropy; costs next to nothing.
         max_not_finite_steps: honed. Steps whose loss or gradient is not finite are skipped; after more, the run ends.
     """
@@ -100,6 +109,7 @@ class SFTConfig(TrainingArguments):
         "dataset_kwargs",
         "template_arguments",
         "columns",
+        "learning_rates",
     ]
 
     # TRL's defaults, where transformers has others
@@ -116,6 +126,9 @@ class SFTConfig(TrainingArguments):
     chat_template_path: str | None = None
     eos_token: str | None = None
     pad_token: str | None = None
+    bos_token: str | None = None
+    unk_token: str | None = None
+    add_tokens: list[str] | str = field(default_factory=list)
     dataset_text_field: str | None = "text"
     dataset_kwargs: dict[str, Any] | str | None = None
     dataset_num_proc: int | None = None
@@ -153,7 +166,10 @@ class SFTConfig(TrainingArguments):
     memory_budget: float | None = None
     fp8: bool | str = False
     image_folder: str | None = None
+    image_max_pixels: int | None = None
     freeze_vision: bool = False
+    trainable: list[str] | str = field(default_factory=list)
+    learning_rates: dict[str, float] = field(default_factory=dict)
     token_metrics: bool = True
     max_not_finite_steps: int = 5
 
@@ -173,6 +189,9 @@ class SFTConfig(TrainingArguments):
             if value in values:
                 setattr(self, name, values[value])
                 tell_of(self, f"{name}={value!r} is called {values[value]!r} now.")
+        for name in ("trainable", "add_tokens"):
+            value = getattr(self, name)
+            setattr(self, name, [value] if isinstance(value, str) else list(value or []))
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         optim = known_optimizer(self.optim)
         self.optim: Any = TrainingArguments.default_optim if isinstance(optim, Own) else optim
@@ -202,6 +221,16 @@ class SFTConfig(TrainingArguments):
     def skips_preparation(self) -> bool:
         """Whether the collator gets the rows as they are."""
         return isinstance(self.dataset_kwargs, dict) and bool(self.dataset_kwargs.get("skip_prepare_dataset"))
+
+    @property
+    def tokens(self) -> dict[str, Any]:
+        """Keywords of `honed.model.load.added_tokens.with_tokens`."""
+        return {"roles": {role: getattr(self, role) for role in ROLES}, "added": self.add_tokens}
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Keywords of `honed.model.adapters.adapters.ready_to_train`."""
+        return {"trainable": self.trainable, "added": self.add_tokens}
 
     def prepare_options(self, *, evaluation: bool = False) -> PrepareOptions:
         """How rows become tokens, for the training or the evaluation set.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -132,6 +133,26 @@ RULES = (
         when=lambda args: args.tokens_per_step is not None and uses_deepspeed(args),
         message="tokens_per_step varies the number of micro-batches, which DeepSpeed counts itself.",
         fix="leave one of them out, or shard with FSDP",
+    ),
+    Rule(
+        name="learning_rates_values",
+        when=lambda args: (
+            not all(type(factor) in (int, float) and 0 < factor < math.inf for factor in args.learning_rates.values())
+        ),
+        message="learning_rates takes factors above 0 for the learning rate, such as {'lora_B': 16}.",
+        fix="set numbers above 0; to leave weights as they are, use trainable",
+    ),
+    Rule(
+        name="learning_rates_with_deepspeed",
+        when=lambda args: bool(args.learning_rates) and uses_deepspeed(args),
+        message="learning_rates parts the optimizer's weights by name, which DeepSpeed flattens and shares out.",
+        fix="leave one of them out, or shard with FSDP2",
+    ),
+    Rule(
+        name="image_max_pixels",
+        when=lambda args: args.image_max_pixels is not None and args.image_max_pixels < 1,
+        message="image_max_pixels is below 1.",
+        fix="set a number of pixels, such as 262144 (512 x 512), or leave it out",
     ),
     Rule(
         name="in_backward_clipping",

@@ -218,7 +218,8 @@ class Datasets:
         if self._processor is not None:
             if (self.args.dataset_num_proc or 1) > 1:
                 self.notes.append("dataset_num_proc (data.workers) has no effect on rows with images.")
-            return prepare_vision(rows, self._processor, options, image_folder=self.args.image_folder, **further)
+            further |= {"image_folder": self.args.image_folder, "max_pixels": self.args.image_max_pixels}
+            return prepare_vision(rows, self._processor, options, **further)
         make = prepare_cached if self.args.data_cache else prepare
         return make(rows, self.tokenizer, options, workers=self.args.dataset_num_proc or 1, **further)
 

@@ -19,6 +19,7 @@ from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.read.sources import read_rows
 from honed.errors import RecipeError, first_line
 from honed.model.adapters.adapters import lora_config, ready_to_train
+from honed.model.adapters.trainable import train_only
 from honed.model.device import pick_dtype
 from honed.model.load.load import known_dtype, model_class, resolve
 from honed.model.plan import plan
@@ -97,7 +98,8 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
 def _dry_run(recipe: Recipe, args: SFTConfig, *, overwrite: bool) -> DryRun:
     notes = [*args.old_names, *rules.check(args)]
     data = run_data(recipe.data, seed=args.seed)
-    processing_class = vision.load_processing_class(recipe.model, None if args.streaming else data.train)
+    found = vision.load_processing_class(recipe.model, None if args.streaming else data.train)
+    processing_class = vision.with_asked_tokens(found, args)
     sees = vision.is_processor(processing_class)
     tokenizer = processing_class.tokenizer if sees else processing_class
     model = meta_model(recipe.model, sees=sees)
@@ -220,7 +222,7 @@ def first_rows(data: Any, options: PrepareOptions) -> list[tuple[Any, Any, Prepa
 
 def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, *, sees: bool) -> tuple[Any, list[str]]:
     if recipe.lora is None:
-        return model, []
+        return model, [train_only(model, args.trainable)] if args.trainable else []
     # without what needs weights: other initialisations, DoRA's magnitudes, rows of new tokens
     adapter: Any = lora_config(**{**lora_options(recipe.lora), "init": True, "use_dora": False})
     notes: list[str] = []

@@ -21,6 +21,7 @@ from honed.errors import RecipeError, RunError, first_line, storage_errors
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters.adapters import lora_config
+from honed.model.load.added_tokens import with_rows
 from honed.model.load.load import load_model
 from honed.model.load.quantize import quantization_config
 from honed.recipe import LoraRecipe, Recipe, suggest
@@ -196,7 +197,7 @@ def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
     recipe, args = plan.recipe, plan.args
     whole = dataclasses.replace(recipe.data, eval_share=None)
     rows = None if args.streaming else run_data(whole, seed=args.seed).train
-    processing_class = vision.load_processing_class(recipe.model, rows)
+    processing_class = vision.with_asked_tokens(vision.load_processing_class(recipe.model, rows), args)
     sees = vision.is_processor(processing_class)
     make = VisionTemplate if sees else make_template
     template = make(processing_class, args.prepare_options())
@@ -216,6 +217,7 @@ def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
             sees=sees,
             quantization=recipe.quantization,
         )
+    with_rows(model, processing_class.tokenizer if sees else processing_class, args.add_tokens)
     return model, processing_class, template
 
 

@@ -18,6 +18,7 @@ from honed.data.prepare.prepare import tokenizer_with_template
 from honed.data.vision.template import shows_images
 from honed.errors import ModelError, RecipeError
 from honed.loss.router import aux_loss_coefficient
+from honed.model.load.added_tokens import with_rows, with_tokens
 from honed.model.load.load import load_model, load_processor, load_tokenizer, sees_images
 from honed.model.load.quantize import quantized_options
 from honed.model.load.vocabulary import with_pad_token
@@ -127,17 +128,14 @@ def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:
     if revision := (args.model_init_kwargs or {}).get("revision"):  # type: ignore[union-attr]
         options["revision"] = revision
     tokenizer = given if given is not None else load_tokenizer(name, **options)
-    for option in ("eos_token", "pad_token"):
-        token = getattr(args, option)
-        if token is not None and token != getattr(tokenizer, option):
-            tokenizer = _with_token(tokenizer, option, token)
+    tokenizer = with_tokens(tokenizer, **args.tokens)
     if args.chat_template_path is not None:
         tokenizer = _with_template(tokenizer, args.chat_template_path)
     return with_pad_token(tokenizer)
 
 
 def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]:
-    """Lowers our own `args` to what model and tokenizer can do; returns a note for each change.
+    """Lowers our own `args` to what model and tokenizer can do, and adds rows for tokens, in place; returns notes.
 
     Raises:
         RecipeError: tensor-parallel ranks would get different rows, `max_length` exceeds the model's positions, or the
@@ -154,7 +152,7 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
             "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",
             fix="leave one of them out",
         )
-    notes = fit_length(args, model, tokenizer)
+    notes = with_rows(model, tokenizer, args.add_tokens) + fit_length(args, model, tokenizer)
     if args.gradient_checkpointing and not getattr(base_model(model), "supports_gradient_checkpointing", False):
         set_switch(args, on=False)
         notes.append(f"gradient_checkpointing has no effect: {type(base_model(model)).__name__} cannot do it.")
@@ -263,17 +261,6 @@ def _named_attention(given: Any, model: nn.Module, args: SFTConfig) -> str | Non
     current = getattr(inner.config, "_attn_implementation", None)
     by_default = "sdpa" if getattr(inner, "_supports_sdpa", False) else "eager"
     return None if current in (None, by_default, attention.NAME) else str(current)
-
-
-def _with_token(tokenizer: Any, option: str, token: str) -> Any:
-    if token not in tokenizer.get_vocab():
-        raise RecipeError(
-            f"{option} is {token!r}, which is not in the tokenizer's vocabulary.",
-            fix="name one of its tokens, or add it to the tokenizer and resize the model's embeddings first",
-        )
-    changed = copy.deepcopy(tokenizer)
-    setattr(changed, option, token)
-    return changed
 
 
 def _with_template(tokenizer: Any, path: str) -> Any:

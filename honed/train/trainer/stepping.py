@@ -22,6 +22,7 @@ from honed.train.forward.compiled import compiled_layers
 from honed.train.forward.float8 import float8_linears
 from honed.train.forward.neftune import noisy_embeddings
 from honed.train.forward.offload import offloaded, on_host
+from honed.train.optimizers.rates import with_rates
 from honed.train.optimizers.step_in_backward import stepping_in_backward
 from honed.train.rows.token_batches import micro_batches
 from honed.train.trainer.evaluating import EvaluatingTrainer
@@ -53,6 +54,11 @@ class SteppingTrainer(EvaluatingTrainer):
         if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
             args["dataloader_config"].non_blocking = True
         return {**args, "dynamo_plugin": TorchDynamoPlugin(backend="no")} if self.args.torch_compile else args
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The optimizer, with learning rates of their own for some weights (see `honed.train.optimizers.rates`)."""
+        optimizer = super().create_optimizer(model)
+        return with_rates(optimizer, self.model if model is None else model, self.args.learning_rates)
 
     def _prepare_input(self, data: Any) -> Any:
         """Moves batches of loaders that do not (streams) to the device."""

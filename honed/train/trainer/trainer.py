@@ -109,7 +109,9 @@ class SFTTrainer(UploadingTrainer):
             self.notes += notes
         set_seed(args.seed)  # Trainer does so only after the adapter's weights are drawn
         recomputes = args.gradient_checkpointing not in (False, "auto")  # "auto" is decided when the rows are known
-        trained, notes = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=recomputes)
+        trained, notes = ready_to_train(
+            loaded, peft_config, tokenizer=tokenizer, checkpointing=recomputes, **args.chosen
+        )
         self._plain_loss = compute_loss_func is not None
         found = seams.lora_alone(trained) if self._plain_loss else seams.find_seams(trained)
         found = vision.without_attention(found, trained) if sees else found

@@ -116,6 +116,7 @@ def test_its_defaults_where_ours_differ(made: Any) -> None:
 
 
 ADAPTER = "adapter: lora\nlora_r: 8\nlora_alpha: 16\n"
+QLORA = f"{ADAPTER}load_in_4bit: true\nlora_target_linear: true\n"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,33 @@ ADAPTER = "adapter: lora\nlora_r: 8\nlora_alpha: 16\n"
         ("chat_template_kwargs: {enable_thinking: false}", "data.template_arguments", {"enable_thinking": False}),
         ("wandb_project: mine\nwandb_name: first", "train.report_to", ["wandb"]),
         ("shuffle_merged_datasets: false", "train.train_sampling_strategy", "sequential"),
-        ("freeze_mm_modules: true", "train.freeze_vision", True),
+        (f"freeze_mm_modules: true\n{ADAPTER}lora_target_linear: true", "train.freeze_vision", True),
+        (
+            "unfrozen_parameters: ['^lm_head', 'model.layers.4[4-9]+.mlp.*']",
+            "train.trainable",
+            ["^lm_head", r"^model\.layers\.4[4-9]+\.mlp\.*"],
+        ),
+        ("special_tokens: {bos_token: <s>, additional_special_tokens: [<a>]}\ntokens: [<b>]", "train.bos_token", "<s>"),
+        ("special_tokens: {additional_special_tokens: [<a>]}\ntokens: [<b>]", "train.add_tokens", ["<b>", "<a>"]),
+        ("tokens: {unk_token: <u>}", "train.unk_token", "<u>"),
+        (
+            "loraplus_lr_ratio: 16\nembedding_lr: 2e-6",
+            "train.learning_rates",
+            {"embed_tokens|lm_head": pytest.approx(0.1), "lora_B": 16.0},
+        ),
+        (
+            "lr_groups: [{name: a, modules: [o_proj, mlp.up], lr: 1e-5}]",
+            "train.learning_rates",
+            {"o_proj": pytest.approx(0.5), r"mlp\.up": pytest.approx(0.5)},
+        ),
+        (f"{QLORA}quantize_moe_experts: true", "quantization", "nf4+experts"),
+        (f"{QLORA}llama4_linearized_experts: true", "quantization", "nf4+experts"),
+        ("quantize_moe_experts: true", "quantization", None),
+        (f"{ADAPTER}lora_target_parameters: [experts.down_proj]", "lora.target_parameters", ("experts.down_proj",)),
+        (f"{ADAPTER}lora_target_parameters: [experts.down_proj]", "lora.target_modules", None),
+        (f"{QLORA}lora_rank_pattern: {{q_proj: 8}}", "lora.rank_pattern", {"q_proj": 8}),
+        ("model_config: {output_router_logits: true}", "lora", None),
+        ("model_config: {output_router_logits: true, router_aux_loss_coef: 0.02}", "train.router_aux_loss_coef", 0.02),
         ("test_datasets: [{path: held.jsonl, type: chat_template}]", "data.held_out", "held.jsonl"),
         ("context_parallel_size: 1", "lora", None),
         ("plugins: [axolotl.integrations.liger.LigerPlugin]\nliger_rope: true", "lora", None),
@@ -199,11 +226,18 @@ def test_a_pretraining_dataset_is_a_stream(made: Any) -> None:
         (LEAST + "adapter: llama-adapter", "write lora or qlora"),
         (LEAST + ADAPTER, "write lora_target_linear: true"),
         (LEAST + "lr_scheduler: rex", "not one of transformers' schedules"),
-        (LEAST + "unfrozen_parameters: ['lm_head.*']", "all weights are trained, or an adapter"),
+        (LEAST.replace("learning_rate: 2e-5", "embedding_lr: 1e-6"), "its factor needs the learning rate"),
+        (LEAST + f"{QLORA}unfrozen_parameters: ['lm_head.*']", "an adapter leaves the model's own weights as they are"),
+        (LEAST + "unfrozen_parameters: ['^lm_head.weight$[:32000]']", "name whole weights"),
+        (LEAST + "model_config: {rope_theta: 1000000}", "not with rope_theta"),
+        (
+            LEAST + f"{ADAPTER}load_in_8bit: true\nlora_target_linear: true\nquantize_moe_experts: true",
+            "to 4 bits only",
+        ),
         (LEAST + "chat_template: chatml", "name a Jinja file"),
         (LEAST + "chat_template_jinja: '{{ messages }}'", "save the text as a file"),
         (LEAST + "val_set_size: 200", "write a share"),
-        (LEAST + "special_tokens: {bos_token: <s>}", "bos_token is the tokenizer's own"),
+        (LEAST + "special_tokens: {cls_token: <s>}", "cls_token is the tokenizer's own"),
         (LEAST + "plugins: [axolotl.integrations.spectrum.SpectrumPlugin]", "may change what is trained"),
         (LEAST + "context_parallel_size: 2", "use DDP or FSDP2"),
         (LEAST + "sequenc_len: 5", "did you mean 'sequence_len'?"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,10 @@ def test_its_defaults_where_ours_differ(made: Any) -> None:
         ("save_strategy: false", "train.save_strategy", "no"),
         ("learning_rate: 1e-4", "train.learning_rate", 1e-4),
         ("deepspeed: ds_z3.json", "train.deepspeed", "ds_z3.json"),
+        ("loraplus_lr_ratio: 16", "train.learning_rates", {"lora_B": 16.0}),
+        ("add_tokens: <a>,<b>\nresize_vocab: true", "train.add_tokens", ["<a>", "<b>"]),
+        ("image_max_pixels: 262144", "train.image_max_pixels", 262144),
+        ("freeze_multi_modal_projector: true\nfreeze_language_model: false", "train.freeze_vision", True),
         ("group_by_length: true", "train.train_sampling_strategy", "group_by_length"),
     ],
 )
@@ -169,6 +174,10 @@ def test_images_freeze_the_vision_tower_as_it_does(made: Any) -> None:
     assert made("model_name_or_path: owner/model\ndataset: photos").train["freeze_vision"] is True
     text = "model_name_or_path: owner/model\ndataset: photos\nfreeze_vision_tower: false"
     assert made(text).train["freeze_vision"] is False
+    whole = made("model_name_or_path: owner/model\ndataset: photos\nfinetuning_type: full").train
+    assert "freeze_vision" not in whole
+    assert re.search(whole["trainable"][0].removeprefix("!"), "model.visual.merger.norm.weight")
+    assert whole["image_max_pixels"] == 768 * 768
 
 
 def test_the_data_folder_is_found_beside_the_file(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +192,8 @@ def test_the_data_folder_is_found_beside_the_file(made: Any, tmp_path: Path, mon
         ("stage: dpo", "stage: dpo -- honed does supervised fine-tuning"),
         ("finetuning_type: freeze", "write lora or full"),
         ("use_galore: true", "choose one with optim"),
-        ("loraplus_lr_ratio: 16", "one learning rate"),
+        ("freeze_language_model: true", "needs the model's own names"),
+        ("finetuning_type: full\nfreeze_vision_tower: false", "needs the model's own names"),
         ("template: default", "name a Jinja file with data.template"),
         ("dataset: nowhere", "'nowhere' is not in data/dataset_info.json"),
         ("dataset: pairs", "'pairs' holds preferences"),

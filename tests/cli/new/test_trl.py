@@ -106,7 +106,6 @@ def test_a_mixture(made: Any) -> None:
     ("line", "said"),
     [
         ("truncation_mode: keep_end", "answers without their questions"),
-        ("lora_target_parameters: [experts]", "on named layers"),
         ("test_split_size: 100", "write a share"),
         ("chat_template_path: owner/other", "save that model's template as a file"),
         ("eval_strategy: epoch\ndataset_name: rows.jsonl", "files have no split to evaluate on"),

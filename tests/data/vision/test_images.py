@@ -19,7 +19,7 @@ from vision_rows import HERE, OPTIONS, as_bytes, conversation, make_processor, p
 
 from honed.data.example import Conversation, Message, RowError, Source
 from honed.data.read.messages import read_messages
-from honed.data.vision.images import ImageRef, image_ref, load
+from honed.data.vision.images import ImageRef, image_ref, load, shrunk
 from honed.data.vision.prepare import prepare_vision
 from honed.data.vision.template import IMAGE, VisionMessage, shown, shows_images
 
@@ -158,3 +158,28 @@ def test_paths_start_at_the_file_that_names_them_unless_a_folder_is_named(tmp_pa
 def test_an_image_ref_tells_its_row() -> None:
     ref = image_ref(b"no image", Source(file="rows.jsonl", row=7), None)
     assert isinstance(ref, ImageRef) and str(ref.source) == "rows.jsonl:7"
+
+
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000), most=st.integers(1, 400_000))
+def test_large_images_are_shrunk_in_proportion(width: int, height: int, most: int) -> None:
+    image = Image.new("1", (width, height))
+    small = shrunk(image, most)
+    if width * height <= most:
+        assert small is image
+        return
+    assert small.width * small.height <= max(most, width, height)  # of a thread-like one a side of 1 is kept
+    factor = (most / (width * height)) ** 0.5
+    assert abs(small.width - width * factor) <= 1.001
+    assert abs(small.height - height * factor) <= 1.001
+    assert shrunk(image, None) is image
+
+
+def test_what_is_prepared_is_that_of_an_image_shrunk_beforehand() -> None:
+    processor, large = make_processor("qwen2_vl"), picture(size=(56, 42))
+    small = large.resize((28, 21))
+    limited = prepare_vision([row([part(large), text("what?")])], processor, OPTIONS, max_pixels=28 * 21).rows[0]
+    expected = prepare_vision([row([part(small), text("what?")])], processor, OPTIONS).rows[0]
+    assert limited.input_ids.tolist() == expected.input_ids.tolist()
+    assert np.array_equal(np.asarray(load(limited.images[0])), np.asarray(small))
+    whole = prepare_vision([row([part(large), text("what?")])], processor, OPTIONS).rows[0]
+    assert len(whole.input_ids) > len(limited.input_ids)

@@ -84,3 +84,37 @@ def test_a_saved_adapter_comes_back_on_its_base(tiny_model: Callable[..., Any], 
         with adapted.disable_adapter():
             assert not torch.allclose(loaded(ids).logits, adapted(ids).logits, atol=1e-2)
     assert isinstance(loaded, PeftModel)
+
+
+def test_ranks_of_their_own_and_weights_outside_of_layers(tiny_model: Callable[..., Any]) -> None:
+    shape = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = lora_config(
+        r=2,
+        alpha=4,
+        target_modules=["q_proj", "v_proj"],
+        target_parameters=["experts.down_proj"],
+        rank_pattern={"v_proj": 5},
+        alpha_pattern={r"layers\.1\..*q_proj": 3},
+    )
+    adapted = attach(tiny_model("qwen3_moe", **shape), config)
+    ranks = {name: p.shape[0] for name, p in adapted.named_parameters() if ".lora_A." in name}
+    assert {rank for name, rank in ranks.items() if "v_proj" in name} == {5}
+    assert {rank for name, rank in ranks.items() if "q_proj" in name} == {2}
+    assert {rank for name, rank in ranks.items() if "experts" in name} == {2 * shape["num_experts"]}
+    scales = {n: m.scaling["default"] for n, m in adapted.named_modules() if n.endswith("q_proj")}
+    assert sorted(scales.values()) == [3 / 2, 4 / 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"target_parameters": ["experts.dwn_proj"]}, "'experts.dwn_proj', which no weight"),
+        ({"rank_pattern": {"vproj": 4}}, "'vproj', which no layer"),
+        ({"alpha_pattern": {"(": 4}}, "no regular expression"),
+        ({"target_parameters": ["mlp.experts.down_proj"], "dropout": 0.1}, "no input to drop"),
+    ],
+)
+def test_names_that_peft_would_pass_over(options: dict[str, Any], problem: str, tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    with pytest.raises(ModelError, match=problem):
+        attach(model, lora_config(target_modules=["q_proj"], **options))

@@ -22,6 +22,10 @@ def deepspeed_tokens(args: SFTConfig) -> None:
     args.tokens_per_step, args.deepspeed = 256, "ds.json"  # given at once it would have to be installed
 
 
+def deepspeed_rates(args: SFTConfig) -> None:
+    args.learning_rates, args.deepspeed = {"lora_B": 16}, "ds.json"
+
+
 IN_BACKWARD = {"optimizer_in_backward": True, "max_grad_norm": 0.0}
 
 
@@ -75,6 +79,9 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "tokens_and_accumulation": {"tokens_per_step": 256, "gradient_accumulation_steps": 2},
     "tokens_of_a_stream": {"tokens_per_step": 256, "streaming": True},
     "tokens_with_deepspeed": deepspeed_tokens,
+    "learning_rates_values": {"learning_rates": {"lora_B": 0}},
+    "learning_rates_with_deepspeed": deepspeed_rates,
+    "image_max_pixels": {"image_max_pixels": 0},
     "in_backward_clipping": {"optimizer_in_backward": True},
     "in_backward_accumulation": {**IN_BACKWARD, "gradient_accumulation_steps": 2},
     "in_backward_alone": deepspeed_in_backward,

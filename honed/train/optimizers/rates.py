@@ -1,0 +1,83 @@
+"""Learning rates of their own for some of the weights: factors, by the names of parameters.
+
+LoRA+ (Hayou et al., arXiv:2402.12354) is {"lora_B": 16}: B learns faster than A.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from honed.errors import RecipeError
+from honed.quantities import counted
+
+Rates = Mapping[str, float]
+
+
+def notes_on_rates(model: nn.Module, rates: Rates) -> list[str]:
+    """What each factor is for, in numbers.
+
+    Args:
+        model: as it is trained, with its adapter.
+        rates: regular expression, searched for in the names of parameters -> factor; the first that fits counts.
+
+    Raises:
+        RecipeError: a pattern is none, or finds nothing that is trained.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    notes = []
+    for pattern, factor in rates.items():
+        found = [p for name, p in trained if pattern_of(name, rates) == pattern]
+        if not found:
+            raise RecipeError(
+                f"learning_rates: no trained weight's name holds {pattern!r}, or earlier patterns took them all.",
+                fix=f"names look like {', '.join(name for name, _ in trained[-2:])}",
+            )
+        many = f"{sum(p.numel() for p in found):,} numbers in {counted(len(found), 'tensor')}"
+        notes.append(f"learning_rates: {pattern!r} learns {factor:g} times as fast: {many}")
+    return notes
+
+
+def with_rates(optimizer: Any, model: nn.Module, rates: Rates) -> Any:
+    """The same optimizer, its groups parted, in place, by factor; those with factor 1 come first.
+
+    What a group has besides, such as its weight decay, its parts have, too, and `rate`: the factor. A learning rate
+    that a schedule has not changed yet is multiplied by it.
+
+    Raises:
+        RecipeError: the optimizer has no learning rate, or none of the model's parameters.
+    """
+    if not rates or any("rate" in group for group in optimizer.param_groups):
+        return optimizer
+    names = {id(p): name for name, p in model.named_parameters()}
+    parts: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        if group.get("lr") is None or any(id(p) not in names for p in group["params"]):
+            raise RecipeError(
+                f"learning_rates needs a learning rate for each weight, which {type(optimizer).__name__} lacks.",
+                fix="leave learning_rates out, or set optim='adamw_torch_fused'",
+            )
+        by_rate: dict[float, list[Any]] = {}
+        for p in group["params"]:
+            by_rate.setdefault(rates.get(pattern_of(names[id(p)], rates) or "", 1.0), []).append(p)
+        parts += [{**group, "params": own, "lr": group["lr"] * rate, "rate": rate} for rate, own in by_rate.items()]
+    optimizer.param_groups = sorted(parts, key=lambda group: group["rate"] != 1.0)
+    return optimizer
+
+
+def pattern_of(name: str, rates: Rates) -> str | None:
+    """The first pattern that fits a parameter's name.
+
+    Raises:
+        RecipeError: one is no regular expression.
+    """
+    for pattern in rates:
+        try:
+            if re.search(pattern, name):
+                return pattern
+        except re.error as error:
+            raise RecipeError(f"learning_rates: {pattern!r} is no regular expression: {error}", fix="mend it") from None
+    return None
