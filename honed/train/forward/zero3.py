@@ -39,8 +39,8 @@ def share_out(model: nn.Module, args: SFTConfig) -> None:
     They get the format that DeepSpeed computes in and go to the GPU one by one: its engine would move a model that is
     not shared out there as a whole.
     """
-    if zero_stage(args) != 3:
-        return
+    if zero_stage(args) != 3 or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return  # or an earlier `train` has done so
     import deepspeed  # type: ignore[import-not-found]
     from transformers.integrations import deepspeed_config
 
