@@ -79,7 +79,8 @@ def need_one_folder(folder: Path, *, first: bool) -> None:
     if not all(seen):
         raise RunError(
             f"{folder} is not the same folder on rank 0 and rank {seen.index(False)}, whose parts would be lost.",
-            fix="name a folder on a disk that all machines share, by its whole path",
+            fix="name a folder on a disk that all machines share, by its whole path, or keep no checkpoints "
+            "(save_strategy='no')",
         )
 
 
