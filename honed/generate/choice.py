@@ -36,15 +36,12 @@ def open_engine(
     Args:
         options: arguments of transformers' `generate` beyond those in `OWN`.
     """
-    misfit = why_not(model)
-    reason = _unknown(model, options or {}) or misfit
+    reason = _unknown(model, options or {}) or why_not(model)
     if reason is None:
         with Engine(model, tokenizer, slots=slots) as engine:
             yield engine, ""
     else:
-        library = TransformersEngine(
-            model, tokenizer, batch_size=slots, options=options, shares=misfit is None or shares_batches(model)
-        )
+        library = TransformersEngine(model, tokenizer, batch_size=slots, options=options, shares=shares_batches(model))
         yield library, f"transformers' generate answers for this model: {reason}"
 
 
