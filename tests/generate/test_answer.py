@@ -105,15 +105,16 @@ def test_sampling_is_by_the_seed(model: Any, tiny_tokenizer: Any, template: Any)
 def test_options_that_only_transformers_knows_go_there(
     model: Any, tiny_tokenizer: Any, template: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    taken: list[dict[str, Any]] = []
+    taken: list[int] = []
     real = model.generate
-    model.generate = lambda **options: (taken.append(options), real(**options))[1]
+    model.generate = lambda **options: (taken.append(options["num_beams"]), real(**options))[1]
     with caplog.at_level("WARNING", logger="honed"):
         found = told(model, tiny_tokenizer, template, num_beams=3)
-    assert [options["num_beams"] for options in taken] == [3]
+    assert taken.count(3) == 1 and set(taken) <= {1, 3}  # it is tried first whether prompts can share a batch
     assert "does not know num_beams" in caplog.text
+    before = len(taken)
     assert found != told(model, tiny_tokenizer, template)
-    assert len(taken) == 1
+    assert len(taken) == before
 
 
 def test_no_questions_no_answers(model: Any, tiny_tokenizer: Any, template: Any) -> None:

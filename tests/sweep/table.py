@@ -61,9 +61,8 @@ def rows_of(result: dict[str, Any]) -> str:
 
 
 def head_of(result: dict[str, Any]) -> str:
-    training = result["training"]
-    scoring = isinstance(training, dict) and training.get("scoring")
-    return "trained tokens" if scoring else "whole logits"
+    scoring = result["training"].get("scoring") if isinstance(result["training"], dict) else None
+    return {True: "trained tokens", False: "whole logits"}.get(scoring, "-")
 
 
 def lora_of(result: dict[str, Any]) -> str:

@@ -227,10 +227,10 @@ def _attach(model: Any, fitted: Any) -> Any:
             f"The adapter does not fit the model: {error}", fix="check r, dropout and target_modules"
         ) from None
     if lost := lost_on_loading(adapted):
-        if not asks_for_all(wanted):
+        if not asks_for_all(wanted) or isinstance(wanted.exclude_modules, str):
             raise ModelError(
                 f"peft would save, but not load again, the adapter of {', '.join(lost)}.",
-                fix="leave these layers out of target_modules",
+                fix="leave these layers out of target_modules, or name them in exclude_modules",
             )
         _exclude(wanted, lost)
         return _attach(adapted.unload(), wanted)

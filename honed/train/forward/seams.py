@@ -199,14 +199,15 @@ def lora_alone(model: nn.Module) -> Seams:
     return Seams(lora=fused > 0, notes=notes)
 
 
-def refuse_padding(seams: Seams, rows: int, fix: str) -> None:
-    """Refuses micro-batches of several rows where neither a shared row nor padding leaves the scores as they are.
+def refuse_padding(seams: Seams, rows: int, fix: str) -> Seams:
+    """The seams as they are, if they are fit for micro-batches of so many rows.
 
     Raises:
-        ModelError: there are several.
+        ModelError: there are several, and neither a shared row nor padding leaves their scores as they are.
     """
     if rows > 1 and not seams.padded:
         raise ModelError("; ".join(seams.notes), fix=fix)
+    return seams
 
 
 def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:

@@ -74,8 +74,7 @@ def train(
         bar: whether to show progress on standard error.
 
     Raises:
-        DataError: there are no rows.
-        ModelError: the model can compute rows of different length only one by one.
+        DataError, ModelError: there are no rows, or the model computes them rightly only one by one.
         RecipeError: the device is not there or cannot compute in this format, or a tracker is not installed.
         RunError: the loss is not a number, or the checkpoint named to resume from cannot be.
     """
@@ -83,8 +82,7 @@ def train(
         raise DataError("There are no rows to train on.", fix="see the ledger for why they were dropped")
     with joined(config.device) as ranks, others_alive(folder), until_sigterm() as asked_to_stop:
         model.to(ranks.device)
-        seams = seams or find_seams(model)
-        refuse_padding(seams, config.batch_size, "set batch_size=1, and more accumulation")
+        seams = refuse_padding(seams or find_seams(model), config.batch_size, "set batch_size=1 and more accumulation")
         collate = FlatCollator() if seams.flat else PaddedCollator(pad_token_id=pad_token_id)
         seed_everything(config.seed + ranks.rank)
         model.train()

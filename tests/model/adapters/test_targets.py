@@ -93,3 +93,5 @@ def test_layers_that_would_be_lost_are_refused_by_name(tiny_model: Callable[...,
     pytest.importorskip("transformers.models.laguna")
     with pytest.raises(ModelError, match=r"not load again.*shared_expert"):
         attach(tiny_model("laguna", **LAGUNA), LoraConfig(r=2, target_modules=["gate_proj", "up_proj", "down_proj"]))
+    with pytest.raises(ModelError, match="not load again"):  # a pattern of the user's own is not changed
+        attach(tiny_model("laguna", **LAGUNA), LoraConfig(r=2, target_modules="all-linear", exclude_modules=".*o_proj"))
