@@ -63,7 +63,8 @@ def with_rows(model: Any, tokenizer: Any, added: Sequence[str]) -> list[str]:
             raise ModelError("The model has an adapter already.", fix="add tokens before the adapter")
         return []
     new = sorted({*lacking, *new_token_rows(model, ids)})
-    grow(model, max(rows, ids[-1] + 1), new, trained=ids[0])
+    behind = [i for i in new if i >= tokenizer.vocab_size]  # those that the vocabulary had at first stand before them
+    grow(model, max(rows, ids[-1] + 1), new, trained=behind[0] if behind else rows)
     kept = len(ids) - len(new)
     known = f"; {kept} more had a trained row and keep it" if kept else ""
     larger = f", and the embedding has {ids[-1] + 1:,} rows instead of {rows:,}" if lacking else ""

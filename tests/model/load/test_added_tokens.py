@@ -76,7 +76,7 @@ def test_spare_rows_are_used_and_trained_ones_kept(tiny_tokenizer: Any, tiny_mod
     [note] = with_rows(model, with_tokens(tiny_tokenizer, roles={}, added=NEW), NEW)
     assert model.get_input_embeddings().weight.shape[0] == 448
     assert torch.equal(weight[KNOWN], kept)
-    torch.testing.assert_close(weight[KNOWN + 1], weight[:KNOWN].mean(0))
+    torch.testing.assert_close(weight[KNOWN + 1], weight[: KNOWN + 1].mean(0))
     assert "1 row made" in note
     assert "1 more had a trained row" in note
 
@@ -104,6 +104,13 @@ def test_an_adapter_trains_the_rows_and_brings_them_along(
     torch.testing.assert_close(again(input_ids=ids_BL).logits, expected_BLV)
     merged = load_with_adapter(str(tmp_path / "adapter"), device=CPU).merge_and_unload().eval()
     torch.testing.assert_close(merged(input_ids=ids_BL).logits, expected_BLV)
+
+
+def test_a_token_that_was_there_does_not_narrow_the_mean(tiny_tokenizer: Any, tiny_model: Callable[..., Any]) -> None:
+    model, added = tiny_model(vocab_size=KNOWN), ["<|endoftext|>", *NEW]
+    with_rows(model, with_tokens(tiny_tokenizer, roles={}, added=added), added)
+    weight = model.get_input_embeddings().weight
+    torch.testing.assert_close(weight[KNOWN], weight[:KNOWN].mean(0))
 
 
 def test_not_on_a_model_with_an_adapter(tiny_tokenizer: Any, tiny_model: Callable[..., Any]) -> None:
