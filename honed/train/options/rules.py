@@ -3,83 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from honed.errors import RecipeError
-from honed.model.plan.optimizers import named_values
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import check_deepspeed
-from honed.train.options.optim import Own, rounds_stochastically
 from honed.train.options.refusals import need_reporters
+from honed.train.options.rule import Rule
+from honed.train.options.rules_of_ranks import RULES_OF_RANKS
 from honed.train.options.surroundings import (
     CUDA_GRAPH_MODES,
     cpu_likes_bf16,
-    gathers_states,
     has_compiler,
-    hinders_sequences,
     is_missing,
-    is_sharded,
     multiplies_float8,
-    row_parts,
     runs_triton,
     uses_deepspeed,
-    uses_fsdp,
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """`when` tells whether the rule applies; one that does not refuse gives a note."""
-
-    name: str
-    when: Callable[[SFTConfig], bool]
-    message: str
-    fix: str
-    refuses: bool = True
-
-
 RULES = (
-    Rule(
-        name="data_parallel",
-        when=lambda args: args.n_gpu > 1 and args.parallel_mode.value == "not_distributed",
-        message="One process sees several GPUs and would use nn.DataParallel: slow, and losses averaged wrongly.",
-        fix="start it with `torchrun --nproc_per_node N ...` or `accelerate launch ...`, or show it one GPU "
-        "(CUDA_VISIBLE_DEVICES=0)",
-    ),
-    Rule(
-        name="context_parallel",
-        when=lambda args: row_parts(args) > 1,
-        message="accelerate's context and sequence parallelism (cp_size, sp_size) would train wrongly: each process "
-        "would take its part of a row for a row of its own, and documents would lose boundaries and labels.",
-        fix="leave it out and set sequence_parallel_size, which shares rows among processes and keeps both",
-    ),
-    Rule(
-        name="sequence_parallel_alone",
-        when=lambda args: args.sequence_parallel_size > 1 and hinders_sequences(args),
-        message="sequence_parallel_size was not shown to train the same with torch_compile, fp8, neftune_noise_alpha, "
-        "DeepSpeed, cpu_ram_efficient_loading, skip_prepare_dataset or average_tokens_across_devices=False.",
-        fix="leave the other out",
-    ),
-    Rule(
-        name="sequence_parallel_ranks",
-        when=lambda args: args.sequence_parallel_size < 1 or args.world_size % args.sequence_parallel_size != 0,
-        message="sequence_parallel_size processes share a row, so the number of processes must be a multiple of it.",
-        fix="start so many (torchrun --nproc_per_node N ...), or leave it out",
-    ),
-    Rule(
-        name="dispatched_batches",
-        when=lambda args: bool(args.accelerator_config.dispatch_batches),
-        message="dispatch_batches=True (accelerator_config) has one process make all batches and cut the others' out "
-        "of its own: through documents, where batches are flat.",
-        fix="leave it out; each process then makes its own batches",
-    ),
-    Rule(
-        name="rebalanced_batches",
-        when=lambda args: getattr(args, "train_sampling_strategy", "") == "batch_rebalance",
-        message="train_sampling_strategy='batch_rebalance' repeats rows in an epoch's last step, which count twice.",
-        fix="set tokens_per_step, which gives all ranks and micro-batches as many tokens, or leave it out",
-    ),
+    *RULES_OF_RANKS,
     Rule(
         name="packing_without_length",
         when=lambda args: args.packing and args.max_length is None,
@@ -129,24 +71,12 @@ RULES = (
         fix="leave it out, or prepare the rows",
     ),
     Rule(
-        name="tokens_with_deepspeed",
-        when=lambda args: args.tokens_per_step is not None and uses_deepspeed(args),
-        message="tokens_per_step varies the number of micro-batches, which DeepSpeed counts itself.",
-        fix="leave one of them out, or shard with FSDP",
-    ),
-    Rule(
         name="learning_rates_values",
         when=lambda args: (
             not all(type(factor) in (int, float) and 0 < factor < math.inf for factor in args.learning_rates.values())
         ),
         message="learning_rates takes factors above 0 for the learning rate, such as {'lora_B': 16}.",
         fix="set numbers above 0; to leave weights as they are, use trainable",
-    ),
-    Rule(
-        name="learning_rates_with_deepspeed",
-        when=lambda args: bool(args.learning_rates) and uses_deepspeed(args),
-        message="learning_rates parts the optimizer's weights by name, which DeepSpeed flattens and shares out.",
-        fix="leave one of them out, or shard with FSDP2",
     ),
     Rule(
         name="image_max_pixels",
@@ -191,42 +121,6 @@ RULES = (
         fix="leave use_reentrant out of gradient_checkpointing_kwargs",
     ),
     Rule(
-        name="muon_sharded",
-        when=lambda args: args.optim is Own.MUON and uses_fsdp(args),
-        message="optim='muon' needs whole matrices, of which FSDP leaves each process a part.",
-        fix="leave fsdp out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
-    ),
-    Rule(
-        name="muon_deepspeed",
-        when=lambda args: args.optim is Own.MUON and uses_deepspeed(args),
-        message="optim='muon' needs whole matrices, which DeepSpeed flattens and shares out.",
-        fix="leave deepspeed out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
-    ),
-    Rule(
-        name="plain_sgd_of_shards",
-        when=lambda args: (
-            gathers_states(args)
-            and args.optim.value == "sgd"
-            and not named_values(args.optim_args).get("momentum")
-            and args.save_strategy.value != "no"
-        ),
-        message="Plain SGD has no states, and where FSDP gathers them whole (FULL_STATE_DICT), torch cannot go on from "
-        "a checkpoint without any.",
-        fix="set state_dict_type to SHARDED_STATE_DICT in fsdp_config, or optim_args='momentum=0.9'",
-    ),
-    Rule(
-        name="rounding_of_shards",
-        when=lambda args: rounds_stochastically(args) and (is_sharded(args) or args.fp16),
-        message="bf16_stochastic_round rounds whole weights: not those that FSDP or DeepSpeed split, nor with fp16.",
-        fix="leave it out of optim_args; weights that are split have room for float32",
-    ),
-    Rule(
-        name="compile_of_shards",
-        when=lambda args: args.torch_compile and is_sharded(args),
-        message="torch_compile compiles the layers of whole models, not of those that FSDP or DeepSpeed split.",
-        fix="leave torch_compile out",
-    ),
-    Rule(
         name="compile_without_compiler",
         when=lambda args: (
             args.torch_compile and args.torch_compile_backend == "inductor" and not has_compiler(args.device.type)
@@ -260,12 +154,6 @@ RULES = (
         fix="leave it out; bf16=True is for all newer GPUs (fp8='emulate' only tries what would be learned, slowly)",
     ),
     Rule(
-        name="fp8_of_shards",
-        when=lambda args: bool(args.fp8) and (is_sharded(args) or args.fp16),
-        message="fp8 takes whole layers, not those that FSDP or DeepSpeed split, and bf16=True or float32 beside it.",
-        fix="leave fp8 out, or the other",
-    ),
-    Rule(
         name="fp8_not_compiled",
         when=lambda args: bool(args.fp8) and args.fp8 != "emulate" and not args.torch_compile,
         message="fp8 without torch_compile=True casts in kernels of their own, which costs what the products save.",
@@ -277,21 +165,6 @@ RULES = (
         when=lambda args: args.torch_compile_mode in CUDA_GRAPH_MODES and not args.pad_to_multiple_of,
         message="CUDA graphs are recorded for each length anew (torch_compile_mode='reduce-overhead', 'max-autotune').",
         fix="set packing=True and pad_to_multiple_of to per_device_train_batch_size * max_length: one length for all",
-        refuses=False,
-    ),
-    Rule(
-        name="mean_of_ranks",
-        when=lambda args: not args.average_tokens_across_devices,
-        message="average_tokens_across_devices=False takes the mean of the processes' means: with several of them the "
-        "loss depends on which rows fall to which.",
-        fix="leave it out",
-        refuses=False,
-    ),
-    Rule(
-        name="fsdp_on_cpu",
-        when=lambda args: uses_fsdp(args) and args.device.type == "cpu",
-        message="fsdp has no effect on CPUs: accelerate keeps the whole model in every process there (DDP).",
-        fix="leave it out",
         refuses=False,
     ),
     Rule(

@@ -38,16 +38,8 @@ logger = logging.getLogger(__name__)
 _IDENTITY = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
     *("dataloader_drop_last", "streaming", "shuffle_buffer", "tokens_per_step"),
-    *(
-        "optim",
-        "optim_args",
-        "learning_rate",
-        "learning_rates",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-    ),
+    *("optim", "optim_args", "learning_rate", "learning_rates", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon"),
 )
 # These may change on resuming; the user is told that the run is then another one.
 _TOLD = (

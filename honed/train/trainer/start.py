@@ -23,7 +23,7 @@ from honed.model.load.load import load_model, load_processor, load_tokenizer, se
 from honed.model.load.quantize import quantized_options
 from honed.model.load.vocabulary import with_pad_token
 from honed.ops import attention
-from honed.train.forward import vision
+from honed.train.forward import sequence_parallel, vision
 from honed.train.forward.checkpointing import set_switch
 from honed.train.forward.lengths import fit_length
 from honed.train.forward.rotations import rotation_notes
@@ -176,15 +176,17 @@ def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:
     return ["pad_to_multiple_of has no effect: the router's auxiliary loss would count the padding of flat batches."]
 
 
-def fit_ranks(args: SFTConfig, model: nn.Module, *, checkpoints: bool) -> None:
+def fit_ranks(args: SFTConfig, model: nn.Module, seams: Seams, *, checkpoints: bool, own_parts: bool = False) -> None:
     """Sets `ddp_find_unused_parameters=False` in our own `args` for adapters trained with checkpointing.
 
     transformers does so for whole models. Each pass uses the whole adapter, unless it covers a vision tower. The search
     costs a graph traversal per step, and reentrant checkpointing does not support it.
 
     Raises:
+        ModelError, RecipeError: ranks cannot share rows, see `sequence_parallel.check`.
         RecipeError: only the first rank has weights, and those that are tied cannot be tied again on the others.
     """
+    sequence_parallel.check(args, model, seams, own_parts=own_parts)
     inner = base_model(model)
     adapts_text = inner is not model and not hasattr(inner.config, "vision_config")
     if args.ddp_find_unused_parameters is None and checkpoints and adapts_text:

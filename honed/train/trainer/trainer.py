@@ -21,7 +21,7 @@ from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.adapters.adapters import ready_to_train
 from honed.model.load.vocabulary import agree_on_stops
-from honed.train.forward import seams, sequence_parallel, shared_prefixes, vision
+from honed.train.forward import seams, shared_prefixes, vision
 from honed.train.forward.checkpointing import choose_layers
 from honed.train.optimizers.optimizers import optimizer_of
 from honed.train.optimizers.precision import notes_on_masters
@@ -128,10 +128,8 @@ class SFTTrainer(UploadingTrainer):
             processor=processor,
         )
         token_batches.check(args, self._datasets.collator)
-        sequence_parallel.check(
-            args, trained, self.seams, own_parts=any((data_collator, compute_loss_func, compute_metrics, processor))
-        )
-        start.fit_ranks(args, trained, checkpoints=recomputes)
+        own_parts = any((data_collator, compute_loss_func, compute_metrics, processor))
+        start.fit_ranks(args, trained, self.seams, checkpoints=recomputes, own_parts=own_parts)
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
             model=trained,

@@ -12,6 +12,7 @@ from honed.errors import RecipeError
 from honed.train.options import rules, surroundings
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import Own
+from honed.train.options.rule import Rule
 
 
 def several_gpus(args: SFTConfig) -> None:
@@ -138,7 +139,7 @@ def test_every_rule_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
-def test_the_rule_applies(rule: rules.Rule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rule_applies(rule: Rule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "cpu_likes_bf16", lambda: False)
     monkeypatch.setattr(rules, "is_missing", lambda package: rule.name in ("liger_absent", "fp8_absent"))
     monkeypatch.setattr(rules, "has_compiler", lambda device: rule.name != "compile_without_compiler")
@@ -154,7 +155,7 @@ def test_the_rule_applies(rule: rules.Rule, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.name)
-def test_the_rule_leaves_plain_arguments_alone(rule: rules.Rule, tmp_path: Path) -> None:
+def test_the_rule_leaves_plain_arguments_alone(rule: Rule, tmp_path: Path) -> None:
     assert not rule.when(arguments(tmp_path, {}))
 
 

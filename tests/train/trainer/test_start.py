@@ -287,7 +287,7 @@ def test_ddp_looks_for_unused_weights_where_a_pass_may_leave_some(
         (tiny_model(), True, None, None),
     ]:
         args = args_with(tmp_path, ddp_find_unused_parameters=given)
-        start.fit_ranks(args, model, checkpoints=checkpoints)
+        start.fit_ranks(args, model, Seams(), checkpoints=checkpoints)
         assert args.ddp_find_unused_parameters is wanted
 
 
@@ -299,12 +299,12 @@ def test_a_tied_head_that_is_kept_needs_weights_on_all_ranks(
         attach(tiny_model(tie_word_embeddings=ties), lora_config(r=2, modules_to_save=["lm_head"]))
         for ties in (True, False)
     )
-    start.fit_ranks(args_with(tmp_path), tied, checkpoints=True)
+    start.fit_ranks(args_with(tmp_path), tied, Seams(), checkpoints=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-    start.fit_ranks(args_with(tmp_path), apart, checkpoints=True)
+    start.fit_ranks(args_with(tmp_path), apart, Seams(), checkpoints=True)
     with pytest.raises(RecipeError, match="modules_to_save"):
-        start.fit_ranks(args_with(tmp_path), tied, checkpoints=True)
+        start.fit_ranks(args_with(tmp_path), tied, Seams(), checkpoints=True)
 
 
 def test_a_balance_without_gradient_is_refused(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
