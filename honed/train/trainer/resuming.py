@@ -65,6 +65,7 @@ class ResumingTrainer(WatchedTrainer):
     _ctrl_c: threading.Event | None = None
     _began_at: int | None = None  # the step, once there is one
     _saving_in: Path | None = None
+    _saved = False  # whether `_save` was called for this rank
     _identity: dict[str, Any] | None = None
     _found: dict[str, Any]  # the position in the checkpoint that training began from; {} at step 0
     _began: float  # time.time() when this process began to train
@@ -253,7 +254,11 @@ class ResumingTrainer(WatchedTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the whole model; all ranks must call it. See `transformers.Trainer.save_model`."""
+        self._saved = self.args.should_save
         super().save_model(output_dir, _internal_call)
+        if not self._saved and (getattr(self.model, "_tp_size", None) or 1) > 1:
+            # transformers 5.17 calls `_save` on one rank alone, which then waits for the others' parts of the matrices
+            self.model.save_pretrained(output_dir or self.args.output_dir)
         if _internal_call or not self._checkpoints_in_parts():
             return
         whole = self.accelerator.get_state_dict(self.model)  # with sharded checkpoints transformers writes no weights
@@ -280,6 +285,7 @@ class ResumingTrainer(WatchedTrainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        self._saved = True
         with self._sealed():
             super()._save(output_dir, None if state_dict is None else without_copies(state_dict, self.model))
 
