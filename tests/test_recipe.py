@@ -89,7 +89,8 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path: Path, text: str) -> None
         (
             ["lora.zzz=a"],
             "Unknown key lora.zzz.",
-            "known keys: alpha, dropout, init, modules_to_save, r, target_modules, use_dora, use_rslora",
+            "known keys: alpha, alpha_pattern, dropout, init, modules_to_save, r, rank_pattern, target_modules, "
+            "target_parameters, use_dora, use_rslora",
         ),
         (["max_length=long"], "data.max_length is 'long'.", "it takes a whole number or null"),
         (["max_length=1.5"], "data.max_length is 1.5.", "it takes a whole number or null"),
@@ -99,7 +100,7 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path: Path, text: str) -> None
         (["data=5"], "data must hold key: value lines, found 5.", "see `honed train --help`"),
         (["files=[1]"], "data.files is [1].", "it takes a list of texts"),
         (["data.template_arguments=x"], "data.template_arguments is 'x'.", "it takes key: value lines"),
-        (["target_modules=5"], "lora.target_modules is 5.", "it takes text or a list of texts"),
+        (["target_modules=5"], "lora.target_modules is 5.", "it takes text or a list of texts or null"),
         (["model="], "model is None.", "it takes text"),
         (["model=a", "model.b=c"], "model.b cannot be set: model is 'a'.", "set model to key: value lines"),
         (["lora=true", "r=8"], "r cannot be set: lora is True.", "set lora to key: value lines"),

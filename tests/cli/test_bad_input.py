@@ -62,7 +62,7 @@ def test_data(content: bytes | None, says: tuple[str, ...], train: Callable[...,
     ("change", "says"),
     [
         ("data.max_lenght=5", ("data.max_lenght", "'max_length'")),
-        ("lora.rank=5", ("lora.rank", "alpha, dropout, init")),
+        ("lora.rank=5", ("lora.rank", "alpha, alpha_pattern, dropout, init")),
         ("modle.x=5", ("modle.x", "'model'")),
         ("learnign_rate=1", ("learnign_rate", "'learning_rate'")),
         ("foo=1", ("Unknown key foo", "TrainingArguments")),

@@ -54,6 +54,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {  # the first value goes with every other
     "sampling": ("random", "group_by_length"),
     "count": (9, 2),  # rows: one rank of two has none in some rounds
     "sharing": (1, 2),  # how many ranks share a row
+    "rates": ("one", "two"),
     "engine": ("trainer",),
     "optimizer": ("adamw",),
     "length": (256,),

@@ -92,8 +92,7 @@ def train(
             told = resume(run, folder)
             if run.step == 0:
                 told += notes_on_warm_up(warm_up_steps(run.plan.total, config), run.plan.total)
-            first = ranks.rank == 0
-            with opened_log(config, folder, step=run.step, total=run.plan.total, first=first, bar=bar) as log:
+            with opened_log(config, folder, step=run.step, total=run.plan.total, first=ranks.rank == 0, bar=bar) as log:
                 log.note(*told)
                 for micro_batches in steps(rows, collate, run):
                     norm = train_step(run, micro_batches)
