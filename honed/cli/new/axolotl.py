@@ -35,6 +35,8 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "num_epochs": to("train.num_train_epochs"),
     "optimizer": to("train.optim"),
     "noisy_embedding_alpha": to("train.neftune_noise_alpha"),
+    "context_parallel_size": to("train.sequence_parallel_size"),
+    "sequence_parallel_degree": to("train.sequence_parallel_size"),
     "gradient_checkpointing": to("train.gradient_checkpointing", {True: True, False: False, "offload": True}),
     "activation_offloading": to("train.activation_offloading", {True: True, "legacy": True, False: None}),
     "fp8": to("train.fp8"),
@@ -112,8 +114,8 @@ RULES: Mapping[str, Rule] = MappingProxyType({
               "revision_of_model overrides_of_model_kwargs cls_model_config rope_scaling scaling_softmax*", "a recipe "
               "takes model and tokenizer as they were saved",
               "save them changed, and name that folder"),
-    **refused("tensor_parallel_size context_parallel_size sequence_parallel_degree expert_parallel_size",
-              "parts of rows or layers on several GPUs", "use DDP or FSDP2 (docs/distributed.md)", off=(1,)),
+    **refused("tensor_parallel_size expert_parallel_size",
+              "parts of layers on several GPUs", "use DDP or FSDP2 (docs/distributed.md)", off=(1,)),
     **refused("early_stopping_patience do_bench_eval bench_* trainer_cls dynamic_checkpoint use_swanlab",
               "honed has no such option"),
 })  # fmt: skip

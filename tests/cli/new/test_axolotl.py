@@ -170,6 +170,8 @@ QLORA = f"{ADAPTER}load_in_4bit: true\nlora_target_linear: true\n"
         ("model_config: {output_router_logits: true, router_aux_loss_coef: 0.02}", "train.router_aux_loss_coef", 0.02),
         ("test_datasets: [{path: held.jsonl, type: chat_template}]", "data.held_out", "held.jsonl"),
         ("context_parallel_size: 1", "lora", None),
+        ("context_parallel_size: 2", "train.sequence_parallel_size", 2),
+        ("sequence_parallel_degree: 4", "train.sequence_parallel_size", 4),
         ("plugins: [axolotl.integrations.liger.LigerPlugin]\nliger_rope: true", "lora", None),
     ],
 )
@@ -239,7 +241,7 @@ def test_a_pretraining_dataset_is_a_stream(made: Any) -> None:
         (LEAST + "val_set_size: 200", "write a share"),
         (LEAST + "special_tokens: {cls_token: <s>}", "cls_token is the tokenizer's own"),
         (LEAST + "plugins: [axolotl.integrations.spectrum.SpectrumPlugin]", "may change what is trained"),
-        (LEAST + "context_parallel_size: 2", "use DDP or FSDP2"),
+        (LEAST + "tensor_parallel_size: 2", "use DDP or FSDP2"),
         (LEAST + "sequenc_len: 5", "did you mean 'sequence_len'?"),
         (entry("- {path: o/a, type: 'alpaca:chat'}"), "o/a: type alpaca:chat writes prompts in its own style"),
         (entry("- {path: o/a, type: {field_instruction: q}}"), "type of one's own writes prompts"),

@@ -54,7 +54,7 @@ def test_it_is_written_and_never_overwritten(honed: Any, theirs: Any, tmp_path: 
 
 
 def test_partly_keeps_what_is_not_taken_as_comments(honed: Any, theirs: Any) -> None:
-    text = AXOLOTL + "rl: dpo\nsequence_parallel_degree: 4\n"
+    text = AXOLOTL + "rl: dpo\nexpert_parallel_size: 4\n"
     refused = honed("new", "recipe", theirs(text))
     assert refused.status == 2
     assert "has 2 keys that cannot be translated" in refused.err
