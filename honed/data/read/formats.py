@@ -235,7 +235,7 @@ def _prompt_completion(row: Row, source: Source, options: ReadOptions) -> Exampl
             "prompt and completion differ in kind", f"both must be texts, or both lists of messages; {kinds}"
         )
     # conversational: what stands in the prompt is context, whatever its role
-    asked = [{**message, "train": False} for message in prompt]
+    asked = [{**message, "train": False} if isinstance(message, Mapping) else message for message in prompt]
     return _conversation(read_messages([*asked, *completion]), row, source, options)
 
 
