@@ -325,8 +325,11 @@ def _images(row: Row) -> tuple[Any, ...]:
 
 def _with_system(conversation: Conversation, row: Row, options: ReadOptions) -> Conversation:
     """A conversation that starts without a system message gets the row's own, else that of the options."""
-    system = row.get("system") or options.system
-    if not system or conversation.messages[0].role == "system":
+    own, first = row.get("system"), conversation.messages[0]
+    if own and first.role == "system" and read_text(own, "system").strip() != first.content.strip():
+        raise RowError("two system prompts", "`system` and the first message differ: join them, or take one out")
+    system = own or options.system
+    if not system or first.role == "system":
         return conversation
     message = Message(role="system", content=read_text(system, "system"))
     return replace(conversation, messages=(message, *conversation.messages))

@@ -9,6 +9,7 @@ from honed.data.example import RowError
 from honed.quantities import counted
 
 QUESTIONS = ("prompt", "question", "query", "input", "instruction", "problem")
+ROWS = ("data", "rows", "train", "examples", "samples", "records", "items", "dataset")  # lists of them beside others
 ANSWERS = ("completion", "answer", "response", "output", "solution")
 
 
@@ -41,7 +42,7 @@ def _shown(key: Any) -> str:
 def _misread(row: Mapping[Any, Any]) -> str:
     """What to do where the file is no list of such rows; "" where nothing shows it."""
     lists = [key for key, value in row.items() if _holds_objects(value)]
-    if len(lists) == 1:
+    if len(lists) == 1 and (len(row) == 1 or lists[0] in ROWS):
         [key] = lists
         held = counted(len(row[key]), "object")
         return f"`{key}` holds {held}: if these are the rows, write them as a list, or one a line."
