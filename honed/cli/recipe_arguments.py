@@ -20,7 +20,8 @@ SIGNS: Mapping[str, frozenset[str]] = {
     "llamafactory": frozenset(
         {"model_name_or_path", "stage", "finetuning_type", "dataset", "dataset_dir", "template", "cutoff_len",
          "val_size", "lora_rank", "lora_target", "quantization_bit", "neat_packing", "mask_history", "plot_loss",
-         "model_class"}
+         "model_class", "train_dataset", "peft_config", "kernel_config", "dist_config", "quant_config",
+         "sample_backend"}
     ),
     "axolotl": frozenset(
         {"base_model", "sequence_len", "micro_batch_size", "num_epochs", "adapter", "sample_packing", "val_set_size",

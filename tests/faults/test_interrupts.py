@@ -20,8 +20,8 @@ from fault_tools import ROOT, Shown, long
 from safetensors.torch import load_file
 
 STAGES = {
-    "loading": "honed.train.run.run.load_model",
-    "preparing": "honed.train.run.run.run_data",
+    "loading": "honed.train.run.start.load_model",
+    "preparing": "honed.train.run.start.run_data",
     "making the trainer": "honed.train.run.run.make_trainer",
     "saving, the weights are there": "transformers.GenerationConfig.save_pretrained",
 }

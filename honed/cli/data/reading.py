@@ -45,7 +45,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="FILE | RECIPE | key=value",
         help="rows, or a recipe; then changes to the data section of a recipe, such as overlong=truncate",
     )
-    parser.add_argument("--model", help="name, folder or Hub id; only its tokenizer is loaded")
+    parser.add_argument("--model", help="name, folder or Hub id; only the tokenizer is needed")
     parser.add_argument("--template", help="short for data.template=...")
     parser.add_argument("--train-on", help="short for data.train_on=...")
     parser.add_argument("--max-length", help="short for data.max_length=...")
@@ -125,7 +125,7 @@ def find_row(files: tuple[str, ...], number: int) -> tuple[Any, Any]:
 def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...]) -> tuple[Any, tuple[int, ...]]:
     """The model's tokenizer and the ids at which its generation config stops; None and () without a model.
 
-    Where the files show images, its processor instead, if it is a vision model.
+    A folder that holds a tokenizer alone will do. Where the files show images, a vision model's processor is loaded.
 
     Raises:
         ModelError: there is no such model.
@@ -134,10 +134,10 @@ def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...]) -> tuple
         return None, ()
     from honed.cli.console import quiet_libraries
     from honed.data.vision.template import shows_images
-    from honed.model.load.load import load_processor, load_tokenizer, resolve, sees_images
+    from honed.model.load.load import load_processor, load_tokenizer, resolve_tokenizer, sees_images
 
     quiet_libraries()
-    stops = configured_stops(resolve(model))
+    stops = configured_stops(resolve_tokenizer(model))
     sees = shows_images(list(files)) and sees_images(model)  # of a model of text alone, the check names such rows
     return (load_processor if sees else load_tokenizer)(model), stops
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from honed.cli.new.llamafactory_data import NAME, data, freeze_vision
+from honed.cli.new.llamafactory_freeze import freeze
 from honed.cli.new.translate import (
     KEEP,
     OFF,
@@ -23,6 +24,7 @@ from honed.cli.new.translate import (
     transformers_arguments,
 )
 
+FREEZE = {"freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"}
 VISION = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")
 
 RULES: Mapping[str, Rule] = MappingProxyType({
@@ -47,7 +49,8 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "fp8_backend": to("", {"auto": None, "torchao": None}),
     **rules_of("finetuning_type lora_rank lora_alpha lora_dropout lora_target use_rslora use_dora pissa_init "
                "pissa_iter additional_target quantization_bit quantization_type pure_bf16 loraplus_lr_ratio "
-               "freeze_vision_tower freeze_multi_modal_projector freeze_language_model", Rule(group="weights")),
+               "freeze_vision_tower freeze_multi_modal_projector freeze_language_model freeze_trainable_layers "
+               "freeze_trainable_modules freeze_extra_modules", Rule(group="weights")),
     **rules_of("add_tokens add_special_tokens", Rule(group="tokens")),
     **rules_of("stage dataset dataset_dir media_dir eval_dataset val_size max_samples mix_strategy interleave_probs "
                "streaming buffer_size packing neat_packing cutoff_len train_on_prompt mask_history template "
@@ -67,15 +70,14 @@ RULES: Mapping[str, Rule] = MappingProxyType({
                "max_length max_new_tokens repetition_penalty length_penalty skip_special_tokens",
                "it is for answers: `honed eval`, `honed generate`"),
     **needless("pref_* dpo_* kto_* simpo_* ppo_* ref_model* reward_model* ld_alpha", "of other stages than SFT"),
-    **needless("galore_* apollo_* badam_* asft_alpha loraplus_lr_embedding freeze_trainable_* "
-               "freeze_extra_modules oft_* module_dropout kt_* megatron_* hyper_parallel_*",
+    **needless("galore_* apollo_* badam_* asft_alpha loraplus_lr_embedding "
+               "oft_* module_dropout kt_* megatron_* hyper_parallel_*",
                "part of another key, which decides"),
     **needless("video_* audio_sampling_rate use_audio_in_video", "honed reads texts and images"),
     **needless("create_new_adapter pissa_convert tool_format", "the adapter is new; the chat template writes tools"),
     **refused("model model_class dist_config train_dataset micro_batch_size kernel_config sample_backend cp_mode "
               "batching_strategy peft_config quant_config optim_config init_config cp_size",
-              "this is a file of LLaMA-Factory's v1, which is not translated",
-              "write the YAML of its stable version (model_name_or_path, dataset, ...)"),
+              "this is a key of LLaMA-Factory's v1", "write the keys of one version: model_name_or_path is not v1's"),
     **refused("use_galore use_apollo use_badam use_adam_mini", "honed has no such optimizer", "choose one with optim"),
     **refused("use_asft_loss", "honed has the losses nll, dft and eaft", "leave it out, or set use_dft_loss"),
     **refused("use_llama_pro mixture_of_depths shift_attn", "it changes the model", KEEP),
@@ -103,10 +105,14 @@ def weights(draft: Draft, given: Values) -> None:
         draft.put("lora", None, "all weights")
         for key in given.keys() - {"finetuning_type", "pure_bf16", "quantization_bit", "quantization_type", *VISION}:
             draft.skip(key, "all weights are trained")
+    elif kind == "freeze":
+        _some_layers(draft, given)
     elif kind == "lora":
         _adapter(draft, given)
+        for key in given.keys() & FREEZE:
+            draft.skip(key, "an adapter is trained")
     else:
-        fix = "write lora or full; full with train.trainable trains weights by name"
+        fix = "write lora, full or freeze"
         draft.refuse("finetuning_type", "honed trains a LoRA adapter, all weights, or some by name", fix)
     _vision(draft, given, whole=kind == "full")
     bits = {4: given.get("quantization_type", "nf4"), 8: "int8"}.get(as_number(given.get("quantization_bit")))
@@ -118,6 +124,15 @@ def weights(draft: Draft, given: Values) -> None:
         draft.skip("quantization_type", "part of quantization_bit")
     if given.get("pure_bf16"):
         draft.put("dtype", "bfloat16")
+
+
+def _some_layers(draft: Draft, given: Values) -> None:
+    modules, extra = given.get("freeze_trainable_modules", "all"), given.get("freeze_extra_modules")
+    layers = given.get("freeze_trainable_layers", 2)
+    freeze(draft, "finetuning_type", layers=layers, modules=modules, extra=extra)
+    read = {"finetuning_type", "pure_bf16", "quantization_bit", "quantization_type", *FREEZE, *VISION}
+    for key in given.keys() - read:
+        draft.skip(key, "layers are trained, and no adapter")
 
 
 def _adapter(draft: Draft, given: Values) -> None:

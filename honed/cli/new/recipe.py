@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def new_recipe(args: argparse.Namespace) -> None:
     """Makes a recipe of a YAML of LLaMA-Factory, axolotl or `trl sft`; what it leaves out stands in it as comments."""
     from honed.cli.console import quiet_libraries
+    from honed.cli.new.llamafactory import LLAMAFACTORY
+    from honed.cli.new.llamafactory_v1 import LLAMAFACTORY_V1, is_v1
     from honed.cli.new.page import page
     from honed.cli.new.translate import translate
 
@@ -28,6 +30,7 @@ def new_recipe(args: argparse.Namespace) -> None:
         raise RunError(f"{args.out} exists already.", fix="name another file, or delete that one")
     theirs = read(args.theirs)
     trainer, how = whose(args.theirs, args.kind)
+    trainer = LLAMAFACTORY_V1 if trainer is LLAMAFACTORY and is_v1(theirs) else trainer
     draft = translate(theirs, trainer, args.theirs)
     if draft.refused and not args.partly:
         raise RecipeError(_problem(args.theirs, trainer, draft, theirs), fix="mend them, or add --partly")

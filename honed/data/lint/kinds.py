@@ -129,6 +129,10 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
         ),
     },
     "hint": {
+        "control_token_kept": (
+            "Texts without a chat template spell control tokens, and honed trains them as control tokens.",
+            "nothing, where a template wrote these texts; else take the tokens out, or give messages",
+        ),
         "near_duplicate": (
             "Rows share at least about 80% of their three-word sequences with an earlier row.",
             "keep one of each group where variety matters",

@@ -75,8 +75,10 @@ def system_prompt(example: Example) -> str | None:
 
 
 def row_faults(example: Example, control: ControlTokens) -> Iterator[Fault]:
-    """Faults of a conversation's shape; other rows have none."""
+    """Faults of a conversation's shape, and control tokens in texts of other rows."""
     if not isinstance(example, Conversation):
+        if token := next(filter(None, map(control.find, _texts(example))), ""):
+            yield "control_token_kept", "", token
         return
     messages = example.messages
     if subject := role_fault(messages):
@@ -91,6 +93,13 @@ def row_faults(example: Example, control: ControlTokens) -> Iterator[Fault]:
         for key in _TRAIN_FLAGS.intersection(message.extra):
             yield "train_flag", f"`{key}`", f"message {number}: {message.extra[key]!r:.60}"
     yield from call_faults(example)
+
+
+def _texts(example: Example) -> tuple[str, ...]:
+    """What no chat template is applied to."""
+    if isinstance(example, PromptCompletion):
+        return example.prompt, example.completion
+    return (example.text,) if isinstance(example, Document) else ()
 
 
 def role_fault(messages: Sequence[Message]) -> str:

@@ -18,6 +18,7 @@ from honed.data.encode.empty_reasoning import EmptyReasoning, note_of
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture, Part, as_mixture
 from honed.data.prepare.kept import KeptRows
+from honed.data.prepare.nothing_left import nothing_left
 from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.prepare.reader import RowReader
 from honed.data.prepare.workers import can_fork, kept_rows, kept_rows_by_workers
@@ -203,10 +204,7 @@ def _finish(
 ) -> Prepared:
     rows = KeptRows.joined(parts) if len(parts) > 1 else parts[0]
     if not len(rows):
-        raise DataError(
-            f"No row is left to train on.\n{ledger.summary()}",
-            fix="raise max_length or mend the data; `overlong` rows are longer than max_length",
-        )
+        raise nothing_left(ledger, options)
     table = TokenTable.of(rows.input_ids, rows.weights, np.concatenate([[0], np.cumsum(rows.lengths)]))
     stop_ids = count_documents(table, rows.stops.tolist(), tokenizer, ledger)
     ledger.notes += ledger.notes_of_counts()

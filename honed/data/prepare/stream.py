@@ -27,6 +27,7 @@ from honed.data.encode.empty_reasoning import EmptyReasoning, note_of
 from honed.data.encode.render import Rendered
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import as_mixture
+from honed.data.prepare.nothing_left import nothing_left
 from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.prepare.prepare import (
     assert_conserved,
@@ -131,9 +132,7 @@ class RowStream:
                 for at in range(skipped, len(rows)):
                     yield Place(epoch=epoch, block=number, row=at), rows[at]
             if not found:
-                raise DataError(
-                    f"No row is left to train on.\n{self.ledger.summary()}", fix="raise max_length or mend the data"
-                )
+                raise nothing_left(self.ledger, self._options)
             epoch, first = epoch + 1, 0
 
     def stop_ids(self) -> tuple[int, ...]:

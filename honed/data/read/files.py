@@ -35,6 +35,7 @@ _WIDE = {  # the longer mark first: UTF-32's begins with UTF-16's
 }  # fmt: skip
 # texts without a mark begin with ASCII, be it a bracket or a column's name: x stands for any byte but zero
 _ZEROS = {b"x\0\0\0": "UTF-32LE", b"\0\0\0x": "UTF-32BE", b"x\0x\0": "UTF-16LE", b"\0x\0x": "UTF-16BE"}
+_LFS = b"version https://git-lfs.github.com/spec/"
 _ZERO_OR_NOT = bytes([0, *[ord("x")] * 255])
 
 
@@ -60,13 +61,16 @@ def unread_file(path: Path) -> Iterator[UnreadRow]:
     Raises:
         DataError: as `read_file`; what is wrong with one row only when that is called.
     """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist.", fix="check the path; relative paths start at the current folder")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty.", fix="it should hold one JSON object per line")
+    _refuse_unreadable(path)
     if kind_of(path) in TABLES:
         return _some(_read_table(path), path)
     first = _first_line(path)
+    if kind_of(path) not in KINDS and not first.startswith((b"{", b"[")):
+        raise DataError(
+            f"{path} is no file of rows: it does not hold JSON, and its name does not say what else.",
+            fix=f"unpack or convert it to one of {', '.join(KINDS)}; plain text to lines of "
+            '{"text": "..."}, one for each document',
+        )
     if first.startswith(b"["):
         try:
             return map(given, _read_json_list(path))
@@ -74,6 +78,24 @@ def unread_file(path: Path) -> Iterator[UnreadRow]:
             if kind_of(path) == ".json" or first == b"[":  # else lines may hold lists of their own
                 raise
     return _some(_read_json_lines(path), path)
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """Raises DataError where there is no file, or nothing of it."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist.", fix="check the path; relative paths start at the current folder")
+    if not path.is_file():
+        raise DataError(f"{path} is a pipe or a device.", fix="write it into a file: rows are read more than once")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty.", fix="it should hold one JSON object per line")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+    except OSError as error:
+        raise _broken(path, error) from None
+    if start == _LFS:
+        fix = "fetch them: git lfs pull, in that repository"
+        raise DataError(f"{path} is a pointer of Git LFS, not the data.", fix=fix)
 
 
 def json_texts(path: Path) -> Iterator[tuple[int | None, bytes]]:
@@ -201,10 +223,17 @@ def _read_table(path: Path) -> Iterator[UnreadRow]:
     before = 0
     with _table_errors(path):
         for batch in read(path):
+            _refuse_columns_of_one_name(batch.schema.names, path)
             for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
                 part = batch.slice(start, ROWS_AT_A_TIME)
                 yield from unread_part(partial(_to_rows, part, path), part.num_rows, str(path), before)
                 before += part.num_rows
+
+
+def _refuse_columns_of_one_name(names: list[str], path: Path) -> None:
+    """Raises DataError where a row, which is a mapping, could hold only the last of two columns."""
+    if twice := next((name for name in names if name and names.count(name) > 1), ""):
+        raise DataError(f"{path} has two columns named {twice!r}.", fix="rename one of them, or take it out")
 
 
 def _to_rows(batch: Any, path: Path) -> list[Any]:
@@ -238,6 +267,7 @@ def _table_errors(path: Path) -> Iterator[None]:
 
 
 _MENDS = {  # what Arrow's message says -> what to do
+    "Expected 1 columns": "separate columns by commas (.csv) or tabs (.tsv): the first line holds only one column",
     "invalid UTF8": "save the file as UTF-8; from Western European Excel: iconv -f WINDOWS-1252 -t UTF-8",
     "columns, got": "put cells that hold commas, quotes or line ends in double quotes, as Python's csv module does",
 }

@@ -235,7 +235,7 @@ def _prompt_completion(row: Row, source: Source, options: ReadOptions) -> Exampl
             "prompt and completion differ in kind", f"both must be texts, or both lists of messages; {kinds}"
         )
     # conversational: what stands in the prompt is context, whatever its role
-    asked = [{**message, "train": False} for message in prompt]
+    asked = [{**message, "train": False} if isinstance(message, Mapping) else message for message in prompt]
     return _conversation(read_messages([*asked, *completion]), row, source, options)
 
 
@@ -325,8 +325,11 @@ def _images(row: Row) -> tuple[Any, ...]:
 
 def _with_system(conversation: Conversation, row: Row, options: ReadOptions) -> Conversation:
     """A conversation that starts without a system message gets the row's own, else that of the options."""
-    system = row.get("system") or options.system
-    if not system or conversation.messages[0].role == "system":
+    own, first = row.get("system"), conversation.messages[0]
+    if own and first.role == "system" and read_text(own, "system").strip() != first.content.strip():
+        raise RowError("two system prompts", "`system` and the first message differ: join them, or take one out")
+    system = own or options.system
+    if not system or first.role == "system":
         return conversation
     message = Message(role="system", content=read_text(system, "system"))
     return replace(conversation, messages=(message, *conversation.messages))

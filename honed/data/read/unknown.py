@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from honed.data.example import RowError
+from honed.quantities import counted
 
 QUESTIONS = ("prompt", "question", "query", "input", "instruction", "problem")
+ROWS = ("data", "rows", "train", "examples", "samples", "records", "items", "dataset")  # lists of them beside others
 ANSWERS = ("completion", "answer", "response", "output", "solution")
 
 
@@ -24,7 +26,7 @@ def unknown_format(row: Mapping[Any, Any], formats: Mapping[str, tuple[frozenset
         for keys in sets:
             if keys <= row.keys():
                 return RowError(f"`{min(keys - found)}` is null", seen)
-    if guess := _misread(row) or _misspelt(found, formats) or _guess(row, found):
+    if guess := _misspelt(found, formats) or _export(row) or _misread(row) or _guess(row, found):
         return RowError("unknown format", f"{seen} {guess}")
     return RowError("unknown format", f"{seen} Formats known: {_listed(formats)}")
 
@@ -39,13 +41,32 @@ def _shown(key: Any) -> str:
 
 def _misread(row: Mapping[Any, Any]) -> str:
     """What to do where the file is no list of such rows; "" where nothing shows it."""
+    lists = [key for key, value in row.items() if _holds_objects(value)]
+    if len(lists) == 1 and (len(row) == 1 or lists[0] in ROWS):
+        [key] = lists
+        held = counted(len(row[key]), "object")
+        return f"`{key}` holds {held}: if these are the rows, write them as a list, or one a line."
     if len(row) != 1:
         return ""
     [(key, value)] = row.items()
-    if isinstance(value, (list, tuple)) and value and all(isinstance(one, Mapping) for one in value):
-        return f"`{key}` holds {len(value):,} objects: if these are the rows, write them as a list, or one a line."
     sign = next((sign for sign in ";\t|" if sign in str(key)), "")
     return f"This is one column; separate them by commas, not {sign!r}." if sign and isinstance(value, str) else ""
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(one, Mapping) for one in value)
+
+
+def _export(row: Mapping[Any, Any]) -> str:
+    """What to do with the chats that assistants' web sites export; "" where it is none."""
+    if isinstance(row.get("mapping"), Mapping):
+        return (
+            "This is a chat of ChatGPT's export, a tree: from `current_node` follow `parent` to the root, and write "
+            "`author.role` and `content.parts` of these nodes as messages, the root's first."
+        )
+    if _holds_objects(row.get("chat_messages")):
+        return f"This is a chat of Claude's export: {_option(messages='chat_messages', role='sender', content='text')}"
+    return ""
 
 
 def _misspelt(found: set[Any], formats: Mapping[str, tuple[frozenset[str], ...]]) -> str:

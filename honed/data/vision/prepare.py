@@ -16,12 +16,13 @@ from honed.data.batch.table import PackedRow, TokenTable
 from honed.data.encode.render import Rendered
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import LEFT_OUT_BY_WEIGHT, Mixture, as_mixture
+from honed.data.prepare.nothing_left import nothing_left
 from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.prepare.prepare import count_documents, stop_on_bad_rows
 from honed.data.prepare.reader import KeptRow
 from honed.data.vision.images import ImageRef, need_pillow
 from honed.data.vision.render import VisionReader, VisionRendered
-from honed.errors import DataError, RecipeError
+from honed.errors import RecipeError
 from honed.progress import progress
 from honed.quantities import counted
 
@@ -105,7 +106,7 @@ def prepare_vision(
     stop_on_bad_rows(ledger, options)
     documents = _documents(mixture, kept, ledger)
     if not documents:
-        raise DataError(f"No row is left to train on.\n{ledger.summary()}", fix="raise max_length or mend the data")
+        raise nothing_left(ledger, options, images=True)
     if note and ledger.rows_dropped["overlong"]:
         ledger.notes.append(note)
     return _counted(documents, processor.tokenizer, ledger)

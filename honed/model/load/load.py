@@ -48,6 +48,17 @@ def _model_near(folder: Path) -> str:
     return "name the folder of a model"
 
 
+def resolve_tokenizer(name: str) -> str:
+    """The folder or Hub id behind the name of a model, or of a tokenizer without one.
+
+    Raises:
+        ModelError: as `resolve`.
+    """
+    place = Path(name).expanduser()
+    alone = any((place / file).exists() for file in TOKENIZER_FILES)
+    return str(place.absolute()) if alone else resolve(name)
+
+
 def load_tokenizer(name: str, **options: Any) -> Any:
     """The tokenizer of a model.
 
@@ -56,9 +67,7 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
-    place = Path(name).expanduser()
-    alone = any((place / file).exists() for file in TOKENIZER_FILES)  # a tokenizer without a model
-    folder = str(place.absolute()) if alone else resolve(name)
+    folder = resolve_tokenizer(name)
     ask_for_model(folder, options)
     try:
         return AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False, **options})

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from honed.data.prepare.cache import prepare_cached
-from honed.data.prepare.prepare import prepare
 from honed.errors import ModelError, RecipeError
 from honed.model.adapters.adapters import ready_to_train
 from honed.model.load.added_tokens import with_rows, with_tokens
@@ -27,6 +25,7 @@ from honed.train.options import rules
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import Own
 from honed.train.ranks import Stopped
+from honed.train.rows.ahead import prepare_rows
 
 
 class PlainTrainer:
@@ -117,10 +116,8 @@ class PlainTrainer:
             self.notes += [found.note] if found.note else []
 
     def _prepare(self, name: str, rows: Any) -> Any:
-        prepared = prepare_cached if self._args.data_cache else prepare
         options = self._args.prepare_options(evaluation=name != "train")
-        workers = self._args.dataset_num_proc or 1
-        return prepared(rows, self._tokenizer, options, desc=f"Preparing {name} data", workers=workers)
+        return prepare_rows(rows, self._tokenizer, options, self._args, desc=f"Preparing {name} data")
 
 
 def known_to_transformers(train: Mapping[str, Any]) -> dict[str, Any]:

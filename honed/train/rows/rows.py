@@ -18,19 +18,19 @@ from honed.data.batch.table import PackedRow, PackedRows
 from honed.data.example import RowError, Source
 from honed.data.ledger import Ledger
 from honed.data.mix.mixture import Mixture
-from honed.data.prepare.cache import prepare_cached
 from honed.data.prepare.options import PrepareOptions
-from honed.data.prepare.prepare import Prepared, prepare
+from honed.data.prepare.prepare import Prepared
 from honed.data.prepare.reader import CUT_AT_THE_END, SPLIT_INTO_PARTS, VIEWS_DROPPED
 from honed.data.prepare.stream import RowStream
 from honed.data.read.formats import FORMATS, ReadOptions
 from honed.data.read.sources import SourcedRows, read_rows
-from honed.data.vision.prepare import VisionPrepared, VisionRows, prepare_vision
+from honed.data.vision.prepare import VisionPrepared, VisionRows
 from honed.errors import DataError, RecipeError
 from honed.quantities import counted
 from honed.train.forward import sequence_parallel, vision
 from honed.train.options.config import SFTConfig
 from honed.train.rows import stream
+from honed.train.rows.ahead import given, has_ids, prepare_rows, transforms
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -157,6 +157,7 @@ class Datasets:
             if not hasattr(dataset, "__len__"):  # else accelerate would slice all batches from the first rank's
                 self.args.accelerator_config.dispatch_batches = False
             return dataset
+        ahead, dataset = dataset, given(dataset)
         _refuse_transform(dataset)
         formatting_func = self._formatting(dataset)
         options = self.args.prepare_options(evaluation=name != "train")
@@ -165,9 +166,9 @@ class Datasets:
             options = replace(options, train_on="all")
         if name == "train" and stream.is_streamed(dataset, self.args):
             return self._streamed(dataset, options, formatting_func)
-        rows = _shuffled(dataset, self.args.seed) if self.args.shuffle_dataset else dataset
+        rows = _shuffled(dataset, self.args.seed) if self.args.shuffle_dataset else ahead
         try:
-            made = self._make(rows, options, formatting_func=formatting_func, desc=f"Preparing {name} data")
+            made = self._make(rows, options, formatting_func, name)
         except DataError as error:
             if self._custom is None:
                 raise
@@ -214,17 +215,15 @@ class Datasets:
             if isinstance(made.rows, PackedRows) and not np.isin(made.rows.table.weights, (0, 1)).all()
         ]
 
-    def _make(self, rows: Any, options: PrepareOptions, **further: Any) -> Prepared | VisionPrepared:
-        if self._processor is not None:
-            if (self.args.dataset_num_proc or 1) > 1:
-                self.notes.append("dataset_num_proc (data.workers) has no effect on rows with images.")
-            further |= {"image_folder": self.args.image_folder, "max_pixels": self.args.image_max_pixels}
-            return prepare_vision(rows, self._processor, options, **further)
-        make = prepare_cached if self.args.data_cache else prepare
-        return make(rows, self.tokenizer, options, workers=self.args.dataset_num_proc or 1, **further)
+    def _make(self, rows: Any, options: PrepareOptions, formatting_func: Any, name: str) -> Prepared | VisionPrepared:
+        if self._processor is not None and (self.args.dataset_num_proc or 1) > 1:
+            self.notes.append("dataset_num_proc (data.workers) has no effect on rows with images.")
+        own = self.tokenizer if self._processor is None else self._processor
+        desc = f"Preparing {name} data"
+        return prepare_rows(rows, own, options, self.args, formatting_func=formatting_func, desc=desc)
 
     def _formatting(self, dataset: Any) -> Callable[[Any], Any] | None:
-        if self._formatting_func is not None and "input_ids" in (getattr(dataset, "column_names", None) or ()):
+        if self._formatting_func is not None and has_ids(dataset):
             self.notes.append("formatting_func has no effect on rows that have `input_ids` already.")
             return None
         return self._formatting_func
@@ -344,12 +343,6 @@ def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:
     weights = np.array(tokens.weights, dtype=np.float32)
     weights[np.cumsum([0, *lengths[:-1]])] = 0.0  # nothing stands before a document's first token
     return PackedRow(input_ids=np.array(tokens.input_ids, dtype=np.int32), weights=weights, lengths=lengths)
-
-
-def transforms(dataset: Any) -> bool:
-    """Whether a data set of `datasets` makes its rows anew each time they are read."""
-    format_set = getattr(dataset, "format", None)  # a text has a method of this name
-    return isinstance(format_set, Mapping) and format_set.get("type") == "custom"
 
 
 def _refuse_transform(dataset: Any) -> None:

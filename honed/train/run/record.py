@@ -45,11 +45,12 @@ class RunRecord:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
+        """Adds the time that the block takes to that of the step."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[step] = round(time.perf_counter() - start, 2)
+            self._seconds[step] = round(self._seconds.get(step, 0.0) + time.perf_counter() - start, 2)
 
     def model(self, model: Any) -> None:
         """Records the numbers of parameters."""

@@ -11,31 +11,24 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 
-from honed.data.prepare.first_rows import refuse_bad_rows
-from honed.data.prepare.options import PrepareOptions
-from honed.data.prepare.prepare import make_template, tokenizer_with_template
-from honed.data.templates.plain import PlainTemplate
 from honed.data.templates.view import Template
-from honed.data.vision.template import VisionTemplate
 from honed.errors import RecipeError, RunError, first_line, storage_errors
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters.adapters import lora_config
-from honed.model.load.added_tokens import with_rows
-from honed.model.load.load import load_model
 from honed.model.load.quantize import quantization_config
 from honed.recipe import LoraRecipe, Recipe, suggest
 from honed.report.run.report import write_run_report
 from honed.train.forward import vision
-from honed.train.forward.zero3 import loaded_whole
 from honed.train.loop.recipe import PlainTrainer, config_of, known_to_transformers
 from honed.train.options.config import SFTConfig
 from honed.train.ranks import Stopped, until_sigterm
 from honed.train.run.card import card
-from honed.train.run.data import check_data, read_questions, run_data
+from honed.train.run.data import RunData, check_data, read_questions
 from honed.train.run.ranks import RunRanks, check_ranks
 from honed.train.run.record import RunRecord, device_name
 from honed.train.run.replay import steps_told
+from honed.train.run.start import load_weights, prepare_run
 from honed.train.run.unfinished import keep_another
 from honed.train.run_folder import checkpoint
 from honed.train.run_folder.folder import RunFolder
@@ -156,14 +149,17 @@ class Plan:
 
 def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say: Say) -> dict[str, Any]:
     recipe, args = plan.recipe, plan.args
+    with record.timed("prepare"):
+        start = prepare_run(recipe, args, ranks, asks=bool(plan.questions))
+    processing_class, template = start.processing_class, start.template
     with record.timed("load"):
-        model, processing_class, template = _load(plan)
+        model = load_weights(recipe, args, processing_class)
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {device_name(args.device)}")
     tokenizer = processing_class.tokenizer if vision.is_processor(processing_class) else processing_class
     with record.timed("answer before"):
         before = _answers(plan, model, tokenizer, template, desc="Answering before")
     with record.timed("prepare"), ranks.one_per_node_first():
-        trainer = make_trainer(recipe, args, model, processing_class)
+        trainer = make_trainer(recipe, args, model, processing_class, start.data)
     _tell(trainer, folder, say)
     record.model(trainer.model)
     folder.need_space(record.trainable_bytes + (64 << 20))
@@ -189,43 +185,12 @@ def _keep_metrics(trainer: SFTTrainer, folder: RunFolder) -> None:
     trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
 
 
-def _load(plan: Plan) -> tuple[Any, Any, Template | None]:
-    """The model, its tokenizer (or processor, for rows with images) with the recipe's template, and the template.
-
-    What is wrong with the first rows is told before the weights are loaded.
-    """
-    recipe, args = plan.recipe, plan.args
-    whole = dataclasses.replace(recipe.data, eval_share=None)
-    rows = None if args.streaming else run_data(whole, seed=args.seed).train
-    processing_class = vision.with_asked_tokens(vision.load_processing_class(recipe.model, rows), args)
-    sees = vision.is_processor(processing_class)
-    make = VisionTemplate if sees else make_template
-    template = make(processing_class, args.prepare_options())
-    write_template(processing_class, template, args.prepare_options())
-    if plan.questions:
-        need_template(template, recipe.model)
-    if rows is not None and not sees:
-        for data, evaluation in ((rows, False), (recipe.data.held_out, True)):
-            if data is not None:
-                refuse_bad_rows(data, processing_class, args.prepare_options(evaluation=evaluation))
-    with loaded_whole(args) as device:
-        model = load_model(
-            recipe.model,
-            device=device,
-            dtype=recipe.dtype,
-            trains_all=recipe.lora is None,
-            sees=sees,
-            quantization=recipe.quantization,
-        )
-    with_rows(model, processing_class.tokenizer if sees else processing_class, args.add_tokens)
-    return model, processing_class, template
-
-
 def _train_along(plan: Plan, ranks: RunRanks) -> bool:
     """What ranks other than the first do; whether they came to the end, and were not stopped before."""
-    model, processing_class, _ = _load(plan)
+    start = prepare_run(plan.recipe, plan.args, ranks, asks=bool(plan.questions))
+    model = load_weights(plan.recipe, plan.args, start.processing_class)
     with ranks.one_per_node_first():
-        trainer = make_trainer(plan.recipe, plan.args, model, processing_class)
+        trainer = make_trainer(plan.recipe, plan.args, model, start.processing_class, start.data)
     try:
         _train(trainer, plan.args, say=lambda text: None)
     except Stopped:  # the first rank says so
@@ -326,10 +291,11 @@ def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
-def make_trainer(recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any) -> SFTTrainer | PlainTrainer:
+def make_trainer(
+    recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any, data: RunData
+) -> SFTTrainer | PlainTrainer:
     """The trainer that the recipe describes, with its data prepared."""
     adapter = recipe.lora and lora_config(**lora_options(recipe.lora))
-    data = run_data(recipe.data, seed=args.seed)
     try:
         trainer: SFTTrainer | PlainTrainer = engine_of(recipe)(
             model,
@@ -362,16 +328,6 @@ def engine_of(recipe: Recipe) -> Any:
 def lora_options(lora: LoraRecipe) -> dict[str, Any]:
     """The section as keywords of `lora_config`."""
     return {f.name: getattr(lora, f.name) for f in dataclasses.fields(lora)}
-
-
-def write_template(processing_class: Any, template: Template | None, options: PrepareOptions) -> None:
-    """Gives the tokenizer (or processor) the template that is trained, so that both are saved together."""
-    if isinstance(template, PlainTemplate):
-        processing_class.chat_template = template.jinja()
-    elif isinstance(template, VisionTemplate):
-        processing_class.chat_template = template.chat_template
-    elif options.template != "auto":
-        processing_class.chat_template = tokenizer_with_template(processing_class, options.template).chat_template
 
 
 def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, recipe: Recipe) -> None:

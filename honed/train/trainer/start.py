@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 from transformers import TrainingArguments
 
-from honed.data.prepare.first_rows import refuse_bad_rows
 from honed.data.prepare.prepare import tokenizer_with_template
 from honed.data.vision.template import shows_images
 from honed.errors import ModelError, RecipeError
@@ -32,7 +31,7 @@ from honed.train.forward.zero3 import loaded_whole
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import need_launcher
 from honed.train.options.surroundings import only_first_rank_loads
-from honed.train.rows.rows import transforms
+from honed.train.rows.ahead import prepare_ahead
 
 BATCHES_OF_ONE = "set per_device_train_batch_size=1, per_device_eval_batch_size=1 and more gradient_accumulation_steps"
 FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of documents
@@ -94,25 +93,23 @@ def make_processing_class(given: Any, name: str, args: SFTConfig, rows: Any) -> 
     return vision.with_tokenizer(given, make_tokenizer(given.tokenizer, name, args))
 
 
-def refuse_bad_rows_early(model: Any, args: SFTConfig, tokenizer: Any, datasets: Sequence[Any]) -> None:
-    """Looks at the first rows before the weights of a model that is given by name are loaded, which may take minutes.
-
-    Only at files, lists and data sets of `datasets`: others may be read once, or give other rows each time.
+def prepare_early(
+    datasets: tuple[Any, Any], model: Any, args: SFTConfig, processing_class: Any, formatting_func: Any
+) -> tuple[Any, Any]:
+    """The training and the evaluation set, prepared if the model's weights are still to be loaded.
 
     Args:
-        model, args: as given.
-        tokenizer: that the rows are prepared with.
-        datasets: to train and to evaluate on; empty where others than we make something of the rows.
+        model: as given; False where the caller's collator may want other rows, which are left to `Datasets`.
 
     Raises:
         DataError, TemplateError: the rows cannot be trained.
     """
-    if isinstance(model, nn.Module) or args.streaming or args.skips_preparation:
-        return
-    for data, evaluation in zip(datasets, (False, True), strict=False):
-        read_again = isinstance(data, (str, os.PathLike, list)) or hasattr(data, "select")
-        if read_again and not transforms(data):
-            refuse_bad_rows(data, tokenizer, args.prepare_options(evaluation=evaluation))
+    if not isinstance(model, (str, os.PathLike)):
+        return datasets
+    train, evaluation = datasets
+    own: dict[str, Any] = {"formatting_func": formatting_func}
+    made = prepare_ahead(train, processing_class, args, **own)
+    return made, prepare_ahead(evaluation, processing_class, args, name="eval", **own)
 
 
 def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:

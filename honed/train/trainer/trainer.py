@@ -98,8 +98,8 @@ class SFTTrainer(UploadingTrainer):
         processing_class = start.make_processing_class(processing_class, start.model_name(model), args, looked_at)
         sees = vision.is_processor(processing_class)
         tokenizer = processing_class.tokenizer if sees else processing_class
-        start.refuse_bad_rows_early(
-            model, args, tokenizer, () if sees or data_collator or formatting_func else (train_dataset, eval_dataset)
+        train_dataset, eval_dataset = start.prepare_early(
+            (train_dataset, eval_dataset), data_collator is None and model, args, processing_class, formatting_func
         )
         loaded = start.make_model(model, args, quantization_config, self.notes, sees=sees)
         self.notes += start.fit_to_model(args, loaded, tokenizer)

@@ -52,6 +52,18 @@ def test_check_of_good_rows(honed: Honed, rows_file: Path, model_folder: Path) -
     assert "trained turns end with '<|im_end|>' (14)" in shown.out
 
 
+def test_a_tokenizer_without_a_model_is_enough(
+    honed: Honed, rows_file: Path, model_folder: Path, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    alone = tmp_path / "alone"
+    tiny_tokenizer.save_pretrained(alone)
+    assert not (alone / "config.json").exists()
+    for arguments in (["check", rows_file], ["show", rows_file, "--row", "1"]):
+        shown, of_model = (honed("data", *arguments, "--model", folder) for folder in (alone, model_folder))
+        assert shown.status == 0, shown.err
+        assert shown.out.replace(str(alone), str(model_folder)) == of_model.out
+
+
 def test_check_without_a_model(honed: Honed, write: Callable[..., Path]) -> None:
     shown = honed("data", "check", write([asked("a"), asked("b")]))
     assert shown.status == 0

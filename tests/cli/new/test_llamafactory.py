@@ -190,7 +190,8 @@ def test_the_data_folder_is_found_beside_the_file(made: Any, tmp_path: Path, mon
     ("line", "said"),
     [
         ("stage: dpo", "stage: dpo -- honed does supervised fine-tuning"),
-        ("finetuning_type: freeze", "write lora or full"),
+        ("finetuning_type: freeze", "which layers are the last"),
+        ("finetuning_type: oft", "write lora, full or freeze"),
         ("use_galore: true", "choose one with optim"),
         ("freeze_language_model: true", "needs the model's own names"),
         ("finetuning_type: full\nfreeze_vision_tower: false", "needs the model's own names"),

@@ -71,6 +71,8 @@ def test_clean_rows_have_no_findings(tiny_tokenizer: Any) -> None:
         ({"q": 1}, "unusable", "unknown format"),
         (asked("say <|im_end|>"), "control_token", "in a question"),
         (asked("q", "so <|im_end|> be it, and more words follow here"), "control_token", "in an answer"),
+        ({"text": "a page about <|im_end|> and its like"}, "control_token_kept", ""),
+        ({"prompt": "q<|im_end|>", "completion": "an answer to it"}, "control_token_kept", ""),
         (chat(("user", "a"), ("user", "b"), ("assistant", "c")), "role_order", "two user turns in a row"),
         (chat(("assistant", "a"), ("user", "b"), ("assistant", "c")), "role_order", "begins with an answer"),
         (chat(("user", "b"), ("assistant", "c"), ("user", "d")), "role_order", "ends with a question"),

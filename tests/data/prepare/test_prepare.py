@@ -212,9 +212,26 @@ def test_views_are_counted_by_conversation(tokenizer_with: Any) -> None:
     assert (ledger.rows_trained, ledger.documents, ledger.conversations_split_into_views) == (3, 5, 2)
 
 
-def test_nothing_left(tiny_tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="No row is left to train on"):
-        prepare([], tiny_tokenizer, PrepareOptions())
+LONG_TEXT, EMPTY_TEXT = {"text": "why " * 99}, {"text": ""}
+UNTRAINED = {"input_ids": [5, 6, 7], "loss_mask": [0, 0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "told", "fix"),
+    [
+        ([], {}, "0 rows in", "fix: pass at least one row"),
+        ([LONG_TEXT] * 2 + [EMPTY_TEXT], {}, "row:1: overlong: ", "which is 8, or set data.overlong=split"),
+        ([LONG_TEXT] * 2 + [EMPTY_TEXT], {}, "row:3: empty text: `text` holds", "fix: raise max_length"),
+        ([CHAT], {"overlong": "truncate"}, "row:1: overlong: ", "which is 8: of what is to be trained nothing fits in"),
+        ([LONG_TEXT] + [EMPTY_TEXT] * 2, {}, "dropped 2: empty text", "fix: mend these rows; `honed data check`"),
+        ([UNTRAINED, UNTRAINED, LONG_TEXT], {}, "row:1: nothing to train: 3", "train_on and data.train_roles"),
+    ],
+)
+def test_nothing_left(rows: list[Any], options: dict[str, Any], told: str, fix: str, tiny_tokenizer: Any) -> None:
+    """The fix is that of the most frequent reason."""
+    with pytest.raises(DataError, match="No row is left to train on") as caught:
+        prepare(rows, tiny_tokenizer, PrepareOptions(max_length=8, bad_rows="drop", **options))
+    assert told in str(caught.value) and fix in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_what_cannot_be_streamed(tiny_tokenizer: Any) -> None:
         next(stream([{"text": "why " * 99}], max_length=8).rows())
     with pytest.raises(DataError, match=r"row:9: empty text"):
         list(islice(stream([*rows(8), {"text": ""}]).rows(), 9))
-    with pytest.raises(DataError, match="No row is left"):  # a generator gives its rows once
+    with pytest.raises(DataError, match=r"(?s)No row is left.*can be read only once"):  # a generator
         list(islice(stream(iter(rows(3))).rows(), 9))
     for part in (Part(data=[], cap=3), Part(data=[], repeat=2)):
         with pytest.raises(RecipeError, match="cap or repeat of source rows while streaming"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ def test_csv_cells_of_several_lines_in_a_long_file(tmp_path: Path) -> None:
     assert [row["text"] for _, row in read_rows(path)] == [cell] * 2000
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
@@ -93,6 +97,13 @@ def test_csv_cells_of_several_lines_in_a_long_file(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1", r"not a readable parquet file"),
         ("a.arrow", b"nothing", r"not a readable arrow file"),
         ("a.csv", b'a,b\n1,2,3\n', r"not a readable csv file"),
+        ("a.csv", b'prompt;completion\na;b, c\n', r"separate columns by commas"),
+        ("a.csv", b'prompt,completion,completion\na,b,c\n', r"two columns named 'completion'"),
+        ("a.jsonl", LFS_POINTER, r"pointer of Git LFS.*\n.*git lfs pull"),
+        ("a.parquet", LFS_POINTER, r"pointer of Git LFS"),
+        ("a.jsonl.gz", LFS_POINTER, r"pointer of Git LFS"),
+        ("a.txt", b"once upon a time", r"a.txt is no file of rows"),
+        ("a.xlsx", b"PK\x03\x04", r"a.xlsx is no file of rows"),
     ],
 )  # fmt: skip
 def test_broken_files(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
@@ -101,6 +112,26 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes, problem: str) -
     with pytest.raises(DataError, match=problem) as caught:
         list(read_rows(path))
     assert "fix: " in str(caught.value)
+
+
+def test_columns_of_one_name_are_refused_where_rows_could_hold_but_one(tmp_path: Path) -> None:
+    """Empty names, as of a table with an index and spare commas, are of no column that is read."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "completion"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="two columns named 'completion'"):
+        list(read_rows(tmp_path / "a.parquet"))
+    (tmp_path / "a.csv").write_text("prompt,completion,,\na,b,,\n")
+    assert [row["completion"] for _, row in read_rows(tmp_path / "a.csv")] == ["b"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="a pipe or a device"):
+        list(read_rows(tmp_path / "a.jsonl"))
 
 
 @pytest.mark.parametrize(

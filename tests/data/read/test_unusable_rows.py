@@ -14,6 +14,8 @@ from honed.data.example import Conversation, RowError, Tokens
 from honed.data.read.formats import FORMATS
 from honed.recipe import load_recipe
 
+SYSTEM = {"role": "system", "content": "Be brief.\n"}
+
 
 @pytest.mark.parametrize(
     ("row", "problem"),
@@ -40,6 +42,7 @@ from honed.recipe import load_recipe
         ({"messages": [USER, ANSWER], "tools": "[" * 100_000}, "tools are not JSON"),
         ({"messages": [USER, ANSWER], "tools": [1]}, "tools are not a list of objects"),
         ({"conversations": [USER, ANSWER], "system": 5}, "text expected: `system` holds int"),
+        ({"messages": [SYSTEM, USER, ANSWER], "system": "Be long."}, "two system prompts: `system` and the first"),
         ({"instruction": "a", "output": 5}, "text expected: `output` holds int"),
         ({"instruction": "a", "output": "b", "history": ["ab"]}, "history is not a list"),
         ({"prompt": "a", "completion": " "}, "empty answer"),
@@ -56,7 +59,12 @@ from honed.recipe import load_recipe
         ({"data": [{"text": "a"}, {"text": "b"}]}, "unknown format: keys seen: data. `data` holds 2 objects"),
         ({"prompt;completion": "a;b"}, "unknown format: keys seen: prompt;completion. This is one column"),
         ({" n": 1, "m": 2}, "unknown format: keys seen: ' n', m."),
-        ({"prompt": ["a"], "completion": [ANSWER]}, "not a prompt_completion row"),
+        ({"prompt": ["a"], "completion": [ANSWER]}, "message is not an object: found 'a'"),
+        ({"data": [{"text": "a"}], "version": 1}, "`data` holds 1 object: if these are the rows"),
+        ({"name": "a", "instances": [{"input": "a"}]}, "keys seen: name, instances. Formats known"),
+        ({"Messages": [USER, ANSWER]}, "data.columns='{messages: Messages}'"),
+        ({"title": "a", "mapping": {"x": {"message": None}}}, "ChatGPT's export, a tree: from `current_node` follow"),
+        ({"uuid": "a", "chat_messages": [{"sender": "human", "text": "a"}]}, "role: sender, content: text}'"),
         ({"text": " "}, "empty text"),
         ({"text": 5}, "text expected"),
         ({"input_ids": [1.5]}, "not a tokens row"),
@@ -76,6 +84,13 @@ def test_rows_that_cannot_be_used(row: Any, problem: str) -> None:
     with pytest.raises(RowError) as caught:
         read(row)
     assert problem in str(caught.value)
+
+
+def test_one_system_prompt_in_two_places_is_one() -> None:
+    twice = read({"messages": [SYSTEM, USER, ANSWER], "system": "Be brief."})
+    assert (
+        twice == read({"messages": [SYSTEM, USER, ANSWER]}) == read({"messages": [SYSTEM, USER, ANSWER], "system": ""})
+    )
 
 
 def test_unknown_format_lists_the_keys_seen_and_the_formats_known() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from honed.data.prepare.options import PrepareOptions
-from honed.data.prepare.prepare import make_template
+from honed.data.prepare.prepare import make_template, prepare
 from honed.data.templates.plain import PlainTemplate
 from honed.errors import DataError, RecipeError, RunError
 from honed.recipe import Recipe, load_recipe, recipe_from
 from honed.train.run import run as run_module
+from honed.train.run import start as start_module
 from honed.train.run.run import read_questions, run, training_arguments
 from honed.train.trainer.callbacks import MetricsFile
 
@@ -342,18 +344,48 @@ def test_steps_that_are_all_warm_up_are_told(
         told.clear()
 
 
-@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize(
+    ("of", "data"),
+    [
+        ("trainer", {"files": ["BAD"]}),
+        ("plain", {"files": ["BAD"], "cache": False}),
+        ("trainer", {"files": ["GOOD"], "held_out": "BAD"}),
+        ("trainer", {"sources": [{"files": "GOOD", "weight": 0.5}, {"files": "BAD", "weight": 0.5}]}),
+        ("trainer", {"files": ["GOOD", "BAD"], "eval_share": 0.1}),
+    ],
+)
 def test_bad_rows_are_told_before_the_weights_are_loaded(
-    held_out: bool, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of: str, data: dict[str, Any], tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the words of a preparation of all rows: the second bad one stands behind those that are looked at first."""
-    good, bad = {"prompt": "why fox", "completion": "yes"}, {"prompt": "why fox", "completion": ""}
-    rows = tmp_path / "bad.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in [good, bad, *[good] * 300, bad]))
-    tree["data"] = {"files": [tree["data"]], "held_out": str(rows)} if held_out else str(rows)
-    monkeypatch.setattr(run_module, "load_model", lambda *args, **kwargs: pytest.fail("the weights were loaded"))
-    with pytest.raises(DataError, match="2 of 303 rows cannot be trained on"):
+    """However far down they stand."""
+    letters = itertools.product("abcdefghijkl", repeat=3)
+    rows = [{"prompt": " ".join(word), "completion": "yes"} for word in letters]
+    place = tmp_path / "bad.jsonl"
+    place.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "completion": ""}]))
+    named = json.dumps(data).replace("BAD", str(place)).replace("GOOD", str(tree["data"]))
+    tree |= {"data": json.loads(named), "engine": of}
+    monkeypatch.setattr(start_module, "load_model", lambda *args, **kwargs: pytest.fail("the weights were loaded"))
+    with pytest.raises(DataError, match=r"1 of [\d,]+ rows cannot be trained on"):
         run(recipe_from(tree), command="", say=print)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("engine", ["trainer", "plain"])
+def test_rows_are_prepared_once(
+    engine: str, cache: bool, tree: dict[str, Any], runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[Any] = []
+
+    def counted(data: Any, *args: Any, **options: Any) -> Any:
+        prepared.append(data)
+        return prepare(data, *args, **options)
+
+    monkeypatch.setattr("honed.train.rows.ahead.prepare", counted)
+    monkeypatch.setattr("honed.data.prepare.cache.prepare", counted)
+    held_out = str(Path(tree["data"]).with_name("held_out.jsonl"))
+    Path(held_out).write_bytes(Path(tree["data"]).read_bytes())
+    runner(tree | {"engine": engine, "data": {"files": [tree["data"]], "held_out": held_out, "cache": cache}})
+    assert prepared == [[tree["data"]], held_out]
 
 
 def test_what_is_looked_at_first_stops_no_run_that_could_be(tree: dict[str, Any], runner: Runner) -> None:

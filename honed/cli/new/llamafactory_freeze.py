@@ -1,0 +1,44 @@
+"""LLaMA-Factory's `freeze`: some layers are trained, and the rest is not, as `train.trainable` of a recipe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from honed.cli.new.translate import Draft, as_list
+
+NO_NUMBER = "which layers are the last, only the model's configuration tells, and it is not in a folder here"
+TO_DO = "name the model's folder, or write full, and then train.trainable into the recipe"
+
+
+def freeze(draft: Draft, key: str, *, layers: int, modules: Any, extra: Any) -> None:
+    """Writes the names of what is trained.
+
+    Args:
+        key: theirs that asks for it, for refusals.
+        layers: how many of the last layers are trained; below 0, of the first.
+        modules: names of those in the layers, or "all".
+        extra: names of those outside of layers.
+    """
+    numbers = list(range(-layers)) if layers < 0 else _last(draft, layers)
+    if not numbers:
+        draft.refuse(key, NO_NUMBER, TO_DO)
+        return
+    names = as_list(modules)
+    inside = "" if names == ["all"] else f"({'|'.join(map(re.escape, names))})"
+    draft.put("lora", None, "weights by name")
+    patterns = [rf"\.({'|'.join(map(str, numbers))})\.{inside}", *map(re.escape, as_list(extra))]
+    draft.put("train.trainable", patterns, f"the {'first' if layers < 0 else 'last'} {abs(layers)} layers")
+
+
+def _last(draft: Draft, count: int) -> list[int]:
+    """The numbers of the last layers; none where the model is not in a folder here."""
+    from honed.model.load.load import load_config
+
+    name = str(draft.lines["model"].value) if "model" in draft.lines else ""
+    folder = next((place for place in (Path(name), draft.place.parent / name) if (place / "config.json").is_file()), "")
+    if not name or not folder:
+        return []
+    layers = load_config(str(folder)).get_text_config().num_hidden_layers
+    return list(range(max(0, layers - count), layers))

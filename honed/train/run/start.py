@@ -1,0 +1,84 @@
+"""What a run starts from: tokenizer, template and prepared rows, and only then the model's weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from honed.data.prepare.options import PrepareOptions
+from honed.data.prepare.prepare import make_template, tokenizer_with_template
+from honed.data.templates.plain import PlainTemplate
+from honed.data.templates.view import Template
+from honed.data.vision.template import VisionTemplate
+from honed.generate.answer import need_template
+from honed.model.load.added_tokens import with_rows
+from honed.model.load.load import load_model
+from honed.recipe import Recipe
+from honed.train.forward import vision
+from honed.train.forward.zero3 import loaded_whole
+from honed.train.options.config import SFTConfig
+from honed.train.rows.ahead import prepare_ahead
+from honed.train.run.data import RunData, run_data
+from honed.train.run.ranks import RunRanks
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a run has before its weights: tokenizer (or processor) with the recipe's template, and the rows."""
+
+    processing_class: Any
+    template: Template | None
+    data: RunData
+
+
+def prepare_run(recipe: Recipe, args: SFTConfig, ranks: RunRanks, *, asks: bool) -> Start:
+    """All that weights are not needed for, so that what is wrong with the rows is told before they are loaded.
+
+    Args:
+        asks: whether the run asks questions, which needs a template.
+
+    Raises:
+        HonedError: tokenizer, template or rows cannot be used.
+    """
+    whole = dataclasses.replace(recipe.data, eval_share=None)
+    shown = None if args.streaming else run_data(whole, seed=args.seed).train
+    processing_class = vision.with_asked_tokens(vision.load_processing_class(recipe.model, shown), args)
+    sees = vision.is_processor(processing_class)
+    make = VisionTemplate if sees else make_template
+    template = make(processing_class, args.prepare_options())
+    write_template(processing_class, template, args.prepare_options())
+    if asks:
+        need_template(template, recipe.model)
+    data = run_data(recipe.data, seed=args.seed)
+    if args.chat_template_path is None:  # else the trainer gives the tokenizer another template
+        with ranks.one_per_node_first():
+            train = prepare_ahead(data.train, processing_class, args)
+            held_out = prepare_ahead(data.held_out, processing_class, args, name="eval")
+        data = dataclasses.replace(data, train=train, held_out=held_out)
+    return Start(processing_class=processing_class, template=template, data=data)
+
+
+def load_weights(recipe: Recipe, args: SFTConfig, processing_class: Any) -> Any:
+    """The model, with rows for the tokens that the recipe adds."""
+    sees = vision.is_processor(processing_class)
+    with loaded_whole(args) as device:
+        model = load_model(
+            recipe.model,
+            device=device,
+            dtype=recipe.dtype,
+            trains_all=recipe.lora is None,
+            sees=sees,
+            quantization=recipe.quantization,
+        )
+    with_rows(model, processing_class.tokenizer if sees else processing_class, args.add_tokens)
+    return model
+
+
+def write_template(processing_class: Any, template: Template | None, options: PrepareOptions) -> None:
+    """Gives the tokenizer (or processor) the template that is trained, so that both are saved together."""
+    if isinstance(template, PlainTemplate):
+        processing_class.chat_template = template.jinja()
+    elif isinstance(template, VisionTemplate):
+        processing_class.chat_template = template.chat_template
+    elif options.template != "auto":
+        processing_class.chat_template = tokenizer_with_template(processing_class, options.template).chat_template
