@@ -35,6 +35,7 @@ COVERED: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
     "head": ("llama", {"tie_word_embeddings": False}, {"target_modules": ["lm_head"]}, 1),
     "trained whole": ("llama", {"tie_word_embeddings": False}, {"modules_to_save": ["lm_head"]}, LAYERS),
     "token rows": ("llama", {}, {"trainable_token_indices": [5, 9]}, LAYERS),
+    "named weights": ("llama", {}, {"target_modules": ["q_proj"], "target_parameters": ["gate_proj.weight"]}, 4),
     "other ranks": ("llama", {}, {"rank_pattern": {"q_proj": 7}, "alpha_pattern": {"k_proj": 3}}, LAYERS),
     "dora": ("llama", {}, {"use_dora": True}, 0),
     "adapter bias": ("qwen2", {}, {"lora_bias": True, "target_modules": ["q_proj"]}, 0),
