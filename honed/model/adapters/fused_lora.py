@@ -19,7 +19,7 @@ from torch import nn
 from honed.ops.lora import add_low_rank, lora_linear
 from honed.ops.products import PLAIN
 
-# peft's layers with plain and with bitsandbytes' weights, or on a weight by its name; other kinds have their own kernels.
+# peft's layers with plain and with bitsandbytes' weights, or on a named weight; other kinds have their own kernels.
 KINDS = {"peft.tuners.lora.layer": ("Linear", "ParamWrapper"), "peft.tuners.lora.bnb": ("Linear4bit", "Linear8bitLt")}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

@@ -6,8 +6,8 @@ the kernels take `out_proj.weight`, `x_proj.weight` and `dt_proj.weight`, not th
 transformers takes `dt_proj.weight`, too. LongCat's router does the same. Merging would then put into the weights what
 was never in use.
 
-Weights outside of linear layers, such as stacked experts, get no adapter unless peft knows the family; where it does, it
-takes `gate_proj`, `up_proj` and `down_proj` for the experts' names alone. Linear layers that bear them, too (shared
+Weights outside of linear layers, such as stacked experts, get no adapter unless peft knows the family; where it does,
+it takes `gate_proj`, `up_proj` and `down_proj` for the experts' names alone. Linear layers that bear them, too (shared
 experts, dense layers), then get theirs by their weights' names, in `target_parameters`. Such an adapter computes what
 one on the layer does, and its file is the same.
 """

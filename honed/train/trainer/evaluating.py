@@ -22,7 +22,7 @@ from honed.loss.objective import total_weight
 from honed.train.forward import seams
 from honed.train.forward.sequence_parallel import join, share_rows
 from honed.train.metrics import StepMetrics
-from honed.train.ranks import Ranks
+from honed.train.ranks import Ranks, tensor_parallel_size
 from honed.train.rows.rows import Datasets, show_row
 from honed.train.trainer.stops import keep_workers
 
@@ -137,7 +137,7 @@ class EvaluatingTrainer(Trainer):
     def _new_metrics(self) -> StepMetrics:
         args = self.args
         ranks = Ranks(device=args.device, rank=args.process_index, world=args.world_size)
-        parts = getattr(self.model, "_tp_size", None) or 1  # tensor-parallel ranks have the same rows
+        parts = tensor_parallel_size(self.model)  # tensor-parallel ranks have the same rows
         return StepMetrics(args.device, over_ranks=lambda *values: [total / parts for total in ranks.sum(*values)])
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:

@@ -32,6 +32,7 @@ from honed.train.forward.zero3 import loaded_whole
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import need_launcher
 from honed.train.options.surroundings import only_first_rank_loads
+from honed.train.ranks import tensor_parallel_size
 from honed.train.rows.rows import transforms
 
 BATCHES_OF_ONE = "set per_device_train_batch_size=1, per_device_eval_batch_size=1 and more gradient_accumulation_steps"
@@ -147,7 +148,7 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
             "Reentrant checkpointing drops the gradient of the router's auxiliary loss, without a word.",
             fix="leave use_reentrant out of gradient_checkpointing_kwargs, or set router_aux_loss_coef=0",
         )
-    if (getattr(model, "_tp_size", None) or 1) > 1 and (args.tokens_per_step or args.streaming):
+    if tensor_parallel_size(model) > 1 and (args.tokens_per_step or args.streaming):
         raise RecipeError(
             "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",
             fix="leave one of them out",
