@@ -141,7 +141,17 @@ class EvaluatingTrainer(Trainer):
         return StepMetrics(args.device, over_ranks=lambda *values: [total / parts for total in ranks.sum(*values)])
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates or predicts with the same seams as training; the loss is the mean over all trained tokens."""
+        """Evaluates or predicts with the same seams as training; the loss is the mean over all trained tokens.
+
+        Raises:
+            RecipeError: FSDP2 has not sharded the model yet.
+        """
+        untrained = not self.accelerator._models
+        if untrained and self.accelerator.is_fsdp2:
+            raise RecipeError(
+                "FSDP2 shards the model when training begins, and there is no sharded model to evaluate before.",
+                fix="set eval_on_start=True to evaluate before the first step, or evaluate after train()",
+            )
         before = self.metrics
         self.metrics = self._new_metrics()
         self._evaluated = torch.zeros(2, device=self.args.device)
@@ -162,9 +172,21 @@ class EvaluatingTrainer(Trainer):
             output.metrics.update({f"{prefix}_{key}": value for key, value in shown.items()})
             return output
         finally:
+            if untrained and not self.is_deepspeed_enabled:
+                self._forget_preparation()
             self._training_draws = None
             self.metrics = before
             self.metrics.start_clock()
+
+    def _forget_preparation(self) -> None:
+        """Lets `train` prepare the model, which accelerate takes for prepared once it was evaluated.
+
+        Without DistributedDataParallel each rank would be trained on its own rows alone, without a word.
+        """
+        self.accelerator._models.clear()
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # autocast, which `train` puts on again
+        self.model.__dict__.pop("_is_accelerate_prepared", None)
+        self.model_wrapped = self.model
 
     def _join_ranks(self) -> None:
         """Once, with the seams open; all ranks must call it."""
