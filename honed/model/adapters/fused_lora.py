@@ -97,9 +97,12 @@ class FusedForward(_Layer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output, shape (..., O)."""
-        if args or kwargs or why_not(self) is not None or torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if args or kwargs or why_not(self) is not None or (compiling and not hasattr(self, "parameter_name")):
             plain: torch.Tensor = super().forward(x, *args, **kwargs)
             return plain
+        if compiling:  # peft's own forward of a named weight changes the layer in each call, which is no graph
+            return self._plainly(x)
         [name] = _active(self)
         base, scaling = self.base_layer, self.scaling[name]
         a_RI, b_OR = self.lora_A[name].weight, self.lora_B[name].weight
@@ -109,6 +112,12 @@ class FusedForward(_Layer):
         if _is_dense(base, x, a_RI):
             return lora_linear(x, base.weight, base.bias, a_RI, b_OR, scaling=scaling, dropped_MI=dropped)
         return add_low_rank(base(x), x if dropped is None else dropped, a_RI, b_OR, scaling=scaling)
+
+    def _plainly(self, x: torch.Tensor) -> torch.Tensor:
+        [name] = _active(self)
+        a, b = self.lora_A[name], self.lora_B[name]
+        base: torch.Tensor = self.base_layer(x)
+        return base + (b(a(self._cast_input_dtype(x, a.weight.dtype))) * self.scaling[name]).to(base.dtype)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are layers of peft's own."""

@@ -58,12 +58,13 @@ def weights_left_out(model: Any) -> list[str]:
         Names as `target_parameters` takes them.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
     config = copy.copy(model.active_peft_config)
     if not hasattr(config, "target_parameters"):
         return []
-    base = model.get_base_model()
-    done = {id(part) for layer in base.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
+    base, kinds = model.get_base_model(), (BaseTunerLayer, AuxiliaryTrainingWrapper)  # the latter: trained in full
+    done = {id(part) for layer in base.modules() if isinstance(layer, kinds) for part in layer.modules()}
     done.add(id(base.get_output_embeddings()))
     names = []
     for name, layer in base.named_modules():

@@ -94,6 +94,16 @@ def test_loss_and_gradients_are_pefts(case: str, adapted: Models) -> None:
     assert_same(step(model), expected)
 
 
+def test_a_named_weight_is_one_graph(adapted: Models) -> None:
+    """peft's own forward of it registers a parametrization and takes it back, in each call."""
+    model = adapted(target_modules=["q_proj"], target_parameters=["gate_proj.weight"])
+    x_BLI = torch.randn(2, 5, 32, dtype=torch.float64)
+    expected = model.base_model.model.model.layers[0].mlp.gate_proj(x_BLI)
+    with fused_lora(model):
+        layer = model.base_model.model.model.layers[0].mlp.gate_proj
+        torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x_BLI), expected)
+
+
 def test_everything_looks_as_before(adapted: Models, tmp_path: Path) -> None:
     model = adapted()
     modules, state = list(model.modules()), model.state_dict()
