@@ -4,14 +4,16 @@
     cut        the first layers with their weights, the embedding and the head
     shrunken   the architecture and vocabulary, with few layers, heads and experts and random weights
 
-Dropout is off, and so is the router's auxiliary loss, which depends on how rows are batched.
+Dropout is off, and so is the router's auxiliary loss, which depends on how rows are batched. Where `trainable` and
+`learning_rates` name weights that a part of the model lacks, they are left out there, and its description says so.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +21,13 @@ import torch
 
 from honed.errors import ModelError, RecipeError, first_line
 from honed.model.adapters.adapters import lora_config, ready_to_train
+from honed.model.adapters.trainable import train_only
+from honed.model.load.added_tokens import with_rows
 from honed.model.load.load import load_config, load_model
 from honed.quantities import counted
 from honed.recipe import LoraRecipe, Recipe
+from honed.train.optimizers.rates import notes_on_rates
+from honed.train.options.config import SFTConfig
 
 SIZES = ("auto", "whole", "cut", "shrunken")
 WHOLE = 50_000_000  # parameters that take two CPU cores seconds in float64
@@ -40,24 +46,28 @@ class Chosen:
         make: gives a new copy with the same weights, ready to train, in training mode.
         size: "whole", "cut" or "shrunken".
         words: a description for the user.
+        without: keys of the recipe's `train` that name weights that are not there.
     """
 
     make: Callable[[], Any]
     size: str
     words: str
+    without: tuple[str, ...] = ()
 
 
 def choose(
-    recipe: Recipe, tokenizer: Any, *, size: str, device: torch.device, dtype: torch.dtype
+    recipe: Recipe, args: SFTConfig, tokenizer: Any, *, size: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[Chosen, Chosen]:
     """The model that sums are checked on, and the small one that is trained for several steps.
 
     Args:
+        args: say which weights are trained, and which tokens are added.
+        tokenizer: with these tokens.
         size: one of SIZES; "auto" takes the first that is small enough.
 
     Raises:
         ModelError: the model cannot be found, loaded or shrunk.
-        RecipeError: the size is not known.
+        RecipeError: the size is not known, or weights are named that the whole model lacks.
     """
     if size not in SIZES:
         raise RecipeError(f"size is {size!r}.", fix=f"set one of {', '.join(SIZES)}")
@@ -66,11 +76,11 @@ def choose(
     counts = {name: _parameters(part) for name, part in parts.items()}
     if size == "auto":
         size = next((name for name in ("whole", "cut") if counts[name] <= WHOLE), "shrunken")
-    main = _chosen(recipe, parts[size], tokenizer, size=size, device=device, dtype=dtype)
+    main = _chosen(recipe, args, parts[size], tokenizer, size=size, device=device, dtype=dtype)
     small = size if counts[size] <= DRILL else "shrunken"
     if small == size:
         return main, main
-    drill = _chosen(recipe, parts[small], tokenizer, size=small, device=device, dtype=dtype)
+    drill = _chosen(recipe, args, parts[small], tokenizer, size=small, device=device, dtype=dtype)
     return main, drill
 
 
@@ -149,26 +159,59 @@ def _built(config: Any) -> Any:
 
 
 def _chosen(
-    recipe: Recipe, config: Any, tokenizer: Any, *, size: str, device: torch.device, dtype: torch.dtype
+    recipe: Recipe,
+    args: SFTConfig,
+    config: Any,
+    tokenizer: Any,
+    *,
+    size: str,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Chosen:
+    without: dict[str, str] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if size == "shrunken":
-            model = _built(config).to(dtype).to(device)
-            # transformers leaves the pad token's row at zero
-            torch.nn.init.normal_(model.get_input_embeddings().weight.data, std=WIDE)
-        else:
-            model = load_model(recipe.model, device=device, dtype=dtype, config=copy.deepcopy(config))
-        if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
-            model.set_experts_implementation("eager")  # grouped_mm has no float64
-        model = with_adapter(model, recipe.lora, tokenizer)
+        model = _made(recipe, config, size=size, device=device, dtype=dtype)
+        with_rows(model, tokenizer, args.add_tokens)
+        with _unless_it_lacks_weights("trainable", size, without):
+            if args.trainable:
+                train_only(model, args.trainable)
+        chosen = {**args.chosen, **dict.fromkeys(without, ())}
+        model = with_adapter(model, recipe.lora, tokenizer, **chosen)
+    with _unless_it_lacks_weights("learning_rates", size, without):
+        notes_on_rates(model, args.learning_rates)
     text, count = config.get_text_config(), sum(p.numel() for p in model.parameters())
     words = f"{size}: {counted(text.num_hidden_layers, 'layer')} of {text.hidden_size}, {counted(count, 'parameter')}"
-    return Chosen(make=lambda: copy.deepcopy(model), size=size, words=f"{words}, {str(dtype)[6:]} on {device}")
+    words += f", {str(dtype)[6:]} on {device}"
+    words += "".join(f"; without {name}: {reason.removeprefix(f'{name}: ')}" for name, reason in without.items())
+    return Chosen(make=lambda: copy.deepcopy(model), size=size, words=words.rstrip("."), without=tuple(without))
 
 
-def with_adapter(model: Any, lora: LoraRecipe | None, tokenizer: Any) -> Any:
-    """The model ready to train, with the recipe's adapter.
+def _made(recipe: Recipe, config: Any, *, size: str, device: torch.device, dtype: torch.dtype) -> Any:
+    if size == "shrunken":
+        model = _built(config).to(dtype).to(device)
+        # transformers leaves the pad token's row at zero
+        torch.nn.init.normal_(model.get_input_embeddings().weight.data, std=WIDE)
+    else:
+        model = load_model(recipe.model, device=device, dtype=dtype, config=copy.deepcopy(config))
+    if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # grouped_mm has no float64
+    return model
+
+
+@contextmanager
+def _unless_it_lacks_weights(key: str, size: str, without: dict[str, str]) -> Iterator[None]:
+    """Notes the key and the reason in `without`, where a part of the model lacks weights that it names."""
+    try:
+        yield
+    except RecipeError as error:
+        if size == "whole":
+            raise
+        without[key] = error.problem
+
+
+def with_adapter(model: Any, lora: LoraRecipe | None, tokenizer: Any, **chosen: Any) -> Any:
+    """The model ready to train, with the recipe's adapter; `chosen` as `ready_to_train` takes it.
 
     LoRA's B is made random: it starts at zero, where the gradient of A is zero too and checks nothing.
     """
@@ -176,7 +219,7 @@ def with_adapter(model: Any, lora: LoraRecipe | None, tokenizer: Any) -> Any:
     if lora is not None:
         given = {f.name: getattr(lora, f.name) for f in dataclasses.fields(LoraRecipe)}
         adapter = lora_config(**{**given, "dropout": 0.0})
-    model, _ = ready_to_train(model, adapter, tokenizer=tokenizer)
+    model, _ = ready_to_train(model, adapter, tokenizer=tokenizer, **chosen)
     for name, parameter in model.named_parameters():
         if "lora_B" in name and parameter.requires_grad:
             torch.nn.init.normal_(parameter.data, std=0.02)

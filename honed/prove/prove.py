@@ -12,6 +12,7 @@ import torch
 
 from honed.errors import HonedError, RecipeError, first_line
 from honed.model.device import named_device
+from honed.model.load.added_tokens import with_tokens
 from honed.model.load.load import load_tokenizer
 from honed.model.load.vocabulary import with_pad_token
 from honed.prove import runs, sums, texts
@@ -57,9 +58,9 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
     rows = run_data(dataclasses.replace(recipe.data, eval_share=None), seed=args.seed).train
     if is_processor(load_processing_class(recipe.model, None if recipe.data.streaming else rows)):
         raise RecipeError("These rows show images, and statements are about text.", fix="prove a recipe of text alone")
-    tokenizer = with_pad_token(load_tokenizer(recipe.model))
+    tokenizer = with_pad_token(with_tokens(load_tokenizer(recipe.model), **args.tokens))
     dtype = getattr(torch, place.dtype)
-    model, drill = choose(recipe, tokenizer, size=place.size, device=device, dtype=dtype)
+    model, drill = choose(recipe, args, tokenizer, size=place.size, device=device, dtype=dtype)
     fit_length(args, meta_model(recipe.model), tokenizer)  # rows are cut as training cuts them
     sample = read_sample(rows, tokenizer, args.prepare_options())
     return Subject(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from honed.data.batch.table import PackedRows
+from honed.model.load.added_tokens import ROLES
 from honed.prove.engine import QUIET, Step
 from honed.prove.models import Chosen
 from honed.prove.sample import Sample
@@ -32,7 +33,9 @@ KEPT = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed", "gradient_checkpointing", "optim"),
     *("neftune_noise_alpha", "train_sampling_strategy", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    "learning_rates",
 )
+FOLLOWED = ("trainable", "add_tokens", *ROLES)  # by model and tokenizer, before a trainer is made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class Subject:
     @property
     def left_out(self) -> list[str]:
         """Keys of the recipe's `train` that statements ignore or set themselves."""
-        return sorted(self.recipe.train.keys() - set(KEPT))
+        return sorted(self.recipe.train.keys() - {*KEPT, *FOLLOWED})
 
     def need_flat(self) -> None:
         """Raises NotChecked where documents cannot share a row in this model."""
@@ -96,7 +99,8 @@ class Subject:
         Raises:
             HonedError: see `training_arguments`.
         """
-        own = {key: value for key, value in self.recipe.train.items() if key in KEPT}
+        kept = set(KEPT) - set(self.drill.without)
+        own = {key: value for key, value in self.recipe.train.items() if key in kept}
         size = min(int(own["per_device_train_batch_size"]), max(1, len(self.rows) // 2))
         own |= {"per_device_train_batch_size": size, "use_cpu": self.device.type == "cpu"}
         own |= {"gradient_accumulation_steps": min(int(own.get("gradient_accumulation_steps", 1)), 2)}

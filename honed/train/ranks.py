@@ -87,6 +87,11 @@ class Ranks:
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) and not now else nullcontext()
 
 
+def tensor_parallel_size(model: nn.Module) -> int:
+    """How many ranks share each layer of the model, as transformers' `tp_plan` does it; 1 where none do."""
+    return getattr(model, "_tp_size", None) or 1
+
+
 @contextmanager
 def joined(device: str | None) -> Iterator[Ranks]:
     """This process among those that `torchrun` started; the process group ends with the block.

@@ -33,6 +33,7 @@ from honed.cli.main import main as main_of_honed
 from honed.data.batch.table import PackedRows, TokenTable
 from honed.errors import HonedError
 from honed.model.adapters.adapters import lora_config
+from honed.model.load.load import load_model
 from honed.train.options.config import SFTConfig
 from honed.train.run.ranks import RunRanks
 from honed.train.trainer.trainer import SFTTrainer
@@ -97,6 +98,8 @@ def make_arguments(job: dict[str, Any]) -> SFTConfig:
 def make_trainer(job: dict[str, Any], args: SFTConfig) -> SFTTrainer:
     """The trainer of a job: `rows`, `eval_rows`, `lora`, `model` or a folder of one as `base`, `mixes`, `dies`."""
     model = job.get("base") or make_model(**job.get("model", {}))
+    if job.get("quantization"):
+        model = load_model(model, device=torch.device("cpu"), dtype="float32", quantization=job["quantization"])
     if job.get("lacks_memory"):
         model.model.layers[0].register_full_backward_pre_hook(lacks_memory)
     if job.get("mixes"):
@@ -141,8 +144,10 @@ def run(job: dict[str, Any], rank: int) -> None:
         with RunRanks.of(args).one_per_node_first():
             time.sleep(0 if rank else job["slow"])
     trainer = make_trainer(job, args)
+    before = trainer.evaluate() if job.get("evaluates_first") else None
     trainer.train(resume_from_checkpoint=job.get("resume"))
     told: dict[str, Any] = {"log": trainer.state.log_history, "wrapper": type(trainer.model_wrapped).__name__}
+    told["before"] = before
     told["worst_steps"] = trainer.worst_steps()
     if job.get("eval_rows"):
         told["after"] = trainer.evaluate()

@@ -104,6 +104,32 @@ def test_lora(engine: dict[str, Any], lora_alone: Ended, ranks: Ranks) -> None:
     same_run(ranks(f"lora-{len(engine)}", lora=True, **settings(engine)), lora_alone)
 
 
+CHOSEN = {"trainable": ["layers.1.", "!q_proj"]}
+
+
+@pytest.mark.parametrize("engine", [{}, IN_PARTS], ids=["ddp", "fsdp2"])
+def test_some_of_the_weights(engine: dict[str, Any], ranks: Ranks) -> None:
+    """The others keep their bits; a run that goes on from the middle ends the same."""
+    wanted = ranks(f"chosen-alone-{len(engine)}", world=1, **settings({**ALONE, **CHOSEN}))
+    found = ranks(f"chosen-{len(engine)}", **settings({**engine, **SAVES, **CHOSEN}))
+    same_run(found, wanted)
+    fresh, trained = make_model().state_dict(), found.weights()
+    moved = {name for name, weight in trained.items() if not torch.equal(weight, fresh[name])}
+    assert moved == {name for name in trained if "layers.1." in name and "q_proj" not in name}
+    first = str(found.out / "checkpoint-1")
+    same_weights(ranks(f"chosen-on-{len(engine)}", resume=first, train={**engine, **CHOSEN}), found)
+
+
+def test_an_evaluation_before_training_changes_nothing(alone: Ended, ranks: Ranks) -> None:
+    """accelerate takes a model that was evaluated for prepared, and would not put it into DistributedDataParallel."""
+    same_run(ranks("first", evaluates_first=True, **settings({})), alone)
+    refused = ranks("first-fsdp2", evaluates_first=True, **settings(FSDP))
+    assert refused.statuses == [2, 2] and "set eval_on_start=True" in refused.err(0)
+    started = ranks("start-fsdp2", **settings({**FSDP, "eval_on_start": True}))
+    same_weights(started, alone)
+    assert started.told()["log"][0]["eval_loss"] > 0
+
+
 def test_muon_under_ddp(ranks: Ranks) -> None:
     """Weights to 1e-5: five rounds of products in bfloat16 orthogonalise what two ranks summed in another order."""
     muon = {"optim": "muon"}

@@ -13,6 +13,7 @@ from honed.errors import RecipeError
 from honed.prove import models
 from honed.prove.engine import trained
 from honed.recipe import recipe_from
+from honed.train.options.config import SFTConfig
 
 FAMILIES = {
     "llama": {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576},
@@ -59,6 +60,30 @@ def test_a_large_model_is_cut_or_shrunken(subject_of: Callable[..., Any], monkey
     assert subject_of(lora=None).model.size == "shrunken"
 
 
+def test_the_recipe_says_what_is_trained_and_which_tokens_there_are(subject_of: Callable[..., Any]) -> None:
+    train = {"trainable": [r"layers\.1\.", "embed"], "add_tokens": ["<fox>"], "learning_rates": {"mlp": 3}}
+    train["eos_token"] = "<fox>"
+    subject = subject_of(model={"vocab_size": 322}, lora=None, train=train)  # as many as the tokenizer has
+    assert all("layers.1." in name or "embed" in name for name in trained(subject.model.make()))
+    new = subject.tokenizer.convert_tokens_to_ids("<fox>")
+    assert subject.tokenizer.eos_token_id == new == subject.model.make().get_input_embeddings().num_embeddings - 1
+    assert not train.keys() & set(subject.left_out) and subject.model.without == ()
+    assert subject.arguments("out").learning_rates == {"mlp": 3}
+    with pytest.raises(RecipeError, match="no parameter's name holds 'nose'"):
+        subject_of(lora=None, train={"trainable": ["nose"]})
+
+
+def test_weights_that_a_part_of_the_model_lacks(
+    subject_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "WHOLE", 0)
+    train = {"trainable": [r"layers\.3\."], "learning_rates": {r"layers\.3\.": 2}}
+    subject = subject_of(model={"num_hidden_layers": 4}, lora=None, train=train)
+    assert subject.model.without == ("trainable", "learning_rates") and not subject.arguments("out").learning_rates
+    assert r"; without trainable: no parameter's name holds 'layers\\.3\\.'" in subject.model.words
+    assert all(parameter.requires_grad for parameter in subject.model.make().parameters())
+
+
 def test_copies_are_alike_and_apart(subject_of: Callable[..., Any]) -> None:
     chosen = subject_of().model
     one, other = chosen.make(), chosen.make()
@@ -71,4 +96,4 @@ def test_copies_are_alike_and_apart(subject_of: Callable[..., Any]) -> None:
 
 def test_an_unknown_size_is_refused() -> None:
     with pytest.raises(RecipeError, match="size is 'half'"):
-        models.choose(recipe_from({}), None, size="half", device=torch.device("cpu"), dtype=torch.float64)
+        models.choose(recipe_from({}), SFTConfig(), None, size="half", device=torch.device("cpu"), dtype=torch.float64)

@@ -25,6 +25,17 @@ def test_all_hold_without_an_adapter(subject_of: Callable[..., Any]) -> None:
     assert [f.status for f in found] == [PASSED] * 4, found
 
 
+def test_all_hold_with_weights_and_rates_of_their_own(
+    subject_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"trainable": [r"layers\.1\.", "embed"], "learning_rates": {"mlp": 30}, "add_tokens": ["<fox>"]}
+    subject = subject_of(lora=None, train=train)
+    found = [find(check.__name__, check, subject) for check in WITHOUT_PROCESSES]
+    assert [f.status for f in found] == [PASSED] * 4, found
+    monkeypatch.setattr("honed.train.loop.loop.with_rates", lambda optimizer, *_: optimizer)
+    assert find("it", runs.engines, subject).status == FAILED
+
+
 @pytest.mark.parametrize(
     ("check", "kind"),
     [(runs.engines, broken.OneOff), (runs.resumed, broken.ForgetsMoments)],

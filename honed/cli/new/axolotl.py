@@ -52,6 +52,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **rules_of("model_config overrides_of_model_config", Rule(group="model")),
     **rules_of("micro_batch_size gradient_accumulation_steps batch_size eval_batch_size warmup_ratio warmup_steps "
                "saves_per_epoch save_steps lr_scheduler cosine_min_lr_ratio special_tokens tokens "
+               "early_stopping_patience "
                "plugins wandb_project use_wandb wandb_name use_mlflow use_tensorboard use_comet use_trackio",
                Rule(group="steps")),
     **rules_of("datasets test_datasets pretraining_dataset val_set_size sequence_len sample_packing "
@@ -116,7 +117,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
               "save them changed, and name that folder"),
     **refused("tensor_parallel_size expert_parallel_size",
               "parts of layers on several GPUs", "use DDP or FSDP2 (docs/distributed.md)", off=(1,)),
-    **refused("early_stopping_patience do_bench_eval bench_* trainer_cls dynamic_checkpoint use_swanlab",
+    **refused("do_bench_eval bench_* trainer_cls dynamic_checkpoint use_swanlab",
               "honed has no such option"),
 })  # fmt: skip
 
@@ -127,6 +128,9 @@ def steps(draft: Draft, given: Values) -> None:
     _schedule(draft, given)
     put_often(draft, "save", given.get("saves_per_epoch"), given.get("save_steps"))
     _tokens(draft, given)
+    if given.get("early_stopping_patience"):
+        draft.put("train.early_stopping_patience", given["early_stopping_patience"])
+        draft.put("train.load_best_model_at_end", True, f"{NAME} does so with early_stopping_patience")
     odd = [name for name in given.get("plugins") or () if str(name).rsplit(".", 1)[-1] not in SPEED_PLUGINS]
     if odd:
         draft.refuse("plugins", f"{', '.join(map(str, odd))} may change what is trained", "leave it out")

@@ -32,6 +32,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "output_dir": to("output"),
     "default_system": to("data.system"),
     "preprocessing_num_workers": to("data.workers"),
+    "early_stopping_steps": to("train.early_stopping_patience"),
     "moe_aux_loss_coef": to("train.router_aux_loss_coef"),
     "enable_liger_kernel": to("train.use_liger_kernel"),
     "fp8": to("train.fp8"),
@@ -92,7 +93,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
               "a recipe trains the model as it was saved", "change the model's config.json, or `honed new minimind`"),
     **refused("image_min_pixels image_do_pan_and_scan crop_to_patches",
               "the size of images is the processor's", "set it in the model's preprocessor_config.json"),
-    **refused("early_stopping_steps eval_on_each_dataset preserve_thinking quantization_device_map",
+    **refused("eval_on_each_dataset preserve_thinking quantization_device_map",
               "honed has no such option"),
     **refused("use_swanlab", "trackers are named by report_to", "write report_to: swanlab"),
 })  # fmt: skip

@@ -9,7 +9,14 @@ from typing import Any
 from honed.errors import HonedError, ModelError, RecipeError, first_line
 from honed.model.adapters.loftq import start_at_residual
 from honed.model.adapters.names import notes_on_names
-from honed.model.adapters.targets import ALL_LINEAR, asks_for_all, lost_on_loading, notes_on_frozen, unfit_layers
+from honed.model.adapters.targets import (
+    ALL_LINEAR,
+    asks_for_all,
+    lost_on_loading,
+    notes_on_frozen,
+    unfit_layers,
+    weights_left_out,
+)
 from honed.model.adapters.trainable import train_only
 from honed.model.load.added_tokens import rows_in_adapter
 from honed.model.load.chat_tokens import new_token_rows, template_tokens
@@ -227,12 +234,16 @@ def _attach(model: Any, fitted: Any) -> Any:
             f"The adapter does not fit the model: {error}", fix="check r, dropout and target_modules"
         ) from None
     if lost := lost_on_loading(adapted):
-        if not asks_for_all(wanted) or isinstance(wanted.exclude_modules, str):
+        given = wanted.exclude_modules or ()
+        if not asks_for_all(wanted) or isinstance(given, str) or set(lost) <= set(given):
             raise ModelError(
                 f"peft would save, but not load again, the adapter of {', '.join(lost)}.",
                 fix="leave these layers out of target_modules, or name them in exclude_modules",
             )
         _exclude(wanted, lost)
+        return _attach(adapted.unload(), wanted)
+    if asks_for_all(wanted) and (names := weights_left_out(adapted)):
+        _name_weights(wanted, names)
         return _attach(adapted.unload(), wanted)
     if loftq:
         start_at_residual(adapted)
@@ -244,6 +255,14 @@ def _exclude(config: Any, names: Sequence[str]) -> None:
     given = getattr(config, "exclude_modules", None) or ()
     if names and hasattr(config, "exclude_modules") and not isinstance(given, str):
         config.exclude_modules = sorted({*given, *names})
+
+
+def _name_weights(config: Any, names: Sequence[str]) -> None:
+    """Adds weights to those that get an adapter by name; patterns for their layers then fit the weights as well."""
+    config.target_parameters = sorted({*(config.target_parameters or ()), *names})
+    for option in ("rank_pattern", "alpha_pattern"):
+        patterns = getattr(config, option) or {}
+        setattr(config, option, {rf"({pattern})(\.weight)?": value for pattern, value in patterns.items()})
 
 
 def leave_packed_alone(model: Any) -> None:

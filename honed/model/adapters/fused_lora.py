@@ -19,8 +19,8 @@ from torch import nn
 from honed.ops.lora import add_low_rank, lora_linear
 from honed.ops.products import PLAIN
 
-# peft's layers with plain and with bitsandbytes' weights; other kinds have their own kernels.
-KINDS = {"peft.tuners.lora.layer": ("Linear",), "peft.tuners.lora.bnb": ("Linear4bit", "Linear8bitLt")}
+# peft's layers with plain and with bitsandbytes' weights, or on a named weight; other kinds have their own kernels.
+KINDS = {"peft.tuners.lora.layer": ("Linear", "ParamWrapper"), "peft.tuners.lora.bnb": ("Linear4bit", "Linear8bitLt")}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -32,7 +32,7 @@ def fused_lora(model: nn.Module) -> Iterator[int]:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) in kinds
+        if type(child) in kinds and _is_linear(child)
     ]
     stand_ins = {id(layer): _stand_in(layer, kinds[type(layer)]) for _, _, layer in places}
     try:
@@ -52,7 +52,7 @@ def coverage(model: nn.Module) -> tuple[int, Counter[str]]:
     for layer in model.modules():
         if not isinstance(layer, base):
             continue
-        known = type(layer) in kinds or isinstance(layer, FusedForward)
+        known = (type(layer) in kinds or isinstance(layer, FusedForward)) and _is_linear(layer)
         reason = why_not(layer) if known else f"a kind of their own, {type(layer).__name__}"
         if reason is None:
             fused += 1
@@ -97,9 +97,12 @@ class FusedForward(_Layer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output, shape (..., O)."""
-        if args or kwargs or why_not(self) is not None or torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if args or kwargs or why_not(self) is not None or (compiling and not hasattr(self, "parameter_name")):
             plain: torch.Tensor = super().forward(x, *args, **kwargs)
             return plain
+        if compiling:  # peft's own forward of a named weight changes the layer in each call, which is no graph
+            return self._plainly(x)
         [name] = _active(self)
         base, scaling = self.base_layer, self.scaling[name]
         a_RI, b_OR = self.lora_A[name].weight, self.lora_B[name].weight
@@ -109,6 +112,12 @@ class FusedForward(_Layer):
         if _is_dense(base, x, a_RI):
             return lora_linear(x, base.weight, base.bias, a_RI, b_OR, scaling=scaling, dropped_MI=dropped)
         return add_low_rank(base(x), x if dropped is None else dropped, a_RI, b_OR, scaling=scaling)
+
+    def _plainly(self, x: torch.Tensor) -> torch.Tensor:
+        [name] = _active(self)
+        a, b = self.lora_A[name], self.lora_B[name]
+        base: torch.Tensor = self.base_layer(x)
+        return base + (b(a(self._cast_input_dtype(x, a.weight.dtype))) * self.scaling[name]).to(base.dtype)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are layers of peft's own."""
@@ -130,6 +139,13 @@ def _stand_in(layer: nn.Module, kind: type) -> nn.Module:
 
 def _active(layer: Any) -> list[str]:
     return [name for name in layer.active_adapters if name in layer.lora_A]
+
+
+def _is_linear(layer: Any) -> bool:
+    """Whether it adapts a linear layer; `ParamWrapper` adds B A to any weight, a linear layer's or not."""
+    return not hasattr(layer, "parameter_name") or (
+        type(layer.base_layer) in PLAIN and layer.parameter_name == "weight"
+    )
 
 
 def _is_dense(base: Any, x: torch.Tensor, a_RI: torch.Tensor) -> bool:

@@ -3,13 +3,19 @@
 peft puts an adapter on every `nn.Linear`. It does not work on those that compute something else in their forward
 (routers that return several tensors, grouped layers). On a state-space layer's parts it would be passed by in silence:
 the kernels take `out_proj.weight`, `x_proj.weight` and `dt_proj.weight`, not the layers, and without kernels
-transformers takes `dt_proj.weight`, too. Merging would then put into the weights what was never in use. Weights outside
-of linear layers, such as stacked experts, get no adapter unless peft knows the family; where it does, it leaves out
-linear layers that are named like an expert's (shared experts, dense layers).
+transformers takes `dt_proj.weight`, too. LongCat's router does the same. Merging would then put into the weights what
+was never in use.
+
+Weights outside of linear layers, such as stacked experts, get no adapter unless peft knows the family; where it does,
+it takes `gate_proj`, `up_proj` and `down_proj` for the experts' names alone. Linear layers that bear them, too (shared
+experts, dense layers), then get theirs by their weights' names, in `target_parameters`. Such an adapter computes what
+one on the layer does, and its file is the same.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +24,7 @@ from torch import nn
 ALL_LINEAR = "all-linear"
 STATE_SPACE = ("A_log", "D")  # parameters that together only a Mamba layer has
 TAKES_ADAPTER = "in_proj"  # the one part of it that is called as a layer
+ROUTER = ("e_score_correction_bias", "classifier")  # parts that together only LongCat's router has
 WORTH_TELLING = 0.01  # of all matrices
 
 
@@ -31,11 +38,40 @@ def unfit_layers(model: Any) -> list[str]:
     """The linear layers that no adapter fits, by the last two parts of their names, such as "mixer.out_proj"."""
     unfit = []
     for name, module in model.named_modules():
-        mamba = all(hasattr(module, part) for part in STATE_SPACE)
+        mamba, router = (all(hasattr(module, part) for part in parts) for parts in (STATE_SPACE, ROUTER))
         for child, layer in module.named_children():
-            if isinstance(layer, nn.Linear) and ((mamba and child != TAKES_ADAPTER) or not _is_linear(layer)):
+            passed_by = (mamba and child != TAKES_ADAPTER) or (router and child == ROUTER[1])
+            if isinstance(layer, nn.Linear) and (passed_by or not _is_linear(layer)):
                 unfit.append(f"{name.rpartition('.')[2]}.{child}".lstrip("."))
     return sorted(set(unfit))
+
+
+def weights_left_out(model: Any) -> list[str]:
+    """Weights of linear layers that "all-linear" left without an adapter, because they are named like experts.
+
+    Layers that the configuration leaves out, the head, and layers whose weights are packed are not among them.
+
+    Args:
+        model: with the adapter.
+
+    Returns:
+        Names as `target_parameters` takes them.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    config = copy.copy(model.active_peft_config)
+    if not hasattr(config, "target_parameters"):
+        return []
+    base, kinds = model.get_base_model(), (BaseTunerLayer, AuxiliaryTrainingWrapper)  # the latter: trained in full
+    done = {id(part) for layer in base.modules() if isinstance(layer, kinds) for part in layer.modules()}
+    done.add(id(base.get_output_embeddings()))
+    names = []
+    for name, layer in base.named_modules():
+        config.target_modules = [name.rpartition(".")[2]]
+        if _is_plain(layer) and id(layer) not in done and check_target_module_exists(config, name):
+            names.append(f"{name}.weight")
+    return _shortened(names, {name for name, _ in base.named_parameters()} - set(names))
 
 
 def lost_on_loading(model: Any) -> list[str]:
@@ -60,6 +96,7 @@ def notes_on_frozen(model: Any) -> list[str]:
         model: with the adapter.
     """
     sizes: dict[str, int] = {}
+    quantised: set[str] = set()
     base = model.get_base_model()
     aside = {id(p) for module in base.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     aside |= {id(p) for p in getattr(base.get_output_embeddings(), "parameters", tuple)()}
@@ -71,14 +108,29 @@ def notes_on_frozen(model: Any) -> list[str]:
         if "base_layer" not in name.split("."):
             short = ".".join([part for part in name.split(".") if not part.isdigit()][-3:]).removesuffix(".weight")
             sizes[short] = sizes.get(short, 0) + parameter.numel()
+            if not parameter.is_floating_point():
+                quantised.add(short)
     told = {name: size for name, size in sizes.items() if size >= WORTH_TELLING * total}
     if not told:
         return []
     share = sum(told.values()) / total
+    which = "those that are not quantised" if quantised & told.keys() else "them"
     return [
         f"all-linear leaves {share:.0%} of the weights in matrices without an adapter: {', '.join(sorted(told))}. "
-        "LoraConfig(target_parameters=[...]) can name them."
+        f"LoraConfig(target_parameters=[...]) can name {which}."
     ]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight is a matrix of ordinary numbers."""
+    return isinstance(layer, nn.Linear) and layer.weight.is_floating_point() and layer.weight.dtype.itemsize > 1
+
+
+def _shortened(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The last three parts of each name, unless another name ends like them."""
+    short = {name: ".".join(name.split(".")[-3:]) for name in names}
+    taken = {".".join(name.split(".")[-3:]) for name in others}
+    return sorted({name if end in taken else end for name, end in short.items()})
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from honed.model.plan.activations import FP32, Formats
 from honed.model.plan.optimizers import ADAMW, Optimizer
-from honed.model.plan.sizes import Adapter, Sizes, Tensors
+from honed.model.plan.sizes import Adapter, Chosen, Sizes, Tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,7 @@ class Job:
     """What is to be trained, and how.
 
     Attributes:
-        sizes, adapter: of the model; without an adapter all weights are trained.
+        sizes, adapter: of the model; without an adapter all weights are trained, or those that are `chosen`.
         quantization: "nf4", "fp4" or "int8" for the frozen linear layers, "nf4+experts" for the experts, too, or None.
         length, rows: tokens of a row, rows of a micro-batch; only their product matters for memory.
         checkpointing: whether layers recompute their activations in the backward pass.
@@ -34,6 +34,7 @@ class Job:
     formats: Formats
     optimizer: Optimizer = ADAMW
     recomputed: int | None = None
+    chosen: Chosen | None = None
 
     @property
     def layers_recomputed(self) -> int:
@@ -49,7 +50,22 @@ class Job:
 
     @property
     def trained(self) -> tuple[Tensors, ...]:
-        return self.sizes.tensors if self.adapter is None else self.adapter.tensors
+        if self.adapter is not None:
+            return self.adapter.tensors
+        return self.sizes.tensors if self.chosen is None else self.chosen.tensors
+
+    @property
+    def trains_head(self) -> bool:
+        return self.adapter is None and (self.chosen is None or self.chosen.head)
+
+    @property
+    def trains_embedding(self) -> bool:
+        return self.adapter is None and (self.chosen is None or self.chosen.embedding)
+
+    @property
+    def idle_layers(self) -> int:
+        """The first layers, through which no gradient passes."""
+        return 0 if self.chosen is None else self.chosen.idle_layers
 
     @property
     def trained_format(self) -> int:
@@ -57,9 +73,22 @@ class Job:
         return self.formats.weight if self.adapter is None else FP32
 
     @property
+    def trained_weights(self) -> int:
+        """Elements of all trained weights."""
+        return sum(each.size * each.count for each in self.trained)
+
+    @property
+    def trained_share(self) -> float:
+        """Of the weights of layers that are the model's own."""
+        if self.adapter is not None:
+            return 0.0
+        matrices = sum(each.size * each.count for each in self.trained if each.hidden or len(each.shape) > 2)
+        return min(1.0, matrices / (self.sizes.linear + self.sizes.experts)) if self.chosen is not None else 1.0
+
+    @property
     def trained_bytes(self) -> int:
         """Bytes of all trained weights, and so of their gradients."""
-        return (self.sizes.parameters if self.adapter is None else self.adapter.weights) * self.trained_format
+        return self.trained_weights * self.trained_format
 
     @property
     def method(self) -> str:

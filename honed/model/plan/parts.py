@@ -23,15 +23,15 @@ def kept(job: Job) -> tuple[int, int]:
     layer += saved_per_layer(sizes, formats, job.adapter)
     normed = formats.weight if job.adapter is None else 0
     around = tokens * (sizes.hidden * (FP32 + normed) + 2 * sizes.head_size * formats.weight)
-    again = job.layers_recomputed
-    return (sizes.layers - again) * layer + again * tokens * sizes.hidden * formats.weight + around, layer
+    again, whole = (max(0, n - job.idle_layers) for n in (job.layers_recomputed, sizes.layers))
+    return (whole - again) * layer + again * tokens * sizes.hidden * formats.weight + around, layer
 
 
 def autocast_weights(job: Job) -> int:
     """Autocast's copies of the trained weights of recomputed layers, which live until the forward pass ends."""
     if job.adapter is not None or not job.formats.casts:
         return 0
-    return job.sizes.linear * job.layers_recomputed // job.sizes.layers * job.formats.compute
+    return int(job.sizes.linear * job.trained_share) * job.layers_recomputed // job.sizes.layers * job.formats.compute
 
 
 def head(job: Job) -> int:
@@ -41,12 +41,12 @@ def head(job: Job) -> int:
     scores it on CUDA, and on CPU the copy is made block by block.
     """
     sizes, formats = job.sizes, job.formats
-    least = TILE_MIN_ROWS if job.adapter else TILE_MIN_ROWS_TRAINED[job.device]
+    least = TILE_MIN_ROWS_TRAINED[job.device] if job.trains_head else TILE_MIN_ROWS
     rows = min(job.tokens, max(least, TILE_ELEMENTS[job.device] // sizes.vocabulary))
     tile = rows * sizes.vocabulary * formats.compute
     hidden = 2 * job.tokens * sizes.hidden * formats.compute
     cast = _head_elements(job) * formats.compute if formats.casts else 0
-    if job.adapter is not None:
+    if not job.trains_head:
         return tile + hidden + cast
     in_two = formats.compute < FP32 and (formats.casts or job.tokens > rows)
     return tile + hidden + cast + _head_elements(job) * (formats.compute + (FP32 if in_two else 0))
@@ -71,7 +71,8 @@ def first_gradients(job: Job) -> int:
     also the largest layer's, because a tied head's lives to the end."""
     if job.adapter is not None:
         return 0
-    size, layer = _head_elements(job), job.sizes.largest_linear if job.optimizer.in_backward else 0
+    size = _head_elements(job) if job.trains_head else 0
+    layer = job.sizes.largest_linear if job.optimizer.in_backward else 0
     scaled = size if job.device == "cpu" and job.formats.compute < FP32 else 0
     return max(size + scaled, size + layer if job.sizes.tied else layer) * job.formats.weight
 
@@ -80,7 +81,7 @@ def layers_gradients(job: Job) -> int:
     """Gradients in the last layer of the backward pass: all but its own and an untied embedding's."""
     if job.optimizer.in_backward:
         return first_gradients(job)
-    if job.adapter is not None or job.accumulation > 1:
+    if job.adapter is not None or job.chosen is not None or job.accumulation > 1:
         return job.trained_bytes
     sizes = job.sizes
     own = (sizes.linear + sizes.experts) // sizes.layers
@@ -98,7 +99,7 @@ def last_working(job: Job) -> int:
     """Further matrices for the embedding's gradient: one to add to earlier micro-batches', and two to add to a tied
     head's, unless honed adds its rows in place (`honed.loss.tied_embedding`)."""
     rows = job.tokens * job.sizes.hidden * FP32
-    if job.adapter is not None:
+    if not job.trains_embedding:
         return rows
     own_rows = job.sizes.plain_embedding and job.formats.weight == FP32
     besides = 2 * (job.sizes.tied and not own_rows) + (job.accumulation > 1)

@@ -14,7 +14,7 @@ GB are 10^9 bytes. A card sold with 24 GB has 24 GiB, 7 percent more, of which d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from honed.model.plan.activations import FP32, formats_of
 from honed.model.plan.job import Job
 from honed.model.plan.optimizers import DEFAULT, optimizer_for, state_bytes
 from honed.model.plan.shapes import find_config
-from honed.model.plan.sizes import adapter_of, sizes_of
+from honed.model.plan.sizes import adapter_of, chosen_of, sizes_of
 from honed.recipe import PLUS_EXPERTS, LoraRecipe, Recipe
 
 GB = 10**9
@@ -103,6 +103,7 @@ def job_for(
     dtype: str | None = None,
     lora: LoraRecipe | None = None,
     quantization: str = "nf4",
+    trainable: Sequence[str] = (),
 ) -> Job:
     """A job by its model's name, in the dtypes in which honed would load it.
 
@@ -112,10 +113,11 @@ def job_for(
         dtype: of the weights; None for honed's own choice.
         lora: the adapter; None for the recipe's defaults.
         quantization: of the frozen layers, for "qlora".
+        trainable: which weights are trained, for "full"; see `honed.model.adapters.trainable.train_only`.
 
     Raises:
         ModelError: there is no such model, or the adapter does not fit it.
-        RecipeError: an unknown method or number format, or a length below 1.
+        RecipeError: an unknown method or number format, a length below 1, or a pattern that finds nothing.
     """
     if method not in METHODS:
         raise RecipeError(f"method is {method!r}.", fix=f"known are {', '.join(METHODS)}")
@@ -134,6 +136,7 @@ def job_for(
         accumulation=accumulation,
         device=device,
         formats=formats_of(method, device=device, dtype=dtype),
+        chosen=chosen_of(config, trainable) if method == "full" and trainable else None,
     )
 
 
@@ -147,7 +150,7 @@ def job_of(recipe: Recipe, *, device: str = "cuda") -> Job:
         RecipeError: a value cannot be planned with.
     """
     method = "full" if recipe.lora is None else "lora" if recipe.quantization is None else "qlora"
-    train = recipe.train
+    train, trainable = recipe.train, recipe.train.get("trainable") or ()
     way = train.get("gradient_checkpointing", False)
     job = job_for(
         recipe.model,
@@ -160,6 +163,7 @@ def job_of(recipe: Recipe, *, device: str = "cuda") -> Job:
         dtype=recipe.dtype,
         lora=recipe.lora,
         quantization=recipe.quantization or "nf4",
+        trainable=[trainable] if isinstance(trainable, str) else trainable,
     )
     recomputed = selected(job.sizes.layers) if way == "selective" else None
     optimizer = optimizer_for(

@@ -265,7 +265,7 @@ def _collectives(job: Job, on: Cluster, way: str) -> Iterator[Collective]:
         yield Collective(kind="all-reduce", size=size, calls=calls, ranks=on.gpus, nodes=on.nodes)
         return
     adapter = job.adapter.weights if job.adapter is not None else 0
-    trained = adapter or sizes.parameters
+    trained = job.trained_weights
     units = sizes.layers + 1  # a collective for each layer, and one for embedding, head and last norm
     ranks, nodes = (on.gpus, on.nodes) if way == "fsdp" else (on.in_node, 1)
     gathers = 2 * job.accumulation

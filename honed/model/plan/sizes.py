@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,22 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The weights that are trained, where `trainable` freezes the others.
+
+    Attributes:
+        tensors: by shape.
+        head, embedding: whether these are trained.
+        idle_layers: the first layers, through which no gradient passes, so that they keep nothing for it.
+    """
+
+    tensors: tuple[Tensors, ...]
+    head: bool
+    embedding: bool
+    idle_layers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
     """A LoRA adapter on a model.
 
@@ -186,6 +202,40 @@ def adapter_in(model: Any) -> Adapter:
         rank=max(ranks, default=0),
         targets=frozenset(owner.rsplit(".", 1)[-1] for owner in owners),
         merges_experts=any(".experts" in owner for owner in owners),
+    )
+
+
+def chosen_of(config: Any, patterns: Sequence[str]) -> Chosen:
+    """Counts the weights that `trainable` chooses, on the meta device.
+
+    Raises:
+        ModelError: see `on_meta`.
+        RecipeError: see `honed.model.adapters.trainable.train_only`.
+    """
+    from honed.model.adapters.trainable import train_only
+
+    model = on_meta(config)
+    train_only(model, patterns)
+    return chosen_in(model)
+
+
+def chosen_in(model: Any) -> Chosen:
+    """Counts the trained weights of a model without an adapter."""
+    from honed.model.layers import decoder_layers
+
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    layers = decoder_layers(model)
+    behind = {id(p) for layer in layers for p in layer.parameters()} | {
+        id(p) for p in getattr(head, "parameters", tuple)()
+    }
+    behind -= {id(embedding.weight)}
+    before = any(p.requires_grad and p.ndim > 1 and id(p) not in behind for p in model.parameters())
+    trains = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+    return Chosen(
+        tensors=trained_tensors(model),
+        head=head is not None and head.weight.requires_grad,
+        embedding=embedding.weight.requires_grad,
+        idle_layers=0 if before else [*trains, True].index(True),
     )
 
 

@@ -20,15 +20,17 @@ def flops_per_step(job: Job, *, trained_share: float = 1.0) -> float:
     Args:
         trained_share: share of the tokens that are trained; the head scores no others.
     """
-    sizes, frozen = job.sizes, job.adapter is not None
+    sizes, through = job.sizes, 1 - job.idle_layers / job.sizes.layers
     tokens = job.tokens * job.accumulation
     active = sizes.linear + (sizes.experts * sizes.chosen / sizes.routed if sizes.routed else 0)
     adapter = job.adapter.weights if job.adapter is not None else 0
     forward = 2 * (active + adapter) * tokens + 2 * _seen(job) * 2 * sizes.queries * tokens
     backward = (
-        (2 if frozen else 4) * active * tokens + 4 * adapter * tokens + 2 * _seen(job) * 4 * sizes.queries * tokens
+        2 * (through + job.trained_share) * active * tokens
+        + 4 * adapter * tokens
+        + 2 * through * _seen(job) * 4 * sizes.queries * tokens
     )
-    head = (4 if frozen else 6) * sizes.vocabulary * sizes.hidden * tokens * trained_share
+    head = (6 if job.trains_head else 4) * sizes.vocabulary * sizes.hidden * tokens * trained_share
     return forward * (1 + job.layers_recomputed / sizes.layers) + backward + head
 
 

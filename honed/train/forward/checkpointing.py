@@ -29,7 +29,7 @@ from honed.model.memory import free_memory
 from honed.model.plan import plan
 from honed.model.plan.activations import FP32, Formats
 from honed.model.plan.checkpointing import Choice, fewest, loaded_bytes
-from honed.model.plan.sizes import adapter_in, sizes_of
+from honed.model.plan.sizes import adapter_in, chosen_in, sizes_of
 from honed.recipe import PLUS_EXPERTS
 from honed.train.forward.seams import base_model
 from honed.train.options.config import SFTConfig
@@ -142,9 +142,10 @@ def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Jo
     device = args.device.type
     weight = min(FP32, max((p.element_size() for p in base.parameters() if p.dtype in FLOATS), default=FP32))
     adapter = adapter_in(model)
+    trains_all, own = adapter.weights > sizes.parameters / 2, adapter.rank == 0 and base is model
     return plan.Job(
         sizes=sizes,
-        adapter=None if adapter.weights > sizes.parameters / 2 else adapter,
+        adapter=None if trains_all or own else adapter,
         quantization=_quantization(base),
         length=-(-tokens // rows),
         rows=rows,
@@ -155,6 +156,7 @@ def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Jo
             weight=weight, compute=2 if args.bf16 or args.fp16 else weight, copies_attention=device != "cuda"
         ),
         optimizer=planned(args, in_backward=args.optimizer_in_backward),
+        chosen=chosen_in(model) if own and adapter.weights < sizes.parameters else None,
     )
 
 

@@ -29,6 +29,7 @@ from honed.loss.router import aux_loss_coefficient
 from honed.train.forward.rotations import rotation_notes
 from honed.train.forward.seams import Seams, are_same, base_model, on_device_of, probe_rows, token_scores
 from honed.train.options.config import SFTConfig
+from honed.train.ranks import tensor_parallel_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +104,7 @@ def check(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -
             + ("; ".join(seams.notes) or "this model, or this trainer's own methods, have padded ones"),
             fix=f"leave attn_implementation out if it is set, or {out}",
         )
-    if (getattr(model, "_tp_size", None) or 1) > 1:
+    if tensor_parallel_size(model) > 1:
         raise RecipeError("Ranks cannot share both rows (sequence_parallel_size) and matrices (tp_plan).", fix=out)
     if aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
         raise RecipeError(

@@ -99,6 +99,9 @@ class SFTConfig(TrainingArguments):
             before it freezes what it finds. For training without an adapter.
         learning_rates: honed. Regular expression for the names of parameters -> factor for their learning rate, such as
             {"embed_tokens": 0.1}, or LoRA+: {"lora_B": 16}. The first that fits counts.
+        early_stopping_patience: honed. So many evaluations in a row without a better metric_for_best_model end the run;
+            needs eval_strategy and load_best_model_at_end. The plain engine does not have it.
+        early_stopping_threshold: honed. Smaller improvements do not count.
         token_metrics: honed. Log mean_token_accuracy and entropy; costs next to nothing.
         max_not_finite_steps: honed. Steps whose loss or gradient is not finite are skipped; after more, the run ends.
     """
@@ -170,6 +173,8 @@ class SFTConfig(TrainingArguments):
     freeze_vision: bool = False
     trainable: list[str] | str = field(default_factory=list)
     learning_rates: dict[str, float] = field(default_factory=dict)
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0
     token_metrics: bool = True
     max_not_finite_steps: int = 5
 

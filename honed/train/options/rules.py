@@ -191,6 +191,34 @@ RULES = (
         fix="leave every_n_layers out, or set gradient_checkpointing=True",
     ),
     Rule(
+        name="early_stopping_values",
+        when=lambda args: (
+            (args.early_stopping_patience is not None and args.early_stopping_patience < 1)
+            or args.early_stopping_threshold < 0
+        ),
+        message="early_stopping_patience is below 1, or early_stopping_threshold below 0.",
+        fix="set a number of evaluations, such as 3, and the least improvement that counts, or leave them out",
+    ),
+    Rule(
+        name="early_stopping_without_evaluations",
+        when=lambda args: args.early_stopping_patience is not None and args.eval_strategy.value == "no",
+        message="early_stopping_patience counts evaluations, and there are none (eval_strategy is no).",
+        fix="hold rows out (data.eval_share=0.02; in a script eval_dataset), and set eval_strategy='epoch' or 'steps'",
+    ),
+    Rule(
+        name="early_stopping_without_the_best",
+        when=lambda args: args.early_stopping_patience is not None and not args.load_best_model_at_end,
+        message="early_stopping_patience ends a run behind its best evaluation, and would save the worse model.",
+        fix="set load_best_model_at_end=True, with save_strategy like eval_strategy",
+    ),
+    Rule(
+        name="threshold_without_patience",
+        when=lambda args: args.early_stopping_threshold > 0 and args.early_stopping_patience is None,
+        message="early_stopping_threshold has no effect without early_stopping_patience.",
+        fix="set early_stopping_patience, or leave it out",
+        refuses=False,
+    ),
+    Rule(
         name="budget_without_auto",
         when=lambda args: args.memory_budget is not None and args.gradient_checkpointing != "auto",
         message="memory_budget has no effect without gradient_checkpointing='auto'.",

@@ -23,6 +23,7 @@ SETTINGS = (
     *("num_train_epochs", "max_steps", "max_grad_norm", "bf16", "fp16", "loss_type"),
     *("label_smoothing_factor", "logging_strategy", "logging_steps", "save_strategy", "save_steps"),
     *("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "load_best_model_at_end"),
+    *("early_stopping_patience", "early_stopping_threshold"),
 )
 ROWS, WEIGHTS, BATCHES = "the training rows", "the weights", "the layout of batches"
 _FIXES = {

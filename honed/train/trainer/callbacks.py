@@ -1,16 +1,21 @@
-"""Callbacks of SFTTrainer: the progress bar and the metrics file."""
+"""Callbacks of SFTTrainer: the progress bar, the metrics file, and the end of a run that no longer gets better."""
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from honed.progress import Progress
+from honed.quantities import counted
 from honed.train.metrics import describe
+from honed.train.options.config import SFTConfig
 from honed.train.run_folder.metrics_file import append_line, drop_after
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingProgress(TrainerCallback):
@@ -62,3 +67,37 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
             append_line(self.path, state.global_step, time.perf_counter() - self._started, logs)
+
+
+def early_stopping(args: SFTConfig) -> list[TrainerCallback]:
+    """The callback for `early_stopping_patience`; none without it."""
+    if args.early_stopping_patience is None:
+        return []
+    return [EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold)]
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' own, which also says that it ends a run, and in a resumed one goes on counting."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes the count from the checkpoint's state; one of a run before would not be this run's."""
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience_counter = 0
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if state.global_step:
+            self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+            self._end(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        """Counts this evaluation, and ends the run where it is one too many."""
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        if self._end(control) and state.is_world_process_zero:
+            logger.warning(
+                f"early stopping: training ends at step {state.global_step} of {state.max_steps}, because "
+                f"{args.metric_for_best_model} has not become better than {state.best_metric:g} (step "
+                f"{state.best_global_step}) in {counted(self.early_stopping_patience, 'evaluation')}."
+            )
+
+    def _end(self, control: Any) -> bool:
+        control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
+        return bool(control.should_training_stop)

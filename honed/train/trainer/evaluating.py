@@ -22,7 +22,7 @@ from honed.loss.objective import total_weight
 from honed.train.forward import seams
 from honed.train.forward.sequence_parallel import join, share_rows
 from honed.train.metrics import StepMetrics
-from honed.train.ranks import Ranks
+from honed.train.ranks import Ranks, tensor_parallel_size
 from honed.train.rows.rows import Datasets, show_row
 from honed.train.trainer.stops import keep_workers
 
@@ -137,11 +137,21 @@ class EvaluatingTrainer(Trainer):
     def _new_metrics(self) -> StepMetrics:
         args = self.args
         ranks = Ranks(device=args.device, rank=args.process_index, world=args.world_size)
-        parts = getattr(self.model, "_tp_size", None) or 1  # tensor-parallel ranks have the same rows
+        parts = tensor_parallel_size(self.model)  # tensor-parallel ranks have the same rows
         return StepMetrics(args.device, over_ranks=lambda *values: [total / parts for total in ranks.sum(*values)])
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates or predicts with the same seams as training; the loss is the mean over all trained tokens."""
+        """Evaluates or predicts with the same seams as training; the loss is the mean over all trained tokens.
+
+        Raises:
+            RecipeError: FSDP2 has not sharded the model yet.
+        """
+        untrained = not self.accelerator._models
+        if untrained and self.accelerator.is_fsdp2:
+            raise RecipeError(
+                "FSDP2 shards the model when training begins, and there is no sharded model to evaluate before.",
+                fix="set eval_on_start=True to evaluate before the first step, or evaluate after train()",
+            )
         before = self.metrics
         self.metrics = self._new_metrics()
         self._evaluated = torch.zeros(2, device=self.args.device)
@@ -162,9 +172,21 @@ class EvaluatingTrainer(Trainer):
             output.metrics.update({f"{prefix}_{key}": value for key, value in shown.items()})
             return output
         finally:
+            if untrained and not self.is_deepspeed_enabled:
+                self._forget_preparation()
             self._training_draws = None
             self.metrics = before
             self.metrics.start_clock()
+
+    def _forget_preparation(self) -> None:
+        """Lets `train` prepare the model, which accelerate takes for prepared once it was evaluated.
+
+        Without DistributedDataParallel each rank would be trained on its own rows alone, without a word.
+        """
+        self.accelerator._models.clear()
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # autocast, which `train` puts on again
+        self.model.__dict__.pop("_is_accelerate_prepared", None)
+        self.model_wrapped = self.model
 
     def _join_ranks(self) -> None:
         """Once, with the seams open; all ranks must call it."""

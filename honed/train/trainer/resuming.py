@@ -24,7 +24,7 @@ from honed.errors import RunError
 from honed.train.forward.zero3 import share_out
 from honed.train.options.deepspeed import zero_stage
 from honed.train.options.warm_up import notes_on_warm_up
-from honed.train.ranks import Stopped, others_alive, until_ctrl_c, until_sigterm
+from honed.train.ranks import Stopped, others_alive, tensor_parallel_size, until_ctrl_c, until_sigterm
 from honed.train.run_folder import checkpoint, engines
 from honed.train.run_folder.identity import digest_of_rows, identity_of_model
 from honed.train.run_folder.secrets import sealed_arguments
@@ -256,7 +256,7 @@ class ResumingTrainer(WatchedTrainer):
         """Writes the whole model; all ranks must call it. See `transformers.Trainer.save_model`."""
         self._saved = self.args.should_save
         super().save_model(output_dir, _internal_call)
-        if not self._saved and (getattr(self.model, "_tp_size", None) or 1) > 1:
+        if not self._saved and tensor_parallel_size(self.model) > 1:
             # transformers 5.17 calls `_save` on one rank alone, which then waits for the others' parts of the matrices
             self.model.save_pretrained(output_dir or self.args.output_dir)
         if _internal_call or not self._checkpoints_in_parts():

@@ -19,6 +19,7 @@ from honed.errors import ModelError, RecipeError
 from honed.loss.router import aux_loss_coefficient
 from honed.model.load.added_tokens import with_rows, with_tokens
 from honed.model.load.load import load_model, load_processor, load_tokenizer, sees_images
+from honed.model.load.packed_experts import PackedWeight
 from honed.model.load.quantize import quantized_options
 from honed.model.load.vocabulary import with_pad_token
 from honed.ops import attention
@@ -30,7 +31,8 @@ from honed.train.forward.seams import Seams, base_model, refuse_padding
 from honed.train.forward.zero3 import loaded_whole
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import need_launcher
-from honed.train.options.surroundings import only_first_rank_loads
+from honed.train.options.surroundings import is_sharded, only_first_rank_loads
+from honed.train.ranks import tensor_parallel_size
 from honed.train.rows.ahead import prepare_ahead
 
 BATCHES_OF_ONE = "set per_device_train_batch_size=1, per_device_eval_batch_size=1 and more gradient_accumulation_steps"
@@ -144,7 +146,7 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
             "Reentrant checkpointing drops the gradient of the router's auxiliary loss, without a word.",
             fix="leave use_reentrant out of gradient_checkpointing_kwargs, or set router_aux_loss_coef=0",
         )
-    if (getattr(model, "_tp_size", None) or 1) > 1 and (args.tokens_per_step or args.streaming):
+    if tensor_parallel_size(model) > 1 and (args.tokens_per_step or args.streaming):
         raise RecipeError(
             "tokens_per_step and streaming give each rank its own rows; tensor-parallel ranks must share them.",
             fix="leave one of them out",
@@ -181,9 +183,12 @@ def fit_ranks(args: SFTConfig, model: nn.Module, seams: Seams, *, checkpoints: b
 
     Raises:
         ModelError, RecipeError: ranks cannot share rows, see `sequence_parallel.check`.
+        ModelError: packed experts would be sharded or compiled.
         RecipeError: only the first rank has weights, and those that are tied cannot be tied again on the others.
     """
     sequence_parallel.check(args, model, seams, own_parts=own_parts)
+    if any(isinstance(weight, PackedWeight) for weight in model.parameters()):
+        _refuse_packed(args)
     inner = base_model(model)
     adapts_text = inner is not model and not hasattr(inner.config, "vision_config")
     if args.ddp_find_unused_parameters is None and checkpoints and adapts_text:
@@ -278,3 +283,16 @@ def _with_template(tokenizer: Any, path: str) -> Any:
     changed = copy.copy(tokenizer)
     changed.chat_template = source.chat_template
     return changed
+
+
+def _refuse_packed(args: SFTConfig) -> None:
+    if is_sharded(args):
+        raise ModelError(
+            "FSDP and DeepSpeed shard numbers, and would unpack experts in 4 bits on every rank.",
+            fix="leave +experts out of quantization, or start the processes with DDP (torchrun without FSDP)",
+        )
+    if args.torch_compile:
+        raise ModelError(
+            "torch_compile cannot trace all that models do with experts in 4 bits.",
+            fix="leave torch_compile out, or +experts out of quantization",
+        )

@@ -30,7 +30,7 @@ from honed.train.rows import filling, new_tokens, stream, token_batches
 from honed.train.rows.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
 from honed.train.trainer import start
 from honed.train.trainer.adapter_callbacks import adapter_callbacks
-from honed.train.trainer.callbacks import TrainingProgress
+from honed.train.trainer.callbacks import TrainingProgress, early_stopping
 from honed.train.trainer.out_of_memory import Splits
 from honed.train.trainer.overrides import check_subclass, reads_batches
 from honed.train.trainer.stops import SavesAndStops, keep_workers
@@ -150,7 +150,7 @@ class SFTTrainer(UploadingTrainer):
         # honed's loss is divided by the step's token weight already
         self.model_accepts_loss_kwargs = True
         self.neftune_noise_alpha = None  # see `SteppingTrainer`
-        for callback in adapter_callbacks(trained, fp16=args.fp16):
+        for callback in [*adapter_callbacks(trained, fp16=args.fp16), *early_stopping(args)]:
             self.add_callback(callback)
         self._progress, self._window = TrainingProgress(), []
         if not self.args.disable_tqdm:

@@ -169,6 +169,8 @@ QLORA = f"{ADAPTER}load_in_4bit: true\nlora_target_linear: true\n"
         ("model_config: {output_router_logits: true}", "lora", None),
         ("model_config: {output_router_logits: true, router_aux_loss_coef: 0.02}", "train.router_aux_loss_coef", 0.02),
         ("test_datasets: [{path: held.jsonl, type: chat_template}]", "data.held_out", "held.jsonl"),
+        ("early_stopping_patience: 3", "train.early_stopping_patience", 3),
+        ("early_stopping_patience: 3", "train.load_best_model_at_end", True),
         ("context_parallel_size: 1", "lora", None),
         ("context_parallel_size: 2", "train.sequence_parallel_size", 2),
         ("sequence_parallel_degree: 4", "train.sequence_parallel_size", 4),

@@ -125,6 +125,7 @@ def test_its_defaults_where_ours_differ(made: Any) -> None:
         ("enable_thinking: false", "data.template_arguments", {"enable_thinking": False}),
         ("default_system: Be brief.", "data.system", "Be brief."),
         ("eval_dataset: plain\nper_device_eval_batch_size: 2", "data.held_out", "data/plain.json"),
+        ("early_stopping_steps: 3", "train.early_stopping_patience", 3),
         ("val_size: 0.1", "train.eval_strategy", "no"),
         ("save_strategy: no", "train.save_strategy", "no"),
         ("save_strategy: false", "train.save_strategy", "no"),

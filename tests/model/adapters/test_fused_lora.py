@@ -35,6 +35,7 @@ COVERED: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
     "head": ("llama", {"tie_word_embeddings": False}, {"target_modules": ["lm_head"]}, 1),
     "trained whole": ("llama", {"tie_word_embeddings": False}, {"modules_to_save": ["lm_head"]}, LAYERS),
     "token rows": ("llama", {}, {"trainable_token_indices": [5, 9]}, LAYERS),
+    "named weights": ("llama", {}, {"target_modules": ["q_proj"], "target_parameters": ["gate_proj.weight"]}, 4),
     "other ranks": ("llama", {}, {"rank_pattern": {"q_proj": 7}, "alpha_pattern": {"k_proj": 3}}, LAYERS),
     "dora": ("llama", {}, {"use_dora": True}, 0),
     "adapter bias": ("qwen2", {}, {"lora_bias": True, "target_modules": ["q_proj"]}, 0),
@@ -91,6 +92,16 @@ def test_loss_and_gradients_are_pefts(case: str, adapted: Models) -> None:
     with fused_lora(model):
         assert_same(step(model), expected)
     assert_same(step(model), expected)
+
+
+def test_a_named_weight_is_one_graph(adapted: Models) -> None:
+    """peft's own forward of it registers a parametrization and takes it back, in each call."""
+    model = adapted(target_modules=["q_proj"], target_parameters=["gate_proj.weight"])
+    x_BLI = torch.randn(2, 5, 32, dtype=torch.float64)
+    expected = model.base_model.model.model.layers[0].mlp.gate_proj(x_BLI)
+    with fused_lora(model):
+        layer = model.base_model.model.model.layers[0].mlp.gate_proj
+        torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x_BLI), expected)
 
 
 def test_everything_looks_as_before(adapted: Models, tmp_path: Path) -> None:

@@ -119,6 +119,18 @@ def test_without_them_a_note_says_what_they_take(tiny_model: Callable[..., Any],
     assert any(f"{count:,} numbers in stacked experts are not quantised" in note for note in notes)
 
 
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # peft's, of patterns that it sets itself
+def test_an_adapter_on_all_layers_tells_of_quantised_shared_experts(
+    tiny_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    """peft takes their names for the experts', and cannot add an update to a weight in 4 bits."""
+    shape = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_shared_experts": 1}
+    tiny_model("glm4_moe", hidden_size=64, first_k_dense_replace=1, **shape).save_pretrained(tmp_path)
+    adapted, [note] = ready_to_train(loaded(str(tmp_path)), lora_config(r=2))
+    assert "mlp.gate_proj" in note and "shared_experts.up_proj" in note and "those that are not quantised" in note
+    assert adapted(input_ids=IDS_BL, labels=IDS_BL, use_cache=False).loss.isfinite()
+
+
 def test_packed_weights_are_tensors_that_cannot_be_written_to() -> None:
     weight_EOI = torch.randn(3, 8, 64)
     packed = pack(weight_EOI, kind="fp4", twice=False)

@@ -17,6 +17,7 @@ from honed.train.options.optim import planned
 # Activations count for most with many tokens and few words, gradients with few tokens and many words.
 SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 4, "head_dim": 24}
 MANY_TOKENS = {"length": 160, "rows": 2, "vocab_size": 400}
+LAST_LAYERS = [r"layers\.[23]\."]
 MANY_WORDS = {"length": 8, "rows": 1, "vocab_size": 3000}
 
 
@@ -35,6 +36,12 @@ MANY_WORDS = {"length": 8, "rows": 1, "vocab_size": 3000}
         {**MANY_WORDS, "gradient_accumulation_steps": 2},
         {**MANY_WORDS, "tie_word_embeddings": False},
         {**MANY_WORDS, "family": "gemma3_text"},
+        {**MANY_TOKENS, "trainable": LAST_LAYERS},
+        {**MANY_TOKENS, "trainable": LAST_LAYERS, "bf16": True},
+        {**MANY_TOKENS, "trainable": LAST_LAYERS, "gradient_checkpointing": True},
+        {**MANY_WORDS, "trainable": LAST_LAYERS},
+        {**MANY_WORDS, "trainable": [*LAST_LAYERS, "lm_head"], "tie_word_embeddings": False},
+        {**MANY_WORDS, "trainable": ["!embed_tokens"], "tie_word_embeddings": False, "gradient_accumulation_steps": 2},
     ],
     ids=lambda case: "-".join(f"{name}={value}" for name, value in case.items() if name not in ("length", "rows")),
 )
@@ -52,7 +59,8 @@ def test_peak_of_a_step(case: dict[str, Any], tiny_model: Any, tiny_tokenizer: A
     with Alive([*model.parameters(), *model.buffers()]) as alive:
         trainer.train()
     steps = args.gradient_accumulation_steps
-    job = plan.job_for(model.config, method="full", length=length, rows=rows, device="cpu", accumulation=steps)
+    how = {"length": length, "rows": rows, "accumulation": steps, "trainable": args.trainable}
+    job = plan.job_for(model.config, method="full", device="cpu", **how)
     formats = replace(job.formats, compute=2 if args.bf16 else 4)
     job = replace(
         job,

@@ -14,6 +14,7 @@ from honed import SFTConfig, SFTTrainer
 from honed.errors import RecipeError
 from honed.model import memory
 from honed.model.adapters.adapters import lora_config
+from honed.model.adapters.trainable import train_only
 from honed.model.plan import plan
 from honed.train.forward import checkpointing
 from honed.train.forward.checkpointing import decide, decoder_layers, largest_batch
@@ -104,6 +105,15 @@ def test_the_plain_loop_recomputes_the_first_layers_and_gets_the_same_gradients(
         model.load_state_dict(state)
     assert recomputing(model) == [n < count for n in range(LAYERS)]
     torch.testing.assert_close(norms[1], norms[0], rtol=1e-12, atol=0)
+
+
+def test_the_budget_is_for_the_weights_that_are_trained(make: Callable[..., SFTTrainer], model: Any) -> None:
+    """A model that freezes the others is no model with an adapter, which keeps other activations."""
+    args = make(gradient_checkpointing=False).args
+    train_only(model, [rf"layers\.{LAYERS - 1}\."])
+    job = checkpointing.job_in(model, args, 64, 4)
+    assert isinstance(job, plan.Job) and job.adapter is None and job.idle_layers == LAYERS - 1
+    assert job.trained_weights == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_a_smaller_budget_recomputes_more_layers_and_says_so(make: Callable[..., SFTTrainer], model: Any) -> None:

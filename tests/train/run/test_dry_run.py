@@ -173,6 +173,15 @@ def test_memory_is_that_of_the_recipes_optimizer(recipe_of: Callable[..., Recipe
     assert sum("apollo_adamw is not known" in note for note in auto) == 1
 
 
+def test_memory_is_that_of_the_weights_that_are_trained(recipe_of: Callable[..., Recipe]) -> None:
+    fixed = ("lora=null", "gradient_checkpointing=false", "per_device_train_batch_size=1")
+    every, last = dry_run(recipe_of(*fixed)), dry_run(recipe_of(*fixed, r"trainable=['layers\.1\.']"))
+    assert every.memory is not None and last.memory is not None
+    frozen = every.trainable - last.trainable
+    assert every.memory - last.memory > 2 * 4 * frozen  # of AdamW's states alone
+    assert last.operations is not None and every.operations is not None and last.operations < every.operations
+
+
 def test_steps_chosen_by_tokens_are_counted_as_they_are_made(tmp_path: Path) -> None:
     lengths = [30, 50, 20, 90, 10, 10, 60]
     args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, tokens_per_step=80, num_train_epochs=2)

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.errors import DataError, ModelError, RecipeError
 from honed.model.adapters.adapters import attach, lora_config
+from honed.model.load.packed_experts import pack
 from honed.train.forward.seams import Seams
 from honed.train.options.config import SFTConfig
 from honed.train.trainer import start
@@ -289,6 +290,18 @@ def test_ddp_looks_for_unused_weights_where_a_pass_may_leave_some(
         args = args_with(tmp_path, ddp_find_unused_parameters=given)
         start.fit_ranks(args, model, Seams(), checkpoints=checkpoints)
         assert args.ddp_find_unused_parameters is wanted
+
+
+def test_packed_experts_are_neither_sharded_nor_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP2 would unpack them, and go on with numbers of full size."""
+    pytest.importorskip("bitsandbytes")
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(pack(torch.randn(2, 8, 64), kind="nf4", twice=False), requires_grad=False)
+    with pytest.raises(ModelError, match="torch_compile"):
+        start.fit_ranks(args_with(tmp_path, torch_compile=True), model, Seams(), checkpoints=False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ModelError, match="FSDP and DeepSpeed shard numbers"):
+        start.fit_ranks(args_with(tmp_path), model, Seams(), checkpoints=False)
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # peft's

@@ -172,6 +172,31 @@ def test_a_run_that_reached_its_end_takes_no_step_more(begin: Trainers) -> None:
     assert again.state.global_step == 4 and same_weights(again, whole)
 
 
+def test_early_stopping_goes_on_counting(begin: Trainers, caplog: pytest.LogCaptureFixture) -> None:
+    """Only the first of these evaluations is better by more than 100, so the fourth is the third that is not."""
+    job: dict[str, Any] = {
+        "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True,
+        "early_stopping_patience": 3, "early_stopping_threshold": 100.0, "num_train_epochs": 2,
+    }  # fmt: skip
+    whole = begin("whole", **job)
+    whole.train()
+    assert whole.state.global_step == 4 < whole.state.max_steps
+    assert "training ends at step 4 of 12" in caplog.text and "in 3 evaluations" in caplog.text
+    for step in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            begin("broken", Break(step), **job).train(resume_from_checkpoint="auto")
+    resumed = begin("broken", **job)
+    resumed.train(resume_from_checkpoint="auto")
+    assert log_of(resumed) == log_of(whole) and same_weights(resumed, whole)
+    whole.train()  # from the first step on
+    assert whole.state.global_step == 4
+    before = begin("whole", **{**job, "early_stopping_patience": None, "max_steps": 2})
+    before.train()
+    later = begin("whole", **{**job, "max_steps": 6})  # none were counted before
+    later.train(resume_from_checkpoint=True)
+    assert later.state.global_step == 5
+
+
 def test_rotation_keeps_the_last_good_one_and_the_best(begin: Trainers, tmp_path: Path) -> None:
     best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "learning_rate": 5.0}
     trainer = begin("run", save_steps=2, save_total_limit=1, max_steps=8, **best)
