@@ -126,6 +126,7 @@ class SFTTrainer(UploadingTrainer):
             flat=flat,
             shares_prefixes=shared_prefixes.decide(args, trained, self.seams),
             processor=processor,
+            pixels=seams.base_model(trained).dtype,
         )
         token_batches.check(args, self._datasets.collator)
         own_parts = any((data_collator, compute_loss_func, compute_metrics, processor))
