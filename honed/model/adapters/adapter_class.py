@@ -7,7 +7,6 @@ Qwen3.5, Llama 4 and some others have both, and name their layers differently: `
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from honed.model.load.load import load_config, sees_images
 
@@ -27,7 +26,8 @@ def trained_seeing(folder: str, base: str) -> bool:
     if not sees_images(base):
         return False
     config = load_config(base)
-    seeing, speaking = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], _get(MODEL_FOR_CAUSAL_LM_MAPPING, config)
+    seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    speaking = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     layers = _layers_in(folder)
     if speaking in (None, seeing) or not layers:
         return False
@@ -35,10 +35,6 @@ def trained_seeing(folder: str, base: str) -> bool:
         models = (seeing._from_config(config), speaking._from_config(config.get_text_config()))
     found = [len(layers & {name for name, _ in model.named_modules()}) for model in models]
     return found[0] > found[1]
-
-
-def _get(mapping: Any, config: Any) -> Any:
-    return mapping[type(config)] if type(config) in mapping else None
 
 
 def _layers_in(folder: str) -> set[str]:

@@ -77,5 +77,5 @@ def test_an_adapter_that_finds_no_layer_is_refused(base: str, tmp_path: Path) ->
     """peft would warn, and answer as the untrained base."""
     trained(base, tmp_path / "adapter", sees=True)
     other = load_model(base, device=CPU, dtype=torch.float32)
-    with pytest.raises(ModelError, match="could not be loaded: .*missing adapter keys"):
+    with pytest.raises(ModelError, match=r"could not be loaded: .*missing adapter keys"):
         load_with_adapter(str(tmp_path / "adapter"), device=CPU, base=other)

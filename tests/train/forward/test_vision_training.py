@@ -241,7 +241,9 @@ def test_pixels_are_in_the_models_format_and_each_kind_of_types_covers_the_batch
     assert batch["pixel_values"].dtype is torch.float32
     start, soft = processor.tokenizer.convert_tokens_to_ids(["<start_of_image>", "<image_soft_token>"])
     assert torch.equal(batch["token_type_ids"], (batch["input_ids"] == soft).long())
-    assert torch.equal(batch["moe_mm_token_type_ids"], torch.isin(batch["input_ids"], torch.tensor([start, soft])).long())
+    assert torch.equal(
+        batch["moe_mm_token_type_ids"], torch.isin(batch["input_ids"], torch.tensor([start, soft])).long()
+    )
 
 
 def test_an_image_that_vanishes_after_preparing_is_named(tmp_path: Path) -> None:
