@@ -145,7 +145,7 @@ def tower(config: Any) -> dict[str, Any]:
     """What is to be set in the configuration of a part that sees (or hears)."""
     own = config.to_dict()
     values = {name: fitting(own[name], value) for name, value in VISION.items() if name in own}
-    values |= {name: 0.0 for name in own if is_off(name) and isinstance(own[name], float)}
+    values |= {name: 0.0 for name in own if (is_off(name) or "drop_path" in name) and isinstance(own[name], float)}
     for name in own:
         sub = getattr(config, name, None)
         if name.endswith("_config") and hasattr(sub, "to_dict"):
