@@ -108,9 +108,9 @@ class SFTTrainer(UploadingTrainer):
             peft_config, notes = vision.fit(args, loaded, peft_config)
             self.notes += notes
         set_seed(args.seed)  # Trainer does so only after the adapter's weights are drawn
-        recomputes = args.gradient_checkpointing not in (False, "auto")  # "auto" is decided when the rows are known
+        recompute = args.gradient_checkpointing not in (False, "auto")  # "auto" is decided when the rows are known
         trained, notes = ready_to_train(
-            loaded, peft_config, tokenizer=tokenizer, checkpointing=recomputes, **args.chosen
+            loaded, peft_config, tokenizer=tokenizer, checkpointing=recompute, **args.chosen
         )
         self._plain_loss = compute_loss_func is not None
         found = seams.lora_alone(trained) if self._plain_loss else seams.find_seams(trained)
@@ -130,7 +130,7 @@ class SFTTrainer(UploadingTrainer):
         )
         token_batches.check(args, self._datasets.collator)
         own_parts = any((data_collator, compute_loss_func, compute_metrics, processor))
-        start.fit_ranks(args, trained, self.seams, checkpoints=recomputes, own_parts=own_parts)
+        start.fit_ranks(args, trained, self.seams, checkpoints=recompute, own_parts=own_parts)
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
             model=trained,
