@@ -14,18 +14,20 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from shapes import WORDS, tiny_config
 from torch import nn
 
+CAUSAL = "AutoModelForCausalLM"
 LENGTHS, PROMPT, NEW = (9, 23, 14), 4, 6
 SPREAD, NOISE = 0.3, 0.1  # of matrices; of vectors around the values that they begin with
 TINY = 1e-3  # of the largest gradient: smaller ones (a key's bias has none) are rounding
 Rows = list[dict[str, list[int]]]
 Gradients = dict[str, torch.Tensor]
+Found = tuple[float, Gradients]
 
 
 def make_model(kind: str) -> nn.Module:
@@ -38,18 +40,28 @@ def make_model(kind: str) -> nn.Module:
     if size > 10**6:
         raise MemoryError(f"{size:,} weights: the shape is not tiny")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = spread(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    return as_wide(model, lambda model: losses(model, make_rows()))
+
+
+def spread(model: nn.Module) -> nn.Module:
+    """The model, its weights drawn wide."""
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn_like(parameter)
             parameter.copy_(SPREAD * noise if parameter.ndim > 1 else parameter + NOISE * noise)
-    if model.config._attn_implementation == "eager":  # which takes its softmax in float32
-        return model
+    return model
+
+
+def as_wide(model: Any, run: Callable[[nn.Module], Any]) -> nn.Module:
+    """The model in float64, if it runs so and does not take its softmax in float32."""
+    if model.config._attn_implementation == "eager":
+        return cast(nn.Module, model)
     try:
-        losses(copy.deepcopy(model).double(), make_rows())
+        run(copy.deepcopy(model).double())
     except RuntimeError:
-        return model
-    return model.double()
+        return cast(nn.Module, model)
+    return cast(nn.Module, model.double())
 
 
 def make_rows() -> Rows:
@@ -69,18 +81,18 @@ def losses(model: nn.Module, rows: Rows) -> torch.Tensor:
     return torch.cat(found)
 
 
-def oracle(model: nn.Module, rows: Rows) -> tuple[float, Gradients]:
-    """The loss of one step and its gradients."""
+def oracle(model: nn.Module, rows: Any, losses: Callable[[nn.Module, Any], torch.Tensor] = losses) -> Found:
+    """The loss of one step and its gradients, by the losses of its trained tokens."""
     model = copy.deepcopy(model).train()
     loss = losses(model, rows).mean()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     pairs = zip(named, gradients, strict=True)
-    return float(loss), {name: gradient for name, gradient in pairs if gradient is not None}
+    return float(loss.detach()), {name: gradient for name, gradient in pairs if gradient is not None}
 
 
 def step(
-    model: nn.Module, rows: Rows, tokenizer: Any, *, padded: bool = False, **options: Any
+    model: nn.Module, rows: Any, tokenizer: Any, *, padded: bool = False, **options: Any
 ) -> tuple[Any, float, Gradients]:
     """One step of SFTTrainer: the trainer, the logged loss and the gradients."""
     from transformers import TrainerCallback
@@ -198,9 +210,9 @@ def missed(adapted: Any) -> dict[str, int]:
     return found
 
 
-def exported(model: nn.Module, adapted: Any, tokenizer: Any) -> float:
+def exported(model: nn.Module, adapted: Any, tokenizer: Any, *, auto: str = CAUSAL) -> float:
     """The merged model, as plain transformers loads it, beside the adapted one: relative difference of its logits."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     from honed.model.export.export import Probe, export
 
@@ -215,17 +227,17 @@ def exported(model: nn.Module, adapted: Any, tokenizer: Any) -> float:
             config.base_model_name_or_path = base
         saved.save_pretrained(run)
         export(run, out, probes=[Probe(ids=ids, n_prompt=PROMPT)])
-        return logits_apart(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), saved, ids)
+        return logits_apart(getattr(transformers, auto).from_pretrained(out, dtype=torch.float32), saved, ids)
 
 
-def saved(model: nn.Module, tokenizer: Any) -> float:
+def saved(model: nn.Module, tokenizer: Any, *, auto: str = CAUSAL) -> float:
     """What SFTTrainer saves, as plain transformers loads it: relative difference of its logits."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     trainer, *_ = step(model, make_rows(), tokenizer)
     with tempfile.TemporaryDirectory() as place:
         trainer.save_model(place)
-        again = AutoModelForCausalLM.from_pretrained(place, dtype=next(model.parameters()).dtype)
+        again = getattr(transformers, auto).from_pretrained(place, dtype=next(model.parameters()).dtype)
     return logits_apart(again, model, make_rows()[1]["input_ids"])
 
 

@@ -17,9 +17,14 @@ BEGIN, END = "<!-- sweep -->", "<!-- /sweep -->"
 
 def written(page: str, found: dict[str, Any]) -> str:
     """The page with the tables between its marks."""
+    return merged_page(page, tables(found))
+
+
+def merged_page(page: str, made: str) -> str:
+    """The page with other tables between its marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables(found)}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
 
 
 def tables(found: dict[str, Any]) -> str:

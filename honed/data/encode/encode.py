@@ -70,11 +70,17 @@ class Encoder:
 
 
 def usual_encoder(tokenizer: Any) -> Encode:
-    """The tokenizer's own way, by the library underneath where nothing is set that would pad or cut."""
+    """The tokenizer's own way, by the library underneath while nothing is set that would pad or cut.
+
+    Whoever calls the tokenizer sets that, and it stays: processors of images pad the texts that they are asked for.
+    """
     fast = getattr(tokenizer, "backend_tokenizer", None)
     splits_special = bool(getattr(tokenizer, "split_special_tokens", False))
-    if fast is not None and fast.padding is None and fast.truncation is None and not splits_special:
-        return lambda texts: [coded.ids for coded in fast.encode_batch(texts, add_special_tokens=False)]
-    return lambda texts: [
-        list(ids) for ids in tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    ]
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        if fast is not None and fast.padding is None and fast.truncation is None and not splits_special:
+            return [coded.ids for coded in fast.encode_batch(texts, add_special_tokens=False)]
+        found = tokenizer(texts, add_special_tokens=False, padding=False, truncation=False, return_attention_mask=False)
+        return [list(ids) for ids in found["input_ids"]]
+
+    return encode

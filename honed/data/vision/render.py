@@ -119,7 +119,7 @@ class VisionRenderer(Renderer):
         own = {self._expansions.placeholder, getattr(processor.tokenizer, "image_token", None) or ""}
         spelled = sorted(own - {"", *special_tokens(processor.tokenizer)})
         self._unspeakable = any_of(spelled)
-        self._is_proven = False
+        self._proven: set[bool] = set()  # for rows with images, and for rows without
 
     def plan(self, example: Example, *, apart: bool = False) -> list[View]:
         if not isinstance(example, Conversation):
@@ -131,9 +131,9 @@ class VisionRenderer(Renderer):
         views: list[View] = [
             self._seen(view, conversation, refs, images) for view in super().plan(conversation, apart=apart)
         ]
-        if refs and not self._is_proven:
+        if bool(refs) not in self._proven:
             self._prove(conversation, views[0], images)
-            self._is_proven = True
+            self._proven.add(bool(refs))
         return views
 
     def _ref(self, example: Conversation, number: int, value: Any) -> ImageRef:

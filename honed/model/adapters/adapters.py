@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from honed.errors import HonedError, ModelError, RecipeError, first_line
+from honed.model.adapters.adapter_class import trained_seeing
 from honed.model.adapters.loftq import start_at_residual
 from honed.model.adapters.names import notes_on_names
 from honed.model.adapters.targets import (
@@ -200,11 +202,13 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
 
     try:
         if base is None:
-            name = PeftConfig.from_pretrained(folder).base_model_name_or_path
-            base = load_model(str(name), device=device, trains_all=False, **options)
+            name = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+            base = load_model(name, device=device, trains_all=False, sees=trained_seeing(folder, name), **options)
         if (rows := rows_in_adapter(folder, base)) > base.get_input_embeddings().weight.shape[0]:
             base.resize_token_embeddings(rows, mean_resizing=False)  # tokens were added; the adapter has all rows
-        return PeftModel.from_pretrained(base, folder)
+        with warnings.catch_warnings():  # peft goes on with layers that it has no weights for
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(base, folder)
     except HonedError:
         raise
     except Exception as error:  # garbled JSON, a truncated file and wrong shapes each raise their own kind

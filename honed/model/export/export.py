@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from honed.errors import ModelError, RunError
+from honed.errors import MissingExtraError, ModelError, RunError
+from honed.model.adapters.adapter_class import trained_seeing
 from honed.model.adapters.adapters import load_with_adapter
 from honed.model.adapters.load_trained import load_for_generation, trained_on
 from honed.model.load import quantize
-from honed.model.load.load import is_adapter, load_model, load_tokenizer
+from honed.model.load.load import is_adapter, load_model, load_processor, load_tokenizer, sees_images
 
 # RMS change of the logits over their standard deviation. Casting rounds a weight by up to a part of 2^-9 in bfloat16,
 # 2^-12 in float16; in float32 only the merge rounds.
@@ -64,7 +65,7 @@ class Comparison:
 
 
 def export(folder: str | Path, out: str | Path, *, dtype: str = "float32", probes: Sequence[Probe]) -> Comparison:
-    """Writes the run as a whole model that plain transformers loads, with tokenizer, template and stops.
+    """Writes the run as a whole model that plain transformers loads, with tokenizer (or processor), template and stops.
 
     A base that was quantised for training is dequantised; merging into the original base would give another model.
     Memory holds one model at a time, in float32.
@@ -92,8 +93,9 @@ def export(folder: str | Path, out: str | Path, *, dtype: str = "float32", probe
         merged.config.dtype = getattr(torch, dtype)
         merged.generation_config = generation_config
         merged.save_pretrained(beside)
+        merged_config = merged.config
         del merged
-        load_tokenizer(str(folder)).save_pretrained(beside)
+        processing_class(folder, merged_config).save_pretrained(beside)
         written, _ = load_for_generation(str(beside), device=torch.device("cpu"), dtype=torch.float32)
         found = compare(expected, outputs(written, probes), allowed=allowed)
         if not found.passes:
@@ -142,7 +144,7 @@ def merge(folder: Path) -> Any:
     """
     cpu = torch.device("cpu")
     if not is_adapter(str(folder)):
-        return load_model(str(folder), device=cpu, dtype=torch.float32)
+        return load_model(str(folder), device=cpu, dtype=torch.float32, sees=sees_images(str(folder)))
     adapted = load_with_adapter(str(folder), device=cpu, base=_plain_base(folder))
     try:
         return adapted.merge_and_unload(safe_merge=True)
@@ -151,6 +153,29 @@ def merge(folder: Path) -> Any:
         raise ModelError(
             f"The {kind} adapter cannot be merged: {error}", fix="keep the adapter, or train LoRA"
         ) from None
+
+
+def processing_class(folder: Path, config: Any) -> Any:
+    """The run's tokenizer; for a model of this configuration that sees images, the run's processor or its base's.
+
+    A run on text keeps no processor, and its base may have none either; then it is the tokenizer.
+    """
+    from peft import PeftConfig
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    tokenizer = load_tokenizer(str(folder))
+    places = [str(folder)]
+    if is_adapter(str(folder)):
+        places.append(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
+    for place in places if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else ():
+        try:
+            processor = load_processor(place)
+        except (ModelError, MissingExtraError):
+            continue
+        processor.tokenizer = tokenizer
+        processor.chat_template = tokenizer.chat_template or processor.chat_template
+        return processor
+    return tokenizer
 
 
 def compare(expected: Sequence[Any], found: Sequence[Any], *, allowed: float) -> Comparison:
@@ -189,5 +214,5 @@ def _plain_base(folder: Path) -> Any:
 
     name = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
     options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32, "trains_all": False}
-    base = load_model(name, quantization=trained_on(str(folder)), **options)
+    base = load_model(name, quantization=trained_on(str(folder)), sees=trained_seeing(str(folder), name), **options)
     return quantize.dequantized(base, torch.float32) if quantize.is_quantized(base) else base

@@ -91,7 +91,7 @@ def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
         ):
             yield head
     finally:
-        if head is None or not _is_wrapped(head, head_before):
+        if head is not None and not _is_wrapped(head, head_before):  # some models without a head cannot be given one
             inner.set_output_embeddings(head_before)
         if seams.flat:
             inner.set_attn_implementation(attention_before)

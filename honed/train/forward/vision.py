@@ -22,7 +22,8 @@ from honed.model.load.load import load_processor, load_tokenizer, sees_images
 from honed.train.forward.seams import Seams, base_model, lora_alone
 from honed.train.options.config import SFTConfig
 
-TYPES = ("mm_token_type_ids", "token_type_ids")  # 1 at the tokens of an image; which name depends on the model
+# 1 at the tokens of an image; which name depends on the model (Ernie 4.5 has two, one for its experts)
+TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
 MADE_FROM_TEXT = ("input_ids", "attention_mask", *TYPES)
 
 
@@ -85,10 +86,13 @@ class VisionCollator:
 
     Attributes:
         multiple_of: rows are padded to a multiple of this length.
+        dtype: what pixels are cast to, as a served model gets them (`processor(...).to(model.device, dtype)`); None to
+            leave them. Not every vision tower casts them itself, and Llama 4's processor makes them in bfloat16.
     """
 
     processor: Any
     multiple_of: int = 1
+    dtype: torch.dtype | None = None
 
     def __call__(self, rows: Sequence[VisionRow]) -> Batch:
         """What `PaddedCollator` gives, with the processor's tensors and, where the model wants them, token types.
@@ -101,13 +105,16 @@ class VisionCollator:
         images = [[_loaded(ref) for ref in row.images] for row in rows if row.images]
         texts = [" ".join([self.processor.image_token] * len(own)) for own in images] or [" "]
         seen = self.processor(text=texts, images=images or None, padding=True, return_tensors="pt")
-        batch |= {key: value for key, value in seen.items() if key not in MADE_FROM_TEXT}
+        batch |= {key: self._cast(value) for key, value in seen.items() if key not in MADE_FROM_TEXT}
         for key in TYPES:
             if key in seen:
                 # a token's type depends on its id alone
                 kinds = seen["input_ids"][seen[key] > 0].unique()
                 batch[key] = torch.isin(batch["input_ids"], kinds).long() * batch["attention_mask"]
         return batch
+
+    def _cast(self, value: Any) -> Any:
+        return value.to(self.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _loaded(ref: ImageRef) -> Any:

@@ -102,6 +102,7 @@ class Datasets:
         flat: whether our batches are flat.
         shares_prefixes: whether shared prefixes are computed once.
         processor: for rows with images; None for text.
+        pixels: what their pixels are cast to; None to leave them.
 
     Attributes:
         collator: makes the batches.
@@ -123,6 +124,7 @@ class Datasets:
         flat: bool,
         shares_prefixes: bool = False,
         processor: Any = None,
+        pixels: torch.dtype | None = None,
     ) -> None:
         self.args, self.tokenizer, self._formatting_func = args, tokenizer, formatting_func
         self._shares_prefixes, self._processor = shares_prefixes, processor
@@ -138,7 +140,8 @@ class Datasets:
         own = sequence_parallel.collator_of(args, share_prefixes=shares_prefixes, **padding) if flat else self.padded
         self.collator: Collator = collator or (TokenCollator(collate=own) if args.skips_preparation else own)
         if processor is not None:
-            self.collator = vision.VisionCollator(processor=processor, multiple_of=self.padded.multiple_of)
+            multiple = self.padded.multiple_of
+            self.collator = vision.VisionCollator(processor=processor, multiple_of=multiple, dtype=pixels)
         if collator is not None and args.packing and not args.skips_preparation:
             raise RecipeError(
                 f"packing=True packs nothing for a {type(collator).__name__}: it gets one document a row.",

@@ -108,10 +108,8 @@ class SFTTrainer(UploadingTrainer):
             peft_config, notes = vision.fit(args, loaded, peft_config)
             self.notes += notes
         set_seed(args.seed)  # Trainer does so only after the adapter's weights are drawn
-        recomputes = args.gradient_checkpointing not in (False, "auto")  # "auto" is decided when the rows are known
-        trained, notes = ready_to_train(
-            loaded, peft_config, tokenizer=tokenizer, checkpointing=recomputes, **args.chosen
-        )
+        reruns = args.gradient_checkpointing not in (False, "auto")  # "auto" is decided when the rows are known
+        trained, notes = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=reruns, **args.chosen)
         self._plain_loss = compute_loss_func is not None
         found = seams.lora_alone(trained) if self._plain_loss else seams.find_seams(trained)
         found = vision.without_attention(found, trained) if sees else found
@@ -126,10 +124,11 @@ class SFTTrainer(UploadingTrainer):
             flat=flat,
             shares_prefixes=shared_prefixes.decide(args, trained, self.seams),
             processor=processor,
+            pixels=seams.base_model(trained).dtype,
         )
         token_batches.check(args, self._datasets.collator)
         own_parts = any((data_collator, compute_loss_func, compute_metrics, processor))
-        start.fit_ranks(args, trained, self.seams, checkpoints=recomputes, own_parts=own_parts)
+        start.fit_ranks(args, trained, self.seams, checkpoints=reruns, own_parts=own_parts)
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
             model=trained,

@@ -52,3 +52,13 @@ def test_memory_is_bounded(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_no_texts(tiny_tokenizer: Any) -> None:
     assert Encoder(tiny_tokenizer)([]) == []
+
+
+def test_padding_and_cuts_that_others_set_in_the_meantime_are_not_ours(tiny_tokenizer: Any) -> None:
+    texts = ["a", "a longer text than the other", "of three"]
+    expected = [usual(tiny_tokenizer, [text])[0] for text in texts]
+    encoder = Encoder(tiny_tokenizer)
+    tiny_tokenizer(["short", "and much longer"], padding=True)
+    assert [ids.tolist() for ids in encoder(texts)] == expected
+    tiny_tokenizer(texts, truncation=True, max_length=2)
+    assert [ids.tolist() for ids in Encoder(tiny_tokenizer)(texts)] == expected

@@ -122,7 +122,8 @@ def test_llava_onevisions_published_template_is_refused_with_its_fault() -> None
         prepare_vision([row(images=[picture()])], processor, OPTIONS)
 
 
-def test_a_processor_that_serves_other_ids_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("images", [[picture()], None])
+def test_a_processor_that_serves_other_ids_is_refused(images: Any) -> None:
     processor = make_processor("gemma3")
 
     class Other(type(processor)):  # type: ignore[misc]
@@ -133,7 +134,21 @@ def test_a_processor_that_serves_other_ids_is_refused(monkeypatch: pytest.Monkey
 
     processor.__class__ = Other
     with pytest.raises(TemplateError, match="not what would be trained"):
-        prepare_vision([row(images=[picture()])], processor, OPTIONS)
+        prepare_vision([row(images=images)], processor, OPTIONS)
+
+
+def test_a_processor_that_pads_pads_no_text_of_ours() -> None:
+    """Gemma 4's, Cohere's and others pad by default, which stays set in the tokenizer that they share with us."""
+    processor = make_processor("gemma3")
+    rows = [row([part(picture()), text("which colour ?")]), row("what is it ?", answer="yes no one two red")]
+    expected = [found.input_ids.tolist() for found in prepare_vision(rows, processor, OPTIONS).rows]
+
+    class Padding(type(processor)):  # type: ignore[misc]
+        def __call__(self, *args: Any, padding: bool = True, **kwargs: Any) -> Any:
+            return super().__call__(*args, padding=padding, **kwargs)
+
+    processor.__class__ = Padding
+    assert [found.input_ids.tolist() for found in prepare_vision(rows, processor, OPTIONS).rows] == expected
 
 
 def test_a_template_that_leaves_images_out_is_refused() -> None:

@@ -221,6 +221,31 @@ def test_padding_is_on_the_right_and_to_a_multiple() -> None:
     assert torch.equal(batch["mm_token_type_ids"], image.long()) and image.sum() > 0
 
 
+def test_pixels_are_in_the_models_format_and_each_kind_of_types_covers_the_batch(tmp_path: Path) -> None:
+    """Ernie 4.5's experts have token types of their own, which mark the tokens around an image as well."""
+    model, processor = vlm("gemma3")
+
+    class WithMoreTypes(type(processor)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            seen = super().__call__(*args, **kwargs)
+            around = seen["input_ids"] == self.tokenizer.convert_tokens_to_ids("<start_of_image>")
+            seen["moe_mm_token_type_ids"] = seen["token_type_ids"] + around.long()
+            return seen
+
+    trainer = trainer_of(model.bfloat16(), processor, mixed_rows(), tmp_path)
+    [batch] = trainer.get_train_dataloader()
+    assert batch["pixel_values"].dtype is torch.bfloat16 and batch["input_ids"].dtype is torch.int64
+    processor.__class__ = WithMoreTypes
+    rows = prepare_vision(mixed_rows(), make_vlm("gemma3")[1], PrepareOptions()).rows
+    batch = VisionCollator(processor=processor)([rows[2], rows[1]])
+    assert batch["pixel_values"].dtype is torch.float32
+    start, soft = processor.tokenizer.convert_tokens_to_ids(["<start_of_image>", "<image_soft_token>"])
+    assert torch.equal(batch["token_type_ids"], (batch["input_ids"] == soft).long())
+    assert torch.equal(
+        batch["moe_mm_token_type_ids"], torch.isin(batch["input_ids"], torch.tensor([start, soft])).long()
+    )
+
+
 def test_an_image_that_vanishes_after_preparing_is_named(tmp_path: Path) -> None:
     _, processor = vlm("gemma3")
     picture().save(tmp_path / "a.png")

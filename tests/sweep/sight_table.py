@@ -1,0 +1,87 @@
+"""What the sweep found of models that see, as the tables of docs/vision.md."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+from table import ALLOWED, SAME_LOGITS, fault, is_error, merged_page, short
+
+SEEING, SPEAKING = ("batch", "one by one", "without images"), ("batch", "packed", "padded")
+
+
+def written(page: str, found: dict[str, Any]) -> str:
+    """The page with the tables between its marks."""
+    return merged_page(page, tables(found))
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The types that were made and tried, what went wrong, and the others."""
+    made = {kind: result for kind, result in found.items() if result["made"] is True}
+    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft"))
+    day = datetime.now(timezone.utc).date().isoformat()
+    lines = [
+        f"Run on {day} with {versions}: {len(made)} of {len(found)} types were made and tried.",
+        "",
+        "| type | rows with images | rows of text alone | LoRA merged | generation | gradients |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(row(kind, result) for kind, result in made.items()),
+    ]
+    wrong = [
+        f"- {kind}: {short('; '.join(reasons), 260)}" for kind, result in made.items() if (reasons := faults(result))
+    ]
+    if wrong:
+        lines += ["", "What went wrong:", "", *wrong]
+    others = [f"| {kind} | {short(result['made'])} |" for kind, result in found.items() if kind not in made]
+    if others:
+        lines += ["", "Not made, so not tried:", "", "| type | why |", "| --- | --- |", *others]
+    return "\n".join(lines)
+
+
+def row(kind: str, result: dict[str, Any]) -> str:
+    """One type."""
+    speaking, generation = result["text"], result["generation"]
+    flat = short(speaking) if isinstance(speaking, str) else "flat" if speaking.get("flat") else "padded"
+    engine = (
+        short(generation, 60) if isinstance(generation, str) else "transformers'" if generation["note"] else "honed's"
+    )
+    return f"| {kind} | {seeing(result)} | {flat} | {merging(result)} | {engine} | {worst(result)} |"
+
+
+def seeing(result: dict[str, Any]) -> str:
+    """Whether rows with images are trained, or why they are refused."""
+    batch = result["seeing"] if isinstance(result["seeing"], str) else result["seeing"]["batch"]
+    return short(batch.removeprefix("error: "), 90) if isinstance(batch, str) else "yes"
+
+
+def merging(result: dict[str, Any]) -> str:
+    adapted = result["adapted"]
+    export = adapted if isinstance(adapted, str) else adapted["export"]
+    return short(export, 60) if isinstance(export, str) else "yes"
+
+
+def worst(result: dict[str, Any]) -> str:
+    """The largest difference of a gradient in the model's own format, of all ways that are not refused."""
+    pairs = ((result["seeing"], SEEING), (result["text"], SPEAKING))
+    found = [
+        part[way] for part, ways in pairs if isinstance(part, dict) for way in ways if isinstance(part[way], float)
+    ]
+    return f"{max(found):.0e} {result['seeing']['dtype']}" if found else "-"
+
+
+def faults(result: dict[str, Any]) -> list[str]:
+    """What is wrong, beside refusals of honed's own."""
+    if result["made"] is not True:
+        return []
+    found = [f"{name}: {part}" for name, part in result.items() if is_error(part)]
+    allowed = ALLOWED[result["seeing"]["dtype"]] if isinstance(result["seeing"], dict) else 0.0
+    for name, ways in (("seeing", SEEING), ("text", SPEAKING)):
+        if isinstance(result[name], dict):
+            found += [reason for way in ways for reason in fault(f"{name}, {way}", result[name][way], allowed)]
+    if isinstance(result["adapted"], dict):
+        found += fault("LoRA", result["adapted"]["gradients"], ALLOWED["float32"])
+        found += fault("merged", result["adapted"]["export"], SAME_LOGITS)
+    if isinstance(result["generation"], dict) and not result["generation"]["same"]:
+        found.append("answers differ")
+    return found + fault("saved", result["kept"], SAME_LOGITS)
