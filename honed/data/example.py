@@ -73,12 +73,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Messages in order, with the tools that the template should announce, and the images that they speak of."""
+    """Messages in order, with the tools that the template should announce, and the images that they speak of.
+
+    `template_arguments` are further variables of the template, of this conversation alone.
+    """
 
     messages: tuple[Message, ...]
     source: Source
     tools: tuple[Mapping[str, Any], ...] = ()
     images: tuple[Any, ...] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_images(self) -> bool:

@@ -45,6 +45,8 @@ def _prompt(example: Example) -> Prompt | str:
         return "no chat to answer, so only the loss"
     if example.tools:
         return "announces tools"
+    if example.template_arguments:
+        return "has chat_template_kwargs"
     messages = example.messages
     last = max((n for n, message in enumerate(messages) if message.role == "assistant"), default=0)
     if not last:  # none, or nothing before it

@@ -140,7 +140,7 @@ def _prompt(row: SampleRow, example: Conversation, number: int, tokenizer: Any) 
         add_generation_prompt=True,
         tokenize=True,
         return_dict=False,
-        **options.template_arguments,
+        **{**options.template_arguments, **example.template_arguments},
     )
     return np.array(text)
 

@@ -43,7 +43,7 @@ def carrier(model_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 def test_code_of_a_model_is_not_run(train: Callable[..., Shown], carrier: tuple[Path, Path]) -> None:
     shown = train()
-    assert_mendable(shown, "could not be loaded")
+    assert_mendable(shown, "could not be loaded", "fix: look at that code, then set trust_remote_code=True")
     assert not carrier[1].exists()
 
 

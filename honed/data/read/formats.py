@@ -15,6 +15,7 @@ from honed.data.read.messages import (
     checked,
     parsed_turns,
     read_messages,
+    read_template_arguments,
     read_text,
     read_tools,
 )
@@ -270,7 +271,7 @@ def _token_weights(row: Row, ids: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(map(float, weights))
 
 
-BESIDE_MESSAGES = frozenset({"system", "tools", "functions", "images", "image"})
+BESIDE_MESSAGES = frozenset({"system", "tools", "functions", "images", "image", "chat_template_kwargs"})
 _MADE_BY_TOKENIZERS = {"attention_mask", "position_ids", "token_type_ids", "special_tokens_mask"}  # beside input_ids
 # In the order in which a row is asked for them: TRL's, where TRL knows them.
 FORMATS: dict[str, Format] = {
@@ -302,7 +303,13 @@ FORMATS: dict[str, Format] = {
 
 
 def _conversation(messages: tuple[Message, ...], row: Row, source: Source, options: ReadOptions) -> Conversation:
-    conversation = Conversation(messages=messages, source=source, tools=_tools(row), images=_images(row))
+    conversation = Conversation(
+        messages=messages,
+        source=source,
+        tools=_tools(row),
+        images=_images(row),
+        template_arguments=read_template_arguments(row.get("chat_template_kwargs")),
+    )
     if conversation.tools or any(message.extra or message.parts for message in messages):
         check_depth(conversation.tools, [(message.extra, message.parts) for message in messages])
     return _with_system(conversation, row, options)

@@ -74,6 +74,22 @@ def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple(_wrapped(_with_parameters(tool), "parameters") for tool in tools)
 
 
+def read_template_arguments(arguments: Any) -> dict[str, Any]:
+    """A row's own variables of the chat template; null, with which Arrow fills absent keys up, is left out.
+
+    Raises:
+        RowError: they are no object, also not as JSON.
+    """
+    if isinstance(arguments, str) and arguments.strip():
+        arguments = _from_json(arguments, "chat_template_kwargs are not JSON")
+    if not arguments:
+        return {}
+    if not isinstance(arguments, Mapping):
+        raise RowError("chat_template_kwargs are not an object", f"found {arguments!r:.80}")
+    check_depth(arguments)
+    return {str(key): value for key, value in arguments.items() if value is not None}
+
+
 def _with_parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     """Anthropic's name of a tool's schema is `input_schema`."""
     if tool.get("input_schema") is None or tool.get("parameters") is not None:

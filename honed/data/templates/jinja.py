@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from honed.data.example import Conversation, Message, Source
+from honed.data.example import Conversation, Message, RowError, Source
 from honed.data.templates.compiled import ChatJinja
 from honed.data.templates.control_tokens import choose_marks, find, marked, marked_message, unmarked
 from honed.data.templates.plain import refuse_images
@@ -20,6 +22,7 @@ from honed.data.templates.view import TRAIN_ON, Masks, Piece, View, any_of, spec
 from honed.errors import TemplateError
 
 _NOWHERE = Source(file="prompt", row=0)
+_MOST_ARGUMENTS = 256  # templates with variables of rows that are kept
 
 
 class JinjaTemplate:
@@ -44,8 +47,10 @@ class JinjaTemplate:
                 "The tokenizer has no chat template.",
                 fix="set data.template=plain, or data.template=FILE.jinja",
             )
-        self._jinja = ChatJinja(tokenizer, dict(arguments or {}))
+        self._tokenizer, self.arguments = tokenizer, dict(arguments or {})
+        self._jinja = ChatJinja(tokenizer, self.arguments)
         self._masks = masks or Masks()
+        self._with_arguments: dict[str, JinjaTemplate] = {}
         self._special = any_of(special_tokens(tokenizer))
         self.treated_apart = re.compile(f"{self._special.pattern}|{INLINE_REASONING.pattern}")
         self._shapes = {
@@ -55,6 +60,9 @@ class JinjaTemplate:
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
         refuse_images(conversation)
+        if own := conversation.template_arguments:
+            plain = replace(conversation, template_arguments={})
+            return self._with(own).views(plain, train_on=train_on, apart=apart)
         if apart:
             return self._any_views(conversation, train_on=train_on, apart=True)
         return self._shapes[train_on].views(conversation)
@@ -62,6 +70,25 @@ class JinjaTemplate:
     def form(self, conversation: Conversation, *, train_on: str) -> tuple[bool, Form | None]:
         """See `Shapes.form`."""
         return self._shapes[train_on].form(conversation)
+
+    def _with(self, own: Mapping[str, Any]) -> JinjaTemplate:
+        """The template with a row's own variables, which go before those of all rows, as in TRL.
+
+        Raises:
+            RowError: they are no variables of a template, or spell control tokens.
+        """
+        key = json.dumps(own, sort_keys=True, default=repr)
+        if key not in self._with_arguments:
+            options = inspect.signature(self._tokenizer.apply_chat_template).parameters.keys() - {"documents"}
+            if taken := own.keys() & {*options, *self._tokenizer.special_tokens_map, "messages"}:
+                raise RowError("chat_template_kwargs that are no variables", f"found {', '.join(sorted(taken))}")
+            if find(own, self._special):
+                raise RowError("control tokens in chat_template_kwargs", f"in {key:.80}")
+            if len(self._with_arguments) >= _MOST_ARGUMENTS:
+                self._with_arguments.clear()
+            every = {**self.arguments, **own}
+            self._with_arguments[key] = JinjaTemplate(self._tokenizer, arguments=every, masks=self._masks)
+        return self._with_arguments[key]
 
     def _any_views(self, conversation: Conversation, hide: bool = False, *, train_on: str, apart: bool) -> list[View]:
         """The views of any conversation; with `hide`, a LookedAt where the template looks at its contents."""

@@ -93,13 +93,15 @@ class PlainTemplate:
 
 
 def refuse_what_it_cannot_show(conversation: Conversation) -> None:
-    """Tools, tool calls, reasoning and images would be lost in plain words.
+    """Tools, tool calls, variables, reasoning and images would be lost in plain words.
 
     Raises:
         RowError: the conversation has one of them.
     """
     if conversation.tools or any(message.extra.get("tool_calls") for message in conversation.messages):
         raise RowError("tools in a plain template", "it can show neither tools nor tool calls")
+    if conversation.template_arguments:
+        raise RowError("chat_template_kwargs in a plain template", "it has no variables")
     if any(message.role == "assistant" and message.reasoning for message in conversation.messages):
         raise RowError("reasoning in a plain template", "it shows only the content of messages")
     refuse_images(conversation)

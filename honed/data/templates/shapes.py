@@ -148,7 +148,9 @@ def opaque(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shape(conversation: Conversation) -> Shape | None:
     """What a template sees of a conversation beside its contents; None for what has more to it."""
-    if conversation.tools or any(message.extra or message.parts for message in conversation.messages):
+    if conversation.tools or conversation.template_arguments:
+        return None
+    if any(message.extra or message.parts for message in conversation.messages):
         return None
     return tuple((message.role, message.train, message.weight) for message in conversation.messages)
 

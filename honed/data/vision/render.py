@@ -197,7 +197,7 @@ class VisionRenderer(Renderer):
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            **self._template.arguments,
+            **self._template.read_arguments(conversation),
         )
         return list(served["input_ids"][0])
 

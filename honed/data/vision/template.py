@@ -196,8 +196,6 @@ class VisionTemplate(JinjaTemplate):
             tokenizer = tokenizer_with_template(tokenizer, options.template)
         super().__init__(tokenizer, arguments=options.template_arguments, masks=options.masks())
         self.chat_template = tokenizer.chat_template
-        # a processor takes arguments that the template does not read for its own
-        self.arguments = {k: v for k, v in options.template_arguments.items() if k in str(tokenizer.chat_template)}
         self._bos = tokenizer.bos_token if len(opening_ids(tokenizer)) else None
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
@@ -209,6 +207,11 @@ class VisionTemplate(JinjaTemplate):
         pieces = super().prompt(list(map(_as_vision_message, messages)), tools)
         lacks = self._lacks_bos("".join(piece.text for piece in pieces))
         return (Piece(text=str(self._bos)), *pieces) if lacks else pieces
+
+    def read_arguments(self, conversation: Conversation) -> dict[str, Any]:
+        """The variables that the template reads; a processor takes others for its own options."""
+        every = {**self.arguments, **conversation.template_arguments}
+        return {key: value for key, value in every.items() if key in str(self.chat_template)}
 
     def _lacks_bos(self, text: str) -> bool:
         return self._bos is not None and not text.startswith(self._bos)

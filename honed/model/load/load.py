@@ -162,9 +162,12 @@ def load_model(
         raise ModelError(f"The model {name} needs more packages: {first_line(error)}", fix="install them") from None
     except Exception as error:
         # a missing file, a truncated shard and an unknown architecture each raise their own kind
+        code = "trust_remote_code" in str(error)  # which transformers' message asks for
         raise ModelError(
             f"The model {name} could not be loaded: {first_line(error)}",
-            fix="check the name, the folder's files and the network",
+            fix="look at that code, then set trust_remote_code=True"
+            if code
+            else "check the name, the folder's files and the network",
         ) from None
     if quantize.is_quantized(model):
         quantize.keep_differentiable(model)

@@ -19,12 +19,15 @@ from honed.data.batch.table import PackedRow, PackedRows
 from honed.errors import RecipeError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import total_weight
+from honed.loss.router import aux_loss_coefficient
 from honed.train.forward import seams
 from honed.train.forward.sequence_parallel import join, share_rows
 from honed.train.metrics import StepMetrics
 from honed.train.ranks import Ranks, tensor_parallel_size
 from honed.train.rows.rows import Datasets, show_row
 from honed.train.trainer.stops import keep_workers
+
+OF_THE_END = ("num_tokens", "mean_token_accuracy", "entropy", "aux_loss")  # speeds would hold saving and evaluation
 
 
 class EvenRows:
@@ -187,6 +190,22 @@ class EvaluatingTrainer(Trainer):
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # autocast, which `train` puts on again
         self.model.__dict__.pop("_is_accelerate_prepared", None)
         self.model_wrapped = self.model
+
+    @property
+    def aux_loss_enabled(self) -> bool:
+        """Whether training adds the load-balancing loss of a mixture of experts; TRL's name."""
+        config = seams.base_model(self.model).config.get_text_config()
+        return aux_loss_coefficient(config, self.args.router_aux_loss_coef) > 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds honed's metrics to the training lines; to the last one, of the steps that no line has told yet."""
+        if "loss" in logs:  # others are passed on themselves: Trainer adds `epoch` to what `evaluate` returns
+            logs = {**logs, **self.metrics.read()}
+        elif "train_runtime" in logs:  # and what is added here is in what `train` returns, as in TRL
+            rest = self.metrics.read()
+            logs.update({key: rest[key] for key in OF_THE_END if key in rest})
+        super().log(logs, start_time)
+        self.metrics.start_clock()
 
     def _join_ranks(self) -> None:
         """Once, with the seams open; all ranks must call it."""

@@ -274,12 +274,6 @@ class SFTTrainer(UploadingTrainer):
             total = self.accelerator.gather(total.reshape(1)).sum()
         return total
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds honed's metrics to the training lines."""
-        training = "loss" in logs  # others are passed on themselves: Trainer adds `epoch` to what `evaluate` returns
-        super().log({**logs, **self.metrics.read()} if training else logs, start_time)
-        self.metrics.start_clock()
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, PackedRows):

@@ -182,6 +182,7 @@ def test_the_auxiliary_loss_is_logged_and_can_be_left_out(
         trainer = make(tiny_model("mixtral", **EXPERTS), router_aux_loss_coef=coefficient)
         trainer.train()
         logged.append([line.get("aux_loss") for line in trainer.state.log_history if "loss" in line])
+        assert trainer.aux_loss_enabled == (coefficient is None)
     assert all(value >= 1.9 for value in logged[0])  # 2 experts of 4 a token: 2 at the least
     assert logged[1] == [None, None]
 

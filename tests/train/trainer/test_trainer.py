@@ -103,6 +103,20 @@ def test_the_logged_loss_is_the_mean_over_trained_tokens(make: Callable[..., SFT
     assert 0 <= line["mean_token_accuracy"] <= 1 and line["entropy"] > 0 and line["tokens_per_second"] > 0
 
 
+def test_steps_that_no_line_told_are_in_the_last_one(make: Callable[..., SFTTrainer], chat_rows: Rows) -> None:
+    """Three steps, logged one by one and two by two; the last line of all is the whole run's."""
+    runs = [make(chat_rows, per_device_train_batch_size=4, max_steps=3, logging_steps=every) for every in (1, 2)]
+    returned = [run.train().metrics for run in runs]
+    each, pairs = (run.state.log_history for run in runs)
+    assert len(each) == 4 and len(pairs) == 2
+    keys = ("mean_token_accuracy", "entropy", "num_tokens")
+    assert [pairs[-1][key] for key in keys] == pytest.approx([each[2][key] for key in keys], rel=1e-9)
+    assert [returned[1][key] for key in keys] == [pairs[-1][key] for key in keys]
+    assert (
+        each[-1]["num_tokens"] == each[2]["num_tokens"] and "entropy" not in each[-1] and "entropy" not in returned[0]
+    )
+
+
 def test_evaluation_gives_the_same_loss_packed_or_not(make: Callable[..., SFTTrainer], chat_rows: Rows) -> None:
     """All rows in one evaluation batch, and packed into few."""
     losses = []
