@@ -68,10 +68,10 @@ def preview_ids(row: Any, tokenizer: Any, *, name: str) -> RowPreview:
 
 
 def preview(found: tuple[Any, Any], tokenizer: Any, options: PrepareOptions) -> RowPreview:
-    """A row as the model will see it, with all its views.
+    """A row as the model will see it, every view of it.
 
     Args:
-        found: the source and the row, from `honed.data.read.sources.read_rows`.
+        found: the source and the row, as `honed.data.read.sources.read_rows` gives them.
         tokenizer: a transformers tokenizer, or a processor.
 
     Raises:
