@@ -1,4 +1,4 @@
-"""Counts the bytes of tensors while they are alive; for tests as well."""
+"""Counts the bytes of live tensors; also used by tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Alive(TorchDispatchMode):
-    """The bytes of the tensors that were made and are not yet gone, `now` and at `most`; meta tensors have none.
+    """Bytes of the tensors created in this mode: `now` alive, and at the peak (`most`). Meta tensors have none.
 
     Args:
         known: tensors that do not count.
@@ -30,7 +30,7 @@ class Alive(TorchDispatchMode):
         return outputs
 
     def add(self, tensor: torch.Tensor) -> None:
-        """From now until its storage goes."""
+        """Counts the tensor from now until its storage is freed."""
         storage = tensor.untyped_storage()
         if storage not in self._known:
             self._known.add(storage)

@@ -1,8 +1,8 @@
-"""Runs of a script in processes of their own, whose failures are results too, kept in a file as they come.
+"""Runs parts of a script in separate processes and saves each result as it comes; failures are results too.
 
-A script that measures so calls itself with `--job FOLDER`, where `answer` finds what to do. One side's crash, error or
-lack of memory is written down with its reason and ends nothing else. What is in the file already is not run again, so
-a command that was cut short goes on when it is given once more; to try a failed run again, delete it from the file.
+Such a script calls itself with `--job FOLDER`, where `answer` finds what to do. A crash, an error or lack of memory is
+recorded with its reason and does not stop other runs. Recorded runs are not repeated, so an interrupted command resumes
+when it is given again; to retry a failed run, delete it from the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 KEY = ("case", "side", "round")
-PATIENCE = 6  # a run that takes so many times what was guessed hangs, and is ended
+PATIENCE = 6  # a run that takes this many times the expected time is considered hung, and is ended
 Run = dict[str, Any]
 Record = dict[str, Any]
 
@@ -36,15 +36,15 @@ def carry_out(
     environment: dict[str, str] | None = None,
     settle: Callable[[Record], None] = lambda _: None,
 ) -> bool:
-    """Carries out those runs that `record["runs"]` lacks, in order; returns whether all are there now.
+    """Performs the runs that `record["runs"]` lacks, in order; returns whether the record is now complete.
 
     Args:
-        out: where the record is written after each of them; None for nowhere.
-        runs: with `case`, `side`, `round`, and `missing`, the reason, where it is known that one cannot run.
-        minutes: stop before a run that would probably not end within so many; None for no limit.
-        guess: seconds that a run takes, until one has shown it.
-        settle: changes the record before it is written.
-        together: one process for neighbouring runs of one package (`run["package"]`), to save time.
+        out: where the record is written after each run; None to write nothing.
+        runs: each with `case`, `side`, `round`, and `missing`, the reason if it is known that it cannot run.
+        minutes: stop before a run that would probably exceed this limit; None for no limit.
+        guess: expected seconds per run, until the first one has been measured.
+        settle: modifies the record before it is written.
+        together: use one process for adjacent runs of one package (`run["package"]`), to save time.
     """
     started, took = time.monotonic(), [guess]
     for run in left(runs, record):
@@ -73,7 +73,7 @@ def note(record: Record, runs: list[Run], results: list[Run]) -> None:
 
 
 def left(runs: list[Run], record: Record) -> list[Run]:
-    """Those of the runs that are not in the record."""
+    """The runs that are not in the record."""
     done = {tuple(run[key] for key in KEY) for run in record["runs"]}
     return [run for run in runs if tuple(run[key] for key in KEY) not in done]
 
@@ -86,7 +86,7 @@ def batches(runs: list[Run], *, together: bool) -> Iterator[list[Run]]:
 
 
 def apart(script: str, runs: list[Run], *, timeout: float, environment: dict[str, str] | None = None) -> list[Run]:
-    """What came of each: the script's result, or `failed` with the reason."""
+    """The result of each run: the script's, or `failed` with the reason."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
@@ -106,7 +106,7 @@ def apart(script: str, runs: list[Run], *, timeout: float, environment: dict[str
 
 
 def answer(folder: str, work: Callable[[Run], Run]) -> None:
-    """In the process apart: `work` for each run in the folder, or why it could not be done."""
+    """In the separate process: performs `work` for each run in the folder, and records why it failed if it did."""
     import torch
 
     for number, run in enumerate(json.loads((Path(folder) / "runs.json").read_text(encoding="utf-8"))):
@@ -114,7 +114,7 @@ def answer(folder: str, work: Callable[[Run], Run]) -> None:
             result = work(run)
         except torch.OutOfMemoryError as error:
             result = {"failed": f"out of memory: {first_line(error)}", "out_of_memory": True}
-        except Exception as error:  # whatever a peer raises is its result
+        except Exception as error:  # any error of a peer is its result
             result = {"failed": f"{type(error).__name__}: {first_line(error)}"}
         write(Path(folder) / f"{number}.json", result)
 
@@ -124,10 +124,10 @@ def first_line(error: BaseException) -> str:
 
 
 def open_record(out: Path | None, facts: Record) -> Record:
-    """The record that the file holds, to be gone on with; else a new one with these facts (date, machine, versions).
+    """The record in the file, to be resumed; otherwise a new one with these facts (date, machine, versions).
 
     Raises:
-        SystemExit: what the file holds was measured on another machine or with other versions.
+        SystemExit: the file's record was measured on another machine or with other versions.
     """
     there = None if out is None else read(out)
     if there is None:
@@ -143,7 +143,7 @@ def read(file: Path) -> Any:
 
 
 def write(out: Path | None, record: Record) -> None:
-    """Beside its place first, so that a killed run leaves no half file."""
+    """Writes a temporary file first, so that a killed run leaves no partial file."""
     if out is not None:
         aside = out.with_name(f"{out.name}.part")
         aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,19 +1,19 @@
-"""Attention over packed rows, forward and backward: ours against other ways, the same tensors, one thread, interleaved.
+"""Attention over packed rows, forward and backward: honed against alternatives; same tensors, one thread, interleaved.
 
     python benchmarks/attention.py [--repeats 5] [--out benchmarks/results/NAME.json]
 
-The other ways:
-    dense    SDPA with one T x T mask, what transformers does with packed rows on a CPU
+The alternatives:
+    dense    SDPA with one T x T mask, as transformers does with packed rows on a CPU
     slices   one SDPA call per document, on slices of the row
-    padded   documents of near-equal length (at most 15% padding) gathered into one causal SDPA call
-    blocks   neighbouring documents of together at most 256 tokens in one SDPA call with a small mask
+    padded   documents of similar length (at most 15% padding) gathered into one causal SDPA call
+    blocks   adjacent documents of at most 256 tokens in total in one SDPA call with a small mask
 
 Outputs and gradients of all are compared first, in the dtype of the run. Times are medians of interleaved runs. Memory
-is what the forward pass keeps for the backward pass, queries, keys and values themselves not counted.
+is what the forward pass saves for the backward pass, excluding queries, keys and values.
 
-The layer has SmolLM2-135M's shape: 9 heads of 64, 3 key/value heads, float32. Lengths: GSM8K questions with answers
-from ../shared/data, in Qwen tokens (without that folder: the starter set, four characters a token), tiny documents, one
-long document.
+The layer has SmolLM2-135M's shape: 9 heads of size 64, 3 key/value heads, float32. Lengths: GSM8K questions with
+answers from ../shared/data, in Qwen tokens (without that folder: the starter set, four characters per token), tiny
+documents, one long document.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def forward_backward(function: Callable[[QKV], torch.Tensor], tensors: QKV, upst
 
 
 def qkv(tokens: int) -> QKV:
-    """Strided as a model's projections leave them."""
+    """Queries, keys and values, strided like the outputs of a model's projections."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, tokens, heads, E).transpose(1, 2).requires_grad_() for heads in (H, K, K))
     return q, k, v
@@ -208,7 +208,7 @@ def padded(lengths: list[int], window: int | None) -> Callable[[QKV], torch.Tens
 
 
 class Gathered(torch.autograd.Function):
-    """Padding gets no gradient, so the gradient is gathered as well; adding it up by index is slower."""
+    """Gathers the gradient as well, because padding gets none; adding it by index is slower."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
@@ -235,7 +235,7 @@ def mask_of(lengths: list[int], window: int | None) -> torch.Tensor:
 
 
 def kept_mb(function: Callable[[QKV], torch.Tensor], tensors: QKV) -> float:
-    """What the forward pass keeps for the backward pass, queries, keys and values themselves not counted."""
+    """MB that the forward pass saves for the backward pass, excluding queries, keys and values."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a benchmark ran on: the device by name, its speed by data sheet and by a large product, memory, versions."""
+"""The machine that a benchmark ran on: device, its speed by data sheet and by a large product, memory, versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# Dense bfloat16 with float32 sums, TFLOP/s, by the makers' data sheets; the first name that the device's contains.
+# Dense bfloat16 with float32 accumulation, TFLOP/s, from data sheets; the first key in the device's name counts.
 PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
@@ -37,12 +37,12 @@ SQUARE = 8192
 
 
 def peak_tflops(name: str) -> float | None:
-    """None for a device that the table does not have."""
+    """The data sheet's TFLOP/s; None for a device that is not in the table."""
     return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
 def gemm_tflops(device: str, square: int = SQUARE) -> float:
-    """Of a square product of random bfloat16 matrices: the median of ten, after three; TFLOP/s."""
+    """TFLOP/s of a square product of random bfloat16 matrices: the median of ten, after three warm-ups."""
     import torch
 
     a, b = (torch.randn(square, square, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -52,7 +52,7 @@ def gemm_tflops(device: str, square: int = SQUARE) -> float:
 
 
 def seconds_of(device: str, work: Callable[[], Any]) -> float:
-    """Of the device where it is a GPU, else processor time of this process."""
+    """Device time on a GPU, otherwise processor time of this process."""
     import torch
 
     if device == "cpu":
@@ -69,11 +69,11 @@ def seconds_of(device: str, work: Callable[[], Any]) -> float:
 
 
 def memory_of(device: str, work: Callable[[], Any]) -> int:
-    """Bytes that were in use at most while it ran, beyond those before."""
+    """Peak bytes in use while `work` ran, minus those before."""
     import torch
 
     if device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark
         before = resident("VmRSS")
         work()
         return resident("VmHWM") - before
@@ -92,12 +92,12 @@ def resident(mark: str) -> int:
 
 
 def one_gpu() -> None:
-    """Shows this process, and those that it starts, the first GPU alone. To be called before CUDA is."""
+    """Makes only the first GPU visible to this process and its children. Call it before CUDA is initialised."""
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def name_of_device(device: str) -> str:
-    """The device in words; of a GPU with its driver and torch's CUDA."""
+    """The device in words; for a GPU with its driver and torch's CUDA version."""
     if device == "cpu":
         return f"{platform.machine()}, {os.cpu_count()} cores, 1 thread used"
     import torch
@@ -113,7 +113,7 @@ def name_of_device(device: str) -> str:
 
 
 def versions(*others: str) -> dict[str, str]:
-    """Of honed, torch, transformers, and of those others that are installed."""
+    """Versions of honed, torch, transformers, and those of the others that are installed."""
     found = {}
     for name in (*ALWAYS, *others):
         try:

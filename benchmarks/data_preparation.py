@@ -2,16 +2,16 @@
 
     python benchmarks/data_preparation.py [--rows 52000] [--repeats 3] [--out benchmarks/results/NAME.json]
 
-Every measurement is a process of its own, in turn ours and TRL's. Ours reads the JSONL file, prepares it and writes its
-cache; TRL's clock starts when the file is an Arrow data set already, and covers `SFTTrainer._prepare_dataset`, which
-writes its own cache files. Both print a digest over the ids and labels of every row (of every document, where rows are
-packed); the ratio is only printed when the digests are equal.
+Every measurement is a separate process, alternating between honed and TRL. honed reads the JSONL file, prepares it and
+writes its cache. TRL's clock starts when the file is already an Arrow data set, and covers
+`SFTTrainer._prepare_dataset`, which writes its own cache files. Both print a digest over the ids and labels of every
+row (of every document if rows are packed); the ratio is only printed if the digests are equal.
 
-Beside it: honed with two processes against honed with one, and the seconds to open the prepared data again. What honed
-has shown of a tokenizer it keeps on disk (a good half second, once per machine): a run before the first one sees to it.
+In addition: honed with two processes against honed with one, and the seconds to open the prepared data again. honed
+caches on disk what it has verified about a tokenizer (over half a second, once per machine); a warm-up run does this.
 
-Rows: question and answer pairs of five files in ../shared/data, distinct and shuffled, then repeated to the number
-asked for; once more without repetition. Without that folder, the packaged starter set repeated.
+Rows: question and answer pairs of five files in ../shared/data, distinct and shuffled, then repeated to the requested
+number, and also without repetition. Without that folder, the packaged starter set repeated.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("HONED_SHARED", ROOT.parent / "shared")) / "data"
 KINDS = ("prompt_completion", "messages", "text")
 MAX_LENGTH = 1024
-# The same text as the tokenizer's own template, with the marks that TRL needs and honed does not.
+# The same text as the tokenizer's own template, with markers that TRL needs and honed does not.
 TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
     "{%- endif %}{%- for message in messages %}{%- if message['role'] == 'assistant' %}"
@@ -86,7 +86,7 @@ def arguments() -> argparse.Namespace:
 
 
 def compare(kind: str, file: Path, *, label: str, rows: int, distinct: int, repeats: int) -> dict[str, Any]:
-    """Medians of both sides and of the pairwise ratios; stops when they did not compute the same."""
+    """Medians of both sides and of the pairwise ratios; stops if their results differ."""
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side, measured in found.items():
@@ -181,7 +181,7 @@ def trl(kind: str, file: Path) -> dict[str, Any]:
 
 
 def trl_documents(done: Any, packing: bool) -> list[tuple[Any, Any]]:
-    """Ids and what is trained of every document that TRL prepared."""
+    """The ids and the trained mask of every document that TRL prepared."""
     import numpy as np
 
     documents = []
@@ -198,7 +198,7 @@ def trl_documents(done: Any, packing: bool) -> list[tuple[Any, Any]]:
 
 
 def report(seconds: float, peak: float, documents: list[tuple[Any, Any]], packing: bool) -> dict[str, Any]:
-    """The first token of a document is predicted by nobody, so its label does not count."""
+    """The result of one run; the first label of a document does not count, because nothing predicts it."""
     parts = [ids.astype("<i4").tobytes() + trained[1:].astype("u1").tobytes() for ids, trained in documents]
     digest = hashlib.sha256()
     for part in sorted(parts) if packing else parts:
@@ -207,7 +207,7 @@ def report(seconds: float, peak: float, documents: list[tuple[Any, Any]], packin
 
 
 def load_tokenizer() -> Any:
-    """Qwen's, or the packaged model's where that is absent."""
+    """Qwen's tokenizer, or the packaged model's if that is missing."""
     from transformers import AutoTokenizer
 
     if not (SHARED / "qwen_tokenizer").is_dir():

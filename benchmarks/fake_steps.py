@@ -1,8 +1,8 @@
-"""Steps of models that would never fit here: tensors have shapes and no bytes, and those that are alive are counted.
+"""Training steps of models that would never fit here: tensors have shapes but no data, and live ones are counted.
 
-They are torch's FakeTensorMode's. Honed's loss reads values, which fake tensors do not have; so the head scores one
-position, and its work is not in the number. A 4-bit layer is played by one that keeps the packed bytes and unpacks them
-for each product.
+They are fake tensors of torch's FakeTensorMode. honed's loss reads values, which fake tensors do not have, so the head
+scores one position, and its work is not counted. A 4-bit layer is simulated by one that keeps the packed bytes and
+unpacks them for each product.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def peak_without_bytes(config: Any, *, method: str, rows: int, length: int, chec
         give_fake_weights(model)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
         ids = torch.zeros(rows, length, dtype=torch.int64)
-        alive.most = alive.now  # making a model is no step
+        alive.most = alive.now  # creating the model does not count
         for _ in range(2):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits.float().sum()
@@ -44,7 +44,7 @@ def peak_without_bytes(config: Any, *, method: str, rows: int, length: int, chec
 
 
 def give_fake_weights(model: Any) -> None:
-    """Instead of those on the meta device, in place; tied ones stay tied."""
+    """Replaces weights on the meta device with fake ones, in place; tied weights stay tied."""
     fakes: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -59,7 +59,7 @@ def give_fake_weights(model: Any) -> None:
 
 
 def pack_layers(model: Any) -> None:
-    """Linear layers of the decoder, in place."""
+    """Replaces the decoder's linear layers with 4-bit ones, in place."""
     for module in list(model.model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is torch.nn.Linear:
@@ -67,7 +67,7 @@ def pack_layers(model: Any) -> None:
 
 
 class Packed(torch.autograd.Function):
-    """A product with a weight that is unpacked for it, and again for the gradient of what it read."""
+    """A product with a weight that is unpacked in the forward pass, and again for the gradient of the input."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor, rows: int) -> torch.Tensor:
@@ -82,7 +82,7 @@ class Packed(torch.autograd.Function):
 
 
 class FourBit(torch.nn.Linear):
-    """Half a byte per weight and the scales, as bitsandbytes keeps them."""
+    """A layer with half a byte per weight and the scales, as in bitsandbytes."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")

@@ -1,13 +1,13 @@
-"""What share of the machine's own GEMM speed a training step reaches: python benchmarks/gemm_share.py [--out FILE]
+"""The share of the machine's GEMM speed that a training step reaches: python benchmarks/gemm_share.py [--out FILE]
 
 A model of SmolLM2-135M's shape (random weights) is trained on real rows of training_step.py in flat batches, float32,
-one thread, AdamW, gradient checkpointing off. Between the steps large square products run through oneDNN and through
-torch.mm; the better median is the machine's speed. Both are timed by processor time.
+one thread, AdamW, gradient checkpointing off. Between the steps, large square products run through oneDNN and through
+torch.mm; the better median is the machine's speed. Both are measured in processor time.
 
-Two conventions, both of parameters that take part in products (an embedding's look-up is none; the tied head is):
+Two conventions, both for parameters that take part in products (the tied head does, an embedding look-up does not):
 
 - 6 N tokens: two operations per parameter and token forward, four backward, every token through the head.
-- done: the same, but the head counts at trained positions only, where honed computes it.
+- done: the same, but the head counts only at trained positions, where honed computes it.
 
 Attention's products and everything else that takes time count as no work in either.
 """
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(name: str, *, steps: int) -> dict[str, Any]:
-    """Medians over the steps; the speed of products is that of the same minutes."""
+    """Medians over the steps; the speed of products is measured in the same minutes."""
     case = CASES[name]
     model = model_of(case).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -89,7 +89,7 @@ def measure(name: str, *, steps: int) -> dict[str, Any]:
 
 
 def ways() -> dict[str, Callable[[], torch.Tensor]]:
-    """A large square product through each of torch's libraries that is there."""
+    """A large square product through each available library of torch."""
     a, b = torch.ones(SQUARE, SQUARE), torch.ones(SQUARE, SQUARE)
     found = {"torch.mm": lambda: torch.mm(a, b)}
     return found | ({"oneDNN": lambda: products.mm(a, b)} if products.onednn_is_faster() else {})
@@ -102,7 +102,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def train(model: Any, optimizer: Any, batch: Batch, head: Any) -> None:
-    """One optimizer step, as a run makes it."""
+    """One optimizer step, as in a run."""
     total = total_weight(batch["labels"], batch["loss_weights"])
     scores, _ = seams.token_scores(model, batch, head, total=total, extras=True)
     scores.loss.backward()
@@ -122,7 +122,7 @@ def packed(row: dict[str, list[int]]) -> PackedRow:
 
 
 def parameters(model: Any) -> tuple[int, int]:
-    """Of the layers' products, and of the head's."""
+    """Number of parameters in the layers' products, and in the head's."""
     head = model.get_output_embeddings()
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     return sum(linear.weight.numel() for linear in linears), head.weight.numel()

@@ -5,15 +5,15 @@
 The model is SmolLM2-135M-Instruct with its real weights; decoding is greedy; there are 16 prompts. Three kinds of work:
 
     natural   questions of the packaged held-out set; each answer ends at its stop token, or after 96 tokens
-    skewed    prompts of 16 to 300 tokens, answers of 4 to 160 tokens, whatever stop token comes
+    skewed    prompts of 16 to 300 tokens, answers of 4 to 160 tokens, stop tokens ignored
     equal     prompts of 64 tokens, answers of 48
 
-`generate` takes all 16 as one left-padded batch, which runs until its longest answer ends; answers count as far as they
-were asked for. The engine packs its weights anew in every measurement, and its clock covers that.
+`generate` takes all 16 as one left-padded batch, which runs until its longest answer ends; only requested tokens count.
+The engine packs its weights again in every measurement, and its time includes that.
 
-Both must give the same tokens. Sums in another order differ in their last bits, so a token may differ where the two
-likeliest lie closer than 1e-3 to each other (5e-2 in bfloat16) by the model's plain forward; such rows are counted, and
-anything else stops the benchmark.
+Both must give the same tokens. Sums in another order differ in the last bits, so a token may differ where, in the
+model's plain forward, the two most likely are closer than 1e-3 (5e-2 in bfloat16). Such rows are counted; any other
+difference stops the benchmark.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NEAR_TIE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Prompts, how many tokens each is answered with, and whether stop tokens count."""
+    """Prompts, the length of each answer, and whether stop tokens count."""
 
     name: str
     prompts: list[list[int]]
@@ -117,7 +117,7 @@ def works(tokenizer: Any, stops: frozenset[int]) -> list[Work]:
 
 
 def compare(model: Any, work: Work, *, repeats: int, tie: float) -> dict[str, Any]:
-    """Medians of both sides and of the pairwise ratios; stops when they did not choose the same tokens."""
+    """Medians of both sides and of the pairwise ratios; stops if they did not choose the same tokens."""
     seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
     cpu: dict[str, list[float]] = {"ours": [], "transformers": []}
     tokens: dict[str, list[list[int]]] = {}
@@ -160,7 +160,7 @@ def transformers(model: Any, work: Work) -> list[list[int]]:
 
     ids, mask = left_padded(work.prompts, model.config.pad_token_id)
     longest = max(work.answers)
-    # -1 is no token: nothing stops, and no token is suppressed, as `min_new_tokens` would do
+    # -1 is not a token: nothing stops, and no token is suppressed, as it would be with `min_new_tokens`
     stops = sorted(work.stops) or -1
     options = {"max_new_tokens": longest, "do_sample": False, "pad_token_id": 0, "eos_token_id": stops}
     output = model.generate(input_ids=ids, attention_mask=mask, **options)
@@ -174,7 +174,7 @@ def until_stop(ids: list[int], stops: frozenset[int]) -> list[int]:
 
 
 def near_ties(model: Any, work: Work, tokens: dict[str, list[list[int]]], tie: float) -> int:
-    """How many rows differ; each must begin to where the two likeliest tokens are as good as equal."""
+    """How many rows differ; each may differ only from where the two most likely tokens are nearly equal."""
     import torch
 
     count = 0

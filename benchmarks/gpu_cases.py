@@ -1,4 +1,4 @@
-"""What gpu_training.py trains: shapes, sides with their settings, rows that fill a step, models of random weights."""
+"""The cases of gpu_training.py: shapes, sides with settings, rows that fill a step, models with random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from data_preparation import distinct_pairs, load_tokenizer
 from training_step import with_adapter
 
-LONGEST = 512  # tokens of a document, unless one fills its row
+LONGEST = 512  # maximum tokens of a document, unless one document fills the row
 SLICE_LAYERS = 2  # of the small slice that is compared with float32
 Row = dict[str, list[int]]
 
@@ -23,13 +23,13 @@ class Side:
     """One of the two libraries with a setting.
 
     Attributes:
-        options: of its SFTConfig.
+        options: options of its SFTConfig.
         needs: modules that must be installed.
-        attention: transformers' name of the way; None for its own choice, "flash" for flash_attention_2 where the
-            package for it is installed, else sdpa.
-        dtype: of the weights in full fine-tuning; under LoRA the frozen ones are bfloat16 on all sides.
-        exact: its gradients must be the others', and it counts when the best is looked for.
-        kernels: transformers' kernels from the Hub.
+        attention: transformers' name of the implementation; None for its own choice, "flash" for flash_attention_2 if
+            that package is installed, otherwise sdpa.
+        dtype: dtype of the weights in full fine-tuning; with LoRA the frozen ones are bfloat16 on all sides.
+        exact: its gradients must equal the others', and it competes for the best time.
+        kernels: use transformers' kernels from the Hub.
         gpu: cannot be tried on a CPU.
     """
 
@@ -44,7 +44,7 @@ class Side:
 
 
 KEEP_ALL = {"gradient_checkpointing": False}
-FLAT = {"padding_free": True, "max_length": None}  # the documents of a step in one row: what packing makes of them
+FLAT = {"padding_free": True, "max_length": None}  # the documents of a step in one row, as packing would place them
 ROUNDED = {"optim_args": "bf16_stochastic_round=True"}
 SIDES = {
     "honed": Side(package="honed"),
@@ -74,7 +74,7 @@ SIDES = {
         package="honed", options=KEEP_ALL | {"torch_compile": True, "fp8": True}, needs=("torchao",), exact=False
     ),
 }
-REFERENCE = "float32"  # the slice alone, plain transformers, one document at a time
+REFERENCE = "float32"  # only the slice, plain transformers, one document at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +83,12 @@ class Case:
 
     Attributes:
         family: transformers' name of the model type.
-        shape: of its configuration.
-        rows, length: a step has `rows * length` tokens exactly, in one micro-batch.
-        whole: every row is one document; else documents are question and answer pairs.
+        shape: fields of its configuration.
+        rows, length: a step has exactly `rows * length` tokens, in one micro-batch.
+        whole: every row is one document; otherwise documents are question and answer pairs.
         lora: rank 16 on all linear layers.
         nf4: the frozen weights in 4 bits (bitsandbytes).
-        sides: that are measured unless others are asked for.
+        sides: the sides to measure by default.
     """
 
     family: str
@@ -101,7 +101,7 @@ class Case:
     sides: tuple[str, ...] = ()
 
 
-FIRST_SIDES = 4  # of each case, measured before any more of another: they give the ratios that matter most
+FIRST_SIDES = 4  # of each case, measured before all others: they give the most important ratios
 FULL_SIDES = tuple(side for side in SIDES if side not in ("honed-selective", "honed-auto", "trl-no-checkpointing"))
 LORA_SIDES = ("honed", "trl", "honed-no-checkpointing", "trl-flat-no-checkpointing", "honed-compile", "trl-flat",
               "trl-liger", "honed-fp8", "trl-flex", "trl-kernels")  # fmt: skip
@@ -140,7 +140,7 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "nu
 
 
 def tiny(case: Case) -> Case:
-    """The same case with next to nothing to compute."""
+    """The same case with almost nothing to compute."""
     small = {"head_dim": 16} if "head_dim" in case.shape else {}
     return replace(case, shape=case.shape | TINY | small, rows=1, length=512)
 
@@ -156,10 +156,10 @@ def missing(side: Side, case: Case, device: str) -> str | None:
 
 
 def steps_of(case: Case, steps: int) -> list[list[Row]]:
-    """For each step as many documents as for every other, `rows * length` tokens together, the answers trained.
+    """For each step the same number of documents with `rows * length` tokens in total, of which answers are trained.
 
-    Documents are real rows; one of each step is filled up with others, and cut, so that the sum comes out. `whole`
-    rows are real rows in a line, cut at `length`.
+    Documents are real rows; one document per step is filled up with others and cut to reach the total. `whole` rows are
+    concatenated real rows, cut at `length`.
     """
     rows = encoded(case)
     if case.whole:
@@ -174,7 +174,7 @@ def steps_of(case: Case, steps: int) -> list[list[Row]]:
 
 
 def filled(chosen: list[Row], pool: list[Row], target: int) -> list[Row]:
-    """The chosen documents and one more, of what is missing; some are replaced where that is too much or too little."""
+    """The chosen documents and one that fills the rest; some are replaced if the rest is too large or too small."""
     by_size = sorted(pool, key=lambda row: len(row["input_ids"]))
     spare = cycle(range(len(pool) // 4))
     chosen = sorted(chosen, key=lambda row: len(row["input_ids"]))
@@ -196,7 +196,7 @@ def cut(rows: Iterator[Row], length: int) -> Row:
 
 
 def encoded(case: Case) -> Iterator[Row]:
-    """All rows, again and again: tokens modulo the vocabulary, labels of the answer and its end."""
+    """All rows, repeated endlessly: tokens modulo the vocabulary, labels for the answer and its end."""
     tokenizer, size = any_tokenizer(), case.shape["vocab_size"]
     for question, answer in cycle(distinct_pairs()):
         prompt, completion = ([i % size for i in tokenizer.encode(text)] for text in (f"{question}\n", answer))
@@ -205,12 +205,12 @@ def encoded(case: Case) -> Iterator[Row]:
 
 
 def model_of(case: Case, *, device: str, dtype: str, attention: str | None = None, layers: int | None = None) -> Any:
-    """A model of random weights on its device, the same for all sides of a case, with its adapter.
+    """A model with random weights on its device, the same for all sides of a case, with its adapter.
 
     Args:
-        dtype: of the weights, where they are trained.
+        dtype: dtype of trained weights.
         attention: transformers' name; None for its own choice.
-        layers: fewer than the case has.
+        layers: fewer layers than the case has.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -226,12 +226,12 @@ def model_of(case: Case, *, device: str, dtype: str, attention: str | None = Non
         model: Any = AutoModelForCausalLM.from_config(config, **options)
     if case.nf4:
         model = quantized(model, config, device, attention)
-    torch.manual_seed(1)  # whatever was drawn before
+    torch.manual_seed(1)  # independent of earlier draws
     return with_adapter(model) if case.lora else model.to(getattr(torch, dtype))
 
 
 def quantized(model: Any, config: Any, device: str, attention: str | None) -> Any:
-    """The same weights in NF4 with double quantisation, as QLoRA has them."""
+    """The same weights in NF4 with double quantisation, as in QLoRA."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -251,13 +251,13 @@ def quantized(model: Any, config: Any, device: str, attention: str | None) -> An
 
 @cache
 def any_tokenizer() -> Any:
-    """Qwen's or the packaged model's; where neither can be had (no network), one whose tokens are bytes."""
+    """Qwen's tokenizer or the packaged model's; if neither is available (no network), one whose tokens are bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     try:
         return load_tokenizer()
-    except Exception as error:  # whatever pip and the network bring forth
+    except Exception as error:  # pip and the network may raise anything
         print(f"tokens are bytes, for there is no tokenizer here: {str(error).splitlines()[0]}", flush=True)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate(["<end>", *letters])}
@@ -274,7 +274,7 @@ def tokenizer_of() -> Any:
 
 
 def attention_of(side: Side) -> str | None:
-    """The name that transformers has for it."""
+    """transformers' name for the side's attention."""
     if side.attention != "flash":
         return side.attention
     return "flash_attention_2" if find_spec("flash_attn") is not None else "sdpa"

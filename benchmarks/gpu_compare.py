@@ -1,4 +1,4 @@
-"""What gpu_training.py makes of its runs: whether the sides computed the same, and by how much they differ in cost."""
+"""Evaluates the runs of gpu_training.py: whether the sides computed the same, and how they differ in cost."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from apart import Record, Run
 from card import peak_tflops
 from gpu_cases import REFERENCE, SIDES
 
-# Relative errors up to which sides agree: the median over all parameters, and a loss.
+# Relative errors up to which sides agree: the median over all parameters, and that of a loss.
 SLICE = 0.05  # a slice of two layers, against float32
-STEP = 0.1  # the whole model's first step, one bfloat16 run against another
+STEP = 0.1  # the whole model's first step, between two bfloat16 runs
 LOSS = 0.02
 # Tokens/s of one H100, LoRA on Llama 3 8B, rows of 4,096: docs.nvidia.com/nemo/automodel, "Performance Summary".
 PUBLISHED = {"llama-3-8b, LoRA": {"NeMo AutoModel, H100": 12_473}}
-Gradients = dict[str, str]  # by parameter, numbers in a line
+Gradients = dict[str, str]  # by parameter, numbers as text
 
 
 def settle(record: Record) -> None:
-    """Puts errors in the place of gradients, but for those runs that the others are compared with."""
+    """Replaces gradients with errors, except for the runs that the others are compared with."""
     for case in {run["case"] for run in record["runs"]}:
         runs = [run for run in record["runs"] if run["case"] == case]
         exact = next((run.get("slice") for run in runs if run["side"] == REFERENCE), None)
@@ -42,7 +42,7 @@ def base_of(runs: list[Run]) -> Run | None:
 
 
 def error(found: Gradients, expected: Gradients) -> dict[str, Any]:
-    """The relative error of a parameter's elements, in norm: median over the parameters, and the worst by name."""
+    """The relative error of a parameter's elements in norm: the median over parameters, and the worst with its name."""
     if found.keys() != expected.keys():
         return {"median": float("inf"), "worst": float("inf"), "of": sorted(found.keys() ^ expected.keys())[0]}
     errors = {name: relative(floats(found[name]), floats(line)) for name, line in expected.items()}
@@ -113,7 +113,7 @@ def shares(counts: dict[str, float], seconds: float, tflops: float | None) -> di
 
 
 def differs(run: Run) -> list[str]:
-    """In what a run does not agree with the others; what was not compared counts as differing."""
+    """How a run disagrees with the others; what was not compared counts as different."""
     limits = {"slice_error": SLICE, "step_error": STEP, "loss_error": LOSS}
     found = []
     for key, limit in limits.items():
@@ -121,7 +121,7 @@ def differs(run: Run) -> list[str]:
             continue  # the run that the others are compared with
         value = run.get(key)
         if value is None and key == "step_error" and "step_error" in run:
-            continue  # gradients were used up in the backward pass; its slice and losses speak for it
+            continue  # gradients were consumed in the backward pass; its slice and losses are compared
         value = value["median"] if isinstance(value, dict) else value
         if value is None or not value <= limit:
             found.append(key)
@@ -134,7 +134,7 @@ def fastest(package: str, fair: dict[str, dict[str, Any]]) -> str | None:
 
 
 def ratios(fair: dict[str, dict[str, Any]], best: dict[str, str | None]) -> dict[str, float | None]:
-    """TRL's time over ours, ours of memory over TRL's; None where one of the two is missing."""
+    """TRL's time divided by honed's, and honed's memory divided by TRL's; None if either is missing."""
     pairs = {
         "best": (best["honed"], best["trl"]),
         "default": ("honed", "trl"),

@@ -3,35 +3,35 @@
     python benchmarks/gpu_training.py --out benchmarks/results/gpu-training-gpu-DATE.json [--only CASE ...]
         [--sides SIDE ... | all] [--steps 8] [--rounds 1] [--minutes 9]
 
-    llama-3-8b, LoRA         rank 16 on all linear layers; 4,096 tokens a step, documents packed
-    llama-3-8b, LoRA, whole  the same, the row is one document
+    llama-3-8b, LoRA         rank 16 on all linear layers; 4,096 tokens per step, documents packed
+    llama-3-8b, LoRA, whole  the same, but the row is one document
     qwen3-0.6b, qwen3-1.7b   full fine-tuning, float32 weights, autocast; 4 and 2 rows of 4,096 tokens
     mistral-7b, QLoRA        frozen weights in NF4 (bitsandbytes), rank 16; 4 rows of 512 tokens
 
-gpu_cases.py has shapes and sides. honed runs with its defaults and with options of its own; TRL 1.16 with its defaults
-(padded batches, checkpointing) and with flat batches (what packing makes of the same documents), with and without
-checkpointing, through flash_attention_2 where installed, else sdpa, and through flex_attention; with Liger's layers and
-the Hub's kernels where installed. The fastest is its best. TRL's head never computes whole logits.
+Shapes and sides are in gpu_cases.py. honed runs with its defaults and with its own options. TRL 1.16 runs with its
+defaults (padded batches, checkpointing) and with flat batches (as packing makes them of the same documents), with and
+without checkpointing; through flash_attention_2 if installed, otherwise sdpa, and through flex_attention; with Liger's
+layers and the Hub's kernels if installed. The fastest is its best. TRL's head never computes whole logits.
 
-Weights are random. Rows are real ones, of ../shared/data, or of the packaged starter set where that folder is absent.
-Every side trains the same documents in the same order, in one micro-batch a step; all steps of a case have the same
-number of tokens. Each run is a process of its own, sides in turn. What fails, or has no memory left, is listed with
-its reason. What the file has is not run again: a command that was cut short goes on when it is given once more, and
+Weights are random. Rows are real, from ../shared/data, or from the packaged starter set if that folder is missing.
+Every side trains on the same documents in the same order, in one micro-batch per step; all steps of a case have the
+same number of tokens. Each run is a separate process, with the sides in turn. Runs that fail or exceed the memory are
+listed with the reason. Recorded runs are not repeated: an interrupted command resumes when it is given again, and
 `--minutes` stops it in time.
 
 Compared first, on a few evenly spaced elements of every parameter's gradient: the first step of a slice of two layers
 with a float32 run (plain transformers, one document at a time), and the first timed step with honed's. Losses of the
-warm-up steps are listed. A ratio is given only where these agree (limits in gpu_compare.py).
+warm-up steps are listed. A ratio is given only if these agree (limits in gpu_compare.py).
 
-Seconds: the host's clock between two synchronizations around all timed steps; CUDA events give each step's. Memory:
-what torch's allocator held at most since the training began (`reserved`: with its cache). Tokens are real ones, padding
-not counted; those trained are counted beside. MFU: 6 N operations per token, N the weights of all linear layers with
-the head (2 forward, 4 backward; frozen ones are counted alike, recomputation is not), and attention's 12 L T d per
-token apart, T the length of its document, the causal half not subtracted; over the dense bfloat16 peak of the data
-sheet (`card.PEAK_TFLOPS`), and over the speed of an 8,192-wide product measured in the same command. `done` counts what
-LoRA really multiplies: 4 per frozen weight.
+Seconds: wall clock between two synchronisations around all timed steps; CUDA events give each step's. Memory: the peak
+of torch's allocator since training began (`reserved`: including its cache). Tokens exclude padding; trained tokens are
+counted separately. MFU: 6 N operations per token, with N the weights of all linear layers including the head (2
+forward, 4 backward; frozen ones count the same, recomputation does not), plus, separately, attention's 12 L T d per
+token, with T the length of its document and the causal half not subtracted; divided by the dense bfloat16 peak of the
+data sheet (`card.PEAK_TFLOPS`), and by the speed of an 8,192-wide product measured in the same command. `done` counts
+what LoRA really multiplies: 4 per frozen weight.
 
-`--quick` runs on a CPU with tiny shapes, all sides of a package in one process, and tells whether all of it works.
+`--quick` runs on a CPU with tiny shapes, all sides of a package in one process, to check that everything works.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from gpu_compare import compared, describe, settle
 from gpu_watch import looked_at, memory_in_use, watching
 
 WARM_UP = 3
-TOKENIZER = "tokenizer"  # its folder, beside the rows
+TOKENIZER = "tokenizer"  # its folder, next to the rows
 SLICE_DOCUMENTS = 4
 OTHERS = ("trl", "peft", "accelerate", "triton", "bitsandbytes", "flash-attn", "kernels", "liger-kernel", "torchao")
 QUICK_SQUARE = 256
@@ -89,7 +89,7 @@ def main() -> None:
     record = open_record(out, {"date": date.today().isoformat(), **facts})
     with tempfile.TemporaryDirectory() as folder:
         runs = planned(cases, args, device, Path(folder))
-        tokenizer_of().save_pretrained(Path(folder) / TOKENIZER)  # once: to look for one may take long
+        tokenizer_of().save_pretrained(Path(folder) / TOKENIZER)  # once, because looking for one may take long
         for name, case in cases.items():
             if any(run["case"] == name for run in left(runs, record)):
                 rows = json.dumps(steps_of(case, WARM_UP + args.steps))
@@ -131,7 +131,7 @@ def device_of(args: argparse.Namespace) -> str:
 
 
 def cases_in(record: Record) -> dict[str, Case]:
-    """Those that the record has runs of, in the order of CASES."""
+    """The cases with runs in the record, in the order of CASES."""
     return {
         name: tiny(case) if record["quick"] else case
         for name, case in CASES.items()
@@ -140,8 +140,8 @@ def cases_in(record: Record) -> dict[str, Case]:
 
 
 def planned(cases: dict[str, Case], args: argparse.Namespace, device: str, folder: Path) -> list[Run]:
-    """All runs in order: of every case the float32 slice and the first sides, then of every case the others, then all
-    sides again."""
+    """All runs in order: for every case the float32 slice and the first sides, then for every case the other sides,
+    then all sides again."""
     common = {"device": device, "quick": args.quick, "steps": args.steps}
     runs = [{"case": "device", "side": "gemm", "round": 0, "package": "torch", "turn": 0, **common}]
     for name, case in cases.items():
@@ -160,7 +160,7 @@ def planned(cases: dict[str, Case], args: argparse.Namespace, device: str, folde
 
 
 def measure(run: Run) -> Run:
-    """In a process of its own: one side, one case."""
+    """Measures one side of one case, in a separate process."""
     import torch
     from transformers.utils import logging
 
@@ -181,7 +181,7 @@ def measure(run: Run) -> Run:
 
 
 def timed(case: Case, side: Side, run: Run, steps: list[list[Any]]) -> Run:
-    """Seconds a step, memory, losses, and the first step's gradients in part."""
+    """Seconds per step, memory, losses, and parts of the first step's gradients."""
     model = model_of(case, device=run["device"], dtype=side.dtype, attention=attention_of(side))
     weights = weights_of(model)
     trainer = trainer_of(side, case, run, model, steps)
@@ -211,7 +211,7 @@ def timed(case: Case, side: Side, run: Run, steps: list[list[Any]]) -> Run:
 
 
 def trained(step: list[Any]) -> int:
-    """Tokens with a label; a document's first is predicted by nobody."""
+    """Number of trained tokens; nothing predicts a document's first token."""
     return sum(label >= 0 for row in step for label in row["labels"][1:])
 
 
@@ -235,7 +235,7 @@ def trainer_of(side: Side, case: Case, run: Run, model: Any, steps: list[list[An
         **more,
     }
     if run["quick"] and options.get("torch_compile"):
-        options["torch_compile_backend"] = "eager"  # no compiler is waited for
+        options["torch_compile_backend"] = "eager"  # saves the time of compiling
     if side.kernels:
         model.set_use_kernels(True)
     rows = [row for step in steps for row in step]
@@ -261,7 +261,7 @@ def trl_trainer(model: Any, options: dict[str, Any], rows: list[Any], tokenizer:
 
 
 def weights_of(model: Any) -> dict[str, int]:
-    """Of linear layers, by whether they are trained; packed 4-bit ones by their true size."""
+    """Number of weights in linear layers, trained and frozen; packed 4-bit ones count with their true size."""
     import torch
 
     found = {"trained": 0, "frozen": 0}
@@ -272,7 +272,7 @@ def weights_of(model: Any) -> dict[str, int]:
 
 
 def operations(weights: dict[str, int], case: Case, lengths: list[list[int]]) -> dict[str, float]:
-    """Of a step, by the conventions that the file's docstring states."""
+    """Operations of a step, by the conventions in the module's docstring."""
     tokens = sum(map(sum, lengths)) / len(lengths)
     squares = sum(length**2 for step in lengths for length in step) / len(lengths)
     shape = case.shape
@@ -291,7 +291,7 @@ def slice_gradients(case: Case, side: Side, run: Run, documents: list[Any]) -> d
     if run["device"] == "cuda":
         torch.cuda.empty_cache()
     more: dict[str, Any] = {"max_grad_norm": 0.0}
-    if "optimizer_in_backward" in side.options:  # which leaves no gradients to look at
+    if "optimizer_in_backward" in side.options:  # leaves no gradients to compare
         more["optimizer_in_backward"] = False
     model = model_of(case, device=run["device"], dtype=side.dtype, attention=attention_of(side), layers=SLICE_LAYERS)
     trainer = trainer_of(side, case, run, model, [documents], **more)
@@ -302,7 +302,7 @@ def slice_gradients(case: Case, side: Side, run: Run, documents: list[Any]) -> d
 
 
 def float32_slice(case: Case, documents: list[Any], device: str) -> Run:
-    """The same gradients by plain transformers in float32, one document at a time, the weights those of the sides."""
+    """The same gradients by plain transformers in float32, one document at a time, with the same weights."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False

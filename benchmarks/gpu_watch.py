@@ -1,4 +1,4 @@
-"""What gpu_training.py looks at while a trainer trains: the time of its steps, gradients of the first, memory."""
+"""Measurements of gpu_training.py during training: time of the steps, gradients of the first step, memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from data_preparation import peak_gb
 
-ELEMENTS = 8  # that are looked at, of each parameter's gradient
+ELEMENTS = 8  # compared per parameter's gradient
 
 
 def watching(device: str, *, warm_up: int) -> Any:
-    """A callback that times the steps after the warm-up, has the others' losses logged, and looks at gradients."""
+    """A callback that times the steps after the warm-up, logs the losses of the warm-up and the last step, and samples
+    the first step's gradients."""
     import torch
     from transformers import TrainerCallback
 
@@ -52,7 +53,7 @@ def watching(device: str, *, warm_up: int) -> Any:
 
 
 def now(device: str) -> Any:
-    """A mark in the device's own stream of work; on a CPU the clock."""
+    """An event in the device's stream; on a CPU the clock."""
     import torch
 
     if device == "cpu":
@@ -63,7 +64,7 @@ def now(device: str) -> Any:
 
 
 def looked_at(model: Any) -> dict[str, str]:
-    """A few evenly spaced elements of every gradient, by parameter, in a line."""
+    """A few evenly spaced elements of every gradient, by parameter, as text."""
     import torch
 
     found = {}
@@ -76,7 +77,7 @@ def looked_at(model: Any) -> dict[str, str]:
 
 
 def memory_in_use(device: str) -> tuple[float, float]:
-    """GB that were allocated and reserved at most; on a CPU the process's peak, twice."""
+    """Peak GB allocated and reserved; on a CPU the process's peak, twice."""
     import torch
 
     if device == "cpu":

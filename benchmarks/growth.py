@@ -1,19 +1,18 @@
-"""How cost grows with the work: time and memory of a step, preparation, start-up; each beside the form theory gives it.
+"""How cost grows with size: time and memory of a step, preparation, start-up; each against the form of the theory.
 
     python benchmarks/growth.py [--small] [--out benchmarks/results/growth-cpu-1thread-DATE.json]
     python benchmarks/plot_growth.py benchmarks/results/growth-cpu-1thread-DATE.json
 
-Every point is measured in a process of its own, on one thread of the CPU; a step is a forward and backward pass and
-AdamW's step, in float32, on a flat row, of a Llama of one layer with random weights. Seconds are processor time, of
-steps the least of the repeats; memory is by how much the peak of two steps (in the second AdamW has its
-moments) lies above what the process held before them, as Linux counts it. With `--only`, the other curves in the file
-of `--out` stay as they are.
+Every point is measured in a separate process, on one CPU thread. A step is a forward and backward pass and AdamW's
+update, in float32, on a flat row, of a one-layer Llama with random weights. Seconds are processor time, for steps the
+minimum of the repeats. Memory is how much the peak of two steps (in the second AdamW has its moments) exceeds what the
+process held before, as Linux counts it. With `--only`, the other curves in the file of `--out` stay unchanged.
 
-The form has as many terms as theory names (a + b x, a + b x^2, ...); its factors, none below zero, are fitted to the
-points by least squares of the relative error. How far the worst point lies from the line is printed and kept: a cost
-that grows otherwise than it should shows there.
+The form has the terms that theory predicts (a + b x, a + b x^2, ...). Its non-negative factors are fitted to the points
+by least squares of the relative error. The largest distance of a point from the fit is printed and recorded: it shows a
+cost that grows differently than it should.
 
-`--small` takes sizes that are done in about two minutes, to see whether all works; such numbers mean nothing.
+`--small` uses sizes that take about two minutes, to check that everything works; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ from typing import Any
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN, DOCUMENT, REPEATS = 64, 512, 2
-TILE_ROWS = 128  # the head never computes logits of fewer tokens at a time; see honed/ops/linear_cross_entropy.py
+TILE_ROWS = 128  # minimum tokens per tile of logits in the head; see honed/ops/linear_cross_entropy.py
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One cost against one size: `powers` are those of x in theory's form."""
+    """One cost against one size: `powers` are the powers of x in the theoretical form."""
 
     name: str
     title: str
@@ -94,7 +93,7 @@ def main() -> None:
 
 
 def kept(file: Path, *, small: bool) -> dict[str, dict[str, Any]]:
-    """The curves that were measured before, by name; none from another day, versions or kind of sizes."""
+    """The curves measured before, by name; none from another day, other versions or another kind of sizes."""
     if not file.is_file():
         return {}
     record = json.loads(file.read_text(encoding="utf-8"))
@@ -114,7 +113,7 @@ def arguments() -> argparse.Namespace:
 
 
 def measured(curve: Curve, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """The curve's points, the factors of theory's form, and the greatest relative distance from it."""
+    """The curve's points, the factors of the theoretical form, and the largest relative distance from it."""
     points = [(size, point(curve.name, size)) for size in sizes]
     factors = fitted(points, curve.powers)
     worst = max(abs(value / line(factors, curve.powers, size) - 1) for size, value in points)
@@ -125,7 +124,7 @@ def measured(curve: Curve, sizes: tuple[int, ...]) -> dict[str, Any]:
 def point(name: str, size: int) -> float:
     command = [sys.executable, "-W", "ignore", __file__, "--one", name, "--size", str(size)]
     environment = {**os.environ, **THREADS, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    if name.startswith("memory"):  # freed blocks go back at once, or the next ones would hide in them
+    if name.startswith("memory"):  # return freed blocks at once, so that later ones do not reuse them unseen
         environment["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -138,7 +137,7 @@ def line(factors: list[float], powers: tuple[int, ...], size: float) -> float:
 
 
 def fitted(points: list[tuple[int, float]], powers: tuple[int, ...]) -> list[float]:
-    """Factors >= 0 with the least sum of squared relative errors; there are so few that every set of terms is tried."""
+    """Factors >= 0 with the smallest sum of squared relative errors; every subset of the few terms is tried."""
     import numpy as np
 
     x, y = np.array(points, dtype=float).T
@@ -194,7 +193,7 @@ def step_of(lengths: list[int], vocabulary: int = 1024, hidden: int = HIDDEN) ->
 
 
 def seconds_of(lengths: list[int]) -> float:
-    """The least processor time of the repeats, which take a second together at least; one step before warms up."""
+    """Minimum processor time of the repeats, which take at least a second in total, after a warm-up step."""
     step = step_of(lengths)
     taken: list[float] = []
     step()
@@ -206,12 +205,12 @@ def seconds_of(lengths: list[int]) -> float:
 
 
 def megabytes_of(lengths: list[int], vocabulary: int = 4096) -> float:
-    """By how much the peak of resident memory in two steps lies above what was resident before; the model was, then.
+    """How much the peak resident memory of two steps exceeds that before them, which includes the model.
 
-    From 1024 tokens on the head's tile of logits has its full size with a vocabulary of 4096, and is a constant.
+    With a vocabulary of 4096, the head's tile of logits has its full size from 1024 tokens on, and is a constant.
     """
     step = step_of(lengths, vocabulary, hidden=2 * HIDDEN)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted anew from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = resident("VmRSS")
     step()
     step()
@@ -219,13 +218,13 @@ def megabytes_of(lengths: list[int], vocabulary: int = 4096) -> float:
 
 
 def resident(key: str) -> float:
-    """MB, as Linux counts them: VmRSS now, VmHWM at the peak."""
+    """MB, as Linux counts them: VmRSS is the current value, VmHWM the peak."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
 
 
 def preparation(rows: int) -> float:
-    """Processor seconds from the file to training tokens; the packaged starter set, repeated."""
+    """Processor seconds from file to training tokens, for the packaged starter set, repeated."""
     from honed.data.prepare.options import PrepareOptions
     from honed.data.prepare.prepare import prepare
     from honed.model.load.load import load_tokenizer

@@ -1,27 +1,28 @@
-"""The LM head's loss and gradients alone: honed against other ways.
+"""The LM head's loss and gradients alone: honed against alternatives.
 
     python benchmarks/head.py [--only CASE ...] [--sides SIDE ...] [--rounds 1] [--minutes 2] [--out FILE]
 
-From hidden states and the head's weight to the mean loss of all tokens, its gradient at the hidden states and, where
-the head is trained, at the weight. On a GPU in bfloat16, 8,192 tokens; on CPU in float32, one thread, fewer tokens.
+From hidden states and the head's weight to the mean loss of all tokens and its gradients with respect to the hidden
+states and, if the head is trained, the weight. On a GPU in bfloat16, 8,192 tokens; on CPU in float32, one thread, fewer
+tokens.
 
     honed           ops/linear_cross_entropy.py
     plain           whole logits, then cross_entropy
     plain-compiled  the same through torch.compile (GPU only)
-    torch           torch.nn.functional.linear_cross_entropy, chunked as it chooses (torch >= 2.13; no soft cap)
+    torch           torch.nn.functional.linear_cross_entropy, with its own chunk size (torch >= 2.13; no soft cap)
     torch-512       the same, in chunks of 512 tokens
-    trl             TRL 1.16's ChunkedLogProbFunction, which its trainers score with
+    trl             TRL 1.16's ChunkedLogProbFunction, which its trainers use
     liger           Liger's fused linear cross entropy (GPU only)
-    cce             Apple's Cut Cross Entropy, which leaves out what is too small for bfloat16 (GPU only)
+    cce             Apple's Cut Cross Entropy, which skips values too small for bfloat16 (GPU only)
 
-Each run is a process of its own, sides in turn. First both gradients of a call with a few tokens are compared with
-float64, then these tokens' share of the measured call; a ratio is given only of sides that agree. Time is processor
-time on CPU, that of the device on a GPU. Peak memory is what a call needs beyond its inputs, gradients included: on CPU
-the process's resident memory, on a GPU torch's allocator's. A side that is not installed or fails is listed with its
-reason. With `--out` a command that was cut short is gone on with; `--minutes` stops it in time.
+Each run is a separate process, with the sides in turn. First both gradients of a call with a few tokens are compared
+with float64, then these tokens' share of the measured call; ratios are given only for sides that agree. Time is
+processor time on CPU, device time on a GPU. Peak memory is what a call needs beyond its inputs, including gradients: on
+CPU the process's resident memory, on a GPU that of torch's allocator. A side that is not installed or fails is listed
+with the reason. With `--out` an interrupted command can be resumed; `--minutes` stops it in time.
 
-On CPUs where MKL does without AVX-512, honed's products go through oneDNN (gemm_share.py has both speeds): part of
-the difference in time is that.
+On CPUs where MKL does not use AVX-512, honed's products go through oneDNN (gemm_share.py has both speeds), which is
+part of the difference in time.
 
 Shapes: N tokens, D hidden size, V vocabulary.
 """
@@ -44,16 +45,16 @@ from card import memory_of, name_of_device, one_gpu, seconds_of, versions
 from data_preparation import THREADS
 
 CHECKED_TOKENS = 16
-CALLS = {"cpu": 1, "cuda": 10}  # that are timed, in each round
+CALLS = {"cpu": 1, "cuda": 10}  # timed per round
 SAME = {"cpu": 1e-4, "cuda": 2e-2}  # relative error of the gradients, float32 and bfloat16
-TRL_CHUNK = 32_768  # tokens of the vocabulary in a tile, as TRL's trainers have it
+TRL_CHUNK = 32_768  # vocabulary entries per tile, as in TRL's trainers
 PACKAGES = {"trl": "trl", "liger": "liger_kernel", "cce": "cut_cross_entropy"}
 GPU_ONLY = ("plain-compiled", "liger", "cce")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A head; `tokens` on CPU and on a GPU."""
+    """A head; `tokens` for CPU and for GPU."""
 
     hidden: int
     vocabulary: int
@@ -133,7 +134,7 @@ def planned(name: str, case: Case, side: str, number: int, device: str) -> Run:
 
 
 def measure(run: Run) -> Run:
-    """In a process of its own: one way, one head."""
+    """Measures one implementation on one head, in a separate process."""
     import torch
 
     device, softcap = run["device"], run["softcap"]
@@ -170,7 +171,7 @@ def missing(side: str, device: str, softcap: float | None) -> str | None:
 
 
 def drawn(run: Run, count: int, device: str) -> tuple[Any, Any, Any]:
-    """Hidden states (N, D) and weight (V, D) that give logits of about normal size, and targets (N,)."""
+    """Hidden states (N, D) and weight (V, D) that give logits of realistic size, and targets (N,)."""
     import torch
 
     torch.manual_seed(0)
@@ -190,9 +191,10 @@ def train(way: Way, inputs: tuple[Any, Any, Any], softcap: float | None) -> None
 def gradient_error(
     way: Way, inputs: tuple[Any, Any, Any], softcap: float | None, *, trained: bool
 ) -> tuple[float, Any]:
-    """The greater relative error of both gradients, in norm, on a few tokens; and in float64 that of their states.
+    """The larger relative error, in norm, of both gradients on a few tokens; and the float64 gradient of their states.
 
-    Exact are softmax and products in float64, part of the vocabulary by part, so that no second weight is needed.
+    The reference computes softmax and products in float64, in parts of the vocabulary, so that no second weight is
+    needed.
     """
     import torch
 
@@ -297,7 +299,7 @@ WAYS: dict[str, Callable[[], Way]] = {
 
 
 def compared(name: str, case: Case, record: Record) -> dict[str, Any] | None:
-    """Medians over the rounds, and of the ratios within each; None before honed has run."""
+    """Medians over the rounds, and of the ratios within each round; None before honed has run."""
     runs = [run for run in record["runs"] if run["case"] == name]
     found = {side: {run["round"]: run for run in runs if run["side"] == side and "ms" in run} for side in WAYS}
     found = {side: rounds for side, rounds in found.items() if rounds}

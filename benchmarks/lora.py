@@ -3,10 +3,10 @@
     python benchmarks/lora.py [--tokens 2048] [--layers 30] [--repeats 3] [--out benchmarks/results/lora.json]
 
 First each linear layer of SmolLM2-135M's shape alone, then a step of the whole model (random weights, LoRA of rank 16
-on all linear layers, an eighth of the tokens trained), which runs with honed's attention and head on both sides, so
-that only the LoRA layers differ; once more with honed's products (`ops/products.py`) in peft's layers as well. Float32,
-one thread. Gradients are compared first; then the sides run in turn, and each ratio is the median over the rounds of
-peft's processor time by honed's.
+on all linear layers, an eighth of the tokens trained). Both sides use honed's attention and head, so that only the LoRA
+layers differ; then again with honed's products (`ops/products.py`) in peft's layers as well. Float32, one thread.
+Gradients are compared first; then the sides run in turn, and each ratio is the median over the rounds of peft's
+processor time divided by honed's.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
 
 
 def compare(steps: dict[str, Step], repeats: int) -> dict[str, Any]:
-    """Milliseconds of both sides and their ratio; stops where gradients differ."""
+    """Milliseconds of both sides and their ratio; stops if gradients differ."""
     pairs = zip(*(steps[side]() for side in SIDES), strict=True)
     error = max(float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
     if error > SAME:
@@ -111,7 +111,7 @@ def layer_steps(inputs: int, outputs: int, tokens: int) -> dict[str, Step]:
 
 
 def model_steps(args: argparse.Namespace, *, products: bool) -> dict[str, Step]:
-    """Steps of the whole model; `products` gives peft's layers those of honed."""
+    """Steps of the whole model; with `products`, peft's layers use honed's products as well."""
     model = model_of(replace(CASES["smollm2-135m-lora"], layers=args.layers)).train()
     found = seams.find_seams(model)
     sides = {"honed": found, "peft": replace(found, lora=False)}

@@ -1,10 +1,10 @@
 """One mixture-of-experts layer, forward and backward, on the CPU: honed's sorted dispatch against a loop over experts
-with boolean masks (as MiniMind's own training code has), and against transformers' Mixtral experts.
+with boolean masks (as in MiniMind's own training code), and against transformers' Mixtral experts.
 
     python benchmarks/moe_dispatch.py [--tokens 2048] [--repeats 7] [--threads 1] [--out benchmarks/results/NAME.json]
 
 All sides have the same weights and the same routing, in float32. Outputs and gradients are compared first; then the
-sides run in turn, and each ratio is the median over the rounds of the other side's processor time by honed's.
+sides run in turn, and each ratio is the median over the rounds of the other side's processor time divided by honed's.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
 
 
 def compare(experts: int, skew: float, args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of every side and the ratios to honed's; stops where they do not compute the same."""
+    """Milliseconds of every side and the ratios to honed's; stops if their results differ."""
     sides = {name: make(experts) for name, make in SIDES.items()}
     torch.manual_seed(0)
     x_ND = torch.randn(args.tokens, HIDDEN, requires_grad=True)
@@ -86,7 +86,7 @@ def compare(experts: int, skew: float, args: argparse.Namespace) -> dict[str, An
 
 
 def check(work: dict[str, Callable[[], list[torch.Tensor]]]) -> None:
-    """All sides give the same output and gradients, up to float32 rounding; this warms them up, too."""
+    """Checks that all sides give the same output and gradients, up to float32 rounding; also warms them up."""
     expected = work["honed"]()
     for name, run in work.items():
         for a, b in zip(run(), expected, strict=True):
@@ -113,7 +113,7 @@ def honed(experts: int) -> Side:
 
 
 def loop(experts: int) -> Side:
-    """Every token K times, and per expert two boolean masks over all of them."""
+    """Every token is repeated K times, and each expert makes two boolean masks over all of them."""
     modules = swiglus(experts)
 
     def run(x_ND: torch.Tensor, expert_NK: torch.Tensor, share_NK: torch.Tensor) -> torch.Tensor:
@@ -127,7 +127,7 @@ def loop(experts: int) -> Side:
 
 
 def mixtral(experts: int, *, implementation: str) -> Side:
-    """Transformers' stacked experts, with one of the implementations that a configuration can name."""
+    """transformers' stacked experts, with one of the implementations that a configuration can name."""
     shape = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_local_experts": experts}
     stacked = MixtralExperts(MixtralConfig(**shape, experts_implementation=implementation))
     modules = swiglus(experts)

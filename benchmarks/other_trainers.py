@@ -1,18 +1,18 @@
-r"""Optimizer steps of honed's SFTTrainer against trainers other than TRL, each in an environment of its own.
+r"""Optimizer steps of honed's SFTTrainer against trainers other than TRL, each in its own environment.
 
     python benchmarks/other_trainers.py --llamafactory PYTHON --axolotl PYTHON --litgpt PYTHON \
         --torchtune PYTHON --minimind CHECKOUT [--out FILE]
 
-PYTHON is the interpreter of an environment in which that trainer and the same torch are installed; benchmarks/README.md
-says how they were made. CHECKOUT is MiniMind's repository. What is left out is not measured.
+PYTHON is the interpreter of an environment with that trainer and the same torch; benchmarks/README.md says how to
+create it. CHECKOUT is MiniMind's repository. Trainers that are not given are not measured.
 
 All get the same weights (random), the same token ids and labels, in the same batches and order: float32, one thread,
 AdamW, no clipping, a constant learning rate. Padding, attention, loss and the rest are each trainer's own.
 LLaMA-Factory recomputes activations by default; it also runs without.
 
 Sides run in turn, one process per run. Before a ratio is printed, the gradients of the first step are compared: the
-norm of all of them, and of each tensor whose shape both have (LitGPT keeps queries, keys and values in one). Time is
-processor time per step, after the first.
+norm of all of them, and of each tensor whose shape occurs on both sides (LitGPT has queries, keys and values in one
+tensor). Time is processor time per step, after the first.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from data_preparation import THREADS, machine, packaged_tokenizer
 from training_step import CASES, Case, load, model_of, ratio, rows_of
 
 PEERS = Path(__file__).parent / "peers.py"
-SAME = 1e-3  # relative difference of norms of float32 gradients, computed by other code
-TRAINERS = {  # option -> the case that is trained, and its sides beside honed
+SAME = 1e-3  # relative difference of norms of float32 gradients, computed by different code
+TRAINERS = {  # option -> the case that is trained, and its sides besides honed
     "llamafactory": ("smollm2-135m", ("llamafactory", "llamafactory-no-checkpointing")),
     "axolotl": ("smollm2-135m", ("axolotl",)),
     "litgpt": ("smollm2-135m", ("litgpt",)),
@@ -48,7 +48,7 @@ Run = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """A trainer that was asked for."""
+    """A trainer to compare with."""
 
     name: str
     python: str
@@ -92,7 +92,7 @@ def arguments() -> argparse.Namespace:
 
 
 def asked_for(args: argparse.Namespace) -> list[Peer]:
-    """MiniMind's script runs in this environment: all that it needs is transformers."""
+    """The requested trainers. MiniMind's script runs in this environment, because it needs only transformers."""
     given = {name: value for name in TRAINERS if (value := getattr(args, name))}
     peers = [Peer(name=name, python=value, job={}) for name, value in given.items() if name != "minimind"]
     if "minimind" in given:
@@ -103,12 +103,12 @@ def asked_for(args: argparse.Namespace) -> list[Peer]:
 
 
 def prepare(folder: Path, peer: Peer, steps: int, batch: int) -> None:
-    """What all sides read: rows, weights with a tokenizer, and the job."""
+    """Writes what all sides read: rows, weights with a tokenizer, and the job."""
     case = CASES[peer.case]
     rows = rows_of(case, steps * batch)
     (folder / "rows.json").write_text(json.dumps(rows))
     (minimind_model if peer.name == "minimind" else smollm2_model)(folder / "model", peer)
-    # None that knows more tokens than the model: axolotl would give the model more.
+    # Not one with more tokens than the model: axolotl would resize the model.
     tokenizer = load(case) if peer.case == "minimind" else packaged_tokenizer()
     tokenizer.save_pretrained(folder / "model")
     longest = max(len(row["input_ids"]) for row in rows)
@@ -118,7 +118,7 @@ def prepare(folder: Path, peer: Peer, steps: int, batch: int) -> None:
 
 
 def torchtune_model(case: Case) -> dict[str, Any]:
-    """SmolLM2's shape in torchtune's words."""
+    """SmolLM2's shape in torchtune's terms."""
     return {
         "vocab_size": case.vocabulary,
         "num_layers": case.layers,
@@ -133,7 +133,7 @@ def torchtune_model(case: Case) -> dict[str, Any]:
 
 
 def smollm2_model(folder: Path, _: Peer) -> None:
-    """SmolLM2-135M's shape with a head of its own: LitGPT's has one."""
+    """SmolLM2-135M's shape with an untied head, as in LitGPT."""
     model = model_of(
         CASES["smollm2-135m"],
         tie_word_embeddings=False,
@@ -145,7 +145,7 @@ def smollm2_model(folder: Path, _: Peer) -> None:
 
 
 def minimind_model(folder: Path, peer: Peer) -> None:
-    """MiniMind's newest shape, 512 wide, which transformers knows as Qwen3; weights go where the script looks."""
+    """MiniMind's newest shape, 512 wide, which is Qwen3 in transformers; weights go where the script looks."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -175,7 +175,7 @@ def minimind_model(folder: Path, peer: Peer) -> None:
 
 
 def compare(folder: Path, peer: Peer, repeats: int) -> Run:
-    """Medians of all sides and of the ratios within a round; stops where gradients differ."""
+    """Medians of all sides and of the ratios within a round; stops if gradients differ."""
     pythons = {"honed": sys.executable, **dict.fromkeys(peer.sides, peer.python)}
     found: dict[str, list[Run]] = {side: [] for side in pythons}
     for _ in range(repeats):
@@ -216,7 +216,7 @@ def measure(side: str, python: str, folder: Path) -> Run:
 
 
 def difference(theirs: list[list[float]], ours: list[list[float]]) -> float:
-    """The greatest relative difference: of the whole gradient's norm, of each tensor's to the nearest of its shape."""
+    """The largest relative difference of the whole gradient's norm, and of each tensor's to the nearest one."""
 
     def whole(norms: list[list[float]]) -> float:
         return math.sqrt(sum(norm[-1] ** 2 for norm in norms))

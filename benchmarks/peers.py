@@ -1,9 +1,9 @@
-"""One run of a trainer, in a process of its own: what other_trainers.py starts, in the environment of that trainer.
+"""One run of a trainer in a separate process, started by other_trainers.py in the environment of that trainer.
 
     PYTHON benchmarks/peers.py NAME FOLDER
 
-Imports nothing at the top but the standard library: only honed's own side finds honed. FOLDER holds what all get:
-`job.json`, `rows.json` (token ids and labels) and `model/` (weights in transformers' format). What happened is written
+Top-level imports are from the standard library only, because honed is installed only for its own side. FOLDER holds the
+common input: `job.json`, `rows.json` (token ids and labels) and `model/` (weights in transformers' format). Results go
 to `told.json`: seconds of processor time per step, the norms of the first step's gradients, and peak memory. The
 process ends after its last step, so nothing that a trainer does afterwards (saving, generating) counts.
 """
@@ -43,7 +43,7 @@ def installed(name: str) -> str | None:
 
 
 def watch(file: Path, steps: int, versions: dict[str, str]) -> None:
-    """Looks at every step of whichever optimizer of torch there is, and ends the process after the last."""
+    """Observes every step of any torch optimizer, and ends the process after the last."""
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
     norms: list[list[float]] = []
@@ -74,7 +74,7 @@ def rows_of(folder: Path) -> list[dict[str, list[int]]]:
 
 
 def honed(folder: Path, job: dict[str, Any]) -> None:
-    """SFTTrainer with its defaults, but for what all sides have alike."""
+    """SFTTrainer with its defaults, except for the settings that all sides share."""
     from honed import SFTConfig, SFTTrainer
 
     args = SFTConfig(
@@ -97,7 +97,7 @@ def honed(folder: Path, job: dict[str, Any]) -> None:
 
 
 def llamafactory(folder: Path, job: dict[str, Any], **settings: Any) -> None:
-    """`llamafactory-cli train` on rows that are tokens already (`tokenized_path`)."""
+    """`llamafactory-cli train` on tokenised rows (`tokenized_path`)."""
     from datasets import Dataset, DatasetDict
     from llamafactory.train.tuner import run_exp
 
@@ -136,7 +136,7 @@ def llamafactory_keeping(folder: Path, job: dict[str, Any]) -> None:
 
 
 def axolotl(folder: Path, job: dict[str, Any]) -> None:
-    """`axolotl train` on rows that are tokens already, activations kept, batches flat or padded as it likes."""
+    """`axolotl train` on tokenised rows, without activation checkpointing, batches flat or padded as it chooses."""
     import yaml
     from axolotl.cli.args import TrainerCliArgs
     from axolotl.cli.config import load_cfg
@@ -174,7 +174,7 @@ def axolotl(folder: Path, job: dict[str, Any]) -> None:
 
 
 def litgpt(folder: Path, job: dict[str, Any]) -> None:
-    """`litgpt finetune_full`, the micro-batch as large as the batch. Its loader is ours, its collation its own."""
+    """`litgpt finetune_full`, with the micro-batch as large as the batch, our data loader and its own collation."""
     from litgpt.args import EvalArgs, TrainArgs
     from litgpt.data.base import DataModule, get_sft_collate_fn
     from litgpt.finetune.full import setup
@@ -217,7 +217,7 @@ def litgpt(folder: Path, job: dict[str, Any]) -> None:
 
 
 class TorchtuneTokenizer:
-    """All that a recipe of torchtune asks of one when its rows are tokens."""
+    """What a torchtune recipe needs of a tokenizer when its rows are tokenised."""
 
     pad_id = 0
 
@@ -268,12 +268,12 @@ def torchtune(folder: Path, job: dict[str, Any]) -> None:
 
 
 def minimind(folder: Path, job: dict[str, Any]) -> None:
-    """MiniMind's own script, unchanged, from a checkout; only its data set is ours, padded as its own would be."""
+    """MiniMind's own script, unchanged, from a checkout; only the data set is ours, padded like MiniMind's."""
     import torch
     from torch.utils.data import Dataset
 
     class Rows(Dataset[Any]):
-        """The rows in such an order that the script, which shuffles with a seed, trains them in ours."""
+        """The rows, ordered so that the script, which shuffles with a seed, trains on them in our order."""
 
         def __init__(self, *_: Any, max_length: int, **__: Any) -> None:
             rows, self.length = rows_of(folder), max_length

@@ -1,20 +1,21 @@
-"""What `honed plan` predicts, against the memory that `SFTTrainer` took.
+"""The memory that `honed plan` predicts, against what `SFTTrainer` used.
 
     python benchmarks/plan_accuracy.py [--only NAME ...] [--out NAME.json]
     python benchmarks/plan_accuracy.py --again --out NAME.json
 
-Two optimizer steps on random tokens with random weights, CPU, one thread, each configuration in a process of its own.
-The measured peak is by how much the peak of resident memory lies above what was resident before training, as Linux
-counts it, plus the model's weights, which were there; the interpreter itself is in neither number. (The memory events
-of torch's profiler give about the same in a new process, and too little from a process's second training on.) Freed
-blocks go back at once (MALLOC_MMAP_THRESHOLD_), or the next ones would hide in them. Models have the shapes of public
-ones, some with fewer layers; what a layer costs does not depend on how many there are.
+Two optimizer steps on random tokens with random weights, CPU, one thread, each configuration in a separate process. The
+measured peak is how much the peak resident memory exceeds that before training, as Linux counts it, plus the model's
+weights, which were already loaded; neither number includes the interpreter. (The memory events of torch's profiler give
+about the same in a new process, but too little from a process's second training on.) Freed blocks are returned at once
+(MALLOC_MMAP_THRESHOLD_), so that later ones do not reuse them unseen. Models have the shapes of public ones, some with
+fewer layers; the cost of a layer does not depend on how many there are.
 
-With `--out` and `--only`, other configurations in that file stay as they are; each is written when it is done.
-`--again` predicts anew what was measured that day, after a formula changed; not where the plan chose how to train.
+With `--out` and `--only`, other configurations in that file stay unchanged; each is written when it is done. `--again`
+repeats the predictions for that day's measurements after a formula has changed, except where the plan chose how to
+train.
 
-`fake` configurations are no runs: tensors have shapes and no bytes (see fake_steps.py). So models that would never fit
-here are held against the formulas as well; the work of their head is left out of both numbers.
+`fake` configurations are not run: their tensors have shapes but no data (see fake_steps.py). So models that would never
+fit here are also compared with the formulas; the work of their head is excluded from both numbers.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from honed.model.plan.shapes import find_config
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One configuration; `layers` cuts the model, `bf16` trains under autocast, `budget` chooses the checkpointing.
+    """One configuration; `layers` truncates the model, `bf16` trains under autocast, `budget` selects checkpointing.
 
     `in_backward` is `optimizer_in_backward`.
     """
@@ -66,7 +67,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """The name in tables."""
         words = [self.model, self.method, f"{self.rows} x {self.length}"]
         words += [f"{self.layers} layers"] if self.layers else []
         words += ["checkpointing"] if self.checkpointing else []
@@ -148,7 +149,7 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def kept(file: Path) -> dict[str, dict[str, Any]]:
-    """The configurations that were measured before, by name; none from another day or machine."""
+    """The configurations measured before, by name; none from another day or machine."""
     if not file.is_file():
         return {}
     record = json.loads(file.read_text(encoding="utf-8"))
@@ -157,7 +158,7 @@ def kept(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def compare(case: Case) -> tuple[int, int]:
-    """Predicted and measured bytes at the peak."""
+    """Predicted and measured peak in bytes."""
     config = config_of(case)
     if not case.fake:
         return prediction(case), measure(case, config)
@@ -166,7 +167,7 @@ def compare(case: Case) -> tuple[int, int]:
 
 
 def prediction(case: Case) -> int:
-    """Predicted bytes at the peak."""
+    """Predicted peak in bytes."""
     config = config_of(case)
     dtype = "bfloat16" if case.bf16 and case.method != "full" else "float32"
     job = plan.job_for(
@@ -191,7 +192,7 @@ def prediction(case: Case) -> int:
 
 
 def alone(case: Case) -> tuple[int, int]:
-    """The same, measured in a process of its own."""
+    """The same, measured in a separate process."""
     command = [sys.executable, "-W", "ignore", __file__, "--one", case.name]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -256,7 +257,7 @@ def measure(case: Case, config: Any) -> int:
             peft_config=None if case.method == "full" else lora_config(),
         )
         adapter = sum(p.numel() * 4 for p in trainer.model.parameters() if p.requires_grad) * (case.method != "full")
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted anew from here
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
         before = resident("VmRSS")
         trainer.train()
     return weights + adapter + int(1e6 * (resident("VmHWM") - before))
@@ -288,7 +289,7 @@ def every_tensor(model: Any) -> list[torch.Tensor]:
 
 
 def tokenizer() -> Any:
-    """The trainer wants one, though the rows are tokens already."""
+    """A tokenizer, which the trainer requires although the rows are tokenised."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -297,7 +298,7 @@ def tokenizer() -> Any:
 
 
 def without_head(job: plan.Job) -> int:
-    """The prediction without what scoring takes."""
+    """The prediction without the cost of scoring."""
     moments = plan.estimate(job).moments
     return max(moment.total - moment.head - moment.overhead for moment in moments.values())
 

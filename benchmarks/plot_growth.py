@@ -1,4 +1,4 @@
-"""Draws what growth.py measured: one SVG per curve, points and theory's line, both axes logarithmic.
+"""Plots the results of growth.py: one SVG per curve, with points and the fitted line on logarithmic axes.
 
 python benchmarks/plot_growth.py benchmarks/results/growth-cpu-1thread-DATE.json [--images docs/images]
 """
@@ -77,7 +77,7 @@ def between(low: float, high: float, count: int) -> list[float]:
 
 
 def decades(values: Any) -> tuple[float, float]:
-    """The ends of a logarithmic axis: the values with room around them, and at least a factor of four."""
+    """The ends of a logarithmic axis: the values with a margin, and at least a factor of four."""
     low, high = math.log10(min(values)), math.log10(max(values))
     room = max(0.04 * (high - low), (0.6 - (high - low)) / 2, 0.02)
     return low - room, high + room
@@ -88,7 +88,7 @@ def pixel(value: float, ends: tuple[float, float], start: float, stop: float) ->
 
 
 def ticks(ends: tuple[float, float]) -> list[float]:
-    """Powers of ten on the axis, with 2 and 5 times them where there are few."""
+    """Powers of ten on the axis, and 2 and 5 times them if there are few."""
     whole = range(math.floor(ends[0]), math.ceil(ends[1]) + 1)
     steps = (1,) if ends[1] - ends[0] > 3 else (1, 2, 5)
     return [m * 10.0**n for n in whole for m in steps if ends[0] <= math.log10(m * 10.0**n) <= ends[1]]

@@ -1,15 +1,15 @@
-"""Who trains which rows at 1 to 1,024 ranks, how even the ranks' work is, how much of it is padding. No GPU, no time.
+"""Which rank trains which rows at 1 to 1,024 ranks, the balance of work and the padding. No GPU, nothing timed.
 
     python benchmarks/scaling_simulation.py [--rows 500000] [--out benchmarks/results/NAME.json]
 
 Lengths: question and answer pairs of ../shared/data (without that folder, of the packaged starter set), rendered and
-tokenised by honed; `--rows` lengths are then drawn from them with seed 0, as 1,024 ranks need more rows than there are.
-Orders and rows are honed's own: `pack_best_fit`, the plain loop's `Plan`, `GroupedByLength`, `StreamDataset`; and
-accelerate's `BatchSamplerShard` with `FilledOrder`, which deal the batches of `SFTTrainer`. It stops where a row is
+tokenised by honed; `--rows` lengths are then drawn from them with seed 0, because 1,024 ranks need more rows. Orders
+and rows come from honed's own code: `pack_best_fit`, the plain loop's `Plan`, `GroupedByLength`, `StreamDataset`; and
+accelerate's `BatchSamplerShard` with `FilledOrder`, which distribute the batches of `SFTTrainer`. It stops if a row is
 missing or trained twice.
 
-Work is counted in operations of the planner (attention included) for one model. All ranks wait for the slowest, so
-the share of time that is spent on real tokens is
+Work is counted in operations of the planner (attention included) for one model. All ranks wait for the slowest, so the
+share of time spent on real tokens is
 
     work on real tokens, summed over ranks / (ranks x work of the busiest rank with its padding)
 """
@@ -38,7 +38,7 @@ Ranks = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Micro-batches in the order of training: for each the work on real tokens, that with padding, and its tokens."""
+    """Micro-batches in training order: for each the work on real tokens, the work with padding, and its tokens."""
 
     name: str
     real: np.ndarray
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def real_lengths() -> tuple[np.ndarray, str]:
-    """Tokens of each conversation as honed prepares it; those above the capacity are dropped, as recipes do."""
+    """Tokens of each conversation as honed prepares it; those above the capacity are dropped, as in recipes."""
     from data_preparation import SHARED, distinct_pairs, load_tokenizer
 
     from honed.data.prepare.options import PrepareOptions
@@ -106,7 +106,7 @@ def packed(lengths: np.ndarray) -> list[list[int]]:
 
 
 def packed_by_blocks(lengths: np.ndarray) -> list[list[int]]:
-    """As a stream packs: `stream.BLOCK` rows at a time. Row numbers are those of the whole set."""
+    """Packs like a stream, `stream.BLOCK` rows at a time. Row numbers are those of the whole set."""
     from honed.data.prepare.stream import BLOCK
 
     starts = range(0, len(lengths), BLOCK)
@@ -114,7 +114,7 @@ def packed_by_blocks(lengths: np.ndarray) -> list[list[int]]:
 
 
 def fill(distinct: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
-    """Shares of rows that hold tokens; padded batches as TRL's default pads them, and sorted by length."""
+    """The share of tokens in packed rows, in padded batches like TRL's default, and in batches sorted by length."""
     from honed.data.batch.pack import fill_rate
 
     def of(rows: list[list[int]], of_lengths: np.ndarray = lengths) -> float:
@@ -137,7 +137,7 @@ def padded_tokens(batches: Any) -> np.ndarray:
 
 
 def batches_by_length(lengths: np.ndarray, size: int, ranks: int = 1) -> list[np.ndarray]:
-    """Lengths of the batches that `train_sampling_strategy="group_by_length"` gives; one of each rank in a step."""
+    """Lengths in the batches of `train_sampling_strategy="group_by_length"`; a step has one batch of each rank."""
     from honed.train.rows.rows import GroupedByLength
 
     class Rows:
@@ -155,7 +155,7 @@ def batches_by_length(lengths: np.ndarray, size: int, ranks: int = 1) -> list[np
 
 
 def order(rows: int, ranks: int) -> dict[str, Any]:
-    """Every rank's batches of an epoch, from the three ways in which honed deals them.
+    """Every rank's batches of an epoch, for the three ways in which honed distributes them.
 
     Raises:
         SystemExit: a row is missing, or is trained more often than it should be.
@@ -189,7 +189,7 @@ def plan_of(rows: int, ranks: int, accumulation: int = 1) -> Any:
 
 
 def dealt_by_plan(rows: int, ranks: int) -> tuple[list[list[list[int]]], int]:
-    """Batches with weight of each rank, and how many without weight fill up the last step."""
+    """Each rank's batches with weight, and how many batches without weight fill the last step."""
     plan, weightless, dealt = plan_of(rows, ranks), 0, []
     for rank in range(ranks):
         batches, lacks_one = plan.batches(0, rank)
@@ -199,7 +199,7 @@ def dealt_by_plan(rows: int, ranks: int) -> tuple[list[list[list[int]]], int]:
 
 
 def dealt_by_accelerate(epoch: list[int], ranks: int) -> list[list[list[int]]]:
-    """Rows of each rank's batches; a batch of nothing, with which honed fills the last round up, is empty."""
+    """Rows of each rank's batches; batches with which honed only fills the last round are empty."""
     from accelerate.data_loader import BatchSamplerShard
     from torch.utils.data import BatchSampler
 
@@ -217,7 +217,7 @@ def in_turn(dealt: list[list[list[int]]]) -> list[int]:
 
 
 def check_stream(ranks: int, rounds: int = 4) -> None:
-    """`StreamDataset` gives each batch of a stream to one rank; the second half again after a checkpoint."""
+    """Checks that `StreamDataset` gives each batch of a stream to one rank, also when resumed from a checkpoint."""
     from honed.data.prepare.stream import Place
     from honed.train.rows.stream import StreamDataset
 
@@ -228,7 +228,7 @@ def check_stream(ranks: int, rounds: int = 4) -> None:
             for n in range(0 if start is None else start.batch, rounds * ranks):
                 yield Place(batch=n), n
 
-    for after in (None, Place(batch=ranks)):  # a checkpoint of rank 0's second batch, with which the others' are done
+    for after in (None, Place(batch=ranks)):  # a checkpoint of rank 0's second batch counts the others' as done
         given = [
             [number for _, _, number in StreamDataset(Numbers(), 1, lambda n: n, rank=r, world=ranks, after=after)]  # type: ignore[arg-type,return-value]
             for r in range(ranks)
@@ -239,7 +239,7 @@ def check_stream(ranks: int, rounds: int = 4) -> None:
 
 
 def same_steps(rows: int, ranks: Ranks) -> None:
-    """With as many micro-batches in a step (ranks x accumulation), a step has the same rows whatever the ranks."""
+    """Checks that steps with equally many micro-batches (ranks x accumulation) have the same rows for any ranks."""
     most, steps = max(ranks), []
     for world in (n for n in ranks if most % n == 0):
         plan = plan_of(rows, world, most // world)
@@ -261,7 +261,7 @@ def check(holds: bool, otherwise: str) -> None:
 
 
 def work_of() -> Callable[[np.ndarray], np.ndarray]:
-    """Operations of a document of so many tokens, full training: a n + b n^2, read off the planner at two lengths."""
+    """Operations of full training on a document of n tokens: a n + b n^2, fitted to the planner at two lengths."""
     from honed.model.plan import plan
     from honed.model.plan.step_time import flops_per_step
 
@@ -273,9 +273,9 @@ def work_of() -> Callable[[np.ndarray], np.ndarray]:
 
 
 def layouts(lengths: np.ndarray, rows: list[list[int]], ranks: Ranks) -> Iterator[tuple[Layout, Ranks]]:
-    """The same rows as micro-batches in several ways, with the numbers of ranks that have them.
+    """The same rows as micro-batches in several ways, with the numbers of ranks that use them.
 
-    Each has as many tokens on average, but for padding.
+    Except for padding, each has equally many tokens on average.
     """
     work = work_of()
     each, tokens = work(lengths), lengths.astype(np.float64)
@@ -292,7 +292,7 @@ def layouts(lengths: np.ndarray, rows: list[list[int]], ranks: Ranks) -> Iterato
 
 
 def plan_batches(rows: int, size: int) -> list[list[int]]:
-    """All ranks' micro-batches in their order; `order` has shown that batch b is rank b mod ranks's."""
+    """All ranks' micro-batches in order; `order` has checked that batch b belongs to rank b mod ranks."""
     from honed.train.loop.config import LoopConfig
     from honed.train.loop.plan import Plan
 
@@ -315,7 +315,7 @@ def padded_layout(name: str, batches: list[np.ndarray], work: Callable[[np.ndarr
 
 
 def loads(layout: Layout, ranks: Ranks) -> Iterator[dict[str, Any]]:
-    """Steps of one micro-batch a rank; the last one, which is not full, is left out."""
+    """Steps of one micro-batch per rank; the last, incomplete one is left out."""
     for world in ranks:
         steps = (len(layout.real) - 1) // world
         real, done, tokens = (
@@ -334,7 +334,7 @@ def loads(layout: Layout, ranks: Ranks) -> Iterator[dict[str, Any]]:
 
 
 def ratio(numbers_SR: np.ndarray) -> float | None:
-    """Of the busiest rank to the average one, averaged over steps; numbers by step and rank."""
+    """The ratio of the busiest rank to the average rank, averaged over steps; numbers by step and rank."""
     return round(float((numbers_SR.max(axis=1) / numbers_SR.mean(axis=1)).mean()), 4) if len(numbers_SR) else None
 
 

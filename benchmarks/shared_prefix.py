@@ -1,15 +1,14 @@
-"""One forward and backward over several answers to one question: ours with and without sharing, and TRL.
+"""One forward and backward over several answers to one question: honed with and without sharing, and TRL.
 
     python benchmarks/shared_prefix.py [--case NAME] [--answers 8] [--repeats 3] [--out NAME.json]
 
 Random tokens through a model with random weights, float32, one thread, interleaved. The loss is on the answers, and a
-question has as many tokens as each answer. TRL gets the same documents as rows with a completion mask, one batch in
-each of its settings that a CPU allows (padded rows, padding_free, packing); documents are equally long, so padding
-costs it nothing. The ratio is printed against the fastest of them. Losses and gradients of all sides are compared
-first.
+question has as many tokens as each answer. TRL gets the same documents as rows with a completion mask, in one batch in
+each of its settings that work on a CPU (padded rows, padding_free, packing); documents are equally long, so padding
+costs it nothing. The ratio is to the fastest of them. Losses and gradients of all sides are compared first.
 
-Two bounds stand beside what was measured: tokens without sharing over tokens with it, and the same for the products of
-matrices, which is less, since the head scores the answers' tokens, and sharing leaves it those. Time is processor time.
+Two bounds are shown with the measurements: tokens without sharing divided by tokens with it, and the same for matrix
+products, which is lower because the head scores the answers' tokens with and without sharing. Time is processor time.
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ def trls(model: Any, documents: list[np.ndarray], question: int, folder: str, op
 
 
 def tokenizer(fast: Any) -> Any:
-    """TRL wants one, though the rows are tokens already."""
+    """A tokenizer, which TRL requires although the rows are tokenised."""
     from tokenizers import Tokenizer, models
 
     return fast(
@@ -171,7 +170,7 @@ def tokenizer(fast: Any) -> Any:
 
 
 def check(steps: dict[str, Step], model: Any, trls_model: Any) -> dict[str, int]:
-    """Tokens that each side computes; stops where losses or gradients differ."""
+    """Tokens that each side computes; stops if losses or gradients differ."""
     tokens, expected = {}, None
     for name, step in steps.items():
         loss, tokens[name] = step()

@@ -2,18 +2,18 @@
 
     python benchmarks/startup.py [--rows 1000] [--repeats 5] [--quick] [--out benchmarks/results/NAME.json]
 
-1,000 conversations in a JSONL file, a Llama of two layers in a folder, full fine-tuning in float32 on the CPU, one
-thread, 8 rows a batch in the order of the file. With the packaged model's tokenizer the step itself costs little; with
-Qwen's (where ../shared is) logits of 151,936 tokens are part of it. Every run is a process of its own, the sides in
-turn. `trainer` and `plain` are honed's two engines from the command line. TRL's side is the shortest script that does
-the same, with what makes it start soonest: no network, no tracker, no checkpointing, no bars. `script` is that script
-with honed's names in place of TRL's.
+1,000 conversations in a JSONL file, a two-layer Llama in a folder, full fine-tuning in float32 on the CPU, one thread,
+8 rows per batch in file order. With the packaged model's tokenizer the step itself costs little; with Qwen's (if
+../shared exists) it includes logits of 151,936 tokens. Every run is a separate process, with the sides in turn.
+`trainer` and `plain` are honed's two engines from the command line. TRL's side is the shortest script that does the
+same, with the settings that start fastest: no network, no tracker, no checkpointing, no progress bars. `script` is that
+script with honed's names in place of TRL's.
 
-The clock starts before the process does and stops in a hook of torch's that is called after any optimizer's step, the
-same on all sides. `cold` means that nothing was kept from earlier runs: neither honed's cache nor that of `datasets`.
-`warm` means that both were. Compiled Python files exist in both cases.
+The clock starts before the process and stops in a torch hook that is called after any optimizer's step, the same on all
+sides. `cold` means that nothing is left from earlier runs: neither honed's cache nor that of `datasets`. `warm` means
+that both exist. Compiled Python files exist in both cases.
 
-All sides must log the same loss at that step (the same rows, masks and weights), to within 1e-4; else no ratio is
+All sides must log the same loss at that step (the same rows, masks and weights), to within 1e-4; otherwise no ratio is
 printed. Each ratio is the median of the rounds' ratios.
 """
 
@@ -78,12 +78,12 @@ def arguments() -> argparse.Namespace:
 
 
 def tokenizers() -> list[Any]:
-    """The packaged model's, and Qwen's where it is."""
+    """The packaged model's tokenizer, and Qwen's if available."""
     return [packaged_tokenizer(), *([load_tokenizer()] if (SHARED / "qwen_tokenizer").is_dir() else [])]
 
 
 def save_model(folder: Path, tokenizer: Any) -> None:
-    """A Llama of two layers with random weights, and a real tokenizer."""
+    """Saves a two-layer Llama with random weights, and a real tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -97,7 +97,7 @@ def save_model(folder: Path, tokenizer: Any) -> None:
 
 
 def measured(folder: Path, repeats: int) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """What every run told, by state of the caches and by side. The first round, which compiles, is not among them."""
+    """The results of every run, by state of the caches and by side, without the first round, which compiles."""
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for state in ("cold", "warm"):
         found[state] = {side: [] for side in SIDES}
@@ -112,7 +112,7 @@ def measured(folder: Path, repeats: int) -> dict[str, dict[str, list[dict[str, f
 
 
 def start(side: str, folder: Path) -> dict[str, float]:
-    """One run in a new process: seconds by the clock and of processor time until the first step, and its loss."""
+    """One run in a new process: wall and processor seconds until the end of the first step, and its loss."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     cache = str(folder / f"cache-{side}")
     environment = {**os.environ, **THREADS, "HONED_CACHE": cache, "HF_DATASETS_CACHE": cache}
@@ -127,21 +127,21 @@ def start(side: str, folder: Path) -> dict[str, float]:
 
 
 def one(side: str, folder: Path) -> None:
-    """Trains one step and leaves in told.json when it ended, and its loss."""
+    """Trains one step and writes its end time and loss to told.json."""
     told = watch_first_step()
     told["loss"] = (script if side in ("script", "trl") else honed_command)(folder, side)
     (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 def watch_first_step() -> dict[str, float]:
-    """Gets when the first step ended. torch is imported by whom is measured, in their own time and way."""
+    """A dict that receives the end time of the first step. Does not import torch: each side does so in its own way."""
     told: dict[str, float] = {}
 
     def note(*_: Any) -> None:
         told.setdefault("moment", time.time())
         told.setdefault("cpu_seconds", time.process_time())
 
-    def watch(event: str, _: Any) -> None:  # of Python's own events; each import is one
+    def watch(event: str, _: Any) -> None:  # Python's audit events; each import is one
         register = getattr(sys.modules.get("torch.optim.optimizer"), "register_optimizer_step_post_hook", None)
         if event == "import" and register is not None and not watching:
             watching.append(True)
@@ -212,7 +212,7 @@ def script(folder: Path, side: str) -> float:
 
 
 def common_loss(found: dict[str, dict[str, list[dict[str, float]]]]) -> float:
-    """The loss of all runs; stops where they differ."""
+    """The loss of all runs; stops if they differ."""
     losses = {side: [told["loss"] for sides in found.values() for told in sides[side]] for side in SIDES}
     every = [loss for some in losses.values() for loss in some]
     if max(every) - min(every) > TOLERANCE:

@@ -2,10 +2,10 @@
 
     python benchmarks/tables.py [--check]
 
-What stands between `<!-- table: NAME -->` and `<!-- end of table -->` in a page is replaced by the newest result of
-that name (`NAME-<what it ran on>-<date>.json`; of several of a date, all). `<!-- table: all -->` takes every name that
-there is a result of; `summary` and `summary-zh` are the short tables of the READMEs. `--check` writes nothing, and
-fails where a page is not up to date.
+Text between `<!-- table: NAME -->` and `<!-- end of table -->` in a page is replaced with the newest result of that
+name (`NAME-<what it ran on>-<date>.json`; all, if several have the same date). `<!-- table: all -->` stands for every
+name with a result; `summary` and `summary-zh` are the short tables of the READMEs. `--check` writes nothing, and fails
+if a page is outdated.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def filled(text: str, folder: Path) -> str:
-    """The page with its blocks made anew; `folder` is where its links start."""
+    """The page with its tables regenerated; its links are relative to `folder`."""
     return BLOCK.sub(lambda found: f"{found[1]}{block(found[2], folder)}{found[3]}", text)
 
 
@@ -79,7 +79,7 @@ def newest(name: str) -> list[Path]:
 
 
 def source(file: Path, record: Record, folder: Path) -> str:
-    """Where the numbers are from, and what ran."""
+    """Where the numbers come from, and what ran."""
     link = f"{'../' if folder != ROOT else ''}benchmarks/results/{file.name}"
     versions = ", ".join(f"{name} {number}" for name, number in record.get("versions", {}).items() if name != "honed")
     machine = record.get("machine", "")
@@ -91,7 +91,7 @@ def source(file: Path, record: Record, folder: Path) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Markdown; numbers of thousands get commas."""
+    """A Markdown table; large numbers get thousands separators."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
 
@@ -301,7 +301,7 @@ def ends(points: list[list[float]]) -> list[str]:
 
 
 def summary(words: dict[str, str]) -> str:
-    """The ratios alone, of what there is a result of."""
+    """Only the ratios, for benchmarks with a result."""
     rows: list[tuple[str, str, str]] = []
     for record in records("data-preparation"):
         found = {r["kind"]: r["ratio"] for r in record["results"] if r["rows"] == "repeated"}

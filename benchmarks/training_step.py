@@ -3,13 +3,13 @@
 Both train the same model (random weights) on the same tokens in the same batches, float32, one thread, one process per
 run, in turn. honed runs with its defaults. TRL runs with its own (padded batches, gradient checkpointing), without
 checkpointing, and with flat batches (padding_free=True) as well; the fastest is its best. In TRL 1.16
-loss_type="chunked_nll" is another name of the default loss, and packing would make other batches, so neither is a
-setting of its own here; both sides have bf16=False.
+loss_type="chunked_nll" is another name for the default loss, and packing would make other batches, so neither is a
+separate setting here; both sides have bf16=False.
 
-Before anything is timed, the gradients of the first step are compared; a ratio is printed only where they agree. Time
-is processor time per step, after the first step: with one thread it is what a clock shows on an idle machine, and it
-hardly changes when others use the machine too. Peak memory is that of the whole process; the training's own is by how
-much it lies above what was resident when training began, plus the model's weights, so without the interpreter, the
+Before anything is timed, the gradients of the first step are compared; a ratio is printed only if they agree. Time is
+processor time per step, after the first step: with one thread it equals the wall clock on an idle machine, and hardly
+changes when others use the machine too. Peak memory is that of the whole process; the training's own is how much it
+exceeds the resident memory at the start of training, plus the model's weights; this excludes the interpreter, the
 libraries and the tokenizer, which are the same on both sides.
 
 Rows: question and answer pairs of five files in ../shared/data, answers trained, up to 512 tokens; without that folder
@@ -35,7 +35,7 @@ from data_preparation import SHARED, THREADS, distinct_pairs, load_tokenizer, ma
 from growth import resident
 
 MAX_LENGTH = 512
-# What each side sets beyond what all have.
+# Settings of each side beyond the common ones.
 SETTINGS: dict[str, dict[str, Any]] = {
     "honed": {},
     "trl": {},
@@ -48,7 +48,7 @@ SAME = 1e-4  # relative error of float32 gradients that were summed in another o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A Llama's shape and how it is trained."""
+    """The shape of a Llama and how it is trained."""
 
     hidden: int
     intermediate: int
@@ -112,7 +112,7 @@ def arguments() -> argparse.Namespace:
 
 
 def compare(name: str, folder: Path, *, steps: int, repeats: int) -> dict[str, Any]:
-    """Medians of all sides and of the ratios within a round; stops where gradients differ."""
+    """Medians of all sides and of the ratios within a round; stops if gradients differ."""
     case = CASES[name]
     rows = folder / "rows.json"
     rows.write_text(json.dumps(rows_of(case, steps * case.batch)), encoding="utf-8")
@@ -223,7 +223,7 @@ def trl_trainer(model: Any, options: dict[str, Any], rows: list[dict[str, Any]],
 
 
 def watching(file: str | None) -> Any:
-    """A callback that notes when steps end, and keeps the first step's gradients where a file is named."""
+    """A callback that records when steps end, and saves the first step's gradients if a file is given."""
     import torch
     from transformers import TrainerCallback
 
@@ -243,7 +243,7 @@ def watching(file: str | None) -> Any:
 
 
 def gradient_error(file: Path, reference: Path) -> float:
-    """The greatest relative error, in norm, of all parameters' gradients; all must be in both."""
+    """The largest relative error, in norm, of all parameters' gradients; both files must have all parameters."""
     import torch
 
     found, expected = torch.load(file), torch.load(reference)
@@ -254,7 +254,7 @@ def gradient_error(file: Path, reference: Path) -> float:
 
 
 def model_of(case: Case, **changes: Any) -> Any:
-    """A Llama of this shape with random weights; `changes` are of its configuration."""
+    """A Llama of this shape with random weights; `changes` override its configuration."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -276,14 +276,14 @@ def model_of(case: Case, **changes: Any) -> Any:
 
 
 def with_adapter(model: Any) -> Any:
-    """LoRA, rank 16, on all linear layers but the head."""
+    """Adds LoRA of rank 16 to all linear layers except the head."""
     import torch
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # zero at first, which would leave lora_A without a gradient to compare
+        if "lora_B" in name:  # initially zero, which would leave lora_A without a gradient to compare
             torch.nn.init.normal_(parameter, std=0.01)
     return model
 

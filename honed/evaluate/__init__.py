@@ -1,1 +1,1 @@
-"""What a trained model can do that it could not before."""
+"""Evaluation of a trained model, alone or against its base model."""

@@ -1,4 +1,4 @@
-"""The same questions before and after training: how many answers end by themselves, how many follow the form."""
+"""The same questions before and after training: how many answers end by themselves, and how many have the form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from honed.generate.answer import Answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """A rule that an answer follows or not: a regular expression that the whole answer must match."""
+    """The required form of an answer: a regular expression that the whole answer must match."""
 
     pattern: str
     says: str = ""
@@ -27,14 +27,14 @@ class Form:
             ) from None
 
     def follows(self, answer: str) -> bool:
-        """True when the answer, outer white space aside, has the form."""
+        """Whether the answer, without surrounding whitespace, has the form."""
         return re.fullmatch(self.pattern, answer.strip()) is not None
 
 
 def compare(
     prompts: Sequence[str], before: Sequence[Answer], after: Sequence[Answer], form: Form | None
 ) -> dict[str, Any]:
-    """Counts and answers side by side, as `samples.json` keeps them."""
+    """Counts and answers side by side, as stored in `samples.json`."""
     return {
         "before": _counts(before, form),
         "after": _counts(after, form),

@@ -1,4 +1,4 @@
-"""How a model answers: whether it stops, how long it talks, how much it says again, whether it is right."""
+"""How a model answers: whether it stops, how long its answers are, how much it repeats, whether it is right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from honed.generate.answer import Answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation up to its last answer, which is the `reference`."""
+    """A conversation without its last answer, which is the `reference`."""
 
     source: str
     messages: tuple[Message, ...]
@@ -25,7 +25,7 @@ class Prompt:
 
 
 def prompts_of(examples: Sequence[Example], limit: int | None) -> tuple[list[Prompt], Counter[str]]:
-    """The prompts of the rows, at most `limit`, and why other rows gave none."""
+    """At most `limit` prompts from the rows, and the reasons why other rows gave none, counted."""
     found: list[Prompt] = []
     without: Counter[str] = Counter()
     for example in examples:
@@ -40,7 +40,7 @@ def prompts_of(examples: Sequence[Example], limit: int | None) -> tuple[list[Pro
 
 
 def _prompt(example: Example) -> Prompt | str:
-    """The prompt of a row, or why it gives none."""
+    """The prompt of a row, or the reason why it has none."""
     if not isinstance(example, Conversation):
         return "no chat to answer, so only the loss"
     if example.tools:
@@ -55,7 +55,7 @@ def _prompt(example: Example) -> Prompt | str:
 
 
 def behaviour_measures(answers: Sequence[Answer], form: Form | None = None) -> list[Measure]:
-    """What can be counted in answers, each a mean over them; an answer without words has no say on its words."""
+    """Statistics of the answers, each a mean over them; answers without words are left out of those about words."""
     texts = [words(answer.text) for answer in answers]
     repeats = [longest_repeat(text) for text in texts]
     shares = [repeat / len(text) if text else None for repeat, text in zip(repeats, texts, strict=True)]
@@ -70,7 +70,7 @@ def behaviour_measures(answers: Sequence[Answer], form: Form | None = None) -> l
 
 
 def task_measures(tasks: Sequence[Task], answers: Sequence[Answer]) -> list[Measure]:
-    """The share of tasks that are solved, of all and of each kind."""
+    """The share of solved tasks, overall and for each kind."""
     solved = [task.check(answer.text) for task, answer in zip(tasks, answers, strict=True)]
     found = [_mean("tasks", "tasks solved", "share", solved)] if tasks else []
     for kind in CHECKS:

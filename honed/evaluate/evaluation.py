@@ -1,4 +1,4 @@
-"""One model, or two on the same rows, measured; and the result as plain data, as `--json` writes it."""
+"""Measures one model, or two on the same rows, and returns the result as plain data, as `--json` writes it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from honed.generate.answer import Answer, answers, need_template
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exam:
-    """What models are measured on: rows to score, prompts and tasks to answer, and the form of good answers."""
+    """What models are measured on: rows to score, prompts and tasks to answer, and the required form of answers."""
 
     held_out: HeldOut
     prompts: Sequence[Prompt] = ()
@@ -31,12 +31,12 @@ class Exam:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What one model did.
+    """The results of one model.
 
     Attributes:
-        measures: of loss, behaviour and tasks, in this order.
+        measures: loss, behaviour and tasks, in this order.
         said: answers to the exam's prompts, then to its tasks.
-        lm_eval: task -> name -> number.
+        lm_eval: task -> metric -> value.
     """
 
     measures: list[Measure]
@@ -47,10 +47,10 @@ class Measured:
 def sit(
     exam: Exam, model: Any, tokenizer: Any, template: Template | None, *, name: str, scorer: Scorer, collate: Collate
 ) -> Measured:
-    """Scores the rows, answers the prompts and the tasks, greedily.
+    """Scores the rows, and answers the prompts and tasks greedily.
 
     Raises:
-        ModelError: there are prompts, and no template.
+        ModelError: there are prompts or tasks, but no template.
     """
     scores = score([document.packed for document in exam.held_out.documents], scorer, collate)
 
@@ -67,16 +67,16 @@ def sit(
 
 
 def check_same_tokens(held_out: HeldOut, tokenizer: Any, other: Any, *, vocabulary: int, name: str) -> None:
-    """Losses per token can be compared only where tokens are the same; checked on those that the rows use.
+    """Checks that two models have the same tokens, on those that the rows use; otherwise losses are not comparable.
 
     Args:
         held_out: rows as ids of `tokenizer`.
-        tokenizer, other: of the model, and of the one that it is compared with.
-        vocabulary: rows of that one's embedding.
-        name: of that one, for the message.
+        tokenizer, other: the tokenizers of the model and of the model that it is compared with.
+        vocabulary: number of rows in the other model's embedding.
+        name: the other model's name, for the message.
 
     Raises:
-        ModelError: they differ.
+        ModelError: the tokens differ.
     """
     used = sorted({int(token) for document in held_out.documents for token in document.packed.input_ids})
     own, theirs = (tok.convert_ids_to_tokens([i for i in used if i < vocabulary]) for tok in (tokenizer, other))
@@ -97,7 +97,7 @@ def result(
     verdicts: Sequence[Verdict],
     **facts: Any,
 ) -> dict[str, Any]:
-    """Everything found, as plain data; `facts` come first (names of models and files, the command)."""
+    """All results as plain data; `facts` (names of models and files, the command) come first."""
     ledger = exam.held_out.ledger.as_dict()
     speakers = {"model": tuned, **({"against": base} if base else {})}
     return {
@@ -131,7 +131,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def _answers(exam: Exam, speakers: Mapping[str, Measured]) -> list[dict[str, Any]]:
-    """Each question with the answers; `passed` says whether one has the form or solves the task, where asked for."""
+    """Each question with its answers; `passed` says whether an answer has the form or solves the task."""
     follows = exam.form.follows if exam.form else None
     questions = [(prompt.source, prompt.messages, prompt.reference) for prompt in exam.prompts]
     checks = [follows] * len(questions) + [task.check for task in exam.tasks]

@@ -1,4 +1,4 @@
-"""A gate: how much worse than the base a model may be before the command fails."""
+"""A gate: how much worse than the base model a model may be before the command fails."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ EXAMPLE = "for example: --gate loss=0.02,stops=-0.05"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """At most this change of one measure.
+    """A limit on the change of one measure.
 
     Attributes:
-        name: of the measure.
-        limit: of losses the relative rise that is allowed (0.02: up to 2% more); of all others the allowed change in
-            the measure's own unit, 0 or positive where lower is better, 0 or negative where higher is better
-            (-0.05: a share may fall by up to 5 points).
+        name: the measure.
+        limit: for losses, the allowed relative increase (0.02: up to 2% more). For all others, the allowed change in
+            the measure's own unit: 0 or positive if lower is better, 0 or negative if higher is better (-0.05: a share
+            may fall by up to 5 points).
     """
 
     name: str
@@ -29,7 +29,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a rule found; `change` is relative for losses."""
+    """The result of a rule; `change` is relative for losses."""
 
     rule: Rule
     change: float
@@ -42,10 +42,10 @@ class Verdict:
 
 
 def read_gate(text: str) -> list[Rule]:
-    """`NAME=LIMIT,NAME=LIMIT` as rules; names in any case.
+    """Parses `NAME=LIMIT,NAME=LIMIT`; case does not matter.
 
     Raises:
-        RecipeError: no such measure, no number, or a limit that would ask for an improvement.
+        RecipeError: unknown or repeated measure, no number, or a limit that would require an improvement.
     """
     rules = [_rule(part) for part in text.split(",")]
     names = [rule.name for rule in rules]
@@ -55,15 +55,15 @@ def read_gate(text: str) -> list[Rule]:
 
 
 def is_relative(name: str) -> bool:
-    """Whether a limit on this measure is a share of the base's value."""
+    """Whether a limit on this measure is relative to the base model's value."""
     return name.partition(".")[0] == "loss"
 
 
 def judge(rules: Sequence[Rule], found: Sequence[Compared]) -> list[Verdict]:
-    """Each rule held against the differences found, not against their intervals.
+    """Checks each rule against the measured differences, not against their confidence intervals.
 
     Raises:
-        RecipeError: a rule is about something that was not measured.
+        RecipeError: a rule names something that was not measured, or there is no base model.
     """
     measured = {compared.name.lower(): compared for compared in found if direction(compared.name)}
     missing = [rule.name for rule in rules if rule.name not in measured]

@@ -1,4 +1,4 @@
-"""Held-out rows -> the loss of each trained token, by role, by source file and by place in the turn.
+"""Held-out rows -> the loss of each trained token, by role, by source file and by position in the turn.
 
 Shapes: T tokens of a document, K trained tokens of all documents.
 """
@@ -32,11 +32,11 @@ from honed.quantities import counted
 ROLES = ("assistant", "user", "system", "tool", "completion", "text", "other")
 KINDS = ("first token", "answer body", "end of turn", "outside turns")
 FIRST, BODY, END, OUTSIDE = range(4)
-TOKENS_AT_A_TIME = 4096  # of a batch, padding included; a longer document is a batch of its own
+TOKENS_AT_A_TIME = 4096  # per batch, padding included; a longer document is its own batch
 
 
 class Scores(Protocol):
-    """Of a batch's trained tokens, row by row, as in `honed.loss.head.TokenScores`; correct_N if asked for."""
+    """Scores of a batch's trained tokens, row by row, as in `honed.loss.head.TokenScores`; correct_N if requested."""
 
     @property
     def nll_N(self) -> torch.Tensor: ...
@@ -46,7 +46,7 @@ class Scores(Protocol):
 
 
 class Scorer(Protocol):
-    """A model that scores batches as the collators make them."""
+    """A model that scores batches from the collators."""
 
     def __call__(self, batch: Batch, extras: bool) -> Scores: ...
 
@@ -56,7 +56,7 @@ Collate = Callable[[Sequence[PackedRow]], Batch]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentScores:
-    """Of a document's trained tokens: negative log-likelihood in nats, float64, and whether each was the likeliest."""
+    """A document's trained tokens: negative log-likelihood in nats, float64, and whether each was the most likely."""
 
     nll_N: np.ndarray
     correct_N: np.ndarray | None = None
@@ -64,12 +64,12 @@ class DocumentScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
-    """A document, and what each of its tokens is.
+    """A document with the role and kind of each token.
 
     Attributes:
-        row: number of the row that it came from.
+        row: number of the row that it comes from.
         packed: ids and loss weights.
-        role_T, kind_T: int8, numbers in ROLES and KINDS.
+        role_T, kind_T: int8, indices into ROLES and KINDS.
     """
 
     row: int
@@ -85,7 +85,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """What is scored: the rows that have trained tokens, their documents in order, and what became of every row."""
+    """The data to score: rows with trained tokens, their documents in order, and the ledger of all rows."""
 
     examples: tuple[Example, ...]
     documents: tuple[Labelled, ...]
@@ -93,19 +93,18 @@ class HeldOut:
 
 
 def read_held_out(data: Any, tokenizer: Any, template: Template | None, options: PrepareOptions) -> HeldOut:
-    """Renders rows exactly as training does, and says of each token what it is.
+    """Renders rows exactly as in training, and labels each token with its role and kind.
 
-    Documents longer than `max_length` are scored up to there; rows that cannot be used are left out. The ledger counts
-    both.
+    Documents longer than `max_length` are scored up to this length; unusable rows are dropped. The ledger counts both.
 
     Args:
         data: what `honed.data.read.sources.read_rows` takes.
-        tokenizer, template: of the model.
-        options: those of its training; packing, `overlong` and `bad_rows` are not looked at.
+        tokenizer, template: the model's.
+        options: those of its training; packing, `overlong` and `bad_rows` are ignored.
 
     Raises:
         DataError: there is nothing to score.
-        TemplateError: the template's spans can be verified in no row.
+        TemplateError: the template's spans cannot be verified in any row.
     """
     whole = replace(options, max_length=None, packing=False, bad_rows="drop")
     rows = dict(read_rows(data))
@@ -128,14 +127,14 @@ def read_held_out(data: Any, tokenizer: Any, template: Template | None, options:
 
 
 def labelled(kept: KeptRow, example: Example, options: PrepareOptions, *, row: int = 0) -> list[Labelled]:
-    """The row's documents with the role and the kind of each token."""
+    """The row's documents with the role and kind of each token."""
     turns = sum(len(view.turns) for view in kept.views)
     roles = iter(_roles_of_turns(example, options, turns))
     return [_label(view, [next(roles) for _ in view.turns], row) for view in kept.views]
 
 
 def _roles_of_turns(example: Example, options: PrepareOptions, turns: int) -> list[str]:
-    """Whose each trained turn is, in the order of the documents."""
+    """The role of each trained turn, in the order of the documents."""
     if isinstance(example, PromptCompletion):
         return ["completion"] * turns
     if isinstance(example, Document):
@@ -144,7 +143,7 @@ def _roles_of_turns(example: Example, options: PrepareOptions, turns: int) -> li
         mode = "assistant" if options.train_on in ("all", "completion") else options.train_on
         roles = ("assistant",) if options.train_on == "all" else options.train_roles
         messages = example.messages
-        if options.train_on == "all":  # the row's own wishes are not looked at
+        if options.train_on == "all":  # ignore the row's own `train` and `weight`
             messages = tuple(replace(message, train=None, weight=None) for message in messages)
         named = [messages[number].role for number in trained_turns(messages, mode, roles)]
         if len(named) == turns:
@@ -166,7 +165,7 @@ def _label(view: Rendered, roles: Sequence[str], row: int) -> Labelled:
 
 
 def _within(documents: list[Labelled], kept: KeptRow, limit: int | None, ledger: Ledger) -> list[Labelled]:
-    """The documents up to the limit; the ledger gets what was cut, or that nothing is left."""
+    """The documents up to the limit; the ledger records what was cut, or that nothing is left."""
     longest = max(len(document.packed.input_ids) for document in documents)
     if limit is None or longest <= limit:
         kept.count(ledger)
@@ -193,8 +192,8 @@ def score(
     """Scores of the trained tokens of each row, in the order of the rows, on the CPU; nll_N is float64.
 
     Args:
-        rows: of one document each; batched by length, so that little is padding.
-        extras: whether correct_N is wanted.
+        rows: one document each; batched by length to reduce padding.
+        extras: also compute correct_N.
         desc: text of the progress bar.
     """
     found: list[DocumentScores | None] = [None] * len(rows)
@@ -211,7 +210,7 @@ def score(
 
 
 def batches(lengths: Sequence[int], tokens: int = TOKENS_AT_A_TIME) -> list[list[int]]:
-    """Document numbers, longest first, cut into batches of at most `tokens` tokens when padded to the longest."""
+    """Document numbers, longest first, in batches of at most `tokens` tokens when padded to the longest document."""
     made: list[list[int]] = []
     for number in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         if made and lengths[made[-1][0]] * (len(made[-1]) + 1) <= tokens:
@@ -222,9 +221,9 @@ def batches(lengths: Sequence[int], tokens: int = TOKENS_AT_A_TIME) -> list[list
 
 
 def loss_measures(held_out: HeldOut, scores: Sequence[DocumentScores]) -> list[Measure]:
-    """The loss per token of all rows, then by role and by source where there are several, and by kind of token.
+    """The loss per token over all rows, then by role, source and kind of token, where there are several of each.
 
-    Each is a ratio over rows, both parts weighted as in training: the loss that a training step would have on them all.
+    Each is a ratio over rows, weighted as in training: the loss that one training step over all of them would have.
     """
     documents, rows = held_out.documents, len(held_out.examples)
     row_K = _of_trained(documents, [np.full(len(d.role_T), d.row) for d in documents])
@@ -258,5 +257,5 @@ def loss_measures(held_out: HeldOut, scores: Sequence[DocumentScores]) -> list[M
 
 
 def _of_trained(documents: Sequence[Labelled], arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """What each of these arrays, one for a document, has at the trained tokens, end to end."""
+    """The values at the trained tokens, concatenated over the documents; `arrays` has one array per document."""
     return np.concatenate([array[d.trained_T] for d, array in zip(documents, arrays, strict=True)])

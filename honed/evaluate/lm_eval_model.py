@@ -1,6 +1,6 @@
-"""A model as EleutherAI's lm-evaluation-harness wants it: its tasks, our scoring and our answers.
+"""A model for EleutherAI's lm-evaluation-harness: its tasks, honed's scoring and generation.
 
-Contexts come as text that the harness has put into the chat template; their continuations are scored with the chunked
+Contexts come as text to which the harness has applied the chat template; continuations are scored with the chunked
 head, and answers are generated as everywhere in honed.
 """
 
@@ -22,17 +22,17 @@ from honed.errors import MissingExtraError, RecipeError
 from honed.evaluate.held_out import Collate, Scorer, score
 from honed.generate.answer import answers, ask
 
-MAX_NEW_TOKENS = 256  # what the harness's own models take where a task does not say
+MAX_NEW_TOKENS = 256  # the default of the harness's own models
 
 
 @dataclass(frozen=True, slots=True)
 class Verbatim:
-    """A template that takes a message as it stands: its text is a whole prompt already."""
+    """A template that leaves a message unchanged, because its text is already a whole prompt."""
 
     alpaca_separator: str = "\n"
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
-        """It is for prompts only."""
+        """Not supported: this template is only for prompts."""
         raise NotImplementedError("a verbatim template trains nothing")
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> tuple[Piece, ...]:
@@ -46,8 +46,8 @@ class Requests:
     Args:
         model, tokenizer: the model; the tokenizer has a chat template.
         scorer, collate: see `honed.evaluate.held_out.score`.
-        max_length: tokens that the model takes; longer contexts lose their beginning, as in the harness. `cut` counts
-            them.
+        max_length: the model's maximum context; longer contexts are truncated on the left, as in the harness, and
+            counted in `cut`.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, scorer: Scorer, collate: Collate, max_length: int) -> None:
@@ -62,7 +62,7 @@ class Requests:
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The text of the template, which the harness keeps with the results."""
+        """The text of the template, which the harness stores with the results."""
         return str(self.tokenizer.chat_template)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -76,13 +76,13 @@ class Requests:
         return str(text)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """For each (context, continuation): the log-likelihood in nats, and whether greedy decoding would say it."""
+        """For each (context, continuation): the log-likelihood in nats, and whether greedy decoding would give it."""
         rows = [self._row(*request.args) for request in requests]
         found = score(rows, self.scorer, self.collate, extras=True, desc="Scoring continuations")
         return [(-float(one.nll_N.sum()), bool(np.all(one.correct_N))) for one in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Not answered: the perplexity of running text is no measure of a model that was tuned to answer."""
+        """Refused: the perplexity of running text does not measure a model that was tuned to answer."""
         raise RecipeError(
             "--lm-eval: this task asks for the perplexity of running text.",
             fix="leave it out; held-out loss on rows {text: ...} is what `honed eval --data` gives",
@@ -108,7 +108,7 @@ class Requests:
         return [found[number] for number in range(len(requests))]
 
     def _row(self, context: str, continuation: str) -> PackedRow:
-        """Ids of both, the continuation's with weight 1. Spaces at the border belong to the continuation."""
+        """Ids of both, the continuation's with weight 1. Spaces at the boundary belong to the continuation."""
         stripped = context.rstrip()
         whole = self._ids(context + continuation)
         border = len(self._ids(stripped)) if stripped else 0
@@ -129,28 +129,28 @@ class Requests:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _first(self) -> int:
-        """What stands before a text without context."""
+        """The token before a text without context."""
         bos = self.tokenizer.bos_token_id
         return int(self.tokenizer.eos_token_id if bos is None else bos)
 
 
 def need_lm_eval() -> None:
-    """Raises MissingExtraError where lm-eval is not installed; imports nothing."""
+    """Raises MissingExtraError if lm-eval is not installed; imports nothing."""
     if find_spec("lm_eval") is None:
         raise MissingExtraError("lm_eval", "eval")
 
 
 def run_tasks(lm: Any, tasks: Sequence[str], *, limit: int | None, seed: int) -> dict[str, dict[str, float]]:
-    """The harness's numbers for each task, with its own names ("acc,none").
+    """The harness's results for each task, under its own metric names ("acc,none").
 
     Args:
-        lm: the model, as `as_lm` gives it.
-        tasks: names that the harness knows, or paths of YAML files.
-        limit: questions of each task; None for all.
-        seed: of few-shot examples.
+        lm: the model, from `as_lm`.
+        tasks: task names of the harness, or paths of YAML files.
+        limit: questions per task; None for all.
+        seed: random seed, also for few-shot examples.
 
     Raises:
-        RecipeError: a task is unknown, or its data cannot be had.
+        RecipeError: a task is unknown, or its data cannot be loaded.
     """
     try:
         found = import_module("lm_eval").simple_evaluate(
@@ -171,10 +171,10 @@ def run_tasks(lm: Any, tasks: Sequence[str], *, limit: int | None, seed: int) ->
 
 
 def as_lm(requests: Requests) -> Any:
-    """The same, as an instance of `lm_eval.api.model.LM`, which the harness insists on.
+    """The same object as an instance of `lm_eval.api.model.LM`, which the harness requires.
 
     Raises:
-        MissingExtraError: lm-eval is absent.
+        MissingExtraError: lm-eval is not installed.
     """
     need_lm_eval()
     kind = type("HonedLM", (Requests, import_module("lm_eval.api.model").LM), {})
@@ -194,7 +194,7 @@ def before_stops(text: str, stops: str | Sequence[str]) -> str:
 
 
 def _alike(arguments: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[int]]]:
-    """Numbers of the requests that have the same arguments."""
+    """Each distinct set of arguments, with the numbers of the requests that have it."""
     groups: dict[str, list[int]] = {}
     for number, own in enumerate(arguments):
         groups.setdefault(repr(sorted(own.items())), []).append(number)
@@ -202,7 +202,7 @@ def _alike(arguments: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, An
 
 
 def _sampling(arguments: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Longest answer, and arguments of `answers`: greedy unless the task wants to sample."""
+    """Maximum length of the answer, and arguments of `answers`; greedy unless the task asks for sampling."""
     own = {key: value for key, value in arguments.items() if key not in ("until", "max_gen_toks", "do_sample")}
     length = int(arguments.get("max_gen_toks", MAX_NEW_TOKENS))
     if not arguments.get("do_sample") or own.get("temperature") == 0:

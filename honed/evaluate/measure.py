@@ -1,4 +1,4 @@
-"""A thing that is measured of a model, and the same thing of two models side by side."""
+"""A measure of one model, and its comparison between two models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from honed.evaluate.statistics import Ratio, interval
 
-# Of measures that have a good direction; those of parts of the loss ("loss.role.user") go the way of the loss.
+# Which direction is better, for measures that have one; parts of the loss ("loss.role.user") follow the loss.
 BETTER = {
     "loss": "lower",
     "stops": "higher",
@@ -30,11 +30,11 @@ class Measure:
     """One number about one model.
 
     Attributes:
-        name: as gates and the JSON file call it.
-        label: as a table calls it.
+        name: the name in gates and the JSON file.
+        label: the name in tables.
         unit: "nats", "share" (0 to 1) or what is counted.
-        ratio: what it is the ratio of, unit by unit; two models are compared on the same units.
-        of: how many tokens or answers it is about.
+        ratio: sums and weights per row or prompt; two models are compared on the same ones.
+        of: the number of tokens or answers behind it.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Measure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A measure as it is shown.
+    """A measure as it is reported.
 
     Attributes:
-        value: of the model.
-        base: of the model that it is compared with; None without one.
-        low, high: 95% interval of value - base, or of the value where there is no base; None where it has none.
+        value: the model's value.
+        base: the value of the base model; None without one.
+        low, high: 95% confidence interval of value - base, or of value if there is no base; None if there is none.
     """
 
     name: str
@@ -70,14 +70,14 @@ class Compared:
 
 
 def direction(name: str) -> str | None:
-    """ "lower" or "higher", whichever is better; None where neither is."""
+    """ "lower" or "higher", whichever is better; None if neither is."""
     return BETTER.get(name.partition(".")[0])
 
 
 def compare_measures(
     tuned: Sequence[Measure], base: Sequence[Measure] | None = None, *, seed: int = 0
 ) -> list[Compared]:
-    """The measures with their intervals; `base` holds the same ones of the other model, in the same order."""
+    """The measures with their confidence intervals; `base` has the same measures of the other model, in this order."""
     others: Sequence[Measure | None] = [None] * len(tuned) if base is None else base
     return [_compared(one, other, seed=seed) for one, other in zip(tuned, others, strict=True)]
 
@@ -99,5 +99,5 @@ def _compared(one: Measure, other: Measure | None, *, seed: int) -> Compared:
 
 
 def perplexity(loss: float) -> float:
-    """exp of a loss in nats; infinite where that is too large for a float."""
+    """exp of a loss in nats; infinite if that overflows."""
     return math.inf if loss > 700 else math.exp(loss)

@@ -1,4 +1,4 @@
-"""Ratios over rows or prompts, and how far to trust them: the paired percentile bootstrap.
+"""Ratios over rows or prompts, and their confidence intervals by the paired percentile bootstrap.
 
 Shapes: N units (rows, prompts, tasks), C columns, R resamples.
 """
@@ -17,11 +17,11 @@ COUNTS_AT_A_TIME = 1 << 22  # int64 counts in memory: 32 MB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """The sum of what units bring over the sum of their weights: a loss per token, a share, a mean.
+    """The sum of values over units divided by the sum of their weights: a loss per token, a share, a mean.
 
     Attributes:
-        sums_N: float64; of a unit's tokens the summed loss, or 1 where an answer stopped, and so on.
-        weights_N: float64; its tokens, or 1. A unit with weight 0 has no say.
+        sums_N: float64; for example the summed loss of a unit's tokens, or 1 if an answer stopped.
+        weights_N: float64; for example the number of tokens, or 1. A unit with weight 0 does not count.
     """
 
     sums_N: np.ndarray
@@ -29,13 +29,13 @@ class Ratio:
 
     @classmethod
     def of(cls, values: Sequence[float | bool | None]) -> Ratio:
-        """The mean of these values; None stands for a unit that has none."""
+        """The mean of these values; None for a unit without a value."""
         there = np.array([value is not None for value in values], dtype=np.float64)
         return cls(sums_N=np.array([value or 0.0 for value in values], dtype=np.float64), weights_N=there)
 
     @property
     def value(self) -> float:
-        """NaN where there is no weight."""
+        """The ratio; NaN if the total weight is 0."""
         weight = self.weights_N.sum()
         return float(self.sums_N.sum() / weight) if weight else float("nan")
 
@@ -46,11 +46,11 @@ def interval(
     """Bootstrap 95% confidence interval of a ratio, or of the difference tuned - base on the same units.
 
     Whole units are resampled, because the tokens of one row are not independent. Both models are compared on the same
-    draws, so that a row's difficulty for both cancels out. Percentile intervals (Efron and Tibshirani, An Introduction
-    to the Bootstrap, 1993, chapter 13) are too narrow for a handful of units.
+    resamples, so that a row's difficulty for both cancels out. Percentile intervals (Efron and Tibshirani, An
+    Introduction to the Bootstrap, 1993, chapter 13) are too narrow for a handful of units.
 
     Returns:
-        Its ends; None where fewer than two units have a say.
+        The interval's bounds; None if fewer than two units count.
     """
     columns = [tuned.sums_N, tuned.weights_N, *([base.sums_N, base.weights_N] if base else [])]
     values_NC = np.stack(columns, axis=1)
@@ -58,7 +58,7 @@ def interval(
     if len(values_NC) < 2:
         return None
     sums_RC = resampled_sums(values_NC, resamples=resamples, seed=seed)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a draw may miss every unit that one side has
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may miss all units of one side
         ratios_RC = sums_RC[:, 0::2] / sums_RC[:, 1::2]
     found_R = ratios_RC[:, 0] - ratios_RC[:, 1] if base else ratios_RC[:, 0]
     found_R = found_R[np.isfinite(found_R)]
@@ -69,7 +69,7 @@ def interval(
 
 
 def resampled_sums(values_NC: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """Column sums of `resamples` draws of N rows with replacement, float64 (R, C). The same seed, the same draws."""
+    """Column sums over N rows drawn with replacement, float64 (R, C); the seed determines the draws."""
     rng = np.random.default_rng(seed)
     units = len(values_NC)
     share_N = np.full(units, 1.0 / units)

@@ -28,12 +28,12 @@ FORM = "a list of {prompt: TEXT or messages: [...], expect: {exact, contains, re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A question and how to tell whether an answer is right.
+    """A question and a check of its answer.
 
     Attributes:
-        messages: the conversation up to the answer.
+        messages: the conversation before the answer.
         kind: "exact", "contains", "regex" or "json_schema".
-        wanted: what was asked for, as text.
+        wanted: what the check expects, as text.
         check: answer -> whether it is right.
     """
 
@@ -44,11 +44,11 @@ class Task:
 
 
 def read_tasks(path: Path, *, system: str | None = None) -> list[Task]:
-    """The tasks of a YAML file; `system` is the system prompt of those that are a `prompt`.
+    """The tasks of a YAML file; `system` is the system prompt of tasks given as a `prompt`.
 
     Raises:
-        RecipeError: the file cannot be read, or a task is not well formed; names its number.
-        MissingExtraError: a task has a JSON schema, and `jsonschema` is absent.
+        RecipeError: the file cannot be read, or a task is malformed; the message gives its number.
+        MissingExtraError: a task has a JSON schema, but `jsonschema` is not installed.
     """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What can be counted in an answer's text: its words, how varied they are, how long it goes round in circles."""
+"""Statistics of an answer's text: its words, their diversity, the longest repetition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Chinese and Japanese write no spaces: each of their characters counts as a word.
+# Chinese and Japanese do not separate words with spaces: each character counts as a word.
 _WORD = re.compile(r"[\u3040-\u9fff\uf900-\ufaff]|[^\W\u3040-\u9fff\uf900-\ufaff]+|[^\w\s]")
 
 
@@ -17,22 +17,22 @@ def words(text: str) -> list[str]:
 
 
 def distinct(items: Sequence[str], n: int) -> float | None:
-    """distinct-n of one text: different n-grams over all n-grams; None where it has none.
+    """distinct-n of one text: distinct n-grams divided by all n-grams; None if it has none.
 
-    Source: Li et al., A Diversity-Promoting Objective Function (arXiv:1510.03055). Taken answer by answer, so that it
-    does not sink with the number of answers.
+    Source: Li et al., A Diversity-Promoting Objective Function (arXiv:1510.03055). Computed per answer, so that it does
+    not fall with the number of answers.
     """
     grams = [tuple(items[start : start + n]) for start in range(len(items) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def longest_repeat(items: Sequence[str]) -> int:
-    """Words of the longest run that repeats what directly precedes it.
+    """Number of words in the longest run that repeats what directly precedes it.
 
         "no no no no"  -> 3      "a b a b a"  -> 3      "a b a"  -> 0
 
-    A phrase of p words must be repeated in full once to count. Models that were not trained to stop often end this
-    way. O(n^2) for n words.
+    A phrase counts only if it is repeated in full at least once. Models that were not trained to stop often end in such
+    a repetition. O(n^2) for n words.
     """
     ids = np.unique(np.array(items, dtype=object).astype(str), return_inverse=True)[1]
     longest = 0

@@ -1,1 +1,1 @@
-"""Generation from prompts made as in training."""
+"""Generation, with prompts rendered as in training."""

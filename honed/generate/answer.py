@@ -1,4 +1,4 @@
-"""Answers of a model to many prompts at once."""
+"""A model's answers to many prompts at once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a model said.
+    """A model's answer.
 
     Attributes:
-        text: without special tokens.
-        stopped: it ended with a stop token, and was not cut at the limit.
-        tokens: how many were generated, including the stop token.
+        text: the answer without special tokens.
+        stopped: whether it ended with a stop token and was not cut at the limit.
+        tokens: number of generated tokens, including the stop token.
     """
 
     text: str
@@ -54,20 +54,20 @@ def answers(
     seed: int | None = None,
     **sampling: Any,
 ) -> list[Answer]:
-    """One answer for each conversation, greedy unless `sampling` says otherwise.
+    """One answer to each conversation, greedy unless `sampling` says otherwise.
 
     Args:
-        model: a causal language model; left in the mode (training or not) it was in.
+        model: a causal language model; it stays in its mode (training or evaluation).
         template: makes the same prompt ids as in training.
-        conversations: messages up to the answer that is wanted.
-        batch_size: rows at a time; what is answered does not depend on it.
+        conversations: the messages before each answer.
+        batch_size: rows at a time; the answers do not depend on it.
         show: whether to show a progress bar.
-        seed: of sampling; None draws one from torch's own random numbers.
-        sampling: arguments of transformers' `generate`. Those that honed's engine does not know, and models that it
-            does not fit, are answered by `generate` itself; the log says so.
+        seed: seed for sampling; None draws one from torch's global generator.
+        sampling: arguments of transformers' `generate`. If honed's engine does not support one of them, or the model,
+            `generate` itself is used; the log says so.
 
     Raises:
-        TemplateError: the template refuses a conversation, such as one with a system prompt.
+        TemplateError: the template refuses a conversation, for example because of its system prompt.
     """
     prompts = prompt_ids(tokenizer, template, conversations)
     if not prompts:
@@ -88,13 +88,13 @@ def answers(
 
 
 def prompt_ids(tokenizer: Any, template: Template, conversations: Iterable[Sequence[Message]]) -> list[list[int]]:
-    """The ids with which each conversation's next answer begins, as in training."""
+    """The prompt ids before each conversation's next answer, as in training."""
     renderer = Renderer(tokenizer, template)
     return [renderer.prompt_ids(_prompt(template, messages)) for messages in conversations]
 
 
 def need_template(template: Template | None, name: str) -> Template:
-    """The template, or an error for a model that has none."""
+    """The template; raises ModelError if the model has none."""
     if template is None:
         raise ModelError(
             f"{name} has no chat template.", fix="train it first, with data.template=plain or a Jinja file"

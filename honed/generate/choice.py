@@ -1,4 +1,4 @@
-"""Which engine answers, and with what settings: those of the call, else the model's own generation settings."""
+"""Chooses the engine and its settings: those of the call, otherwise the model's own generation settings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from honed.generate.request import TextEngine
 from honed.generate.sampling import Sampling
 
 OWN = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-TOP_K = 50  # transformers' default where neither the call nor the model says otherwise
-# Settings of transformers' generation that change tokens and that honed's engine does not know, with the values at
-# which they do nothing.
+TOP_K = 50  # transformers' default if neither the call nor the model sets it
+# Settings of transformers' `generate` that change tokens and that honed's engine does not support, with the values at
+# which they have no effect.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("num_beams", "encoder_repetition_penalty", "typical_p", "guidance_scale"), (None, 1)),
     **dict.fromkeys(("no_repeat_ngram_size", "min_length", "min_new_tokens"), (None, 0)),
@@ -31,7 +31,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 def open_engine(
     model: Any, tokenizer: Any, *, slots: int = SLOTS, options: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[TextEngine, str]]:
-    """honed's engine where it fits the model and the options, else transformers' `generate` and why ("" for honed's).
+    """Yields honed's engine and "" if it supports the model and options, else transformers' `generate` and the reason.
 
     Args:
         options: arguments of transformers' `generate` beyond those in `OWN`.
@@ -46,7 +46,7 @@ def open_engine(
 
 
 def sampling_of(model: Any, options: Mapping[str, Any]) -> Sampling:
-    """Sampling as transformers' `generate` would read these arguments, greedy unless they say otherwise."""
+    """Sampling settings, with arguments read as by transformers' `generate`, but greedy unless they say otherwise."""
     own = model.generation_config
 
     def value(name: str, default: float) -> Any:
@@ -67,7 +67,7 @@ def sampling_of(model: Any, options: Mapping[str, Any]) -> Sampling:
 
 
 def stop_ids(model: Any) -> list[int]:
-    """Ids at which this model's generation stops."""
+    """Token ids at which the model stops."""
     ids = model.generation_config.eos_token_id
     return [ids] if isinstance(ids, int) else list(ids or [])
 

@@ -1,4 +1,4 @@
-"""transformers' own `generate` behind the same interface, for models and options that honed's engine does not know."""
+"""transformers' `generate` behind the same interface, for models and options that honed's engine does not support."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from honed.model.load.vocabulary import known_tokens
 class TransformersEngine:
     """Answers batches of requests with `model.generate`.
 
-    Greedy requests share left-padded batches. Sampled ones are answered one by one, so that their seeds hold. An answer
-    comes as one piece.
+    Greedy requests share left-padded batches. Sampled ones are answered one by one, so that their seeds determine the
+    result. An answer comes as one piece.
 
     Args:
-        model: a model with `generate`; left in the mode (training or not) it was in.
+        model: a model with `generate`; it stays in its mode (training or evaluation).
         tokenizer: for text, padding and stop strings.
         batch_size: rows at a time.
-        options: further arguments of `generate`, which win over those that requests stand for.
+        options: further arguments of `generate`, which override those of the requests.
         shares: whether prompts may share a batch; see `shares_batches`.
     """
 
@@ -57,7 +57,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def _generate(self, prompts: Sequence[Sequence[int]], request: Request) -> list[list[int]]:
-        """New ids, `request.answers` rows for each prompt; what follows a stop token is padding."""
+        """New ids, `request.answers` rows for each prompt, padded after the stop token."""
         ids_BL, mask_BL = left_padded(prompts, self._pad())
         device = self._model.device
         with evaluating(self._model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -114,7 +114,7 @@ class TransformersEngine:
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 (B, L) ids and mask; prompts end at the same column, where the answers begin."""
+    """Ids and mask, int64 (B, L); all prompts end at the last column, after which the answers begin."""
     width = max(map(len, prompts))
     ids_BL = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
     mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -123,9 +123,9 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tenso
 
 @torch.no_grad()
 def shares_batches(model: Any) -> bool:
-    """Whether prompts in one left-padded batch get the logits that each gets alone; tried with two short random ones.
+    """Whether left-padded batches give each prompt the same logits as alone; tried with two short random prompts.
 
-    Some models whose layers carry a state take padding for tokens, or mix up the rows of a batch.
+    Some models with recurrent state treat padding as tokens, or mix up the rows of a batch.
     """
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(known_tokens(model), (n,), generator=generator).tolist() for n in (5, 12)]
@@ -138,7 +138,7 @@ def shares_batches(model: Any) -> bool:
 
 
 def _first_logits(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Of two new tokens for each prompt, the second computed with a cache: (prompts x 2, V)."""
+    """Logits of two new tokens for each prompt, the second computed with a cache: (prompts x 2, V)."""
     ids_BL, mask_BL = (tensor.to(model.device) for tensor in left_padded(prompts, 0))
     plain = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "pad_token_id": 0}
     output = model.generate(
@@ -154,7 +154,7 @@ def _first_logits(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def _alike(batch: Sequence[tuple[int, Request]], shares: bool) -> list[list[tuple[int, Request]]]:
-    """Requests that one call of `generate` can answer; sampled ones stand alone, and without `shares` all do."""
+    """Groups of requests that one call of `generate` can answer; sampled ones are alone, and without `shares` all."""
     groups: dict[Any, list[tuple[int, Request]]] = {}
     for number, request in batch:
         alone = number if request.sampling.temperature > 0 or not shares else None

@@ -1,4 +1,4 @@
-"""What is asked of an engine, and what it gives back; every engine takes and gives the same."""
+"""Requests and answers, the interface that all engines share."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Reason = Literal["stop", "stop_string", "length", "context"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt, and how it is to be answered.
+    """One prompt, and how to answer it.
 
     Attributes:
         prompt_ids: the prompt's tokens, without padding; at least one.
-        max_new_tokens: most tokens of an answer, its stop token included.
+        max_new_tokens: maximum number of tokens of an answer, including its stop token.
         sampling: how tokens are chosen.
         stop_ids: tokens that end an answer.
-        stop_strings: texts that end an answer, wherever token borders fall; they are not part of it.
-        seed: of sampling; together with the answer's number it fixes the draws, whatever else is in the batch.
-        answers: how many are wanted; the prompt is computed once.
-        first: number of the first of them, from which its draws follow: a batch that goes on asks for later ones.
+        stop_strings: strings that end an answer, also across token boundaries; they are not part of it.
+        seed: seed for sampling; with the answer's number it determines the draws, whatever else is in the batch.
+        answers: number of answers; the prompt is computed once.
+        first: number of the first answer, which determines its draws; a resumed batch requests later ones.
     """
 
     prompt_ids: Sequence[int]
@@ -54,9 +54,9 @@ class Completion:
     """One answer.
 
     Attributes:
-        ids: the tokens that were made, the stop token included.
-        text: their text without special tokens, up to the stop string; "" where the engine has no tokenizer.
-        reason: why it ended: a stop token, a stop string, `max_new_tokens`, or the model's longest context.
+        ids: the generated tokens, including the stop token.
+        text: their text without special tokens, up to the stop string; "" if the engine has no tokenizer.
+        reason: why it ended: a stop token, a stop string, `max_new_tokens`, or the model's maximum context.
     """
 
     ids: tuple[int, ...]
@@ -65,19 +65,19 @@ class Completion:
 
     @property
     def stopped(self) -> bool:
-        """It ended by itself and was not cut."""
+        """Whether it ended by itself and was not cut."""
         return self.reason in ("stop", "stop_string")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Something new of an answer; the texts of all its pieces joined are its text.
+    """A new part of an answer; the texts of all its pieces, joined, are its text.
 
     Attributes:
         request: number of the request, from 0 in the order given.
         answer: number of the answer, from the request's `first`.
-        text: what is new.
-        done: the whole answer, with its last piece only.
+        text: the new text.
+        done: the whole answer; None except in the last piece.
     """
 
     request: int
@@ -87,15 +87,15 @@ class Piece:
 
 
 class TextEngine(Protocol):
-    """Whatever answers requests: honed's own engine, transformers' `generate`, vLLM."""
+    """An engine that answers requests: honed's own, transformers' `generate`, or vLLM."""
 
     def run(self, requests: Iterable[Request], *, pieces: bool = False) -> Iterator[Piece]:
-        """Pieces of answers as they come; one per answer, the whole of it, unless `pieces` asks for all."""
+        """One piece per finished answer; with `pieces`, several per answer as the text is generated."""
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """The model in evaluation mode within the block, afterwards as it was."""
+    """Puts the model into evaluation mode within the block, and restores its mode afterwards."""
     was_training = model.training
     model.eval()
     try:

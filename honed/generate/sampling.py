@@ -1,12 +1,12 @@
 """How the next token is chosen from logits.
 
-    penalty for repetition -> temperature -> top-k -> top-p -> min-p -> one draw
+    repetition penalty -> temperature -> top-k -> top-p -> min-p -> one draw
 
-Order and meaning are those of transformers' generation; the tests compare with it. Draws invert the cumulative
+Order and meaning are those of transformers' `generate`; the tests compare with it. A draw inverts the cumulative
 distribution at one uniform number, so a row's choice does not depend on the other rows.
 
 Sources: top-k, Fan et al. 2018 (arXiv:1805.04833); top-p, Holtzman et al. 2019 (arXiv:1904.09751); min-p, Nguyen et al.
-2024 (arXiv:2407.01082); penalty for repetition, Keskar et al. 2019 (arXiv:1909.05858).
+2024 (arXiv:2407.01082); repetition penalty, Keskar et al. 2019 (arXiv:1909.05858).
 
 Shapes: N rows, V vocabulary, C candidates.
 """
@@ -21,7 +21,7 @@ import torch
 
 from honed.errors import RecipeError
 
-CANDIDATES = 1024  # likeliest tokens among which top-p is looked for before the whole vocabulary is sorted
+CANDIDATES = 1024  # top-p looks among this many top tokens first, and sorts the whole vocabulary only if necessary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +29,11 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        temperature: 0 takes the likeliest token; else logits are divided by it.
-        top_k: only the k likeliest tokens; 0 for all.
-        top_p: only the fewest likeliest tokens that together have this probability; 1 for all.
-        min_p: only tokens at least this share as likely as the likeliest; 0 for all.
-        repetition_penalty: logits of tokens in prompt and answer are divided by it (multiplied, below 0); 1 for none.
+        temperature: 0 takes the most likely token; otherwise logits are divided by it.
+        top_k: keep only the k most likely tokens; 0 for all.
+        top_p: keep only the smallest set of most likely tokens with at least this total probability; 1 for all.
+        min_p: keep only tokens with at least this fraction of the highest probability; 0 for all.
+        repetition_penalty: divides the logits of tokens in prompt and answer (multiplies negative ones); 1 for none.
 
     Raises:
         RecipeError: a value outside its range.
@@ -64,9 +64,9 @@ def choose(
     """The next token of each row.
 
     Args:
-        logits_NV: of any floating dtype; compared in float32, as transformers does.
-        seen: the ids in each row's prompt and answer so far; read only where repetition is penalised.
-        uniforms: one number in [0, 1) for each row; not read at temperature 0.
+        logits_NV: any floating dtype; compared in float32, like transformers.
+        seen: the ids in each row's prompt and answer so far; used only with a repetition penalty.
+        uniforms: one number in [0, 1) per row; unused at temperature 0.
     """
     logits_NV = logits_NV.float()
     if sampling.repetition_penalty != 1:
@@ -78,7 +78,7 @@ def choose(
 
 
 def penalised(logits_NV: torch.Tensor, penalty: float, seen: Sequence[Sequence[int]]) -> torch.Tensor:
-    """A copy in which tokens that were seen are less likely."""
+    """A copy in which seen tokens are less likely."""
     changed_NV = logits_NV.clone()
     for row, ids in zip(changed_NV, seen, strict=True):
         found = torch.tensor(sorted(set(ids)), device=row.device)
@@ -88,9 +88,9 @@ def penalised(logits_NV: torch.Tensor, penalty: float, seen: Sequence[Sequence[i
 
 
 def candidates(logits_NV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens that may be drawn: probabilities float32 (N, C), 0 for those that may not, and ids int64 (N, C)."""
+    """Candidates for the draw: probabilities float32 (N, C), 0 for excluded tokens, and ids int64 (N, C)."""
     scores_NV = logits_NV / sampling.temperature
-    if not sampling.top_k and sampling.top_p == 1:  # nothing needs an order
+    if not sampling.top_k and sampling.top_p == 1:  # no sorting needed
         probabilities_NV = torch.softmax(scores_NV, -1)
         everything = torch.arange(scores_NV.shape[-1], device=scores_NV.device).expand_as(scores_NV)
         return _at_least(probabilities_NV, sampling.min_p), everything
@@ -99,31 +99,31 @@ def candidates(logits_NV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tenso
     if sampling.top_p < 1:
         before_NC = probabilities_NC.cumsum(-1) - probabilities_NC
         probabilities_NC = probabilities_NC.masked_fill(before_NC >= sampling.top_p, 0.0)
-        probabilities_NC[:, 0] = torch.exp(scores_NC[:, 0] - total_N1[:, 0])  # the likeliest always stays
+        probabilities_NC[:, 0] = torch.exp(scores_NC[:, 0] - total_N1[:, 0])  # always keep the most likely
     return _at_least(probabilities_NC, sampling.min_p), tokens_NC
 
 
 def draw(probabilities_NC: torch.Tensor, tokens_NC: torch.Tensor, uniforms: Sequence[float]) -> list[int]:
-    """The token of each row at which the running sum of probabilities passes its share of their total."""
-    # float64: so many float32 additions lose more than the rarest tokens have; MPS has none
+    """The token of each row at which the cumulative probability passes `uniform * total`."""
+    # float64: the rounding errors of a float32 sum exceed the rarest tokens' probabilities; MPS has no float64
     exact_NC = (probabilities_NC.cpu() if probabilities_NC.device.type == "mps" else probabilities_NC).double()
     sums_NC = exact_NC.cumsum(-1)
     total_N1 = sums_NC[:, -1:]
     aims_N1 = torch.tensor(uniforms, dtype=torch.float64, device=sums_NC.device)[:, None] * total_N1
-    below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))  # rounding may have made the aim the total
+    below_N1 = torch.nextafter(total_N1, torch.zeros_like(total_N1))  # rounding may make the aim equal the total
     places_N1 = torch.searchsorted(sums_NC, torch.minimum(aims_N1, below_N1), right=True).to(tokens_NC.device)
     return list(tokens_NC.gather(-1, places_N1).squeeze(-1).tolist())
 
 
 def _likeliest(scores_NV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scores and ids of the tokens among which top-p chooses, likeliest first, and the logarithm of their total."""
+    """Scores and ids of the tokens for top-p, most likely first, and the log-sum-exp for their normalisation."""
     size = scores_NV.shape[-1]
     if sampling.top_k:
         scores_NC, tokens_NC = scores_NV.topk(min(sampling.top_k, size))
         return scores_NC, tokens_NC, scores_NC.logsumexp(-1, keepdim=True)
     total_N1 = scores_NV.logsumexp(-1, keepdim=True)
     scores_NC, tokens_NC = scores_NV.topk(min(CANDIDATES, size))
-    if bool((torch.exp(scores_NC - total_N1).sum(-1) < sampling.top_p).any()):  # not enough: sort them all
+    if bool((torch.exp(scores_NC - total_N1).sum(-1) < sampling.top_p).any()):  # not enough: sort all
         scores_NC, tokens_NC = scores_NV.sort(descending=True)
     return scores_NC, tokens_NC, total_N1
 

@@ -1,4 +1,4 @@
-"""Answers that appear while they are made, for one conversation after another."""
+"""Streamed answers, for one conversation after another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from honed.generate.request import Piece, Request, TextEngine
 class Talker:
     """A model that answers conversations one at a time; its engine stays open between them.
 
-    `note` says why the engine is not honed's own; "" where it is.
+    `note` says why the engine is not honed's own; "" if it is.
     """
 
     model: Any
@@ -30,7 +30,7 @@ class Talker:
     def reply(
         self, messages: Sequence[Message], *, max_new_tokens: int, seed: int, sampling: Mapping[str, Any]
     ) -> Iterator[Piece]:
-        """Pieces of the answer; the last has the whole of it.
+        """Pieces of the answer; the last one also has the whole answer.
 
         Args:
             sampling: arguments of transformers' `generate`, as `honed.generate.choice.OWN` lists them.
@@ -50,6 +50,6 @@ class Talker:
 
 @contextmanager
 def open_talker(model: Any, tokenizer: Any, template: Template) -> Iterator[Talker]:
-    """A talker for as long as the block lasts."""
+    """Yields a talker; its engine closes at the end of the block."""
     with open_engine(model, tokenizer, slots=1) as (engine, note):
         yield Talker(model=model, tokenizer=tokenizer, template=template, engine=engine, note=note)

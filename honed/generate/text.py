@@ -1,21 +1,21 @@
-"""Streaming detokenization: only whole characters, and nothing that may still become part of a stop string."""
+"""Streaming detokenization that emits only whole characters, and no text that may become part of a stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what decoders write for the first bytes of a character
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # decoders write it for an incomplete character
 
 
 class TextStream:
     """The text of one answer, fed token by token.
 
     A character may take several tokens, and a stop string may begin inside one token and end inside another. So text is
-    held back until its characters are whole and its end can no longer begin a stop string.
+    held back until its characters are complete and its end cannot be the start of a stop string.
 
     Args:
-        decode: ids to text; special tokens may be left out.
-        stop_strings: texts that end the answer; not empty ones.
+        decode: converts ids to text; may skip special tokens.
+        stop_strings: strings that end the answer; none may be empty.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stop_strings: Sequence[str] = ()) -> None:
@@ -23,24 +23,24 @@ class TextStream:
         self.stopped = False
         self._decode, self._stops = decode, tuple(stop_strings)
         self._ids: list[int] = []
-        self._window, self._read = 0, 0  # ids from `_window` are decoded anew; the text of those before `_read` is out
+        self._window, self._read = 0, 0  # decodes from `_window` on; text before `_read` has been emitted
         self._held = ""
 
     def feed(self, token: int) -> str:
-        """The text that this token makes certain; "" once stopped."""
+        """The text that is final after this token; "" once stopped."""
         if self.stopped:
             return ""
         self._ids.append(token)
         whole = self._decode(self._ids[self._window :])
         if whole.endswith(UNFINISHED):
             return ""
-        # a decoder may treat the first token in its own way, so the tokens read before are decoded along
+        # a decoder may treat the first token differently, so decode together with the tokens read before
         known = self._decode(self._ids[self._window : self._read])
         self._window, self._read = self._read, len(self._ids)
         return self._give(whole[len(known) :])
 
     def close(self) -> str:
-        """What is left once no more tokens come."""
+        """The remaining text, after the last token."""
         if self.stopped:
             return ""
         whole = self._decode(self._ids[self._window :])
@@ -62,7 +62,7 @@ class TextStream:
         return given
 
     def _may_begin(self, text: str) -> int:
-        """Length of the longest end of `text` with which a stop string begins."""
+        """Length of the longest suffix of `text` that is a prefix of a stop string."""
         longest = max((len(stop) - 1 for stop in self._stops), default=0)
         ends = range(min(longest, len(text)), 0, -1)
         return next((n for n in ends if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)

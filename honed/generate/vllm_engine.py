@@ -1,4 +1,4 @@
-"""vLLM behind the same interface, for those who have it and a GPU. Optional: `pip install 'honed[vllm]'`."""
+"""vLLM behind the same interface; needs a GPU. Optional: `pip install 'honed[vllm]'`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from honed.errors import MissingExtraError, ModelError
 from honed.generate.request import Completion, Piece, Reason, Request
 from honed.model.load.load import is_adapter, resolve
 
-AT_A_TIME = 256  # requests that vLLM is handed together; it schedules them itself
+AT_A_TIME = 256  # requests passed to vLLM together; it schedules them itself
 
 
 class VllmEngine:
     """Answers requests with vLLM; an answer comes as one piece.
 
     Args:
-        name: the model, as honed's other verbs take it.
-        options: keywords of `vllm.LLM`.
+        name: the model, as in honed's other commands.
+        options: keyword arguments of `vllm.LLM`.
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        ModelError: an adapter, which vLLM does not read alone.
+        ModelError: the model is an adapter, which vLLM does not load without its base model.
     """
 
     def __init__(self, name: str, **options: Any) -> None:
@@ -68,7 +68,7 @@ class VllmEngine:
 
 
 def _reason(output: Any, request: Request) -> Reason:
-    """vLLM tells a stop string by naming it, a stop token by its id or (the model's own) by nothing."""
+    """vLLM's `stop_reason` is the stop string, the id of the stop token, or None for the model's own stop token."""
     if output.finish_reason != "stop":
         return "length"
     return "stop_string" if output.stop_reason in request.stop_strings else "stop"

@@ -1,1 +1,1 @@
-"""Scores at the LM head, and the objective."""
+"""Token scores at the LM head, and the objective."""

@@ -1,4 +1,4 @@
-"""Scores of tokens at the LM head: only at trained positions, and never the whole logits.
+"""Scores of tokens at the LM head: only at trained positions, and without the whole logits.
 
 Shapes: B rows, L tokens, D hidden size, V vocabulary, N trained tokens.
 """
@@ -19,11 +19,11 @@ from honed.ops.token_factor import greatest_logits, token_factor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitTransform:
-    """What a model does to its logits behind the LM head: softcap * tanh(scale * logits / softcap).
+    """What a model does to its logits after the LM head: softcap * tanh(scale * logits / softcap).
 
     Attributes:
         scale: factor, applied first (Cohere's `logit_scale`, 1 / Granite's `logits_scaling`).
-        softcap: the greatest logit (Gemma 2); None for no cap.
+        softcap: the limit on the logits (Gemma 2); None for no limit.
     """
 
     scale: float = 1.0
@@ -33,13 +33,13 @@ class LogitTransform:
 class ScoringHead(nn.Linear):
     """Replaces a model's LM head and shares its parameters.
 
-    Outside `scoring` it is the same linear layer. Inside, its forward computes the loss of the trained positions (and
-    the gradient), and returns a ticket of shape (1, 1, 1) in place of logits: its value is 0, its gradient that of the
-    loss. What the model does to logits afterwards keeps zero at zero and multiplies the gradient by `transform.scale`,
-    which `take` divides out again. `find_seams` tests both on the actual model.
+    Outside `scoring` it is the same linear layer. Inside, its forward computes the loss at the trained positions (and
+    the gradient), and returns a ticket of shape (1, 1, 1) instead of logits: its value is 0, its gradient that of
+    the loss. What the model does to logits afterwards keeps zero at zero and multiplies the gradient by
+    `transform.scale`, which `take` divides out again. `find_seams` tests both on the actual model.
 
     Attributes:
-        tied_weight_VD: the weight as the tied embedding passed it on in this forward (see `honed.loss.tied_embedding`).
+        tied_weight_VD: the weight that the tied embedding passed on in this forward (see `honed.loss.tied_embedding`).
     """
 
     def __init__(self, head: nn.Linear, transform: LogitTransform | None = None) -> None:
@@ -54,7 +54,7 @@ class ScoringHead(nn.Linear):
 
     @property
     def is_scoring(self) -> bool:
-        """Whether the model's forward is to score targets now."""
+        """Whether the next forward scores targets."""
         return self._task is not None
 
     @contextmanager
@@ -79,7 +79,7 @@ class ScoringHead(nn.Linear):
         h_ND = h_BLD.reshape(-1, h_BLD.shape[-1]).index_select(0, targets.index_N)
         scale = self.transform.scale
         bias_V: torch.Tensor | None = self.bias
-        if scale != 1:  # scale * (W h + b) = W (scale * h) + scale * b, and autograd sees to the rest
+        if scale != 1:  # scale * (W h + b) = W (scale * h) + scale * b; autograd does the rest
             h_ND, bias_V = h_ND * scale, None if bias_V is None else bias_V * scale
         scores = linear_cross_entropy(
             h_ND,
@@ -93,15 +93,15 @@ class ScoringHead(nn.Linear):
             extras=extras,
         )
         self._scores = replace(scores, loss=scores.loss.detach())
-        # the subtraction gives the shape without a view: FSDP2 warns of modules that return views
+        # the subtraction sets the shape without a view: FSDP2 warns about modules that return views
         return scores.loss - self._scores.loss.reshape(1, 1, 1)
 
     def take(self, output_111: torch.Tensor) -> TokenScores:
-        """The scores of the forward that just ran; they can be taken once.
+        """The scores of the last forward; they can be taken only once.
 
         Args:
             output_111: the `logits` of the model's output. The loss is connected to them, because wrappers that hook a
-                module's outputs (FSDP, DDP) must see that it depends on them.
+                module's outputs (FSDP, DDP) must see that the loss depends on them.
 
         Raises:
             RuntimeError: the model's forward did not call this head.

@@ -1,4 +1,4 @@
-"""The loss of a token, the one shift and the one denominator.
+"""The loss of a token, the label shift and the denominator of a step.
 
 The loss of an optimizer step is the sum of the weighted token losses of all its micro-batches on all ranks, divided by
 the sum of their weights. It is never a mean of means, so it does not depend on how rows were batched.
@@ -23,12 +23,12 @@ class Objective:
     """The loss of one token, before its weight.
 
     Attributes:
-        kind: see `honed.ops.token_factor`: "nll", the negative log-likelihood, or a published objective, which gives
-            each token a factor.
+        kind: "nll", the negative log-likelihood, or a published objective that multiplies each token's loss by a
+            factor; see `honed.ops.token_factor`.
         label_smoothing: e in (1 - e) * nll + e * mean over the vocabulary of -log p.
 
     Raises:
-        RecipeError: an unknown kind, a label smoothing outside [0, 1), or one beside another kind than "nll".
+        RecipeError: unknown kind, label smoothing outside [0, 1), or label smoothing with a kind other than "nll".
     """
 
     kind: str = "nll"
@@ -51,13 +51,13 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """What is to be predicted at the N trained positions of a batch.
+    """The targets at the N trained positions of a batch.
 
     Attributes:
         index_N: int64, the positions in the flattened batch.
-        ids_N: int64, the next token of each.
-        weights_N: float32, the weight of its loss.
-        total: what all losses are divided by.
+        ids_N: int64, the next token at each position.
+        weights_N: float32, the weight of each token's loss.
+        total: the divisor of all losses.
     """
 
     index_N: torch.Tensor
@@ -80,10 +80,10 @@ def targets_of(
     """The targets of a batch.
 
     Args:
-        labels_BL: int64, -100 where a token is not trained.
+        labels_BL: int64, -100 for tokens that are not trained.
         weights_BL: float32; None for 1 everywhere.
         count: the number of targets, if known; saves a device synchronisation.
-        total: the token weight of the whole step, which the sum of losses is divided by.
+        total: the token weight of the whole step, by which the sum of losses is divided.
     """
     ids_M = next_token_targets(labels_BL).reshape(-1)
     if count is None:
@@ -93,15 +93,15 @@ def targets_of(
     ids_N = ids_M.index_select(0, index_N)
     if weights_BL is None:
         weights_N = torch.ones_like(ids_N, dtype=torch.float32)
-    else:  # a target never sits at the end of a row, so what stands behind it is in the same row
+    else:  # a trained position is never the last of a row, so position + 1 is in the same row
         weights_N = weights_BL.reshape(-1).index_select(0, index_N + 1)
     return Targets(index_N=index_N, ids_N=ids_N, weights_N=weights_N, total=total)
 
 
 def next_token_targets(labels_BL: torch.Tensor) -> torch.Tensor:
-    """The target of each position: the label one to the right; the last position has none.
+    """The target of each position: the next position's label; the last position has none.
 
-    This is the only shift in the project. `render` has set the labels (int64) of each document's first token to -100;
+    This is the only shift in the project. `render` has set the label (int64) of each document's first token to -100;
     otherwise the last token of one document in a flat row would have to predict the first token of the next.
     """
     targets_BL = torch.full_like(labels_BL, IGNORE_INDEX)
@@ -110,7 +110,7 @@ def next_token_targets(labels_BL: torch.Tensor) -> torch.Tensor:
 
 
 def total_weight(labels_BL: torch.Tensor, weights_BL: torch.Tensor | None) -> torch.Tensor:
-    """Sum of the weights of this batch's trained tokens: its part of the one denominator."""
+    """Sum of the weights of this batch's trained tokens: its contribution to the step's denominator."""
     trained_BL = labels_BL[..., 1:] != IGNORE_INDEX
     if weights_BL is None:
         return trained_BL.sum()

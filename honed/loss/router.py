@@ -1,8 +1,8 @@
 """The load-balancing loss of mixture-of-experts models.
 
-The model computes it from its router's logits (Switch Transformer, arXiv:2101.03961, equations 4 to 6), over the tokens
-of a micro-batch without padding. It is not a sum over tokens, so it depends on how rows are batched. Each micro-batch
-counts in the step by its share of the token weight.
+The model computes it from its router logits (Switch Transformer, arXiv:2101.03961, equations 4 to 6), over the tokens
+of a micro-batch without padding. It is not a sum over tokens, so it depends on how rows are batched. In a step, each
+micro-batch is weighted by its share of the token weight.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from honed.errors import ModelError, RecipeError
 
-# Their configurations have a coefficient, but transformers' classes compute no such loss.
+# Their configurations have a coefficient, but the transformers classes do not compute this loss.
 WITHOUT_BALANCE = frozenset(("llama4_text",))
 
 
@@ -23,10 +23,10 @@ def aux_loss_coefficient(config: Any, asked: float | None) -> float:
         asked: `router_aux_loss_coef` of the training arguments; None for the model's own.
 
     Raises:
-        RecipeError: it is negative, or set for a model without a router.
+        RecipeError: the coefficient is negative, or set for a model without a router.
     """
     has_router = hasattr(config, "output_router_logits") and config.model_type not in WITHOUT_BALANCE
-    # MiniMind's and Doge's configurations have the attribute for dense models, too
+    # MiniMind's and Doge's configurations have the attribute for dense models too
     has_router = has_router and getattr(config, "use_moe", True) and getattr(config, "is_moe", True)
     if asked and not has_router:
         raise RecipeError(
@@ -43,7 +43,7 @@ def aux_loss_of(output: Any) -> Any:
     """The unweighted auxiliary loss in a model's output.
 
     Raises:
-        ModelError: the model gave none although it was asked for its router logits.
+        ModelError: the model returned none although its router logits were requested.
     """
     loss = getattr(output, "aux_loss", None)
     if loss is None:

@@ -1,7 +1,7 @@
 """The gradient of an embedding that is also the LM head's weight, summed in one buffer.
 
-The head's gradient is a full matrix; the embedding's has one row per token of the batch. torch makes a second full
-matrix of those rows, mostly zeros, and adds the two: 233 MB more for a vocabulary of 151,936 and a hidden size of 384.
+The head's gradient is a full matrix; the embedding's has one row per token of the batch. torch turns these rows into a
+second full matrix, mostly zeros, and adds the two: 233 MB more for a vocabulary of 151,936 and a hidden size of 384.
 Here the embedding passes its weight on to the head as a second output. Its backward then receives the head's gradient
 and adds the rows to it in place.
 
@@ -23,9 +23,9 @@ from honed.loss.head import ScoringHead
 
 @contextmanager
 def one_gradient(embedding: nn.Module, head: ScoringHead | None) -> Iterator[bool]:
-    """Within the block an embedding that shares the head's weight passes it on; yields whether it does.
+    """Within the block, an embedding that shares the head's weight passes it on to the head; yields whether it does.
 
-    For plain embeddings in float32 or float64 only: half precision would lose small rows in the sum, and DeepSpeed
+    Only for plain embeddings in float32 or float64: half precision would lose small rows in the sum, and DeepSpeed
     frees weights with their module. The embedding stays the same object; only its class changes.
     """
     fits = head is not None and type(embedding) is nn.Embedding and _is_plain(embedding)
@@ -33,7 +33,7 @@ def one_gradient(embedding: nn.Module, head: ScoringHead | None) -> Iterator[boo
         yield False
         return
     embedding.__class__ = TiedEmbedding
-    embedding.__dict__["head"] = head  # no submodule
+    embedding.__dict__["head"] = head  # not registered as a submodule
     try:
         yield True
     finally:
@@ -52,7 +52,7 @@ def _is_plain(embedding: nn.Embedding) -> bool:
 
 
 class TiedEmbedding(nn.Embedding):
-    """An embedding that passes its weight on to the head, so that the head's gradient comes back through it."""
+    """An embedding that passes its weight on to the head, so that the head's gradient flows back through it."""
 
     head: ScoringHead
 
@@ -83,10 +83,10 @@ class _Embed(torch.autograd.Function):
         (ids_BL,) = ctx.saved_tensors
         if d_BLD is None:
             return dweight_VD, None, None
-        if dweight_VD is None:  # the head was not asked, or another call of the embedding has its weight
+        if dweight_VD is None:  # the head was not used, or used the weight of another call of the embedding
             dweight_VD = d_BLD.new_zeros(ctx.shape)
         if ctx.padding_idx is not None:
             d_BLD = d_BLD.masked_fill((ids_BL == ctx.padding_idx)[..., None], 0)
-        # in place: nobody else holds this gradient
+        # in place: nothing else holds this gradient
         dweight_VD.index_put_((ids_BL,), d_BLD.to(dweight_VD.dtype), accumulate=True)
         return dweight_VD, None, None

@@ -1,1 +1,1 @@
-"""Compute that depends on torch only."""
+"""Operations that depend only on torch."""

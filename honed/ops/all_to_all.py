@@ -1,12 +1,12 @@
-"""Ranks that hold slices of a row's tokens swap them for the whole row's tokens of some heads, and back.
+"""All-to-all between two layouts: all heads of a slice of the tokens, and some heads of all tokens.
 
-Ulysses sequence parallelism (Jacobs et al., arXiv:2309.14509): all that a layer computes token by token is computed on
-a slice, and attention, which mixes tokens but not heads, on the whole row.
+Ulysses sequence parallelism (Jacobs et al., arXiv:2309.14509): token-wise operations run on each rank's slice of the
+row. Attention mixes tokens but not heads, so it runs on the whole row for a subset of the heads.
 
     rank 0   all heads of tokens 0 to t      --->   the first heads of tokens 0 to T
     rank 1   all heads of tokens t to 2t     <---   the last heads of tokens 0 to T
 
-Shapes: S ranks, t tokens of a slice, T = S t tokens of the row; H query heads, K key/value heads, h heads of one rank;
+Shapes: S ranks, t tokens per slice, T = S t tokens in the row; H query heads, K key/value heads, h heads per rank;
 E head size, N values sent to one rank.
 """
 
@@ -24,19 +24,19 @@ from honed.ops.products import compute_dtype
 
 
 def heads_of_row(qkv: Qkv, group: dist.ProcessGroup) -> Qkv:
-    """The whole row's queries, keys and values for this rank's heads; all ranks of the group must ask for theirs.
+    """The whole row's queries, keys and values for this rank's heads. A collective: every rank must call it.
 
     Key/value heads that several ranks need are sent to each of them.
 
     Args:
-        qkv: this rank's slice, queries (1, H, t, E), keys and values (1, K, t, E); slices are of one length.
+        qkv: this rank's slice: queries (1, H, t, E), keys and values (1, K, t, E). All slices have the same length.
         group: the ranks, in the order of their slices.
 
     Returns:
-        (1, H / S, T, E), and keys and values with the heads that these queries see; in the dtype of `compute_dtype`.
+        Queries (1, H / S, T, E), and the keys and values of the heads they attend to; in the dtype of `compute_dtype`.
 
     Raises:
-        ModelError: the heads cannot be shared out evenly.
+        ModelError: the heads cannot be divided evenly among the ranks.
     """
     query, key, value = qkv
     ranks, heads, dtype = group.size(), query.shape[1], compute_dtype(query)
@@ -54,7 +54,7 @@ def heads_of_row(qkv: Qkv, group: dist.ProcessGroup) -> Qkv:
 
 
 def tokens_of_slice(output_1ThE: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """All heads of this rank's tokens, (1, t, H, E), for this rank's heads of all tokens: `heads_of_row` undone."""
+    """All heads of this rank's tokens, (1, t, H, E), from this rank's heads of all tokens: undoes `heads_of_row`."""
     _, tokens, heads, size = output_1ThE.shape
     ranks = group.size()
     got_SN = _swap(output_1ThE.reshape(ranks, -1), group)
@@ -62,12 +62,12 @@ def tokens_of_slice(output_1ThE: torch.Tensor, group: dist.ProcessGroup) -> torc
 
 
 def of_own_heads(value_H: torch.Tensor | None, group: dist.ProcessGroup) -> torch.Tensor | None:
-    """This rank's part of a value per head."""
+    """This rank's part of a tensor with one value per head."""
     return None if value_H is None else value_H.view(group.size(), -1)[group.rank()]
 
 
 def _row(got_SN: torch.Tensor, slice_1HtE: torch.Tensor) -> torch.Tensor:
-    """(1, h, T, E) out of what each rank sent."""
+    """Assembles (1, h, T, E) from what each rank sent."""
     (ranks, _), (_, heads, tokens, size) = got_SN.shape, slice_1HtE.shape
     return got_SN.view(ranks, heads // ranks, tokens, size).transpose(0, 1).reshape(1, -1, ranks * tokens, size)
 
@@ -78,7 +78,7 @@ def _swap(x_SN: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
 
 
 class _Swap(torch.autograd.Function):
-    """Line s of what is given goes to rank s; line s of the result came from rank s. It is its own transpose."""
+    """Sends row s of the input to rank s; row s of the result came from rank s. The operation is its own transpose."""
 
     @staticmethod
     def forward(ctx: Any, x_SN: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

@@ -4,9 +4,9 @@ Registered with transformers as "honed", so unmodified models use it after `mode
 Batches without document boundaries (generation, padded rows) take transformers' own SDPA path.
 
 On CUDA in half precision one variable-length kernel computes the whole row (`attention_varlen.py`). Elsewhere each
-document is one call (`attention_tiles.py`); neighbours of equal length share a call. Padding documents of similar
-length into one call is slower on a CPU unless all are tiny (benchmarks/attention.py). Rows are split once, because each
-separate slice would have a gradient as long as the row.
+document takes one call (`attention_tiles.py`), and neighbours of equal length share a call. Padding documents of
+similar length into one call is slower on a CPU unless all are tiny (benchmarks/attention.py). Rows are split with one
+`split`, because the gradient of each separate slice would be as long as the row.
 
 Shapes: B batch (1 for flat rows), H query heads, K key/value heads, T tokens, E head size, N segments.
 """
@@ -31,7 +31,7 @@ _layouts = Remembered()
 
 
 def register() -> str:
-    """Makes the implementation known to transformers; safe to call often. Returns its name."""
+    """Registers the implementation with transformers and returns its name. May be called repeatedly."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, document_attention)
@@ -60,20 +60,20 @@ def document_attention(
     """Causal attention inside each document.
 
     Args:
-        attention_mask: must be None where boundaries are given.
+        attention_mask: must be None when boundaries are given.
         sliding_window, softcap, s_aux: see `Rule`.
-        cu_seq_lens_q: int32 (N + 1,), where segments start and the last ends; absent for ordinary batches.
-        max_length_q: tokens of the longest segment; saves reading the boundaries from the device.
-        shared_prefixes: int32 (2, N), the parent of each segment (-1 for none), and how many tokens it sees of its
-            parent's path and text; see `attention_layout`.
-        sequence_group: the ranks (a `ProcessGroup`) that hold a slice of the row's tokens each; `cu_seq_lens_q` and
-            `shared_prefixes` are then those of the whole row, and all ranks must take part. See `all_to_all`.
+        cu_seq_lens_q: int32 (N + 1,), the start of each segment and the end of the last; absent for ordinary batches.
+        max_length_q: tokens in the longest segment; saves reading the boundaries from the device.
+        shared_prefixes: int32 (2, N), the parent of each segment (-1 for none), and how many tokens of its parent's
+            path and text it sees; see `attention_layout`.
+        sequence_group: the ranks (a `ProcessGroup`) that each hold a slice of the row's tokens; `cu_seq_lens_q` and
+            `shared_prefixes` then describe the whole row, and all ranks must take part. See `all_to_all`.
 
     Returns:
-        Output of shape (B, T, H, E), and no weights.
+        The output, shape (B, T, H, E), and None for the attention weights.
 
     Raises:
-        ModelError: prefixes are shared and the layer has dropout, or the ranks cannot share the heads evenly.
+        ModelError: prefixes are shared and the layer has dropout, or the heads cannot be divided among the ranks.
         NotImplementedError: the layer is not causal.
     """
     if cu_seq_lens_q is not None and not _is_causal(module, kwargs):
@@ -106,7 +106,7 @@ def _attend(
     shared_prefixes: torch.Tensor | None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """(B, T, H, E), on one rank."""
+    """The output on one rank, shape (B, T, H, E)."""
     query, _, value = qkv
     kernel = _kernel(query, value, rule)
     if kernel and cu_seq_lens_q is not None and shared_prefixes is None and max_length_q is not None:
@@ -121,9 +121,9 @@ def _attend(
 
 
 def remember(batch: Mapping[str, Any]) -> None:
-    """Has attention use the batch's own `layout` instead of reading its boundaries from the device.
+    """Makes attention use the batch's own `layout` instead of reading the boundaries from the device.
 
-    To be called when the batch is on its device. Boundaries that are replaced or changed in place later are read.
+    Call it after the batch has been moved to its device. Boundaries that are later replaced or modified are read again.
     """
     layout, bounds_N, tree_2N = (batch.get(name) for name in ("layout", "cu_seq_lens_q", "shared_prefixes"))
     if layout is not None and bounds_N is not None:
@@ -134,7 +134,7 @@ def remember(batch: Mapping[str, Any]) -> None:
 def document_mask(
     *args: Any, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: Any
 ) -> torch.Tensor | None:
-    """No mask where boundaries say it all; transformers' SDPA mask for padded batches and cached decoding."""
+    """No mask where boundaries suffice; transformers' SDPA mask for padded batches and cached decoding."""
     from transformers.masking_utils import sdpa_mask
 
     if attention_mask is None and q_length == kv_length:
@@ -153,7 +153,7 @@ def _by_document(layout: Layout, qkv: Qkv, rule: Rule) -> torch.Tensor:
 
 
 def _folded(x_1HTE: torch.Tensor, run: Run) -> torch.Tensor:
-    """A view of shape (count, H, length, E): neighbours of equal length as a batch."""
+    """A view of shape (count, H, length, E), with neighbours of equal length as a batch."""
     return x_1HTE if run.count == 1 else x_1HTE[0].unflatten(1, (run.count, run.length)).transpose(0, 1)
 
 
@@ -189,7 +189,7 @@ def _ordinary(
     query, key, value = qkv
     queries = query.shape[2]
     whole = mask is None and queries > 1 and _is_causal(module, kwargs)
-    if whole and (not rule.plain or rule.window is not None):  # keys beyond the queries are an empty cache's slots
+    if whole and (not rule.plain or rule.window is not None):  # further keys are unused cache slots
         return attend(query, key[:, :, :queries], value[:, :, :queries], rule).contiguous()
     if not rule.plain:
         return attend_masked(query, key, value, mask, rule).transpose(1, 2).contiguous()
@@ -215,6 +215,6 @@ def _layout(
     flat = position_ids is not None and mask is None and query.shape[0] == 1 and query.shape[2] > 1
     if not flat or position_ids is None or position_ids.numel() != query.shape[2]:
         return None
-    # another library's flat row, which only the positions describe
+    # a flat row made by another library, described by its positions only
     layout = _layouts.get(layout_of_positions, position_ids)
     return layout if layout.segments > 1 else None

@@ -1,12 +1,12 @@
-"""Which tokens of a flat row see which: documents side by side, or branches behind prefixes that they share.
+"""Which tokens of a flat row attend to which: documents side by side, or branches that share a prefix.
 
     row        | p p p p | a a | b b b |      cu_seq_lens      0 4 6 9
     segments        0       1      2          shared_prefixes  [[-1, 0, 0],     the parent of each, -1 for none
                                                                 [ 0, 4, 3]]     tokens of the parent's path it sees
     keys of 0: p p p p    keys of 1: p p p p a a    keys of 2: p p p b b b
 
-A segment without a parent is a document by itself. The path of a segment is what its parent sees, followed by the
-parent's own tokens; attention is causal along path and segment.
+A segment without a parent is a separate document. The path of a segment is what its parent sees, followed by the
+parent's own tokens. Attention is causal along the path and the segment.
 
 Shapes: T tokens, S keys of all segments, N segments.
 """
@@ -33,12 +33,12 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Segments that attention computes in one call: one segment, or neighbours of equal length behind the same path.
+    """Segments that attention computes in one call: one segment, or neighbours of equal length with the same path.
 
     Attributes:
-        count: how many segments.
-        length: tokens of each.
-        path: what they see before their own tokens, in order.
+        count: number of segments.
+        length: tokens per segment.
+        path: what the segments see before their own tokens, in order.
     """
 
     count: int
@@ -47,27 +47,27 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the run in the row."""
+        """Tokens of all its segments."""
         return self.count * self.length
 
 
 class Layout:
     """The segments of a row, computed once per batch and used by every layer.
 
-    The collator, which knows the segments, puts it into the batch; loaders pin and move it like a tensor.
+    The collator knows the segments and puts the layout into the batch; data loaders pin and move it like a tensor.
 
     Args:
         lengths: tokens of each segment, in row order.
         parents: each segment's parent in the tree, -1 for none; parents come before their children.
-        seen: how many tokens of its parent's path and text each sees.
-        device: of the row.
+        seen: how many tokens of its parent's path and text each segment sees.
+        device: the row's device.
 
     Attributes:
         runs: the segments, grouped into calls.
-        segments: their number.
-        shares: whether a segment sees another.
-        longest: tokens of the longest segment.
-        most_keys: keys of the segment that sees most.
+        segments: the number of segments.
+        shares: whether any segment sees another one.
+        longest: tokens in the longest segment.
+        most_keys: the largest number of keys that a segment sees.
     """
 
     def __init__(
@@ -87,33 +87,33 @@ class Layout:
         self.device = device or torch.device("cpu")
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Layout:
-        """The same layout, with the tensors that kernels need on this device."""
+        """A copy whose tensors for the kernels are on this device."""
         moved = copy(self)
         moved._replace_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         moved.device = device
         return moved
 
     def pin_memory(self) -> Layout:
-        """The same layout with its tensors in pinned memory."""
+        """A copy whose tensors are in pinned memory."""
         pinned = copy(self)
         pinned._replace_tensors(lambda tensor: tensor.pin_memory())
         return pinned
 
     def _replace_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        if self.shares:  # else a row's own boundaries are all that a kernel needs
+        if self.shares:  # otherwise kernels need only the batch's own boundaries
             self.bounds, self.keys = change(self.bounds), (change(self.keys[0]), change(self.keys[1]))
 
     @cached_property
     def bounds(self) -> torch.Tensor:
-        """int32 (N + 1,): where segments start and the last ends."""
+        """int32 (N + 1,): the start of each segment and the end of the last."""
         return torch.tensor([0, *self._ends], dtype=torch.int32, device=self.device)
 
     @cached_property
     def keys(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """For kernels that read the keys of a segment from one stretch of memory.
+        """For kernels that need the keys of each segment to be contiguous in memory.
 
         Returns:
-            The position of each key in the row, int64 (S,); the bounds of the stretches, int32 (N + 1,).
+            The position of each key in the row, int64 (S,), and the bounds of each segment's keys, int32 (N + 1,).
         """
         starts = [0, *accumulate(run.tokens for run in self.runs)]
         stretches = [
@@ -128,14 +128,14 @@ class Layout:
 
 
 def layout_of_bounds(bounds_N: torch.Tensor, tree_2N: torch.Tensor | None = None) -> Layout:
-    """The layout that `cu_seq_lens` and, where prefixes are shared, `shared_prefixes` describe. Reads the device."""
+    """The layout given by `cu_seq_lens` and, for shared prefixes, `shared_prefixes`. Synchronises with the device."""
     ends = bounds_N.tolist()
     lengths = [end - start for start, end in pairwise(ends)]
     return Layout(lengths, *([] if tree_2N is None else tree_2N.tolist()), device=bounds_N.device)
 
 
 def layout_of_positions(positions_1T: torch.Tensor) -> Layout:
-    """The layout that positions describe: one that does not continue the one before starts a document."""
+    """The layout given by position ids: a document starts wherever a position does not continue the previous one."""
     row = positions_1T.reshape(-1)
     starts = (torch.nonzero(row[1:] != row[:-1] + 1).reshape(-1) + 1).tolist()
     lengths = [end - start for start, end in zip([0, *starts], [*starts, len(row)], strict=True)]
@@ -143,8 +143,8 @@ def layout_of_positions(positions_1T: torch.Tensor) -> Layout:
 
 
 class Remembered:
-    """Caches the last value made from tensors: every layer of a step asks for it, and reading tensors waits for the
-    device. The key is the tensors' identity and version, so a change in place is noticed."""
+    """Caches the last layout made from tensors: every layer of a step needs it, and reading tensors waits for the
+    device. The key is the tensors' identity and version, so an in-place change is noticed."""
 
     def __init__(self) -> None:
         self._of: tuple[tuple[weakref.ref[torch.Tensor], int], ...] = ()
@@ -162,7 +162,7 @@ class Remembered:
         return self._value
 
     def put(self, value: Layout, *tensors: torch.Tensor) -> None:
-        """Sets the value for these tensors without reading them."""
+        """Stores the value for these tensors without reading them."""
         self._value = value
         self._of = tuple((weakref.ref(tensor), _version(tensor)) for tensor in tensors)
 
@@ -174,7 +174,7 @@ def _version(tensor: torch.Tensor) -> int:
 def _runs(lengths: Sequence[int], parents: Sequence[int], seen: Sequence[int]) -> tuple[Run, ...]:
     has_children = set(parents)
     runs: list[Run] = []
-    paths: dict[int, tuple[Part, ...]] = {}  # of segments with children: what a child may see, their own tokens last
+    paths: dict[int, tuple[Part, ...]] = {}  # per segment: what a child may see, its own tokens last
 
     def kind(segment: int) -> tuple[int, ...]:
         alone = segment if segment in has_children else -1

@@ -1,8 +1,8 @@
-"""Causal attention of one run of tokens, in tiles of queries where a single call would compute many masked keys.
+"""Causal attention within one run of tokens, tiled over the queries where one call would compute many masked keys.
 
 Exact for grouped heads, sliding windows, soft-capped scores (Gemma 2, arXiv:2408.00118) and attention sinks (gpt-oss),
-forward and backward, on any device. No (queries x keys) tensor is made for the whole run, except inside SDPA's `math`
-kernel.
+forward and backward, on any device. Except inside SDPA's `math` kernel, no (queries x keys) tensor of the whole run is
+materialised.
 
 Shapes: B batch, H query heads, K key/value heads, G = H / K, Q queries, S keys, E head size.
 """
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-# Measured on one CPU core with 9 heads of 64 (benchmarks/attention.py): smaller tiles cost calls, larger ones mask more
-# than half of what they compute.
+# Measured on one CPU core with 9 heads of size 64 (benchmarks/attention.py): smaller tiles need more calls, and in
+# larger ones more than half of the computed scores are masked.
 TILE_QUERIES = 128
 
 
@@ -27,8 +27,8 @@ class Rule:
 
     Attributes:
         scaling: factor of the scores; None for 1 / sqrt(E).
-        dropout: probability, 0 outside training.
-        window: tokens that a token sees, itself included; None for all before it.
+        dropout: dropout probability, 0 outside training.
+        window: how many tokens each token sees, itself included; None for all preceding ones.
         softcap: scores become softcap * tanh(score / softcap).
         sinks_H: an extra logit per head in the softmax, without a value (attention sink).
     """
@@ -41,12 +41,12 @@ class Rule:
 
     @property
     def plain(self) -> bool:
-        """Whether SDPA can compute it."""
+        """Whether SDPA supports it."""
         return self.softcap is None and self.sinks_H is None
 
 
 def attend(q_BHQE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Attention of the last Q of S tokens to themselves and all before them; shape (B, Q, H, E)."""
+    """Causal attention of the last Q of S tokens to all S; shape (B, Q, H, E)."""
     queries, keys = q_BHQE.shape[2], k_BKSE.shape[2]
     if rule.plain and queries == keys and (rule.window is None or rule.window >= keys):
         return _sdpa(q_BHQE, k_BKSE, v_BKSE, None, rule).transpose(1, 2)
@@ -54,7 +54,7 @@ def attend(q_BHQE: torch.Tensor, k_BKSE: torch.Tensor, v_BKSE: torch.Tensor, rul
     tiles = q_BHQE.split(size, dim=2)
     outputs = []
     for number, tile in enumerate(tiles):
-        start = keys - queries + number * size  # where the tile's first query stands among the keys
+        start = keys - queries + number * size  # position of the tile's first query among the keys
         first, end = max(0, start + 1 - (rule.window or keys)), start + tile.shape[2]
         mask_QS = _band(tile.shape[2], end - first, rule.window, tile.device)
         compute = _sdpa if rule.plain else _recomputed if len(tiles) > 1 else attend_masked
@@ -68,13 +68,13 @@ def attend_masked(
     """Attention in plain operations, with soft-capping and sinks; softmax in float32 (float64 stays float64).
 
     Args:
-        mask: bool, True where a query sees a key; (Q, S) or (B, 1, Q, S). None for everywhere.
+        mask: bool, True where a query sees a key; (Q, S) or (B, 1, Q, S). None for no mask.
 
     Returns:
         (B, H, Q, E).
     """
     (B, H, Q, E), K = q_BHQE.shape, k_BKSE.shape[1]
-    scores = q_BHQE.reshape(B, K, -1, E) @ k_BKSE.transpose(2, 3)  # a key head's G query heads in one product
+    scores = q_BHQE.reshape(B, K, -1, E) @ k_BKSE.transpose(2, 3)  # the G query heads of a key head in one product
     scores = scores.view(B, H, Q, -1) * (E**-0.5 if rule.scaling is None else rule.scaling)
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
@@ -92,7 +92,7 @@ def attend_masked(
 
 
 def _recomputed(*args: Any) -> torch.Tensor:
-    """Attention whose weights are recomputed in the backward pass, so that a long document keeps none of them."""
+    """`attend_masked` with its weights recomputed in the backward pass, so that a long document stores none of them."""
     output: torch.Tensor = checkpoint(attend_masked, *args, use_reentrant=False)
     return output
 

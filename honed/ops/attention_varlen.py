@@ -1,8 +1,8 @@
-"""Flash attention over all documents of a row in one call, where a CUDA device and a kernel allow it.
+"""Flash attention over all documents of a row in one call, where the CUDA device and the installed kernels allow it.
 
-Not measured on a GPU: the choice is tested with fakes, and the arguments are those that torch 2.11, torch 2.13 and
-flash-attn 2 document. Both kernels align causal masks and windows at the last query and the last key, which a branch
-behind a shared prefix needs.
+Not measured on a GPU: the choice is tested with fakes, and the arguments follow the documentation of torch 2.11, torch
+2.13 and flash-attn 2. Both kernels align causal masks and windows to the last query and the last key, which branches
+with a shared prefix require.
 
 Shapes: T tokens, S keys of all documents, H query heads, K key/value heads, E head size, N documents.
 """
@@ -24,14 +24,14 @@ from honed.ops.products import compute_dtype
 Kernel = Literal["torch", "flash_attn"]
 Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 HALF = (torch.float16, torch.bfloat16)
-# For head sizes of 193 to 256 the backward pass needs the shared memory of these GPUs.
+# For head sizes from 193 to 256, only these GPUs have enough shared memory for the backward pass.
 LARGE_HEADS_ON = ((8, 0), (9, 0), (10, 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """The compute capability of the CUDA device (None elsewhere, and on ROCm), and which flash attention is there:
-    torch's own, the package flash-attn."""
+    """The compute capability of the CUDA device (None on other devices and ROCm), and which flash attention is
+    available: torch's own, the package flash-attn."""
 
     capability: tuple[int, int] | None
     torch_flash: bool
@@ -40,7 +40,7 @@ class Machine:
 
 @cache
 def machine(device: torch.device) -> Machine:
-    """What this device can compute with."""
+    """What this device supports."""
     cuda = device.type == "cuda" and torch.version.hip is None
     return Machine(
         capability=torch.cuda.get_device_capability(device) if cuda else None,
@@ -50,9 +50,9 @@ def machine(device: torch.device) -> Machine:
 
 
 def choose_kernel(on: Machine, rule: Rule, *, dtype: torch.dtype, head_size: int, value_size: int) -> Kernel | None:
-    """The kernel that computes exactly this attention, preferably torch's own; None where there is none.
+    """The kernel that computes exactly this attention, preferably torch's own; None if there is none.
 
-    torch's kernel has no dropout and no soft-capping; neither kernel has sinks.
+    torch's kernel has neither dropout nor soft-capping; neither kernel has sinks.
     """
     if on.capability is None or on.capability < (8, 0) or dtype not in HALF or rule.sinks_H is not None:
         return None
@@ -70,9 +70,9 @@ def attend_varlen(
 
     Args:
         kernel: see `choose_kernel`.
-        qkv: queries (1, H, T, E), keys and values (1, K, S, E); a document's queries are the last of its keys.
-        bounds: int32 (N + 1,), where the queries of each document start and the last end; the same for its keys.
-        longest: upper bounds on the queries and the keys of a document.
+        qkv: queries (1, H, T, E), keys and values (1, K, S, E); a document's queries align with its last keys.
+        bounds: int32 (N + 1,), the start of each document's queries and the end of the last; the same for the keys.
+        longest: upper bounds on the number of queries and of keys per document.
 
     Returns:
         (1, T, H, E), in the dtype of `compute_dtype`.
@@ -100,5 +100,5 @@ def attend_varlen(
 
 @cache
 def _takes_groups(varlen_attn: Callable[..., Any]) -> bool:
-    """torch 2.11 has no grouped heads; later releases have an option."""
+    """torch 2.11 does not support grouped heads; later releases have an option."""
     return "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -1,7 +1,7 @@
-"""Which windows a model's masks have, and of which its layers tell attention.
+"""Sliding windows that a model puts into its masks but does not pass to the attention function.
 
-Attention without masks (`attention.py`, as flash attention) knows a layer's sliding window only from the keyword that
-the layer passes on. Some of transformers' models put the window into their masks alone.
+Attention without masks (`attention.py`, like flash attention) knows a layer's sliding window only from the keyword that
+the layer passes. Some models in transformers put the window into their masks only.
 
 Shapes: B batch, H query heads, K key/value heads, L tokens, E head size.
 """
@@ -17,10 +17,10 @@ NAME = "honed_windows"
 
 @torch.no_grad()
 def untold_windows(model: Any) -> list[int]:
-    """Windows, in tokens, of masks whose layers do not pass them on; found by one forward pass over two tokens.
+    """Windows, in tokens, that occur in masks but that no layer passes on; found by a forward pass over two tokens.
 
     Args:
-        model: transformers', in evaluation mode; its attention implementation is exchanged and put back.
+        model: a transformers model in evaluation mode; its attention implementation is replaced and restored.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -46,4 +46,4 @@ def untold_windows(model: Any) -> list[int]:
         model(input_ids=ids_1L, use_cache=False)
     finally:
         model.set_attn_implementation(before)
-    return sorted(window for window in asked - told if window)  # 0 stands for none, too
+    return sorted(window for window in asked - told if window)  # 0 also means none

@@ -1,6 +1,6 @@
-"""Scores of a block of logits, which become their gradient in place: in plain PyTorch, or by one Triton kernel.
+"""Scores of a block of logits, which are overwritten with their gradient: in plain PyTorch, or by one Triton kernel.
 
-Shapes: n tokens of the block, V vocabulary.
+Shapes: n tokens in the block, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from honed.ops import cross_entropy_triton
 from honed.ops.token_factor import greatest_logits, token_factor
 
-# Factor of a block's gradient. In float16 it keeps small probabilities above 6e-8, and sums over the vocabulary of
-# weights up to 128 below 65,504.
+# Factor of a block's gradient. In float16 it keeps small probabilities above 6e-8, and sums over the vocabulary, for
+# weights up to 128, below 65,504.
 HALF_SCALE = {torch.float16: 256.0, torch.bfloat16: 1.0}
 
 
@@ -25,8 +25,8 @@ class Scoring:
     Attributes:
         kind, label_smoothing, softcap: as in `linear_cross_entropy`.
         correct: whether the target was the most likely token.
-        entropy: of the prediction, from the logits.
-        gradient: turn the logits into their gradient.
+        entropy: the entropy of the prediction, from the logits.
+        gradient: replace the logits with their gradient.
     """
 
     kind: str = "nll"
@@ -41,10 +41,10 @@ class Part(NamedTuple):
     """Results for each token of a block, of a tile, or of all tiles.
 
     Attributes:
-        loss_n: the token's loss, not weighted.
-        count_n: its weight, times its factor (see `honed.ops.token_factor`) where the objective has one.
+        loss_n: the token's unweighted loss.
+        count_n: its weight, times its factor (see `honed.ops.token_factor`) if the objective has one.
         times_n: the factor by which the gradient in the block is too large: the sum over the vocabulary of
-            exp(logit - max logit) in plain PyTorch, HALF_SCALE in half precision, 1 in the kernel's float32.
+            exp(logit - max logit) in plain PyTorch, HALF_SCALE in half precision, 1 in the float32 kernel.
     """
 
     loss_n: torch.Tensor
@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 
 def score(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torch.Tensor, wanted: Scoring) -> Part:
-    """Scores of logits, which are overwritten: with times_n times the gradient of loss_n if `wanted.gradient`."""
+    """Scores of logits, which are overwritten; with times_n times the gradient of loss_n if `wanted.gradient`."""
     top_nK = greatest_logits(wanted.kind, logits_nV, softcap=wanted.softcap)
     in_place = _by_kernel if cross_entropy_triton.can_score(logits_nV) else _in_torch
     part = in_place(logits_nV, targets_n, weights_n, wanted)
@@ -118,7 +118,7 @@ def _in_torch(logits_nV: torch.Tensor, targets_n: torch.Tensor, weights_n: torch
 def _to_gradient(
     exp_nV: torch.Tensor, tanh_nV: torch.Tensor | None, targets_n: torch.Tensor, total_n: torch.Tensor, smoothing: float
 ) -> None:
-    """In place: total_n * (softmax - smoothed target), and through the soft cap where there is one."""
+    """In place: total_n * (softmax - smoothed target), times the derivative of the soft cap if there is one."""
     total_n1 = total_n[:, None]
     exp_nV.scatter_add_(1, targets_n[:, None], total_n1 * (smoothing - 1))
     if smoothing:

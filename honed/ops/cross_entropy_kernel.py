@@ -1,4 +1,4 @@
-"""The kernel of `cross_entropy_triton`, in a file of its own because Triton reads its source and its globals."""
+"""The kernel of `cross_entropy_triton`, in its own file because Triton reads its source and its globals."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def score_row(  # noqa: PLR0917 - a kernel's arguments go by position
     BLOCK: tl.constexpr,
 ):
     """One program scores one row of V logits; rows are `stride` apart. See `cross_entropy_triton.score`."""
-    n = tl.program_id(0).to(tl.int64)  # n * stride may pass 2^31
+    n = tl.program_id(0).to(tl.int64)  # n * stride may exceed 2^31
     row_ptr = logits_ptr + n * stride
     target = tl.load(targets_ptr + n)
     right = _capped(tl.load(row_ptr + target).to(tl.float32), softcap, CAPPED)
 
-    # -1e38 stands for -inf: 0 times it is 0
+    # -1e38 in place of -inf, because 0 times it is 0 and not NaN
     greatest, total, dot, plain = -1e38, 0.0, 0.0, 0.0
     for start in range(0, V, BLOCK):
         v = start + tl.arange(0, BLOCK)
@@ -72,7 +72,7 @@ def score_row(  # noqa: PLR0917 - a kernel's arguments go by position
 
 @triton.jit
 def _capped(x, softcap, CAPPED: tl.constexpr):
-    """softcap * tanh(x / softcap), where there is a cap; tanh(y) = 1 - 2 / (exp(2 y) + 1)."""
+    """softcap * tanh(x / softcap) if there is a cap; tanh(y) = 1 - 2 / (exp(2 y) + 1)."""
     if CAPPED:
         x = softcap * (1.0 - 2.0 / (tl.exp(2.0 * (x / softcap)) + 1.0))
     return x

@@ -1,12 +1,12 @@
 """Scores and gradient of logits by one Triton kernel, which reads them twice and writes them once.
 
-Plain PyTorch passes over the same logits seven times, in half precision with a float32 copy: about 44 bytes of traffic
-per bfloat16 logit, where this has 6. The first pass computes maximum and sum of exponentials together (online softmax,
-arXiv:1805.02867); the second should find most of a row in the GPU's cache.
+Plain PyTorch passes over the same logits seven times, in half precision with a float32 copy: about 44 bytes of memory
+traffic per bfloat16 logit, against 6 here. The first pass computes the maximum and the sum of exponentials together
+(online softmax, arXiv:1805.02867); the second should find most of a row in the GPU's cache.
 
-Not measured on a GPU. Tested against float64 by Triton's interpreter, which runs the same kernel on a CPU.
+Not measured on a GPU. Tested against float64 in Triton's interpreter, which runs the same kernel on a CPU.
 
-Shapes: n tokens, V vocabulary; a program has one token.
+Shapes: n tokens, V vocabulary; one program per token.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 
 import torch
 
-# Logits that a program holds at a time: 16 a thread in 8 warps.
+# Logits that a program holds at a time: 16 per thread with 8 warps.
 BLOCK = 4096
 WARPS = 8
-# Products and sums in one instruction, as before Triton 3.9, which warns where nobody says; 3.10 leaves them apart.
+# Fused multiply-add, the default before Triton 3.9, which warns if it is not set; from 3.10 on it is off by default.
 LAUNCH = {"num_warps": WARPS, "enable_fp_fusion": True}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def can_score(logits_nV: torch.Tensor) -> bool:
-    """Whether the kernel runs here: on a GPU with Triton, or anywhere in its interpreter (TRITON_INTERPRET=1).
+    """Whether the kernel runs here: on a GPU with Triton, or anywhere in Triton's interpreter (TRITON_INTERPRET=1).
 
-    It is tried once per device and dtype; a warning tells where it does not compile or computes something else.
+    It is tried once per device and dtype; if it does not compile or gives wrong results, a warning says so.
     """
     if type(logits_nV) is not torch.Tensor:  # a DTensor or a fake tensor has no memory of its own
         return False
@@ -49,7 +49,7 @@ def score(
     entropy: bool = False,
     scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Scores of each token; with a `scale` the logits become `scale` times the gradient of the loss.
+    """Scores of each token; with `scale`, the logits are overwritten with `scale` times the gradient of the loss.
 
     Args:
         logits_nV: float32, bfloat16 or float16; rows may be strided.
@@ -100,7 +100,7 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
         torch.testing.assert_close(loss_n, -right_n.log(), rtol=0.02, atol=1e-3)
         gradient_nV = p_nV - torch.nn.functional.one_hot(targets_n, 70)
         torch.testing.assert_close(logits_nV.float(), gradient_nV, rtol=0.02, atol=1e-3)
-    except Exception as error:  # whatever a compiler or driver raises
+    except Exception as error:  # compilers and drivers may raise anything
         first = str(error).strip().splitlines()[:1]
         message = f"the kernel that scores logits does not work on {device}, so PyTorch does without it: {first}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -110,7 +110,7 @@ def _works(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def _kernel() -> Any:
-    """Imported at the first call, which needs Triton."""
+    """The kernel, imported at the first call because it needs Triton."""
     from honed.ops.cross_entropy_kernel import score_row
 
     return score_row

@@ -1,23 +1,23 @@
-"""Cross entropy of a linear layer's logits: loss and gradients in one pass over tiles, never the whole logits.
+"""Cross entropy of a linear layer's logits: loss and gradients in one pass over tiles, without the whole logits.
 
-The gradient of the loss at the logits depends only on the logits, the targets and the tokens' weights. So the forward
-pass turns each tile of logits into its gradient in place and multiplies it into the gradients of the hidden states and
-of the layer at once: three matrix products per tile; recomputing the logits in the backward pass would need a fourth
-(Liger-Kernel, arXiv:2410.10989, does the same). The backward pass only returns these gradients.
+The gradient of the loss with respect to the logits depends only on the logits, the targets and the token weights. So
+the forward pass turns each tile of logits into its gradient in place and at once computes from it the gradients of the
+hidden states and of the layer: three matrix products per tile, like Liger-Kernel (arXiv:2410.10989). Recomputing the
+logits in the backward pass would need a fourth. The backward pass only returns these gradients.
 
 A tile is a few hundred tokens by the whole vocabulary, enough for a full-speed matrix product. Elementwise operations
-run over blocks of it that fit into the processor's cache. Factors of a row (its weight, 1 / sum of exponentials) are
-multiplied into the smaller matrices beside the tile.
+run over blocks of the tile that fit into the processor's cache. The factors of a row (its weight, 1 / sum of
+exponentials) are applied to the smaller matrices instead of the tile.
 
-Half precision has neither the range for that (float16 reaches from 6e-8 to 65,504, and the gradient scaler's factor
-comes only in the backward pass) nor the digits. There a tile holds (prediction - target), times 256 in float16; weights
+Half precision has neither the range for this (float16 covers 6e-8 to 65,504, and the gradient scaler's factor comes
+only in the backward pass) nor the precision. There a tile holds (prediction - target), times 256 in float16; weights
 are relative to the largest one, which the backward pass multiplies in; and float16 products for the layer's gradient
 are accumulated in float32.
 
-On a GPU a tile is scored by a Triton kernel (`cross_entropy_triton.py`) or by a few large operations; nothing waits for
-the device. Measured on CPU only.
+On a GPU a tile is scored by a Triton kernel (`cross_entropy_triton.py`) or by a few large operations, without device
+synchronisation. Measured on CPU only.
 
-Shapes: N tokens, n tokens of a tile or block, D hidden size, V vocabulary.
+Shapes: N tokens, n tokens in a tile or block, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from honed.ops.cross_entropy import HALF_SCALE, Part, Scoring, score
 from honed.ops.cross_entropy_triton import can_score
 from honed.ops.products import add_mm, compute_dtype, mm
 
-# Logits of a tile: on CPU as many as the last-level cache holds, but enough rows for a matrix product. On a GPU each
-# tile adds to the layer's gradient in float32, 8 bytes of traffic per weight: about 1,000 rows hide that.
+# Logits per tile: on CPU as many as the last-level cache holds, but enough rows for a matrix product. On a GPU each
+# tile adds to the layer's gradient in float32, 8 bytes of traffic per weight: about 1,000 rows hide this cost.
 TILE_ELEMENTS = {"cpu": 1 << 22, "gpu": 1 << 26}
 TILE_MIN_ROWS = 128
 TILE_MIN_ROWS_TRAINED = {"cpu": 128, "gpu": 1024}
-# Logits of a block, which several elementwise operations pass over: 1 MB of float32.
+# Logits per block, over which several elementwise operations run: 1 MB in float32.
 BLOCK_ELEMENTS = 1 << 18
-# Elements of a half-precision product that are computed and added to its float32 sum at a time.
+# Elements of a half-precision product that are computed at a time and added to the float32 sum.
 SUM_ELEMENTS = 1 << 24
 
 
@@ -48,7 +48,7 @@ class TokenScores:
     """How well each token was predicted, and the loss.
 
     Attributes:
-        loss: scalar, the weighted sum over the tokens, float32 (of float64 logits float64); carries the gradient.
+        loss: scalar, the weighted sum over the tokens, float32 (float64 for float64 logits); carries the gradient.
         nll_N: negative log-likelihood in nats, without weight or smoothing.
         entropy_N: entropy of the prediction in nats; None unless asked for.
         correct_N: bool, whether no token was more likely than the target; None unless asked for.
@@ -99,21 +99,21 @@ def linear_cross_entropy(
 ) -> TokenScores:
     """The weighted sum of the tokens' losses, where the logits are `h_ND @ weight_VD.T + bias_V`.
 
-    In grad mode, the gradients of h, weight and bias (those that require one) are computed here, summed over tiles in
-    float32 or wider. Under autocast the products run in its dtype. Backward multiplies them by the incoming gradient,
-    which costs nothing where that is 1: so divide `weights_N` beforehand. On CPU backward may run again (retain_graph);
-    double backward is not supported.
+    In grad mode, the gradients of h, weight and bias (those that require one) are computed here and summed over tiles
+    in float32 or wider. Under autocast the products run in its dtype. Backward multiplies the gradients by the incoming
+    one, which is free if that is 1, so normalise `weights_N` beforehand. On CPU backward may run again (retain_graph).
+    Double backward is not supported.
 
     Args:
         targets_N: int64 token ids.
         weights_N: float32, the weight of each token's loss.
-        kind: what each token's loss is multiplied by (see `honed.ops.token_factor`).
+        kind: the factor of each token's loss (see `honed.ops.token_factor`).
         label_smoothing: e in the token's loss (1 - e) * nll + e * mean over the vocabulary of -log p, as in
             transformers' `LabelSmoother`.
         softcap: logits become softcap * tanh(logits / softcap).
-        extras: also entropy and correctness. With gradients, the entropy follows from them at almost no cost
-            (`_entropy`), and in half precision only as exactly.
-        rows: tokens per tile; None to choose.
+        extras: also compute entropy and correctness. Where gradients are computed, the entropy follows from them at
+            almost no cost (`_entropy`), and is only as exact as they are in half precision.
+        rows: tokens per tile; None to choose automatically.
     """
     options = _Options(Scoring(kind=kind, label_smoothing=label_smoothing, softcap=softcap, correct=extras), rows)
     if not torch.is_grad_enabled():
@@ -158,20 +158,20 @@ def _times(gradient: torch.Tensor | None, above: torch.Tensor, dtype: torch.dtyp
     """The gradient itself where `above` is 1, so that autograd can keep it without a copy."""
     if gradient is None:
         return None
-    if gradient.dtype != dtype:  # float16 parameters: their gradient may be too small for float16 until now
+    if gradient.dtype != dtype:  # float16 parameters: before this factor, the gradient may be too small for float16
         return (gradient * above).to(dtype)
     if above.device.type == "cpu":
         return gradient if above == 1 else gradient * above.to(gradient.dtype)
-    # In place: reading `above` would wait for the device, and a V x D copy would come at the peak of memory. Autograd
-    # refuses a second backward after this, because a saved tensor was changed.
+    # In place: reading `above` would wait for the device, and a V x D copy would raise the memory peak. Autograd then
+    # refuses a second backward, because a saved tensor was modified.
     return gradient.mul_(above.to(gradient.dtype))
 
 
 def _over_tiles(
     tokens: _Tokens, layer: _Layer, options: _Options, wanted: _Wanted
 ) -> tuple[TokenScores, tuple[torch.Tensor | None, ...]]:
-    """The scores; and as gradients (N, D) and the factors (N,) still to be multiplied into its rows, (V, D), (V,), and
-    the scalar factor of these two (None for 1)."""
+    """The scores, and the gradients: (N, D) with the factors (N,) that its rows still have to be multiplied by; (V, D)
+    and (V,) with the scalar factor of both (None for 1)."""
     h_ND, targets_N, weights_N = tokens
     device, rows = h_ND.device.type, options.rows or _rows(h_ND, layer, trained=wanted.weight)
     several = len(h_ND) > rows
@@ -198,7 +198,7 @@ def _over_tiles(
             if dbias is not None:
                 dbias.add(tile_nV.t(), factor_n1)
             parts.append(part)
-            del tile_nV  # oneDNN ignores the buffer: free this tile before the next one is made
+            del tile_nV  # oneDNN ignores the buffer, so free this tile before the next one is allocated
     part = _joined(parts)
     if scoring.correct and not scoring.entropy and dh_ND is not None:
         part = part._replace(entropy_n=_entropy(part, h_ND, dh_ND))
@@ -213,13 +213,13 @@ def _over_tiles(
 
 
 def _scoring(asked: Scoring, wanted: _Wanted, layer: _Layer, logits_nV: torch.Tensor) -> Scoring:
-    """Extras include the entropy, computed from the logits where the gradient cannot give it or a kernel does it."""
+    """For the extras, computes the entropy from the logits if the gradient cannot give it or a kernel is used."""
     from_gradient = wanted.h and layer.bias_V is None and asked.softcap is None and not can_score(logits_nV)
     return replace(asked, gradient=any(wanted), entropy=asked.correct and not from_gradient)
 
 
 def _rows(h_ND: torch.Tensor, layer: _Layer, *, trained: bool) -> int:
-    """Tokens of a tile: as few tiles as possible, all of about the same height."""
+    """Tokens per tile: as few tiles as possible, all of about the same height."""
     device = "cpu" if h_ND.device.type == "cpu" else "gpu"
     least = TILE_MIN_ROWS_TRAINED[device] if trained else TILE_MIN_ROWS
     most = max(least, TILE_ELEMENTS[device] // len(layer.weight_VD))
@@ -227,7 +227,7 @@ def _rows(h_ND: torch.Tensor, layer: _Layer, *, trained: bool) -> int:
 
 
 def _unit(weights_N: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-    """In half precision the unit of the layer's gradients, which keeps factors at most 1; else None."""
+    """The unit of the layer's gradients in half precision, which keeps factors at most 1; otherwise None."""
     if dtype not in HALF_SCALE or not len(weights_N):
         return None
     return weights_N.amax().clamp(min=torch.finfo(weights_N.dtype).tiny) / HALF_SCALE[dtype]
@@ -245,10 +245,10 @@ def _each_block(
 
 
 def _entropy(part: Part, h_ND: torch.Tensor, dh_ND: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats, with no pass over the logits.
+    """Entropy in nats, without a pass over the logits.
 
     With p the prediction, t the smoothed target and x the logits, `h . dh` is the sum over the vocabulary of
-    times * (p - t) * x, because dh is times * (p - t) @ weight. And cross entropy - sum of (p - t) * x = entropy.
+    times * (p - t) * x, because dh is times * (p - t) @ weight. And entropy = cross entropy - sum of (p - t) * x.
     """
     dot_N = torch.linalg.vecdot(h_ND.to(part.loss_n.dtype), dh_ND.to(part.loss_n.dtype))
     return (part.loss_n - dot_N / part.times_n).clamp_(min=0)
@@ -257,8 +257,8 @@ def _entropy(part: Part, h_ND: torch.Tensor, dh_ND: torch.Tensor) -> torch.Tenso
 class _Sum:
     """The sum of matrix products `a_Vn @ b_nD`, with the shape and dtype of `like`.
 
-    In bfloat16 a single product is exact enough; the sum of `several` is kept in float32. For float16 products and sum
-    are float32, and the backward pass casts the result.
+    In bfloat16 a single product is exact enough; the sum of `several` is kept in float32. For float16, both products
+    and sum are float32, and the backward pass casts the result.
     """
 
     def __init__(self, like: torch.Tensor, *, several: bool) -> None:
@@ -271,7 +271,7 @@ class _Sum:
             add_mm(self._sum_VD, a_Vn, b_nD)
             return
         if a_Vn.dtype != torch.float16 and self._sum_VD is None:
-            # not added to zeros: at this size each pass over the memory costs
+            # not added to zeros: at this size every pass over the memory is expensive
             self._sum_VD = mm(a_Vn, b_nD).to(self._sum_dtype)
             return
         if self._sum_VD is None:
@@ -283,12 +283,12 @@ class _Sum:
         if self._sum_VD is None:
             return None
         total = self._sum_VD.to(self._dtype)
-        # not as a view: autograd accumulates in place only into tensors that share no memory
+        # not a view: autograd accumulates in place only into tensors that share no memory
         return total if total.shape == self._shape else total.reshape(self._shape)
 
 
 def _product(a_Vn: torch.Tensor, b_nD: torch.Tensor) -> torch.Tensor:
-    """Of float16 matrices in float32; only CUDA returns its float32 accumulator directly."""
+    """The product, in float32 for float16 matrices; only CUDA returns its float32 accumulator directly."""
     if a_Vn.dtype != torch.float16:
         return a_Vn @ b_nD
     return torch.mm(a_Vn, b_nD, out_dtype=torch.float32) if a_Vn.is_cuda else mm(a_Vn.float(), b_nD.float())
@@ -301,7 +301,7 @@ def _linear(h_nD: torch.Tensor, layer: _Layer, *, out: torch.Tensor) -> torch.Te
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
-    """[0, length) in slices of `size`; for length 0 one empty slice, so that sums over none have their shapes."""
+    """[0, length) in slices of `size`; one empty slice for length 0, so that empty sums have the right shapes."""
     return (slice(start, min(start + size, length)) for start in range(0, max(length, 1), size))
 
 

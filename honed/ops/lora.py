@@ -2,8 +2,8 @@
 
     y = x W^T + b + s (d A^T) B^T        d: x after the adapter's dropout
 
-Both passes add the update in place to the base's product. Besides its inputs the backward pass keeps only t = s d A^T,
-which has R columns; casts are repeated. Frozen weights get no gradient.
+Both passes add the update in place to the base product. Besides the inputs, only t = s d A^T, which has R columns, is
+saved for the backward pass; casts are repeated. Frozen weights get no gradient.
 
 Shapes: M rows of any leading shape, I input features, O output features, R rank.
 """
@@ -28,25 +28,25 @@ def lora_linear(
     scaling: float,
     dropped_MI: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The layer's output, shape (..., O), in autocast's dtype or else that of x.
+    """The layer's output, shape (..., O), in autocast's dtype or otherwise that of x.
 
     Args:
-        x_MI: the input. Outside of autocast all tensors have its dtype.
-        weight_OI, bias_O: of the base; the weight gets no gradient.
+        x_MI: the input. Without autocast all tensors have its dtype.
+        weight_OI, bias_O: the base layer's; the weight gets no gradient.
         a_RI, b_OR: the adapter's weights.
         scaling: factor of the update.
         dropped_MI: x after the adapter's dropout; None without dropout.
     """
     dtype = compute_dtype(x_MI)
     y_MO: torch.Tensor = _LoraLinear.apply(x_MI, dropped_MI, weight_OI.detach(), bias_O, a_RI, b_OR, scaling, dtype)
-    # viewed out here: models that add to a layer's output in place may not do so to a view made inside the function
+    # viewed out here: models may not add in place to a view made inside the autograd function
     return y_MO.view(*x_MI.shape[:-1], y_MO.shape[-1])  # there may be no rows: an expert without tokens
 
 
 def add_low_rank(
     base_MO: torch.Tensor, x_MI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, *, scaling: float
 ) -> torch.Tensor:
-    """`base + scaling (x A^T) B^T` in the dtype of `base`: the update alone, for any base layer.
+    """`base + scaling (x A^T) B^T` in the dtype of `base`: only the update, for any base layer.
 
     Args:
         base_MO: the base layer's output; not changed.
@@ -143,7 +143,7 @@ def _low_rank_gradients(  # noqa: PLR0917 - the order of the saved tensors
     *,
     needed: tuple[bool, ...],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """u = s dy B, which gives the gradient of the adapter's input; and the gradients of A and B."""
+    """u = s dy B, from which the gradient of the adapter's input follows, and the gradients of A and B."""
     u_MR = linear(dy_MO, b_OR.to(ctx.dtype).t()).mul_(ctx.scaling)
     da_RI = linear(u_MR.t(), _rows(low_MI, ctx.dtype).t()).to(a_RI.dtype) if needed[0] else None
     db_OR = linear(t_MR.t(), dy_MO.t()).t().to(b_OR.dtype) if needed[1] else None

@@ -1,8 +1,8 @@
 """Linear layers for generation on the CPU: weights packed once into the layout of oneDNN's kernels, used many times.
 
-With a few rows per product, torch's float32 linear goes to MKL, which reads the weights unpacked. With packed weights
-oneDNN took half the time or less on AMD cores, and two thirds in bfloat16. The packed weights are a second copy, so
-they are not made where memory is short.
+torch's float32 linear layer uses MKL, which reads the weights unpacked. For a few rows per product, oneDNN with packed
+weights took half the time or less on AMD cores, and two thirds in bfloat16. The packed weights are a second copy, so
+they are not made when memory is short.
 
 Shapes: M rows of any leading shape, I input features, O output features.
 """
@@ -17,13 +17,13 @@ from torch import nn
 
 from honed.ops.products import PLAIN
 
-ROWS_HINT = 64  # the layout that oneDNN picks for so many rows is the fastest for 1 to 512
+ROWS_HINT = 64  # the layout that oneDNN picks for 64 rows is the fastest for 1 to 512
 DTYPES = (torch.float32, torch.bfloat16)
-MEMORY_SHARE = 0.5  # of the free memory, for the second copy
+MEMORY_SHARE = 0.5  # of the free memory, at most, for the second copy
 
 
 class PackedLinear(nn.Linear):
-    """Replaces a linear layer and shares its parameters, which must not change; has no gradient."""
+    """Replaces a linear layer and shares its parameters, which must not change. It has no backward pass."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
@@ -40,9 +40,9 @@ class PackedLinear(nn.Linear):
 
 @contextmanager
 def packed_linears(model: nn.Module) -> Iterator[int]:
-    """Within the block the model's plain linear layers are packed; afterwards the model has its own again.
+    """Within the block, the model's plain linear layers are packed; afterwards the original layers are restored.
 
-    Yields how many layers are packed: 0 on other devices and dtypes, without oneDNN, or where memory is short.
+    Yields the number of packed layers: 0 on other devices and dtypes, without oneDNN, or when memory is short.
     """
     places = _places(model) if torch.backends.mkldnn.is_available() else []
     if not places or not _has_room(places):

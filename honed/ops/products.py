@@ -1,10 +1,10 @@
-"""Float32 matrix products on the CPU by the faster of the two libraries that torch brings.
+"""Float32 matrix products on the CPU by the faster of the two libraries that ship with torch.
 
-torch uses MKL, which does without AVX-512 on processors that are not Intel's. oneDNN uses it: 200 GFLOP/s against 90 on
-a Zen 5 core. Both sum float32 products in float32, in different orders.
+torch uses MKL, which does not use AVX-512 on processors that are not Intel's. oneDNN does: 200 GFLOP/s against 90 on a
+Zen 5 core. Both sum float32 products in float32, in different orders.
 
 Within `fast_linears` a model's linear layers use oneDNN, forward and backward. Other processors, devices and dtypes,
-autocast and small products keep torch's own path. The choice depends on the processor and on shapes alone, so a resumed
+autocast and small products keep torch's own path. The choice depends only on the processor and the shapes, so a resumed
 run computes the same bits.
 
 Shapes: M rows (any leading shape), I input and O output features, K the dimension that is summed over.
@@ -24,9 +24,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Multiplications below which the call and compiling oneDNN's code for one more shape cost more than they save.
+# Below so many multiplications, the call and compiling oneDNN's code for another shape cost more than they save.
 MIN_MULTIPLICATIONS = 1 << 23
-# Elements of a product that are computed and added at a time, to stay in the processor's cache: 8 MB.
+# Elements of a product that are computed and added at a time, to stay within the processor's cache: 8 MB.
 PART_ELEMENTS = 1 << 21
 # The default of both caches is 1024 shapes of a few MB each, and the lengths of flat batches never repeat. A step needs
 # a dozen shapes, with LoRA three dozen.
@@ -35,7 +35,7 @@ CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype of a product with this tensor: autocast's where it is on, but for float64; else the tensor's own."""
+    """The dtype of a product with this tensor: its own, or autocast's if enabled and the tensor is not float64."""
     device = tensor.device.type
     if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -43,12 +43,12 @@ def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 def linear(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
-    """The product, shape (..., O). For functions with a backward of their own: autograd does not record it."""
+    """The product, shape (..., O). For functions that define their own backward: autograd does not record it."""
     return _onednn(x_MI, weight_OI, bias_O) if _pays(x_MI, weight_OI, bias_O) else F.linear(x_MI, weight_OI, bias_O)
 
 
 def mm(a_MK: torch.Tensor, b_KN: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    """The product, shape (M, N), not recorded either. It may be written into `out`, but need not be."""
+    """The product, shape (M, N), not recorded by autograd either. `out` may be used, but need not be."""
     if _pays(a_MK, b_KN.t()):
         if a_MK.is_contiguous():
             return _onednn(a_MK, b_KN.t())
@@ -69,7 +69,7 @@ def add_mm(sum_MN: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor) -> None
 
 
 def _by_parts(a_MK: torch.Tensor, b_KN: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The product, some rows at a time: oneDNN copies what is not contiguous, and this limits the size of the copy."""
+    """The product, some rows at a time: oneDNN copies non-contiguous inputs, and this limits the size of the copy."""
     rows = max(1, PART_ELEMENTS // b_KN.shape[1])
     for start in range(0, len(a_MK), rows):
         part = slice(start, start + rows)
@@ -78,11 +78,11 @@ def _by_parts(a_MK: torch.Tensor, b_KN: torch.Tensor) -> Iterator[tuple[slice, t
 
 @contextmanager
 def fast_linears(model: nn.Module) -> Iterator[int]:
-    """Within the block the model's plain linear layers use oneDNN where it is faster; yields how many do.
+    """Within the block, the model's plain linear layers use oneDNN where it is faster; yields their number.
 
     The layers stay the same objects, with their parameters, hooks and names; only their class changes until the block
-    ends. So `isinstance(layer, nn.Linear)` holds meanwhile and `type(layer) is nn.Linear` does not. Copies, pickles and
-    saved files hold plain layers.
+    ends. So `isinstance(layer, nn.Linear)` holds meanwhile, but `type(layer) is nn.Linear` does not. Copies, pickles
+    and saved files contain plain layers.
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear] if onednn_is_faster() else []
     try:
@@ -114,7 +114,7 @@ PLAIN = {nn.Linear, FastLinear}
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether this processor has AVX-512 and is not Intel's, and this torch has oneDNN and would use MKL."""
+    """Whether the processor has AVX-512 and is not Intel's, and torch has oneDNN but would use MKL."""
     faster = (
         torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
@@ -123,7 +123,7 @@ def onednn_is_faster() -> bool:
         and not _made_by_intel()
     )
     if faster:
-        for name in CACHES:  # read when oneDNN is first used
+        for name in CACHES:  # oneDNN reads them when it is first used
             os.environ.setdefault(name, CACHED_SHAPES)
     return faster
 
@@ -142,7 +142,7 @@ def _pays(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | No
 
 
 def _suits(tensor: torch.Tensor) -> bool:
-    """Plain tensors only: subclasses (sharded, quantised) have their own products."""
+    """Plain tensors only: subclasses (sharded, quantised) have products of their own."""
     return (
         tensor.dtype == torch.float32
         and tensor.device.type == "cpu"
@@ -175,6 +175,6 @@ class _Linear(torch.autograd.Function):
 
 
 def _onednn(x_MI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
-    """oneDNN reads weights as they lie, transposed ones too."""
+    """oneDNN reads weights in place, also transposed ones."""
     output_MO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_MI, weight_OI, bias_O, "none", [], "")
     return output_MO

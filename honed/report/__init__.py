@@ -1,1 +1,1 @@
-"""Self-contained pages of a run."""
+"""Self-contained HTML pages about runs, data and evaluations."""

@@ -1,4 +1,4 @@
-"""One axis of a chart: the stretch of numbers it shows and ticks at round numbers."""
+"""One axis of a chart: the range it shows, and ticks at round numbers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from honed.quantities import tidy_exponent
 
-# Less than this apart, relative to their size, values differ only by rounding: drawn as a constant.
+# Values whose relative difference is below this differ only by rounding: drawn as a constant.
 SAME = 1e-9
 SMALLEST = 1e-290
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """A linear axis from `low` to `high` (low < high), with `ticks` at multiples of `step` inside it."""
+    """A linear axis from `low` to `high` (low < high), with `ticks` at multiples of `step` within it."""
 
     low: float
     high: float
@@ -23,7 +23,7 @@ class Axis:
     ticks: tuple[float, ...]
 
     def position(self, value: float) -> float:
-        """Where `value` lies: 0.0 at `low`, 1.0 at `high`."""
+        """The position of `value`: 0.0 at `low`, 1.0 at `high`."""
         return (value - self.low) / (self.high - self.low)
 
     def label(self, tick: float) -> str:
@@ -32,13 +32,13 @@ class Axis:
 
 
 def value_axis(values: Sequence[float], *, from_zero: bool = False, intervals: int = 4) -> Axis:
-    """An axis that holds all values and begins and ends at a tick.
+    """An axis that contains all values and begins and ends at a tick.
 
     Args:
         values: finite numbers, at least one.
-        from_zero: begin at 0 where no value is negative. It does so anyway where the least value is under
-            half of the greatest, since the space saved would be small and the impression wrong.
-        intervals: how many gaps between ticks to aim for.
+        from_zero: begin at 0 if no value is negative. The axis does so anyway if the smallest value is less than half
+            of the largest, because cutting it would save little space and mislead.
+        intervals: the desired number of intervals between ticks.
     """
     low, high = _spread(min(values), max(values))
     if low >= 0 and (from_zero or low < high / 2):
@@ -50,7 +50,7 @@ def value_axis(values: Sequence[float], *, from_zero: bool = False, intervals: i
 
 
 def step_axis(steps: Sequence[float]) -> Axis:
-    """An axis from the first to the last of `steps` (one or more), with ticks at whole steps only."""
+    """An axis from the smallest to the largest of `steps` (at least one), with ticks only at whole steps."""
     low, high = min(steps), max(steps)
     if high - low < 1:
         low, high = low - 1, high + 1
@@ -60,7 +60,7 @@ def step_axis(steps: Sequence[float]) -> Axis:
 
 
 def _spread(low: float, high: float) -> tuple[float, float]:
-    """Makes room around a constant, so that it is drawn mid-way and not on an axis of no length."""
+    """Adds a margin around a constant, so that it is drawn in the middle and not on an axis of zero length."""
     largest = max(abs(low), abs(high))
     if largest < SMALLEST:
         return 0.0, 1.0
@@ -70,7 +70,7 @@ def _spread(low: float, high: float) -> tuple[float, float]:
 
 
 def _round_step(low: float, high: float, intervals: int) -> float:
-    """The 1, 2 or 5 times a power of ten that cuts low..high into about `intervals` pieces."""
+    """1, 2 or 5 times a power of ten, such that low..high has about `intervals` steps."""
     rough = (high - low) / intervals
     power = math.floor(math.log10(rough))
     for factor in (1, 2, 5, 10):
@@ -81,17 +81,17 @@ def _round_step(low: float, high: float, intervals: int) -> float:
 
 
 def _multiple(k: int, step: float) -> float:
-    """k * step, without the dust of 3 * 0.1 = 0.30000000000000004."""
+    """k * step, without rounding errors such as 3 * 0.1 = 0.30000000000000004."""
     return float(f"{k * step:.12g}")
 
 
 def tick_text(value: float, *, step: float, largest: float) -> str:
-    """The label of a tick: exact, and unlike its neighbours'.
+    """The label of a tick: exact, and different from its neighbours.
 
     Args:
         value: the tick, a multiple of `step`.
         step: the distance between ticks: 1, 2 or 5 times a power of ten.
-        largest: the greatest magnitude on the axis, which decides between 0.002, 2e-5, 20k and 3M.
+        largest: the largest magnitude on the axis, which decides between 0.002, 2e-5, 20k and 3M.
     """
     place = math.floor(math.log10(step) + 1e-9)
     if value == 0:

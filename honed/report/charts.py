@@ -1,12 +1,11 @@
-"""Line charts as inline SVG: a pure function from series to HTML, readable with scripts switched off.
+"""Line charts as inline SVG: a pure function from series to HTML, readable without scripts.
 
-A chart has to fit a page of 380 and of 1200 pixels without shrinking its letters, so it is two drawings, one
-inside the other:
+A chart must fit pages from 380 to 1200 pixels wide without scaling its text, so it consists of two nested drawings:
 
-    <svg class="axes">      no viewBox: 100% wide, positions in percent; grid, ticks, letters, dots
+    <svg class="axes">      no viewBox: 100% wide, positions in percent; grid, ticks, text, dots
       <svg class="lines">   viewBox 0 0 1000 1000, stretched over the plot; lines of constant stroke
 
-A point lies at x = 1000 * Axis.position(step), y = 1000 * (1 - Axis.position(value)) of the inner drawing.
+A point is at x = 1000 * Axis.position(step), y = 1000 * (1 - Axis.position(value)) in the inner drawing.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from honed.quantities import counted, short_text
 from honed.report.axis import Axis, step_axis, value_axis
 from honed.report.markup import Html, join, tag
 
-# An optimizer step and the value there; None where the value was null or not finite, which breaks the line.
+# An optimizer step and its value; None if the value was null or not finite, which breaks the line.
 Point = tuple[float, float | None]
 
 MOST_POINTS = 1500
@@ -28,7 +27,7 @@ MOST_DOTS = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line: points by ascending step; `colour` 1 to 6; `faint` for the raw line under a smoothed one."""
+    """One line: points by ascending step; `colour` from 1 to 6; `faint` for the raw line under a smoothed one."""
 
     name: str
     points: tuple[Point, ...]
@@ -39,7 +38,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """What to draw: `key` is unique on the page, `unit` stands beside the title."""
+    """What to draw: `key` is unique on the page, `unit` is shown beside the title."""
 
     key: str
     title: str
@@ -50,7 +49,7 @@ class Chart:
 
 
 def line_chart(chart: Chart) -> Html:
-    """The chart as a `<figure>`; one without any finite value says so in words."""
+    """The chart as a `<figure>`; if there is no finite value, it says so in words."""
     drawn = tuple(series for series in chart.series if finite_points(series))
     if not drawn:
         return tag("figure", caption(chart.title, chart.unit), _empty(chart), class_=_classes(chart))
@@ -72,7 +71,7 @@ def finite_points(series: Series) -> list[tuple[float, float]]:
 
 
 def segments(points: Iterable[Point]) -> list[list[tuple[float, float]]]:
-    """Splits a line where values are None: [(1, 2.0), (2, None), (3, 1.0)] -> [[(1, 2.0)], [(3, 1.0)]]."""
+    """Splits a line at None values: [(1, 2.0), (2, None), (3, 1.0)] -> [[(1, 2.0)], [(3, 1.0)]]."""
     runs: list[list[tuple[float, float]]] = [[]]
     for step, value in points:
         if value is not None:
@@ -83,7 +82,7 @@ def segments(points: Iterable[Point]) -> list[list[tuple[float, float]]]:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most about `most` points that look the same: each stretch keeps its ends, extremes and gaps."""
+    """At most about `most` points that look the same: each stretch keeps its ends, its extremes and a gap."""
     if len(points) <= most:
         return list(points)
     size = -(-len(points) * 5 // most)
@@ -101,7 +100,7 @@ def _landmarks(stretch: Sequence[Point]) -> list[Point]:
 
 
 def path_data(points: Sequence[Point], across: Axis, up: Axis) -> str:
-    """The `d` of a `<path>` in the 1000 x 1000 drawing; a lone point has no length there, and gets a dot."""
+    """The `d` of a `<path>` in the 1000 x 1000 drawing; a single point has no length there and is drawn as a dot."""
     lines = []
     for run in segments(points):
         xy = [f"{1000 * across.position(s):.2f},{1000 * (1 - up.position(v)):.2f}" for s, v in run]
@@ -125,7 +124,7 @@ def gap_notes(all_series: Iterable[Series]) -> list[str]:
 
 
 def describe(chart: Chart, drawn: Sequence[Series]) -> str:
-    """The chart in a sentence, for those who hear the page."""
+    """The chart in a sentence, for screen readers."""
     parts = []
     for series in drawn:
         points = finite_points(series)
@@ -135,25 +134,25 @@ def describe(chart: Chart, drawn: Sequence[Series]) -> str:
 
 
 def caption(title: str, unit: str, legend: str = "") -> Html:
-    """What stands above a drawing."""
+    """The caption above a drawing."""
     return tag(
         "figcaption", tag("span", title, class_="chart-title"), " ", tag("span", unit, class_="chart-unit"), legend
     )
 
 
 def drawing(key: str, words: str, *parts: Html) -> Html:
-    """The `axes` drawing, with `words` for those who hear the page."""
+    """The `axes` drawing, with `words` for screen readers."""
     title, whole = f"{key}-title", {"width": "100%", "height": "100%"}
     return tag("svg", tag("title", words, id=title), *parts, class_="axes", role="img", aria_labelledby=title, **whole)
 
 
 def value_ticks(up: Axis) -> Html:
-    """The vertical axis: a line across the plot and a number at each tick."""
+    """The vertical axis: a line across the plot and a label at each tick."""
     return join(_value_tick(up.label(tick), percent(1 - up.position(tick))) for tick in up.ticks)
 
 
 def percent(share: float) -> str:
-    """A place in the `axes` drawing."""
+    """A position in the `axes` drawing."""
     return f"{100 * share:.3f}%"
 
 
@@ -162,7 +161,7 @@ def _classes(chart: Chart) -> str:
 
 
 def _plot_class(up: Axis) -> str:
-    """Leaves more room at the left where labels are long, as of a value that hardly changes."""
+    """Leaves more room on the left for long labels, such as those of a value that hardly changes."""
     return "plot deep" if max(len(up.label(tick)) for tick in up.ticks) > 6 else "plot"
 
 
@@ -211,13 +210,13 @@ def _step_ticks(across: Axis) -> Html:
 
 
 def _step_tick(label: str, x: str) -> Html:
-    # A tick hangs below the plot: a nested drawing gives it a place in pixels under a place in percent.
+    # A tick hangs below the plot: a nested drawing combines a position in percent with an offset in pixels.
     mark = tag("svg", tag("line", x1="0", y1="0", x2="0", y2="5", class_="base"), x=x, y="100%", class_="mark")
     return join([mark, tag("text", label, x=x, y="100%", dy="19", text_anchor="middle", class_="tick tick-x")])
 
 
 def _dots(series: Series, across: Axis, up: Axis) -> Html:
-    """Dots where a line alone would not show: single points, and evaluations while they are few."""
+    """Dots where a line alone would not be visible: single points, and evaluations if they are few."""
     few = series.dots and len(series.points) <= MOST_DOTS
     runs = segments(series.points)
     return join(
@@ -229,7 +228,7 @@ def _dots(series: Series, across: Axis, up: Axis) -> Html:
 
 
 def _read_out(drawn: Sequence[Series], across: Axis, up: Axis) -> str:
-    """What the script needs to show values under the pointer, as JSON."""
+    """The data with which the script shows values under the pointer, as JSON."""
     lines = []
     for series in drawn:
         steps, values = zip(*finite_points(Series(name="", points=tuple(thinned(series.points)))), strict=True)

@@ -1,4 +1,4 @@
-"""ledger.json, read defensively: a value of the wrong kind is kept as it is written, and shown."""
+"""Reads ledger.json defensively: a value of the wrong type is kept as written, and shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A row that was dropped or cut: where it came from ("train.jsonl:17") and why; `others` as written."""
+    """A dropped or cut row: where it came from ("train.jsonl:17") and the reason; `others` as written."""
 
     source: str
     reason: str
@@ -22,7 +22,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedLedger:
-    """Every row accounted for. Counts are rows unless named otherwise; None means the file did not say."""
+    """What became of every row. Counts are rows unless named otherwise; None means that the file did not say."""
 
     rows_in: float | None
     rows_trained: float | None
@@ -40,7 +40,7 @@ class SavedLedger:
 
 
 def parse_ledger(raw: Mapping[str, object]) -> SavedLedger:
-    """A ledger from its JSON; a known key with a value of the wrong kind ends up in `others`, as written."""
+    """A ledger from its JSON; a known key with a value of the wrong type goes to `others`, as written."""
     rest = dict(raw)
     return SavedLedger(
         rows_in=_take(rest, "rows_in", finite),
@@ -60,7 +60,7 @@ def parse_ledger(raw: Mapping[str, object]) -> SavedLedger:
 
 
 def _take(rest: dict[str, object], key: str, read: Callable[[object], T | None]) -> T | None:
-    """Reads one key and removes it from `rest`, unless its value cannot be read."""
+    """Reads one key and removes it from `rest`, unless its value has the wrong type."""
     value = read(rest.get(key))
     if value is not None or rest.get(key) is None:
         rest.pop(key, None)
@@ -76,7 +76,7 @@ def _counts(value: object) -> Mapping[str, float] | None:
 
 
 def _names(value: object) -> tuple[str, ...] | None:
-    """Names in a list, or the keys of counts by name."""
+    """The names in a list, or the keys of a mapping of counts."""
     return tuple(map(str, value)) if isinstance(value, dict) else _texts(value)
 
 

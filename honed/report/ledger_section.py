@@ -9,7 +9,7 @@ from honed.report.json_values import finite, text_of
 from honed.report.ledger import Example, SavedLedger
 from honed.report.markup import Html, join, tag
 
-# One part of a bar: name, amount, class that gives the colour.
+# One part of a bar: name, amount, CSS class for the colour.
 Part = tuple[str, float, str]
 
 
@@ -26,7 +26,7 @@ def ledger_section(ledger: SavedLedger, heading: str = "What was trained on") ->
 
 
 def ledger_problem(ledger: SavedLedger) -> str:
-    """Why rows in are not rows trained plus rows dropped, in a sentence; "" where the sum is right."""
+    """A sentence on why rows in do not equal rows trained plus rows dropped; "" if they do."""
     if ledger.rows_in is None or ledger.rows_trained is None or ledger.rows_dropped is None:
         names = ("rows_in", "rows_trained", "rows_dropped")
         absent = [name for name in names if getattr(ledger, name) is None]
@@ -45,7 +45,7 @@ def ledger_problem(ledger: SavedLedger) -> str:
 
 
 def proportion_bar(parts: Iterable[Part], label: str) -> Html:
-    """A bar cut in proportion to amounts (0 or more), with its legend. Nothing where they sum to 0."""
+    """A bar divided in proportion to amounts (0 or more), with its legend. Empty if the amounts sum to 0."""
     shown = [(name, amount, colour) for name, amount, colour in parts if amount > 0]
     total = sum(amount for _, amount, _ in shown)
     if not shown:
@@ -59,13 +59,13 @@ def proportion_bar(parts: Iterable[Part], label: str) -> Html:
 
 
 def key_value_table(pairs: Iterable[tuple[str, str]]) -> Html:
-    """A table of two columns: names and values."""
+    """A table with two columns, names and values."""
     rows = (tag("tr", tag("th", key, scope="row"), tag("td", value)) for key, value in pairs)
     return tag("table", tag("tbody", join(rows)), class_="facts")
 
 
 def plain_text(value: object) -> str:
-    """A value of a JSON file for a table: numbers with separators, the rest as written."""
+    """A JSON value for a table: numbers with separators, the rest as written."""
     number = None if isinstance(value, str) else finite(value)
     if number is not None:
         return count_text(number)

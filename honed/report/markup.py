@@ -1,8 +1,8 @@
-"""HTML built from parts, where forgetting to escape is not possible.
+"""HTML built from parts, so that escaping cannot be forgotten.
 
-`tag` escapes every child that is not already `Html`, and every attribute. Only the functions of this module
-make `Html`; adding two of them with `+` gives a plain `str` again, which the next `tag` escapes: a slip
-shows, it never runs.
+`tag` escapes every child that is not already `Html`, and every attribute. Only the functions of this module create
+`Html`. Adding two of them with `+` gives a plain `str` again, which the next `tag` escapes: a mistake is visible on the
+page but never executed.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Iterable
 
 
 class Html(str):
-    """Text that is HTML already and goes into a page as it is."""
+    """Text that is already HTML and goes into a page unchanged."""
 
     __slots__ = ()
 
 
 def escaped(text: str) -> Html:
-    """`text` as it is read: `&`, `<`, `>` and both quotes become entities. `Html` comes back unchanged."""
+    """`text` with `&`, `<`, `>` and both quotes as entities. `Html` is returned unchanged."""
     return text if isinstance(text, Html) else Html(html.escape(text, quote=True))
 
 
 def trusted(source: str) -> Html:
-    """Marks text of this package (a template, a style sheet) as HTML. Never for what a run folder holds."""
+    """Marks text of this package (a template, a style sheet) as HTML. Never use it for the content of a run folder."""
     return Html(source)
 
 
 def join(parts: Iterable[str], separator: str = "") -> Html:
-    """The parts one after the other, each escaped unless it is `Html`."""
+    """The parts joined, each escaped unless it is `Html`."""
     return Html(escaped(separator).join(escaped(part) for part in parts))
 
 
@@ -36,10 +36,10 @@ def tag(name: str, *children: str, **attributes: object) -> Html:
     """One element with its children.
 
     Args:
-        name: the element, such as "td"; void elements (`<br>`) are not made here.
+        name: the element, such as "td"; void elements (`<br>`) are not supported.
         children: text, which is escaped, or `Html`.
-        attributes: values are escaped; None and False leave an attribute out, True writes its name alone. A
-            trailing underscore is dropped (`class_`), others become hyphens (`data_points`).
+        attributes: values are escaped; None and False omit the attribute, True writes only its name. A trailing
+            underscore is dropped (`class_`), others become hyphens (`data_points`).
     """
     written = "".join(_attribute(key, value) for key, value in attributes.items())
     return Html(f"<{name}{written}>{join(children)}</{name}>")

@@ -1,7 +1,7 @@
-"""What all pages are: one file that asks for nothing, with its own style sheet and script and no other; their parts.
+"""The frame and common parts of all pages: each is one file with its style sheet and script, and loads nothing.
 
-The Content-Security-Policy allows exactly the style sheet and the script of this package, by their hashes, so that
-text of a data set could not run even if it got through unescaped.
+The Content-Security-Policy allows only the style sheet and the script of this package, by their hashes, so that text
+from a data set could not run even if it were not escaped.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def page(
 
 
 def write_page(target: Path, html: str, *, fix: str) -> Path:
-    """Writes a page and returns its path; a reader sees the old page or the new, never half.
+    """Writes a page atomically and returns its path.
 
     Raises:
-        RunError: it cannot be written there; `fix` says what to do then.
+        RunError: it cannot be written; `fix` is the error's advice.
     """
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        # "replace": JSON can hold half of a surrogate pair, which UTF-8 cannot.
+        # "replace": JSON can contain a lone surrogate, which UTF-8 cannot encode.
         unfinished.write_bytes(html.encode("utf-8", "replace"))
         os.replace(unfinished, target)  # noqa: PTH105  (what makes the change atomic is worth seeing)
     except OSError as error:
@@ -61,7 +61,7 @@ def write_page(target: Path, html: str, *, fix: str) -> Path:
 
 
 def page_header(kind: str, title: str, status: str, *, meta: Iterable[str], command: str, tiles: Html) -> Html:
-    """What a page is about, in a title with its status, a few words, the command, and the headline numbers."""
+    """The title with its status, a few words, the command, and the headline numbers."""
     return tag(
         "header",
         tag("p", tag("b", "honed"), f" {kind}", class_="brand"),
@@ -73,7 +73,7 @@ def page_header(kind: str, title: str, status: str, *, meta: Iterable[str], comm
 
 
 def tile(name: str, numbers: Sequence[str], below: str) -> Html:
-    """A headline number, or "4.81 → 0.32" with the weight on the last, with a line below."""
+    """A headline number, or "4.81 → 0.32" with the last emphasised, and a line below."""
     *earlier, last = numbers
     start = join(tag("span", number, " →", class_="from") for number in earlier)
     number = tag("dd", start, " " if earlier else "", tag("span", last), class_="number")
@@ -81,14 +81,14 @@ def tile(name: str, numbers: Sequence[str], below: str) -> Html:
 
 
 def numbers_table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> Html:
-    """A table that scrolls sideways where it is wide; the first cell of each row is its name."""
+    """A table that scrolls sideways if it is wide; the first cell of each row is its header."""
     top = tag("thead", tag("tr", join(tag("th", word, scope="col") for word in head)))
     body = (tag("tr", tag("th", first, scope="row"), join(tag("td", cell) for cell in rest)) for first, *rest in rows)
     return tag("div", tag("table", top, tag("tbody", join(body)), class_="listing numbers"), class_="scroll")
 
 
 def answers_section(title: str, form: str, cards: Sequence[Html], *, shown: int) -> Html:
-    """Answers, the first ones unfolded, below the form that was asked for."""
+    """Answers below the required form; the first `shown` are visible, the rest folded."""
     rest = cards[shown:]
     more = tag("details", tag("summary", counted(len(rest), "more answer")), join(rest)) if rest else ""
     rule = tag("p", "The form asked for: ", tag("em", form), class_="rule") if form else ""
@@ -102,7 +102,7 @@ def answer_half(title: str, text: str, badges: Iterable[Html], kind: str) -> Htm
 
 
 def badge(state: bool, good: str, bad: str) -> Html:
-    """A mark that says whether something is as it should be."""
+    """A badge that says whether something is as it should be."""
     mark = tag("span", "✓ " if state else "✗ ", aria_hidden="true")
     return tag("span", mark, good if state else bad, class_=f"badge {'good' if state else 'bad'}")
 

@@ -1,1 +1,1 @@
-"""Many prompts answered into a file."""
+"""Batch generation: answers to many prompts, written to a file."""

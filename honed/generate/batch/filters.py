@@ -14,14 +14,14 @@ Verifier = Callable[[Mapping[str, Any], str], bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What an answer must be.
+    """Conditions for keeping an answer.
 
     Attributes:
-        min_length, max_length: characters of the stripped answer; None for any.
-        only_stopped: it ended by itself and was not cut.
-        near: similarity from which it is a near duplicate of one kept before, by MinHash over question and answer;
-            None lets near duplicates pass. Exact duplicates never pass.
-        verify: `module:function`, called with the row and the answer; what it finds false is dropped.
+        min_length, max_length: bounds on the characters of the stripped answer; None for no bound.
+        only_stopped: drop answers that were cut instead of ending by themselves.
+        near: similarity from which an answer is a near duplicate of an earlier kept one, by MinHash over question and
+            answer; None keeps near duplicates. Exact duplicates are always dropped.
+        verify: `module:function`, called with the row and the answer; answers for which it returns false are dropped.
     """
 
     min_length: int | None = 1
@@ -33,7 +33,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An answer with what it answers."""
+    """An answer with its question and row."""
 
     place: str
     row: Mapping[str, Any]
@@ -43,13 +43,13 @@ class Candidate:
 
 
 def verdicts(candidates: Sequence[Candidate], filters: Filters, known: Sequence[str] = ()) -> list[str | None]:
-    """For each candidate why it is dropped, or None where it is kept; the first reason counts.
+    """For each candidate the first reason why it is dropped, or None if it is kept.
 
     Args:
-        known: texts to which a kept one may not be a near duplicate either.
+        known: texts of which a kept answer must not be a near duplicate either.
 
     Raises:
-        RecipeError: the verifier cannot be found.
+        RecipeError: the verifier cannot be imported.
         DataError: the verifier raised.
     """
     verify = load_verifier(filters.verify) if filters.verify else None
@@ -69,7 +69,7 @@ def load_verifier(name: str) -> Verifier:
     """The function named `module:function`.
 
     Raises:
-        RecipeError: there is none of that name.
+        RecipeError: it cannot be imported, or is not callable.
     """
     module_name, _, function_name = name.partition(":")
     try:
@@ -108,7 +108,7 @@ def _passes(verify: Verifier, candidate: Candidate) -> bool:
 
 
 def _drop_near(candidates: Sequence[Candidate], found: list[str | None], least: float, known: Sequence[str]) -> None:
-    """Marks those that resemble a known text or one kept before them."""
+    """Marks answers that resemble a known text or an earlier kept answer."""
     from honed.data.mix.minhash import near_groups, signatures
 
     kept = [number for number, reason in enumerate(found) if reason is None]

@@ -1,7 +1,7 @@
 """The answers of a batch as they come, one JSON line each, so that an interrupted batch can be resumed.
 
-The first line holds the settings; answers made with other settings are refused. An incomplete last line, as a killed
-process leaves it, is cut off and its answer made again.
+The first line holds the settings; a journal with other settings is refused. An incomplete last line, left by a killed
+process, is removed and its answer generated again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Key = tuple[int, str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """One answer: its row (number, and digest of the prompt), its number among the row's answers, and how it ended."""
+    """One answer: its row (number, and digest of the prompt), its number within the row, its text and how it ended."""
 
     row: int
     digest: str
@@ -32,7 +32,7 @@ class Answered:
 
     @property
     def key(self) -> Key:
-        """What it answers."""
+        """Identifies the answer: row, digest of the prompt, number."""
         return self.row, self.digest, self.sample
 
 
@@ -40,11 +40,11 @@ class Journal:
     """The file of a batch's answers.
 
     Args:
-        path: made where it is missing.
-        settings: what the answers depend on beside their prompts; JSON values.
+        path: created if missing.
+        settings: what the answers depend on besides their prompts; JSON values.
 
     Raises:
-        RunError: the file holds answers made with other settings, or is no journal.
+        RunError: the file holds answers made with other settings, or is not a journal.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ class Journal:
 
     @contextmanager
     def adding(self) -> Iterator[Any]:
-        """Yields a function that writes one more answer; each line reaches the system before the next is made."""
+        """Yields a function that appends an answer and flushes the line to the operating system."""
         with self.path.open("a", encoding="utf-8") as file:
             yield lambda answered: self._add(file, answered)
             os.fsync(file.fileno())
@@ -71,7 +71,7 @@ class Journal:
         self.found[answered.key] = answered
 
     def _repair(self) -> bool:
-        """Cuts a torn last line off; says whether there was one."""
+        """Removes an incomplete last line; returns whether there was one."""
         if not self.path.exists():
             return False
         content = self.path.read_bytes()

@@ -1,4 +1,4 @@
-"""Rows of a file -> conversations to be answered."""
+"""Rows of a file -> conversations to answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOTS_TEXT = "Here is a list of tasks.\n\n{tasks}\n\nWrite one more task of this
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation up to the answer that is wanted, with all columns of its row, for a verifier."""
+    """The conversation before the answer, and all columns of its row for the verifier."""
 
     source: Source
     messages: tuple[Message, ...]
@@ -30,21 +30,21 @@ class Prompt:
 
     @property
     def digest(self) -> str:
-        """A name for what is asked: changes when the text does."""
+        """A hash of the messages."""
         told = json.dumps([(m.role, m.content) for m in self.messages], ensure_ascii=False)
         return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def read_prompts(data: Any, *, template: str | None = None) -> Iterator[Prompt]:
-    """One prompt for each row.
+    """One prompt per row.
 
     Args:
-        data: whatever `honed.data.read.sources` reads.
-        template: text in which `{column}` stands for the row's column; other braces are text. Without it a row's
-            `prompt` is asked, or its `messages` up to its last answer.
+        data: anything that `honed.data.read.sources` reads.
+        template: text in which `{column}` is replaced with the row's column; other braces are literal. Without it, a
+            row's `prompt` is used, or its `messages` without the answers at the end.
 
     Raises:
-        DataError: a row has no prompt, or not the template's columns.
+        DataError: a row has no prompt, or lacks one of the template's columns.
     """
     for source, row in read_rows(data):
         if not isinstance(row, Mapping):
@@ -54,17 +54,17 @@ def read_prompts(data: Any, *, template: str | None = None) -> Iterator[Prompt]:
 
 
 def with_system(prompt: Prompt, system: str | None) -> Prompt:
-    """The prompt with this system prompt, where it has none of its own."""
+    """The prompt with this system prompt, unless it has its own."""
     if not system or prompt.messages[0].role == "system":
         return prompt
     return replace(prompt, messages=(Message(role="system", content=system), *prompt.messages))
 
 
 def seed_prompts(tasks: Sequence[str], *, shots: int, count: int, seed: int) -> Iterator[Prompt]:
-    """Prompts that show `shots` random tasks each and ask for a new one.
+    """Prompts that each show `shots` random tasks and ask for a new one.
 
     Raises:
-        DataError: there are fewer tasks than are to be shown.
+        DataError: there are fewer than `shots` tasks.
     """
     if shots > len(tasks):
         raise DataError(
@@ -117,7 +117,7 @@ def _asked(source: Source, row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def _before_the_answer(turns: list[Any]) -> tuple[Message, ...]:
-    """Turns as messages, without the answers at the end; () where they are no turns."""
+    """Turns as messages, without the answers at the end; () if they are not valid turns."""
     messages = []
     for turn in turns:
         if not (

@@ -1,1 +1,1 @@
-"""honed's own decoding."""
+"""honed's own decoding engine."""

@@ -1,13 +1,13 @@
-"""The KV cache of the rows being answered: one slot per row, each with a length of its own.
+"""The KV cache of the running rows: one slot per row, each with its own length.
 
     slot 0   [prompt .......... answer ....]
     slot 1   [prompt . answer ...............]      one tensor per layer, written in place
-    slot 2   (free: what it holds is overwritten, and nobody looks beyond a row's length)
+    slot 2   (free: its content is overwritten, and nothing reads beyond a row's length)
 
-A forward computes one flat row of tokens: whole prompts that begin, then one token of each running row. `Step` says
-which token goes where. It is handed through the model to the attention layers as a keyword, as document boundaries are.
+A forward computes one flat row of tokens: first whole new prompts, then one token of each running row. `Step` says
+which token goes where. The model passes it to the attention layers as a keyword argument, like document boundaries.
 
-Shapes: S slots, C capacity, K key/value heads, E head size, T tokens of the step, N tokens whose logits are wanted.
+Shapes: S slots, C capacity, K key/value heads, E head size, T tokens of the step, N tokens whose logits are needed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Step:
     """What one forward computes.
 
     Attributes:
-        cache: where keys and values are kept.
+        cache: the keys and values.
         input_ids_1T, position_ids_1T: int64; prompts first, then one token per running row in the order of slots.
-        slots_T: int64, the slot that each token is written to, at its position.
-        bounds_N: int32, where prompts start and end, as `cu_seq_lens`; None where no prompt begins.
-        prompt_tokens: how many of the tokens are prompts'.
-        slots: slots of the running rows, rising.
-        lengths: entries of each running row, this step's included.
+        slots_T: int64, the slot to which each token is written, at its position.
+        bounds_N: int32, where prompts start and end, as `cu_seq_lens`; None if no prompt starts.
+        prompt_tokens: number of prompt tokens in the step.
+        slots: slots of the running rows, ascending.
+        lengths: entries of each running row, including this step's.
         last_N: int64, the last token of each prompt and each running row, in order.
-        kept: what attention layers of one step share; made by the first.
+        kept: values that the attention layers of a step share; computed by the first layer.
     """
 
     cache: RowCache
@@ -87,21 +87,21 @@ def plan_step(
 
 
 class RowLayer(CacheLayerMixin):
-    """One layer's keys and values, float (S, K, C, E) each, in the model's own number format."""
+    """One layer's keys and values, float (S, K, C, E) each, in the model's own dtype."""
 
     def __init__(self, rows: RowCache) -> None:
         super().__init__()
         self._rows = rows
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Takes room for all slots; called by the first `update`."""
+        """Allocates memory for all slots; called by the first `update`."""
         self.keys, self.values = (self._room(states.shape, states) for states in (key_states, value_states))
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes the step's keys and values, (1, K, T, E), into their slots, and returns them as they came."""
+        """Writes the step's keys and values, (1, K, T, E), into their slots, and returns them unchanged."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         slots_T, positions_T = self._rows.places
@@ -110,7 +110,7 @@ class RowLayer(CacheLayerMixin):
         return key_states, value_states
 
     def grow(self) -> None:
-        """Takes more room and moves into it."""
+        """Moves the entries into larger tensors."""
         if not self.is_initialized:
             return
         for name in ("keys", "values"):
@@ -125,7 +125,7 @@ class RowLayer(CacheLayerMixin):
             states[target, :, :length] = states[source, :, :length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """No mask is made: attention knows each row's length."""
+        """No mask is needed: attention knows each row's length."""
         return query_length, 0
 
     def get_seq_length(self) -> int:
@@ -133,12 +133,12 @@ class RowLayer(CacheLayerMixin):
         return 0
 
     def get_max_length(self) -> int:
-        """-1: it grows."""
+        """-1: the cache grows as needed."""
         return -1
 
     def _room(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         _, heads, _, size = shape
-        # zeros, for what lies beyond a row's length is multiplied by a weight of 0, and 0 times NaN is NaN
+        # zeros, because entries beyond a row's length are multiplied by a weight of 0, and 0 times NaN is NaN
         return like.new_zeros((self._rows.slots, heads, self._rows.capacity, size))
 
 
@@ -151,7 +151,7 @@ class RowCache(Cache):
         self.places: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
 
     def begin(self, step: Step) -> None:
-        """Makes room for a step and says where its tokens go."""
+        """Reserves memory for a step and sets where its tokens go."""
         self._reserve(max([*step.lengths, int(step.position_ids_1T.max()) + 1]))
         self.places = (step.slots_T, step.position_ids_1T[0])
 
@@ -162,7 +162,7 @@ class RowCache(Cache):
 
     def _reserve(self, length: int) -> None:
         if length > self.capacity:
-            # half as much again: copies stay fewer than entries
+            # grow by half, so that the amortised cost of copying is constant per entry
             self.capacity = -(-max(length, self.capacity * 3 // 2) // GROWTH) * GROWTH
             for layer in self.layers:
                 layer.grow()

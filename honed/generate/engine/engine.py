@@ -1,12 +1,12 @@
-"""honed's own decoding for transformers' causal language models: many prompts at once, by continuous batching.
+"""honed's decoding engine for causal language models of transformers: many prompts at once, by continuous batching.
 
     waiting prompts --> free slots --> one forward: new prompts flat, one token of each running row --> a token each
                           ^                                                                               |
                           '---------------------- a row that ended leaves its slot <----------------------'
 
-Nothing is padded: prompts lie end to end, and a row's attention reads its own length. The model is transformers' own,
-through two public seams that stand open within the engine's `with` block: its attention implementation and its cache.
-On the CPU its linear layers are packed as well (`honed/ops/packed_linear.py`).
+There is no padding: prompts lie end to end, and each row's attention reads only its own length. The model class is
+unmodified. Within its `with` block the engine uses two public interfaces: the model's attention implementation and its
+cache. On the CPU the linear layers are packed as well (`honed/ops/packed_linear.py`).
 
     with Engine(model, tokenizer) as engine:
         for piece in engine.run([Request(prompt_ids=ids, stop_ids=frozenset({2}))], pieces=True):
@@ -37,13 +37,13 @@ PROMPT_TOKENS = 2048
 
 
 class Engine:
-    """Answers requests with a model that `honed.generate.engine.fits.why_not` finds fit; a context manager.
+    """Answers requests with a model that passes `honed.generate.engine.fits.why_not`; a context manager.
 
     Args:
-        model: a causal language model; within the block it is in evaluation mode, afterwards as it was.
+        model: a causal language model; in evaluation mode within the block, its mode is restored afterwards.
         tokenizer: for text and stop strings; without one, answers are ids only.
         slots: rows at a time.
-        prompt_tokens: most tokens of prompts that are computed together; bounds the memory that they take.
+        prompt_tokens: maximum number of prompt tokens computed together, which bounds their memory.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Engine:
             self._open = None
 
     def run(self, requests: Iterable[Request], *, pieces: bool = False) -> Iterator[Piece]:
-        """Pieces of answers as they come; one per answer, the whole of it, unless `pieces` asks for all.
+        """One piece per finished answer; with `pieces`, several per answer as the text is generated.
 
         Args:
-            requests: taken one by one as slots fall free, so there may be any number of them.
+            requests: any number; they are taken one by one as slots become free.
 
         Raises:
-            ModelError: a request has stop strings, and the engine no tokenizer.
+            ModelError: a request has stop strings, but the engine has no tokenizer.
         """
         if self._open is None:
             raise RuntimeError("an engine answers within its `with` block only")
@@ -110,11 +110,11 @@ class Engine:
             generation_step=step,
         )
         logits_NV: torch.Tensor = output.logits[0]
-        # a model that does not know `logits_to_keep` gives them for all tokens
+        # a model without `logits_to_keep` returns logits for all tokens
         return logits_NV if len(logits_NV) == len(step.last_N) else logits_NV[step.last_N]
 
     def _start_answers(self, schedule: Schedule, cache: RowCache, pieces: bool) -> Iterator[Piece]:
-        """Further answers to prompts that were computed before."""
+        """Starts further answers to prompts that have been computed."""
         rows = []
         for row, source in schedule.answers():
             if row.slot != source:
@@ -127,7 +127,7 @@ class Engine:
     def _advance(
         self, schedule: Schedule, rows: Sequence[Row], logits_NV: torch.Tensor, pieces: bool
     ) -> Iterator[Piece]:
-        """One token more for each row; rows that end leave their slots."""
+        """Adds one token to each row; finished rows free their slots."""
         for row, token in zip(rows, _choose(rows, logits_NV), strict=True):
             row.ids.append(token)
             stop = token in row.job.request.stop_ids
@@ -171,7 +171,7 @@ class Engine:
 
 
 def _choose(rows: Sequence[Row], logits_NV: torch.Tensor) -> list[int]:
-    """The next token of each row; rows with the same sampling are chosen together."""
+    """The next token of each row; rows with the same sampling settings are processed together."""
     alike: dict[Sampling, list[int]] = {}
     for number, row in enumerate(rows):
         alike.setdefault(row.job.request.sampling, []).append(number)
@@ -187,7 +187,7 @@ def _choose(rows: Sequence[Row], logits_NV: torch.Tensor) -> list[int]:
 
 
 def _unanswered(number: int, request: Request) -> Iterator[Piece]:
-    """The empty answers to a prompt that leaves no room in the model's context."""
+    """Empty answers for a prompt that leaves no room in the model's context."""
     for answer in range(request.answers):
         yield Piece(
             request=number, answer=request.first + answer, text="", done=Completion(ids=(), text="", reason="context")

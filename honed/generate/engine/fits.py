@@ -1,4 +1,4 @@
-"""Whether a model can be decoded by honed's engine, found by trying it on the very model."""
+"""Whether honed's engine can decode a model, found by trying it on the actual model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ PROBE_STEPS = 2
 
 @torch.no_grad()
 def why_not(model: Any) -> str | None:
-    """Why the engine cannot decode this model; None where it can.
+    """Why the engine cannot decode this model; None if it can.
 
-    Two short random prompts are computed together and continued for two tokens; the logits must be those of the model's
-    ordinary forward over each whole text alone.
+    Two short random prompts are computed together and continued for two tokens; the logits must equal those of the
+    model's ordinary forward over each whole text alone.
     """
     config = model.config.get_text_config()
     if getattr(model.config, "is_encoder_decoder", False):
         return "it is an encoder with a decoder"
     if getattr(config, "attention_chunk_size", None):
         return "its attention is chunked"
-    if getattr(model, "_is_stateful", False):  # transformers' own mark, by which it refuses to roll a cache back
+    if getattr(model, "_is_stateful", False):  # set by transformers for models whose cache cannot be rolled back
         return "its layers carry a state from token to token"
     try:
         with evaluating(model):
@@ -38,7 +38,7 @@ def why_not(model: Any) -> str | None:
             expected = [_plain_logits(model, text) for text in texts]
             with Engine(model, slots=len(texts)) as engine:
                 found = _stepped_logits(engine, texts, model.device)
-    # what is raised is up to the model's code; whatever it is, the ordinary way is open
+    # the model's code may raise anything; transformers' `generate` remains available
     except Exception as error:
         return f"trying it failed ({type(error).__name__}: {error})"
     tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(model.dtype, 5e-2)
@@ -53,14 +53,14 @@ def _texts(model: Any) -> list[list[int]]:
 
 
 def _plain_logits(model: Any, text: list[int]) -> torch.Tensor:
-    """(1 + PROBE_STEPS, V), from the model's own way."""
+    """Logits (1 + PROBE_STEPS, V) of the model's ordinary forward."""
     ids = torch.tensor([text], device=model.device)
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, -PROBE_STEPS - 1 :]
     return logits
 
 
 def _stepped_logits(engine: Engine, texts: list[list[int]], device: torch.device) -> list[torch.Tensor]:
-    """The same, a step at a time."""
+    """The same logits, computed step by step with the engine."""
     cache = RowCache(len(texts))
     begun = [(slot, text[:-PROBE_STEPS]) for slot, text in enumerate(texts)]
     steps = [engine.forward(plan_step(cache, begun, [], device))]
@@ -71,6 +71,6 @@ def _stepped_logits(engine: Engine, texts: list[list[int]], device: torch.device
 
 
 def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative distance of the worst position."""
+    """Relative distance at the worst position."""
     found, expected = found.double(), expected.double()
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-30)).max())

@@ -1,9 +1,9 @@
-"""Attention of one step: prompts to themselves, running rows to their slots, each over its own length only.
+"""Attention of one step: prompts attend to themselves, running rows to their slots, each over its own length only.
 
-Registered with transformers under the name "honed_rows". No mask function is registered with it, so models build none.
-Rows of similar length in neighbouring slots share one call; a shorter row's missing entries are masked.
+Registered with transformers as "honed_rows", without a mask function, so models build no masks. Rows of similar length
+in neighbouring slots share one call, in which the missing entries of shorter rows are masked.
 
-Shapes: H query heads, K key/value heads, G = H / K, T tokens, E head size, N rows of a group, L entries that it reads.
+Shapes: H query heads, K key/value heads, G = H / K, T tokens, E head size, N rows in a group, L cache entries it reads.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from honed.generate.engine.cache import Step
 from honed.ops.attention import document_attention
 
 NAME = "honed_rows"
-NOT_DONE = ("position_bias", "alibi", "head_mask")  # what other models hand to their attention
-# One more call costs about as much as reading this many entries, measured on two CPU cores.
+NOT_DONE = ("position_bias", "alibi", "head_mask")  # arguments of some models that are not supported here
+# An additional call costs about as much as reading this many entries; measured on two CPU cores.
 CALL_ENTRIES = {"cpu": 96}
-CALL_ENTRIES_ELSEWHERE = 1 << 20  # kernels are launched one by one: as few as can be
+CALL_ENTRIES_ELSEWHERE = 1 << 20  # each call launches kernels: as few calls as possible
 
 
 def register() -> str:
-    """Makes the implementation known to transformers; safe to call often. Returns its name."""
+    """Registers the implementation with transformers and returns its name. May be called repeatedly."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, row_attention)
@@ -35,9 +35,9 @@ def register() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Running rows that one call reads: `first` to `last` of the step's rows, from `slot` on, entries `low` to `high`.
+    """Running rows of one call: rows `first` to `last` of the step, in slots from `slot` on, entries `low` to `high`.
 
-    `seen` is True at entries that a row sees, bool (N, 1, 1, L); None where all see all.
+    `seen` is bool (N, 1, 1, L), True at entries that a row sees; None if all rows see all entries.
     """
 
     first: int
@@ -66,17 +66,17 @@ def row_attention(
     """Attention of a step's tokens.
 
     Args:
-        module: the attention layer that calls; its `layer_idx` says which layer of the cache is its own.
-        sliding_window: a token sees this many tokens including itself; None for all before it.
-        softcap: scores go through softcap * tanh(score / softcap).
-        s_aux: a sink's score for each query head, which takes part in the softmax and has no value.
-        generation_step: as handed to the model's forward.
+        module: the calling attention layer; its `layer_idx` selects the layer of the cache.
+        sliding_window: how many tokens each token sees, itself included; None for all preceding ones.
+        softcap: scores become softcap * tanh(score / softcap).
+        s_aux: an extra logit per query head in the softmax, without a value (attention sink).
+        generation_step: as passed to the model's forward.
 
     Returns:
-        Output of shape (1, T, H, E), and no weights.
+        The output, shape (1, T, H, E), and None for the attention weights.
 
     Raises:
-        NotImplementedError: the model did not hand the step down, or asks for what is not done here.
+        NotImplementedError: the model did not pass the step on, or its attention needs something unsupported.
     """
     step, odd = generation_step, [name for name in NOT_DONE if kwargs.get(name) is not None]
     if step is None or odd or dropout:
@@ -102,7 +102,7 @@ def row_attention(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attend:
-    """Attention over a block: `torch`'s own where the scores are plain, else written out."""
+    """Attention over a block: SDPA if it supports the layer's options, otherwise plain operations."""
 
     scaling: float | None
     softcap: float | None
@@ -115,7 +115,7 @@ class _Attend:
     def __call__(
         self, q_NKGE: torch.Tensor, k_NKLE: torch.Tensor, v_NKLE: torch.Tensor, seen: torch.Tensor | None
     ) -> torch.Tensor:
-        """(N, K, G, E); the queries of one key/value head stand where a sequence's would."""
+        """The output, shape (N, K, G, E); a key/value head's queries take the place of the sequence dimension."""
         if self.is_plain:
             return F.scaled_dot_product_attention(q_NKGE, k_NKLE, v_NKLE, attn_mask=seen, scale=self.scaling)
         scores_NKGL = q_NKGE @ k_NKLE.transpose(-1, -2) * (self.scaling or q_NKGE.shape[-1] ** -0.5)
@@ -130,7 +130,7 @@ class _Attend:
         if self.sinks_H is None:
             return torch.softmax(scores_NKGL, -1, dtype=exact)
         n, k, rows, _ = scores_NKGL.shape
-        # query rows are G heads, or (a prompt) G heads of many tokens each
+        # query rows are G heads, or for a prompt G heads of many tokens each
         heads = self.sinks_H.shape[0] // k
         sinks_NKG1 = self.sinks_H.reshape(1, k, heads, 1).repeat_interleave(rows // heads, dim=2).expand(n, -1, -1, -1)
         both = torch.cat([scores_NKGL, sinks_NKG1.to(scores_NKGL.dtype)], dim=-1)
@@ -138,7 +138,7 @@ class _Attend:
 
 
 def _prompts(whole: tuple[torch.Tensor, ...], step: Step, window: int | None, attend: _Attend) -> torch.Tensor:
-    """Prompts one by one, the heads of a group stacked along the tokens: (1, T, H, E)."""
+    """Prompts one by one, with a group's heads stacked along the token dimension: (1, T, H, E)."""
     outputs = []
     bounds = step.kept.setdefault("bounds", step.bounds_N.tolist() if step.bounds_N is not None else [])
     for start, end in pairwise(bounds):
@@ -167,7 +167,7 @@ def _running(q_HTE: torch.Tensor, layer: Any, step: Step, window: int | None, at
 
 
 def groups_of(step: Step, window: int | None, device: torch.device) -> list[Group]:
-    """How the running rows are grouped for a layer with this window."""
+    """The groups of running rows for a layer with this window."""
     call = CALL_ENTRIES.get(device.type, CALL_ENTRIES_ELSEWHERE)
     groups = []
     for first, last in partition(step.slots, step.lengths, call):
@@ -184,16 +184,16 @@ def groups_of(step: Step, window: int | None, device: torch.device) -> list[Grou
 
 
 def partition(slots: tuple[int, ...], lengths: tuple[int, ...], call: int) -> list[tuple[int, int]]:
-    """Cuts rows into runs of neighbouring slots so that calls and entries read cost least; (first, last) of each.
+    """Splits rows into runs of adjacent slots, minimising the cost of calls and entries read; (first, last) of each.
 
-    A run of n rows reads n times its greatest length. Dynamic programming over the place of the last cut.
+    A run of n rows reads n times its maximum length. Dynamic programming over the position of the last cut.
     """
     best, cut = [0.0], [0]
     for end in range(1, len(slots) + 1):
         cost, at, longest = float("inf"), end - 1, 0
         for start in range(end - 1, -1, -1):
             if slots[end - 1] - slots[start] != end - 1 - start:
-                break  # a free slot lies between
+                break  # there is a free slot between
             longest = max(longest, lengths[start])
             if (whole := best[start] + call + longest * (end - start)) < cost:
                 cost, at = whole, start
@@ -207,5 +207,5 @@ def partition(slots: tuple[int, ...], lengths: tuple[int, ...], call: int) -> li
 
 
 def _seen(ages: torch.Tensor, window: int | None) -> torch.Tensor:
-    """True where an entry of this age (0: the token itself) is seen."""
+    """True where an entry of this age (0 is the token itself) is seen."""
     return ages >= 0 if window is None else (ages >= 0) & (ages < window)

@@ -1,8 +1,8 @@
-"""Continuous batching: which request is answered in which slot; a free slot takes the next answer at once.
+"""Continuous batching: assigns answers to slots; a free slot takes the next answer immediately.
 
-Answers to one prompt start from its keys and values, in the slot that holds them if that is free, else from a copy.
-These stay intact until the last of the answers has started: rows write only behind their prompt, and waiting answers
-get free slots before new prompts do.
+All answers to a prompt start from its keys and values: in the slot that holds them if it is free, otherwise from a
+copy. They stay intact until the last answer has started, because rows write only after their prompt, and waiting
+answers get free slots before new prompts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from honed.generate.text import TextStream
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
-    """A request under way: `slot` holds its prompt, `started` answers have begun, `logits_V` follow the prompt."""
+    """A request in progress: `slot` holds its prompt, `started` answers have begun, `logits_V` follow the prompt."""
 
     number: int
     request: Request
@@ -30,7 +30,7 @@ class Job:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Row:
-    """An answer under way, in its slot."""
+    """An answer in progress, in its slot."""
 
     job: Job
     answer: int
@@ -41,17 +41,17 @@ class Row:
 
     @property
     def place(self) -> int:
-        """Position of the newest token, which is computed next."""
+        """Position of the newest token, which the next forward computes."""
         return len(self.job.request.prompt_ids) + len(self.ids) - 1
 
 
 class Schedule:
-    """Requests that wait, jobs whose answers wait, and rows that run.
+    """Waiting requests, jobs with waiting answers, and running rows.
 
     Args:
-        requests: drawn from only when a slot is free.
+        requests: taken from only when a slot is free.
         slots: rows at a time.
-        prompt_tokens: most tokens of prompts that begin together; a single longer one begins alone.
+        prompt_tokens: maximum number of tokens of prompts that start together; a longer prompt starts alone.
     """
 
     def __init__(self, requests: Iterable[Request], *, slots: int, prompt_tokens: int) -> None:
@@ -66,7 +66,7 @@ class Schedule:
         return bool(self.rows or self._waiting or self._peek() is not None)
 
     def answers(self) -> Iterator[tuple[Row, int]]:
-        """Answers that start now from a prompt that was computed before, each with the slot where the prompt lies."""
+        """Answers that start now from a computed prompt, each with the slot that holds the prompt."""
         for slot in self._free():
             if not self._waiting:
                 return
@@ -74,7 +74,7 @@ class Schedule:
             yield self.start(job, slot), job.slot
 
     def prompts(self) -> list[Job]:
-        """Requests whose prompts are computed now, in slots of rising length: neighbours are then read together."""
+        """Requests whose prompts are computed now, sorted by length over the slots, so that neighbours share a call."""
         free = list(self._free()) if not self._waiting else []
         taken: list[tuple[int, Request]] = []
         tokens = 0

@@ -1,1 +1,1 @@
-"""A trained run as files that others run: merged, in 4 bits, as GGUF, for Ollama. Begin with `export.py`."""
+"""Exports of a trained model for other tools: merged, in 4 bits, as GGUF, for Ollama. Start with `export.py`."""

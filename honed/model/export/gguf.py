@@ -1,11 +1,11 @@
-"""A whole model in transformers' format -> one GGUF file, which llama.cpp and what is built on it run.
+"""A whole model in transformers' format -> one GGUF file for llama.cpp and tools based on it.
 
     weights   --rename, permute llama's q and k, quantise-->  tensors
     config.json, generation_config.json ------------------->  metadata
     tokenizer.json, chat template ------------------------->  tokens, types, merges, name of the pre-tokenizer
 
-For dense Llama, Qwen2 and Qwen3 with byte-level BPE. A GGUF file only names the architecture and the pre-tokenizer, for
-which llama.cpp has its own code; so whatever is not known to be the same there is refused.
+For dense Llama, Qwen2 and Qwen3 with byte-level BPE. A GGUF file only names the architecture and the pre-tokenizer, and
+llama.cpp implements both itself; anything not known to behave the same there is refused.
 
 Sources: gguf's TENSOR_NAMES (gguf-py/gguf/constants.py), llama.cpp's convert_hf_to_gguf.py (`LlamaModel.permute`,
 `get_vocab_base`) and src/llama-vocab.cpp (regexes of the pre-tokenizers). `gguf_folder.py` goes the other way.
@@ -31,7 +31,7 @@ from honed.progress import Progress
 if TYPE_CHECKING:
     import numpy as np
 
-# Format -> largest change of the logits that passes; see `honed.model.export.export.ALLOWED`.
+# Format -> largest allowed change of the logits; see `honed.model.export.export.ALLOWED`.
 ALLOWED = {"f32": 1e-3, "f16": 1e-2, "q8_0": 1e-1}
 KINDS = tuple(ALLOWED)
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # the same names in transformers and in GGUF
@@ -46,7 +46,7 @@ def _split(regex: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
-# llama.cpp's name -> the same pre-tokenizer in tokenizer.json, without `trim_offsets`.
+# llama.cpp's name -> the equivalent pre-tokenizer in tokenizer.json, without `trim_offsets`.
 PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [_BYTE_LEVEL],
     "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
@@ -56,10 +56,10 @@ PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 
 
 def check_gguf(config: Any, tokenizer: Any, kind: str) -> None:
-    """Refuses what cannot be written, before any work.
+    """Refuses what cannot be exported, before any work is done.
 
     Args:
-        kind: of `KINDS`.
+        kind: one of `KINDS`.
 
     Raises:
         ModelError: the format, the architecture or the tokenizer has no known counterpart in llama.cpp.
@@ -79,7 +79,7 @@ def check_gguf(config: Any, tokenizer: Any, kind: str) -> None:
 
 
 def config_of(folder: Path) -> Any:
-    """The configuration of the model in a run's folder, or of the one that its adapter was trained on.
+    """The configuration of the model in a run's folder, or of its adapter's base model.
 
     Raises:
         ModelError: it cannot be read.
@@ -92,12 +92,12 @@ def config_of(folder: Path) -> Any:
 
 
 def write_gguf(model: Any, tokenizer: Any, path: Path, *, kind: str) -> None:
-    """Writes the file, showing progress. Memory holds the model and all tensors as they are written.
+    """Writes the file, showing progress. Memory holds the model and all converted tensors.
 
     Args:
         model: on the CPU, in float32.
-        kind: of `KINDS`, for matrices; vectors stay float32, and a matrix that "q8_0" cannot cut into blocks of 32 is
-            float16.
+        kind: one of `KINDS`, for matrices; vectors stay float32, and matrices that "q8_0" cannot divide into blocks of
+            32 become float16.
 
     Raises:
         ModelError: see `check_gguf`.
@@ -126,15 +126,15 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, *, kind: str) -> None:
 
 
 def export_gguf(whole: Path, path: Path, *, kind: str, probes: Sequence[Probe]) -> Comparison:
-    """Writes a model's folder as one file, reads its tensors back, and compares the logits that they give.
+    """Writes a model's folder as one file, reads its tensors back, and compares the logits.
 
     Args:
         whole: a folder with an ordinary model, as `honed.model.export.export.export` writes it.
-        kind: of `KINDS`.
+        kind: one of `KINDS`.
         probes: rows to compare on; at least one.
 
     Raises:
-        ModelError: see `check_gguf`; or what was read back is not the model. The file is then not kept.
+        ModelError: see `check_gguf`; or the logits differ too much. The file is then removed.
     """
     model, tokenizer = load_for_generation(str(whole), device=torch.device("cpu"), dtype=torch.float32)
     expected = outputs(model, probes)
@@ -155,7 +155,7 @@ def export_gguf(whole: Path, path: Path, *, kind: str, probes: Sequence[Probe]) 
 
 
 def load_tensors(path: Path, model: Any) -> None:
-    """Puts a GGUF file's tensors into a model of the same shape. The model is changed."""
+    """Loads a GGUF file's tensors into a model of the same shape, which is modified."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
@@ -171,7 +171,7 @@ def load_tensors(path: Path, model: Any) -> None:
 
 
 def add_config(writer: Any, config: Any) -> None:
-    """Shape, context, rotation and norms, under the names that all three architectures share."""
+    """Writes shape, context, rotation and norms, whose names all three architectures share."""
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_vocab_size(config.vocab_size)
@@ -189,10 +189,10 @@ def add_config(writer: Any, config: Any) -> None:
 
 
 def tensors(state: dict[str, Any], config: Any, kind: str) -> Iterator[tuple[str, np.ndarray, Any]]:
-    """GGUF's name, the data and their format of each weight.
+    """The GGUF name, data and format of each weight.
 
     Raises:
-        ModelError: a weight that GGUF has no name for.
+        ModelError: GGUF has no name for a weight.
     """
     from gguf.quants import quantize
 
@@ -205,10 +205,10 @@ def tensors(state: dict[str, Any], config: Any, kind: str) -> Iterator[tuple[str
 
 
 def gguf_name(name: str, config: Any) -> str:
-    """transformers' name of a weight -> GGUF's, by gguf's own table.
+    """The GGUF name of a transformers weight, from gguf's own table.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the table has no name for it.
     """
     names = _names(config.model_type, config.num_hidden_layers)
     new = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -226,7 +226,7 @@ def _names(model_type: str, layers: int) -> Any:
 
 
 def _rotated_heads(name: str, config: Any) -> int | None:
-    """Heads of a projection whose rows llama.cpp has in another order; None for all others."""
+    """Number of heads of a projection whose rows llama.cpp stores in another order; None for other weights."""
     if config.model_type != "llama":
         return None
     if ".self_attn.q_proj." in name:
@@ -246,22 +246,22 @@ def quant_of(array: np.ndarray, kind: str) -> Any:
 
 
 def permute(rows: np.ndarray, heads: int) -> np.ndarray:
-    """The rows of each head from (x0 x1 .. y0 y1 ..) to (x0 y0 x1 y1 ..), as `LlamaModel.permute` of llama.cpp.
+    """Reorders each head's rows from (x0 x1 .. y0 y1 ..) to (x0 y0 x1 y1 ..), like `LlamaModel.permute` of llama.cpp.
 
-    transformers rotates row i with row i + head_dim / 2; llama.cpp, in its llama models only, rotates neighbours.
+    transformers rotates row i with row i + head_dim / 2; llama.cpp, in its llama models only, rotates adjacent rows.
 
     Args:
         rows: [heads * head_dim, ...], the weight or bias of q_proj or k_proj.
-        heads: of this projection; key-value heads for k_proj.
+        heads: heads of this projection; key-value heads for k_proj.
     """
     return rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def add_tokenizer(writer: Any, tokenizer: Any, *, size: int) -> None:
-    """Tokens with their types, merges, the pre-tokenizer's name and the chat template.
+    """Writes tokens with their types, merges, the pre-tokenizer's name and the chat template.
 
     Args:
-        size: rows of the embedding; those without a token are named [PADn].
+        size: number of rows in the embedding; rows without a token are named [PADn].
     """
     from gguf import TokenType
 
@@ -287,10 +287,10 @@ def add_tokenizer(writer: Any, tokenizer: Any, *, size: int) -> None:
 
 
 def add_ends(writer: Any, tokenizer: Any, generation_config: Any) -> None:
-    """The bos, eos and pad tokens. A second stop becomes the end-of-turn token, at which llama.cpp stops as well.
+    """Writes the bos, eos and pad tokens. A second stop token becomes end-of-turn, at which llama.cpp stops as well.
 
     Raises:
-        ModelError: there are more stops than that.
+        ModelError: there are more than two stop tokens.
     """
     stops = generation_config.eos_token_id
     stops = [stops] if isinstance(stops, int) else list(stops or [])
@@ -306,13 +306,13 @@ def add_ends(writer: Any, tokenizer: Any, generation_config: Any) -> None:
 
 
 def pre_tokenizer_name(state: dict[str, Any]) -> str:
-    """llama.cpp's name of the pre-tokenizer.
+    """llama.cpp's name for the pre-tokenizer.
 
     Args:
-        state: of the tokenizer, as in tokenizer.json.
+        state: the tokenizer, as in tokenizer.json.
 
     Raises:
-        ModelError: it has none.
+        ModelError: llama.cpp has no name for it.
     """
     found = state["pre_tokenizer"] or {}
     steps = found["pretokenizers"] if found.get("type") == "Sequence" else [found]
@@ -329,7 +329,7 @@ def _check_tokenizer(tokenizer: Any) -> None:
     normalizer = (state["normalizer"] or {}).get("type")
     problems = {
         f"its model is {model['type']}, not BPE": model["type"] != "BPE",
-        f"it changes texts first ({normalizer})": normalizer not in (None, "NFC"),  # Qwen's NFC is left out there
+        f"it changes texts first ({normalizer})": normalizer not in (None, "NFC"),  # llama.cpp omits Qwen's NFC
         "it writes unknown bytes in a way of its own": bool(model.get("byte_fallback")),
         "ignore_merges is not that of its pre-tokenizer": bool(model.get("ignore_merges")) != (name == "llama-bpe"),
         "an added token takes the spaces beside it": any(
@@ -343,7 +343,7 @@ def _check_tokenizer(tokenizer: Any) -> None:
 
 
 def _adds_bos(tokenizer: Any) -> bool:
-    """Whether each text begins with bos; nothing else may be put around it."""
+    """Whether the tokenizer puts bos before each text; anything else around the text is refused."""
     with_them, without = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     if with_them not in (without, [tokenizer.bos_token_id, *without]):
         raise _refused("the tokenizer puts more than bos around a text")

@@ -1,8 +1,8 @@
-"""A model's linear layers in 4 bits by GPTQ (Frantar et al., arXiv:2210.17323), with llm-compressor.
+"""4-bit quantisation of a model's linear layers by GPTQ (Frantar et al., arXiv:2210.17323), with llm-compressor.
 
-Weights are rounded layer by layer so that the outputs on calibration rows change least. The result (compressed-tensors,
-"pack-quantized") is read by vLLM, and by transformers with `pip install compressed-tensors`. Embedding, norms and LM
-head keep their dtype.
+Weights are rounded layer by layer to minimise the change of the outputs on calibration rows. The result
+(compressed-tensors, "pack-quantized") is read by vLLM, and by transformers with `pip install compressed-tensors`.
+Embedding, norms and LM head keep their dtype.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from honed.errors import ModelError
 from honed.model.load.load import load_model, load_tokenizer
 
 BITS = 4
-GROUPS = (128, 64, 32)  # weights that share a scale
-# Nats by which the mean loss may rise. SmolLM2-135M's rose by 0.02; that of a broken model rises by whole nats.
+GROUPS = (128, 64, 32)  # possible numbers of weights that share a scale
+# Allowed rise of the mean loss in nats. SmolLM2-135M's rose by 0.02; that of a broken model rises by several nats.
 ALLOWED = 0.5
 
 
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """Mean loss in nats of the check rows' trained tokens: of the model, and of what was written and read back."""
+    """Mean loss in nats on the check rows' trained tokens, of the model and of the quantised model read back."""
 
     before: float
     after: float
@@ -49,21 +49,21 @@ class Losses:
     @property
     def passes(self) -> bool:
         """Whether the loss rose by no more than `ALLOWED`."""
-        return self.after - self.before <= ALLOWED  # NaN is not
+        return self.after - self.before <= ALLOWED  # False for NaN
 
 
 def export_gptq(folder: str | Path, out: str | Path, *, calibration: Sequence[Row], check: Sequence[Row]) -> Losses:
-    """Writes the model of `folder` in 4 bits, with its tokenizer, and measures the rise of the loss.
+    """Writes the model of `folder` in 4 bits, with its tokenizer, and measures how much the loss rises.
 
     Args:
         folder: a whole model in transformers' format, with its tokenizer.
         out: created; must not exist.
         calibration: rows to calibrate on, preferably training data.
-        check: rows to measure the loss on, preferably others.
+        check: rows to measure the loss on, preferably different ones.
 
     Raises:
-        ModelError: llm-compressor is not installed, the model does not suit it, or the result is much worse; then
-            `out` is not written.
+        ModelError: llm-compressor is not installed, the model is not supported, or the result is much worse; `out` is
+            then not written.
     """
     need_llmcompressor()
     folder, out = Path(folder), Path(out)
@@ -75,7 +75,7 @@ def export_gptq(folder: str | Path, out: str | Path, *, calibration: Sequence[Ro
         with _quiet():
             _quantize(model, group, calibration)
             model.save_pretrained(beside, save_compressed=True)
-        (beside / "recipe.yaml").unlink(missing_ok=True)  # llm-compressor's; a run of honed has one of that name
+        (beside / "recipe.yaml").unlink(missing_ok=True)  # llm-compressor's; clashes with the recipe of a honed run
         del model
         load_tokenizer(str(folder)).save_pretrained(beside)
         after, _ = loss_of(load_model(str(beside), device=torch.device("cpu"), dtype=torch.float32).eval(), check)
@@ -92,7 +92,7 @@ def export_gptq(folder: str | Path, out: str | Path, *, calibration: Sequence[Ro
 
 
 def need_llmcompressor() -> None:
-    """Raises ModelError where the package is absent."""
+    """Raises ModelError if the package is not installed."""
     if find_spec("llmcompressor") is None:
         raise ModelError(
             "GPTQ is done by the package 'llmcompressor', which is not installed.",
@@ -101,10 +101,10 @@ def need_llmcompressor() -> None:
 
 
 def group_size(model: Any) -> int:
-    """The largest of `GROUPS` that divides the width of every layer that is quantised.
+    """The largest of `GROUPS` that divides the width of every quantised layer.
 
     Raises:
-        ModelError: none does, the model has experts in one tensor, or no linear layer but the head.
+        ModelError: none does, the model has experts in one tensor, or it has no linear layer except the head.
     """
     fused = [name for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name]
     if fused:
@@ -158,7 +158,7 @@ def _quantize(model: Any, group: int, rows: Sequence[Row]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' own log: several lines for every layer."""
+    """Silences the libraries' logs, which have several lines per layer."""
     logger = import_module("loguru").logger
     names = ("llmcompressor", "compressed_tensors")
     for name in names:

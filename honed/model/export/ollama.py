@@ -1,7 +1,7 @@
-"""A Modelfile for Ollama: the chat template in Ollama's own language, and the stops that were trained.
+"""A Modelfile for Ollama: the chat template in Ollama's template language, and the trained stop tokens.
 
-Ollama does not read Jinja. Most templates only put texts around each message's content, depending on its role. These
-texts are found by rendering probes and tested by composing other chats from them; other templates are refused.
+Ollama does not read Jinja. Most templates only put fixed texts around each message, depending on its role. These texts
+are found by rendering probes and tested by composing other chats from them; other templates are refused.
 Source: the pages "Modelfile Reference" and "Template" of Ollama's documentation.
 """
 
@@ -23,14 +23,14 @@ CHATS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleTexts:
-    """The texts around each role's content, before a chat without system prompt, and before an answer."""
+    """The texts around each role's content, before a chat without a system prompt, and before an answer."""
 
     around: dict[str, tuple[str, str]]
     without_system: str
     generation: str
 
     def compose(self, chat: list[tuple[str, str]]) -> str:
-        """The prompt for a chat, as Ollama would write it."""
+        """The prompt for a chat, as Ollama would render it."""
         parts = "".join(self.around[role][0] + text + self.around[role][1] for role, text in chat)
         has_system = any(role == "system" for role, _ in chat)
         return ("" if has_system else self.without_system) + parts + self.generation
@@ -41,10 +41,10 @@ def modelfile(tokenizer: Any, stops: list[str], *, source: str = ".") -> str:
 
     Args:
         stops: texts of the tokens at which answers end.
-        source: what FROM names; "." for the folder of the model.
+        source: the value of FROM; "." for the model's folder.
 
     Raises:
-        TemplateError: the template is not of the kind that Ollama's language can write.
+        TemplateError: the template does more than put texts around each message.
     """
     texts = _bos_left_to_ollama(role_texts(tokenizer), tokenizer)
     lines = [f"FROM {source}", f'TEMPLATE """{go_template(texts)}"""']
@@ -61,7 +61,7 @@ def role_texts(tokenizer: Any) -> RoleTexts:
     try:
         texts = _found(tokenizer)
         proven = texts is not None and all(_render(tokenizer, chat, True) == texts.compose(chat) for chat in CHATS)
-    except Exception as error:  # a template raises what it likes
+    except Exception as error:  # a template may raise anything
         raise TemplateError(f"The chat template refuses a chat: {error}", fix="write the Modelfile by hand") from None
     if texts is None or not proven or "{{" in texts.compose(CHATS[2]) or '"""' in texts.compose(CHATS[2]):
         raise TemplateError(
@@ -72,7 +72,7 @@ def role_texts(tokenizer: Any) -> RoleTexts:
 
 
 def go_template(texts: RoleTexts) -> str:
-    """The texts as a Go template over Ollama's `.Messages`."""
+    """The texts as a Go template that loops over Ollama's `.Messages`."""
     branches = [
         f'if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}' for role, (before, after) in texts.around.items()
     ]
@@ -82,7 +82,7 @@ def go_template(texts: RoleTexts) -> str:
 
 
 def _bos_left_to_ollama(texts: RoleTexts, tokenizer: Any) -> RoleTexts:
-    """Without BOS at the beginning, where the tokenizer adds it by itself, and so does Ollama."""
+    """The texts without the initial BOS if the tokenizer adds it itself, because then Ollama adds it too."""
     bos, ids = tokenizer.bos_token, tokenizer("a")["input_ids"]
     if bos is None or ids[:1] != [tokenizer.bos_token_id]:
         return texts
@@ -96,7 +96,7 @@ def _found(tokenizer: Any) -> RoleTexts | None:
     pieces = with_system.split(PROBE)
     if len(pieces) != 5:
         return None
-    # the text between two contents ends one message and begins the next; shorter chats show where to cut it
+    # the text between two contents ends one message and begins the next; shorter chats show where to split it
     until_user = _render(tokenizer, [("system", PROBE), ("user", PROBE)], False).split(PROBE)
     until_answer = _render(tokenizer, [("system", PROBE), ("user", PROBE), ("assistant", PROBE)], False).split(PROBE)
     system_alone = _render(tokenizer, [("system", PROBE)], False).split(PROBE)

@@ -1,1 +1,1 @@
-"""A small model to train from nothing: the model, its weight files, its tokenizer. Begin with `minimind.py`."""
+"""MiniMind, a small model to train from scratch: model, weight files, tokenizer. Start with `minimind.py`."""

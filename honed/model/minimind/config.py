@@ -1,4 +1,4 @@
-"""The shape of a MiniMind model, under the names of the MiniMind project and of transformers."""
+"""The configuration of a MiniMind model, with the names of the MiniMind project and of transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# MiniMind's `inference_rope_scaling`: sixteen times the 2,048 tokens that it was trained on.
+# MiniMind's `inference_rope_scaling`: 16 times the training context of 2,048 tokens.
 YARN = {
     "rope_type": "yarn",
     "factor": 16.0,
@@ -21,21 +21,22 @@ YARN = {
 
 @strict
 class MiniMindConfig(PreTrainedConfig):
-    """The shape of a MiniMind model; the defaults are the 26M model (8 layers of 512).
+    """The configuration of a MiniMind model; the defaults are the 26M model (8 layers, hidden size 512).
 
     Args:
-        intermediate_size: of the feed-forward layers; None for 8/3 of the hidden size, rounded up to a multiple of 64.
-        rope_parameters: transformers' own; `inference_rope_scaling=True` stands for MiniMind's YaRN settings.
-        qk_norm: RMSNorm over each head's queries and keys, as MiniMind 3 has.
+        intermediate_size: width of the feed-forward layers; None for 8/3 of the hidden size, rounded up to a multiple
+            of 64.
+        rope_parameters: as in transformers; `inference_rope_scaling=True` selects MiniMind's YaRN settings.
+        qk_norm: RMSNorm over each head's queries and keys, as in MiniMind 3.
         dropout: after the embeddings, attention and feed-forward layers, and on attention weights.
-        use_moe: replace each feed-forward layer by experts. What follows is read only then.
-        num_experts: routed experts (`n_routed_experts`).
-        n_shared_experts: experts that see every token.
-        moe_intermediate_size: of each expert; None for `intermediate_size`.
+        use_moe: replace each feed-forward layer with experts. The following arguments are used only then.
+        num_experts: number of routed experts (`n_routed_experts`).
+        n_shared_experts: number of experts that process every token.
+        moe_intermediate_size: width of each expert; None for `intermediate_size`.
         norm_topk_prob: divide the chosen probabilities by their sum.
         seq_aux: balance experts within each sequence instead of over the whole batch.
         router_aux_loss_coef: weight of the balance loss (`aux_loss_alpha`).
-        output_router_logits: whether outputs carry `router_logits` and the `aux_loss` made of them.
+        output_router_logits: whether outputs contain `router_logits` and the `aux_loss` computed from them.
     """
 
     model_type = "minimind"
@@ -87,8 +88,10 @@ class MiniMindConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """Raises:
-        ValueError: the numbers do not fit together.
+        """Checks that sizes and numbers of heads and experts fit together.
+
+        Raises:
+            ValueError: they do not.
         """
         if min(self.hidden_size, self.num_hidden_layers, self.num_attention_heads, self.num_key_value_heads) < 1:
             raise ValueError("sizes, layers and heads must be 1 or more")

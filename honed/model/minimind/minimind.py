@@ -2,8 +2,8 @@
 
 Pre-norm decoder with RMSNorm, rotary positions (optionally YaRN), grouped-query attention, SwiGLU and tied embeddings.
 Parameters and configuration have the names of the MiniMind project (jingyaogong/minimind, 2 and later); `pth` reads and
-writes its weight files, also older ones. Attention goes through transformers' interface, so `set_attn_implementation`,
-flat batches and caches work as with any of its models.
+writes its weight files, also older ones. Attention uses transformers' interface, so `set_attn_implementation`, flat
+batches and caches work as with any transformers model.
 
 Shapes: B rows, T tokens, D hidden size, H query heads, K key/value heads, E head size, V vocabulary.
 """
@@ -40,7 +40,7 @@ from honed.model.minimind.rope import rope_frequencies, rope_tables, rotate
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention, computed by whatever implementation the configuration names."""
+    """Causal grouped-query attention, computed by the implementation that the configuration names."""
 
     is_causal = True
 
@@ -65,12 +65,12 @@ class Attention(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Output (B, T, D), and the attention weights where the implementation gives them.
+        """Output (B, T, D), and the attention weights if the implementation returns them.
 
         Args:
             rope: see `rope_tables`.
             attention_mask: see `create_causal_mask`.
-            kwargs: go to the implementation, such as the boundaries of documents in a flat row.
+            kwargs: passed to the implementation, such as the boundaries of documents in a flat row.
         """
         shape = (*x_BTD.shape[:2], -1, self.head_dim)
         q_BHTE = rotate(self.q_norm(self.q_proj(x_BTD).view(shape)).transpose(1, 2), *rope)
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """Attention, then the feed-forward layer or the experts, each on normalised input and added to what came in."""
+    """Attention, then the feed-forward layer or the experts, each with pre-normalisation and a residual connection."""
 
     def __init__(self, config: MiniMindConfig, layer_idx: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Hidden states (B, T, D), and the router's logits (B * T, experts) where there is a router."""
+        """Hidden states (B, T, D), and the router logits (B * T, experts), or None without a router."""
         attended, _ = self.self_attn(self.input_layernorm(x_BTD), **kwargs)
         x_BTD = x_BTD + self.dropout(attended)
         out = self.mlp(self.post_attention_layernorm(x_BTD))
@@ -119,7 +119,7 @@ def _feed_forward(config: MiniMindConfig) -> SwiGLU | MixtureOfExperts:
 
 
 class MiniMindPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know of both classes below."""
+    """Class attributes for transformers, shared by both classes below."""
 
     config_class = MiniMindConfig
     base_model_prefix = "model"
@@ -167,7 +167,7 @@ class MiniMindModel(MiniMindPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
-        """As transformers' models; `kwargs` go to the attention.
+        """As in transformers' models; `kwargs` are passed to the attention.
 
         Raises:
             ValueError: neither or both of input_ids and inputs_embeds are given.
@@ -234,11 +234,11 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
-        """As transformers' models.
+        """As in transformers' models.
 
         Returns:
-            `aux_loss` is the sum over layers of `balance_loss`, without its coefficient; `loss` is the cross-entropy,
-            in training plus coefficient * aux_loss.
+            `aux_loss` is the sum of `balance_loss` over the layers, without its coefficient; `loss` is the
+            cross-entropy, plus coefficient * aux_loss in training mode.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -286,22 +286,22 @@ class MiniMindForCausalLM(MiniMindPreTrainedModel, GenerationMixin):
 
 
 def register() -> None:
-    """Makes transformers' Auto classes know MiniMind; safe to call often."""
+    """Registers MiniMind with transformers' Auto classes. May be called repeatedly."""
     AutoConfig.register("minimind", MiniMindConfig, exist_ok=True)
     AutoModel.register(MiniMindConfig, MiniMindModel, exist_ok=True)
     AutoModelForCausalLM.register(MiniMindConfig, MiniMindForCausalLM, exist_ok=True)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters, a tied embedding counted once."""
+    """Number of trainable parameters; a tied embedding counts once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def as_llama(model: MiniMindForCausalLM) -> LlamaForCausalLM:
-    """The model as transformers' Llama, for other tools: equal logits, copied weights.
+    """The model as transformers' Llama, for other tools; with equal logits and copied weights.
 
     Raises:
-        ModelError: it has experts or normalised queries and keys, which Llama has not.
+        ModelError: it has experts or normalised queries and keys, which Llama does not have.
     """
     config = model.config
     if config.use_moe or config.qk_norm:

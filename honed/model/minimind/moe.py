@@ -1,4 +1,4 @@
-"""Mixture of experts: a router, experts that compute all their tokens at once, and the loss that balances them.
+"""Mixture of experts: a router, experts that process all their tokens at once, and the load-balancing loss.
 
 Every token goes through the shared experts and through K of the routed ones. Tokens are sorted by expert, so that each
 expert runs one GEMM per weight over a slice, whatever the number of tokens:
@@ -7,7 +7,8 @@ expert runs one GEMM per weight over a slice, whatever the number of tokens:
     expert       2  0  0  1  2  0
     sorted      t0 t1 t2 | t1 | t0 t2        slices of experts 0, 1 and 2
 
-Shapes: B rows, L tokens of a row, N = B * L, D hidden size, E routed experts, K experts per token, S = N * K slots.
+Shapes: B rows, L tokens per row, N = B * L, D hidden size, E routed experts, K experts per token, S = N * K slots,
+Q sequences.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class SwiGLU(nn.Module):
 class Router(nn.Module):
     """Chooses the K experts with the highest softmax probability.
 
-    Its weight is no `nn.Linear`, so adapters and quantisation on "all linear layers" leave it alone.
+    Its weight is not in an `nn.Linear`, so adapters and quantisation of "all linear layers" leave it alone.
 
     Args:
         normalise: divide the chosen probabilities by their sum.
@@ -48,7 +49,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, hidden_size))
 
     def forward(self, x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (N, E), the chosen experts int64 (N, K), and their shares (N, K) in the input's dtype."""
+        """Logits (N, E), the chosen experts int64 (N, K), and their weights (N, K) in the input's dtype."""
         logits_NE = F.linear(x_ND, self.weight)
         share_NK, expert_NK = probabilities(logits_NE).topk(self.top_k, dim=-1)
         if self.normalise:
@@ -59,8 +60,8 @@ class Router(nn.Module):
 class MixtureOfExperts(nn.Module):
     """Shared experts plus the K of E routed experts that the router chooses for each token.
 
-    Experts are modules of their own, not one stacked tensor: peft and quantisation find their linear layers, and the
-    names of the weights are MiniMind's.
+    Experts are separate modules, not one stacked tensor, so that peft and quantisation find their linear layers and
+    weight names are those of MiniMind.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class MixtureOfExperts(nn.Module):
         self.shared_experts = nn.ModuleList(SwiGLU(hidden_size, intermediate_size) for _ in range(shared_experts))
 
     def forward(self, x_BLD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output (B, L, D) and the router's logits (N, E)."""
+        """Output (B, L, D) and the router logits (N, E)."""
         x_ND = x_BLD.reshape(-1, x_BLD.shape[-1])
         logits_NE, expert_NK, share_NK = self.gate(x_ND)
         y_ND = dispatch(x_ND, expert_NK, share_NK, self.experts)
@@ -93,11 +94,12 @@ def dispatch(
 ) -> torch.Tensor:
     """Sum over each token's experts of share * expert(token), shape (N, D).
 
-    While training, an expert without tokens runs on an empty slice: data-parallel wrappers wait for its gradients.
+    With gradients enabled, an expert without tokens runs on an empty slice: data-parallel wrappers wait for its
+    gradients.
 
     Args:
         expert_NK: int64, the experts of each token.
-        share_NK: their weights.
+        share_NK: the experts' weights.
     """
     slots_S = expert_NK.reshape(-1)
     order_S = slots_S.argsort(stable=True)
@@ -108,7 +110,7 @@ def dispatch(
         expert(tokens) if len(tokens) or runs_empty else tokens for expert, tokens in zip(experts, slices, strict=True)
     ]
     sorted_SD = torch.cat(outputs)
-    y_SD = torch.empty_like(sorted_SD).index_copy(0, order_S, sorted_SD)  # back where the slots came from
+    y_SD = torch.empty_like(sorted_SD).index_copy(0, order_S, sorted_SD)  # back to the original order
     return torch.bmm(share_NK[:, None], y_SD.view(*expert_NK.shape, -1))[:, 0]
 
 
@@ -116,12 +118,12 @@ def balance_loss(logits_NE: torch.Tensor, sequence_N: torch.Tensor, *, sequences
     """Expert-level balance loss of DeepSeekMoE (arXiv:2401.06066, eq. 12-14), a mean over sequences; 1 when balanced.
 
     For a sequence of T tokens it is sum_e f_e P_e, where f_e = E / (K T) * (number of its tokens that chose expert e)
-    and P_e is the mean probability of e. The gradient flows through P alone.
+    and P_e is the mean probability of e. The gradient flows only through P.
 
     Args:
-        logits_NE: of one layer's router.
-        sequence_N: int64, the sequence of each token; -1 for padding, which does not count.
-        sequences: how many there are.
+        logits_NE: router logits of one layer.
+        sequence_N: int64, the sequence of each token; -1 for padding, which is ignored.
+        sequences: the number of sequences.
         top_k: K.
     """
     kept_N = sequence_N >= 0
@@ -138,12 +140,12 @@ def balance_loss(logits_NE: torch.Tensor, sequence_N: torch.Tensor, *, sequences
 def sequences_of(
     shape: torch.Size, attention_mask: torch.Tensor | None, bounds: torch.Tensor | None, device: torch.device
 ) -> tuple[torch.Tensor, int]:
-    """The sequence of every token, int64 (N,), -1 for padding, and how many there are.
+    """The sequence of each token, int64 (N,), -1 for padding, and the number of sequences.
 
     Args:
-        shape: (B, L) of the input ids.
-        attention_mask: (B, L), 0 where there is padding.
-        bounds: of the documents in a flat row, int (Q + 1,).
+        shape: (B, L), the shape of the input ids.
+        attention_mask: (B, L), 0 at padding.
+        bounds: boundaries of the documents in a flat row, int (Q + 1,).
     """
     rows, length = shape
     if bounds is not None and rows == 1:
@@ -156,5 +158,5 @@ def sequences_of(
 
 
 def probabilities(logits_NE: torch.Tensor) -> torch.Tensor:
-    """Softmax over the experts, in float32 at least."""
+    """Softmax over the experts, in at least float32."""
     return logits_NE.softmax(dim=-1, dtype=torch.promote_types(logits_NE.dtype, torch.float32))

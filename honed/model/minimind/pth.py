@@ -1,12 +1,12 @@
-"""MiniMind's own weight files: a state dict, saved by `torch.save` as `minimind_sft_512.pth` or `..._moe.pth`.
+"""MiniMind's weight files: a state dict, saved by `torch.save` as `minimind_sft_512.pth` or `..._moe.pth`.
 
 Two naming schemes are read and written:
 
-    "minimind2"      layers.0.attention.wq.weight, feed_forward.w1     the lesson and all before April 2025
-    "transformers"   model.layers.0.self_attn.q_proj.weight, mlp.gate_proj      since then, and honed's own
+    "minimind2"      layers.0.attention.wq.weight, feed_forward.w1     the lesson, and all files before April 2025
+    "transformers"   model.layers.0.self_attn.q_proj.weight, mlp.gate_proj      since then, and in honed
 
-The older one rotates dimensions 2i and 2i + 1 of a head together, the newer one i and i + E/2, so the rows of query and
-key weights are reordered.
+The older scheme rotates dimensions 2i and 2i + 1 of a head together, the newer one i and i + E/2, so the rows of query
+and key weights are reordered.
 
 Shapes: H heads, E head size, D hidden size.
 """
@@ -26,7 +26,7 @@ from honed.model.minimind.minimind import MiniMindForCausalLM
 
 State = dict[str, torch.Tensor]
 
-# Tables in older files that follow from the configuration.
+# Tables in older files that can be computed from the configuration.
 DERIVED = re.compile(r"(.*\.)?(pos_cis|freqs_cos|freqs_sin|attention\.mask)")
 NAMINGS = ("minimind2", "transformers")
 LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\..+")
@@ -35,15 +35,15 @@ SHARED = re.compile(r".+\.shared_experts\.(\d+)\..+")
 
 
 def load_pth(path: str | Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> MiniMindForCausalLM:
-    """A model from a MiniMind weight file. Nothing in the file is executed.
+    """Loads a model from a MiniMind weight file. Nothing in the file is executed.
 
     Args:
-        dtype: of the model; MiniMind saves float16.
-        changes: fields of `MiniMindConfig` that `config_of` cannot know, such as num_attention_heads=16,
+        dtype: the model's dtype; MiniMind saves float16.
+        changes: fields of `MiniMindConfig` that `config_of` cannot infer, such as num_attention_heads=16,
             num_key_value_heads=8, rope_theta=1e4 for MiniMind 1.
 
     Raises:
-        ModelError: no such file, not a state dict, or keys and shapes that do not make up the model; names them.
+        ModelError: no such file, not a state dict, or keys or shapes that do not match the model; names them.
     """
     state = to_transformers(read_state(path), changes.get("num_attention_heads", 8), str(path))
     config = config_of(state, **changes)
@@ -54,13 +54,13 @@ def load_pth(path: str | Path, *, dtype: torch.dtype = torch.float32, **changes:
 
 
 def save_pth(model: MiniMindForCausalLM, path: str | Path, *, names: str = "minimind2") -> None:
-    """Writes the model's weights as MiniMind would, in the model's own number format.
+    """Writes the model's weights in MiniMind's format, in the model's own dtype.
 
     Args:
         names: "minimind2" or "transformers".
 
     Raises:
-        ModelError: unknown naming, or a model that the older one has no names for.
+        ModelError: unknown naming, a model with parts that "minimind2" has no names for, or the file cannot be written.
     """
     if names not in NAMINGS:
         raise ModelError(f"Unknown naming {names!r}.", fix=f"use one of {', '.join(NAMINGS)}")
@@ -70,22 +70,22 @@ def save_pth(model: MiniMindForCausalLM, path: str | Path, *, names: str = "mini
     try:
         torch.save(from_transformers(state, model.config) if names == "minimind2" else state, unfinished)
         unfinished.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a missing folder as the latter
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a missing folder
         unfinished.unlink(missing_ok=True)
         raise ModelError(f"{path} cannot be written: {error}", fix="name a folder that exists") from None
 
 
 def read_state(path: str | Path) -> State:
-    """The tensors of a weight file, without tables that follow from the configuration.
+    """The tensors of a weight file, without tables that can be computed from the configuration.
 
     Raises:
-        ModelError: no such file, or no dict of tensors.
+        ModelError: no such file, or it is not a dict of tensors.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"No such file: {path}", fix="check the path") from None
-    except Exception as error:  # pickle, zip and torch each raise their own kinds for a wrong or hostile file
+    except Exception as error:  # pickle, zip and torch raise various errors for a wrong or hostile file
         raise ModelError(
             f"{path} cannot be read as plain tensors: {type(error).__name__}",
             fix="save model.state_dict() alone, with torch.save",
@@ -97,13 +97,13 @@ def read_state(path: str | Path) -> State:
 
 
 def to_transformers(state: Mapping[str, torch.Tensor], heads: int, path: str = "the state dict") -> State:
-    """A state dict of either naming in the newer one.
+    """Converts a state dict of either naming to the newer one.
 
     Args:
-        heads: query heads, which give the head size.
+        heads: number of query heads, which determines the head size.
 
     Raises:
-        ModelError: a key that neither naming knows.
+        ModelError: a key that belongs to neither naming.
     """
     if "tok_embeddings.weight" not in state:
         return dict(state)
@@ -117,7 +117,7 @@ def to_transformers(state: Mapping[str, torch.Tensor], heads: int, path: str = "
 
 
 def from_transformers(state: Mapping[str, torch.Tensor], config: MiniMindConfig) -> State:
-    """A state dict of the newer naming in MiniMind 2's.
+    """Converts a state dict of the newer naming to MiniMind 2's.
 
     Raises:
         ModelError: the model has parts that MiniMind 2 did not have.
@@ -130,7 +130,7 @@ def from_transformers(state: Mapping[str, torch.Tensor], config: MiniMindConfig)
 
 
 def names_of(layers: int, experts: int) -> dict[str, str]:
-    """The older name -> the newer name of every weight that a model of this size can have."""
+    """Maps the older name to the newer name of every weight that a model of this size can have."""
     names = {
         "tok_embeddings.weight": "model.embed_tokens.weight",
         "norm.weight": "model.norm.weight",
@@ -149,7 +149,7 @@ def names_of(layers: int, experts: int) -> dict[str, str]:
 
 
 def halves_first(weight_HED: torch.Tensor, size: int) -> torch.Tensor:
-    """Reorders rows of a query or key weight from neighbouring pairs to pairs half a head apart."""
+    """Reorders the rows of a query or key weight from adjacent pairs to pairs half a head apart."""
     return weight_HED.view(-1, size // 2, 2, weight_HED.shape[1]).transpose(1, 2).reshape(weight_HED.shape)
 
 
@@ -159,10 +159,10 @@ def neighbours_first(weight_HED: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def config_of(state: Mapping[str, torch.Tensor], **changes: Any) -> MiniMindConfig:
-    """The configuration that follows from a state dict in the newer naming, with MiniMind's defaults for the rest.
+    """The configuration inferred from a state dict in the newer naming, with MiniMind's defaults for the rest.
 
-    Shapes do not show the number of query heads (8 is assumed), `rope_theta`, `rms_norm_eps` and the experts per token;
-    normalised queries and keys mean MiniMind 3, which has 1e-6 and one expert.
+    Shapes do not determine the number of query heads (8 is assumed), `rope_theta`, `rms_norm_eps` and the number of
+    experts per token. Normalised queries and keys imply MiniMind 3, where the last two are 1e-6 and 1.
     """
     embedding = state.get("model.embed_tokens.weight")
     if embedding is None or embedding.dim() != 2:
@@ -191,12 +191,12 @@ def config_of(state: Mapping[str, torch.Tensor], **changes: Any) -> MiniMindConf
         found["intermediate_size"] = _rows(state, "mlp.gate_proj")
     try:
         return MiniMindConfig(**{**found, **changes})
-    except Exception as error:  # the library's own kind, for numbers that do not fit together
+    except Exception as error:  # transformers raises its own type if the numbers do not fit together
         raise ModelError(f"The weights are not a MiniMind model's: {error}", fix="give the shape by keywords") from None
 
 
 def _check(state: State, model: MiniMindForCausalLM, path: str) -> None:
-    """Checks that keys and shapes are those of the model, and tied weights equal."""
+    """Checks that keys and shapes match the model, and that tied weights are equal."""
     expected = model.state_dict()
     state.setdefault("lm_head.weight", state.get("model.embed_tokens.weight", expected["lm_head.weight"]))
     if missing := sorted(expected.keys() - state.keys()):
@@ -219,11 +219,11 @@ def _reordered(
 ) -> torch.Tensor:
     is_rotated = new_name.endswith(("self_attn.q_proj.weight", "self_attn.k_proj.weight"))
     fits = is_rotated and size > 0 and tensor.dim() == 2 and tensor.shape[0] % size == 0
-    return order(tensor, size) if fits else tensor  # what does not fit is refused by its shape
+    return order(tensor, size) if fits else tensor  # other shapes are refused later
 
 
 def _count(state: Mapping[str, torch.Tensor], pattern: re.Pattern[str]) -> int:
-    """How many different numbers the pattern finds in the names."""
+    """How many distinct numbers the pattern matches in the names."""
     return len({found[1] for name in state if (found := pattern.fullmatch(name))})
 
 

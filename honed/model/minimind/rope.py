@@ -1,7 +1,7 @@
-"""Rotary position embeddings (Su et al., arXiv:2104.09864), and their stretching by YaRN (arXiv:2309.00071).
+"""Rotary position embeddings (Su et al., arXiv:2104.09864), and their extension by YaRN (arXiv:2309.00071).
 
-Dimension i of a head is rotated together with dimension i + E/2, as transformers does; `pth` reorders weights
-of MiniMind 2, which rotates neighbours.
+Dimension i of a head is rotated together with dimension i + E/2, as in transformers; `pth` reorders the weights of
+MiniMind 2, which rotates adjacent dimensions.
 
 Shapes: B rows, H heads, T tokens, E head size.
 """
@@ -16,16 +16,16 @@ import torch
 
 
 def rope_frequencies(head_dim: int, parameters: Mapping[str, Any]) -> tuple[torch.Tensor, float]:
-    """Angle per position of each pair of dimensions, float32 (E/2,) on the CPU, and the factor of cosine and sine.
+    """Angle per position of each pair of dimensions, float32 (E/2,) on the CPU, and the factor for cosine and sine.
 
     Args:
         head_dim: E, even.
-        parameters: `rope_type` ("default" or "yarn"), `rope_theta`, and for YaRN `factor`,
-            `original_max_position_embeddings` and optionally `beta_fast`, `beta_slow`, `attention_factor`, under the
-            names of transformers' `rope_parameters`.
+        parameters: named as in transformers' `rope_parameters`: `rope_type` ("default" or "yarn"), `rope_theta`, and
+            for YaRN `factor`, `original_max_position_embeddings` and optionally `beta_fast`, `beta_slow`,
+            `attention_factor`.
 
     Raises:
-        ValueError: another rope_type.
+        ValueError: any other rope_type.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
     frequencies = 1.0 / (parameters["rope_theta"] ** exponents)
@@ -42,8 +42,8 @@ def rope_frequencies(head_dim: int, parameters: Mapping[str, Any]) -> tuple[torc
 def yarn_share(head_dim: int, parameters: Mapping[str, Any]) -> torch.Tensor:
     """YaRN's interpolation weight of each pair, float32 (E/2,): 0 keeps its frequency, 1 divides it by the factor.
 
-    Pairs that turn more than `beta_fast` times within the original length keep theirs, those that turn less than
-    `beta_slow` times are stretched; between them the weight rises linearly.
+    Pairs that turn more than `beta_fast` times within the original length keep their frequency, those that turn less
+    than `beta_slow` times are fully interpolated; in between the weight rises linearly.
     """
     original, theta = parameters["original_max_position_embeddings"], parameters["rope_theta"]
 
@@ -59,13 +59,13 @@ def yarn_share(head_dim: int, parameters: Mapping[str, Any]) -> torch.Tensor:
 def rope_tables(
     frequencies: torch.Tensor, positions_BT: torch.Tensor, *, factor: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of every position, (B, 1, T, E); angles are float32 whatever the dtype."""
+    """Cosine and sine of each position, (B, 1, T, E), in `dtype`; angles are computed in float32."""
     angles = positions_BT[:, None, :, None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
 def rotate(x_BHTE: torch.Tensor, cos_B1TE: torch.Tensor, sin_B1TE: torch.Tensor) -> torch.Tensor:
-    """Queries or keys turned by their positions' angles."""
+    """Queries or keys, rotated by the angles of their positions."""
     first, second = x_BHTE.chunk(2, dim=-1)
     return x_BHTE * cos_B1TE + torch.cat((-second, first), dim=-1) * sin_B1TE

@@ -1,8 +1,8 @@
 """A byte-level BPE tokenizer with chat tokens, trained on texts.
 
-The special tokens, their ids and the form of the chat template are those of MiniMind (and of ChatML):
+The special tokens, their ids and the chat format are those of MiniMind (and of ChatML):
 
-    0  <|endoftext|>   pads, and stands for nothing else
+    0  <|endoftext|>   padding only
     1  <|im_start|>    begins a turn; the tokenizer's BOS
     2  <|im_end|>      ends a turn; the tokenizer's EOS
 """
@@ -22,7 +22,7 @@ THINKING = ("<think>", "</think>")
 BYTES = 256
 MODEL_MAX_LENGTH = 32768
 
-# ASSISTANT is what stands between an assistant's header and its content, in answers and in the generation prompt.
+# ASSISTANT and PROMPT are replaced with what follows the assistant header in answers and in the generation prompt.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\\n' }}"
@@ -38,20 +38,20 @@ REASONING = (
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 6400, thinking: bool = False) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer that loses nothing: every text, in any script, comes back as it was.
+    """Trains a lossless tokenizer: every text, in any script, is decoded to itself.
 
     Args:
-        texts: what it is to encode well; read once. The same texts give the same tokenizer.
-        vocab_size: most tokens, special ones included; fewer where the texts have no more to merge.
-        thinking: the template of MiniMind 3, which begins every answer with its reasoning between <think> and
-            </think>, empty or not; both become tokens. The generation prompt holds the empty form, unless the
+        texts: the training texts; read once. The same texts give the same tokenizer.
+        vocab_size: maximum number of tokens, including special ones; fewer if the texts have no more pairs to merge.
+        thinking: use the template of MiniMind 3, in which every answer begins with its reasoning between <think> and
+            </think>, possibly empty; both become tokens. The generation prompt has the empty form, unless the
             template's variable `open_thinking` is true.
 
     Returns:
-        A transformers tokenizer with chat template; `save_pretrained(folder)` keeps it.
+        A transformers tokenizer with a chat template; save it with `save_pretrained(folder)`.
 
     Raises:
-        ModelError: the vocabulary has no room for the bytes and the special tokens.
+        ModelError: the vocabulary is too small for the bytes and the special tokens.
         DataError: there is no text.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -84,16 +84,16 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 6400, thinking: b
 
 
 def chat_template(*, thinking: bool) -> str:
-    """ChatML in Jinja; with `thinking` an answer begins with its reasoning."""
+    """ChatML in Jinja; with `thinking`, an answer begins with its reasoning."""
     answer, prompt = REASONING if thinking else ("", "")
     return CHAT_TEMPLATE.replace("ASSISTANT", answer).replace("PROMPT", prompt)
 
 
 def _some_text(texts: Iterable[str]) -> Iterable[str]:
-    """The texts as they are.
+    """The texts, unchanged.
 
     Raises:
-        DataError: at the end, if all of them were empty.
+        DataError: at the end, if all texts were empty.
     """
     found = False
     for text in texts:

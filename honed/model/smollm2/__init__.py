@@ -1,1 +1,1 @@
-"""The default model, from a GGUF file inside a wheel. Begin with `smollm2.py`."""
+"""The default model, from a GGUF file inside a wheel. Start with `smollm2.py`."""

@@ -4,10 +4,10 @@
     gguf metadata --------------------------------------------->  config.json, generation_config.json
     tokens, types, merges, chat template ----------------------->  tokenizer.json, chat_template.jinja, ...
 
-transformers' own loader (`from_pretrained(..., gguf_file=...)`, 5.23) changes what matters for training: it drops
+transformers' own loader (`from_pretrained(..., gguf_file=...)`, 5.23) changes things that matter for training: it drops
 SmolLM's digit splitting from the tokenizer, sets pad to eos, leaves `model_max_length` unbounded and keeps the
-quantisation in the config. Whatever is not known for certain (an unmapped tensor, an unknown pre-tokenizer, scaled
-rope) is refused here.
+quantisation in the config. Anything that cannot be converted with certainty (an unmapped tensor, an unknown
+pre-tokenizer, scaled rope) is refused.
 
 Sources: gguf's TENSOR_NAMES (gguf-py/gguf/constants.py), llama.cpp's convert_hf_to_gguf.py
 (`LlamaModel.permute`, `get_vocab_base_pre`) and src/llama-vocab.cpp (pre-tokenizer regexes).
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 PAD_TOKEN = "<|endoftext|>"
 
-# llama.cpp's pre-tokenizer -> whether it splits digits before GPT-2's byte-level BPE.
+# llama.cpp's name of a pre-tokenizer -> whether it splits digits before GPT-2's byte-level BPE.
 PRE_TOKENIZERS = {"smollm": True, "gpt-2": False}
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # of gguf.TokenType, which is heavy to import
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # values of gguf.TokenType, which is heavy to import
 
 TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -66,31 +66,31 @@ class Gguf:
     tensors: dict[str, Any]
 
     def need(self, key: str) -> Any:
-        """A metadata value that must be there."""
+        """A required metadata value."""
         if key not in self.metadata:
             raise self.error(f"has no {key!r} in its metadata")
         return self.metadata[key]
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A metadata value that is one whole number; must be there unless it has a default."""
+        """An integer metadata value; required unless there is a default."""
         value = self.need(key) if default is None else self.metadata.get(key, default)
         if not isinstance(value, int):
             raise self.error(f"has {value!r} as {key!r}, not a whole number")
         return value
 
     def error(self, what: str) -> ModelError:
-        """The error that this file cannot be converted, and why."""
+        """The error that says why this file cannot be converted."""
         return ModelError(f"{self.path} {what}.", fix="convert it to a transformers folder by other means")
 
 
 def convert_gguf(path: Path, folder: Path, *, note: str = "") -> None:
-    """Writes the model in `path` to `folder`, which exists and is empty, showing progress. Not atomic.
+    """Writes the model in `path` to `folder`, an existing empty folder, showing progress. Not atomic.
 
     Args:
-        note: a line to print first, such as why this is done again.
+        note: a line to print first, for example why the conversion is repeated.
 
     Raises:
-        ModelError: the file is damaged, or holds something that cannot be converted with certainty.
+        ModelError: the file is damaged, or contains something that cannot be converted with certainty.
         OSError: `folder` cannot be written.
     """
     gguf = open_gguf(path)
@@ -109,10 +109,10 @@ def convert_gguf(path: Path, folder: Path, *, note: str = "") -> None:
 
 
 def open_gguf(path: Path) -> Gguf:
-    """Reads the metadata and maps the tensors.
+    """Reads the metadata and memory-maps the tensors.
 
     Raises:
-        ModelError: not a GGUF file, cut short, or not of the llama architecture.
+        ModelError: not a GGUF file, truncated, or not of the llama architecture.
     """
     from gguf import GGUFReader
 
@@ -136,7 +136,7 @@ def tensor_names(gguf: Gguf) -> dict[str, str]:
 
 
 def transformers_name(name: str) -> str | None:
-    """'blk.3.attn_q.weight' -> 'model.layers.3.self_attn.q_proj.weight'; None where Llama has no such one."""
+    """'blk.3.attn_q.weight' -> 'model.layers.3.self_attn.q_proj.weight'; None if Llama has no such weight."""
     if name in TOP_NAMES:
         return TOP_NAMES[name]
     match = _LAYER.fullmatch(name)
@@ -183,7 +183,7 @@ def llama_config(gguf: Gguf) -> Any:
 
 
 def generation_config(config: Any) -> Any:
-    """The token ids that start, end and fill a generated text; greedy unless the caller says otherwise."""
+    """The token ids that start, end and pad a generated text; greedy unless the caller says otherwise."""
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -192,14 +192,14 @@ def generation_config(config: Any) -> Any:
 
 
 def shortest(value: float) -> float:
-    """The shortest decimal with the same float32: 9.999999747378752e-06 -> 1e-05, as its authors wrote it."""
+    """The shortest decimal with the same float32 value: 9.999999747378752e-06 -> 1e-05, as the authors wrote it."""
     import numpy as np
 
     return float(str(np.float32(value)))
 
 
 def check_names(gguf: Gguf, config: Any, names: dict[str, str]) -> None:
-    """Refuses a file whose tensors are not exactly those of `LlamaForCausalLM`, by name and shape."""
+    """Refuses a file whose tensors do not have exactly the names and shapes of `LlamaForCausalLM`."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -215,7 +215,7 @@ def check_names(gguf: Gguf, config: Any, names: dict[str, str]) -> None:
 
 
 def check_space(gguf: Gguf, folder: Path) -> None:
-    """Raises OSError now if the disk has too little space, not after a minute's work."""
+    """Raises OSError now if there is too little disk space, rather than after a minute's work."""
     needed = sum(4 * int(tensor.n_elements) for tensor in gguf.tensors.values())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -226,8 +226,8 @@ def check_space(gguf: Gguf, folder: Path) -> None:
 def write_weights(gguf: Gguf, config: Any, names: dict[str, str], file: Path, bar: Progress) -> None:
     """Dequantises every tensor into one safetensors file, one at a time.
 
-    Not by `safetensors.numpy.save_file`, which holds the model in memory twice (1.1 GB for 135M parameters) and takes
-    ten times as long. Source: "Format" in the README of safetensors.
+    `safetensors.numpy.save_file` would hold the model in memory twice (1.1 GB for 135M parameters) and take ten times
+    as long. Source: "Format" in the README of safetensors.
     """
     with file.open("wb") as out:
         out.write(safetensors_header({new: _shape(gguf, name) for name, new in names.items()}))
@@ -237,19 +237,19 @@ def write_weights(gguf: Gguf, config: Any, names: dict[str, str], file: Path, ba
 
 
 def safetensors_header(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """What comes before the data of fp32 tensors that follow each other in the order of `shapes`."""
+    """The header for fp32 tensors that follow each other in the order of `shapes`."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
         start, end = end, end + 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data are aligned to 8 bytes
+    text += b" " * (-len(text) % 8)  # aligns the data to 8 bytes
     return len(text).to_bytes(8, "little") + text
 
 
 def _shape(gguf: Gguf, name: str) -> tuple[int, ...]:
-    """Rows first; GGUF lists the fastest dimension first."""
+    """The shape with rows first; GGUF lists the fastest-varying dimension first."""
     return tuple(int(n) for n in reversed(gguf.tensors[name].shape))
 
 
@@ -271,23 +271,23 @@ def dequantised(gguf: Gguf, name: str, config: Any) -> np.ndarray:
 
 
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Undoes `LlamaModel.permute` of llama.cpp: the rows of each head from (x0 y0 x1 y1) to (x0 x1 y0 y1).
+    """Undoes `LlamaModel.permute` of llama.cpp: reorders each head's rows from (x0 y0 x1 y1) to (x0 x1 y0 y1).
 
-    llama.cpp rotates neighbouring rows, transformers rotates row i with row i + head_dim / 2.
+    llama.cpp rotates adjacent rows, transformers rotates row i with row i + head_dim / 2.
 
     Args:
         weight: [heads * head_dim, columns], of q_proj or k_proj.
-        heads: of this projection; key-value heads for k_proj.
+        heads: heads of this projection; key-value heads for k_proj.
     """
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def special_ids(gguf: Gguf) -> dict[str, int | None]:
-    """The ids of bos, eos, pad and unk; None where the file names none.
+    """The ids of bos, eos, pad and unk; None for those that the file does not name.
 
-    pad is '<|endoftext|>' if the file has this control token and names no pad other than eos, with which padding could
-    not be told from the end of a turn; else it is the file's.
+    pad is the file's, unless that is missing or equal to eos, so that padding could not be told from the end of a turn;
+    then it is '<|endoftext|>' if the file has this control token.
     """
     ids: dict[str, int | None] = {
         role: gguf.metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -349,7 +349,7 @@ def byte_level_bpe(gguf: Gguf) -> Any:
 
 
 def pre_tokenizer(gguf: Gguf) -> Any:
-    """The pre-tokenizer, by llama.cpp's name for it."""
+    """The pre-tokenizer, from llama.cpp's name for it."""
     from tokenizers import pre_tokenizers
 
     if (name := gguf.need("tokenizer.ggml.pre")) not in PRE_TOKENIZERS:

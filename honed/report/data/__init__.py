@@ -1,1 +1,1 @@
-"""The page of data before it is trained on."""
+"""The page about training data, before training."""

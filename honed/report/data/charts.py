@@ -1,4 +1,4 @@
-"""Histograms as inline SVG, in the manner of `charts`: percentages instead of a viewBox, so letters keep their size."""
+"""Histograms as inline SVG, like `charts`: percentages instead of a viewBox, so that text keeps its size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from honed.report.charts import caption, drawing, percent, value_ticks
 from honed.report.markup import Html, join, tag
 
 BINS = 40
-FAR = 1.5  # times the 99.5% quantile: longer ones share the last bar
+FAR = 1.5  # times the 99.5% quantile: larger values share the last bar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +22,13 @@ class Histogram:
 
     Attributes:
         key: unique on the page.
-        title, unit: above the drawing.
-        values: 0 or more.
+        title, unit: shown above the drawing.
+        values: numbers, 0 or more.
         across: name of the horizontal axis.
         limit: a value to mark with a line; bars beyond it have another colour.
-        limit_name: what stands at the line.
-        top: where the axis ends at the least, such as 100 for percentages.
-        things: what is counted, "document".
+        limit_name: label of the line.
+        top: end of the axis, such as 100 for percentages; None to choose it from the values.
+        things: what is counted, such as "document".
     """
 
     key: str
@@ -52,7 +52,7 @@ class Bar:
 
 
 def histogram(chart: Histogram) -> Html:
-    """The histogram as a `<figure>`; one without values says so in words."""
+    """The histogram as a `<figure>`; if there are no values, it says so in words."""
     head = caption(chart.title, chart.unit)
     if not len(chart.values):
         return tag("figure", head, tag("p", "There is nothing to count.", class_="chart-empty"), class_="chart")
@@ -71,7 +71,7 @@ def histogram(chart: Histogram) -> Html:
 
 
 def bars_of(values: np.ndarray, across: Axis) -> list[Bar]:
-    """Equal bars over the axis that hold every value once; the last one holds what lies beyond."""
+    """Bars of equal width over the axis that count every value once; the last one includes values beyond the axis."""
     whole = across.high - across.low <= BINS
     count = max(1, int(across.high - across.low)) if whole and across.high > 1 else BINS
     edges = np.linspace(across.low, across.high, count + 1)
@@ -81,7 +81,7 @@ def bars_of(values: np.ndarray, across: Axis) -> list[Bar]:
 
 
 def _across(chart: Histogram) -> Axis:
-    """From 0 to the longest, or to where nearly all end."""
+    """From 0 to the largest value, or to where nearly all values end."""
     longest = float(chart.values.max())
     usual = float(np.quantile(chart.values, 0.995)) * FAR
     high = max(min(longest, usual), 1.0) if chart.top is None else chart.top

@@ -1,8 +1,8 @@
-"""One self-contained page about data before it is trained on: what was found, what will be trained, and rows to read.
+"""One self-contained page about data before training: findings, what will be trained on, and rows to read.
 
     check(...) -> Checked -> render_data_page -> str -> write_data_page: a file
 
-All text of the data is escaped, and characters that command or hide are written out.
+All text from the data is escaped, and control and invisible characters are written out.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from honed.report.ledger_section import ledger_section
 from honed.report.markup import Html, join, tag
 from honed.report.page import page, page_header, tile, write_page
 
-FEW = 4  # kinds of findings that are shown unfolded
+FEW = 4  # up to this many kinds of findings are shown unfolded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageFacts:
-    """What the page says about how the check was made."""
+    """What the page says about the settings of the check."""
 
     files: tuple[str, ...]
     options: PrepareOptions
@@ -41,10 +41,10 @@ class PageFacts:
 
 
 def write_data_page(target: Path, checked: Checked, facts: PageFacts, tokenizer: Any = None) -> Path:
-    """Writes the page and returns its path; a reader sees the old page or the new, never half.
+    """Writes the page atomically and returns its path.
 
     Raises:
-        RunError: it cannot be written there.
+        RunError: it cannot be written.
     """
     html = render_data_page(checked, facts, tokenizer)
     return write_page(target, html, fix="name a file in a folder that exists")
@@ -88,7 +88,7 @@ def header(checked: Checked, facts: PageFacts) -> Html:
 
 
 def findings_section(findings: tuple[Finding, ...], there: Mapping[str, int]) -> Html:
-    """Everything found, the gravest first; places link to rows that are on the page."""
+    """All findings, the most severe first, with links to rows that are on the page."""
     if not findings:
         body = tag("p", "✓ Nothing was found.", class_="card good")
     else:
@@ -99,7 +99,7 @@ def findings_section(findings: tuple[Finding, ...], there: Mapping[str, int]) ->
 
 
 def charts_section(checked: Checked, options: PrepareOptions) -> Html:
-    """How long documents are, and how full packed rows get."""
+    """Histograms of the lengths of documents and of the fill of packed rows."""
     limit = options.max_length if checked.unit == "tokens" else None
     charts = [
         Histogram(
@@ -131,8 +131,8 @@ def charts_section(checked: Checked, options: PrepareOptions) -> Html:
 
 def _ledger(checked: Checked) -> Html:
     raw = checked.ledger.as_dict()
-    hidden = {"padding_share", "fill", "examples"}  # made by training; said below as a percentage; among the findings
-    if not checked.ledger.documents:  # without a model nothing is known of tokens
+    hidden = {"padding_share", "fill", "examples"}  # known after training; a percentage below; among the findings
+    if not checked.ledger.documents:  # without a model, tokens are unknown
         hidden |= {"tokens", "trained_tokens", "packed_rows", "conversations_split_into_views"}
     known = {f.name for f in fields(SavedLedger)} - hidden
     shown = {key: value for key, value in raw.items() if key in known}
@@ -186,7 +186,7 @@ def _packed_words(checked: Checked, options: PrepareOptions) -> str:
 
 
 def _kind(group: Sequence[Finding], there: Mapping[str, int], *, few: bool) -> Html:
-    """All findings of one kind, folded where it is no error and there are many others."""
+    """All findings of one kind; folded if it is not an error and there are many kinds."""
     kind = group[0].kind
     summary = tag(
         "summary",

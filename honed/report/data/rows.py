@@ -1,4 +1,4 @@
-"""Rows on a page, as the model will see them: every view, every token, shaded by its loss weight."""
+"""Rows on a page as the model will see them: every view and every token, shaded by its loss weight."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from honed.data.lint.view import ShownToken, TokenViewer, visible
 from honed.quantities import count_text, counted
 from honed.report.markup import Html, join, tag
 
-MOST_TOKENS = 2000  # of one view; longer ones show their start and end
-MOST_CHARACTERS = 20_000  # of one message, without a model
+MOST_TOKENS = 2000  # per view; longer ones show their start and end
+MOST_CHARACTERS = 20_000  # per message, without a model
 
 
 def rows_section(rows: Sequence[SeenRow], viewer: TokenViewer | None) -> Html:
-    """All rows; the page's script shows ten at a time, and without it they stand one below the other."""
+    """All rows; the page's script shows ten at a time, and without it all are listed."""
     if not rows:
         return tag("section", tag("h2", "Rows"), tag("p", "No rows were chosen.", class_="card quiet"))
     cards = join(_card(row, viewer) for row in rows)
@@ -35,7 +35,7 @@ def rows_section(rows: Sequence[SeenRow], viewer: TokenViewer | None) -> Html:
 
 
 def row_id(place: int) -> str:
-    """The anchor of a row's card, by its place in the data."""
+    """The anchor of a row's card, from its position in the data."""
     return f"row-{place + 1}"
 
 
@@ -48,7 +48,7 @@ def _legend(weights: Iterable[float]) -> Html:
 
 
 def shade(weight: float) -> str:
-    """The class that colours a weight: w0 (none) to w10 (1 and more)."""
+    """The CSS class for a weight: w0 (0) to w10 (1 and more)."""
     return f"w{0 if weight == 0 else max(1, min(10, round(10 * weight)))}"
 
 
@@ -88,7 +88,7 @@ def _view(number: int, of: int, view: Any, viewer: TokenViewer) -> list[Html]:
 
 
 def _stretches(tokens: Sequence[ShownToken]) -> Html:
-    """Neighbours of one weight in one element."""
+    """Adjacent tokens of equal weight in one element."""
     groups = groupby(tokens, key=lambda token: token.weight)
     return join(
         tag("span", _label(weight), join(_token(token) for token in group), class_=shade(weight))
@@ -106,7 +106,7 @@ def _token(token: ShownToken) -> Html:
 
 
 def _messages(example: Example) -> list[Html]:
-    """A row without a model: its texts by role."""
+    """The texts of a row by role, for a page without a model."""
     if isinstance(example, Conversation):
         texts = [(message.role, message.content) for message in example.messages]
     elif isinstance(example, PromptCompletion):

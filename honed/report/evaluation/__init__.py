@@ -1,1 +1,1 @@
-"""The page of an evaluation."""
+"""The page about an evaluation."""

@@ -1,4 +1,4 @@
-"""Numbers of an evaluation in the words of their units, for the page and for the terminal."""
+"""Numbers of an evaluation as text with their units, for the page and for the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from honed.quantities import percent_text, short_text
 
 
 def cell_text(value: float | None, unit: str, *, signed: bool = False) -> str:
-    """A number in the words of its unit: 0.5 of a share is "50%", a difference of 0.1 of it "+10 points"."""
+    """A number with its unit: for a share, 0.5 is "50%", and a difference of 0.1 is "+10.0 points"."""
     if value is None:
         return "-"
     sign = "+" if signed and value > 0 else ""
@@ -16,7 +16,7 @@ def cell_text(value: float | None, unit: str, *, signed: bool = False) -> str:
 
 
 def interval_text(low: float | None, high: float | None, unit: str, *, signed: bool = False) -> str:
-    """Both ends: "-1.0 to +2.5 points"; "-" where there are none."""
+    """Both bounds: "-1.0 to +2.5 points"; "-" if there are none."""
     if low is None or high is None:
         return "-"
     start, end = (cell_text(value, unit, signed=signed) for value in (low, high))

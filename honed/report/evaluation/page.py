@@ -2,7 +2,7 @@
 
     result (what `honed eval --json` writes) -> render_eval_page -> str -> write_eval_page: a file
 
-All text of models and data is escaped.
+All text from models and data is escaped.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Result = Mapping[str, Any]
 
 
 def write_eval_page(target: Path, result: Result) -> Path:
-    """Writes the page and returns its path; a reader sees the old page or the new, never half.
+    """Writes the page atomically and returns its path.
 
     Raises:
-        RunError: it cannot be written there.
+        RunError: it cannot be written.
     """
     return write_page(target, render_eval_page(result), fix="name a file in a folder that exists")
 
@@ -64,7 +64,7 @@ def _header(result: Result) -> Html:
 
 
 def _tiles(measures: Sequence[Result]) -> list[Html]:
-    """Loss, perplexity and the shares that speak for themselves."""
+    """Loss, perplexity, and the shares of answers that stop and tasks that are solved."""
     known = {measure["name"]: measure for measure in measures}
     tiles = []
     for name, title in (("loss", "Held-out loss"), ("stops", "Stop by themselves"), ("tasks", "Tasks solved")):
@@ -98,7 +98,7 @@ def _gate(verdicts: Sequence[Result]) -> Html:
 
 
 def _change(verdict: Result, key: str) -> str:
-    """Of losses in percent of the base; of other measures as it is."""
+    """The change in percent of the base for losses, unchanged for other measures."""
     value: float | None = verdict[key]
     if value is None:
         return "-"

@@ -1,1 +1,1 @@
-"""One row with what is trained marked."""
+"""One row with the trained tokens marked."""

@@ -1,4 +1,4 @@
-"""A row with what is trained marked: text in a terminal, HTML in a notebook."""
+"""A row with the trained tokens marked: text in a terminal, HTML in a notebook."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ BOX = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPreview:
-    """Token sequences of a row. `str()` is text for a terminal; a notebook shows it as HTML.
+    """Token sequences of a row. `str()` is text for a terminal; a notebook shows HTML.
 
-    Everything that a row holds is escaped: it commands neither the terminal nor the page.
+    All content of a row is escaped, so that it can control neither the terminal nor the page.
 
     Attributes:
-        parts: (headline, its tokens) of each sequence.
+        parts: (headline, tokens) of each sequence.
     """
 
     parts: tuple[tuple[str, tuple[ShownToken, ...]], ...]
 
     def text(self, style: Style) -> str:
-        """In this style; long untrained stretches are shortened unless `style.whole`."""
+        """The text in this style; long untrained stretches are shortened unless `style.whole`."""
         lines = [line for head, tokens in self.parts for line in (head, view_text(tokens, style), "")]
         return "\n".join([*lines, legend(style)])
 
@@ -53,12 +53,12 @@ class RowPreview:
 
 
 def preview_ids(row: Any, tokenizer: Any, *, name: str) -> RowPreview:
-    """What training reads of a prepared row.
+    """A prepared row as training reads it.
 
     Args:
-        row: with `input_ids`, `weights` and `lengths` (see `honed.data.batch.table.PackedRow`).
-        tokenizer: the one that made the ids.
-        name: of the row, for its headline.
+        row: has `input_ids`, `weights` and `lengths` (see `honed.data.batch.table.PackedRow`).
+        tokenizer: the tokenizer that made the ids.
+        name: the row's name, for the headline.
     """
     own, documents = getattr(tokenizer, "tokenizer", tokenizer), len(row.lengths)
     trained = int((row.weights > 0).sum())
@@ -87,13 +87,13 @@ def preview(found: tuple[Any, Any], tokenizer: Any, options: PrepareOptions) -> 
 
 
 def show(rows: Any, tokenizer: Any, row: int = 0, **options: Any) -> None:
-    """Shows a row as training would see it, with what is trained marked: coloured text, or HTML in a notebook.
+    """Shows a row as training would see it, with trained tokens marked: coloured text, or HTML in a notebook.
 
     Args:
-        rows: whatever `honed.data.read.sources.read_rows` reads: a file, a list of rows, a `datasets.Dataset`.
+        rows: anything that `honed.data.read.sources.read_rows` reads: a file, a list of rows, a `datasets.Dataset`.
         tokenizer: a transformers tokenizer, or a processor for rows with images.
-        row: which one, counted from 0.
-        options: of `honed.PrepareOptions`, such as `train_on="last"`.
+        row: number of the row, counted from 0.
+        options: options of `honed.PrepareOptions`, such as `train_on="last"`.
 
     Raises:
         DataError: there is no such row, or it cannot be trained on.
@@ -111,7 +111,7 @@ def show(rows: Any, tokenizer: Any, row: int = 0, **options: Any) -> None:
 
 
 def display(shown: RowPreview) -> None:
-    """Prints it, or has the notebook show it."""
+    """Prints the preview, or shows it in the notebook."""
     if in_notebook():
         import_module("IPython.display").display(shown)
     else:
@@ -119,7 +119,7 @@ def display(shown: RowPreview) -> None:
 
 
 def _stretches(tokens: Sequence[ShownToken]) -> Html:
-    """Neighbours of one weight in one element; other weights than 0 and 1 stand before the text."""
+    """Adjacent tokens of equal weight in one element; weights other than 0 and 1 are shown before the text."""
     parts = []
     for weight, group in groupby(tokens, key=lambda token: token.weight):
         label = "" if weight in (0, 1) else f"{weight:g}:"

@@ -1,4 +1,4 @@
-"""A row as the model will see it, as text in which what is trained stands out."""
+"""A row as the model will see it, as text in which trained tokens stand out."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Style:
 
     Attributes:
         paint: "colour", "reverse" (a terminal without colours) or "brackets" (no terminal).
-        tokens, ids: mark where tokens begin, and write their ids.
+        tokens, ids: mark where tokens begin, and show their ids.
         whole: show long untrained stretches in full.
-        brief: shorten long trained stretches, too.
+        brief: shorten long trained stretches too.
     """
 
     paint: str = "brackets"
@@ -41,19 +41,19 @@ class Style:
 
     @classmethod
     def of(cls, stream: TextIO, **choices: bool) -> Style:
-        """What suits this stream and the environment (https://no-color.org)."""
+        """The style for this stream and environment (https://no-color.org)."""
         terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
         paint = "brackets" if not terminal else "reverse" if os.environ.get("NO_COLOR") else "colour"
         return cls(paint=paint, **choices)
 
     def around(self, text: str, weight: float, special: bool) -> str:
-        """The text of neighbouring tokens of one weight."""
+        """Marks the text of adjacent tokens of equal weight."""
         if self.paint == "brackets":
             return f"«{_weight_mark(weight)}{text}»" if weight else text
         code = ("7" if self.paint == "reverse" else "30;42" if weight == 1 else "30;43") if weight else "2"
         if not weight and not special:
             return text
-        # the colour ends before each line end, or it would fill the line
+        # end the colour before each line end, otherwise it would fill the line
         marked = text if self.tokens or not weight else text.replace("\n", "⏎\n")
         lines = (_weight_mark(weight) + marked).split("\n")
         return "\n".join(f"\x1b[{code}m{line}\x1b[0m" if line else "" for line in lines)
@@ -62,7 +62,7 @@ class Style:
 def row_text(
     found: tuple[Any, Any], options: PrepareOptions, tokenizer: Any, style: Style, *, explained: bool = True
 ) -> str:
-    """One row as the model will see it: every view, with what is trained standing out, and what the marks mean."""
+    """One row as the model will see it: every view, with trained tokens marked, and a legend if `explained`."""
     source, row = found
     try:
         if tokenizer is None:
@@ -113,7 +113,7 @@ def _head(number: int, of: int, view: Rendered, options: PrepareOptions) -> str:
 
 
 def view_text(tokens: Iterable[ShownToken], style: Style) -> str:
-    """The tokens as a text: neighbours of one weight together; special ones apart where only colour would show them."""
+    """The tokens as text, adjacent ones of equal weight marked together; special ones apart, except in brackets."""
     apart = style.paint != "brackets"
     stretches = []
     for (weight, special), group in groupby(tokens, key=lambda t: (t.weight, t.special and apart)):
@@ -131,13 +131,13 @@ def _joined(tokens: list[ShownToken], style: Style) -> str:
 
 
 def _marked(token: ShownToken, ids: bool) -> str:
-    """A token behind a bar, with its ids; a line ends behind the token that ends it."""
+    """A token after a bar, with its ids; a line break in it is shown as ⏎ and made after the token."""
     own = f"⟨{' '.join(map(str, token.ids))}⟩" if ids else ""
     return "|" + token.text.replace("\n", "⏎") + own + ("\n" if "\n" in token.text else "")
 
 
 def shortened(text: str, *, hint: str = HINT) -> str:
-    """Both ends of a long stretch, and how much is left out between them."""
+    """Both ends of a long stretch, and how much is omitted between them."""
     left_out = len(text) - 2 * SHORT_CONTEXT
     if left_out < SHORT_CONTEXT:
         return text
@@ -149,7 +149,7 @@ def _weight_mark(weight: float) -> str:
 
 
 def legend(style: Style) -> str:
-    """What the marks mean."""
+    """A line that explains the marks."""
     shown = {"brackets": "«...»", "reverse": "reversed", "colour": "coloured"}[style.paint]
     marks = "; | begins a token" if style.tokens else ""
     return f"({shown}: trained; weights other than 1 stand before the text{marks})"

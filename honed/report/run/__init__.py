@@ -1,1 +1,1 @@
-"""The page of a run."""
+"""The page about a run."""

@@ -1,4 +1,4 @@
-"""Which charts a run's metrics give: loss with its evaluation, learning rate, speed, memory, and more."""
+"""The charts of a run's metrics: loss with evaluations, learning rate, speed, memory, and more."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from honed.report.json_values import finite
 
 Metrics = Sequence[Mapping[str, object]]
 
-# From so many points on a noisy line gets a smoothed one beside it.
+# With at least this many points, a noisy line also gets a smoothed one.
 SMOOTH_FROM = 50
 EVALUATION_LOSS = re.compile(r"eval_(?:(.*)_)?loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A chart to be: `lines` are (metric, name in the legend, number of its colour)."""
+    """The specification of a chart: `lines` are (metric, name in the legend, number of the colour)."""
 
     key: str
     title: str
@@ -70,7 +70,7 @@ ENTROPY = Plan(
     lines=(("entropy", "train", 1),),
     smooth=True,
 )
-# A run that logs none of the first four is told so; the others simply stay away.
+# The page says which of the first four were not logged; the others are omitted without a note.
 EXPECTED = (LOSS, LEARNING_RATE, THROUGHPUT, MEMORY)
 OPTIONAL = (ACCURACY, GRADIENT, ENTROPY)
 
@@ -83,7 +83,7 @@ def run_charts(metrics: Metrics) -> list[Chart]:
 
 
 def missing_charts(metrics: Metrics) -> list[str]:
-    """Titles, in lower case, of the charts that every run should have and this one has not."""
+    """Lower-case titles of the charts that every run should have but this one lacks."""
     drawn = {chart.key for chart in run_charts(metrics)}
     return [plan.title.lower() for plan in EXPECTED if plan.key not in drawn]
 
@@ -91,8 +91,8 @@ def missing_charts(metrics: Metrics) -> list[str]:
 def logged_points(metrics: Metrics, key: str) -> tuple[Point, ...]:
     """A metric by ascending step; None where it was null or not finite.
 
-    Lines without the key or without a step are left out. Where a step was logged twice, as after a resume,
-    the later line counts.
+    Lines without the key or without a step are skipped. If a step was logged twice, for example after a resume, the
+    later line counts.
     """
     by_step: dict[float, float | None] = {}
     for line in metrics:
@@ -103,10 +103,10 @@ def logged_points(metrics: Metrics, key: str) -> tuple[Point, ...]:
 
 
 def smoothed(points: Sequence[Point], width: int) -> tuple[Point, ...]:
-    """The mean over `width` points around each one (an odd number); gaps stay gaps and take no part.
+    """The centred mean over `width` points (an odd number); gaps stay gaps and are ignored in the mean.
 
-    The window shrinks to both sides alike near the ends, so that a falling loss is not shown late, as a
-    running mean would show it, nor its last value too high.
+    Near the ends the window shrinks symmetrically, so that a falling loss is not delayed, as with a running mean, and
+    its last value not too high.
     """
     values = [value for _, value in points]
     return tuple(
@@ -116,7 +116,7 @@ def smoothed(points: Sequence[Point], width: int) -> tuple[Point, ...]:
 
 
 def metrics_problems(metrics: Metrics) -> list[str]:
-    """Sentences about lines that the charts leave out: those without a step, and steps logged twice."""
+    """Sentences about lines that the charts omit: those without a step, and steps logged twice."""
     steps = [step for line in metrics if "loss" in line and (step := finite(line.get("step"))) is not None]
     stray = sum(finite(line.get("step")) is None for line in metrics)
     twice = len(steps) - len(set(steps))
@@ -179,5 +179,5 @@ def values_of(metrics: Metrics, key: str) -> list[float]:
 
 
 def metric_names(metrics: Iterable[Mapping[str, object]]) -> list[str]:
-    """Every key that was logged, in the order in which it first came up, without "step"."""
+    """Every logged key except "step", in order of first appearance."""
     return [key for key in dict.fromkeys(key for line in metrics for key in line) if key != "step"]

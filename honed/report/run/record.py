@@ -1,13 +1,13 @@
-"""What a run folder holds, read defensively: any file may be missing, truncated or garbled.
+"""Reads a run folder defensively: any file may be missing, truncated or garbled.
 
     metrics.jsonl --.
     ledger.json   --|
-    samples.json  --+--> SavedRun: typed, every field optional, with a sentence for what was not there
+    samples.json  --+--> SavedRun: typed, every field optional, with a sentence for each missing file
     recipe.yaml   --|
     run.json      --|
     worst_steps.json, not_finite.jsonl: not every run has them
 
-Keys that are not known here are kept (`others`) so that the page can show them: no silent drops.
+Unknown keys are kept (`others`) and shown on the page, so that nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from honed.quantities import counted
 from honed.report.json_values import finite, mapping, text_of
 from honed.report.ledger import SavedLedger, parse_ledger
 
-# Each file that a run writes, and what the page lacks without it.
+# Each file that a run writes, and what is missing on the page without it.
 RUN_FILES = {
     "run.json": "status, times, versions and device are unknown",
     "metrics.jsonl": "there is nothing to draw",
@@ -34,7 +34,7 @@ RUN_FILES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """How many of `of` answers stopped by themselves, and how many followed the form."""
+    """How many of `of` answers stopped by themselves, and how many had the form."""
 
     stopped: float | None
     followed_form: float | None
@@ -43,7 +43,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One prompt with the answers of the untrained and the trained model; None where it was not recorded."""
+    """One prompt with the answers before and after training; None for what was not recorded."""
 
     prompt: str
     before: str | None
@@ -56,7 +56,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Answers from before and after training; `rule` is the form asked for, in words."""
+    """Answers before and after training; `rule` is the required form, in words."""
 
     before: Score
     after: Score
@@ -68,9 +68,9 @@ class Samples:
 class SavedRun:
     """One run folder in memory.
 
-    `metrics` are the logged objects in the order of the file; `facts` is run.json; `missing` names the files
-    of `RUN_FILES` that are not there; `problems` are sentences about what could not be read; `worst_steps` and
-    `not_taken` are the steps with the highest losses and those whose loss or gradient was no number, with their rows.
+    `metrics` are the logged objects in file order; `facts` is run.json; `missing` names the files of `RUN_FILES` that
+    do not exist; `problems` are sentences about what could not be read; `worst_steps` are the steps with the highest
+    losses, and `not_taken` those whose loss or gradient was not finite, with their rows.
     """
 
     name: str
@@ -115,8 +115,8 @@ def read_run(run_dir: Path) -> SavedRun:
 
 
 def parse_lines(name: str, text: str, problems: list[str]) -> tuple[Mapping[str, object], ...]:
-    """The objects of a JSON-lines text; other lines are skipped, and counted in a sentence in `problems`."""
-    # Not splitlines(), which would cut a line at U+2028 inside a string.
+    """The objects of a JSON-lines text; other lines are skipped, and counted in a sentence added to `problems`."""
+    # Not splitlines(), which would split a line at U+2028 inside a string.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     parsed = [(number, _object_or_none(line)) for number, line in lines]
     bad = [number for number, value in parsed if value is None]
@@ -128,7 +128,7 @@ def parse_lines(name: str, text: str, problems: list[str]) -> tuple[Mapping[str,
 
 
 def parse_samples(raw: Mapping[str, object]) -> Samples:
-    """Samples from their JSON; what has the wrong kind counts as not recorded."""
+    """Samples from their JSON; values of the wrong type count as not recorded."""
     answers = raw.get("answers")
     return Samples(
         before=_score(mapping(raw.get("before"))),
@@ -167,7 +167,7 @@ def _flag(value: object) -> bool | None:
 
 
 def _read_text(path: Path, problems: list[str]) -> str | None:
-    """The text of a file, None where it is missing; bytes that are not UTF-8 become U+FFFD."""
+    """The text of a file, None if it is missing; bytes that are not UTF-8 become U+FFFD."""
     try:
         return path.read_text(encoding="utf-8-sig", errors="replace")
     except FileNotFoundError:

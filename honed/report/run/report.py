@@ -1,4 +1,4 @@
-"""report.html: one self-contained page about a run, made from what the run wrote into its folder.
+"""report.html: one self-contained page about a run, made from the files in its folder.
 
 read_run(run_dir) -> SavedRun -> render_run_report -> str -> write_run_report: run_dir/report.html
 """
@@ -27,7 +27,7 @@ REPORT_NAME = "report.html"
 
 
 def write_run_report(run_dir: Path) -> Path:
-    """Writes `run_dir`/report.html and returns its path; a reader sees the old page or the new, never half.
+    """Writes `run_dir`/report.html atomically and returns its path.
 
     Raises:
         RunError: `run_dir` is not a folder, or cannot be written.

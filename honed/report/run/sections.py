@@ -1,4 +1,4 @@
-"""The sections of a run's page: pure functions of the record. Header, notices, charts, answers, appendix."""
+"""The sections of a run's page, pure functions of the record: header, notices, charts, answers, appendix."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN_ANSWERS = 6
 
 
 def model_name(run: SavedRun) -> str:
-    """The model that was trained, or the name of the folder where run.json does not say."""
+    """The trained model, or the name of the folder if run.json does not say."""
     return text_of(run.facts.get("model")) or run.name or "unnamed run"
 
 
@@ -46,7 +46,7 @@ def header(run: SavedRun) -> Html:
 
 
 def notices(run: SavedRun) -> Html:
-    """What the reader must know before trusting the rest: an unfinished run, missing or garbled files."""
+    """What the reader must know before trusting the page: an unfinished run, missing or garbled files."""
     sentences = [*_unfinished(run), *run.problems, *metrics_problems(run.metrics)]
     absent = [tag("li", tag("code", name), f" is missing: {RUN_FILES[name]}.") for name in run.missing]
     items = [*(tag("li", sentence) for sentence in sentences), *absent]
@@ -54,7 +54,7 @@ def notices(run: SavedRun) -> Html:
 
 
 def charts_section(run: SavedRun) -> Html:
-    """All charts, and in words those that could not be drawn."""
+    """All charts, and a list of those that could not be drawn."""
     if not run.metrics:
         words = "metrics.jsonl is missing." if "metrics.jsonl" in run.missing else "metrics.jsonl holds no numbers."
         return _empty_section("How it learned", f"Nothing to draw: {words}")
@@ -65,12 +65,12 @@ def charts_section(run: SavedRun) -> Html:
 
 
 def missing_ledger() -> Html:
-    """In place of the ledger where there is none."""
+    """The section in place of a missing ledger."""
     return _empty_section("What was trained on", f"There is no ledger.json: {RUN_FILES['ledger.json']}.")
 
 
 def samples_section(run: SavedRun) -> Html:
-    """The answers from before and after training, side by side."""
+    """The answers before and after training, side by side."""
     if run.samples is None or not run.samples.answers:
         why = "samples.json holds no answers." if run.samples else f"No samples.json: {RUN_FILES['samples.json']}."
         return _empty_section("Before and after", why)
@@ -79,7 +79,7 @@ def samples_section(run: SavedRun) -> Html:
 
 
 def appendix(run: SavedRun) -> Html:
-    """Recipe, times, device, versions and whatever else run.json holds, folded away."""
+    """Recipe, times, device, versions and everything else in run.json, folded."""
     known = {"seconds", "versions", "device", "status", "started", "model", "honed_command"}
     others = {key: value for key, value in run.facts.items() if key not in known}
     parts = [
@@ -127,10 +127,10 @@ def _parameters_text(number: float) -> str:
 
 
 def _date(run: SavedRun) -> str:
-    """The start as "2026-07-24 14:05 UTC"; as written where it is no ISO date; "" where it is missing."""
+    """The start as "2026-07-24 14:05 UTC"; as written if it is not an ISO date; "" if it is missing."""
     written = text_of(run.facts.get("started")) or ""
     try:
-        # Python 3.10 does not read the Z.
+        # Python 3.10 does not parse the Z.
         start = datetime.fromisoformat(written[:-1] + "+00:00" if written.endswith("Z") else written)
     except ValueError:
         return written
@@ -161,7 +161,7 @@ def _loss_tile(run: SavedRun) -> Html:
 
 
 def _ends(points: Sequence[Point]) -> tuple[str, ...]:
-    """The first and the last value, or the only one. A run that ended in NaN must not look good."""
+    """The first and last value, or the only one; NaN is shown, so that a run that ended in it does not look good."""
     ends = points if len(points) < 2 else (points[0], points[-1])
     return tuple("NaN" if value is None else short_text(value) for _, value in ends)
 

@@ -1,4 +1,4 @@
-"""The section of a run's page on its worst steps: which rows were in them. Pure functions of the record."""
+"""The section of a run's page about its worst steps and their rows. Pure functions of the record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from honed.report.run.record import SavedRun
 
 
 def steps_section(run: SavedRun) -> Html:
-    """Steps that were not taken, then those with the highest losses, each with its rows; nothing without any."""
+    """Steps that were not taken, then those with the highest losses, each with its rows; empty if there are none."""
     missed = {plain_text(step.get("step")) for step in run.not_taken}
     worst = [step for step in run.worst_steps if plain_text(step.get("step")) not in missed]
     if not worst and not run.not_taken:
