@@ -73,7 +73,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Messages in order, the tools that the template announces, and the images that messages refer to."""
+    """Messages in order, with the tools that the template should announce, and the images that they speak of."""
 
     messages: tuple[Message, ...]
     source: Source

@@ -93,7 +93,7 @@ class PlainTemplate:
 
 
 def refuse_what_it_cannot_show(conversation: Conversation) -> None:
-    """Refuses tools, tool calls, reasoning and images, which the plain template would lose.
+    """Tools, tool calls, reasoning and images would be lost in plain words.
 
     Raises:
         RowError: the conversation has one of them.

@@ -147,7 +147,7 @@ def opaque(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shape(conversation: Conversation) -> Shape | None:
-    """What a template reads of a conversation besides contents; None if that includes tools, further keys or parts."""
+    """What a template sees of a conversation beside its contents; None for what has more to it."""
     if conversation.tools or any(message.extra or message.parts for message in conversation.messages):
         return None
     return tuple((message.role, message.train, message.weight) for message in conversation.messages)

@@ -196,7 +196,7 @@ class VisionTemplate(JinjaTemplate):
             tokenizer = tokenizer_with_template(tokenizer, options.template)
         super().__init__(tokenizer, arguments=options.template_arguments, masks=options.masks())
         self.chat_template = tokenizer.chat_template
-        # a processor takes arguments that the template does not read as its own
+        # a processor takes arguments that the template does not read for its own
         self.arguments = {k: v for k, v in options.template_arguments.items() if k in str(tokenizer.chat_template)}
         self._bos = tokenizer.bos_token if len(opening_ids(tokenizer)) else None
 
