@@ -1,6 +1,6 @@
 """Finds JSON objects with a repeated key, which Python's `json` accepts silently: it keeps the last value.
 
-Only `data check` looks for them, in a second pass over the files: a reader that looked at every object would be slower.
+Only a check looks for them, in a second pass over the files: a reader that looked at every object would be slower.
 """
 
 from __future__ import annotations
