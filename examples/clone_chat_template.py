@@ -3,8 +3,8 @@
   python examples/clone_chat_template.py --model HuggingFaceTB/SmolLM2-135M --source Qwen/Qwen3-0.6B
   python examples/clone_chat_template.py --source ../shared/data/qwen_tokenizer --max-rows 24 --max-steps 4
 
-The tokens get rows in the embedding and the head, made from the mean of the others. LoRA alone would leave them so;
-SFTTrainer finds them untrained and trains them, and no other row.
+The tokens get rows in the embedding and the head, initialised from the mean of the others. LoRA alone would leave them
+untrained; SFTTrainer detects this and trains these rows, and no others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> SFTTrainer:
     )
     print(f"{len(added)} tokens added; eos is {tokenizer.eos_token}")
     print("untrained rows of the template:", new_token_rows(model, template_tokens(tokenizer)))
-    base = f"{args.output}/base"  # what the adapter belongs to: the model with the new rows
+    base = f"{args.output}/base"  # the adapter's base model: the model with the new rows
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     trainer = SFTTrainer(

@@ -1,4 +1,4 @@
-"""Rows of your own shape: a formatting function, training on the answers only, in two ways.
+"""Rows of your own format: a formatting function, and training on the answers only, in two ways.
 
 python examples/formatting.py
 """
@@ -11,7 +11,7 @@ QUESTIONS = [{"question": f"What is {n} plus {n}?", "answer": f"{2 * n}"} for n 
 
 
 def as_pair(row: dict[str, str]) -> tuple[str, str]:
-    """The answer is trained, the question is not."""
+    """Prompt and completion: only the answer is trained."""
     return f"### Question: {row['question']}\n### Answer:", f" {row['answer']}"
 
 
@@ -21,7 +21,7 @@ def as_text(row: dict[str, str]) -> str:
 
 
 def main(model: str = "smollm2-135m-instruct", data: Any = None, by_text: bool = False, **options: Any) -> SFTTrainer:
-    """Trains; `options` are SFTConfig's. `by_text` is the way of older scripts, with a collator."""
+    """Trains; `options` are SFTConfig's. `by_text` uses a collator, as older scripts do."""
     tokenizer = load_tokenizer(model)
     collator = DataCollatorForCompletionOnlyLM("### Answer:", tokenizer=tokenizer) if by_text else None
     trainer = SFTTrainer(

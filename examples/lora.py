@@ -1,4 +1,4 @@
-"""Train an adapter, save it, and go on training it.
+"""Train an adapter, save it, and continue to train it.
 
 python examples/lora.py
 """

@@ -1,4 +1,4 @@
-"""Options that only change SFTConfig: NEFTune, a schedule, an optimizer, checkpointing, evaluation on the way.
+"""Options that only change SFTConfig: NEFTune, a schedule, an optimizer, checkpointing, evaluation during training.
 
 python examples/noise_and_schedule.py
 """

@@ -1,4 +1,4 @@
-"""Load the model yourself, in the number format and with the attention that you want, and pass it.
+"""Load the model yourself, with the dtype and attention implementation of your choice, and pass it.
 
 python examples/own_model.py
 """
@@ -11,9 +11,9 @@ from honed import SFTConfig, SFTTrainer
 
 
 def main(model: str = "HuggingFaceTB/SmolLM2-135M-Instruct", data: Any = "starter", **options: Any) -> SFTTrainer:
-    """Trains; `options` are SFTConfig's. On a GPU with FlashAttention, name "flash_attention_2" instead of "sdpa".
+    """Trains; `options` are SFTConfig's. On a GPU with FlashAttention, use "flash_attention_2" instead of "sdpa".
 
-    Weights that are all trained are best held in float32: bfloat16 loses small updates (docs/precision.md).
+    Keep weights in float32 if all are trained: bfloat16 loses small updates (docs/precision.md).
     """
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32", attn_implementation="sdpa")
     trainer = SFTTrainer(

@@ -31,17 +31,17 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "me
 
 
 def prompt_of(question: str) -> str:
-    """What stands before an answer, in training and when asking."""
+    """The text before an answer, in training and at inference."""
     return f"### Question: {question}\n{RESPONSE}"
 
 
 def formatting_func(row: dict[str, Any]) -> str:
-    """A row in Alpaca's format as one text; EOS is put behind it when it is encoded."""
+    """A row in Alpaca's format as one text; EOS is appended when it is encoded."""
     return f"{prompt_of(row['instruction'])} {row['output']}"
 
 
 def alpaca_rows(data: str, limit: int | None) -> list[dict[str, str]]:
-    """Rows with `instruction` and `output`; a conversation gives its first question and answer."""
+    """Rows with `instruction` and `output`; a conversation contributes its first question and answer."""
     rows = []
     for _, row in read_rows(data):
         if len(rows) == limit:
@@ -97,7 +97,7 @@ def train(args: argparse.Namespace, tokenizer: Any) -> SFTTrainer:
 
 
 def answer(folder: str, question: str, *, max_new_tokens: int) -> tuple[str, bool]:
-    """The saved adapter's answer, loaded as plain transformers does, and whether it stopped by itself."""
+    """The saved adapter's answer, loaded with plain transformers, and whether the model ended it."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     device = pick_device()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=pick_dtype(device)).to(device).eval()
@@ -115,7 +115,7 @@ def answer(folder: str, question: str, *, max_new_tokens: int) -> tuple[str, boo
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Trains, loads what was saved, and asks; returns what was printed."""
+    """Trains, loads the saved adapter, and asks; returns what was printed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="name, folder or Hub id")
     parser.add_argument("--data", default=str(SHARED) if SHARED.is_file() else STARTER, help="Alpaca or ShareGPT rows")

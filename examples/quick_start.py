@@ -1,4 +1,4 @@
-"""Fine-tune a model that is given by name, on the packaged starter set, with TRL's defaults.
+"""Fine-tune a model by name, on the packaged starter set, with TRL's defaults.
 
 python examples/quick_start.py
 """

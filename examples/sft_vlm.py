@@ -3,7 +3,7 @@
     python examples/sft_vlm.py Qwen/Qwen2.5-VL-3B-Instruct rows.jsonl runs/vlm
 
 A row: {"messages": [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": "A cat."}],
-        "images": ["cat.png"]}          paths start at the folder of rows.jsonl; see docs/vision.md for other forms
+        "images": ["cat.png"]}          paths are relative to rows.jsonl's folder; see docs/vision.md for other forms
 """
 
 from __future__ import annotations

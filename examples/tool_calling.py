@@ -1,4 +1,4 @@
-"""Teach a model to call a function: rows with tools, what of them is trained, LoRA, then a question and its call.
+"""Teach a model to call a function: rows with tools, the mask of one row, LoRA, then a question and its call.
 
 python examples/tool_calling.py
 """
@@ -28,7 +28,7 @@ def get_weather(city: str) -> str:
 
 
 def row(city: str) -> dict[str, Any]:
-    """A question, the call that it needs, what the function gives back, and the answer."""
+    """A question, the call it needs, the function's result, and the answer."""
     call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": city}}}
     messages = [
         {"role": "user", "content": f"How is the weather in {city}?"},
@@ -40,7 +40,7 @@ def row(city: str) -> dict[str, Any]:
 
 
 def answer(trainer: SFTTrainer, messages: list[dict[str, Any]], max_new_tokens: int = 128) -> str:
-    """What the model says next, without the token that ends its turn."""
+    """The model's next message, without the token that ends its turn."""
     tokenizer, model = trainer.processing_class, trainer.model.eval()
     inputs = tokenizer.apply_chat_template(
         messages, tools=[get_weather], add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -50,7 +50,7 @@ def answer(trainer: SFTTrainer, messages: list[dict[str, Any]], max_new_tokens: 
 
 
 def calls_in(text: str) -> list[dict[str, Any]]:
-    """The calls that an answer holds; one that is no JSON is left out, so look at the text where one is missing."""
+    """The calls in an answer; calls that are not JSON are left out, so check the text if one is missing."""
     calls = []
     for found in re.findall(r"<tool_call>(.*?)</tool_call>", text, re.DOTALL):
         try:

@@ -1,6 +1,6 @@
 """honed: supervised fine-tuning of language models that shows what it learns and proves its shortcuts.
 
-Public names are loaded when they are first used, so `import honed` costs nothing.
+Public names are imported on first use, so `import honed` costs nothing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         from honed.train.options.not_here import NOT_HERE, refusal
 
-        if name in NOT_HERE:  # ImportError, also for hasattr: `from honed import ...` would swallow another
+        if name in NOT_HERE:  # ImportError, also for hasattr: `from honed import ...` would swallow any other error
             raise refusal(name)
         raise AttributeError(f"module 'honed' has no attribute {name!r}")
     from honed.collector import no_collections

@@ -1,11 +1,11 @@
-"""The cache folder, and how its entries are made safely.
+"""The cache folder, and the atomic creation of its entries.
 
     <root>/                               cache_root(): HONED_CACHE, or the platform's cache folder
         models/                           a kind; CACHEDIR.TAG marks it as ours (and tells backups to skip it)
-            smollm2-135m-instruct-v1/     an entry: honed_model.json says which files make it whole
-            .work-<host>-<pid>-<random>/  half-made; removed by its maker, or by others once the maker is dead
+            smollm2-135m-instruct-v1/     an entry; honed_model.json lists the files of a complete one
+            .work-<host>-<pid>-<random>/  incomplete; removed by its process, or by others once that process is dead
 
-An entry appears under its final name by one rename of a finished, flushed folder: readers see all or nothing.
+An entry gets its final name by one rename of a finished, flushed folder: readers see the whole entry or none.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _WORK_NAME = re.compile(r"\.work-(?P<host>[^-]+)-(?P<pid>\d+)-[0-9a-f]+")
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One thing in the cache.
+    """One entry of the cache.
 
     Attributes:
         kind: its parent folder's name.
         size: bytes.
-        made: seconds since the epoch.
-        about: what it is, in words; "" in entries of older versions.
+        made: modification time, in seconds since the epoch.
+        about: a description; "" for entries of older versions.
     """
 
     path: Path
@@ -56,40 +56,40 @@ class CacheEntry:
 
 
 def cache_root() -> Path:
-    """The cache folder, made or not: HONED_CACHE, else honed in LOCALAPPDATA, XDG_CACHE_HOME or ~/.cache."""
+    """The cache folder, which need not exist: HONED_CACHE, else honed in LOCALAPPDATA, XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("HONED_CACHE"):
         return Path(own).expanduser().absolute()
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return (Path(local) if local else Path.home() / "AppData" / "Local") / "honed"
     xdg = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says that a relative path is to be ignored.
+    # The XDG specification says to ignore relative paths.
     return (Path(xdg) if Path(xdg).is_absolute() else Path.home() / ".cache") / "honed"
 
 
 def cache_folder(kind: str, *, root: Path | None = None) -> Path:
-    """Makes (where missing) and returns the folder of one kind of entries.
+    """Returns the folder for one kind of entries; creates it if missing.
 
     Raises:
-        RunError: the folder cannot be made.
+        RunError: the folder cannot be created.
     """
     folder = (root or cache_root()) / kind
     with cache_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        # A folder with something in it may be a user's own, so only an empty one gets the mark that lets
-        # `clear_cache` delete from it.
+        # A non-empty folder may be the user's own, so only an empty one gets the tag that allows `clear_cache` to
+        # delete from it.
         if not any(folder.iterdir()):
             (folder / TAG_FILE).write_text(TAG, encoding="utf-8")
     return folder
 
 
 def cache_entries(*, kind: str | None = None, named: str | None = None, root: Path | None = None) -> list[CacheEntry]:
-    """What is in the cache, by kind and name; folders that honed did not make are not looked into.
+    """Entries of the cache, sorted by kind and name; folders that honed did not create are skipped.
 
     Args:
-        kind: only those of this kind.
-        named: only those of whose words this is one (`CacheEntry.about`), or with which the folder's name begins.
-        root: the cache; None for `cache_root()`.
+        kind: only entries of this kind.
+        named: only entries with this word in `CacheEntry.about`, or whose folder name starts with it.
+        root: the cache folder; None for `cache_root()`.
     """
     folders = sorted(tag.parent for tag in (root or cache_root()).glob(f"*/{TAG_FILE}"))
     chosen = (folder for folder in folders if kind in (None, folder.name))
@@ -98,7 +98,7 @@ def cache_entries(*, kind: str | None = None, named: str | None = None, root: Pa
 
 
 def clear_cache(*, kind: str | None = None, named: str | None = None, root: Path | None = None) -> list[CacheEntry]:
-    """Deletes what `cache_entries` finds and returns it; folders that a live process fills stay.
+    """Deletes the entries that `cache_entries` finds and returns them; work folders of live processes stay.
 
     Raises:
         RunError: an entry cannot be deleted.
@@ -117,7 +117,7 @@ def clear_cache(*, kind: str | None = None, named: str | None = None, root: Path
 def _entry(path: Path) -> CacheEntry:
     try:
         about = json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("about", "")
-    except (OSError, ValueError, AttributeError):  # a file, a folder that is being made, an older honed's
+    except (OSError, ValueError, AttributeError):  # a file, an incomplete folder, or an entry of an older version
         about = ""
     made = path.lstat().st_mtime
     return CacheEntry(path=path, kind=path.parent.name, size=size_of(path), made=made, about=str(about))
@@ -130,20 +130,20 @@ def _is_called(entry: CacheEntry, name: str | None) -> bool:
 
 
 def size_of(path: Path) -> int:
-    """Bytes in a file, or in all files below a folder."""
+    """Size in bytes of a file, or of all files below a folder."""
     if not path.is_dir():
         return path.lstat().st_size
     return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
 
 
 def cache_errors(place: Path) -> AbstractContextManager[None]:
-    """Turns an OSError of the block (disk full, read-only, a file in the way) into a RunError."""
+    """Turns an OSError in the block (disk full, read-only, a file in the way) into a RunError."""
     return storage_errors(place, elsewhere="set HONED_CACHE to another folder", every=True)
 
 
 @contextmanager
 def work_folder(parent: Path) -> Iterator[Path]:
-    """A new folder inside `parent`, removed at the end whatever happens; sweeps those of the dead, too."""
+    """A new folder inside `parent`, always removed at the end; also removes work folders of dead processes."""
     sweep_stale(parent)
     folder = parent / f".work-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir()
@@ -154,25 +154,25 @@ def work_folder(parent: Path) -> Iterator[Path]:
 
 
 def sweep_stale(parent: Path) -> None:
-    """Removes the work folders below `parent` whose makers are gone."""
+    """Removes the work folders in `parent` whose processes are gone."""
     for folder in parent.glob(".work-*"):
         if _WORK_NAME.fullmatch(folder.name) and not in_use(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def in_use(folder: Path) -> bool:
-    """False when a work folder's process is known to be dead, or the folder is a day old."""
+    """False if the process of a work folder is known to be dead, or the folder is a day old."""
     match = _WORK_NAME.fullmatch(folder.name)
     if match and match["host"] == _host() and not process_alive(int(match["pid"])):
         return False
     try:
         return time.time() - folder.stat().st_mtime < SECONDS_UNTIL_STALE
-    except OSError:  # removed by another process meanwhile
+    except OSError:  # removed by another process in the meantime
         return True
 
 
 def keep(final: Path, write: Callable[[Path], None], *, source_sha256: str, converter: int, about: str) -> None:
-    """Makes an entry aside, by `write`, and publishes it at `final` with its manifest; a sound one there stays."""
+    """Writes an entry in a work folder, then publishes it and its manifest at `final`; an intact entry there stays."""
     with work_folder(final.parent) as work:
         write(work / "made")
         write_manifest(work / "made", source_sha256=source_sha256, converter=converter, about=about)
@@ -181,16 +181,16 @@ def keep(final: Path, write: Callable[[Path], None], *, source_sha256: str, conv
 
 
 def publish(made: Path, final: Path, fault: Callable[[Path], str | None]) -> None:
-    """Puts the finished folder `made` at `final` by a rename; where a sound folder is already, that stays.
+    """Moves the finished folder `made` to `final` by a rename; an intact folder that is already there stays.
 
     Args:
-        made: a finished folder inside a work folder of the same file system; gone afterwards, or left for the
-            work folder's end.
+        made: a finished folder inside a work folder on the same file system. It is moved, or left to be removed with
+            the work folder.
         final: where readers look.
-        fault: says what is wrong with a folder, or None.
+        fault: describes what is wrong with a folder; returns None for an intact one.
 
     Raises:
-        OSError: the rename failed for another reason than a folder in the way.
+        OSError: the rename failed for a reason other than an existing folder.
     """
     flush_folder(made)
     for attempt in range(PUBLISH_ATTEMPTS):
@@ -201,7 +201,7 @@ def publish(made: Path, final: Path, fault: Callable[[Path], str | None]) -> Non
                 raise
             if fault(final) is None:
                 return
-            # Broken: out of the way, into our work folder, to go when it goes. Another process may be first.
+            # Broken: move it into our work folder, which is removed at the end. Another process may do so first.
             with suppress(FileNotFoundError):
                 final.rename(made.parent / f"set-aside-{attempt}")
         else:
@@ -211,14 +211,14 @@ def publish(made: Path, final: Path, fault: Callable[[Path], str | None]) -> Non
 
 
 def flush_folder(folder: Path) -> None:
-    """fsync of every file in `folder` and of itself, so that what is renamed next outlives a power cut."""
+    """Calls fsync on every file in `folder` and on the folder, so that it survives a power cut after the rename."""
     for file in sorted(folder.iterdir()):
         _flush(file)
     _flush(folder)
 
 
 def write_manifest(folder: Path, *, source_sha256: str, converter: int, about: str = "") -> None:
-    """Records which files, with which content, make `folder` whole; to be called last. `about`: what it is."""
+    """Records the files of a complete `folder` and their checksums; call it last. `about`: a description."""
     files = sorted(folder.iterdir())
     record = {
         "made_by": "honed",
@@ -233,9 +233,9 @@ def write_manifest(folder: Path, *, source_sha256: str, converter: int, about: s
 
 
 def manifest_fault(folder: Path, *, source_sha256: str, converter: int) -> str | None:
-    """What is wrong with a folder, in words, or None.
+    """Describes what is wrong with a folder; None if it is intact.
 
-    Sizes are compared always; contents, by their CRC-32, where a file's time says that it was written to or copied.
+    Sizes are always compared. Contents (CRC-32) are compared only if a file's modification time has changed.
     """
     try:
         record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -254,7 +254,7 @@ def manifest_fault(folder: Path, *, source_sha256: str, converter: int) -> str |
 
 
 def _changed_file(folder: Path, record: dict[str, Any]) -> str:
-    """The first file whose content differs from the record; "" without one, and in folders of older versions."""
+    """The first file whose content differs from the record; "" if none does, or in folders of older versions."""
     written = record.get("written_ns", {})
     for name, crc32 in record.get("crc32", {}).items():
         if (folder / name).stat().st_mtime_ns != written.get(name) and _crc32(folder / name) != crc32:
@@ -276,7 +276,7 @@ def _size_or_zero(file: Path) -> int:
 
 def _flush(path: Path) -> None:
     if path.is_dir():
-        if sys.platform == "win32":  # folders cannot be opened there; NTFS journals the rename itself
+        if sys.platform == "win32":  # Windows cannot open folders; NTFS journals the rename itself
             return
         flags = os.O_RDONLY
     else:
@@ -289,18 +289,18 @@ def _flush(path: Path) -> None:
 
 
 def _host() -> str:
-    """This machine's name with only characters that are safe in the name of a work folder."""
+    """This machine's name, limited to characters that are safe in the name of a work folder."""
     return re.sub(r"[^0-9A-Za-z.]", "_", socket.gethostname()) or "unnamed"
 
 
 def process_alive(pid: int) -> bool:
-    """False when this machine has no process of that number; True where the system does not tell."""
-    if sys.platform == "win32":  # os.kill(pid, 0) would send Ctrl-C there: go by the folder's age alone
+    """False if this machine has no process with this ID; True if the system does not tell."""
+    if sys.platform == "win32":  # os.kill(pid, 0) would send Ctrl-C on Windows: rely on the folder's age alone
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # someone else's, or no pid at all: go by the age
+    except (PermissionError, OverflowError):  # another user's process, or an invalid pid: rely on the age
         return True
     return True

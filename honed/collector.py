@@ -1,7 +1,8 @@
-"""Python's garbage collector, kept from walking again and again over what is there to stay.
+"""Context managers that keep Python's garbage collector from scanning long-lived objects again and again.
 
-Importing torch and transformers makes a million objects that live as long as the process, and preparing data as many
-rows. By default all of them are looked at each time their number has grown by a quarter: a third of an import's time.
+Importing torch and transformers creates a million objects that live as long as the process; preparing data creates a
+similar number. By default, the collector scans all of them each time their number has grown by a quarter: a third of
+an import's time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def fewer_collections() -> Iterator[None]:
-    """For work that makes many objects and little garbage."""
+    """For work that creates many objects and little garbage."""
     before = gc.get_threshold()
     gc.set_threshold(50_000, 20, 1000)
     try:
@@ -24,7 +25,7 @@ def fewer_collections() -> Iterator[None]:
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """For imports, which make next to no garbage."""
+    """For imports, which create almost no garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -36,10 +37,10 @@ def no_collections() -> Iterator[None]:
 
 @contextmanager
 def set_aside() -> Iterator[None]:
-    """Objects that exist now are not examined by collections within the block. For use right after imports.
+    """Excludes objects that exist now from collections within the block. For use right after imports.
 
-    Use it once per command, not for many small things: Python counts the frozen objects one by one. Garbage among
-    them is not freed meanwhile.
+    Use it once per command, not for many small steps: Python counts the frozen objects one by one. Garbage among
+    them is not freed until the block ends.
     """
     is_ours = gc.get_freeze_count() == 0
     gc.freeze()

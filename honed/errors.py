@@ -1,4 +1,4 @@
-"""The exceptions that honed raises; every message names what was found and how to mend it.
+"""The exceptions that honed raises; every message says what was found and how to fix it.
 
 HonedError                 base; the command line prints it and exits with status 2
 |-- DataError              a file, a row or a whole data set that cannot be used
@@ -6,7 +6,7 @@ HonedError                 base; the command line prints it and exits with statu
 |-- RecipeError            an unknown key, a wrong value, options that exclude each other
 |-- ModelError             a model or tokenizer that cannot be found, loaded or trained
 |-- RunError               an output folder that cannot be written, or is in use
-`-- MissingExtraError      an optional dependency is absent; names the exact pip line
+`-- MissingExtraError      an optional dependency is missing; names the exact pip line
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNWRITABLE = {errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG}
 
 
 class HonedError(Exception):
-    """Base of all errors that a user can mend. `str(error)` is what they read.
+    """Base of all errors that a user can fix. `str(error)` is the text they read.
 
     Args:
         problem: what was found, and where (file, line, row, key).
@@ -57,11 +57,11 @@ class RunError(HonedError):
 
 
 class MissingExtraError(HonedError):
-    """An optional dependency is absent.
+    """An optional dependency is missing.
 
     Args:
         package: the import that failed.
-        extra: the extra of honed that brings it.
+        extra: the extra of honed that installs it.
     """
 
     def __init__(self, package: str, extra: str) -> None:
@@ -74,12 +74,12 @@ class MissingExtraError(HonedError):
 def storage_errors(
     place: Path, *, elsewhere: str = "name another folder with output=FOLDER", every: bool = False
 ) -> Iterator[None]:
-    """Turns the operating system's refusals into errors that say what to do.
+    """Turns OS errors about a disk or a permission into errors that say what to do.
 
     Args:
-        place: what is written to.
-        elsewhere: how to have it written to another place.
-        every: any OSError of the block is about `place`; else those alone that speak of a disk or a permission.
+        place: the path that is written.
+        elsewhere: how to choose another path.
+        every: convert every OSError in the block, not only those about a full disk or a permission.
 
     Raises:
         RunError: instead of OSError.
@@ -100,7 +100,7 @@ def storage_errors(
 
 
 def _errno_of(error: Exception) -> int:
-    """The system's number of an error, 0 without one; safetensors and torch raise kinds of their own that quote it."""
+    """The errno of an error, 0 if unknown; safetensors and torch quote it in exceptions of their own."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
     if os.strerror(errno.ENOSPC) in str(error):
@@ -110,6 +110,6 @@ def _errno_of(error: Exception) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """The error's first line with words in it, with its kind."""
+    """The error's type and the first non-empty line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,7 +1,7 @@
-"""Asks the Hub once whether it has something: without a network, libraries retry every file six times before they fail.
+"""Checks with one request whether the Hub has a repository. Offline, the libraries retry every file six times.
 
-The request honours HF_ENDPOINT (a mirror), proxies, HF_TOKEN and HF_HUB_ETAG_TIMEOUT (seconds, 10), as theirs do. Slow
-answers, server errors and missing files are left to the libraries, which try again.
+The request respects HF_ENDPOINT (a mirror), proxies, HF_TOKEN and HF_HUB_ETAG_TIMEOUT (seconds, 10), as the libraries
+do. Slow answers, server errors and missing files are left to the libraries, which retry.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from honed.errors import DataError, HonedError, ModelError
 
 OF_MODELS = ("config.json", "adapter_config.json", "tokenizer_config.json")
 OF_DATASETS = ("README.md",)
-NAMED = 8  # of a folder's files
+NAMED = 8  # of a folder's files in a message
 ATTEMPTS = 2
-PAUSE = 1.0  # seconds between them: a name server may fail once
-NO_CONNECTION = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}  # of httpx, whichever it is
+PAUSE = 1.0  # seconds between attempts: a name server may fail once
+NO_CONNECTION = {"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"}  # of any httpx package
 
 _there: set[Wanted] = set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A repository of the Hub, and where to look for it. `error` is what is raised where it cannot be had."""
+    """A repository of the Hub, and the files to ask for. `error` is raised if it is not available."""
 
     name: str
     kind: str
@@ -36,24 +36,24 @@ class Wanted:
 
 
 def ask_for_model(name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Checks with one request that a model is available; folders and cached models need none.
+    """Checks with one request that a model is available; local folders and cached models need none.
 
     Args:
         name: a folder or Hub id.
-        options: keywords of `from_pretrained`, of which revision, token, cache_dir and local_files_only count.
+        options: keywords of `from_pretrained`; revision, token, cache_dir and local_files_only are used.
 
     Raises:
-        ModelError: the Hub has no such model, does not give it to this user, or cannot be reached.
+        ModelError: the Hub has no such model, refuses access to it, or cannot be reached.
     """
     if not (options or {}).get("local_files_only") and not Path(name).is_dir():
         _ask_once(Wanted(name=name, kind="model", files=OF_MODELS, error=ModelError, options=options or {}))
 
 
 def ask_for_dataset(name: str) -> None:
-    """Checks with one request that a data set is available; one that `datasets` has a copy of needs none.
+    """Checks with one request that a data set is available; one in the cache of `datasets` needs none.
 
     Raises:
-        DataError: the Hub has no such data set, does not give it to this user, or cannot be reached.
+        DataError: the Hub has no such data set, refuses access to it, or cannot be reached.
     """
     from datasets import config
 
@@ -128,7 +128,7 @@ def _head(wanted: Wanted) -> None:
 
 
 def _beside(name: str) -> str:
-    """What a folder holds instead, where the first part of the name is one: "runs/tets" was meant for no Hub."""
+    """What the parent folder of `name` holds, if it exists: "runs/tets" is a misspelled path, not a Hub id."""
     folder = Path(name).parent
     if folder == Path() or not folder.is_dir():
         return ""

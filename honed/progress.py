@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar in a terminal or notebook, a line now and then in a pipe."""
+"""Progress of long steps: a bar in a terminal or notebook, occasional lines in a pipe."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def progress(
     """Yields `items` unchanged and shows how many the caller has taken.
 
     Args:
-        desc: what is being done, in a few words.
-        total: how many there are; None for `len(items)`, where it has one.
+        desc: a few words that say what is being done.
+        total: number of items; None for `len(items)`, if it has a length.
         unit: what is counted, in the singular.
         stream: where to write; None for standard error.
     """
@@ -34,11 +34,11 @@ def progress(
 
 
 class Progress:
-    """One step's progress, advanced by hand; a context manager.
+    """Progress of one step, advanced manually; a context manager.
 
-    In a terminal it is a tqdm bar, in a notebook tqdm's widget; where standard error is a pipe or a file it prints
-    a plain line at most every ten seconds and one at the end, with no carriage returns. Of several processes that
-    train together, which a launcher numbers in `RANK`, only the first shows its progress.
+    In a terminal it is a tqdm bar, in a notebook tqdm's widget. If standard error is a pipe or a file, it prints a
+    plain line at most every ten seconds and one at the end, without carriage returns. In distributed training, only the
+    process with `RANK` 0 shows its progress.
     """
 
     def __init__(self, *, desc: str, total: int | None, unit: str = "item", stream: TextIO | None = None) -> None:
@@ -56,7 +56,7 @@ class Progress:
         self.close(finished=exc[0] is None)
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
-        """Counts `n` more; `note` replaces the text behind the bar (loss, tokens per second)."""
+        """Counts `n` more items; `note` replaces the text after the bar (loss, tokens per second)."""
         self.count += n
         if note is not None:
             self.note = note
@@ -67,14 +67,14 @@ class Progress:
             self._write_line()
 
     def close(self, *, finished: bool = True) -> None:
-        """Ends the bar; in a pipe, prints the last line."""
+        """Closes the bar; in a pipe, prints the last line."""
         if self._bar is not None:
             self._bar.close()
         elif finished and self.count:
             self._write_line()
 
     def write(self, text: str) -> None:
-        """Prints a line without tearing the bar."""
+        """Prints a line without breaking the bar."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
@@ -90,7 +90,7 @@ class Progress:
     def _write_line(self) -> None:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
-        plural = self.unit if self.unit.isupper() else ""  # MB is no noun
+        plural = self.unit if self.unit.isupper() else ""  # units such as MB have no plural
         done = counted(self.count, self.unit, plural)
         if self.total is not None:
             done = f"{self.count:,}/{counted(self.total, self.unit, plural)}"
@@ -110,7 +110,7 @@ def clock(seconds: float) -> str:
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter or Colab kernel runs this, where standard error is no terminal but widgets work."""
+    """Whether this runs in a Jupyter or Colab kernel, where standard error is no terminal but widgets work."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return hasattr(shell, "kernel")

@@ -1,10 +1,10 @@
-"""Numbers as a reader wants them: counts with their nouns, shares, durations."""
+"""Readable numbers: counts with their nouns, percentages, durations."""
 
 from __future__ import annotations
 
 
 def count_text(number: float) -> str:
-    """1234567 -> "1,234,567"; a fraction keeps three digits."""
+    """1234567 -> "1,234,567"; fractions get three significant digits."""
     return f"{int(number):,}" if float(number).is_integer() and abs(number) < 1e15 else short_text(number)
 
 
@@ -24,13 +24,13 @@ def short_text(number: float) -> str:
 
 
 def percent_text(share: float) -> str:
-    """0.6 -> "60%"; under ten percent one decimal is kept: 0.034 -> "3.4%"."""
+    """0.6 -> "60%"; below ten percent with one decimal: 0.034 -> "3.4%"."""
     percent = 100 * share
     return f"{percent:.0f}%" if percent == 0 or abs(percent) >= 9.95 else f"{percent:.1f}%"
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds to "0.4 s", "62 s", "5 min 04 s", "2 h 05 min" or "3 d 4 h"."""
+    """Formats seconds as "0.4 s", "62 s", "5 min 04 s", "2 h 05 min" or "3 d 4 h"."""
     if abs(seconds) < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -44,7 +44,7 @@ def duration_text(seconds: float) -> str:
 
 
 def age_text(seconds: float) -> str:
-    """How long ago, in its largest unit: "now", "5 min", "3 h", "12 days"."""
+    """An age in its largest unit: "now", "5 min", "3 h", "12 days"."""
     if seconds < 60:
         return "now"
     if seconds < 3600:

@@ -1,4 +1,4 @@
-"""Recipes: a YAML file and key=value pairs become frozen dataclasses; an unknown key is refused with a suggestion."""
+"""Recipes: a YAML file and key=value pairs become frozen dataclasses; unknown keys are refused with a suggestion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from honed.errors import RecipeError
 
-# What honed recommends; `SFTConfig` itself keeps TRL's defaults.
+# The defaults that honed recommends; `SFTConfig` itself keeps TRL's.
 TRAIN_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
     "learning_rate": 2e-4,
@@ -29,22 +29,22 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 
-PLUS_EXPERTS = "+experts"  # behind "nf4" or "fp4" in `quantization`: stacked experts, too
+PLUS_EXPERTS = "+experts"  # suffix of "nf4" or "fp4" in `quantization`: stacked experts, too
 
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-4 as text and `no` as false; here one is a number, and the other a text (save_strategy=no)."""
+    """YAML 1.1 reads 2e-4 as text and `no` as false; here 2e-4 is a number and `no` is text (save_strategy=no)."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would read as numbers."""
+    """Quotes strings that `_Loader` would read as numbers."""
 
 
 for _yaml in (_Loader, _Dumper):
     _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("+-.0123456789"))
-for _letter in "yYnNoO":  # else yes, no, on and off would be true and false
+for _letter in "yYnNoO":  # otherwise yes, no, on and off would be booleans
     _Loader.yaml_implicit_resolvers[_letter] = [
         (tag, pattern)
         for tag, pattern in _Loader.yaml_implicit_resolvers.get(_letter, [])
@@ -54,18 +54,18 @@ for _letter in "yYnNoO":  # else yes, no, on and off would be true and false
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRecipe:
-    """What is trained on; `files` is what `data: FILE` means in short. See `honed.data.prepare.options.PrepareOptions`.
+    """The training data; `data: FILE` is short for `files`. See `honed.data.prepare.options.PrepareOptions`.
 
     Attributes:
         files: files, folders, patterns and Hub ids (see `honed.data.read.sources.shards`).
-        sources: instead of `files`, several with weights, caps and options of their own (see `honed.data.mix.mixture`).
+        sources: instead of `files`, several, each with its weight, cap and options (see `honed.data.mix.mixture`).
         held_out: file to evaluate on.
         eval_share: instead of `held_out`, the share of the rows to hold out (see `honed.data.mix.split`).
         streaming: read, render and pack rows while training, in constant memory (see `honed.data.prepare.stream`).
-        shuffle_buffer: while streaming, rows held and shuffled at a time.
+        shuffle_buffer: while streaming, the number of rows held and shuffled at a time.
         cache: keep prepared data on disk (`honed cache` shows and clears it).
-        workers: processes that prepare the rows; the result is the same.
-        share_prefixes: compute what documents have in common at their beginning once; "auto" where the model allows it.
+        workers: processes that prepare the rows; the result does not depend on it.
+        share_prefixes: compute the common prefix of documents only once; "auto" where the model allows it.
     """
 
     files: tuple[str, ...] = ("starter",)
@@ -99,11 +99,11 @@ class LoraRecipe:
     """A LoRA adapter; `lora: null` trains all weights instead. See `honed.model.adapters.adapters.lora_config`.
 
     Attributes:
-        target_modules: names of layers, or "all-linear"; null for none.
+        target_modules: layer names, or "all-linear"; null for none.
         target_parameters: weights outside linear layers, such as experts.gate_up_proj.
-        rank_pattern, alpha_pattern: layer -> its own r, alpha.
-        init: peft's `init_lora_weights`, such as "pissa"; true for the ordinary one.
-        modules_to_save: layers that are trained whole, such as lm_head.
+        rank_pattern, alpha_pattern: layer -> its own r or alpha.
+        init: peft's `init_lora_weights`, such as "pissa"; true for the default.
+        modules_to_save: layers that are trained in full, such as lm_head.
     """
 
     r: int = 16
@@ -121,12 +121,12 @@ class LoraRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplesRecipe:
-    """Questions that are answered before and after training.
+    """Questions that the model answers before and after training.
 
     Attributes:
         prompts: JSONL of `{"prompt": ...}` rows, or "starter"; None for no samples.
-        max_new_tokens: longest answer.
-        form: regular expression that a whole answer has to match to follow the wanted form.
+        max_new_tokens: maximum length of an answer.
+        form: regular expression that a whole answer must match to have the wanted form.
         form_says: the same in words.
     """
 
@@ -142,10 +142,10 @@ class Recipe:
 
     Attributes:
         model: name, folder or Hub id.
-        dtype: number format of its weights, such as "bfloat16"; null picks what suits the device and the training.
-        quantization: "nf4", "fp4" or "int8" quantises it, to train an adapter on; "nf4+experts" its stacked experts,
-            too; see `honed.model.load.quantize`.
-        data, lora, samples: see their classes.
+        dtype: dtype of its weights, such as "bfloat16"; null chooses one for the device and the kind of training.
+        quantization: "nf4", "fp4" or "int8" quantises the model, to train an adapter on it; "nf4+experts" quantises its
+            stacked experts, too; see `honed.model.load.quantize`.
+        data, lora, samples: see the classes.
         train: arguments of `honed.SFTConfig` (and so of transformers' TrainingArguments), by name.
         engine: "trainer" trains with `honed.SFTTrainer`, "plain" with the loop of `honed.train.loop.loop`.
         output: folder of the run.
@@ -171,10 +171,10 @@ def load_recipe(path: str | Path | None = None, changes: Iterable[str] = ()) -> 
     Args:
         path: a YAML file; None for the defaults.
         changes: such as "learning_rate=1e-4", "data.max_length=2048", "lora=null". A key without a section is looked
-            for in the recipe itself, then in `data`, `lora` and `samples`, and belongs to `train` otherwise.
+            up in the recipe itself, then in `data`, `lora` and `samples`; otherwise it belongs to `train`.
 
     Raises:
-        RecipeError: the file, a key or a value is not what a recipe can hold.
+        RecipeError: the file cannot be read, or a key or a value is invalid.
     """
     tree = _read_yaml(Path(path)) if path is not None else {}
     for change in changes:
@@ -183,7 +183,7 @@ def load_recipe(path: str | Path | None = None, changes: Iterable[str] = ()) -> 
 
 
 def recipe_from(tree: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain dicts, as YAML gives them.
+    """A recipe from plain dicts, as parsed from YAML.
 
     Raises:
         RecipeError: an unknown key or a value of the wrong kind.
@@ -209,7 +209,7 @@ def as_yaml(recipe: Recipe) -> str:
 
 
 def suggest(key: str, known: Iterable[str]) -> str:
-    """'Did you mean ...?' for a key that is not known, else the known keys."""
+    """'Did you mean ...?' for an unknown key with a close match, else a list of the known keys."""
     known = sorted(known)
     close = difflib.get_close_matches(key.rsplit(".", maxsplit=1)[-1], known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
@@ -238,11 +238,11 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     except yaml.YAMLError:
         value = text
     if isinstance(value, str) and text[0] not in "'\"":
-        value = text  # YAML would cut it at " #" and fold its spaces
+        value = text  # YAML would cut it at " #" and fold its whitespace
     *sections, name = _path_of(key).split(".")
     for section in sections:
         below = tree.get(section)
-        if section == "data" and isinstance(below, (str, list)):  # `data: FILE`, and now one of its options
+        if section == "data" and isinstance(below, (str, list)):  # `data: FILE`, then an option of it
             below = {"files": below}
         if below is not None and not isinstance(below, Mapping):
             raise RecipeError(f"{key} cannot be set: {section} is {below!r}.", fix=f"set {section} to key: value lines")
@@ -276,7 +276,7 @@ def _refuse_unknown(values: Mapping[str, Any], known: Sequence[str], prefix: str
 
 
 def _fit(value: Any, kind: Any, key: str) -> Any:
-    """The value as the field's type, where that loses nothing; else an error that says what was expected."""
+    """The value converted to the field's type without loss; otherwise an error that names the expected type."""
     choices = get_args(kind) if get_origin(kind) is not tuple and not _is_mapping(kind) else ()
     for choice in choices or (kind,):
         fitted = _fit_one(value, choice)

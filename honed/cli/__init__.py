@@ -1,1 +1,1 @@
-"""A module per verb, or a folder where it has several. Begin with `main.py`."""
+"""One module per verb, or a folder if it needs several. Start reading at `main.py`."""

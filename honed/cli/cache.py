@@ -3,9 +3,9 @@
   honed cache
   honed cache clear
   honed cache clear prepared              (prepared, models or tokenizers)
-  honed cache clear rows.jsonl            (what was made of this file or model, or whose folder begins so)
+  honed cache clear rows.jsonl            (entries made from this file or model, or whose folder name starts so)
 
-Nothing is lost but time: what is needed again is made again.
+Deleting costs only time: whatever is needed again is rebuilt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from honed.cache import CacheEntry
 
 KINDS = ("prepared", "models", "tokenizers")
-SHOWN = 12  # characters of a folder that is called by a hash
+SHOWN = 12  # characters of a folder named by a hash
 HASH = re.compile(r"[0-9a-f]{32,}")
 UNKNOWN = "(made before names were kept)"
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Prints one line per entry and the sum."""
+    """Prints one line per entry and the total."""
     from honed.cache import cache_entries, cache_root, clear_cache
 
     kind = args.name if args.name in KINDS else None
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def line(entry: CacheEntry, now: float) -> str:
-    """Size, kind, age, the beginning of the folder's name, and what it is."""
+    """Size, kind, age, the start of the folder's name, and the description."""
     name = entry.path.name
     about = entry.about or ("(being made)" if name.startswith(".work") else UNKNOWN)
     name = name[:SHOWN] if HASH.fullmatch(name) else name

@@ -1,4 +1,4 @@
-"""What verbs share: quiet libraries, loading a model to talk to, and results side by side."""
+"""Shared code of the verbs: quiet libraries, loading a model to chat with, and results side by side."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from honed.recipe import DataRecipe
 
 SHOWN = 5
-NARROWEST = 20  # columns; a terminal may say that it has fewer
+NARROWEST = 20  # columns; a terminal may report fewer
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' own bars and advice off the screen; honed has its own. Errors still come through."""
+    """Hides the libraries' own progress bars and advice; honed has its own. Errors are still shown."""
     import logging as python_logging
     import os
     import warnings
 
     python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
-    python_logging.getLogger("honed").setLevel(python_logging.ERROR)  # what it warns of, a verb shows as a note
+    python_logging.getLogger("honed").setLevel(python_logging.ERROR)  # verbs show its warnings as notes
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|transformers\.|peft\.")
@@ -37,7 +37,7 @@ def quiet_libraries() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speaker:
-    """A model to talk to, with the template and the system prompt that it was trained with."""
+    """A model to chat with, and the template and system prompt it was trained with."""
 
     model: Any
     tokenizer: Any
@@ -46,7 +46,7 @@ class Speaker:
 
 
 def load_speaker(name: str, *, seed: int, weights: bool = True) -> Speaker:
-    """The model of a run's folder, or any other; without weights, only what its `generation_config` says.
+    """Loads the model of a run's folder, or any other; without weights, only its `generation_config`.
 
     Raises:
         ModelError: there is no such model, or it has no chat template.
@@ -74,7 +74,7 @@ def load_speaker(name: str, *, seed: int, weights: bool = True) -> Speaker:
 
 
 def _generation_config(folder: str) -> Any:
-    """As `from_pretrained` of the model would set it."""
+    """The generation config, as `from_pretrained` of the model would set it."""
     from transformers import AutoConfig, GenerationConfig
 
     if (Path(folder) / "generation_config.json").exists():
@@ -83,7 +83,7 @@ def _generation_config(folder: str) -> Any:
 
 
 def data_of(folder: Path) -> DataRecipe:
-    """The data section of the run's recipe; the defaults for a folder that is no run's."""
+    """The data section of the run's recipe; the defaults if the folder is not a run's."""
     from honed.recipe import DataRecipe, load_recipe
 
     recipe = folder / "recipe.yaml"
@@ -91,7 +91,7 @@ def data_of(folder: Path) -> DataRecipe:
 
 
 def show_result(folder: Path, samples: dict[str, Any]) -> None:
-    """Before and after, and what to do next."""
+    """Prints answers before and after training, and what to do next."""
     if samples:
         print()
         print(side_by_side(samples, width=min(shutil.get_terminal_size((100, 24)).columns, 140)))
@@ -101,7 +101,7 @@ def show_result(folder: Path, samples: dict[str, Any]) -> None:
 
 
 def counts_table(samples: dict[str, Any]) -> str:
-    """How many answers ended by themselves and how many followed the form, before and after."""
+    """A table of how many answers the model ended and how many had the wanted form, before and after."""
     before, after = samples["before"], samples["after"]
     of = after["of"]
     lines = [
@@ -115,7 +115,7 @@ def counts_table(samples: dict[str, Any]) -> str:
 
 
 def side_by_side(samples: dict[str, Any], *, width: int, shown: int = SHOWN) -> str:
-    """The first answers in two columns."""
+    """The first answers before and after, in two columns."""
     width = max(width, NARROWEST)
     column = (width - 3) // 2
     lines = []
@@ -129,7 +129,7 @@ def side_by_side(samples: dict[str, Any], *, width: int, shown: int = SHOWN) -> 
 
 
 def two_columns(left: list[str], right: list[str], width: int) -> list[str]:
-    """Lines beside lines; those on the left are at most `width` columns wide."""
+    """Joins lines in two columns; those on the left are at most `width` columns wide."""
     return [f"{pad(a, width)} | {b}".rstrip() for a, b in zip_longest(left, right, fillvalue="")]
 
 
@@ -145,7 +145,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def pad(text: str, width: int) -> str:
-    """The text followed by spaces up to `width` columns."""
+    """The text padded with spaces to `width` columns."""
     return text + " " * max(0, width - columns(text))
 
 

@@ -1,4 +1,4 @@
-"""Watch a small model learn from instructions: the recipe `demo`, start to end.
+"""Watch a small model learn from instructions: the recipe `demo` from start to end.
 
 The model (SmolLM2-135M-Instruct, 93 MB download, once) answers 16 questions, is trained on 200 short conversations
 for about two minutes on two cores, and answers again. Run it again to see the result again.
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Trains, or shows the finished run of the same recipe."""
+    """Trains, or shows the result of a finished run of the same recipe."""
     from honed.cli.console import quiet_libraries, show_result
     from honed.cli.recipe_arguments import find_recipe
     from honed.recipe import load_recipe

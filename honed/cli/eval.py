@@ -1,9 +1,9 @@
-"""Measure a model on held-out rows: loss, answers, tasks; against another model, with a gate.
+"""Measure a model on held-out rows: loss, answers, tasks; optionally against another model, with a gate.
 
   honed eval runs/mine --data held_out.jsonl
   honed eval runs/mine --data held_out.jsonl --against BASE --gate loss=0.02,stops=-0.05 --html eval.html
 
-Exit status: 0; 1 where the gate fails; 2 for something to mend. docs/evaluation.md says what each number is.
+The exit status is 1 if the gate fails, 2 for an error to fix, else 0. docs/evaluation.md explains each number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from honed.evaluate.measure import Compared
 
 GATE_FAILED = 1
-DEFAULT_CONTEXT = 2048  # tokens, for --lm-eval, where a model's configuration does not say
+DEFAULT_CONTEXT = 2048  # tokens, for --lm-eval, if a model's configuration does not say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def _whole(text: str) -> int:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Measures one model or two; returns 1 where the gate fails."""
+    """Measures one or two models; returns 1 if the gate fails."""
     from honed.cli.console import quiet_libraries
 
     quiet_libraries()
@@ -70,13 +70,13 @@ def run(args: argparse.Namespace, command: str) -> int:
     verdicts = judge(rules, compared)
     facts = {"model": args.model, "against": args.against, "data": ", ".join(args.data), "command": command}
     found = result(exam, compared, tuned, base, verdicts, **facts)
-    written = _write(args, found)  # first: `| head` ends the printing early
+    written = _write(args, found)  # first, because `| head` ends the printing early
     print("\n".join([table(compared), *lm_eval_lines(found["lm_eval"]), *map(str, verdicts), *written]))
     return 0 if all(verdict.passed for verdict in verdicts) else GATE_FAILED
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Everything that can be refused before a model is loaded."""
+    """Refuses bad arguments before a model is loaded."""
     from honed.errors import RecipeError, RunError
     from honed.evaluate.lm_eval_model import need_lm_eval
 
@@ -93,7 +93,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _exam(args: argparse.Namespace) -> tuple[Exam, Any, Template | None]:
-    """What is measured, with the tokenizer and the template of the first model, which the second takes as well."""
+    """The exam, with the tokenizer and template of the first model, which are also used for the second."""
     from dataclasses import replace
 
     from honed.data.prepare.options import lowered_length
@@ -123,7 +123,7 @@ def _exam(args: argparse.Namespace) -> tuple[Exam, Any, Template | None]:
 
 
 def rows_text(ledger: Ledger) -> str:
-    """What is scored, and what became of the rows that are not, or not in full."""
+    """The number of scored rows and tokens, and the rows that are left out or cut."""
     rows, tokens = counted(ledger.rows_in, "row"), counted(ledger.trained_tokens, "token")
     lines = [f"{ledger.rows_trained:,} of {rows}, {tokens} to score"]
     lines += [f"  left out {n:,}: {reason}" for reason, n in ledger.rows_dropped.most_common()]
@@ -132,9 +132,9 @@ def rows_text(ledger: Ledger) -> str:
 
 
 def trained_with(folder: Path, max_length: int | None) -> PrepareOptions:
-    """How the run's own data were prepared; the defaults for a folder that is no run's.
+    """How the run's own data were prepared; the defaults if the folder is not a run's.
 
-    The template is "auto": a run's tokenizer carries the one that it was trained with.
+    The template is "auto": a run's tokenizer includes the template it was trained with.
     """
     from dataclasses import replace
 
@@ -146,7 +146,7 @@ def trained_with(folder: Path, max_length: int | None) -> PrepareOptions:
 
 
 def _measured(args: argparse.Namespace, name: str, exam: Exam, tokenizer: Any, template: Template | None) -> Measured:
-    """One model's measures. It is loaded here and let go of at the end: two never share the memory."""
+    """One model's measures. The model is loaded and freed here, so that two are never in memory together."""
     from dataclasses import replace
 
     from honed.evaluate.evaluation import check_same_tokens, sit
@@ -166,7 +166,7 @@ def _measured(args: argparse.Namespace, name: str, exam: Exam, tokenizer: Any, t
 
 @contextmanager
 def opened_scorer(model: Any, tokenizer: Any) -> Iterator[tuple[Scorer, Collate]]:
-    """What scores tokens with this model: with its head computed in tiles, and rows laid flat, where it takes that."""
+    """A scorer of tokens for this model: with a tiled head and flat rows, if the model supports them."""
     import torch
 
     from honed.data.batch.collate import Batch, FlatCollator, PaddedCollator
@@ -199,7 +199,7 @@ def _lm_eval(
 
 
 def table(compared: Sequence[Compared]) -> str:
-    """All measures, one a line, with 95% intervals: of the difference where two models are compared."""
+    """All measures, one per line, with 95% intervals: of the difference if two models are compared."""
     from honed.cli.console import columns, pad
 
     versus = any(one.base is not None for one in compared)
@@ -211,7 +211,7 @@ def table(compared: Sequence[Compared]) -> str:
 
 
 def _lines(one: Compared, versus: bool) -> list[list[str]]:
-    """A measure's line; below the loss of all tokens its perplexity."""
+    """A measure's line; the loss of all tokens is followed by its perplexity."""
     from honed.evaluate.measure import perplexity
     from honed.report.evaluation.cells import cell_text, interval_text
 
@@ -226,7 +226,7 @@ def _lines(one: Compared, versus: bool) -> list[list[str]]:
 
 
 def lm_eval_lines(found: dict[str, Any]) -> list[str]:
-    """The harness's numbers, a line each."""
+    """The harness's numbers, one per line."""
     return [
         f"{who} {task} {name}: {value:.4g}"
         for who, tasks in found.items()
@@ -236,7 +236,7 @@ def lm_eval_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _write(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
-    """Writes the files that were asked for; returns their names."""
+    """Writes the requested files; returns their names."""
     import json
 
     from honed.errors import RunError
@@ -245,7 +245,7 @@ def _write(args: argparse.Namespace, found: dict[str, Any]) -> list[str]:
     if args.json:
         try:
             text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
-            args.json.write_bytes(text.encode("utf-8", "replace"))  # rows may hold half of a surrogate pair
+            args.json.write_bytes(text.encode("utf-8", "replace"))  # rows may contain unpaired surrogates
         except OSError as error:
             raise RunError(f"{args.json} could not be written: {error}.", fix="name another file") from None
     if args.html:

@@ -5,10 +5,10 @@
   honed export runs/mine exported --gptq
   honed export runs/mine exported --gguf q8_0 --ollama
 
-The base model is the one that the adapter was trained on; a quantised one is dequantised first. What was written is
-read back and must give the run's own logits, and greedy answers are compared, on rows of the training data. --gptq then
-rounds the linear layers to 4 bits, calibrated on rows of the training data, and shows the loss before and after. --gguf
-writes one file for llama.cpp instead of a folder for transformers.
+The base model is the one that the adapter was trained on; a quantised one is dequantised first. The written model is
+read back and must give the run's own logits; greedy answers are compared as well, on rows of the training data. --gptq
+then rounds the linear layers to 4 bits, calibrated on rows of the training data, and shows the loss before and after.
+--gguf writes one file for llama.cpp instead of a folder for transformers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from honed.model.export.export import Comparison, Probe
 
 PROBES = 6
-CHECKED = 32  # rows that the loss of a model in 4 bits is measured on
-LONGEST = 256  # tokens of a row that is compared, or calibrates
+CHECKED = 32  # rows to measure the loss of a 4-bit model on
+LONGEST = 256  # tokens of a row for comparison or calibration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Exports and says how close the result is."""
+    """Exports and prints how close the result is."""
     from honed.cli.console import quiet_libraries
 
     quiet_libraries()
@@ -57,11 +57,11 @@ def run(args: argparse.Namespace, command: str) -> int:
     tokenizer = load_tokenizer(str(folder))
     _check_gguf(args, folder, tokenizer)
     if args.ollama:
-        role_texts(tokenizer)  # before the work, not after it
+        role_texts(tokenizer)  # fails before the work instead of after it
     table = rows_of(folder, tokenizer, count=args.calibration_rows + CHECKED if args.gptq else PROBES)
     with storage_errors(out, elsewhere="name another folder", every=True):
         out.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryDirectory(dir=out.parent).cleanup()  # can be written, or says so before the work
+        TemporaryDirectory(dir=out.parent).cleanup()  # checks before the work that the folder can be written
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-whole-") as beside:
         whole = Path(beside) / "model" if args.gptq or args.gguf else out
         found = export(folder, whole, dtype=args.dtype, probes=probes_of(table))
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def agreement(found: Comparison) -> str:
-    """How close two models are, in three lines."""
+    """How close two models are, on three lines."""
     return (
         f"  logits differ by {found.change:.2g} of their spread ({found.allowed:.2g} may be)\n"
         f"  {found.same_choices} of {found.tokens} likeliest tokens are the same\n"
@@ -88,7 +88,7 @@ def agreement(found: Comparison) -> str:
 
 
 def rows_of(folder: Path, tokenizer: Any, *, count: int) -> TokenTable:
-    """The first rows of the run's training data; of the starter set where the folder is no run's or they are gone."""
+    """The first rows of the run's training data; of the starter set if they are gone or the folder is not a run's."""
     from honed.data.prepare.options import PrepareOptions
     from honed.data.read.sources import STARTER
     from honed.errors import DataError
@@ -106,7 +106,7 @@ def rows_of(folder: Path, tokenizer: Any, *, count: int) -> TokenTable:
 
 
 def probes_of(table: TokenTable) -> list[Probe]:
-    """Rows to compare on."""
+    """The rows on which models are compared."""
     from honed.model.export.export import Probe
 
     documents = [table.row([number]) for number in range(min(len(table), PROBES))]
@@ -126,7 +126,7 @@ def _table(files: Any, options: PrepareOptions, tokenizer: Any, count: int) -> T
 
 
 def _check_gptq(args: argparse.Namespace) -> None:
-    """Refuses what cannot be done in 4 bits, before anything is loaded."""
+    """Refuses what 4 bits do not support, before anything is loaded."""
     from honed.errors import ModelError
     from honed.model.export.gptq import need_llmcompressor
 
@@ -140,7 +140,7 @@ def _check_gptq(args: argparse.Namespace) -> None:
 
 
 def _check_gguf(args: argparse.Namespace, folder: Path, tokenizer: Any) -> None:
-    """Refuses what llama.cpp would run otherwise, before anything is loaded."""
+    """Refuses what llama.cpp would run differently, before anything is loaded."""
     from honed.errors import ModelError
 
     if args.gguf is None:
@@ -158,7 +158,7 @@ def _gguf_name(kind: str) -> str:
 
 
 def _to_gguf(whole: Path, out: Path, table: TokenTable, kind: str) -> None:
-    """Writes the file into a new folder, and says how close it is to the whole model."""
+    """Writes the file into a new folder, and prints how close it is to the whole model."""
     from honed.model.export.gguf import export_gguf
 
     made = whole.parent / "gguf"
@@ -171,7 +171,7 @@ def _to_gguf(whole: Path, out: Path, table: TokenTable, kind: str) -> None:
 
 
 def _to_4_bits(whole: Path, out: Path, table: TokenTable, n_calibration: int) -> None:
-    """Calibrates on the first rows and measures on the rest; on the last of the same where there are no others."""
+    """Calibrates on the first rows and measures on the others; if there are none, on the last of the same rows."""
     from honed.model.export.gptq import Row, export_gptq
 
     documents = [table.row([number]) for number in range(len(table))]
@@ -190,10 +190,10 @@ def write_modelfile(out: Path, tokenizer: Any, whole: Path, *, source: str) -> N
     """Writes the Modelfile into `out`, with the stops of the generation config in `whole`.
 
     Args:
-        source: the weights, relative to `out`.
+        source: path of the weights, relative to `out`.
 
     Raises:
-        TemplateError: the chat template cannot be written in Ollama's language.
+        TemplateError: the chat template cannot be expressed in Ollama's template language.
     """
     from transformers import GenerationConfig
 

@@ -1,4 +1,4 @@
-"""What Ctrl-C does to a command that trains: the first saves and ends the run, the second stops it at once."""
+"""Ctrl-C in a command that trains: the first one saves and ends the run, the second stops it at once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-INTERRUPTED = 130  # what shells report for Ctrl-C
+INTERRUPTED = 130  # the exit status that shells use for Ctrl-C
 RETRY = 0.05  # seconds
 
 
 @contextmanager
 def saving_on_ctrl_c() -> Iterator[threading.Event]:
-    """Yields an event that is set once Ctrl-C has asked for a checkpoint.
+    """Yields an event that is set once Ctrl-C has requested a checkpoint.
 
-    While a run trains, SIGTERM makes it save a checkpoint at the end of the step, so Ctrl-C is turned into SIGTERM.
-    Before and after that there is nothing to save, and Ctrl-C stops the command as usual.
+    During training, SIGTERM makes a run save a checkpoint at the end of the step, so Ctrl-C is turned into SIGTERM.
+    Before and after training there is nothing to save, and Ctrl-C stops the command as usual.
     """
     pressed = threading.Event()
     in_main = threading.current_thread() is threading.main_thread()
@@ -44,7 +44,7 @@ def saving_on_ctrl_c() -> Iterator[threading.Event]:
         threading.Timer(RETRY, interrupt_main).start()
 
     signal.signal(signal.SIGINT, press)
-    sys.unraisablehook = again  # Python ignores exceptions in finalizers: a Ctrl-C would be lost there
+    sys.unraisablehook = again  # Python ignores exceptions in finalizers, so a Ctrl-C there would be lost
     try:
         yield pressed
     finally:

@@ -1,4 +1,4 @@
-"""The machine that a plan is for: this one, or a GPU by name or size."""
+"""The machine to plan for: this one, or a GPU given by name or memory size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from honed.errors import RecipeError
 
-# GB of memory, and the peak of dense bfloat16 products, as their makers publish them.
+# GB of memory, and peak dense bfloat16 operations per second, as published by the vendors.
 GPUS = {
     "rtx-3090": (24, 71e12),
     "rtx-4090": (24, 165e12),
@@ -25,7 +25,7 @@ RATE = re.compile(r"^(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMGTP]?)(?:FLOPS)?$", flags=re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What is planned for: memory in bytes, operations per second (None if not known), and both in words."""
+    """The machine to plan for: memory in bytes, operations per second (None if unknown), and both in words."""
 
     device: str
     memory: float
@@ -34,10 +34,10 @@ class Machine:
 
 
 def machine(gpu: str | None, flops: str | None) -> Machine:
-    """The machine that is planned for; this one unless a GPU is named.
+    """Returns the machine to plan for; this one unless a GPU is named.
 
     Raises:
-        RecipeError: no such GPU, or a size that cannot be read.
+        RecipeError: an unknown GPU, or a size that cannot be parsed.
     """
     rate = None if flops is None else read_rate(flops)
     if gpu is None:
@@ -49,10 +49,10 @@ def machine(gpu: str | None, flops: str | None) -> Machine:
 
 
 def read_size(text: str) -> float:
-    """Bytes: "24GB" is 24 * 10^9, "24GiB" is 24 * 2^30, a number alone is GB.
+    """Parses bytes: "24GB" is 24 * 10^9, "24GiB" is 24 * 2^30, a number alone is in GB.
 
     Raises:
-        RecipeError: it is neither a size nor a GPU that is known.
+        RecipeError: it is neither a size nor a known GPU.
     """
     found = SIZE.match(text.strip())
     if found is None or float(found[1]) == 0:
@@ -62,10 +62,10 @@ def read_size(text: str) -> float:
 
 
 def read_rate(text: str) -> float:
-    """Operations per second: "400T" is 4e14.
+    """Parses operations per second: "400T" is 4e14.
 
     Raises:
-        RecipeError: it cannot be read.
+        RecipeError: it cannot be parsed.
     """
     found = RATE.match(text.strip())
     if found is None or float(found[1]) == 0:
@@ -94,5 +94,5 @@ def _alike(known: str, name: str) -> bool:
 
 
 def gb(size: float) -> str:
-    """Bytes as GB of 10^9, in words."""
+    """Formats bytes as GB of 10^9."""
     return f"{size / 1e9:,.2f}"

@@ -1,4 +1,4 @@
-"""The command line: reads the verb, runs it, and turns errors that a user can mend into one screen and status 2."""
+"""The command line: parses the verb, runs it, and turns errors that a user can fix into a message and status 2."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VERBS = (train, plan, prove, demo, chat, generate, eval, export, data, new, cach
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 2 for something to mend, 130 for Ctrl-C."""
+    """Runs one command; returns its exit status: 0, 2 for an error to fix, 130 for Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     _make_output_safe()
     if not arguments:
@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rank() -> str:
-    """Which of several processes this is: each of them tells its own errors."""
+    """This process's rank, for error messages: each of several processes reports its own errors."""
     return f" (rank {os.environ.get('RANK')})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments by name; `key=value` items may stand before and after options, which argparse alone refuses."""
+    """Parses the arguments; `key=value` items may come before and after options, which argparse alone refuses."""
     parser = build_parser()
     args, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(args, "items") or any(item.startswith("-") for item in rest)):
@@ -70,7 +70,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def unknown_arguments(rest: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """What is not known, and the option that may have been meant."""
+    """Names the unknown arguments, and suggests the option that may have been meant."""
     known = re.findall(r"--[a-z][a-z-]*", parser.format_usage())
     first = next((item for item in rest if item.startswith("-")), rest[0]).partition("=")[0]
     close = difflib.get_close_matches(first, known, n=1)
@@ -78,7 +78,7 @@ def unknown_arguments(rest: Sequence[str], parser: argparse.ArgumentParser) -> s
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with all verbs."""
+    """The argument parser with all verbs."""
     parser = argparse.ArgumentParser(
         prog="honed",
         description="Supervised fine-tuning of language models: shows what will be learned, proves its shortcuts.",
@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _make_output_safe() -> None:
-    """Closed output (`>&-`) is thrown away; where it is ASCII (LC_ALL=C), other characters are escaped."""
+    """Discards output to a closed stream (`>&-`); escapes other characters if the output is ASCII (LC_ALL=C)."""
     nowhere = Path(os.devnull)
     sys.stdout = sys.stdout or nowhere.open("w", encoding="utf-8")
     sys.stderr = sys.stderr or nowhere.open("w", encoding="utf-8")
@@ -111,7 +111,7 @@ def _make_output_safe() -> None:
 
 
 def _close_output() -> None:
-    """What is left in the buffers would fail once more, and loudly, when Python ends."""
+    """Closes the streams: their buffers would fail once more, with a traceback, when Python exits."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.close()

@@ -5,9 +5,9 @@
   honed prove recipe.yaml --json proof.json
   honed prove recipe.yaml --size whole --device cuda --dtype bfloat16
 
-The recipe and its keys are those of `honed train`. Statements are checked in float64 on the CPU: on the whole model
-where it is small, else on its first layers, else on a copy of its architecture with few layers and random weights;
-the first line says which. The status is 1 where a statement fails. docs/proof.md says what each of them means.
+The recipe and its keys are those of `honed train`. Statements are checked in float64 on the CPU: on the whole model if
+it is small, else on its first layers, else on a copy of its architecture with few layers and random weights; the first
+line says which. The exit status is 1 if a statement fails. docs/proof.md explains each statement.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Checks and shows; 1 where a statement fails."""
+    """Checks and prints; returns 1 if a statement fails."""
     from honed.cli.console import quiet_libraries
     from honed.cli.recipe_arguments import recipe_of
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def about(model: str, subject: Subject) -> dict[str, Any]:
-    """What was looked at."""
+    """The model and data that were checked."""
     return {
         "model": model,
         "sums": subject.model.words,
@@ -86,7 +86,7 @@ def about(model: str, subject: Subject) -> dict[str, Any]:
 
 
 def heading(model: str, subject: Subject) -> str:
-    """The first lines: on what."""
+    """The first lines: the model and data that are checked."""
     known = about(model, subject)
     left_out = textwrap.fill(", ".join(known["left_out"]), width=100, initial_indent="", subsequent_indent=" " * 9)
     aside = f"  aside  {left_out}: no statement looks at them\n" if left_out else ""
@@ -97,14 +97,14 @@ def heading(model: str, subject: Subject) -> str:
 
 
 def time_line(count: int, expected: dict[str, float]) -> str:
-    """How many statements, and where a step could be timed, about how long they will take."""
+    """The number of statements and, if a step could be timed, the approximate time they will take."""
     about = f", about {duration_text(max(1.0, sum(expected.values())))}" if expected else ""
     return f"  time   {counted(count, 'statement')}{about}"
 
 
 @contextmanager
 def under_way(what: str) -> Iterator[None]:
-    """Shows in a terminal what is being done, until it is done; elsewhere nothing."""
+    """Shows in a terminal what is being done, until it is done; prints nothing elsewhere."""
     terminal = sys.stderr.isatty()
     if terminal:
         width = shutil.get_terminal_size().columns - 1
@@ -117,7 +117,7 @@ def under_way(what: str) -> Iterator[None]:
 
 
 def line(finding: Finding) -> str:
-    """A statement as two lines: numbers, then on what they were measured."""
+    """A statement on two lines: its numbers, then what they were measured on."""
     numbers = f"{'':17}"
     if finding.measured is not None and finding.bound is not None:
         numbers = (
@@ -128,7 +128,7 @@ def line(finding: Finding) -> str:
 
 
 def summary(found: list[Finding]) -> str:
-    """How many hold, fail and were not checked, and how long that took."""
+    """How many statements hold, fail and were not checked, and the time."""
     counts = {status: sum(f.status == status for f in found) for status in ("pass", "FAIL", "not checked")}
     seconds = sum(finding.seconds for finding in found)
     return f"\n{', '.join(f'{n} {status}' for status, n in counts.items())}; {seconds:.0f} s"

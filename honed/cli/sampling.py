@@ -1,4 +1,4 @@
-"""How answers are drawn, as options of a verb."""
+"""Sampling settings as options of a verb."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The options that `generate` and `chat` share."""
+    """Adds the options that `generate` and `chat` share."""
     parser.add_argument("--system", help="system prompt [the one of the run]")
     parser.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer [256]")
     parser.add_argument(
@@ -28,7 +28,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The options as arguments of transformers' `generate`; what was not given is left to the model's own settings."""
+    """The options as arguments of transformers' `generate`; those not given are left to the model's own settings."""
     chosen = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     if args.temperature > 0:
         return {"do_sample": True, **chosen}
@@ -37,12 +37,12 @@ def sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def positive(text: str) -> int:
-    """For argparse: a whole number from 1 on."""
+    """Argparse type: an integer of at least 1."""
     return _checked(int(text), 1, "it must be 1 or more")
 
 
 def share(text: str) -> float:
-    """For argparse: a number from 0 to 1."""
+    """Argparse type: a number from 0 to 1."""
     return _checked(float(text), 0, "it must be between 0 and 1", most=1)
 
 
@@ -59,6 +59,6 @@ def _penalty(text: str) -> float:
 
 
 def _checked(value: N, least: float, rule: str, *, most: float = sys.float_info.max) -> N:
-    if not least <= value <= most:  # nor is NaN
+    if not least <= value <= most:  # also refuses NaN
         raise argparse.ArgumentTypeError(rule)
     return value

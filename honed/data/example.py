@@ -1,4 +1,4 @@
-"""The canonical forms of a source row, and what is raised where a row has none."""
+"""The canonical forms of a source row, and the error for rows that have none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# Names that data sets use -> the role that chat templates know.
+# Role names used by data sets -> the role that chat templates expect.
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -14,13 +14,13 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("tool", "function", "ipython", "observation", "function_response", "tool_response"), "tool"),
 }
-# The same thing under the names of different data sets and templates.
+# Keys for reasoning in different data sets and templates.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where a row came from: the file (or data set) and its 1-based line or row number."""
+    """The origin of a row: the file (or data set) and its 1-based line or row number."""
 
     file: str
     row: int
@@ -36,10 +36,10 @@ class Message:
     Attributes:
         role: lower case, `system`, `user`, `assistant` or `tool`.
         content: the text.
-        train: True or False where the row itself says so, None to follow `train_on`.
-        weight: loss weight of this turn's tokens where the row says so; 0 is not trained, as is `train=False`.
-        extra: further keys that a chat template may read (`name`, `tool_calls`, `reasoning_content`), as found.
-        parts: OpenAI's typed parts as found, where there are others than text; only models that see can use them.
+        train: True or False if the row sets it, None to follow `train_on`.
+        weight: loss weight of this turn's tokens if the row sets it; 0 means not trained, like `train=False`.
+        extra: further keys that a chat template may read (`name`, `tool_calls`, `reasoning_content`), unchanged.
+        parts: OpenAI's typed parts, unchanged, if some are not text; only vision-language models can use them.
     """
 
     role: str
@@ -51,19 +51,19 @@ class Message:
 
     @property
     def loss_weight(self) -> float:
-        """Of this turn, if its role is trained."""
+        """Loss weight of this turn, if its role is trained."""
         if self.train is False:
             return 0.0
         return 1.0 if self.weight is None else self.weight
 
     @property
     def reasoning(self) -> str | None:
-        """The reasoning that stands in a key of its own."""
+        """Reasoning stored under a key of its own."""
         found = (self.extra.get(key) for key in REASONING)
         return next((text for text in found if isinstance(text, str) and text.strip()), None)
 
     def as_template_input(self) -> dict[str, Any]:
-        """The dict that chat templates expect; reasoning is given under both names that templates read."""
+        """The dict that chat templates expect; reasoning is stored under both keys that templates read."""
         if not self.extra:
             return {"role": self.role, "content": self.content}
         given = {"role": self.role, "content": self.content, **self.extra}
@@ -86,13 +86,13 @@ class Conversation:
 
     @property
     def has_images(self) -> bool:
-        """True where it shows one (or other media), in a message or beside them."""
+        """True if it has images or other media, in a message or separately."""
         return bool(self.images) or any(message.parts for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptCompletion:
-    """Plain text in, plain text out, no template: the completion is trained."""
+    """Plain text without a template: a prompt and a completion, of which the completion is trained."""
 
     prompt: str
     completion: str
@@ -101,7 +101,7 @@ class PromptCompletion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """Text of which every token is trained (continued pre-training)."""
+    """Text in which every token is trained (continued pre-training)."""
 
     text: str
     source: Source
@@ -109,7 +109,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Token ids made earlier, with a loss weight for each (0 = not trained)."""
+    """Existing token ids, with a loss weight for each (0 = not trained)."""
 
     input_ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -120,7 +120,7 @@ Example = Conversation | PromptCompletion | Document | Tokens
 
 
 class RowError(ValueError):
-    """This row cannot be used. `reason` is the same for all rows with the same fault, so that it can be counted."""
+    """This row cannot be used. `reason` is the same for all rows with the same fault, so that they can be counted."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason, self.detail = reason, detail

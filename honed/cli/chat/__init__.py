@@ -1,1 +1,1 @@
-"""`honed chat`: the screen, and the state of a talk."""
+"""`honed chat`: the screen, and the state of a conversation."""

@@ -1,4 +1,4 @@
-"""Talk with a trained model; answers appear as they are made.
+"""Chat with a trained model; answers are streamed.
 
   honed chat runs/demo
   honed chat runs/demo --compare smollm2-135m-instruct
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from honed.generate.request import Completion
     from honed.generate.talk import Talker
 
-WIDE = 100  # columns from which two answers stand side by side
+WIDE = 100  # minimum columns to show two answers side by side
 PARAMS = (*SAMPLING, "max_new_tokens", "seed")
 
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Reads questions until the input ends."""
+    """Reads questions until the end of the input."""
     from honed.cli.chat.session import Session
     from honed.cli.console import load_speaker, quiet_libraries
     from honed.generate.talk import open_talker
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def _ask(names: Sequence[str], talkers: Sequence[Talker], session: Session, question: str) -> None:
-    """One question and its answers; what can be mended, such as a setting out of its range, does not end the talk."""
+    """Asks one question and shows the answers; an error that the user can fix does not end the chat."""
     try:
         session.turns.append((question, _answers(names, talkers, session, question)))
     except HonedError as error:
@@ -76,7 +76,7 @@ def _read() -> str | None:
 
 
 def _answers(names: Sequence[str], talkers: Sequence[Talker], session: Session, question: str) -> list[str]:
-    """Each speaker's answer, shown as it comes, or side by side where the terminal is wide."""
+    """Each speaker's answer, streamed, or side by side if the terminal is wide enough."""
     width = shutil.get_terminal_size((80, 24)).columns
     if len(talkers) == 2 and width >= WIDE:
         found = [_reply(talker, session, question, number, show=False) for number, talker in enumerate(talkers)]
@@ -94,7 +94,7 @@ def _answers(names: Sequence[str], talkers: Sequence[Talker], session: Session, 
 
 
 def _reply(talker: Talker, session: Session, question: str, speaker: int, *, show: bool) -> tuple[str, str]:
-    """The answer, and a note on how it ended where it did not end by itself."""
+    """The answer, and a note on how it ended if the model did not end it."""
     params = session.params
     options = sampling(argparse.Namespace(**params))
     told = session.messages(question, speaker=speaker)
@@ -119,7 +119,7 @@ def _ending(done: Completion | None) -> str:
 
 
 def side_by_side(texts: Sequence[Sequence[str]], *, width: int) -> str:
-    """Two lists of paragraphs in two columns."""
+    """Formats two lists of paragraphs in two columns."""
     from honed.cli.console import two_columns, wrap
 
     column = (width - 3) // 2

@@ -1,4 +1,4 @@
-"""The state of a talk, and the commands that change it; knows nothing of models or screens."""
+"""The state of a conversation, and the commands that change it; independent of models and screens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Session:
     turns: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def messages(self, question: str | None = None, *, speaker: int = 0) -> list[Message]:
-        """The talk as this speaker knows it, with a new question at its end."""
+        """The conversation as this speaker knows it, with a new question at its end."""
         from honed.data.example import Message
 
         opening = [Message(role="system", content=self.system)] if self.system else []
@@ -41,7 +41,7 @@ class Session:
         return [*opening, *told, *([Message(role="user", content=question)] if question is not None else [])]
 
     def command(self, line: str) -> str:
-        """Does what a line that begins with / says; returns what there is to show."""
+        """Executes a line that begins with /; returns the text to show."""
         name, _, rest = line.partition(" ")
         does = _COMMANDS.get(name)
         return does(self, rest.strip()) if does else f"(there is no {name}; /help lists what there is)"
@@ -93,10 +93,10 @@ class Session:
 
 
 def read_param(name: str, text: str) -> int | float | None:
-    """A setting from its text, held to the rules of the command line's options.
+    """Parses a setting, by the rules of the command line's options.
 
     Raises:
-        ValueError: it is none, or outside its range.
+        ValueError: it is not a number, or outside its range.
     """
     import argparse
 

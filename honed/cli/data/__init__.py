@@ -1,1 +1,1 @@
-"""`honed data`: what it reads, and what it prints."""
+"""`honed data`: its input and its output."""

@@ -1,4 +1,4 @@
-"""Look at training data before it is trained on: `check` finds what is wrong, `show` shows what the model will see.
+"""Look at training data before training: `check` finds what is wrong, `show` shows what the model will see.
 
 honed data check rows.jsonl --model smollm2-135m-instruct
 honed data check rows.jsonl --eval held_out.jsonl data.train_on=last --json
@@ -27,7 +27,7 @@ ROWS_ON_PAGE = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The actions and their options."""
+    """The verb's actions and their options."""
     actions = parser.add_subparsers(title="actions", dest="action", required=True, metavar="ACTION")
     below = actions.add_parser("check", help="read every row and say what is wrong", description=check_rows.__doc__)
     add_reading(below)
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def check_rows(args: argparse.Namespace) -> int:
-    """Reads every row as training would and prints the ledger and what was found, the gravest first.
-    The status is 1 where something was found (see --fail-on), 2 where a file cannot be read, else 0.
-    Without a model, whatever needs tokens is left out."""
+    """Reads every row as training would and prints the ledger and the findings, the most severe first.
+    The status is 1 if something was found (see --fail-on), 2 if a file cannot be read, else 0.
+    Without a model, checks that need tokens are left out."""
     from honed.cli.data.text import as_json, as_text, fails
 
     checked, plan, _ = _checked(read_plan(args))
@@ -67,7 +67,7 @@ def check_rows(args: argparse.Namespace) -> int:
 
 
 def show_rows(args: argparse.Namespace, command: str) -> int:
-    """Shows one row in the terminal: what is trained stands out, control characters are escaped; or, with --html,
+    """Shows one row in the terminal, with trained text highlighted and control characters escaped; or, with --html,
     writes a page about the whole file that needs no network."""
     plan = read_plan(args)
     if args.html is not None:
@@ -86,7 +86,7 @@ def show_rows(args: argparse.Namespace, command: str) -> int:
 
 
 def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
-    """The page of `honed data show --html`."""
+    """Writes the page of `honed data show --html`."""
     from honed.report.data.page import PageFacts, write_data_page
 
     first, last = args.rows or (1, args.limit)
@@ -99,7 +99,7 @@ def write_page(args: argparse.Namespace, plan: Plan, command: str) -> int:
 
 
 def _checked(plan: Plan, *, keep: Container[int] = ()) -> tuple[Checked, Plan, Any]:
-    """What was found, the plan with its length fitted to the tokenizer, and the tokenizer."""
+    """The findings, the plan with its maximum length lowered to the tokenizer's, and the tokenizer."""
     from honed.data.lint.lint import check
 
     tokenizer, stops = load_tokenizer_and_stops(plan.model, plan.files)

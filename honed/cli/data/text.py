@@ -1,4 +1,4 @@
-"""What `honed data check` prints: findings as text and JSON."""
+"""The output of `honed data check`: findings as text and JSON."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PLURALS = {"error": "Errors", "warning": "Warnings", "hint": "Hints"}
 
 
 def fails(checked: Checked, fail_on: str) -> bool:
-    """True where a finding is as grave as `fail_on` or graver."""
+    """Whether a finding is at least as severe as `fail_on`."""
     grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1] if fail_on in SEVERITIES else ()
     return any(finding.kind.severity in grave for finding in checked.findings)
 
 
 def as_json(checked: Checked, plan: Plan) -> str:
-    """Everything found, as one JSON object in ASCII (so that no row can command the terminal)."""
+    """All findings as one JSON object in ASCII (so that no row can control the terminal)."""
     counts = {severity: sum(f.kind.severity == severity for f in checked.findings) for severity in SEVERITIES}
     return json.dumps(
         {
@@ -65,7 +65,7 @@ def as_text(checked: Checked, plan: Plan) -> str:
 
 
 def length_facts(checked: Checked) -> dict[str, Any]:
-    """The spread of the rows' lengths; empty without rows."""
+    """The distribution of the rows' lengths; empty without rows."""
     import numpy as np
 
     if not len(checked.lengths):
@@ -87,13 +87,13 @@ def _plain_summary(checked: Checked) -> str:
 
 
 def _of_one_kind(found: list[Finding]) -> Iterator[str]:
-    """Findings of one kind: what it means and how to mend it stand there once."""
+    """Lines for findings of one kind; its meaning and fix are printed once."""
     kind = found[0].kind
     yield ""
     yield f"  {kind.name.replace('_', ' ')}: {kind.says}"
     for finding in found:
         yield f"  {finding.count:>9,}  {finding.subject or 'rows'}"
-        # what to do about an unusable row is in its detail: that is shown whole, and unbroken, to be copied
+        # the detail of an unusable row says how to fix it: show it whole and on one line, to be copied
         most = 2000 if kind.name == "unusable" else 110
         before = ""
         for spot in finding.spots:

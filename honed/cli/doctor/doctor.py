@@ -1,9 +1,9 @@
-"""Look whether honed can work here, what the device is good at, and what to mend.
+"""Check whether honed works on this machine, what the device is good at, and what to fix.
 
 honed doctor
 honed doctor --json
 
-Ends with status 1 when honed cannot work, else with 0.
+The exit status is 1 if honed cannot work, else 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Prints what was found, and what to do about it."""
+    """Prints the facts, and what to do about them."""
     from honed.cli.doctor.facts import gather
     from honed.cli.doctor.rules import findings
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def as_json(facts: Facts, found: list[Finding]) -> str:
-    """All facts and findings."""
+    """All facts and findings as JSON."""
     import dataclasses
     import json
 
@@ -49,7 +49,7 @@ def as_json(facts: Facts, found: list[Finding]) -> str:
 
 
 def as_text(facts: Facts, found: list[Finding]) -> Iterator[str]:
-    """The lines of the screen: facts first, what to do last."""
+    """The printed lines: facts first, fixes last."""
     there = [f"{package.name} {package.version}" for package in facts.packages if package.version]
     yield f"honed {__version__}   Python {facts.python} on {facts.system}"
     yield from _wrapped("packages", "  ".join(there))

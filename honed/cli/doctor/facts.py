@@ -1,4 +1,4 @@
-"""What `honed doctor` finds out about this machine; nothing here judges, and nothing here fails."""
+"""The facts that `honed doctor` collects about this machine; nothing here judges or fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from honed.model.memory import host_memory
 
-# Settings of the environment that change how honed runs; no others are looked at, and none may hold a secret.
+# Environment variables that change how honed runs; only these are read, and none may hold a secret.
 SETTINGS = (
     "CUDA_VISIBLE_DEVICES",
     "HF_HUB_OFFLINE",
@@ -33,7 +33,7 @@ _GB = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A distribution that honed asks for: what is there (None for nothing), what it asks for, and by which extra."""
+    """A distribution that honed requires: the installed version (None if missing), the requirement, and its extra."""
 
     name: str
     version: str | None
@@ -44,7 +44,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A folder that honed writes to; `fault` is the system's refusal, "" where it can be written."""
+    """A folder that honed writes to; `fault` is the system's error, "" if it can be written."""
 
     role: str
     path: str
@@ -54,9 +54,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What computes. Speeds are measured: 1e12 floating-point operations and 1e9 bytes per second.
+    """The device that computes. Speeds are measured, in 1e12 floating-point operations and 1e9 bytes per second.
 
-    `cuda_fault` says why torch does not use the NVIDIA card that the system has; "" where it does or there is none.
+    `cuda_fault` says why torch does not use the machine's NVIDIA card; "" if it does, or if there is none.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All that was found. `import_fault` is why torch or transformers cannot be imported, "" where they can."""
+    """All facts. `import_fault` says why torch or transformers cannot be imported; "" if they can."""
 
     python: str
     system: str
@@ -91,7 +91,7 @@ class Facts:
 
 
 def gather() -> Facts:
-    """Looks and measures; takes a few seconds, most of them to import torch."""
+    """Collects and measures; takes a few seconds, mostly to import torch."""
     from honed.cache import cache_root
 
     import_fault = _import_fault()
@@ -115,7 +115,7 @@ def gather() -> Facts:
 
 
 def requires_of(name: str) -> list[str] | None:
-    """The requirements that an installed distribution states; None where it is not installed."""
+    """The requirements of an installed distribution; None if it is not installed."""
     try:
         return requires(name) or []
     except PackageNotFoundError:
@@ -123,7 +123,7 @@ def requires_of(name: str) -> list[str] | None:
 
 
 def packages(requirements: list[str] | None) -> tuple[Package, ...]:
-    """Requirements like "peft>=0.19" and 'pillow>=10; extra == "vision"', held against what is installed."""
+    """Compares requirements like "peft>=0.19" and 'pillow>=10; extra == "vision"' with the installed packages."""
     from packaging.requirements import Requirement
 
     found = []
@@ -143,7 +143,7 @@ def packages(requirements: list[str] | None) -> tuple[Package, ...]:
 
 
 def place(role: str, path: Path) -> Place:
-    """Whether a folder, or the nearest one above it that is there, takes a file, and how much fits."""
+    """Whether a folder, or its nearest existing parent, can be written, and how much space is free."""
     there = next((folder for folder in (path, *path.parents) if folder.exists()), path)
     try:
         with tempfile.TemporaryFile(dir=there) as file:
@@ -154,14 +154,14 @@ def place(role: str, path: Path) -> Place:
 
 
 def cores() -> int:
-    """Processor cores that this process may use: of the machine, its own set, and its container's share."""
+    """Processor cores that this process may use, limited by its affinity and its container."""
     own = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quota, _, period = _words("/sys/fs/cgroup/cpu.max").partition(" ")
     return min(own, max(1, -(-int(quota) // int(period)))) if quota.isdigit() and period.isdigit() else own
 
 
 def _memory() -> tuple[float | None, float | None]:
-    """Total and free memory in GB, of the machine or, where that is less, of the container."""
+    """Total and free memory in GB, of the machine or, if less, of the container."""
     try:
         total, free = host_memory()
     except ImportError:
@@ -173,7 +173,7 @@ def _import_fault() -> str:
     for name in ("torch", "transformers"):
         try:
             __import__(name)
-        except Exception as error:  # a broken build raises whatever it likes: OSError, RuntimeError, ...
+        except Exception as error:  # a broken build may raise anything: OSError, RuntimeError, ...
             return f"{name} cannot be imported: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return ""
 
@@ -183,7 +183,7 @@ def _device() -> Device:
 
     from honed.model.device import copy_speed, matmul_speed, pick_device
 
-    with warnings.catch_warnings(record=True) as said:  # torch warns of an old driver, and goes on without
+    with warnings.catch_warnings(record=True) as said:  # torch warns about an old driver and continues without it
         warnings.simplefilter("always")
         device = pick_device()
     fault = _cuda_fault(torch, [str(warning.message) for warning in said])
@@ -211,7 +211,7 @@ def _processor() -> str:
 
 
 def _measured(speed: Callable[[], float]) -> float:
-    """A speed, or 0 where the device cannot do that, or has no memory left to try it."""
+    """A measured speed; 0 if the device does not support it or lacks the memory to try."""
     try:
         return speed()
     except (RuntimeError, NotImplementedError, MemoryError):
@@ -219,7 +219,7 @@ def _measured(speed: Callable[[], float]) -> float:
 
 
 def _cuda_fault(torch: Any, said: list[str]) -> str:
-    """Why a card of NVIDIA's goes unused."""
+    """Why an NVIDIA card is not used."""
     card = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     if torch.cuda.is_available() or not card or os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         return ""

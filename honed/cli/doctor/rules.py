@@ -1,4 +1,4 @@
-"""What keeps honed from working well, or at all, on a machine: a table of rules over its `Facts`."""
+"""A table of rules over a machine's `Facts`: what keeps honed from working well, or at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from honed.cli.doctor.facts import Facts, Place
 
 ROOM_GB = 2.0  # the default model, its download and one small run
-SHARED_MEMORY_GB = 0.25  # Docker gives 0.064 unless told otherwise
+SHARED_MEMORY_GB = 0.25  # Docker's default is 0.064
 FREE_SHARE = 0.5
 
 WHAT_FOR = {"quant": "training adapters on quantised models", "vision": "rows with images"}
@@ -17,7 +17,7 @@ WHAT_FOR = {"quant": "training adapters on quantised models", "vision": "rows wi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something to mend. `stops`: honed cannot work before."""
+    """Something to fix. `stops`: honed cannot work before that."""
 
     what: str
     fix: str
@@ -25,7 +25,7 @@ class Finding:
 
 
 def findings(facts: Facts) -> list[Finding]:
-    """What is to be mended, what stops honed first."""
+    """All findings, those that stop honed first."""
     found = [finding for rule in RULES for finding in rule(facts)]
     return sorted(found, key=lambda finding: not finding.stops)
 

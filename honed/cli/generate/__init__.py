@@ -1,1 +1,1 @@
-"""`honed generate`: one answer, or a file of them."""
+"""`honed generate`: one answer, or a file of answers."""

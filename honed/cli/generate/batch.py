@@ -1,4 +1,4 @@
-"""`honed generate --data` and `--seeds`: options to a batch, and its ledger to a few lines."""
+"""`honed generate --data` and `--seeds`: builds a batch from the options, and prints its ledger."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from honed.generate.batch.prompts import Prompt
     from honed.generate.request import TextEngine
 
-LISTED = re.compile(r"^\s*(?:\d+[.)]|[-*])\s*")  # a number or a dash before a task
-TASK_LENGTH = 10  # characters that a new task has at least
-TASK_NEAR = 0.7  # tasks this similar to a seed, or to each other, are not new
+LISTED = re.compile(r"^\s*(?:\d+[.)]|[-*])\s*")  # a number or a bullet before a task
+TASK_LENGTH = 10  # minimum characters of a new task
+TASK_NEAR = 0.7  # a task this similar to a seed or another task is not new
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    """What answers a batch, and how."""
+    """The engine for a batch, and its settings."""
 
     engine: TextEngine
     encode: Callable[[Sequence[Message]], list[int]]
@@ -51,7 +51,7 @@ def run_batch(args: argparse.Namespace) -> int:
     quiet_libraries()
     out = Path(args.out)
     prompts = None
-    if args.data is not None:  # read before a model is loaded: what is wrong with it is told at once
+    if args.data is not None:  # read before a model is loaded, to report errors at once
         prompts = list(read_prompts(args.data, template=args.prompt_template))
     with _importable_here(), _opened(args) as batch:
         if prompts is None:
@@ -62,7 +62,7 @@ def run_batch(args: argparse.Namespace) -> int:
 
 
 def summary(ledger: dict[str, Any], out: Path) -> str:
-    """What was kept, what was dropped and why; the numbers add up."""
+    """How many answers were kept, and how many were dropped and why; the numbers add up."""
     answers = counted(ledger["answers"], "answer")
     lines = [f"{answers} to {counted(ledger['prompts'], 'prompt')} ({counted(ledger['tokens'], 'token')})"]
     if ledger["answered_before"]:
@@ -127,7 +127,7 @@ def _answered(args: argparse.Namespace, batch: _Batch, prompts: list[Prompt], ou
 
 
 def _new_tasks(args: argparse.Namespace, batch: _Batch, out: Path) -> list[Prompt]:
-    """Tasks that the model made from the seeds, kept beside `out`; those like a seed or each other are dropped."""
+    """Tasks generated from the seeds, saved next to `out`; those similar to a seed or each other are dropped."""
     from dataclasses import replace
 
     from honed.data.example import Message
@@ -153,7 +153,7 @@ def _new_tasks(args: argparse.Namespace, batch: _Batch, out: Path) -> list[Promp
 
 @contextmanager
 def _importable_here() -> Iterator[None]:
-    """Lets `--verify` find modules in the current folder, as `python -m` does."""
+    """Allows `--verify` to import modules from the current folder, like `python -m`."""
     sys.path.insert(0, str(Path.cwd()))
     try:
         yield

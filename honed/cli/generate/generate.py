@@ -6,8 +6,8 @@
   honed generate runs/demo --data prompts.jsonl --samples 4 --temperature 0.8 --out answers.jsonl
   honed generate runs/demo --seeds tasks.jsonl --shots 3 --count 100 --temperature 1 --out new.jsonl
 
-A batch that was stopped goes on with the same command. Beside OUT lie OUT.journal (every answer as it came) and
-OUT.ledger.json (what was dropped, and why).
+The same command resumes an interrupted batch. Two files are written next to OUT: OUT.journal (every answer as it came)
+and OUT.ledger.json (what was dropped, and why).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """One answer on standard output, or a file of them."""
+    """One answer on standard output, or a file of answers."""
     from honed.errors import RecipeError
 
     asked = [name for name in ("prompt", "data", "seeds") if getattr(args, name) is not None]
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def _answer_one(args: argparse.Namespace) -> int:
-    """Prints the answer; says on standard error when it was cut."""
+    """Prints the answer; reports on standard error if it was cut."""
     import sys
 
     from honed.cli.console import load_speaker, quiet_libraries

@@ -1,4 +1,4 @@
-"""The ways to train that a plan weighs: what each takes on a machine, and what it leaves room for."""
+"""The ways to train that a plan compares: their memory and time on a machine, and the room they leave."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One way to train, what it takes, and what it leaves room for."""
+    """One way to train, with its memory, its time and the room it leaves."""
 
     name: str
     job: Job
@@ -27,7 +27,7 @@ class Choice:
     seconds: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The values for --json."""
         return {
             "name": self.name,
             "method": self.job.method,
@@ -44,9 +44,9 @@ class Choice:
 
 
 def choices_for(recipe: Recipe, on: Machine, *, efficiency: float, own: bool) -> list[Choice]:
-    """The recipe's own way first if there is one, then all others, from the one that needs most to the least.
+    """The recipe's own way first, if there is one, then all others, from most to least memory.
 
-    Of those with checkpointing in some layers, the one with the fewest that fits is shown.
+    Of the ways with checkpointing in some layers, the one with the fewest such layers that fits is listed.
     """
     from honed.model.plan.checkpointing import fewest, with_layers
 
@@ -55,7 +55,7 @@ def choices_for(recipe: Recipe, on: Machine, *, efficiency: float, own: bool) ->
     choices = {"your recipe": mine} if own else {}
     for method, job in jobs.items():
         if method == "qlora" and on.device != "cuda" and not own:
-            continue  # it saves memory, but CPUs are slow at it
+            continue  # saves memory, but is slow on CPUs
         wanted = replace(job, rows=job.rows if own else 1)
         choices[method], layers = with_layers(wanted, 0), job.sizes.layers
         least = fewest(wanted, on.memory)
@@ -66,12 +66,12 @@ def choices_for(recipe: Recipe, on: Machine, *, efficiency: float, own: bool) ->
 
 
 def best(choices: list[Choice]) -> Choice:
-    """The first that fits: one's own, else the one that trains most with the least recomputation."""
+    """The first that fits: the user's own, else the one that trains most with the least recomputation."""
     return next(choice for choice in choices if choice.fits)
 
 
 def _by_method(recipe: Recipe, on: Machine) -> dict[str, Job]:
-    """The recipe trained in each way, in the number formats that honed would choose."""
+    """The recipe trained with each method, in the dtypes that honed would choose."""
     from honed.model.plan import plan
     from honed.recipe import LoraRecipe
 

@@ -14,7 +14,7 @@ from honed.errors import RecipeError
 if TYPE_CHECKING:
     from honed.model.plan.ranks import Cluster, Prediction
 
-# Bytes per second to another GPU of the node, in one direction, as the makers publish them: NVLink, else PCIe 4 x16.
+# Bytes per second to another GPU of the node, in one direction, as published by the vendors: NVLink, else PCIe 4 x16.
 PCIE = 32e9
 LINKS = {"a100-40gb": 300e9, "a100-80gb": 300e9, "h100": 450e9, "h200": 450e9}
 BANDWIDTH = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(b|B)(?:ps|/s)$")
@@ -23,14 +23,14 @@ SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankChoice:
-    """A choice of the plan, done on a cluster in one way."""
+    """A choice of the plan, run on a cluster in one way."""
 
     choice: Choice
     found: Prediction
     fits: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json, in bytes and seconds."""
+        """The values for --json, in bytes and seconds."""
         found = self.found
         return {
             "name": self.choice.name,
@@ -49,7 +49,7 @@ class RankChoice:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options for several GPUs."""
+    """Adds the options for several GPUs."""
     parser.add_argument("--gpus", type=int, metavar="N", help="also plan N such GPUs: DDP, FSDP2, hybrid shards")
     parser.add_argument("--per-node", type=int, default=8, metavar="N", help="GPUs of a machine [8]")
     parser.add_argument(
@@ -62,10 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def cluster(args: argparse.Namespace, on: Machine) -> Cluster:
-    """The cluster that the options describe.
+    """Builds the cluster that the options describe.
 
     Raises:
-        RecipeError: they describe none.
+        RecipeError: no GPU is named, or its speed is unknown.
     """
     from honed.model.plan.ranks import Cluster
 
@@ -79,10 +79,10 @@ def cluster(args: argparse.Namespace, on: Machine) -> Cluster:
 
 
 def read_bandwidth(text: str, option: str) -> float:
-    """Bytes per second: "400gbps" is 5e10, "50GB/s" too; b is for bits, B for bytes.
+    """Parses bytes per second: "400gbps" and "50GB/s" are both 5e10; b means bits, B bytes.
 
     Raises:
-        RecipeError: it cannot be read.
+        RecipeError: it cannot be parsed.
     """
     found = BANDWIDTH.match(text.strip())
     if found is None or float(found[1]) == 0:
@@ -91,7 +91,7 @@ def read_bandwidth(text: str, option: str) -> float:
 
 
 def rank_choices(choices: list[Choice], on: Machine, over: Cluster, *, efficiency: float) -> list[RankChoice]:
-    """Each choice in each way that it can be done in."""
+    """Each choice in each way that the cluster allows."""
     from honed.model.plan.ranks import predict, ways_for
 
     found = [
@@ -103,7 +103,7 @@ def rank_choices(choices: list[Choice], on: Machine, over: Cluster, *, efficienc
 
 
 def table(ranked: list[RankChoice]) -> list[tuple[str, ...]]:
-    """Rows of cells: what is done, memory, bytes sent, time with communication hidden and not, tokens, efficiency."""
+    """Table rows: choice, memory, bytes sent, time with communication hidden and exposed, tokens, efficiency."""
     rows: list[tuple[str, ...]] = [("", "peak", "fits", "sent/GPU/step", "time/step", "tokens/s", "efficiency")]
     for one in ranked:
         low, high = one.found.efficiency
@@ -122,14 +122,14 @@ def table(ranked: list[RankChoice]) -> list[tuple[str, ...]]:
 
 
 def heading(over: Cluster) -> str:
-    """What is planned with."""
+    """The first line: the cluster."""
     place = "in one machine" if over.nodes == 1 else f"in {over.nodes:,} machines of {over.in_node}"
     network = "" if over.nodes == 1 else f", {over.network / 1e9:,.0f} GB/s from each machine to others"
     return f"{over.gpus:,} GPUs {place}; {over.link / 1e9:,.0f} GB/s from each GPU to others of its machine{network}:"
 
 
 def notes(over: Cluster) -> list[str]:
-    """What the predictions assume."""
+    """The assumptions of the predictions."""
     return [
         f"Each GPU does rows of its own. {over.efficiency:.0%} of these bandwidths and NCCL's latencies are assumed.",
         "Times: with communication hidden behind computing as far as can be, and not at all. No cluster was measured.",

@@ -1,1 +1,1 @@
-"""`honed train`, what it would do, and all its keys."""
+"""`honed train`, its dry run, and all its keys."""

@@ -1,4 +1,4 @@
-"""`honed train --dry-run`: what would happen, what decides first; the rows and their masks below it."""
+"""`honed train --dry-run`: what would happen, with the decisive facts first; the rows and their masks below."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 FLAG = "--dry-run"
 NAME = 15  # columns before the facts
 REFUSED = 2
-# shown in lines of their own
+# shown on lines of their own
 SHOWN_ELSEWHERE = ("model", "output", "data.files", "data.sources")
 
 
 def show(recipe: Recipe, command: str, *, overwrite: bool = False) -> int:
-    """Prints what the command would do, and the command that does it; 2 where training would be refused."""
+    """Prints what the command would do, and the command that does it; returns 2 if training would be refused."""
     from honed.train.run.dry_run import dry_run
 
     found = dry_run(recipe, overwrite=overwrite)
@@ -38,12 +38,12 @@ def show(recipe: Recipe, command: str, *, overwrite: bool = False) -> int:
 
 
 def without_flag(command: str) -> str:
-    """The command that trains; argparse takes the option's beginnings for it as well."""
+    """The command without the flag, so that it trains; argparse accepts abbreviations of the flag as well."""
     return shlex.join(word for word in shlex.split(command) if not (len(word) > 2 and FLAG.startswith(word)))
 
 
 def rows_shown(found: DryRun) -> list[str]:
-    """The first rows as `honed data show` shows them, long stretches cut."""
+    """The first rows as `honed data show` prints them, with long passages cut."""
     from honed.report.row.text import Style, legend, row_text
 
     style = Style.of(sys.stdout, brief=True)
@@ -56,7 +56,7 @@ def rows_shown(found: DryRun) -> list[str]:
 
 
 def summary(found: DryRun) -> str:
-    """What decides, a line or two each: model, data, steps, memory, time, what is written; then notes and changes."""
+    """The decisive facts, a line or two each: model, data, steps, memory, time, output; then notes and changes."""
     from honed.train.run.dry_run import schedule_in_words
 
     base = f" ({found.recipe.quantization})" if found.recipe.quantization else ""
@@ -77,7 +77,7 @@ def summary(found: DryRun) -> str:
 
 
 def changed(recipe: Recipe) -> Iterator[str]:
-    """`key=value` for what is not as in a recipe without keys, without secrets."""
+    """`key=value` for each setting that differs from the default recipe, without secrets."""
     from dataclasses import asdict
 
     from honed.recipe import Recipe as Plain
@@ -90,7 +90,7 @@ def changed(recipe: Recipe) -> Iterator[str]:
 
 
 def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """Keys as a command line takes them, and their values as text."""
+    """Keys as written on a command line, and their values as text."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value and not before:
             yield from _flat(value, f"{key}.")
@@ -100,7 +100,7 @@ def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]
 
 
 def _part(name: str, text: str) -> str:
-    """Lines behind the part's name, folded where a terminal is narrower."""
+    """Lines after the part's name, wrapped if the terminal is narrower."""
     width = max(60, min(120, shutil.get_terminal_size((120, 24)).columns))
     lines = [
         folded
@@ -160,7 +160,7 @@ def _memory(found: DryRun) -> str:
 
 
 def _time(found: DryRun) -> str:
-    """A guess from the operations and what the machine could do at best; "" where one of them is not known."""
+    """An estimate from the operations and the machine's peak speed; "" if one of them is unknown."""
     from honed.cli.machine import machine
     from honed.model.device import cpu_flops
     from honed.model.plan.step_time import EFFICIENCY

@@ -1,4 +1,4 @@
-"""`honed train --help-all`: every key, made from the classes that hold them, so that none is forgotten."""
+"""`honed train --help-all`: every key, generated from the classes that define them, so that none is missing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ NAME = 28
 
 
 class HelpAll(argparse.Action):
-    """An option that prints all keys and ends the program."""
+    """An option that prints all keys and exits."""
 
     def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Prints and leaves."""
+        """Prints all keys and exits."""
         print(all_keys())
         parser.exit()
 
 
 def all_keys() -> str:
-    """The recipe's keys, honed's arguments of training, and the names of transformers' own."""
+    """The recipe's keys, honed's training arguments, and the names of transformers' own."""
     from transformers import TrainingArguments
 
     from honed.data.prepare.options import PrepareOptions

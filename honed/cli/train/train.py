@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Trains and shows the result."""
+    """Trains and prints the result."""
     from honed.cli.console import quiet_libraries, show_result
     from honed.recipe import as_yaml
 
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         from honed.train.run.run import engine_of
         from honed.train.run.run import run as run_recipe
 
-        engine_of(recipe)  # its libraries are imported now
+        engine_of(recipe)  # imports its libraries now
     with set_aside(), saving_on_ctrl_c() as pressed:
         result = run_recipe(recipe, command=command, say=print, overwrite=args.overwrite)
     if result.finished and result.first:

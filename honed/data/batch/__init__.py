@@ -1,1 +1,1 @@
-"""Documents in rows, and rows in batches: packing, shared prefixes, collators."""
+"""Documents into rows, and rows into batches: packing, shared prefixes, collators."""

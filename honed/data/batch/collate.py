@@ -1,6 +1,6 @@
-"""Rows -> Batch: flat (no padding at all) or padded. The only file of `data/` that needs torch.
+"""Turns rows into a flat (no padding) or a padded Batch. The only file of `data/` that needs torch.
 
-Shapes: B rows, L longest row, T all tokens of the batch, N documents.
+Shapes: B rows, L longest row, T tokens of the batch, N documents.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlatCollator:
-    """All documents of the batch in one long row, boundaries given by `cu_seq_lens`; nothing is padding.
+    """Concatenates all documents of the batch into one long row with boundaries in `cu_seq_lens`, without padding.
 
         input_ids      [[a a a a b b c c c]]
         position_ids   [[0 1 2 3 0 1 0 1 2]]
         cu_seq_lens_q   [0       4   6     9]
 
-    The names of the boundaries are those that transformers hands to flash attention.
+    The boundaries have the names that transformers passes to flash attention.
 
     Attributes:
-        share_prefixes: what documents of the batch have in common at their beginning stands in the row once, and
-            boundaries are those of segments (see `prefix`). For models whose attention is honed's.
-        multiple_of: the row is filled up to a multiple of this length, by documents of padding that nobody sees.
-        pad_token_id: what they consist of.
+        share_prefixes: the row holds common prefixes of documents only once, and boundaries are those of segments (see
+            `prefix`). For models that use honed's attention.
+        multiple_of: the row is filled up to a multiple of this length with documents of padding that nothing sees.
+        pad_token_id: the token of the padding.
     """
 
     share_prefixes: bool = False
@@ -42,14 +42,14 @@ class FlatCollator:
     pad_token_id: int = 0
 
     def __call__(self, rows: Sequence[PackedRow]) -> Batch:
-        """The batch.
+        """Collates rows into a batch.
 
         Returns:
             input_ids, labels, position_ids int64 (1, T); loss_weights float32 (1, T); cu_seq_lens int32 (N + 1,).
-            Two integers, so that nobody has to ask the device: `num_tokens`, padding not among them, and `num_targets`,
-            positions with a label to their right; and `layout`, the same boundaries for honed's attention. Where
-            prefixes are shared also shared_prefixes, int32 (2, N): the parent of each segment, -1 for none, and how
-            many tokens come before it.
+            Two integers, which save a device synchronisation: `num_tokens`, without padding, and `num_targets`, the
+            positions with a label to their right. `layout`: the same boundaries for honed's attention. With shared
+            prefixes also shared_prefixes, int32 (2, N): the parent of each segment (-1 for none), and the number of
+            tokens that come before it.
         """
         tree = shared_row(rows) if self.share_prefixes else None
         rows = rows if tree is None else [tree]
@@ -65,7 +65,7 @@ class FlatCollator:
         return batch if tree is None else {**batch, "shared_prefixes": torch.from_numpy(structure)}
 
     def _padding(self, rows: Sequence[PackedRow]) -> PackedRow:
-        """What the row lacks, in documents no longer than the others: attention's cost grows with their squares."""
+        """The missing tokens, in documents no longer than the others: the cost of attention is quadratic in length."""
         missing = -sum(len(row.input_ids) for row in rows) % self.multiple_of
         longest = max(length for row in rows for length in row.lengths)
         return PackedRow(
@@ -100,12 +100,12 @@ class FlatCollator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaddedCollator:
-    """One document a row, padded on the right; for models whose attention cannot take boundaries.
+    """One document per row, padded on the right; for models whose attention does not support document boundaries.
 
-    Padding is masked by length, never by token id, so a pad token that equals EOS does no harm.
+    Padding is masked by length, not by token id, so a pad token equal to EOS is harmless.
 
     Attributes:
-        pad_token_id: what fills up short rows.
+        pad_token_id: the token that fills short rows.
         multiple_of: rows are padded to a multiple of this length.
     """
 
@@ -116,7 +116,7 @@ class PaddedCollator:
         """input_ids, labels, attention_mask int64 (B, L); loss_weights float32 (B, L); num_tokens, num_targets.
 
         Raises:
-            ValueError: a row holds several documents; padded rows cannot isolate them.
+            ValueError: a row holds several documents, which padded rows cannot isolate.
         """
         if any(len(row.lengths) > 1 for row in rows):
             raise ValueError("packed rows need flat batches; a padded row would let documents see each other")
@@ -140,10 +140,10 @@ class PaddedCollator:
 
 
 def _labels(ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The ids where they are trained, else -100; not shifted (the objective shifts)."""
+    """The ids of trained tokens, else -100; not shifted (the objective shifts)."""
     return np.where(weights > 0, ids, IGNORE_INDEX)
 
 
 def _num_targets(labels: np.ndarray) -> int:
-    """Labels that are predicted from a position to their left."""
+    """Number of labels that are predicted, which needs a position to their left."""
     return int((labels[..., 1:] != IGNORE_INDEX).sum())

@@ -1,10 +1,10 @@
-"""DataCollatorForCompletionOnlyLM: trains on what follows a response template, found in the text of each row.
+"""DataCollatorForCompletionOnlyLM: trains on the text after a response template, which is searched in each row's text.
 
     ### Question: why      ### Answer: so      ### Question: and      ### Answer: no <eos>
     |---- not trained ---------------| trained |----- not trained ---------------| trained |
 
-The templates are looked for in the decoded text, not among the ids: "### Answer:" is encoded in one way by itself and
-in another behind a line end, so that a search among ids misses it.
+Templates are searched in the decoded text, not in the ids: "### Answer:" alone and "### Answer:" after a newline are
+tokenised differently, so a search in the ids can miss it.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ SHOWN = 80  # characters of a row in a warning
 
 
 class DataCollatorForCompletionOnlyLM:
-    """Batches of rows of which only the responses are trained; TRL's old class of this name, with its arguments.
+    """Batches in which only the responses are trained. Same name and arguments as TRL's former class.
 
-    What differs: templates are found by text; padding is masked by length, so that EOS is trained even where it is the
-    pad token too; and a row in which nothing is trained is told of and counted.
+    Differences: templates are searched in the text; padding is masked by length, so EOS is trained even if it is also
+    the pad token; a row without trained tokens is reported and counted.
 
     Args:
-        response_template: text (or token ids) at whose end a response begins. Without `instruction_template` it is the
-            last one in the row, and all that follows is trained.
+        response_template: text (or token ids) after which a response begins. Without `instruction_template`, the last
+            occurrence counts and everything after it is trained.
         instruction_template: text (or token ids) at which a response ends; then every response is trained.
         mlm: must be False.
-        ignore_index: label of what is not trained.
+        ignore_index: label of tokens that are not trained.
         tokenizer: decodes and pads.
-        padding_free: all rows behind each other in one, with `position_ids`; for models with flash attention.
+        padding_free: concatenates all rows into one, with `position_ids`; for models with flash attention.
 
     Attributes:
-        not_found: rows so far in which the templates were not found, or nothing followed them.
+        not_found: number of rows so far without a template, or without text after it.
 
     Raises:
         RecipeError: no tokenizer, an empty template, or mlm=True.
@@ -65,10 +65,10 @@ class DataCollatorForCompletionOnlyLM:
         self.not_found = 0
 
     def __call__(self, features: Sequence[Any], return_tensors: str = "pt") -> dict[str, Any]:
-        """input_ids, labels and attention_mask int64 (B, L); with `padding_free` no mask, but position_ids, (1, T).
+        """input_ids, labels and attention_mask int64 (B, L); with `padding_free`, (1, T) and position_ids, no mask.
 
         Args:
-            features: mappings with `input_ids`, or bare lists of ids; other keys are not used.
+            features: mappings with `input_ids`, or lists of ids; other keys are ignored.
             return_tensors: only "pt".
         """
         from honed.data.batch.collate import (  # needs torch, which honed.data can do without
@@ -88,9 +88,9 @@ class DataCollatorForCompletionOnlyLM:
         return {key: batch[key] for key in kept}
 
     def trained(self, ids: Sequence[int]) -> np.ndarray:
-        """Which of these ids are trained: bool, shape (T,). A token that a border cuts through belongs to the response.
+        """Mask of the trained ids: bool, shape (T,). A token across the border belongs to the response.
 
-        All False where the templates are not found.
+        All False if the templates are not found.
         """
         chosen = np.zeros(len(ids), dtype=bool)
         if spans := list(self._spans(self._text(ids))):
@@ -101,7 +101,7 @@ class DataCollatorForCompletionOnlyLM:
 
     def _row(self, ids: list[int]) -> PackedRow:
         weights = self.trained(ids).astype(np.float32)
-        weights[:1] = 0.0  # nothing stands before it
+        weights[:1] = 0.0  # nothing predicts the first token
         if not weights.any():
             self._tell(ids)
         return PackedRow(input_ids=np.asarray(ids, dtype=np.int32), weights=weights, lengths=(len(ids),))
@@ -116,7 +116,7 @@ class DataCollatorForCompletionOnlyLM:
         )
 
     def _spans(self, text: str) -> Iterator[tuple[int, int | None]]:
-        """[start, end) of each response in the text; None for an end at the end of the row."""
+        """[start, end) of each response in the text; end is None for the end of the row."""
         responses = _ends(text, self._response)
         if not self._instruction:
             yield from ((start, None) for start in responses[-1:])
@@ -124,11 +124,11 @@ class DataCollatorForCompletionOnlyLM:
         starts = [end - len(template) for template in self._instruction for end in _ends(text, (template,))]
         for start, following in zip(responses, [*responses[1:], len(text)], strict=False):
             end = min((s for s in starts if s >= start), default=None)
-            # two responses without an instruction between them are one
+            # two responses without an instruction between them count as one
             yield start, end if end is None or end <= following else following
 
     def _tokens_within(self, ids: Sequence[int], characters: int) -> int:
-        """How many tokens lie wholly within the first so many characters of the text."""
+        """Number of tokens that lie completely within the first `characters` characters of the text."""
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high + 1) // 2
@@ -142,7 +142,7 @@ class DataCollatorForCompletionOnlyLM:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _as_texts(self, template: str | Sequence[int]) -> tuple[str, ...]:
-        """The template's text; of ids, which scripts cut out of a longer encoding, also without the space around it."""
+        """The template's text; of ids, often cut out of a longer encoding, also the text without surrounding spaces."""
         text = template if isinstance(template, str) else self._text(list(template))
         if not text.strip():
             raise RecipeError(f"A template holds no text: {template!r}.", fix="pass the text before each response")
@@ -150,7 +150,7 @@ class DataCollatorForCompletionOnlyLM:
 
 
 def _ends(text: str, templates: Sequence[str]) -> list[int]:
-    """Where each occurrence of the first template that occurs at all ends."""
+    """The end of each occurrence of the first template that occurs in the text."""
     for template in templates:
         if template in text:
             parts = text.split(template)[:-1]

@@ -1,4 +1,4 @@
-"""Lengths -> rows: which documents share a row. Pure integer work, no tokens are touched."""
+"""Lengths -> rows: which documents share a row. Works on integers only, not on tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def pack_best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: each document, longest first, goes where the least space is left over.
+    """Best-fit decreasing: each document, longest first, goes to the row where it leaves the least space.
 
         capacity 8, lengths [5, 3, 6, 2]   ->   |0 0 0 0 0|1 1 1|   |2 2 2 2 2 2|3 3|
                                                  5 + 3 tokens        6 + 2 tokens
@@ -17,12 +17,12 @@ def pack_best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[li
     O(n log n). Source: Johnson, Near-optimal bin packing algorithms (1973); Ding et al., arXiv:2404.10830.
 
     Args:
-        lengths: tokens of each document, each at least 1 and at most `capacity`.
-        capacity: tokens of a row.
+        lengths: tokens per document, each at least 1 and at most `capacity`.
+        capacity: tokens per row.
 
     Returns:
-        Rows of document numbers; every number stands in exactly one row. Inside a row the numbers ascend; rows are
-        ordered by their first document, so that the result does not depend on how ties were broken.
+        Rows of document indices; every index is in exactly one row. Indices ascend within a row; rows are ordered by
+        their first document, so the result does not depend on how ties were broken.
 
     Raises:
         ValueError: a document is longer than a row, or empty.
@@ -42,16 +42,16 @@ def pack_best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[li
 
 
 def pack_wrapped(starts: np.ndarray, capacity: int) -> tuple[np.ndarray, list[list[int]]]:
-    """Documents end to end, cut wherever a row is full: every row but the last is full, documents may be torn.
+    """Concatenates documents and cuts wherever a row is full: all rows but the last are full, documents may be split.
 
         capacity 4, lengths [5, 2]   ->   |0 0 0 0|0 1 1|   as documents [0 0 0 0], [0], [1 1]
 
     Args:
-        starts: int64 (documents + 1,), where each begins and the last ends.
-        capacity: tokens of a row.
+        starts: int64 (documents + 1,), the start of each document and the end of the last.
+        capacity: tokens per row.
 
     Returns:
-        Where the parts of the documents begin (as `starts`), and the rows of part numbers.
+        The starts of the parts of documents (like `starts`), and the rows of part indices.
     """
     cuts = np.union1d(starts, np.arange(0, starts[-1], capacity))
     rows: list[list[int]] = [[] for _ in range(-(-int(starts[-1]) // capacity))]
@@ -61,19 +61,19 @@ def pack_wrapped(starts: np.ndarray, capacity: int) -> tuple[np.ndarray, list[li
 
 
 def one_by_one(count: int) -> list[list[int]]:
-    """Every document in a row of its own."""
+    """Every document in its own row."""
     return [[document] for document in range(count)]
 
 
 def fill_rate(lengths: Sequence[int] | np.ndarray, rows: Sequence[Sequence[int]], capacity: int) -> float:
-    """Share of the rows' capacity that holds tokens, 0 to 1."""
+    """Fraction of the rows' capacity that holds tokens, 0 to 1."""
     return float(np.sum(lengths)) / (len(rows) * capacity) if rows else 0.0
 
 
 def _take_tightest(
     rows_by_space: dict[int, list[list[int]]], spaces: list[int], length: int, capacity: int
 ) -> tuple[list[int], int]:
-    """Removes and returns the row with the least space >= length, or a new one."""
+    """Removes and returns the row with the least space >= length, or returns a new row."""
     at = bisect_left(spaces, length)
     if at == len(spaces):
         return [], capacity

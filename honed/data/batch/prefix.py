@@ -1,16 +1,16 @@
-"""Documents that begin alike as a tree, so that what they share is computed once.
+"""Documents with common prefixes as a tree, so that shared tokens are computed only once.
 
     documents             tree                        row
     s q 1 1 1             s q -+- 1 1 1               | s q | 1 1 1 | 2 2 | r 3 |
     s q 2 2                    +- 2 2                   0 1   2 3 4   2 3   1 2      positions
     s r 3                 s -- r 3 (below s q)        segments 1 and 2 see 2 tokens of segment 0, segment 3 sees 1
 
-A system prompt for all rows, several answers to one question, the views of one conversation: all are such trees. Every
-token is predicted from the same tokens as in its own document, so the loss is the same. A trained token that several
-documents share carries the sum of their weights.
+A system prompt in all rows, several answers to one question, the views of one conversation: all are such trees. Every
+token sees the same tokens as in its own document, so the loss is the same. A trained token that several documents
+share carries the sum of their weights.
 
-A segment's first token is predicted by nothing inside the segment. Where documents diverge at a trained token, their
-segments therefore begin one token earlier, with a copy (of weight 0) of the last shared token.
+Nothing inside a segment predicts its first token. Where documents diverge at a trained token, their segments therefore
+begin one token earlier, with a copy (of weight 0) of the last shared token.
 
 Shapes: T tokens of a document or segment.
 """
@@ -26,17 +26,17 @@ import numpy as np
 from honed.data.batch.pack import pack_best_fit
 from honed.data.batch.table import PackedRow, TokenTable
 
-# Sharing fewer tokens costs more (attention over two ranges of keys) than it saves.
+# Sharing fewer tokens costs more (attention over two key ranges) than it saves.
 MIN_SHARED = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Tokens [start, end) of some documents that are alike up to `end`.
+    """Tokens [start, end) of documents that are equal up to `end`.
 
     Attributes:
-        parent: the segment whose path and text begin with the first `start` tokens; -1 where `start` is 0.
-        documents: numbers of the documents that run through it.
+        parent: the index of the segment whose path and tokens provide the first `start` tokens; -1 where `start` is 0.
+        documents: indices of the documents that contain it.
     """
 
     start: int
@@ -51,15 +51,15 @@ class Segment:
 def find_tree(
     ids: Sequence[np.ndarray], weights: Sequence[np.ndarray], *, min_shared: int = MIN_SHARED
 ) -> list[Segment]:
-    """The documents as segments, parents before their children.
+    """Builds the tree of segments, parents before their children.
 
     Args:
         ids: token ids of each document, at least one.
         weights: loss weights, aligned with `ids`; 0 for a document's first token.
-        min_shared: documents part where they have fewer tokens than this in common beyond what they share already.
+        min_shared: fewest tokens, beyond those shared already, for which documents share another segment.
 
     Returns:
-        Segments in which each document is one path. Together they have at most as many tokens as the documents.
+        Segments in which each document is one path. In total, they have at most as many tokens as the documents.
     """
     order = sorted(range(len(ids)), key=lambda document: ids[document].astype(">u4").tobytes())
     alike = np.array([_common(ids[a], ids[b]) for a, b in pairwise(order)], dtype=np.int64)
@@ -68,7 +68,7 @@ def find_tree(
     while open_ranges:
         first, stop, parent = open_ranges.pop()
         shared = segments[parent].end if parent >= 0 else 0
-        while first < stop and len(ids[order[first]]) == shared:  # ends with its parent
+        while first < stop and len(ids[order[first]]) == shared:  # ends where its parent ends
             first += 1
         if first == stop:
             continue
@@ -90,8 +90,8 @@ class TreeRow(PackedRow):
     """A row whose `lengths` are those of segments.
 
     Attributes:
-        parents: the segment below which each stands, -1 for none.
-        starts: tokens of its parent's path and text that each continues.
+        parents: the parent segment of each, -1 for none.
+        starts: how many tokens of its parent's path and text each segment continues.
     """
 
     parents: tuple[int, ...]
@@ -99,7 +99,7 @@ class TreeRow(PackedRow):
 
 
 def shared_row(rows: Sequence[PackedRow], *, min_shared: int = MIN_SHARED) -> TreeRow | None:
-    """All documents of these rows as one tree; None where none of them share anything."""
+    """All documents of these rows as one tree; None if they share nothing."""
     ids, weights = _documents(rows)
     segments = find_tree(ids, weights, min_shared=min_shared)
     if all(segment.parent < 0 for segment in segments) and len(segments) == len(ids):
@@ -114,20 +114,20 @@ def shared_row(rows: Sequence[PackedRow], *, min_shared: int = MIN_SHARED) -> Tr
 
 
 def pack_shared(table: TokenTable, capacity: int, *, min_shared: int = MIN_SHARED) -> tuple[list[list[int]], int]:
-    """Best-fit packing in which documents that begin alike share a row, and a row holds what they share once.
+    """Best-fit packing that puts documents with common prefixes into one row, which holds each prefix once.
 
-    A tree that is larger than a row is parted among its branches, and each part has the prefix again.
+    A tree larger than a row is split between its branches, and each part repeats the prefix.
 
     Args:
         table: the documents, none longer than `capacity`.
-        capacity: tokens of a row, counted as segments.
+        capacity: tokens per row, counted in segments.
 
     Returns:
-        Rows of document numbers, as `pack_best_fit` gives them, and how many tokens they hold.
+        Rows of document indices, like those of `pack_best_fit`, and the total number of tokens in them.
     """
     ids, weights = (np.split(flat, table.starts[1:-1]) for flat in (table.input_ids, table.weights))
     segments = find_tree(ids, weights, min_shared=min_shared)
-    below: list[list[_Unit]] = [[] for _ in [*segments, None]]  # the last are those of no parent, which is -1
+    below: list[list[_Unit]] = [[] for _ in [*segments, None]]  # the last (index -1): those without a parent
     inside = _tokens_above(segments)
     for number in reversed(range(len(segments))):  # children before their parents
         segment, units = segments[number], below[number]
@@ -142,14 +142,14 @@ def pack_shared(table: TokenTable, capacity: int, *, min_shared: int = MIN_SHARE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unit:
-    """Documents that stay in one row, and the tokens they add to what stands above them in the tree."""
+    """Documents that stay in one row, and the tokens they add to the segments above them in the tree."""
 
     tokens: int
     documents: tuple[int, ...]
 
 
 def _fitted(units: list[_Unit], capacity: int) -> list[_Unit]:
-    """The units put together. One that is too large stays alone: the copies along its path are what is too much."""
+    """Combines the units. A unit that is too large stays alone: only the copies along its path make it too large."""
     fitting = [unit for unit in units if unit.tokens <= capacity]
     groups = pack_best_fit([max(1, unit.tokens) for unit in fitting], max(1, capacity))
     return [unit for unit in units if unit.tokens > capacity] + [
@@ -162,7 +162,7 @@ def _fitted(units: list[_Unit], capacity: int) -> list[_Unit]:
 
 
 def _tokens_above(segments: Sequence[Segment]) -> list[int]:
-    """Tokens of all segments on the way to each: what a row needs besides it."""
+    """Tokens of all segments above each segment, which a row also needs."""
     above: list[int] = []
     for segment in segments:
         parent = segment.parent
@@ -171,14 +171,14 @@ def _tokens_above(segments: Sequence[Segment]) -> list[int]:
 
 
 def _weights(segment: Segment, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 (T,): the sum over the documents; 0 for the first token, which nothing predicts or its parent has."""
+    """float32 (T,): the sum over the documents; 0 for the first token, which is not predicted or is in the parent."""
     total = np.stack([weights[d][segment.start : segment.end] for d in segment.documents]).sum(axis=0)
     total[0] = 0.0
     return total
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two documents have in common at their beginning."""
+    """Length of the common prefix of two documents."""
     shorter = min(len(a), len(b))
     differ = a[:shorter] != b[:shorter]
     first = int(differ.argmax()) if shorter else 0

@@ -1,4 +1,4 @@
-"""Prepared rows read as a row of `datasets` is read: by the names of columns. Built when it is asked for."""
+"""Access to prepared rows by column name, like a row of `datasets`. Columns are built on access."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Rows = slice | Sequence[int]
 
 
 class RowColumns(Mapping[str, list[int]]):
-    """A row as a mapping, with the columns that TRL's packed rows have; the values are plain lists.
+    """A row as a mapping with the columns of TRL's packed rows; the values are plain lists.
 
-    input_ids     what the model reads
-    labels        the same ids, -100 where nothing is trained; position t says whether t itself is trained
+    input_ids     the model's input
+    labels        the same ids, -100 for tokens that are not trained; not shifted
     position_ids  counted from 0 in each document
     seq_lengths   tokens of each document
     """
@@ -51,7 +51,7 @@ class RowColumns(Mapping[str, list[int]]):
 
 
 class ByColumn:
-    """What several rows have in a column; a base of map-style data sets, which read one row themselves."""
+    """Column access over several rows; a base class of map-style data sets, which implement access to one row."""
 
     column_names: Sequence[str] = COLUMNS
 
@@ -62,7 +62,7 @@ class ByColumn:
         raise NotImplementedError
 
     def columns(self, index: str | Rows) -> Any:
-        """A column of all rows by its name; of a slice or of row numbers, every column: {name: [row's, ...]}.
+        """One column of all rows, by name; for a slice or row indices, all columns: {name: [row's, ...]}.
 
         Raises:
             KeyError: there is no such column.

@@ -1,4 +1,4 @@
-"""Prepared documents side by side in three arrays, and the rows that training reads from them."""
+"""Prepared documents in three flat arrays, and the rows that training reads from them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from honed.data.encode.render import Rendered
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow(RowColumns):
-    """One or more documents that share a row; `row["labels"]` and so on as in `RowColumns`.
+    """One or more documents in a row; `row["labels"]` and so on as in `RowColumns`.
 
         input_ids  | a a a a | b b | c c c |      lengths (4, 2, 3)
-        weights    | 0 0 1 1 | 0 1 | 0 0 1 |      the first of each document is 0
+        weights    | 0 0 1 1 | 0 1 | 0 0 1 |      0 for the first token of each document
 
     Attributes:
         input_ids: int32, shape (T,), T the sum of the lengths.
         weights: float32, shape (T,).
-        lengths: tokens of each document.
+        lengths: tokens per document.
     """
 
     input_ids: np.ndarray
@@ -31,17 +31,17 @@ class PackedRow(RowColumns):
 
 
 class TokenTable:
-    """Documents of different lengths in flat arrays: no Python object per token, one slice per document.
+    """Documents of different lengths in flat arrays: one slice per document, no Python object per token.
 
     Attributes:
-        input_ids: int32, shape (T,), all documents one after the other.
+        input_ids: int32, shape (T,), all documents concatenated.
         weights: float32, shape (T,).
         starts: int64, shape (documents + 1,); document i is [starts[i], starts[i + 1]).
     """
 
     @classmethod
     def of(cls, input_ids: np.ndarray, weights: np.ndarray, starts: np.ndarray) -> TokenTable:
-        """A table over arrays that exist already."""
+        """A table from existing arrays."""
         table = cls([])
         table.input_ids, table.weights, table.starts = input_ids, weights, starts
         return table
@@ -56,24 +56,24 @@ class TokenTable:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each document, int64, shape (documents,)."""
+        """Tokens per document, int64, shape (documents,)."""
         return np.diff(self.starts)
 
     def begin_twice_with(self, token: int | None) -> int:
-        """How many documents begin with this id two times."""
+        """How many documents begin with this id twice in a row."""
         if token is None:
             return 0
         first = self.starts[:-1][self.lengths > 1]
         return int(np.count_nonzero((self.input_ids[first] == token) & (self.input_ids[first + 1] == token)))
 
     def recut(self, starts: np.ndarray) -> TokenTable:
-        """The same tokens as other documents; the first of each is predicted by nothing, so its weight is 0."""
+        """The same tokens cut into other documents; the first token of each is not predicted, so its weight is 0."""
         weights = self.weights.copy()
         weights[starts[:-1]] = 0.0
         return TokenTable.of(self.input_ids, weights, starts)
 
     def row(self, documents: Sequence[int]) -> PackedRow:
-        """These documents one behind the other."""
+        """A row of these documents, concatenated."""
         spans = [slice(self.starts[d], self.starts[d + 1]) for d in documents]
         return PackedRow(
             input_ids=_joined([self.input_ids[s] for s in spans], np.int32),
@@ -83,10 +83,10 @@ class TokenTable:
 
 
 class PackedRows(ByColumn):
-    """A map-style data set of `PackedRow`, as torch's DataLoader wants it; slices and names of columns as `datasets`.
+    """A map-style data set of `PackedRow` for torch's DataLoader; slices and column names work as in `datasets`.
 
     Args:
-        rows: numbers of the documents of each row (see `pack.py`).
+        rows: document indices of each row (see `pack.py`).
     """
 
     def __init__(self, table: TokenTable, rows: Sequence[Sequence[int]]) -> None:

@@ -1,1 +1,1 @@
-"""Views as ids and loss weights."""
+"""Encodes views as ids and loss weights."""

@@ -1,15 +1,15 @@
-"""Byte-level BPE with tiktoken: several times faster, for tokenizers whose ids it is proven to reproduce.
+"""Byte-level BPE with tiktoken: several times faster, for tokenizers whose ids it provably reproduces.
 
-Both libraries merge neighbouring parts of a word, lowest rank first. They differ in three ways, each checked for the
-tokenizer at hand:
+Both libraries merge adjacent parts of a word, lowest rank first. They differ in three ways, each checked for the given
+tokenizer:
 
-- **Which neighbours merge.** `tokenizers` merges the pairs in its list; tiktoken any two parts that form a token,
+- **Which parts merge.** `tokenizers` merges the pairs in its list; tiktoken merges any two parts that form a token,
   ranked by the token's id. `ranks` proves that both agree, or gives up.
-- **Where words end.** The pattern is the same, the regex engines are not. All short strings over all classes of
-  characters are compared, and every non-ASCII character when it is first seen.
-- **Normalisation.** Texts that the tokenizer would normalise, and very long ones, are left to it.
+- **Where words end.** The pattern is the same, the regex engines differ. All short strings over all character classes
+  are compared, and every non-ASCII character when it first occurs.
+- **Normalisation.** Texts that the tokenizer would normalise, and very long ones, are encoded by the tokenizer.
 
-Tokenizers and texts that do not qualify are encoded by the tokenizer.
+The tokenizer also encodes texts that do not qualify, and everything if it does not qualify itself.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ import numpy as np
 
 Encode = Callable[[list[str]], list[list[int]]]
 
-# One of each class of characters that pre-tokenizers tell apart, and some that they might.
+# One character of each class that pre-tokenizers distinguish, and some that they might.
 _CLASSES = ("a", "Z", "1", ".", "'", "\n", " ", "\r", "é", "s", "_", "\t", "中", "\u0301", "\u3000", "😀", "$", "/")
 _RUNS = ("'s", "'LL", "1234", "  ", "\n\n", "\r\n", "aB", "...", "ſ")
-# What stands around a character that is tried: every class before it and behind it, and itself.
+# The context in which a character is tried: each class before and after it, and itself.
 _CONTEXT = "a{0}a {0} {0}a 1{0}1.{0}.\n{0}\n {0}{0} '{0}'s{0}S\r\n{0}"
-_LONGEST = 200_000  # characters; tiktoken's regular expressions are not made for more
-_ABSENT = 1 << 30  # added to a byte, its id where the tokenizer has none
-# Stands between texts that are encoded in one call; no two of it can overlap. Code points that no text should hold.
+_LONGEST = 200_000  # characters; tiktoken's regular expressions are not built for longer texts
+_ABSENT = 1 << 30  # added to a byte: its id if the tokenizer has none
+# Separates texts that are encoded in one call; cannot overlap with itself. Noncharacters that no text should hold.
 _BETWEEN, _BETWEEN_ID = "\ufdd0\ufdd1", _ABSENT + 256
-_AT_A_TIME = 1 << 20  # characters of texts in one call
+_AT_A_TIME = 1 << 20  # characters per call
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# the same where single digits were split off before
+# the same pattern, with single digits split off first
 _GPT2_BEHIND_DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
 
 
@@ -46,8 +46,8 @@ class FastBPE:
 
     Args:
         encoding: a `tiktoken.Encoding`.
-        special: the added tokens that it knows.
-        encode: the tokenizer's own encoding, to compare with and to fall back to.
+        special: its added tokens.
+        encode: the tokenizer's own encoding, for comparison and as a fallback.
         normalizes: whether the tokenizer normalises texts to NFC.
     """
 
@@ -61,7 +61,7 @@ class FastBPE:
         self._all_of_ascii = not self._refused
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int32, read-only; those of the tokenizer."""
+        """The tokenizer's ids of each text, int32, read-only."""
         met = set().union(*(text for text in texts if not text.isascii()))
         self._prove(met - self._proven - self._refused)
         fits = [self.fits(text) for text in texts]
@@ -77,7 +77,7 @@ class FastBPE:
         return ids
 
     def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """tiktoken's ids of many texts in few calls: a special token ends each as the end of a text does."""
+        """tiktoken's ids of many texts in few calls; a special token between them acts as the end of a text."""
         found: list[np.ndarray] = []
         start = characters = 0
         for number, text in enumerate(texts, start=1):
@@ -91,13 +91,13 @@ class FastBPE:
         text, allowed = _BETWEEN.join(texts), self._with_between
         joined = self._encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=()).view(np.int32)
         ends = np.flatnonzero(joined == _BETWEEN_ID).tolist()
-        if len(ends) != len(texts) - 1:  # a text holds what stands between others
+        if len(ends) != len(texts) - 1:  # a text contains the separator
             return as_arrays(map(self.encode, texts))
         joined.flags.writeable = False
         return [joined[a:b] for a, b in zip([0, *(end + 1 for end in ends)], [*ends, len(joined)], strict=True)]
 
     def fits(self, text: str) -> bool:
-        """True for a text that the tokenizer would not normalise and that has no character for which both differ."""
+        """True if the tokenizer would not normalise the text and no character of it is encoded differently."""
         if len(text) > _LONGEST:
             return False
         if self._all_of_ascii and text.isascii():
@@ -105,7 +105,7 @@ class FastBPE:
         return (not self._normalizes or unicodedata.is_normalized("NFC", text)) and self._refused.isdisjoint(text)
 
     def _prove(self, characters: set[str]) -> None:
-        """Tries each character between all classes of others."""
+        """Tries each character in the context of all classes."""
         if not characters:
             return
         tried = sorted(characters)
@@ -118,10 +118,10 @@ class FastBPE:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proven:
-    """What tiktoken needs to reproduce a tokenizer.
+    """The data with which tiktoken reproduces a tokenizer.
 
     Attributes:
-        pattern: where words end.
+        pattern: matches one word.
         ranks: token -> id.
         added: added tokens -> id.
         normalizes: whether the tokenizer normalises texts to NFC.
@@ -134,7 +134,7 @@ class Proven:
 
 
 def as_arrays(ids: Iterable[Sequence[int]]) -> list[np.ndarray]:
-    """Ids of each text as int32, read-only: the same array is given for the same text."""
+    """Ids of each text as int32; read-only, because equal texts share one array."""
     arrays = [np.array(own, dtype=np.int32) for own in ids]
     for own in arrays:
         own.flags.writeable = False
@@ -142,18 +142,18 @@ def as_arrays(ids: Iterable[Sequence[int]]) -> list[np.ndarray]:
 
 
 def may_be_fast(tokenizer: Any) -> bool:
-    """Whether the tokenizer is one that `prove` can read, and tiktoken is installed (without it all is only slower)."""
+    """Whether `prove` can read the tokenizer and tiktoken is installed (without it, encoding is only slower)."""
     if not getattr(tokenizer, "is_fast", False) or getattr(tokenizer, "split_special_tokens", False):
         return False
     return find_spec("tiktoken") is not None
 
 
 def prove(state: str, encode: Encode) -> Proven | None:
-    """What tiktoken needs to give the same ids; None where that cannot be proven.
+    """The data with which tiktoken gives the same ids; None if that cannot be proven.
 
     Args:
         state: the tokenizer as JSON.
-        encode: its own encoding.
+        encode: the tokenizer's own encoding.
     """
     tokenizer = json.loads(state)
     pattern, normalizer = split_pattern(tokenizer["pre_tokenizer"]), tokenizer["normalizer"]
@@ -167,7 +167,7 @@ def prove(state: str, encode: Encode) -> Proven | None:
 
 
 def made_of(proven: Proven, encode: Encode) -> FastBPE:
-    """The encoding itself; characters are still tried when they are met."""
+    """Builds the encoding; further characters are tried when they first occur."""
     from tiktoken import Encoding
 
     added = {**proven.added, _BETWEEN: _BETWEEN_ID}
@@ -176,7 +176,7 @@ def made_of(proven: Proven, encode: Encode) -> FastBPE:
 
 
 def split_pattern(pre_tokenizer: Any) -> str | None:
-    """The pre-tokenizer as one pattern; None where it is none of those known."""
+    """The pre-tokenizer as one pattern; None if it is unknown."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
     kinds = [step["type"] if step else None for step in steps]
     if not kinds or kinds[-1] != "ByteLevel" or steps[-1]["add_prefix_space"]:
@@ -193,13 +193,13 @@ def split_pattern(pre_tokenizer: Any) -> str | None:
 
 
 def ranks(model: dict[str, Any], added: set[str]) -> dict[bytes, int] | None:
-    """Token -> id for tiktoken, where both libraries make the same merges; None where that cannot be proven.
+    """Token -> id for tiktoken if both libraries make the same merges; None if that cannot be proven.
 
-    Two parts x, y that stand side by side after all merges of lower rank than the token xy are also what remains of
-    the text "xy" after these merges: nothing that merged across their outer ends could have left them whole. So each
-    token can come about from one pair only, its `valid` one, whatever surrounds it. Where that pair is in the list of
-    merges, and the list is in the order of the tokens' ids, both libraries merge it, and at the same time. Tokens
-    without such a pair come about in neither, if tiktoken is not told of them.
+    Suppose two parts x, y are adjacent after all merges of lower rank than the token xy. Then they are also what these
+    merges leave of the text "xy" alone: no merge across their outer ends happened, or they would not be whole. So only
+    one pair, the `valid` one, can form each token, whatever surrounds it. If that pair is in the list of merges, and
+    the list is in the order of the tokens' ids, both libraries merge it at the same point. Tokens without such a pair
+    are formed by neither library if they are left out of tiktoken's ranks.
 
     Source for the check: Berglund and van der Merwe, Formalizing BPE Tokenization, 2023 (arXiv 2309.08715).
     """
@@ -213,32 +213,32 @@ def ranks(model: dict[str, Any], added: set[str]) -> dict[bytes, int] | None:
         left = np.array([vocabulary[a] for a, _ in pairs], dtype=np.int64)
         right = np.array([vocabulary[b] for _, b in pairs], dtype=np.int64)
         made = np.array([vocabulary[a + b] for a, b in pairs], dtype=np.int64)
-    except (KeyError, UnicodeError):  # not byte-level, or a merge of tokens that are not there
+    except (KeyError, UnicodeError):  # not byte-level, or a merge of missing tokens
         return None
     alone = [i for token, i in spelled.items() if len(token) == 1]
     if len(pairs) == 0 or (np.diff(made) < 0).any() or made[0] < max(alone):
         return None
     reachable = {*alone, *made[valid(left, right, made)].tolist()}
     if model.get("ignore_merges") and len(reachable) < len(spelled):
-        return None  # `tokenizers` takes such a token where it is a whole word
-    # tiktoken needs an id for every byte; `FastBPE` is given no text that would show those that are made up here
+        return None  # `tokenizers` uses such a token if it is a whole word
+    # tiktoken needs an id for every byte; `FastBPE` passes it no text in which the made-up ids could appear
     absent = {bytes([value]): _ABSENT + value for value in range(256)}
     return absent | {token: i for token, i in spelled.items() if i in reachable}
 
 
 def valid(left: np.ndarray, right: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """bool (merges,): whether `made` comes about from this pair, when all merges of lower ids have been made before.
+    """bool (merges,): whether this pair forms `made` after all merges of lower ids.
 
     Args:
-        left, right, made: int64 (merges,), ids; `made` does not decrease. Ids that are never made are single bytes.
+        left, right, made: int64 (merges,), ids; `made` is non-decreasing. Ids that are not in `made` are single bytes.
     """
     size = int(made[-1]) + 1
-    parts = np.tile(np.arange(size), (2, 1))  # of each token its left and right part; of a byte itself
+    parts = np.tile(np.arange(size), (2, 1))  # the left and right part of each token; a byte is its own part
     first = np.unique(made, return_index=True)[1]
     parts[:, made[first]] = left[first], right[first]
     lookup, chosen = _Pairs(left, right, made), np.zeros(len(made), dtype=bool)
     while True:
-        # right for the lowest ids at first, then for more and more: each needs the parts of lower ids only
+        # correct for the lowest ids first, then for more and more: each depends on parts of lower ids only
         found = _stand_side_by_side(lookup, parts)
         if np.array_equal(found, chosen):
             return chosen
@@ -247,7 +247,7 @@ def valid(left: np.ndarray, right: np.ndarray, made: np.ndarray) -> np.ndarray:
 
 
 class _Pairs:
-    """The merges, and a look-up of what a pair makes."""
+    """The merges, with a look-up of the token that a pair forms."""
 
     def __init__(self, left: np.ndarray, right: np.ndarray, made: np.ndarray) -> None:
         self.left, self.right, self.made = left, right, made
@@ -257,17 +257,17 @@ class _Pairs:
         self._keys, self._made = keys[order], made[order]
 
     def made_before(self, a: np.ndarray, b: np.ndarray, limit: np.ndarray) -> np.ndarray:
-        """bool: whether each pair (a, b) makes a token of an id below its limit."""
+        """bool: whether each pair (a, b) forms a token with an id below its limit."""
         key = a * self._size + b
         at = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
         return (self._keys[at] == key) & (self._made[at] < limit)
 
 
 def _stand_side_by_side(pairs: _Pairs, parts: np.ndarray) -> np.ndarray:
-    """bool (merges,): no merge of a lower id goes across the border of the pair.
+    """bool (merges,): no merge of a lower id crosses the border of the pair.
 
-    The merges at the border are undone, latest first; at each stage the two tokens that touch it must be no pair that
-    would have been merged by then.
+    The merges next to the border are undone, latest first. At each stage, the two tokens at the border must not be a
+    pair that would have been merged by then.
     """
     answer = np.ones(len(pairs.made), dtype=bool)
     index, a, b, limit = np.arange(len(answer)), pairs.left.copy(), pairs.right.copy(), pairs.made.copy()
@@ -275,7 +275,7 @@ def _stand_side_by_side(pairs: _Pairs, parts: np.ndarray) -> np.ndarray:
         merged = pairs.made_before(a, b, limit)
         answer[index[merged]] = False
         inner_a, inner_b = parts[1, a], parts[0, b]
-        # bytes cannot be undone; of two tokens the later is undone first, at equal ids the right one
+        # bytes cannot be undone; of two tokens, the one merged later is undone first, for equal ids the right one
         undo_a = (inner_a != a) & ((a > b) | (inner_b == b))
         undo_b = ~undo_a & (inner_b != b)
         limit = np.where(undo_a, a, b + 1)
@@ -286,7 +286,7 @@ def _stand_side_by_side(pairs: _Pairs, parts: np.ndarray) -> np.ndarray:
 
 
 def _alike(fast: FastBPE, encode: Encode) -> bool:
-    """True when all short strings of classes have the same ids."""
+    """True if all short strings over the character classes have the same ids."""
     classes = (*_CLASSES, *_RUNS)
     groups = (product(classes, repeat=2), product(_CLASSES[:9], classes, _CLASSES[:9]))
     texts = [text for group in groups for text in map("".join, group) if fast.fits(text)]
@@ -294,7 +294,7 @@ def _alike(fast: FastBPE, encode: Encode) -> bool:
 
 
 def _are_plain(added: list[dict[str, Any]]) -> bool:
-    """Found wherever they are spelled, none inside another, and none changes the text beside it."""
+    """Matched wherever they occur, none contained in another, and none changes the text next to it."""
     texts = [token["content"] for token in added]
     changing = ("lstrip", "rstrip", "single_word")
     if any(token[option] for token in added for option in changing):
@@ -306,8 +306,8 @@ def _are_plain(added: list[dict[str, Any]]) -> bool:
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHERS = [value for value in range(256) if value not in set(_PRINTABLE)]
-# GPT-2's alphabet: a printable character for each byte -> the byte, as the code point of the same number; other
-# characters -> one that is no byte
+# GPT-2's alphabet, as printable character -> code point equal to the byte it stands for; other characters -> a code
+# point that is no byte
 _BYTE_OF = {**dict.fromkeys(_OTHERS, 0xFFFF), **{256 + n: value for n, value in enumerate(_OTHERS)}}
 
 

@@ -1,1 +1,1 @@
-"""What is wrong with data, found before training does. Begin with `lint.py`."""
+"""Finds faults in data before training. Start reading at `lint.py`."""

@@ -1,14 +1,14 @@
-"""Borders between prompt and answer at which both, encoded as one text, have other tokens than encoded apart.
+"""Borders between prompt and answer that tokenise differently when both are encoded as one text.
 
     "The capital is " + "Rome"      trained: |The| capital| is| |Rome|      as one text: |The| capital| is| Rome|
 
 honed trains the ids of the prompt followed by those of the answer, as a served prompt is encoded before its answer.
-Where white space is missing or on the wrong side of the border, the model learns to begin answers with a token that it
-has rarely seen in such a place. TRL encodes both as one text and moves the border, so what it trains is not what is
+If whitespace is missing or on the wrong side of the border, the model learns to begin answers with a token that it has
+rarely seen in such a place. TRL encodes both as one text and moves the border, so it trains other tokens than are
 served.
 
-NEAR characters on both sides are compared; tokens across the border are hardly longer. Large data are sampled: encoding
-every row again would take about half as long as the rest of a check.
+NEAR characters on both sides are compared, because tokens across the border are hardly longer. Large data sets are
+sampled: encoding every row again would take about half as long as the rest of the check.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from honed.data.example import Example
 from honed.data.templates.view import Piece, View
 
 NEAR = 24
-FIRST, EVERY = 500, 25  # the first 500 rows are checked, then every 25th
+FIRST, EVERY = 500, 25  # check the first 500 rows, then every 25th
 
 
 class Borders:
-    """Finds them. `rows` counts the rows given, `looked_at` those that were checked."""
+    """Finds such borders. `rows` counts all rows, `looked_at` those that were checked."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._renderer, self._decode = Renderer(tokenizer, None), tokenizer.decode
         self.rows = self.looked_at = 0
 
     def find(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[str]:
-        """For each row the tokens at its first such border; "" where there is none or the row was not checked."""
+        """For each row, the tokens at its first such border; "" if it has none or was not checked."""
         borders = [_borders(views) if self._is_chosen() else [] for _, views in planned]
         pairs = [(example, _as_views(own)) for (example, _), own in zip(planned, borders, strict=True)]
         rendered = self._renderer.encode([(example, views) for example, views in pairs if views])
@@ -42,7 +42,7 @@ class Borders:
         return [self._first([view.input_ids for view in next(found)]) if views else "" for _, views in pairs]
 
     def note(self) -> str:
-        """That it was a sample; "" where all rows were looked at."""
+        """A note that only a sample was checked; "" if all rows were."""
         if self.looked_at == self.rows:
             return ""
         return f"Where prompt and answer meet was looked at in a sample: {self.looked_at:,} of {self.rows:,} rows."
@@ -69,7 +69,7 @@ class Borders:
 
 
 def _as_views(borders: Sequence[tuple[str, str]]) -> list[View]:
-    """For each border, both sides encoded apart and as one text."""
+    """For each border, one view with both sides encoded separately and one with both as a single text."""
     return [
         View(pieces=pieces)
         for before, after in borders
@@ -78,7 +78,7 @@ def _as_views(borders: Sequence[tuple[str, str]]) -> list[View]:
 
 
 def _borders(views: Sequence[View]) -> list[tuple[str, str]]:
-    """What stands before and behind each place where a trained turn begins with a piece of its own."""
+    """The text before and after each place where a trained turn begins with a piece of its own."""
     return list(dict.fromkeys(border for view in views for border in _borders_of(view)))
 
 
@@ -86,5 +86,5 @@ def _borders_of(view: View) -> Iterator[tuple[str, str]]:
     for before, after in zip(view.pieces, view.pieces[1:], strict=False):
         if after.turn is None or after.turn == before.turn or not before.text or not after.text:
             continue
-        if not before.literal and not after.literal:  # else control tokens may stand there that are text
+        if not before.literal and not after.literal:  # otherwise control tokens next to the border may be text
             yield before.text[-NEAR:], after.text[:NEAR]

@@ -1,4 +1,4 @@
-"""Faults of tool calls: arguments that are no JSON object; calls and results that fit nothing in their row."""
+"""Faults of tool calls: arguments that are not a JSON object; calls and results that match nothing in their row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TAGGED_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 def call_faults(conversation: Conversation) -> Iterator[Fault]:
-    """What is wrong with a conversation's calls and their results. Without tools, none is held against calls."""
+    """Faults of a conversation's calls and their results. Without tools, calls are not compared with tools."""
     schemas = _schemas(conversation)
     idents: set[str] = set()
     for number, message in enumerate(conversation.messages, start=1):
@@ -31,13 +31,13 @@ def call_faults(conversation: Conversation) -> Iterator[Fault]:
 
 
 def _schemas(conversation: Conversation) -> dict[str, Mapping[str, Any]]:
-    """Name of each tool on offer -> the JSON schema of its arguments."""
+    """Maps the name of each offered tool to the JSON schema of its arguments."""
     functions = [_mapping(tool.get("function")) or tool for tool in conversation.tools]
     return {f["name"]: _mapping(f.get("parameters")) for f in functions if isinstance(f.get("name"), str)}
 
 
 def _calls(message: Message) -> list[Any]:
-    """An assistant's calls: as objects where a key of the message or its text holds one, else as found."""
+    """An assistant's calls, from the message's keys and its text: objects where parsable, else unchanged."""
     if message.role != "assistant":
         return []
     written = _TAGGED_CALL.findall(message.content) if "<tool_call>" in message.content else []
@@ -45,7 +45,7 @@ def _calls(message: Message) -> list[Any]:
 
 
 def _parsed(text: str) -> Any:
-    """The object that this JSON is, else the text."""
+    """The JSON object that the text encodes, else the text."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -54,7 +54,7 @@ def _parsed(text: str) -> Any:
 
 
 def _unreadable(call: Any) -> str:
-    """Why a call, or its arguments, cannot be read as JSON; "" where they can."""
+    """Why a call, or its arguments, cannot be read as JSON; "" if they can."""
     if isinstance(call, str):
         return _json_fault(call)
     if not isinstance(call, Mapping):
@@ -74,7 +74,7 @@ def _json_fault(text: str) -> str:
 
 
 def _misfits(call: Mapping[str, Any], schemas: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Where a call does not fit its tool: which sort of fault, and what was found."""
+    """Mismatches between a call and its tool: the kind of fault, and what was found."""
     function = _function_of(call)
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str):

@@ -1,7 +1,7 @@
-"""Characters that nobody sees in a row's text and that the model learns all the same.
+"""Invisible characters in a row's text, which the model learns all the same.
 
-Where a script or an emoji needs them they are no fault: joiners beside Arabic, Indic and their like and inside emoji,
-zero-width spaces beside scripts that write no others, marks of direction in text with letters that run from the right.
+Where a script or an emoji needs them they are no fault: joiners next to Arabic, Indic and similar scripts and inside
+emoji, zero-width spaces next to scripts without spaces, direction marks in text with right-to-left letters.
 Sources: Unicode Standard, sections 23.2 and 23.9; UTS 51 (emoji); CVE-2021-42574 (direction that hides code).
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from honed.data.lint.view import visible
 
-_MARGIN = 12  # characters shown beside one
+_MARGIN = 12  # characters shown on each side
 _NAMES = {
     "\u00ad": "soft hyphen",
     "\u061c": "Arabic letter mark",
@@ -31,7 +31,7 @@ _NAMES = {
     **dict.fromkeys("\ufff9\ufffa\ufffb", "annotation mark"),
 }
 _TAG = "tag character"
-_TAGS = "\U000e0000-\U000e007f"  # in emoji they follow a black flag: Scotland's
+_TAGS = "\U000e0000-\U000e007f"  # in emoji they follow a black flag, as in Scotland's
 _FOUND = re.compile(f"[{''.join(_NAMES)}]|(?<![\U0001f3f4{_TAGS}])[{_TAGS}]")
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _FROM_THE_RIGHT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff]")
@@ -41,7 +41,7 @@ _NEEDED_BESIDE = {"\u200b": _NO_SPACES, "\u200c": _JOINING, "\u200d": _JOINING, 
 
 
 def invisible(text: str) -> Iterator[tuple[str, str]]:
-    """The first of each kind of invisible characters that nothing beside it needs: name with code, and the place."""
+    """The first of each kind of invisible characters that its context does not need: name with code, and the place."""
     met = set()
     for match in _FOUND.finditer(text):
         character = match[0]
@@ -52,7 +52,7 @@ def invisible(text: str) -> Iterator[tuple[str, str]]:
 
 
 def shown_at(text: str, at: int) -> str:
-    """A character as its escape, such as `\\u200b`, with a few characters beside it, on one line."""
+    """A character as its escape, such as `\\u200b`, with its surrounding characters, on one line."""
     before, after = text[max(0, at - _MARGIN) : at], text[at + 1 : at + 1 + _MARGIN]
     return " ".join(visible(f"{before}{text[at].encode('unicode_escape').decode()}{after}").split())
 

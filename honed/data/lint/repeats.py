@@ -1,4 +1,4 @@
-"""Rows that repeat other rows, word for word or nearly, in the same data or in the evaluation file."""
+"""Rows that repeat other rows, exactly or nearly, in the same data or in the evaluation file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from honed.data.lint.kinds import EXAMPLES, Findings, Spot
 from honed.data.lint.rows import body, question
 from honed.data.mix.minhash import PLACES, near_groups, nearest_in, signatures
 
-SHORTEST = 40  # characters; of shorter texts any two may look alike
+SHORTEST = 40  # characters; any two shorter texts may be similar
 Row = tuple[Source, Example]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """Rows of the evaluation file: where each text and each question stands, and signatures to find similar ones."""
+    """Rows of the evaluation file: sources of each text and question, and signatures to find similar rows."""
 
     bodies: dict[str, Source]
     questions: dict[str, Source]
@@ -27,7 +27,7 @@ class Known:
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Known:
-        """Of these rows."""
+        """Collects these rows."""
         bodies: dict[str, Source] = {}
         questions: dict[str, Source] = {}
         for source, example in rows:
@@ -45,11 +45,11 @@ class Known:
 
 
 class Repeats:
-    """Collects hashes and signatures of rows, no texts; `known` are the rows of the evaluation file, if any."""
+    """Collects hashes and signatures of rows, no texts; `known` holds the rows of the evaluation file, if any."""
 
     def __init__(self, known: Known | None) -> None:
         self._known = known
-        self._first: dict[int, Source] = {}  # hash of a text -> where it stood first
+        self._first: dict[int, Source] = {}  # hash of a text -> its first source
         self._sources: list[Source] = []
         self._signed: list[np.ndarray] = []
 
@@ -81,7 +81,7 @@ class Repeats:
             findings.add_counted("near_duplicate", len(later), spots)
 
     def _overlaps(self, source: Source, text: str, example: Example, findings: Findings) -> bool:
-        """True where the evaluation file holds this text or this question; counted then."""
+        """Whether the evaluation file has this text or this question; adds a finding if so."""
         if self._known is None:
             return False
         if there := self._known.bodies.get(text):
@@ -91,7 +91,7 @@ class Repeats:
         return there is not None
 
     def _sign(self, fresh: Sequence[tuple[Source, str]], findings: Findings) -> None:
-        """Signs texts that are new; an empty text stands for one that is in the evaluation file already."""
+        """Computes signatures of new texts; an empty text marks a row that is in the evaluation file already."""
         signed = signatures([text for _, text in fresh]).reshape(-1, PLACES)
         named = np.array([bool(text) for _, text in fresh], dtype=bool)
         if self._known is not None:

@@ -1,4 +1,4 @@
-"""What only shows when all rows are seen: system prompts, scripts and lengths that differ from the rest."""
+"""Findings that need all rows: system prompts, scripts and lengths that differ from the rest."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from honed.data.lint.text import script_of
 from honed.data.lint.view import one_line
 
 RARE = 0.02  # share of rows below which a script is rare
-ENOUGH_ROWS = 20  # to speak of what is usual
+ENOUGH_ROWS = 20  # minimum to tell what is usual
 MOST_SYSTEMS = 1000  # distinct system prompts counted one by one
-FAR = 3.0  # quartile distances beyond the upper quartile, of the lengths' logarithms
-USUAL_ANSWER = 40  # characters: answers are long where half of them are longer
+FAR = 3.0  # interquartile ranges above the upper quartile, of log lengths
+USUAL_ANSWER = 40  # characters: short answers are reported if the median is longer
 SHORT_ANSWER = 3  # characters
 SHOWN = 60  # characters of a system prompt
 
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """Rows by one property, with the first places of each value."""
+    """Counts rows by one property, with the first sources of each value."""
 
     counts: Counter[str] = field(default_factory=Counter)
     spots: dict[str, list[Source]] = field(default_factory=dict)
 
     def add(self, value: str, source: Source) -> None:
-        """One more row with this value."""
+        """Adds a row with this value."""
         self.counts[value] += 1
         seen = self.spots.setdefault(value, [])
         if len(seen) < EXAMPLES:
@@ -62,7 +62,7 @@ class Spread:
                     self.short.append((source, text.strip()))
 
     def finish(self, findings: Findings) -> None:
-        """Adds what is unusual."""
+        """Adds findings for what is unusual."""
         system_findings(self.systems, findings)
         script_findings(self.scripts, findings)
         if self.short and len(self.answers) >= ENOUGH_ROWS and np.median(self.answers) > USUAL_ANSWER:
@@ -71,7 +71,7 @@ class Spread:
 
 
 def system_findings(systems: Tally, findings: Findings) -> None:
-    """How many system prompts there are, where there are several (none counts as one)."""
+    """Counts distinct system prompts, if there are several (having none counts as one)."""
     if len(systems.counts) < 2:
         return
     rows = systems.counts.total()
@@ -87,7 +87,7 @@ def system_findings(systems: Tally, findings: Findings) -> None:
 
 
 def script_findings(scripts: Tally, findings: Findings) -> None:
-    """Scripts that hardly any row is written in."""
+    """Scripts used by very few rows."""
     rows = scripts.counts.total()
     if rows < ENOUGH_ROWS:
         return
@@ -101,7 +101,7 @@ def script_findings(scripts: Tally, findings: Findings) -> None:
 
 
 def length_findings(lengths: np.ndarray, sources: Sequence[Source], unit: str, findings: Findings) -> None:
-    """Rows whose length, in `unit`, lies far beyond the upper quartile on a logarithmic scale."""
+    """Rows whose length, in `unit`, is far above the upper quartile on a logarithmic scale."""
     if len(lengths) < ENOUGH_ROWS:
         return
     logs = np.log(np.maximum(lengths, 1))

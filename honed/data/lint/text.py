@@ -1,6 +1,6 @@
-"""Faults in the text of a row: wrong character sets, control tokens, keys and personal data, unusual scripts.
+"""Faults in the text of a row: wrong encodings, control tokens, keys and personal data, unusual scripts.
 
-Each test is cheap on text without the fault: a literal is searched for before any regular expression is tried, and
+Each test is cheap for text without the fault: it searches for a literal before it tries any regular expression, and
 ASCII text is not searched for mojibake.
 """
 
@@ -20,7 +20,7 @@ Fault = tuple[str, str, str]  # kind, subject, detail
 _CP1252 = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 _LATIN = re.compile(rf"[\u00c2-\u00f4](?:[\u0080-\u00bf{_CP1252}]){{1,3}}")
 _GBK = re.compile("锟斤拷|烫烫烫|[銆鈥]")
-_C1 = re.compile("[\u0080-\u009f]")  # of no use in text, but bytes of Windows-1252: quotes and dashes
+_C1 = re.compile("[\u0080-\u009f]")  # useless in text, but quotes and dashes in Windows-1252
 # Characters that UTF-8 misread as Latin-1 plausibly stands for. U+0800 to U+08FF are left out: French typography
 # ("là »") would decode to these.
 _PLAUSIBLE = re.compile(
@@ -58,7 +58,7 @@ _ASCII_LETTER = re.compile("[A-Za-z]")
 
 
 def text_faults(text: str) -> Iterator[Fault]:
-    """Mojibake, invisible characters, keys and personal data in one row's text; at most one of each subject."""
+    """Mojibake, invisible characters, keys and personal data in one row's text; at most one fault per subject."""
     if not text.isascii():
         if found := mojibake(text):
             yield "mojibake", "", found
@@ -74,7 +74,7 @@ def text_faults(text: str) -> Iterator[Fault]:
 
 
 def mojibake(text: str) -> str:
-    """The first stretch that was decoded with the wrong character set, with what it probably was; "" without one."""
+    """The first passage decoded with the wrong encoding, with its probable original; "" if there is none."""
     if (at := text.find("\ufffd")) >= 0:
         return f"{around(text, at, at + 1)} (U+FFFD)"
     if match := _GBK.search(text):
@@ -89,7 +89,7 @@ def mojibake(text: str) -> str:
 
 
 def phone(text: str) -> str:
-    """The first stretch of digits that is written as a phone number; "" without one."""
+    """The first digits formatted as a phone number; "" if there are none."""
     for match in _DIGITS.finditer(text):
         inside = _PHONE.fullmatch(match[0].strip())
         alone = text[max(0, match.start() - 1) : match.start()].strip("(") + text[match.end() : match.end() + 1]
@@ -99,7 +99,7 @@ def phone(text: str) -> str:
 
 
 def masked(secret: str) -> str:
-    """The start and the end of something that must not be shown, such as "sk-•••9f"."""
+    """The start and end of a secret, such as "sk-•••9f"."""
     if secret.startswith("-----"):
         return secret
     name, at, domain = secret.partition("@")
@@ -109,26 +109,26 @@ def masked(secret: str) -> str:
 
 
 def around(text: str, start: int, end: int, *, margin: int = 12) -> str:
-    """A stretch of text with a few characters beside it, on one line."""
+    """A span of text with its surrounding characters, on one line."""
     return " ".join(text[max(0, start - margin) : end + margin].split())
 
 
 @dataclass(frozen=True, slots=True)
 class ControlTokens:
-    """Finds a tokenizer's special tokens in text; `starts` are their first characters, which are cheap to look for."""
+    """Finds a tokenizer's special tokens in text; `starts` are their first characters, which are fast to search for."""
 
     starts: tuple[str, ...]
     pattern: re.Pattern[str]
 
     @classmethod
     def of(cls, tokens: Iterable[str]) -> ControlTokens:
-        """Of these tokens; longest first, so that a token which begins with another one is named in full."""
+        """Builds it from these tokens; longest first, so that a token that begins with another one is named in full."""
         known = sorted({token for token in tokens if token.strip()}, key=lambda token: (-len(token), token))
         starts = tuple(sorted({token[:2] for token in known}))
         return cls(starts, any_of(known))
 
     def find(self, text: str) -> str:
-        """The first special token in the text; "" without one."""
+        """The first special token in the text; "" if there is none."""
         if not any(start in text for start in self.starts):
             return ""
         match = self.pattern.search(text)
@@ -136,7 +136,7 @@ class ControlTokens:
 
 
 def script_of(text: str) -> str:
-    """The script of most letters among the first 2,000 characters; "" where there are no letters."""
+    """The script of most letters among the first 2,000 characters; "" if there are no letters."""
     if text.isascii():
         return "Latin" if _ASCII_LETTER.search(text) else ""
     points = np.frombuffer(text[:SCRIPT_SAMPLE].encode("utf-32-le", "replace"), dtype=np.uint32)
@@ -152,7 +152,7 @@ def script_of(text: str) -> str:
 
 
 def _unread(text: str) -> str:
-    """What the text says when its characters are taken for the bytes that they stand for; "" where that is nothing."""
+    """The longest prefix that is UTF-8 in the bytes its characters stand for, decoded; "" if it is implausible."""
     for size in range(len(text), 1, -1):
         try:
             meant = b"".join(_byte(character) for character in text[:size]).decode("utf-8")

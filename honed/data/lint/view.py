@@ -9,25 +9,25 @@ from typing import Any
 
 from honed.data.encode.render import Rendered
 
-# Control characters but tab and line feed, direction marks, invisible characters, lone surrogates: whatever could
-# command a terminal, reorder what is read, or hide.
+# Control characters except tab and line feed, direction marks, invisible characters, lone surrogates: anything that
+# could control a terminal, reorder the text, or hide.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _BROKEN = "\ufffd"
-_CHARACTER = 4  # bytes of a character at most, and so tokens
-_BACK = 6  # tokens before one that can change how it decodes
+_CHARACTER = 4  # maximum bytes, and so tokens, of a character
+_BACK = 6  # preceding tokens that can change how a token decodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownToken:
-    """One token, or several that only together make a character.
+    """One token, or several that form one character together.
 
     Attributes:
-        text: what it adds to the text, escaped by `visible`.
+        text: its text, escaped by `visible`.
         ids: its ids.
-        weight: its loss weight, 0 where it is not trained.
+        weight: its loss weight, 0 if it is not trained.
         special: whether it is a special token.
     """
 
@@ -38,7 +38,7 @@ class ShownToken:
 
 
 class TokenViewer:
-    """Shows rendered rows token by token, with the tokenizer that made the ids."""
+    """Shows rendered rows token by token, with the tokenizer that encoded them."""
 
     def __init__(self, tokenizer: Any, special_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
@@ -46,7 +46,7 @@ class TokenViewer:
         self._alone: dict[int, str] = {}
 
     def tokens(self, rendered: Rendered) -> list[ShownToken]:
-        """Every id of the row exactly once, in order."""
+        """All ids of the row, each exactly once, in order."""
         ids, weights = rendered.input_ids.tolist(), rendered.weights.tolist()
         shown: list[ShownToken] = []
         start = 0
@@ -55,7 +55,7 @@ class TokenViewer:
             text = part if len(own) == 1 else self._decode(own)
             goes_on = at + 1 < len(ids) and weights[at + 1] == weight and len(own) < _CHARACTER
             if text.endswith(_BROKEN) and goes_on:
-                continue  # the beginning of a character
+                continue  # the start of a character
             special = ids[at] in self._special
             shown.append(ShownToken(text=visible(text), ids=tuple(own), weight=weight, special=special))
             start = at + 1
@@ -72,7 +72,7 @@ class TokenViewer:
         return [self._added(ids, at) for at in range(len(ids))]
 
     def _added(self, ids: list[int], at: int) -> str:
-        """What one id adds to those before it; some tokenizers write a space only between words."""
+        """The text that one id adds to the previous ones; some tokenizers write a space only between words."""
         start = max(0, at - _BACK)
         before, after = self._decode(ids[start:at]), self._decode(ids[start : at + 1])
         return after[len(before) :] if after.startswith(before) else self._alone[ids[at]]
@@ -82,12 +82,12 @@ class TokenViewer:
 
 
 def visible(text: str) -> str:
-    """The text with characters that command, reorder or hide written as `\\x1b` or `\\u202e`."""
+    """The text with control, reordering and hidden characters escaped, such as `\\x1b` or `\\u202e`."""
     return _UNSAFE.sub(lambda found: _escape(ord(found[0])), text)
 
 
 def one_line(text: str, most: int) -> str:
-    """The text on one line, cut at `most` characters."""
+    """The text on one line, truncated to `most` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= most else flat[: most - 1] + "…"
 

@@ -1,1 +1,1 @@
-"""Which rows are taken: weighted sources, a share held out, rows alike."""
+"""Selects rows: weighted sources, held-out shares, near-duplicates."""

@@ -1,14 +1,14 @@
-"""Several sources in one data set: their shares, caps and repeats, and how the rows of each are read.
+"""Several sources in one data set: their shares, caps and repeats, and how to read the rows of each.
 
-One epoch holds, of every source,
+One epoch holds, for every source,
 
     without weights   all its rows, `repeat` times each
     with weights      rows in proportion to the weights: the largest such epoch in which no row of a source occurs more
                       often than its `repeat` (1)
 
-so 1,000 rows at weight 0.7 and 1,000 at 0.3 make an epoch of 1,000 + 429 rows, and the second source leaves out 571.
-Weights count rows that can be trained; a cap counts rows as read, and those above it are not rendered at all. Which
-rows are left out depends on the seed, the source's name and the row's number only; each is counted in the ledger.
+so 1,000 rows at weight 0.7 and 1,000 at 0.3 make an epoch of 1,000 + 429 rows, and 571 rows of the second source are
+left out. Weights count trainable rows; a cap counts rows as read, and rows above it are not rendered at all. Which rows
+are left out depends only on the seed, the source's name and the row's number; each is counted in the ledger.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from honed.errors import DataError, RecipeError
 from honed.recipe import suggest
 
 LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT = "left out by cap", "left out by weight"
-READING = ("system", "format", "template", "template_arguments")  # what a source may set for itself
+READING = ("system", "format", "template", "template_arguments")  # options that a source may set for itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +35,12 @@ class Part:
     """One source of a mixture.
 
     Attributes:
-        data: whatever `sources.read_rows` reads.
-        name: for the ledger.
-        weight: share of rows, relative to the other weights; None where no part has one.
-        cap: at most so many rows are read.
-        repeat: how often each row may stand in one epoch.
-        system, format, template, template_arguments: for the rows of this source; None to follow the options.
+        data: anything that `sources.read_rows` reads.
+        name: its name in the ledger.
+        weight: share of rows, relative to the other weights; None if no part has one.
+        cap: maximum number of rows to read.
+        repeat: how often each row may occur in one epoch.
+        system, format, template, template_arguments: for the rows of this source; None for the general options.
     """
 
     data: Any
@@ -67,14 +67,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
-    """Sources that are trained together; accepted wherever rows are.
+    """Sources that are trained together; accepted wherever rows are accepted.
 
     Attributes:
         parts: the sources.
-        seed: decides which rows are left out.
+        seed: determines which rows are left out.
 
     Raises:
-        RecipeError: some parts have weights and others have none, or there is no part.
+        RecipeError: only some parts have weights, or there are no parts.
     """
 
     parts: tuple[Part, ...]
@@ -91,18 +91,18 @@ class Mixture:
             )
 
     def rows(self, part: Part, ledger: Ledger) -> Iterator[SourcedRow]:
-        """The rows of this part that are used; `ledger` counts those above its cap as read and dropped."""
+        """The rows of this part that are used; `ledger` counts rows above its cap as read and dropped."""
         rows = read_rows(part.data)
         return rows if part.cap is None else iter(_sample(rows, part.cap, f"{self.seed}:{part.name}", ledger))
 
     def times(self, counts: Sequence[int]) -> list[np.ndarray]:
-        """How often each row of each part stands in one epoch: int64, shape (rows of the part,).
+        """How often each row of each part occurs in one epoch: int64, shape (rows of the part,).
 
         Args:
-            counts: rows of each part that can be trained.
+            counts: trainable rows of each part.
 
         Raises:
-            DataError: a source with a weight has no rows, so no epoch can hold its share.
+            DataError: a source with a weight has no rows, so no epoch can contain its share.
         """
         targets = _targets(self.parts, counts)
         made = zip(self.parts, counts, targets, strict=True)
@@ -110,7 +110,7 @@ class Mixture:
 
 
 def as_mixture(data: Any) -> Mixture:
-    """`data` as a mixture of one, where it is none."""
+    """Returns a mixture as is, and other `data` as a mixture of one part."""
     return data if isinstance(data, Mixture) else Mixture(parts=(Part(data=data),))
 
 
@@ -118,7 +118,7 @@ def mixture_from(sources: Sequence[Mapping[str, Any]], *, seed: int) -> Mixture:
     """A mixture from the `data.sources` of a recipe.
 
     Raises:
-        RecipeError: a source without files, an unknown key or a value that cannot be.
+        RecipeError: a source without files, an unknown key or an invalid value.
     """
     parts: list[Part] = []
     for number, source in enumerate(sources, start=1):
@@ -144,13 +144,13 @@ def _part(source: Mapping[str, Any], place: str, taken: set[str]) -> Part:
 
 
 def with_data(mixture: Mixture, data: Sequence[Any], **changes: Any) -> Mixture:
-    """The mixture with other rows in its parts, and with `changes` made to each part."""
+    """A copy of the mixture with other data in its parts, and with `changes` applied to each part."""
     pairs = zip(mixture.parts, data, strict=True)
     return replace(mixture, parts=tuple(replace(part, data=rows, **changes) for part, rows in pairs))
 
 
 def _targets(parts: Sequence[Part], counts: Sequence[int]) -> list[int]:
-    """Rows of each part in one epoch."""
+    """Number of rows of each part in one epoch."""
     limits = [part.repeat * count for part, count in zip(parts, counts, strict=True)]
     weights = [part.weight for part in parts if part.weight is not None]
     if not weights:
@@ -159,12 +159,12 @@ def _targets(parts: Sequence[Part], counts: Sequence[int]) -> list[int]:
         if not count:
             raise DataError(f"The source {part.name} has a weight, but no row to train.", fix="mend it or leave it out")
     epoch = min(limit / weight for limit, weight in zip(limits, weights, strict=True))
-    # at least one row: a weight that is tiny beside the others would round to nothing
+    # at least one row: a very small weight would round to nothing
     return [min(limit, max(1, round(epoch * weight))) for limit, weight in zip(limits, weights, strict=True)]
 
 
 def _spread(count: int, target: int, key: str) -> np.ndarray:
-    """`target` rows over `count`: each equally often, and once more those that the key picks."""
+    """Counts that sum to `target`: all equal, plus one for rows that the key selects."""
     if not count:
         return np.zeros(0, dtype=np.int64)
     times = np.full(count, target // count, dtype=np.int64)
@@ -173,7 +173,7 @@ def _spread(count: int, target: int, key: str) -> np.ndarray:
 
 
 def _sample(rows: Iterator[SourcedRow], cap: int, key: str, ledger: Ledger) -> list[SourcedRow]:
-    """`cap` rows in their order: those whose keyed hashes are least, so that one pass and `cap` rows are enough."""
+    """`cap` rows in order: those with the smallest keyed hashes, which needs one pass and holds only `cap` rows."""
     heap: list[tuple[int, int, SourcedRow]] = []
     for number, row in enumerate(rows):
         entry = (-stable_hash(f"{key}:{number}"), number, row)
@@ -187,5 +187,5 @@ def _sample(rows: Iterator[SourcedRow], cap: int, key: str, ledger: Ledger) -> l
 
 
 def stable_hash(text: str) -> int:
-    """64 bits of a text, the same in every process."""
+    """A 64-bit hash of a text, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")

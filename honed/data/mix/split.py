@@ -1,12 +1,12 @@
-"""A share of the rows held out for evaluation: the same rows whatever their order, and nothing alike on both sides.
+"""Holds out a share of the rows for evaluation: independent of their order, with no similar rows on both sides.
 
-Rows that are alike stay together. Alike means: equal once case, white space, punctuation and digits are evened out, or
-near duplicates by MinHash (about 0.7 of their three-word shingles in common), directly or through others. Each group
-is ranked by a hash of the seed and its rows' texts, and groups are held out in that order until the share is reached;
-one that would go beyond it is passed over. So a row's side depends on what it says, on the seed and on what else is in
-the data, never on where it stands.
+Similar rows stay together. Rows are similar if they are equal apart from case, whitespace, punctuation and digits, or
+near-duplicates by MinHash (about 0.7 of their three-word shingles in common), directly or through other rows. Groups
+are ranked by a hash of the seed and their texts, and held out in that order until the share is reached; a group that
+would exceed it is skipped. So a row's side depends on its content, on the seed and on the rest of the data, but never
+on its position.
 
-System messages are left out of the comparison: rows often share a long one and nothing else.
+System messages are not compared: rows often share a long one and nothing else.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from honed.data.read.sources import SourcedRow, SourcedRows, UnreadRow, read_row
 from honed.errors import DataError, RecipeError
 from honed.quantities import counted
 
-ALIKE = 0.7  # estimated similarity; lower than for finding duplicates, for a miss here leaks
+ALIKE = 0.7  # estimated similarity; lower than for finding duplicates, because a miss here is a leak
 ROWS_AT_A_TIME = 1000
 _DIGITS, _NO_WORD = re.compile(r"\d+(?:[.,]\d+)*"), re.compile(r"[\W_]+")
 _AS_LETTERS = str.maketrans("0123456789", "abcdefghij")
 _ROLE_KEYS = ("role", "from")
 _ROLE_ONLY = frozenset({"system", "developer"})
-# What the formats read. In rows that have none of these (a formatting function's), all columns are compared.
+# Keys that the formats read. For rows without any of them (a formatting function's), all columns are compared.
 READ = (*LISTS_OF_MESSAGES, "chosen", *OTHER_CONTENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Both sides, and how they came about.
+    """Both sides, and how they were formed.
 
     Attributes:
-        train, held_out: mixtures; weights, caps and repeats concern the training side only.
+        train, held_out: mixtures; weights, caps and repeats apply to the training side only.
         note: for the ledger.
     """
 
@@ -58,17 +58,17 @@ def split(
     columns: Mapping[str, str] | None = None,
     text_field: str | None = None,
 ) -> Split:
-    """Holds out a share of all rows of all sources. The sources are read once now, and again by each side.
+    """Holds out a share of all rows of all sources. The sources are read now, and again for each side.
 
     Args:
-        mixture: what there is.
-        share: of the rows, above 0 and below 1.
-        seed: another one holds out other rows.
-        columns, text_field: how the rows are read (see `ReadOptions`), so that only what they say is compared.
+        mixture: all sources.
+        share: share of the rows, above 0 and below 1.
+        seed: another seed holds out other rows.
+        columns, text_field: how the rows are read (see `ReadOptions`), so that only their content is compared.
 
     Raises:
         RecipeError: the share is not between 0 and 1.
-        DataError: the rows are too few, or too much alike, to be divided.
+        DataError: there are too few rows, or they are too similar, to be split.
     """
     if not 0 < share < 1:
         raise RecipeError(f"eval_share is {share}.", fix="set a share of the rows above 0 and below 1, such as 0.02")
@@ -93,43 +93,43 @@ def split(
 
 
 def _keys(columns: Mapping[str, str], text_field: str | None) -> tuple[str, ...]:
-    """Where the rows' own columns say something: `READ` under the names that they have there."""
+    """The columns with content: `READ` under the names in these rows."""
     named = () if text_field is None else (text_field,)
     return (*dict.fromkeys(columns.get(key, key) for key in READ), *named)
 
 
 def content(row: Any, keys: Sequence[str] = READ) -> str:
-    """What a row says in these columns, for comparison: its texts without system messages, evened out."""
+    """The text of a row in these columns, normalised for comparison, without system messages."""
     read = {key: row[key] for key in keys if key in row} if isinstance(row, Mapping) else None
     try:
         said = " ".join(_texts(read or row)) or repr(row)
-    except RecursionError:  # nothing that could be trained on, so nothing that needs a side of its own
+    except RecursionError:  # cannot be trained on, so its side does not matter
         said = "nested too deeply"
     even = _NO_WORD.sub(" ", _DIGITS.sub("0", said.casefold())).strip()
-    return even or said  # nothing but punctuation
+    return even or said  # only punctuation
 
 
 def groups_of(texts: np.ndarray, signed: np.ndarray) -> np.ndarray:
-    """Which rows are alike: for each row its group's number, int64, shape (rows,).
+    """Groups similar rows: the group index of each row, int64, shape (rows,).
 
     Args:
-        texts: hashes of the rows' contents, uint64, shape (rows,).
+        texts: hashes of the rows' content, uint64, shape (rows,).
         signed: their MinHash signatures, shape (rows, PLACES).
     """
     _, first, number = np.unique(texts, return_index=True, return_inverse=True)
     there = near_groups(signed[first], least=ALIKE)
-    # candidates are compared with the first of their bucket only: the other way round, others come first
+    # candidates are compared with the first of their bucket only: in reverse order, other rows come first
     back = len(first) - 1 - near_groups(signed[first][::-1], least=ALIKE)[::-1]
     links = chain(enumerate(there.tolist()), enumerate(back.tolist()))
     return connected(len(first), links)[number.reshape(-1)]
 
 
 def hold_out(groups: np.ndarray, texts: np.ndarray, share: float, *, seed: int) -> np.ndarray:
-    """Which rows are held out: bool, shape (rows,). At least one group, whole groups only, at most the share else.
+    """Selects rows to hold out: bool, shape (rows,). Whole groups, no more rows than the share (at least one row).
 
     Args:
-        groups: each row's group.
-        texts: hashes of the rows' contents, which name the groups whatever the order of the rows.
+        groups: the group of each row.
+        texts: hashes of the rows' content, which identify groups independently of the rows' order.
     """
     _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     names = np.full(len(sizes), np.iinfo(np.uint64).max, dtype=np.uint64)
@@ -144,7 +144,7 @@ def hold_out(groups: np.ndarray, texts: np.ndarray, share: float, *, seed: int) 
 
 
 def _digest(mixture: Mixture, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Hash and signature of every row's content, and how many rows each part has; no text is kept."""
+    """Hash and signature of every row's content, and the number of rows of each part; no text is kept."""
     texts: list[int] = []
     signed: list[np.ndarray] = []
     counts = []
@@ -165,7 +165,7 @@ def _side(mixture: Mixture, wanted: Sequence[np.ndarray]) -> list[SourcedRows]:
 
 
 class _Chosen(SourcedRows):
-    """The rows of `data` at which `wanted` is true."""
+    """The rows of `data` for which `wanted` is true."""
 
     def __init__(self, data: Any, wanted: np.ndarray) -> None:
         super().__init__(self._read)
@@ -186,7 +186,7 @@ class _Chosen(SourcedRows):
 
 
 def _texts(value: Any) -> Iterable[str]:
-    """All texts in a row, but those of system messages and the names of roles."""
+    """All texts in a row except system messages and role names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -196,7 +196,7 @@ def _texts(value: Any) -> Iterable[str]:
                     yield from _texts(inner)
     elif isinstance(value, (list, tuple)):
         if value and all(isinstance(item, int) for item in value):
-            # ids in letters, for digits in texts are evened out
+            # ids as letters, because digits in texts are normalised
             yield " ".join(str(abs(token)).translate(_AS_LETTERS) for token in value)
         for item in value:
             yield from _texts(item)

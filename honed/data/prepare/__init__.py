@@ -1,1 +1,1 @@
-"""All of it in one pass, before training or while training. Begin with `prepare.py`."""
+"""Reads, renders and packs rows in one pass, before or during training. Start reading at `prepare.py`."""

@@ -8,7 +8,7 @@ import pickle
 from dataclasses import dataclass
 from typing import IO, Any
 
-_ALIGNMENT = 64  # bytes; of any type that numpy has
+_ALIGNMENT = 64  # bytes; enough for any numpy dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Parcel:
 
 
 def put(value: Any, file: IO[bytes]) -> Parcel:
-    """Writes the arrays of `value` at the end of `file`."""
+    """Appends the arrays of `value` to `file`; returns the rest of it."""
     buffers: list[pickle.PickleBuffer] = []
     rest = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     spans = []
@@ -34,16 +34,16 @@ def put(value: Any, file: IO[bytes]) -> Parcel:
 
 
 def take(parcel: Parcel, content: memoryview) -> Any:
-    """The value; its arrays are views of `content`, that of the file."""
+    """Rebuilds the value; its arrays are views of `content`, the content of the file."""
     return pickle.loads(parcel.rest, buffers=[content[start:end] for start, end in parcel.spans])
 
 
 def content_of(file: IO[bytes]) -> memoryview:
-    """All that was put into the file; stays valid when that is closed."""
+    """Everything written to the file; stays valid after the file is closed."""
     size = os.fstat(file.fileno()).st_size
     return memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)) if size else memoryview(b"")
 
 
 def memory_file() -> IO[bytes]:
-    """A file that has no name and goes when nobody has it any more."""
+    """An unnamed file in memory that is freed when its last descriptor is closed."""
     return os.fdopen(os.memfd_create("honed"), "wb+")

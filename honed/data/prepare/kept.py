@@ -1,4 +1,4 @@
-"""Rows that can be trained, in columns: few arrays for many rows, cheap to keep and to send to another process."""
+"""Trainable rows in columns: few arrays for many rows, cheap to store and to send to another process."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from honed.data.ledger import Ledger
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRow:
-    """A row that can be trained: its documents after the length policy, and what that policy did to it."""
+    """A trainable row: its documents after the length policy, and what the policy did to it."""
 
     source: Source
     views: list[Rendered]
     cut: tuple[str, str] | None = None
 
     def count(self, ledger: Ledger) -> None:
-        """As trained, once."""
+        """Adds this row to the ledger as trained once."""
         ledger.rows_trained += 1
         if self.cut is not None:
             ledger.cut(self.source, *self.cut)
@@ -31,23 +31,23 @@ class KeptRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRows:
-    """Many rows.
+    """Many trainable rows.
 
         rows       |   first   | second |     documents (2, 1)
         documents  | a a | b b |  c c c |     lengths (2, 2, 3)
 
     Attributes:
-        input_ids: int32, shape (T,), of all documents one after the other.
+        input_ids: int32, shape (T,), all documents concatenated.
         weights: float32, shape (T,).
-        lengths: int64, shape (D,), tokens of each document.
-        documents: int64, shape (rows,), documents of each row.
-        stops: int32, shape (turns,), the last ids of the trained turns.
-        turns: int64, shape (D,), trained turns of each document.
-        divided: bool, shape (rows,), whether the conversation became several views.
-        file: int64, shape (rows,), number of the name in `names` that the row's source has.
-        number: int64, shape (rows,), of the row in its source.
-        names: of sources.
-        cuts: row -> what the length policy did to it, as reason and detail.
+        lengths: int64, shape (D,), tokens per document.
+        documents: int64, shape (rows,), documents per row.
+        stops: int32, shape (turns,), the last id of each trained turn.
+        turns: int64, shape (D,), trained turns per document.
+        divided: bool, shape (rows,), whether the conversation was split into several views.
+        file: int64, shape (rows,), index in `names` of the row's source.
+        number: int64, shape (rows,), the row's number in its source.
+        names: names of sources.
+        cuts: row -> reason and detail of what the length policy did to it.
     """
 
     input_ids: np.ndarray
@@ -67,7 +67,7 @@ class KeptRows:
 
     @classmethod
     def of(cls, rows: Sequence[KeptRow]) -> KeptRows:
-        """These rows, in their order."""
+        """Builds columns from these rows, in order."""
         views = [view for row in rows for view in row.views]
         names = {name: n for n, name in enumerate(dict.fromkeys(row.source.file for row in rows))}
         return cls(
@@ -86,7 +86,7 @@ class KeptRows:
 
     @classmethod
     def joined(cls, parts: Iterable[KeptRows]) -> KeptRows:
-        """All rows of all parts."""
+        """Concatenates the rows of all parts."""
         parts = [part for part in parts if len(part)]
         names = {name: n for n, name in enumerate(dict.fromkeys(name for part in parts for name in part.names))}
         cuts: dict[int, tuple[str, str]] = {}
@@ -99,24 +99,24 @@ class KeptRows:
         return cls(**columns, file=_end_to_end(renumbered, np.int64), names=tuple(names), cuts=cuts)
 
     def source(self, row: int) -> Source:
-        """Where a row came from."""
+        """The source of a row."""
         return Source(file=self.names[int(self.file[row])], row=int(self.number[row]))
 
     def count(self, ledger: Ledger) -> None:
-        """All as trained, once each."""
+        """Adds all rows to the ledger, each as trained once."""
         ledger.rows_trained += len(self)
         ledger.conversations_split_into_views += int(np.count_nonzero(self.divided))
         for row, cut in self.cuts.items():
             ledger.cut(self.source(row), *cut)
 
     def repeated(self, times: np.ndarray) -> KeptRows:
-        """Each row as often as `times`, int64 (rows,), says; 0 leaves it out."""
+        """Repeats each row `times` times, int64 (rows,); 0 leaves it out."""
         if (times == 1).all():
             return self
         return self.chosen(np.repeat(np.arange(len(self)), times))
 
     def chosen(self, rows: np.ndarray) -> KeptRows:
-        """The rows of these numbers, int64, in this order."""
+        """The rows with these indices, int64, in this order."""
         of_rows = _spread(rows, self.documents)
         tokens = _spread(of_rows, self.lengths)
         return replace(
@@ -134,14 +134,14 @@ class KeptRows:
         )
 
 
-_ALIKE = {  # columns that mean the same in all parts
+_ALIKE = {  # columns that are joined by concatenation
     "input_ids": np.int32, "weights": np.float32, "lengths": np.int64, "documents": np.int64, "stops": np.int32,
     "turns": np.int64, "divided": np.bool_, "number": np.int64,
 }  # fmt: skip
 
 
 def _spread(chosen: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Numbers of the parts of the chosen wholes, where whole n has `lengths[n]` parts and they are numbered on."""
+    """Indices of the parts of the chosen wholes, where whole n has `lengths[n]` parts, numbered consecutively."""
     own = lengths[chosen]
     starts = np.cumsum(lengths)[chosen] - own
     return np.repeat(starts - (np.cumsum(own) - own), own) + np.arange(own.sum())

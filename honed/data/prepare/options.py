@@ -1,4 +1,4 @@
-"""How rows become training tokens: what a recipe's data section, `SFTConfig` and `prepare` can be told."""
+"""How rows become training tokens: options of a recipe's data section, `SFTConfig` and `prepare`."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class PrepareOptions:
     """How rows become training tokens.
 
     Attributes:
-        format: a name of `formats.FORMATS`, or "auto": recognised row by row.
+        format: a name of `formats.FORMATS`, or "auto": detected row by row.
         template: "auto" (the tokenizer's own), "plain", or the path of a Jinja file.
         template_arguments: further variables of the template.
-        columns: what the format expects -> the row's own name of it, as in `{messages: chat, role: who}`.
-        system: system prompt for conversations that have none.
+        columns: key that the format expects -> the data set's own name for it, as in `{messages: chat, role: who}`.
+        system: system prompt for conversations without one.
         train_on: "assistant" (every answer), "last" (the last one), "all" (the whole text, as in TRL: `train` and
-            `weight` of messages are not looked at), or "completion" (answers of rows that separate question and
-            answer, the whole text of the rest: TRL's default).
+            `weight` of messages are ignored), or "completion" (only the answers in rows that separate question and
+            answer, the whole text of other rows: TRL's default).
         train_roles: roles whose turns are trained.
-        train_reasoning: False gives the reasoning inside trained turns weight 0.
-        train_tool_calls: False gives the tool calls inside trained turns weight 0.
-        max_length: longest document in tokens, and the capacity of a packed row; None for no limit (no packing then).
-        overlong: what happens to longer documents: "drop", "truncate" (keeps the start, counts what was cut),
-            "split" (into parts, each a document of its own), "error".
-        packing: several documents share a row, isolated from each other.
-        packing_strategy: "bfd" (best fit, decreasing: no document is torn), "bfd_split" (also overlong=split) or
-            "wrapped" (rows are full to the last token and tear the documents at their ends; for pre-training).
-        share_prefixes: packing puts documents that begin alike into one row, which holds what they share once.
+        train_reasoning: False sets the weight of reasoning inside trained turns to 0.
+        train_tool_calls: False sets the weight of tool calls inside trained turns to 0.
+        max_length: maximum tokens of a document, and the capacity of a packed row; None for no limit (no packing then).
+        overlong: what to do with longer documents: "drop", "truncate" (keep the start, count what was cut), "split"
+            (into parts, each a separate document), "error".
+        packing: put several documents into a row, isolated from each other.
+        packing_strategy: "bfd" (best-fit decreasing: no document is split), "bfd_split" (also sets overlong=split) or
+            "wrapped" (rows are completely full, documents are cut where a row ends; for pre-training).
+        share_prefixes: packing puts documents with a common prefix into one row, which holds the prefix once.
         bad_rows: "error" (stop and list them) or "drop" (count them).
-        text_field: column of plain-text rows. Where it is named, its text comes before columns of ShareGPT (with `role`
-            and `content`) and Alpaca, as in TRL; None: `text`, behind all other formats.
+        text_field: column of plain-text rows. If set, its text takes precedence over columns of ShareGPT (with `role`
+            and `content`) and Alpaca, as in TRL; None: `text`, after all other formats.
     """
 
     format: str = "auto"
@@ -80,27 +80,27 @@ class PrepareOptions:
 
     @property
     def overlong_policy(self) -> str:
-        """What happens to longer documents, packing considered."""
+        """The policy for overlong documents, with packing taken into account."""
         return "split" if self.packing and self.packing_strategy == "bfd_split" else self.overlong
 
     @property
     def longest_document(self) -> int | None:
-        """In tokens; None for no limit. Wrapped packing tears documents, so it takes any."""
+        """Maximum tokens; None for no limit. Wrapped packing cuts documents, so it has no limit."""
         return None if self.packing and self.packing_strategy == "wrapped" else self.max_length
 
     def masks(self) -> Masks:
-        """Whose turns are trained, and what of them."""
+        """Which turns, and which parts of them, are trained."""
         return Masks(roles=tuple(self.train_roles), reasoning=self.train_reasoning, tool_calls=self.train_tool_calls)
 
 
 def options_from(data: DataRecipe) -> PrepareOptions:
-    """What the data section of a recipe says of these options."""
+    """These options, as set in the data section of a recipe."""
     own = {f.name: getattr(data, f.name) for f in fields(PrepareOptions) if hasattr(data, f.name)}
     return PrepareOptions(**own)
 
 
 def reading_of(options: PrepareOptions, template: Template | None = None) -> ReadOptions:
-    """How rows are read with these options; the template says how the parts of an Alpaca question are joined."""
+    """How to read rows with these options; the template sets the separator in Alpaca questions."""
     return ReadOptions(
         system=options.system,
         alpaca_separator=template.alpaca_separator if template else "\n",
@@ -117,12 +117,12 @@ def part_options(part: Part, options: PrepareOptions) -> PrepareOptions:
 def lowered_length(
     max_length: int | None, tokenizer: Any, positions: int | None = None
 ) -> tuple[int | None, list[str]]:
-    """The default `max_length` lowered to what tokenizer and model allow, with a note; any other value unchanged.
+    """Lowers the default `max_length` to the limit of the tokenizer or model, with a note; keeps any other value.
 
     TRL did the same (`min(tokenizer.model_max_length, 1024)`) until its default became a plain 1024.
 
     Args:
-        positions: how many position embeddings the model has; None where it computes them, or is not loaded.
+        positions: number of position embeddings of the model; None if it computes them or is not loaded.
     """
     of_tokenizer = getattr(tokenizer, "model_max_length", None)
     limits = [(of_tokenizer, "the tokenizer's limit"), (positions, "the number of the model's positions")]

@@ -1,6 +1,6 @@
-"""Rows that hold nothing but texts, as a shape and these texts, without an object per message.
+"""Reads rows that contain only texts to a shape and these texts, without an object per message.
 
-`formats.read_example` reads these rows to the same result; rows that it might refuse or treat specially are not plain.
+`formats.read_example` gives the same result for these rows; rows that it might refuse or treat specially are not plain.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from honed.data.example import Conversation, Document, Example, Message, PromptC
 from honed.data.prepare.options import PrepareOptions, reading_of
 from honed.data.read.formats import BESIDE_MESSAGES, ROW_KEYS, format_of_keys
 
-# The roles of a conversation, or the name of a format of texts.
+# The roles of a conversation, or the name of a text format.
 Shape = tuple[str, ...] | str
 Plain = tuple[Shape, tuple[str, ...]]
 _Read = Callable[[dict[Any, Any]], "Plain | None"]
-_READ = {*ROW_KEYS, *BESIDE_MESSAGES}  # the keys that formats look at
+_READ = {*ROW_KEYS, *BESIDE_MESSAGES}  # the keys that formats read
 _MOST_SETS_OF_KEYS = 1024
 
 
 class PlainRows:
-    """Recognises them."""
+    """Recognises plain rows."""
 
     def __init__(self, options: PrepareOptions) -> None:
         self._options = options
@@ -80,7 +80,7 @@ class PlainRows:
 
 
 def example_of(shape: Shape, contents: tuple[str, ...], source: Source) -> Example:
-    """The same as an example."""
+    """Converts a shape and texts to an example."""
     if shape == "text":
         return Document(text=contents[0], source=source)
     if shape == "prompt_completion":
@@ -90,12 +90,12 @@ def example_of(shape: Shape, contents: tuple[str, ...], source: Source) -> Examp
 
 
 def is_blank(text: str) -> bool:
-    """`not text.strip()`, without a copy."""
+    """`not text.strip()` without a copy."""
     return not text or text.isspace()
 
 
 def is_unicode(text: str) -> bool:
-    """False where half of a surrogate pair stands in it."""
+    """False if the text contains an unpaired surrogate."""
     if text.isascii():
         return True
     try:

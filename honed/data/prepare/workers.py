@@ -1,7 +1,7 @@
-"""Reading and rendering in several processes: each takes every n-th chunk of rows, and the order stays.
+"""Reads and renders in several processes: each takes every n-th chunk of rows, and the order is kept.
 
-Processes are forked, so rows, template and tokenizer need not be sent. The calling process works too, and puts the
-results together. Each process iterates over all rows, but parses only those of its own chunks.
+Processes are forked, so rows, template and tokenizer need not be sent. The calling process works as well, and combines
+the results. Each process iterates over all rows, but parses only those of its own chunks.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from honed.errors import DataError
 
 Rows = Callable[[], Iterator[UnreadRow]]
 Advance = Callable[[], None]
-_LEAD = 2  # chunks that a process may be ahead of the slowest before it takes over chunks of others
-_AHEAD = 3  # chunks assigned to a helper in advance, so that it need not wait while this process is busy
+_LEAD = 2  # chunks that a process may be ahead of the slowest one before it takes over chunks of others
+_AHEAD = 3  # chunks assigned to a helper in advance, so that it need not wait while the calling process is busy
 
 
 def can_fork() -> bool:
-    """Whether processes can be forked safely here."""
-    return sys.platform == "linux" and hasattr(os, "memfd_create")  # older Linux has none
+    """Whether processes can be forked safely on this system."""
+    return sys.platform == "linux" and hasattr(os, "memfd_create")  # not on old Linux
 
 
 def kept_rows(rows: Iterator[SourcedRow], read: RowReader, ledger: Ledger, advance: Advance) -> list[KeptRows]:
-    """The rows that can be trained, chunk by chunk, in this process; see `RowReader`.
+    """Reads the trainable rows in this process, chunk by chunk; see `RowReader`.
 
     Args:
-        advance: called each time when `ledger` knows of more rows.
+        advance: called each time more rows have been added to `ledger`.
     """
     kept = []
     while chunk := list(islice(rows, ROWS_AT_A_TIME)):
@@ -51,12 +51,12 @@ def kept_rows(rows: Iterator[SourcedRow], read: RowReader, ledger: Ledger, advan
 
 
 def kept_rows_by_workers(rows: Rows, read: RowReader, ledger: Ledger, advance: Advance, workers: int) -> list[KeptRows]:
-    """The same, made by `workers` processes, of which this is one; `rows` must give the same rows in each.
+    """Like `kept_rows`, with `workers` processes including this one; `rows` must yield the same rows in each.
 
     Raises:
-        DataError: a process died, as when memory runs out; else as `RowReader`.
+        DataError: a process died, for example for lack of memory; otherwise as in `RowReader`.
     """
-    read.get_ready()  # once, not in every process
+    read.get_ready()  # once here instead of in every process
     places, order = _Places(workers), _Order(ledger, advance)
     helpers: list[_Helper] = []
     try:
@@ -75,7 +75,7 @@ def kept_rows_by_workers(rows: Rows, read: RowReader, ledger: Ledger, advance: A
 
 
 class _Places:
-    """Which chunk each process takes next: every n-th, and while it is ahead of the slowest, the next that is left."""
+    """Assigns chunks to processes: every n-th one, or the next free one to a process ahead of the slowest."""
 
     def __init__(self, workers: int) -> None:
         self._last = [-1] * workers
@@ -83,7 +83,7 @@ class _Places:
         self._taken: set[int] = set()
 
     def next(self, number: int) -> int:
-        """For this process; what it gets ascends."""
+        """The next chunk for this process, in ascending order."""
         is_ahead = self._given[number] - min(self._given) > _LEAD
         place, step = self._last[number] + 1, 1 if is_ahead else len(self._last)
         if not is_ahead:
@@ -98,7 +98,7 @@ class _Places:
 
 @dataclass(slots=True)
 class _Order:
-    """Puts in order what comes in any: `kept` gives the rows of each chunk."""
+    """Restores the order of chunks that arrive in any order: `kept` gives the rows of each chunk."""
 
     ledger: Ledger
     advance: Advance
@@ -106,10 +106,10 @@ class _Order:
     _waiting: dict[int, tuple[Callable[[], KeptRows], Ledger] | Exception] = field(default_factory=dict)
 
     def add(self, place: int, found: tuple[Callable[[], KeptRows], Ledger] | Exception) -> None:
-        """Counts and keeps all whose turn it is.
+        """Counts and keeps all chunks whose turn has come.
 
         Raises:
-            Exception: what went wrong, when it is the turn of that.
+            Exception: the error of a chunk, when its turn has come.
         """
         self._waiting.setdefault(place, found)
         while (turn := self._waiting.pop(len(self.kept), None)) is not None:
@@ -122,7 +122,7 @@ class _Order:
 
 
 class _Helper:
-    """Another process; `works` until it said that it is done."""
+    """Another process; `works` until it reports that it is done."""
 
     def __init__(self, number: int, rows: Rows, read: RowReader, places: _Places) -> None:
         context = multiprocessing.get_context("fork")
@@ -133,15 +133,15 @@ class _Helper:
         self._content: memoryview | None = None
         self._process = context.Process(target=_help, args=(rows, read, self._file, self.pipe, its), daemon=True)
         with warnings.catch_warnings():
-            # Python >= 3.12 warns of threads of the parent; those of torch and tokenizers are not used by the child
+            # Python >= 3.12 warns about the parent's threads; the child does not use those of torch and tokenizers
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process.start()
-        its.close()  # the child has its own; without this the end of a child would not be seen
+        its.close()  # the child has its own; an open copy here would hide the end of the child
         for _ in range(_AHEAD):
             self._give()
 
     def receive(self, order: _Order) -> None:
-        """Adds what it sent."""
+        """Receives one message of the process and adds it to `order`."""
         try:
             sent = self.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -160,28 +160,28 @@ class _Helper:
             order.add(place, (partial(self._take, parcel), own))
 
     def _give(self) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # it is done, or dead: what it sent says which
+        with suppress(BrokenPipeError, ConnectionResetError):  # it is done or dead: its messages tell which
             self.pipe.send(self._next())
 
     def end(self) -> None:
-        """Stops it if it still runs."""
+        """Stops the process if it still runs."""
         self._process.terminate()
         self._process.join()
         self.pipe.close()
         self._file.close()
 
     def _take(self, parcel: Parcel) -> KeptRows:
-        if self._content is None:  # not before all is written
+        if self._content is None:  # not before everything is written
             self._content = content_of(self._file)
         kept: KeptRows = take(parcel, self._content)
         return kept
 
 
 def _collect(helpers: Sequence[_Helper], order: _Order, *, timeout: float | None) -> bool:
-    """Adds what helpers sent, one message of each, and tells whether there was any.
+    """Adds at most one message from each helper; returns whether there was any.
 
     Args:
-        timeout: seconds to wait for one; None for as long as it takes.
+        timeout: seconds to wait for a message; None to wait without limit.
     """
     working = {helper.pipe: helper for helper in helpers if helper.works}
     ready = wait(list(working), timeout) if working else []
@@ -191,15 +191,15 @@ def _collect(helpers: Sequence[_Helper], order: _Order, *, timeout: float | None
 
 
 def _help(rows: Rows, read: RowReader, file: IO[bytes], parents: Connection, pipe: Connection) -> None:
-    """Sends what it finds at the places that it is given, then None."""
+    """Sends the results for the places it receives, then None."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive the fork
-    parents.close()  # without this the end of the parent would not be seen
+    parents.close()  # an open copy here would hide the end of the parent
     try:
         for place, found in _found(rows, read, pipe.recv):
             pipe.send((place, found if isinstance(found, Exception) else (put(found[0], file), found[1])))
         pipe.send(None)
     except (KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
-        pass  # the parent is told as well, or gone
+        pass  # the parent is interrupted as well, or gone
     finally:
         pipe.close()
 
@@ -207,14 +207,14 @@ def _help(rows: Rows, read: RowReader, file: IO[bytes], parents: Connection, pip
 def _found(
     rows: Rows, read: RowReader, next_place: Callable[[], int]
 ) -> Iterator[tuple[int, tuple[KeptRows, Ledger] | Exception]]:
-    """What becomes of the chunks at the places that this process takes; last, with its place, what went wrong."""
+    """Yields the results of this process's chunks with their places; an error ends it, as the last result."""
     at = 0
     try:
         iterator = rows()
         while True:
             place = next_place()
             while at < place:
-                deque(islice(iterator, ROWS_AT_A_TIME), maxlen=0)  # passed over
+                deque(islice(iterator, ROWS_AT_A_TIME), maxlen=0)  # skip chunks of other processes
                 at += 1
             chunk = [row() for row in islice(iterator, ROWS_AT_A_TIME)]
             if not chunk:
@@ -227,7 +227,7 @@ def _found(
 
 def _read(place: int, chunk: list[SourcedRow], read: RowReader) -> tuple[KeptRows, Ledger]:
     before = place * ROWS_AT_A_TIME
-    ledger = Ledger(rows_in=before)  # the reader looks whether anything was read before
+    ledger = Ledger(rows_in=before)  # the reader checks whether rows were read before
     kept = read.columns(chunk, ledger)
     ledger.rows_in -= before
     return kept, ledger

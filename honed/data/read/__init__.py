@@ -1,1 +1,1 @@
-"""Rows from files and data sets, and the canonical form of each."""
+"""Rows from files and data sets, and their canonical forms."""

@@ -1,7 +1,7 @@
-"""Anthropic's content blocks, and the items of OpenAI's Responses, as messages in the form of OpenAI's chat.
+"""Converts Anthropic's content blocks and the items of OpenAI's Responses API to OpenAI's chat messages.
 
-- Anthropic: a message of the user holds `tool_result` blocks, one of the assistant `tool_use` blocks.
-- Responses: calls, their results and reasoning are items of their own, which have a `type` and no role.
+- Anthropic: user messages contain `tool_result` blocks, assistant messages `tool_use` blocks.
+- Responses: calls, their results and reasoning are separate items, which have a `type` and no role.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _FLAGS = ("train", "weight")
 
 
 def as_messages(turns: Sequence[Any]) -> Sequence[Any]:
-    """The turns, each block or item that is a call, a result or reasoning as (part of) a message; others as they are.
+    """Converts blocks and items that are calls, results or reasoning to (parts of) messages; other turns are unchanged.
 
     Raises:
-        RowError: an item is of a kind that messages have no place for, or stands where they have none.
+        RowError: an item has an unknown type, or is in a place that messages cannot express.
     """
     if not any(isinstance(turn, Mapping) and (_is_item(turn) or _has_tool_blocks(turn)) for turn in turns):
         return turns
@@ -60,7 +60,7 @@ def _with_reasoning(turn: Turn, thought: str) -> Turn:
 
 
 def _apart(turn: Turn) -> list[Turn]:
-    """The turn with its calls under `tool_calls`, or its results as messages of their own, in their order."""
+    """The turn with its calls under `tool_calls`, or with its results as separate messages, in order."""
     if any(_type(block) == "tool_result" for block in turn["content"]):
         kinds = groupby(turn["content"], key=lambda block: _type(block) == "tool_result")
         parts = [(are_results, list(blocks)) for are_results, blocks in kinds]
@@ -104,12 +104,12 @@ def _flags(item: Turn) -> dict[str, Any]:
     return {key: item[key] for key in _FLAGS if item.get(key) is not None}
 
 
-# `message` is not among them: it has a role.
+# Items of type `message` have a role, so they are not listed.
 _ITEMS: dict[str, Callable[[Turn], Turn]] = {"function_call": _call_item, "function_call_output": _result_item}
 
 
 def _thought(item: Turn) -> str:
-    """The reasoning itself, else its summary; "" where the item holds neither."""
+    """The reasoning itself, else its summary; "" if the item has neither."""
     if text := "".join(part["text"] for part in item.get("content") or ()):
         return text
     if text := "\n\n".join(part["text"] for part in item.get("summary") or ()):

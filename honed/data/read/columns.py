@@ -1,4 +1,4 @@
-"""Counts the columns of rows that are not used: unknown ones, and those of a format other than the trained one."""
+"""Counts unused columns: unknown ones, and those of a format other than the trained one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MOST_SETS = 1024
 
 
 class Columns:
-    """Counts them for the ledger, once per set of keys, unless these keys fit several formats."""
+    """Counts unused columns for the ledger: per set of keys, or per row if the keys fit several formats."""
 
     def __init__(self, reading: ReadOptions, format: str) -> None:
         self._reading, self._format = reading, format
         self._known: dict[_Keys, list[str]] = {}
 
     def count(self, rows: Sequence[SourcedRow], ledger: Ledger) -> None:
-        """Adds these rows."""
+        """Adds the unused columns of these rows to the ledger."""
         sets_of_keys = Counter(tuple(row) for _, row in rows if isinstance(row, Mapping))
         unsure = {keys for keys in sets_of_keys if len(self._candidates(keys)) > 1}
         for keys, number in sets_of_keys.items():
@@ -36,7 +36,7 @@ class Columns:
                     ledger.formats_beside[beside(names)] += 1
 
     def _candidates(self, keys: _Keys) -> list[str]:
-        """The formats that these keys fit, whatever stands in them."""
+        """The formats that these keys fit, whatever their values."""
         if keys not in self._known:
             if len(self._known) >= _MOST_SETS:
                 self._known.clear()
@@ -65,5 +65,5 @@ class Columns:
 
 
 def beside(names: Sequence[str]) -> str:
-    """What `formats_of` found, as the ledger has it: the format that is trained, and those that are not."""
+    """The result of `formats_of` as written in the ledger: the format that is trained, and those that are not."""
     return f"{names[0]}, not {' or '.join(names[1:])}"

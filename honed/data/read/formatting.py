@@ -1,4 +1,4 @@
-"""The caller's own function from a row to what is trained, in all the shapes that scripts have it."""
+"""The caller's own function from a row to training data, in all forms that scripts use."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ EXPECTED = "it must return a text, a list of messages, a (prompt, completion) pa
 
 
 class Formatting:
-    """Calls a formatting function and turns what it returns into a row.
+    """Calls a formatting function and converts its result to a row.
 
         row -> "text"                                   a document
         row -> [{"role": ..., "content": ...}, ...]     a conversation
         row -> ("prompt", "completion")                 the completion is trained; both may be lists of messages
         row -> {...}                                    another row, of any format
-        {"column": [value, ...], ...} -> ["text", ...]  old TRL's way: a batch in, a list of texts out
+        {"column": [value, ...], ...} -> ["text", ...]  old TRL's form: a batch in, a list of texts out
 
-    The old way is recognised at the first row: a function that returns a list of texts for a row, or fails on it, and
-    returns one text for a batch of that row, is given batches of one from then on.
+    The old form is detected at the first row: if the function returns a list of texts for a row or fails on it, and
+    returns one text for a batch of that row, it is called with batches of one from then on.
 
     Args:
-        function: the caller's.
-        text_field: the column that a text is put in.
+        function: the caller's function.
+        text_field: the column for a text.
     """
 
     def __init__(self, function: Callable[[Any], Any], text_field: str = "text") -> None:
@@ -32,12 +32,12 @@ class Formatting:
         self._batched: bool | None = None
 
     def __call__(self, row: Any) -> Any:
-        """The row to train on.
+        """Returns the row to train on.
 
         Raises:
             RowError: the function fails on this row, or returns something else.
         """
-        if isinstance(row, RowError):  # a line that could not be parsed
+        if isinstance(row, RowError):  # an unparsable line
             raise row
         if self._batched is None:
             self._batched = self._wants_batches(row)
@@ -51,13 +51,13 @@ class Formatting:
     def _wants_batches(self, row: Any) -> bool:
         try:
             result = self._function(row)
-        except Exception:  # the caller's code, on a row that may not be what it expects; told below if it fails again
+        except Exception:  # the caller's code, on a row it may not expect; reported below if it fails again
             result = []
         if not isinstance(result, list) or not (not result or _is_texts(result)) or not isinstance(row, Mapping):
             return False
         try:
             texts = self._function(_batch(row))
-        except Exception:  # it is no batched function: the error on the row itself is the one to tell
+        except Exception:  # not a batched function: the error on the row itself is reported
             return False
         return _is_texts(texts) and len(texts) == 1
 

@@ -1,4 +1,4 @@
-"""The messages of a row as `Message`s, whatever its data set calls things; their tools and tool calls."""
+"""Reads the messages of a row as `Message`s, whatever names its data set uses; also their tools and tool calls."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from honed.data.read.blocks import as_messages
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("thinking", "reasoning")
 _MEDIA_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
-LARGEST_WEIGHT = 3.4e38  # weights are kept as float32, in which larger ones are infinite
-_CALLS = ("function_call", "tool_call")  # roles of messages that are nothing but a call
-_DEEPEST = 100  # levels of lists and objects; what walks through them calls itself a few times for each
+LARGEST_WEIGHT = 3.4e38  # weights are stored as float32, in which larger ones are infinite
+_CALLS = ("function_call", "tool_call")  # roles of messages that contain only a call
+_DEEPEST = 100  # levels of lists and objects; code that walks them recurses a few times per level
 PLAIN_ROLES = {"system", "user", "assistant", "tool"}
 _READ = {"role", "from", "content", "value", "train", "weight", "tool_calls", "function_call", "tools"}
 
 
 def read_messages(turns: Any) -> tuple[Message, ...]:
-    """All turns of a conversation.
+    """Reads all turns of a conversation.
 
     Raises:
-        RowError: there is none, or one is not a message that can be trained on or shown.
+        RowError: there are no turns, or one is not a valid message.
     """
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise RowError("no messages", f"expected a list of messages, found {turns!r:.80}")
-    if all(map(_is_plain, turns)):  # as most are: nothing else to look for
+    if all(map(_is_plain, turns)):  # true of most conversations: skips all other checks
         return checked([Message(role=turn["role"], content=turn["content"]) for turn in turns])
     turns = as_messages(turns)
     messages = _with_calls_of_their_turn([_read_message(turn) for turn in turns], turns)
@@ -36,17 +36,17 @@ def read_messages(turns: Any) -> tuple[Message, ...]:
 
 
 def parsed_turns(turns: Any) -> Any:
-    """The turns of a conversation that stands there as JSON; all else as it is.
+    """Parses the turns of a conversation if they are JSON text; other values are unchanged.
 
     Raises:
-        RowError: it begins as a list, and is no JSON.
+        RowError: it starts like a list but is not JSON.
     """
     listed = isinstance(turns, str) and turns.lstrip().startswith("[")
     return _from_json(turns, "messages are not JSON") if listed else turns
 
 
 def checked(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The messages, if there is an answer and no answer is empty.
+    """The messages, if they have an answer and no answer is empty.
 
     Raises:
         RowError: otherwise.
@@ -60,10 +60,10 @@ def checked(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def read_tools(tools: Any) -> tuple[Mapping[str, Any], ...]:
-    """Tools as templates expect them; a bare function schema is put under `function`.
+    """Tools in the form that templates expect; a bare function schema is put under `function`.
 
     Raises:
-        RowError: they are no list of objects, also not as JSON.
+        RowError: they are not a list of objects, or JSON of one.
     """
     tools = _from_json(tools, "tools are not JSON") if isinstance(tools, str) and tools.strip() else tools
     if tools is None or (isinstance(tools, (str, Sequence)) and not tools):
@@ -91,7 +91,7 @@ def read_template_arguments(arguments: Any) -> dict[str, Any]:
 
 
 def _with_parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Anthropic's name of a tool's schema is `input_schema`."""
+    """Renames Anthropic's `input_schema` of a tool to `parameters`."""
     if tool.get("input_schema") is None or tool.get("parameters") is not None:
         return tool
     rest = {key: value for key, value in tool.items() if key not in ("input_schema", "parameters")}
@@ -114,7 +114,7 @@ def check_depth(*values: Any) -> None:
 
 
 def read_text(value: Any, key: str) -> str:
-    """A text, or OpenAI's typed parts that are texts.
+    """A text, or the text of OpenAI's typed parts.
 
     Raises:
         RowError: it is something else.
@@ -131,7 +131,7 @@ def _read_message(turn: Any) -> Message:
         return Message(role=turn["role"], content=turn["content"])
     if not isinstance(turn, Mapping):
         raise RowError("message is not an object", f"found {turn!r:.80}")
-    # not get(key, default): Arrow fills the keys that other rows have with None
+    # not get(key, default): Arrow fills keys of other rows with None
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     name = _name(turn)
     role = ROLES.get(name) or _unknown_role(turn)
@@ -148,7 +148,7 @@ def _read_message(turn: Any) -> Message:
 
 
 def _name(turn: Mapping[Any, Any]) -> str:
-    """Of whom the message is, in the data set's own words, or "" where it does not say."""
+    """The author of the message in the data set's own words, or "" if not given."""
     name = turn["role"] if turn.get("role") is not None else turn.get("from")
     return name.strip().lower() if isinstance(name, str) else ""
 
@@ -186,7 +186,7 @@ def _weight(turn: Mapping[str, Any]) -> float | None:
 
 
 def _content(content: Any) -> tuple[str, str, tuple[Any, ...]]:
-    """Text, reasoning, and all parts where there are others than those two."""
+    """Text, reasoning, and all parts if there are other kinds than these two."""
     if isinstance(content, str):
         return content, "", ()
     if not isinstance(content, Sequence) or not content:
@@ -201,7 +201,7 @@ def _content(content: Any) -> tuple[str, str, tuple[Any, ...]]:
 
 
 def _kind(part: Any) -> str | None:
-    """The type of a typed part; None where it is unknown or the part does not hold what its type says."""
+    """The type of a typed part; None if it is unknown or the part does not hold what its type requires."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(kind, str):
         return None
@@ -219,7 +219,7 @@ def _tool_calls(turn: Mapping[str, Any]) -> list[Any]:
 
 
 def _calls_in(calls: Any) -> list[Any]:
-    """Tool calls from JSON or objects, one or several; their arguments as objects where they are."""
+    """Tool calls from JSON or objects, one or several; arguments become objects where possible."""
     calls = _from_json(calls, "tool calls are not JSON") if isinstance(calls, str) else calls
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, Sequence) or not all(isinstance(call, Mapping) and call for call in calls):
@@ -228,7 +228,7 @@ def _calls_in(calls: Any) -> list[Any]:
 
 
 def _wrapped(function: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A bare function as OpenAI writes it: {"type": "function", "function": {...}}."""
+    """Wraps a bare function in OpenAI's form: {"type": "function", "function": {...}}."""
     if "name" in function and key in function and function.get("function") is None:
         bare = {k: v for k, v in function.items() if k not in ("id", "type", "function")}
         ident = {"id": function["id"]} if function.get("id") is not None else {}
@@ -237,7 +237,7 @@ def _wrapped(function: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The call without absent keys, its arguments parsed."""
+    """The call without null keys, with its arguments parsed."""
     call = {key: value for key, value in call.items() if value is not None}
     function = call.get("function")
     if not isinstance(function, Mapping):
@@ -266,7 +266,7 @@ def _from_json(text: str, reason: str) -> Any:
 
 
 def _with_calls_of_their_turn(messages: list[Message], turns: Sequence[Any]) -> list[Message]:
-    """A message that is nothing but a call belongs to the turn of the assistant before it, be that words or a call."""
+    """Merges messages that contain only a call into the assistant turn before them, be it text or a call."""
     if not any(message.extra for message in messages):
         return messages
     merged: list[Message] = []
@@ -287,7 +287,7 @@ def _flags(message: Message) -> tuple[str, bool | None, float | None]:
 
 
 def _with_analysis_as_thinking(messages: list[Message]) -> list[Message]:
-    """Harmony's analysis channel, where it is a message of its own, is the thinking of the answer that follows."""
+    """Merges a separate message of Harmony's analysis channel into the answer that follows, as its thinking."""
     merged: list[Message] = []
     for message in messages:
         before = merged[-1] if merged else None

@@ -1,10 +1,9 @@
-"""Keys that Arrow adds: all structs of a column have the same keys, and those that one does not have hold null.
+"""Removes keys that Arrow adds: all structs of a column have the same keys, and missing ones are filled with null.
 
     [{"a": 1}, {"b": 2}]   in a table, and read from it:   [{"a": 1, "b": None}, {"a": None, "b": 2}]
 
-A chat template would print them: foreign parameters in the tools of a prompt, foreign arguments in a call that is
-trained. A null that was really written cannot be told from them; where it matters, tools and calls can stand in the
-table as JSON.
+A chat template would print them: other tools' parameters in a prompt, other calls' arguments in a trained call. A null
+from the data cannot be distinguished from them; if that matters, store tools and calls as JSON text.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import Any
 
 
 def padded_columns(schema: Any) -> list[str]:
-    """Columns of an Arrow schema in which structs hold structs: there, and not in plain messages, it matters."""
+    """Columns of an Arrow schema with structs inside structs: padding does not matter in plain messages."""
     return [field.name for field in schema if _structs(field.type) > 1]
 
 
 def without_padding(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
-    """The row without keys that hold null inside these columns; the columns themselves stay."""
+    """The row without null keys inside these columns; the columns themselves stay."""
     return {**row, **{name: _stripped(row[name]) for name in columns}}
 
 
@@ -30,7 +29,7 @@ def _stripped(value: Any) -> Any:
 
 
 def _structs(kind: Any) -> int:
-    """How many structs stand inside each other."""
+    """The depth of nested structs."""
     import pyarrow as pa
 
     inner = max((_structs(kind.field(n).type) for n in range(kind.num_fields)), default=0)

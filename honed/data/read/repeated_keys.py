@@ -1,6 +1,6 @@
-"""JSON objects that have a key twice, which Python's `json` does not tell: it keeps the last value.
+"""Finds JSON objects with a repeated key, which Python's `json` accepts silently: it keeps the last value.
 
-Only a check looks for them. It reads the files once more: a reader that looked at every object would be slower for all.
+Only a check looks for them, in a second pass over the files: a reader that looked at every object would be slower.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from honed.data.read.files import TABLES, json_texts, kind_of
 
 
 class _Repeating(dict[str, Any]):
-    """An object of which `key` stood there more than once."""
+    """An object in which `key` occurs more than once."""
 
     key = ""
 
 
 def repeated_keys(files: Iterable[Path]) -> Iterator[tuple[Source, str]]:
-    """The rows of JSON files in which a key stands twice, each with the place of the first such key.
+    """Rows of JSON files that repeat a key, each with the place of the first such key.
 
-    What is not JSON is passed over: reading tells of it.
+    Anything that is not JSON is skipped: reading reports it.
     """
     for path in files:
         if kind_of(path) in TABLES:
@@ -52,7 +52,7 @@ _DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_noticing)
 
 
 def _place(value: Any) -> str:
-    """Such as `messages[1].content`; "" where no key is repeated."""
+    """A path such as `messages[1].content`; "" if no key is repeated."""
     if isinstance(value, _Repeating):
         return value.key
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

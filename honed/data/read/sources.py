@@ -1,4 +1,4 @@
-"""Whatever holds rows, as rows that know where they came from: files, folders, globs, the Hub, data sets in memory."""
+"""Reads rows with their sources from files, folders, globs, the Hub and data sets in memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Reader = Callable[[], Iterator[SourcedRow]]
 
 
 class SourcedRows:
-    """Rows that carry their `Source` already; `read` starts from the first row each time it is called."""
+    """Rows that already have their `Source`; each call of `read` starts from the first row."""
 
     def __init__(self, read: Reader) -> None:
         self.read = read
@@ -54,20 +54,20 @@ def starter_file(name: str) -> Path:
 
 
 def read_rows(data: Any) -> Iterator[SourcedRow]:
-    """Rows of anything that holds rows, each with its source. Nothing that the caller passed is changed.
+    """Rows of any kind of data, each with its source. The caller's data is not changed.
 
     Args:
-        data: what `shards` takes.
+        data: anything that `shards` accepts.
 
     Raises:
-        DataError: a file is missing, empty or garbled; names the file and the line.
+        DataError: a file is missing, empty or malformed; names the file and the line.
     """
     for read in shards(data):
         yield from read()
 
 
 def unread_rows(data: Any) -> Iterator[UnreadRow]:
-    """The same, each row parsed only when it is called where that saves work, so that skipping one is cheap."""
+    """Like `read_rows`, but where it saves work a row is parsed only when it is called, so that skipping is cheap."""
     files = files_of(data)
     if files is not None:
         for path in files:
@@ -84,15 +84,15 @@ def unread_rows(data: Any) -> Iterator[UnreadRow]:
 
 
 def shards(data: Any, *, streaming: bool = False) -> list[Reader]:
-    """The parts of which `data` consists, one for each file; each can be read by itself, from its start.
+    """The parts of `data`, one per file; each can be read independently, from its start.
 
     Args:
-        data: "starter"; a file, folder, glob or Hub id (`owner/name`, `owner/name@config:split`); a `datasets` data
-            set, or a dict of one; any iterable of mappings; `SourcedRows`; or a list of the former names.
+        data: "starter"; a file, folder, glob or Hub id (`owner/name`, `owner/name@config:split`); a list of these; a
+            `datasets` data set, or a dict with one; any iterable of mappings; `SourcedRows`.
         streaming: read Hub data sets over the network instead of downloading them first.
 
     Raises:
-        DataError: a name leads nowhere, or `data` holds no rows of its own.
+        DataError: a name does not exist, or `data` does not hold rows.
     """
     if isinstance(data, SourcedRows):
         return [data.read]
@@ -117,7 +117,7 @@ def shards(data: Any, *, streaming: bool = False) -> list[Reader]:
 
 
 def files_of(data: Any) -> list[Path] | None:
-    """The files that `data` names, in the order in which they are read; None where it names anything else."""
+    """The files that `data` names, in reading order; None if it names anything else."""
     if isinstance(data, (str, os.PathLike)):
         return _paths(str(data))
     if isinstance(data, Sequence) and data and all(isinstance(item, (str, os.PathLike)) for item in data):
@@ -140,7 +140,7 @@ def _named(name: str, streaming: bool) -> list[Reader]:
 
 
 def _paths(name: str) -> list[Path] | None:
-    """The files of a name; None where it can only be one of the Hub's."""
+    """The files of a name; None if it can only be a Hub id."""
     path = Path(name).expanduser()
     if name == STARTER:
         return [starter_file("train.jsonl")]
@@ -148,13 +148,13 @@ def _paths(name: str) -> list[Path] | None:
         return files_in(path)
     if path.exists():
         return [path]
-    if has_magic(name) and not _HUB.fullmatch(name):  # a split may look like a pattern: owner/name:train[:5%]
+    if has_magic(name) and not _HUB.fullmatch(name):  # a split may look like a glob: owner/name:train[:5%]
         return _matches(name, path)
-    return [path] if kind_of(path) in KINDS else None  # reading it says that it is missing
+    return [path] if kind_of(path) in KINDS else None  # reading it reports that it is missing
 
 
 def _matches(name: str, path: Path) -> list[Path]:
-    """The files that a pattern names, sorted."""
+    """The files that match a pattern, sorted."""
     matches = map(Path, glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
     found = sorted(match for match in matches if match.is_file())
     if not found:
@@ -163,10 +163,10 @@ def _matches(name: str, path: Path) -> list[Path]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The data files of a folder and the folders in it, sorted by path; of one that `datasets` saved, its tables.
+    """The data files of a folder and its subfolders, sorted by path; the tables of a folder saved by `datasets`.
 
     Raises:
-        DataError: there are none, or the folder holds several splits.
+        DataError: there are no data files, or the folder holds several splits.
     """
     if (folder / "dataset_dict.json").is_file():
         names = json.loads((folder / "dataset_dict.json").read_text("utf-8")).get("splits", [])
@@ -194,7 +194,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def _as_python(data: Any) -> Iterable[Any]:
-    """A `datasets` data set whose rows come as plain values, whatever format is set on it; others as they are."""
+    """Makes a `datasets` data set return plain Python values, whatever its format; other data is unchanged."""
     if not (hasattr(data, "with_format") and hasattr(data, "features")):
         return data
     plain: Iterable[Any] = data.with_format(None)
@@ -202,17 +202,17 @@ def _as_python(data: Any) -> Iterable[Any]:
 
 
 def _unpadded(rows: Iterable[Any], data: Any) -> Iterable[Any]:
-    """Rows of a `datasets` data set without the keys that Arrow adds; of a stream without features as they are."""
+    """Rows of a `datasets` data set without keys that Arrow adds; rows of a stream without features are unchanged."""
     schema = getattr(data.features, "arrow_schema", None)
     columns = padded_columns(schema) if schema is not None else []
     return (without_padding(row, columns) for row in rows) if columns else rows
 
 
 def _whole_stream(data: Any) -> Iterator[Any]:
-    """All rows of an `IterableDataset`, in whatever process.
+    """All rows of an `IterableDataset`, in any process.
 
-    Iterating over it in a DataLoader's worker gives that worker's shards only, but each reader of a `RowStream` needs
-    all rows. `.iter` gives all of them.
+    Iterating over it in a DataLoader worker yields only that worker's shards, but each reader of a `RowStream` needs
+    all rows. `.iter` yields all of them.
     """
     for batch in data.iter(batch_size=1):
         yield {column: value for column, [value] in batch.items()}
@@ -232,7 +232,7 @@ def _read_hub(name: str, hub_id: str, config: str | None, split: str, streaming:
     ask_for_dataset(hub_id)
     try:
         rows = datasets.load_dataset(hub_id, config, split=split, streaming=streaming)
-    except Exception as error:  # the Hub's client raises dozens of kinds; the user needs only one line
+    except Exception as error:  # the Hub's client raises dozens of types; one line is enough
         raise DataError(
             f"The data set {name!r} is neither a file here nor loadable from the Hub: {error}",
             fix="check the name, the split (owner/name:split) and the network, or pass a local file",

@@ -1,4 +1,4 @@
-"""TRL's small functions on rows, for scripts that call them before training. honed itself needs none of them."""
+"""TRL's helper functions for rows, for scripts that call them before training. honed itself does not need them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Row = Mapping[str, Any]
 
 _TALKS = ("prompt", "completion", "messages", "chosen", "rejected")
 _WITH_CONVERSATIONS = (*_TALKS, "conversations")
-_READ = ({"messages"}, {"prompt"}, {"prompt", "completion"})  # of rows for supervised fine-tuning
+_READ = ({"messages"}, {"prompt"}, {"prompt", "completion"})  # for supervised fine-tuning
 
 
 def is_conversational(example: Row) -> bool:
-    """Whether the row's texts are lists of messages with roles, not plain texts."""
+    """Whether the row's texts are lists of messages with roles instead of plain texts."""
     return any(_is_talk(example.get(key), "role") for key in _TALKS)
 
 
@@ -26,9 +26,9 @@ def is_conversational_from_value(example: Row) -> bool:
 
 
 def maybe_convert_to_chatml(example: Row) -> dict[str, Any]:
-    """The row with `messages` of {"role": ..., "content": ...} in place of `conversations` of "from" and "value".
+    """Returns the row with `conversations` ("from", "value") replaced by `messages` ("role", "content").
 
-    Roles keep their names. The row itself is not changed, unlike in TRL.
+    Role names are kept. The input row is not changed, unlike in TRL.
     """
     new = {"from": "role", "value": "content"}
     made = dict(example)
@@ -46,18 +46,18 @@ def maybe_convert_to_chatml(example: Row) -> dict[str, Any]:
 def apply_chat_template(
     example: Row, processing_class: Any, tools: list[Any] | None = None, **template_kwargs: Any
 ) -> dict[str, str]:
-    """The row's messages as texts: `text` of messages; `prompt`, and `completion`, of rows that have these.
+    """Renders the row's messages: `messages` to `text`; `prompt` and `completion` each to a text.
 
-    The prompt ends where the two texts part: a template may write more behind a prompt than inside a conversation.
+    The prompt ends where the two texts diverge: a template may write more after a prompt than inside a conversation.
 
     Args:
         example: a row with `messages`, `prompt`, or `prompt` and `completion`.
-        processing_class: has `apply_chat_template`.
-        tools: what the template announces.
-        template_kwargs: further variables of the template; those of the row's `chat_template_kwargs` are given too.
+        processing_class: an object with `apply_chat_template`.
+        tools: tools that the template announces.
+        template_kwargs: further variables of the template, in addition to the row's `chat_template_kwargs`.
 
     Raises:
-        DataError: the row has other columns of messages, or its prompt ends with a turn that nothing can follow.
+        DataError: the row has other columns of messages, or no answer can follow the last turn of its prompt.
     """
     found = set(_TALKS) & example.keys()
     if found not in _READ:
@@ -85,14 +85,14 @@ def apply_chat_template(
 def maybe_apply_chat_template(
     example: Row, processing_class: Any, tools: list[Any] | None = None, **template_kwargs: Any
 ) -> dict[str, Any]:
-    """`apply_chat_template` of a conversational row; any other as it is."""
+    """`apply_chat_template` for conversational rows; a copy of any other row."""
     if is_conversational(example):
         return apply_chat_template(example, processing_class, tools, **template_kwargs)
     return dict(example)
 
 
 def _asks(prompt: Any) -> bool:
-    """Whether an answer follows the prompt; else its last turn is one that goes on."""
+    """Whether a new answer follows the prompt; otherwise its last turn is continued."""
     role = prompt[-1]["role"]
     if role not in ("user", "tool", "assistant"):
         raise DataError(f"A prompt ends with a turn of {role!r}.", fix="end it with a turn of the user")

@@ -1,5 +1,5 @@
-"""Conversations as views: texts cut into what is trained and what is not, the same in training and in serving.
+"""Conversations as views: texts cut into trained and untrained parts, the same in training and in serving.
 
-The cut before an answer is where the template's own generation prompt ends, so no marks in the template and no search
-for marker tokens are needed: what stands before the cut is, by construction, what inference feeds.
+The cut before an answer is the end of the template's own generation prompt, so templates need no marks and no marker
+tokens are searched: by construction, the text before the cut is the input at inference.
 """

@@ -1,12 +1,12 @@
-"""Control tokens spelled in a row's text stay text: `<|im_end|>` typed by a user ends no turn.
+"""Keeps control tokens in a row's text as text: `<|im_end|>` typed by a user does not end a turn.
 
-Each is put between two marks before the template runs, and found by these marks afterwards:
+Each is enclosed in two marks before the template runs, and found by these marks afterwards:
 
     "say <|im_end|>"  ->  "say ^<|im_end|>$"  ->  <|im_start|>user\\nsay ^<|im_end|>$<|im_end|>\\n
                                                  |----- as usual ------||- literal -||- as usual -|
 
-The marks are two Unicode noncharacters that the row does not contain. Without them the text must equal what the
-template makes of the unmarked row. Rows without control tokens take the usual way.
+The marks are two Unicode noncharacters that the row does not contain. Without them, the text must equal the template's
+output for the unmarked row. Rows without control tokens are rendered directly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What stands before and behind a control token that is text."""
+    """The marks before and after a control token that is text."""
 
     start: str
     end: str
@@ -39,7 +39,7 @@ class Marks:
         return text.replace(self.start, "").replace(self.end, "")
 
     def stretches(self, text: str) -> list[tuple[int, int, bool]]:
-        """(start, end, literal) of what stands between the marks, and of the rest."""
+        """(start, end, literal) of each stretch, between a pair of marks (literal) or outside."""
         borders = [n for n, character in enumerate(text) if character in (self.start, self.end)]
         edges = [-1, *borders, len(text)]
         return [
@@ -50,7 +50,7 @@ class Marks:
 
 
 def find(value: Any, control: re.Pattern[str]) -> bool:
-    """True where a text, or one inside lists and mappings, spells a control token."""
+    """Whether a text, or a text inside lists and mappings, contains a control token."""
     if isinstance(value, str):
         return control.search(value) is not None
     if isinstance(value, Mapping):
@@ -59,10 +59,10 @@ def find(value: Any, control: re.Pattern[str]) -> bool:
 
 
 def choose_marks(*values: Any) -> Marks:
-    """Two code points that none of the values holds.
+    """Chooses two code points that none of the values contains.
 
     Raises:
-        RowError: there are none.
+        RowError: fewer than two are free.
     """
     free = [mark for mark in _NONCHARACTERS if not find(values, re.compile(mark))]
     if len(free) < 2:
@@ -71,7 +71,7 @@ def choose_marks(*values: Any) -> Marks:
 
 
 def marked(value: Any, control: re.Pattern[str], marks: Marks) -> Any:
-    """A copy whose texts have their control tokens marked."""
+    """A copy with the control tokens in its texts marked."""
     if isinstance(value, str):
         return marks.around(value, control)
     if isinstance(value, Mapping):
@@ -82,13 +82,13 @@ def marked(value: Any, control: re.Pattern[str], marks: Marks) -> Any:
 
 
 def marked_message(message: Message, control: re.Pattern[str], marks: Marks) -> Message:
-    """The message with control tokens marked in its content and all further keys."""
+    """The message with control tokens marked in its content and all other keys."""
     content = marks.around(message.content, control)
     return replace(message, content=content, extra=marked(message.extra, control, marks))
 
 
 def unmarked(view: View, marks: Marks) -> View:
-    """The view without marks; what stood between them are literal pieces."""
+    """The view without marks; marked text becomes literal pieces."""
     parts = [_parts(piece, marks) for piece in view.pieces]
     checks = tuple(sum(map(len, parts[:count])) for count in view.checks)
     return replace(view, pieces=tuple(part for piece in parts for part in piece), checks=checks)

@@ -1,4 +1,4 @@
-"""A tokenizer's own chat template, unpatched: where answers begin and end is found by rendering it."""
+"""A tokenizer's own chat template, unpatched: renders it to find where answers begin and end."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _MOST_ARGUMENTS = 256  # templates with variables of rows that are kept
 
 
 class JinjaTemplate:
-    """Any chat template of a tokenizer, as it is.
+    """Any chat template of a tokenizer, unmodified.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template; rendering is transformers' own (sandboxed).
         arguments: further variables of the template (`enable_thinking`, ...).
-        masks: whose turns are trained, and what of them.
+        masks: which turns, and which parts of them, are trained.
 
     Attributes:
-        treated_apart: finds contents that no form (see `Shapes`) can be used for.
+        treated_apart: finds contents for which no form (see `Shapes`) can be used.
     """
 
     alpaca_separator = "\n"
@@ -91,7 +91,7 @@ class JinjaTemplate:
         return self._with_arguments[key]
 
     def _any_views(self, conversation: Conversation, hide: bool = False, *, train_on: str, apart: bool) -> list[View]:
-        """The views of any conversation; with `hide`, a LookedAt where the template looks at its contents."""
+        """The views of any conversation; with `hide`, raises LookedAt if the template inspects its contents."""
         talk = self._talk(conversation)
         if hide:
             talk = Talk(partial(_hidden, self._jinja), talk.messages, talk.tools)
@@ -104,7 +104,7 @@ class JinjaTemplate:
         return (unmarked(view, talk.marks) if talk.marks else view).pieces
 
     def _talk(self, conversation: Conversation) -> Talk:
-        """The conversation, its control tokens marked if there are any."""
+        """The conversation, with control tokens marked if there are any."""
         messages, tools = conversation.messages, conversation.tools
         control = self._special
         if not any(find(m.content, control) or (m.extra and find(m.extra, control)) for m in messages) and not (
@@ -142,7 +142,7 @@ class JinjaTemplate:
         return replace(turn, mutes=tuple(mutes)) if mutes else turn
 
     def _unserved(self, talk: Talk, number: int, weight: float) -> TextTurn:
-        """A turn that inference never makes: its content, and the special token that closes it."""
+        """A turn that inference never generates: its content, and the special token that closes it."""
         start, end = talk.content_span(number)
         text = talk.text(number + 1)
         ahead = self._special.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
@@ -150,7 +150,7 @@ class JinjaTemplate:
         return TextTurn(number=number, text=text, start=start, end=end, weight=weight, served=False)
 
     def _answer(self, talk: Talk, number: int, weight: float) -> TextTurn:
-        """Where the answer `messages[number]` starts and ends in the text up to and with it."""
+        """The answer `messages[number]`, with its start and end in the text up to and including it."""
         context = talk.text(number, prompt=True)
         text = talk.text(number + 1)
         if not text.startswith(context):
@@ -175,25 +175,25 @@ class JinjaTemplate:
         )
 
     def _stop(self, tail: str, content: str | None, talk: Talk) -> int | None:
-        """Where the special token ends that closes the answer in `tail`; None where there is none."""
+        """The end of the special token that closes the answer in `tail`; None if there is none."""
         ends = [end for end in self._special.finditer(tail) if not talk.is_literal(tail, end.start())]
         if content is None:
             return ends[-1].end() if ends else None
-        # From the right: the template's own text before the content (reasoning, a channel's name) may hold the same
-        # words and special tokens; what stands behind the content is the end token.
+        # From the right: the template's own text before the content (reasoning, a channel's name) may contain the same
+        # words and special tokens; the end token follows the content.
         closing = [end for end in reversed(ends) if tail[: end.start()].rstrip().endswith(content)]
         after = tail.find(content) + len(content)
         later = [end for end in ends if end.start() >= after]
         return next((end.end() for end in closing + later), None)
 
     def _last_token(self, text: str, talk: Talk) -> int:
-        """Where the last special token of `text` starts."""
+        """The start of the last special token in `text`."""
         found = [end.start() for end in self._special.finditer(text) if not talk.is_literal(text, end.start())]
         return found[-1] if found else len(text)
 
 
 def _hidden(jinja: ChatJinja, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, prompt: bool) -> str:
-    """The text; raises LookedAt where contents that cannot be inspected do not give the same."""
+    """The text; raises LookedAt if opaque contents do not give the same text."""
     text = jinja(messages, tools, prompt=prompt)
     if jinja(list(map(opaque, messages)), tools, prompt=prompt) != text:
         raise LookedAt
@@ -201,11 +201,11 @@ def _hidden(jinja: ChatJinja, messages: Sequence[Mapping[str, Any]], tools: Sequ
 
 
 def _behind_prompt(text: str, context: str, ending: str) -> str:
-    """The answer behind the prompt that is served for it, where the template changes what stands before the question.
+    """Puts the answer after the prompt that is served for it, if the template changes the text before the question.
 
     Mistral's templates show the system prompt only while its question is the last message: they serve "[INST] Be kind.
-    Why?[/INST]" and make "[INST] Why?[/INST] Because." of the whole. From the question on (`ending` of the prompt) both
-    must agree, or `text` is given back.
+    Why?[/INST]", but render "[INST] Why?[/INST] Because." for the whole. From the question on (`ending` of the prompt)
+    both must agree; otherwise `text` is returned.
     """
     if not ending or text.count(ending) != context.count(ending):
         return text

@@ -1,4 +1,4 @@
-"""Roles in plain words, encoded message by message."""
+"""The plain template: role names as plain words, encoded message by message."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from honed.data.templates.view import Masks, Piece, View, trained_turns
 
 PLAIN_SYSTEM_PROMPT = "你是小冬瓜智能体,请安全详细回答用户 USER 的问题"
 PLAIN_START, PLAIN_END = "<|im_start|>", "<|im_end|>"
-# The same text as `PlainTemplate` makes, for tools that only know Jinja. They encode it in one go, which can merge
-# tokens across message borders ("?" + newline); honed itself encodes piece by piece, as in training.
-# The first line tells honed, and whoever reads the file, which it is.
+# The same text as `PlainTemplate` renders, for tools that only support Jinja. They encode the whole text at once, which
+# can merge tokens across message borders ("?" + newline); honed itself encodes piece by piece, as in training.
+# The first line tells honed, and human readers, which template this is.
 PLAIN_MARK = "{#- honed: plain template, encoded message by message -#}"
 PLAIN_JINJA = (
     PLAIN_MARK + "{%- set system_prompt = 'SYSTEM_PROMPT' -%}"
@@ -25,7 +25,7 @@ PLAIN_JINJA = (
     "{%- if add_generation_prompt %}{{- '\\n#ASSISTANT:' }}{%- endif %}"
 )
 
-# inside a Jinja string; line ends too, which Jinja and text files would turn into their own
+# in a Jinja string; also newlines, which Jinja and text files would normalise
 _ESCAPES = {"\\": r"\\", "'": r"\'", "\n": r"\n", "\r": r"\r"}
 _UNESCAPES = {escape: character for character, escape in _ESCAPES.items()}
 
@@ -34,7 +34,7 @@ _UNESCAPES = {escape: character for character, escape in _ESCAPES.items()}
 class PlainTemplate:
     """Roles in plain words: `<|im_start|>`, then `\\n#ROLE:content` per message, `<|im_end|>` after each answer.
 
-    Every message is encoded by itself, so tokens never merge across a border. Source: the PyTorch lesson on SFT
+    Every message is encoded separately, so tokens never merge across a border. Source: the PyTorch lesson on SFT
     whose golden ids are in `tests/data/encode/test_render.py`.
     """
 
@@ -45,7 +45,7 @@ class PlainTemplate:
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
         refuse_what_it_cannot_show(conversation)
         messages = self._with_system(conversation.messages)
-        if train_on == "all":  # the whole text, whatever the messages say of themselves
+        if train_on == "all":  # the whole text, whatever the messages' own flags say
             return [self._view(messages, {n: 1.0 for n, m in enumerate(messages) if m.role == "assistant"}, train_on)]
         chosen = trained_turns(messages, train_on, self.masks.roles)
         if apart:
@@ -62,7 +62,7 @@ class PlainTemplate:
 
     @classmethod
     def from_jinja(cls, text: str, *, masks: Masks | None = None) -> PlainTemplate | None:
-        """The template that `jinja` wrote down; None for any other text."""
+        """The template that `jinja` wrote; None for any other text."""
         literal = r"{%- set system_prompt = '((?:[^'\\]|\\.)*)' -%}"
         if (found := re.match(re.escape(PLAIN_MARK) + literal, text, re.DOTALL)) is None:
             return None
@@ -109,7 +109,7 @@ def refuse_what_it_cannot_show(conversation: Conversation) -> None:
 
 def refuse_images(conversation: Conversation) -> None:
     """Raises:
-    RowError: a message shows an image, and the template is one for text.
+    RowError: a message contains an image, but the template is for text.
     """
     if conversation.has_images:
         raise RowError("images in a text-only template", "images need a vision model and its processor")

@@ -1,10 +1,10 @@
-"""Conversations of one shape (roles and flags) have the same views but for their contents: a form, filled in per row.
+"""Conversations of one shape (roles and flags) differ only in their contents: their views are a form, filled per row.
 
     user, assistant  ->  <|im_start|>user\\n[0]<|im_end|>\\n<|im_start|>assistant\\n  |  [1]<|im_end|>  |  \\n
 
-That holds for templates that print contents without inspecting them. The template is given contents that raise when
-they are inspected (`Opaque`): one that tests, trims, slices or compares them gets no form, nor does one that changes
-them. The first rows of each shape are also rendered the usual way, and must come out the same.
+That holds for templates that print contents without inspecting them. The template is rendered with contents that raise
+an error when inspected (`Opaque`): a template that tests, trims, slices, compares or changes them gets no form. The
+first rows of each shape are also rendered directly, and both results must be equal.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from honed.data.example import Conversation, RowError
 from honed.data.templates.view import Piece, View
 from honed.errors import TemplateError
 
-CHECKED_ROWS = 3  # of each shape, against the usual way
+CHECKED_ROWS = 3  # rows of each shape that are checked against direct rendering
 _MOST_SHAPES = 256
-# What could put a text together in a way that `Opaque` does not see.
+# Operations that could combine texts unnoticed by `Opaque`.
 _UNSEEN = re.compile(r"~|\b(join|format|replace)\b|['\"]\s*%[^}]")
 
 Shape = tuple[Any, ...]
-# The text of a piece: fixed stretches, and numbers of messages whose content stands between them.
+# The text of a piece: fixed strings, and indices of messages whose content goes between them.
 Segments = tuple["str | int", ...]
 MakeViews = Callable[[Conversation, bool], list[View]]
 
 
 class LookedAt(Exception):
-    """The template did something else with a content than to print it."""
+    """The template did more with a content than print it."""
 
 
 class Opaque(str):
-    """A text that can be printed and put between others, and nothing else."""
+    """A text that can only be printed and concatenated."""
 
     __slots__ = ()
 
@@ -62,13 +62,13 @@ for _name in {*dir(str), "__bool__"} - _PRINTING - _INNER:
 
 @dataclass(slots=True, kw_only=True)
 class Form:
-    """The views of a shape; `checked` counts the rows that came out the same both ways."""
+    """The views of a shape; `checked` counts the rows for which both ways gave the same views."""
 
     views: list[tuple[View, tuple[Segments, ...]]]
     checked: int = 0
 
     def fill(self, contents: Sequence[str]) -> list[View]:
-        """The views of these contents."""
+        """The views with these contents filled in."""
         return [
             View(pieces=tuple(map(_filled, view.pieces, own, repeat(contents))), checks=view.checks)
             for view, own in self.views
@@ -84,13 +84,13 @@ def _filled(piece: Piece, segments: Segments, contents: Sequence[str]) -> Piece:
 
 @dataclass(slots=True)
 class Shapes:
-    """Forms for one template and one way to train.
+    """Forms for one template and one `train_on`.
 
     Args:
         source: the template's text.
-        make: (conversation, whether to hide its contents) -> its views, the usual way; raises LookedAt where the
+        make: (conversation, whether to hide its contents) -> its views by direct rendering; raises LookedAt if the
             template inspects hidden contents.
-        special: finds contents that the usual way treats specially.
+        special: finds contents that direct rendering treats specially.
     """
 
     source: str
@@ -99,7 +99,7 @@ class Shapes:
     _forms: dict[Shape, Form | None] = field(default_factory=dict)
 
     def views(self, conversation: Conversation) -> list[View]:
-        """The views of a conversation.
+        """Returns the views of a conversation.
 
         Raises:
             RowError, TemplateError: see `Template.views`.
@@ -123,7 +123,7 @@ class Shapes:
         return views
 
     def form(self, conversation: Conversation) -> tuple[bool, Form | None]:
-        """Whether it is settled if this shape has a form, and the form. Checks it on this row as well."""
+        """Whether it is settled if this shape has a form, and the form; checks the form on this row as well."""
         with suppress(RowError, TemplateError):
             self.views(conversation)
         shape = _shape(conversation)
@@ -142,7 +142,7 @@ class Shapes:
 
 
 def opaque(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message as a template gets it, its content hidden."""
+    """The message as passed to a template, with its content opaque."""
     return {**message, "content": Opaque(message["content"])}
 
 
@@ -156,7 +156,7 @@ def _shape(conversation: Conversation) -> Shape | None:
 
 
 def _probe(number: int) -> str:
-    """A text that does not survive being trimmed, escaped, or turned into another case."""
+    """A text that trimming, escaping or changing case would alter."""
     return f" \n\ufdd0{number}\"\\<&'Xx\ufdd1\n "
 
 
@@ -167,7 +167,7 @@ def _segments(text: str, probes: Sequence[str]) -> Segments:
 
 
 def _is_filled_by(view: View, pieces: tuple[Segments, ...], probes: Sequence[str]) -> bool:
-    """True where the contents decide nothing but the text of the pieces, and each stands there once at most."""
+    """True if contents affect only the text of the pieces, and each occurs at most once, in order."""
     if (
         view.ends_open
         or view.add_special_tokens
@@ -177,5 +177,5 @@ def _is_filled_by(view: View, pieces: tuple[Segments, ...], probes: Sequence[str
     segments = [segment for own in pieces for segment in own]
     numbers = [segment for segment in segments if isinstance(segment, int)]
     fixed = "".join(segment for segment in segments if isinstance(segment, str))
-    # each that stands in the view: all messages up to its last
+    # each one in the view: all messages up to its last
     return numbers == list(range(len(numbers))) and "\ufdd0" not in fixed and "\ufdd1" not in fixed

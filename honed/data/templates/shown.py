@@ -1,4 +1,4 @@
-"""Checks that a chat template prints what a row holds: content, reasoning, tool calls and tools."""
+"""Checks that a chat template prints all of a row: content, reasoning, tool calls and tools."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ INLINE_REASONING = re.compile(r"</?think>")
 
 
 def shown_content(message: Message, tail: str) -> str | None:
-    """The part of an answer's content that its end token follows in `tail`; None where tool calls follow it.
+    """The part of an answer's content before its end token in `tail`; None if tool calls are last.
 
     Raises:
-        TemplateError: content, reasoning or tool calls do not stand in `tail`.
+        TemplateError: content, reasoning or tool calls are missing in `tail`.
     """
     calls = message.extra.get("tool_calls") or ()
     _need_reasoning(message, tail)
@@ -34,10 +34,10 @@ def shown_content(message: Message, tail: str) -> str | None:
 
 
 def need_tools_shown(tools: Sequence[Mapping[str, Any]], text: str) -> None:
-    """Every tool's name stands in the text.
+    """Checks that the text contains every tool's name.
 
     Raises:
-        TemplateError: one does not.
+        TemplateError: a name is missing.
     """
     absent = next((name for tool in tools if (name := _name_of(tool)) not in text), None)
     if absent is not None:
@@ -58,7 +58,7 @@ def _need_reasoning(message: Message, tail: str) -> None:
 
 
 def _last_part(content: str, tail: str) -> str:
-    """What follows the last think tag: a template may set inline reasoning apart in its own way, but must show it."""
+    """The text after the last think tag: a template may move inline reasoning, but must print it."""
     parts = [part.strip() for part in INLINE_REASONING.split(content)]
     position = 0
     for part in parts:

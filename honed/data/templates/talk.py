@@ -1,7 +1,7 @@
-"""A conversation and its texts under a chat template: up to any message, and where a part of a message stands.
+"""Texts of a conversation under a chat template: up to any message, and the spans of its parts.
 
-A part is located by rendering twice, once as it is and once with a probe in its place. The text before and after the
-probe is common to both; what lies between is the part, however the template prints it.
+A part is located by rendering twice, once unchanged and once with a probe in its place. The text before and after the
+probe is common to both; the part lies between, however the template prints it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Talk:
 
     Args:
         jinja: renders, as `ChatJinja` does.
-        messages, tools: as the template is to see them.
-        marks: what stands around control tokens in them, if anything.
-        plain: the same without marks; both must give the same text.
+        messages, tools: as passed to the template.
+        marks: the marks around control tokens in them, if any.
+        plain: the same conversation without marks; both must render to the same text.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Talk:
         self._inputs = [message.as_template_input() for message in messages]
 
     def text(self, count: int, *, prompt: bool = False) -> str:
-        """The first `count` messages; with `prompt`, up to where the next answer begins.
+        """Renders the first `count` messages; with `prompt`, up to the start of the next answer.
 
         Raises:
             RowError: the template refuses them.
@@ -66,7 +66,7 @@ class Talk:
         return text
 
     def prompt_from_question(self, number: int) -> str:
-        """The prompt for message `number` from the content of the message before it on; "" if that is not in it."""
+        """The prompt for message `number` from the previous message's content on; "" if that is not in the prompt."""
         if not number:
             return ""
         asked = replace(self.messages[number - 1], content=_PROBE)
@@ -79,11 +79,11 @@ class Talk:
         return prompt[len(before) :] if alone else ""
 
     def is_literal(self, text: str, position: int) -> bool:
-        """True where the control token at this position is the row's own text."""
+        """Whether the control token at this position is the row's own text."""
         return self.marks is not None and text[position - 1 : position] == self.marks.start
 
     def content_span(self, number: int) -> tuple[int, int]:
-        """Where the content of a message stands in the text up to and with it.
+        """The span of a message's content in the text up to and including that message.
 
         Raises:
             TemplateError: it cannot be located.
@@ -91,7 +91,7 @@ class Talk:
         return self._span(number, replace(self.messages[number], content=_PROBE), "content")
 
     def reasoning_span(self, number: int) -> tuple[int, int]:
-        """The same for the reasoning, be it in a key of its own or between think tags in the content."""
+        """The span of the reasoning, whether under its own key or between think tags in the content."""
         message = self.messages[number]
         if message.reasoning:
             extra = {key: _PROBE if key in REASONING else value for key, value in message.extra.items()}
@@ -100,7 +100,7 @@ class Talk:
         return self._span(number, replace(message, content=content), "reasoning")
 
     def calls_span(self, number: int, start: int, end: int) -> tuple[int, int]:
-        """The same for the tool calls of the answer [start, end), which stand last in it."""
+        """The span of the tool calls of the answer [start, end), which are its last part."""
         message = self.messages[number]
         if message.content.strip():
             return self.content_span(number)[1], end
@@ -108,7 +108,7 @@ class Talk:
         silent = {key: value for key, value in message.extra.items() if key != "tool_calls"}
         try:
             rest = self._with(number, replace(message, extra=silent))
-        except RowError:  # an answer of neither content nor calls
+        except RowError:  # an answer with neither content nor calls
             return behind, end
         text = self.text(number + 1)
         return next((n for n in range(behind, end) if _is_cut_at(text, n, rest)), behind), end
@@ -130,5 +130,5 @@ class Talk:
 
 
 def _is_cut_at(text: str, start: int, rest: str) -> bool:
-    """True where `rest` is `text` without a stretch from `start` on."""
+    """True if `rest` is `text` with a span removed that begins at `start`."""
     return start <= len(rest) and text[:start] == rest[:start] and text.endswith(rest[start:])

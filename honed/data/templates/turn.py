@@ -1,4 +1,4 @@
-"""A trained turn in its text, and how turns become views."""
+"""The text of a trained turn, and the views made from turns."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class TextTurn:
     """A trained turn.
 
     Attributes:
-        number: of its message.
+        number: index of its message.
         text: the conversation up to and including it.
-        start, end: the span of characters in `text` that is trained.
+        start, end: the trained span of characters in `text`.
         open: no special token ends it.
-        served: inference generates such turns, so the text before it is encoded by itself, as a prompt is.
+        served: inference generates such turns, so the text before it is encoded separately, as a prompt is.
         weight: loss weight.
         mutes: spans of `text` inside the turn that are not trained.
     """
@@ -38,8 +38,8 @@ class TextTurn:
         return View(pieces=(*self.pieces(self.text, 0), *after), ends_open=self.open)
 
     def pieces(self, whole: str, position: int) -> list[Piece]:
-        """What stands in `whole` from `position` up to the end of this turn."""
-        # inference encodes up to the prompt's end in one go; where there is no prompt, the text stays whole
+        """The pieces of `whole` from `position` to the end of this turn."""
+        # inference encodes everything up to the prompt's end at once; without a prompt, the text stays in one piece
         cut = self.start if self.served else position
         mutes = tuple((a - cut, b - cut) for a, b in self.mutes)
         text, head = whole[cut : self.end], self.start - cut
@@ -48,7 +48,7 @@ class TextTurn:
 
 
 def joined(whole: str, turns: Sequence[TextTurn]) -> View | None:
-    """All turns in one text, or None where the template rewrites earlier turns when later ones follow."""
+    """One view of all turns, or None if the template changes earlier turns when later ones follow."""
     pieces: list[Piece] = []
     checks: list[int] = []
     position = 0
@@ -56,7 +56,7 @@ def joined(whole: str, turns: Sequence[TextTurn]) -> View | None:
         if not whole.startswith(turn.text[: turn.end]):
             return None
         more = turn.pieces(whole, position)
-        # The first context is a prompt already. Later ones were cut at turns, which inference does not do: check them.
+        # The first context is a prompt. Later ones are cut at turns, which inference does not do: check them.
         if position and turn.served:
             checks.append(len(pieces) + 1)
         pieces += more

@@ -1,7 +1,7 @@
-"""Views: what templates make of a conversation and `render` encodes: texts in pieces that carry a loss weight.
+"""Views: a template's output for a conversation, which `render` encodes: texts in pieces with loss weights.
 
-Most conversations have one view. Where one text with several trained turns would differ from what inference shows the
-model, each trained turn has a view of its own.
+Most conversations have one view. If one text with several trained turns would differ from what the model sees at
+inference, each trained turn gets its own view.
 
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n Hello!<|im_end|> \\n
     |------------------- context, weight 0 -----------------||-- weight 1 --||0|
@@ -22,12 +22,12 @@ TRAIN_ON = ("assistant", "last", "all", "completion")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A stretch of text that is encoded by itself.
+    """A stretch of text that is encoded separately.
 
     Attributes:
         weight: loss weight of its tokens.
-        turn: number of the trained message that it belongs to; None for context.
-        literal: the text is the row's own: special tokens spelled in it are encoded as plain text.
+        turn: index of the trained message that it belongs to; None for context.
+        literal: the text comes from the row: special tokens in it are encoded as plain text.
         head: number of leading characters that are context, with weight 0.
         mutes: character spans [start, end) whose tokens get weight 0; the ids do not change.
     """
@@ -46,10 +46,10 @@ class View:
 
     Attributes:
         pieces: in order; their texts joined are the whole text.
-        checks: counts of leading pieces which, encoded as one text (as inference does), must give the same ids as when
-            encoded piece by piece; else every trained turn gets a view of its own.
+        checks: counts of leading pieces that must give the same ids encoded as one text (as in inference) and piece by
+            piece; otherwise every trained turn gets its own view.
         ends_open: no stop token ends the last trained turn; `render` appends EOS.
-        add_special_tokens: `render` puts the tokenizer's BOS first (texts without a template).
+        add_special_tokens: `render` prepends the tokenizer's BOS (texts without a template).
     """
 
     pieces: tuple[Piece, ...]
@@ -65,15 +65,15 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Masks:
-    """Which turns are trained, and what of them.
+    """Which turns, and which parts of them, are trained.
 
     Attributes:
-        roles: whose turns.
-        reasoning: False gives the reasoning inside trained turns weight 0.
-        tool_calls: False gives the tool calls inside trained turns weight 0.
+        roles: roles whose turns are trained.
+        reasoning: False sets the weight of reasoning inside trained turns to 0.
+        tool_calls: False sets the weight of tool calls inside trained turns to 0.
 
     Raises:
-        RecipeError: a role is unknown, or none is named.
+        RecipeError: a role is unknown, or there is none.
     """
 
     roles: tuple[str, ...] = ("assistant",)
@@ -88,29 +88,29 @@ class Masks:
 
 
 class Template(Protocol):
-    """What `render` and generation need of a chat template."""
+    """The interface of chat templates for `render` and generation."""
 
     @property
     def alpaca_separator(self) -> str:
-        """What stands between the instruction and the input of an Alpaca row."""
+        """The separator between the instruction and the input of an Alpaca row."""
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
-        """The texts to train on; `apart` asks for one view per trained turn.
+        """The texts to train on; `apart` requests one view per trained turn.
 
         Raises:
-            RowError: the template refuses this conversation, or nothing in it is to be trained.
+            RowError: the template refuses this conversation, or nothing in it is trained.
             TemplateError: spans in this template's output cannot be verified.
         """
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> tuple[Piece, ...]:
-        """What inference feeds before the next answer."""
+        """The input of the model at inference before the next answer."""
 
 
 def trained_turns(messages: Sequence[Message], train_on: str, roles: Sequence[str]) -> dict[int, float]:
-    """Numbers of the messages that are trained, in order, with their loss weights.
+    """Indices of the trained messages, in order, with their loss weights.
 
     Raises:
-        RowError: none is.
+        RowError: no message is trained.
     """
     turns = [n for n, message in enumerate(messages) if message.role in roles]
     if train_on == "last":
@@ -122,7 +122,7 @@ def trained_turns(messages: Sequence[Message], train_on: str, roles: Sequence[st
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of these texts, the first of them where several begin; nothing where there are none."""
+    """A pattern for any of these texts, earlier ones preferred; matches nothing if there are none."""
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 

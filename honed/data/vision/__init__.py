@@ -1,1 +1,1 @@
-"""Rows that show images: where they stand, how they are opened, and what they become."""
+"""Rows with images: where images are placed, how they are opened, and how they are encoded."""

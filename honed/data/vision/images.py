@@ -1,8 +1,8 @@
-"""Images of rows: where they may come from, and how they are opened when they are needed.
+"""Images of rows: where they may come from, and how they are opened on demand.
 
-A row names an image by a path, or holds its bytes or (in Python) the image itself. Paths must stay within one folder,
-by default that of the data file, so that a foreign data set cannot read other files. Nothing is fetched from the
-network. Only pixel formats are opened: for some others Pillow would run other programs.
+A row refers to an image by a path, or contains its bytes or (in Python) the image itself. Paths must stay within one
+folder, by default that of the data file, so that a data set cannot read other files. Nothing is fetched from the
+network. Only pixel formats are opened: for some others, Pillow would run other programs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
 @dataclass(frozen=True, slots=True)
 class FromDataSet:
-    """Image `number` of row `index` of a data set that keeps its rows on disk: read again each time."""
+    """Image `number` of row `index` of a data set on disk: read again on each access."""
 
     rows: Any
     index: int
@@ -41,9 +41,9 @@ class ImageRef:
 
     Attributes:
         value: a `Path`, bytes, a PIL image, an array, or `FromDataSet`.
-        source: the row that shows it.
-        name: for messages.
-        max_pixels: a larger image is shrunk to this many, its sides in proportion; None for as it is.
+        source: the row that contains it.
+        name: for error messages.
+        max_pixels: a larger image is shrunk to at most this many, with its aspect ratio kept; None to keep its size.
     """
 
     value: Any
@@ -53,7 +53,7 @@ class ImageRef:
 
 
 def need_pillow() -> None:
-    """Raises MissingExtraError where Pillow is not installed."""
+    """Raises MissingExtraError if Pillow is not installed."""
     try:
         import PIL.Image  # noqa: F401
     except ImportError:
@@ -61,15 +61,15 @@ def need_pillow() -> None:
 
 
 def image_ref(value: Any, source: Source, folder: Path | None) -> ImageRef:
-    """What a row says of an image, as something that can be opened.
+    """Converts a row's image value to something that can be opened.
 
     Args:
         value: path, `data:` URL, bytes, `{"bytes": ..., "path": ...}`, PIL image or array.
         source: the row.
-        folder: where relative paths start and out of which none may lead; None for the folder of the row's file.
+        folder: base of relative paths, which no path may leave; None for the folder of the row's file.
 
     Raises:
-        RowError: it is a URL, leads out of the folder, or is nothing that holds an image.
+        RowError: the value is a URL, leaves the folder, or is not an image.
     """
     if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
@@ -83,16 +83,16 @@ def image_ref(value: Any, source: Source, folder: Path | None) -> ImageRef:
 
 
 def folder_of(source: Source) -> Path:
-    """The folder of the row's file; of rows that come from no file, the current one."""
+    """The folder of the row's file; the current folder if the row does not come from a file."""
     file = Path(source.file)
     return file.parent if file.is_file() else Path()
 
 
 def load(ref: ImageRef) -> Any:
-    """The image as PIL's, RGB, upright: what transformers' `load_image` makes of the same file, shrunk if need be.
+    """Opens the image as PIL RGB, upright, as transformers' `load_image` does, and shrinks it if necessary.
 
     Raises:
-        RowError: it cannot be read.
+        RowError: the image cannot be read.
     """
     value = ref.value
     if isinstance(value, FromDataSet):
@@ -100,14 +100,14 @@ def load(ref: ImageRef) -> Any:
         return load(replace(image_ref(values[value.number], ref.source, None), max_pixels=ref.max_pixels))
     try:
         return shrunk(_opened(value), ref.max_pixels)
-    except Exception as error:  # Pillow raises a dozen kinds for broken files: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # Pillow raises a dozen types for broken files: OSError, SyntaxError, struct.error, ...
         if isinstance(error, FileNotFoundError):
             raise RowError("image not found", str(value)) from None
         raise RowError("broken image", f"{ref.name}: {type(error).__name__}: {error}") from None
 
 
 def shrunk(image: Any, max_pixels: int | None) -> Any:
-    """The image itself, or with at most `max_pixels`: both sides times one factor, rounded down, and 1 or more."""
+    """The image, scaled to at most `max_pixels` if larger: both sides times one factor, rounded down, at least 1."""
     width, height = image.size
     if max_pixels is None or width * height <= max_pixels:
         return image
@@ -141,7 +141,7 @@ def _inside(text: str, folder: Path) -> Path:
     root = folder.expanduser().resolve()
     try:
         path = (root / text).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it, a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # a null character, or a loop of links
         raise RowError("not an image", f"{text[:120]!r}: {error}") from None
     if not path.is_relative_to(root):
         raise RowError(

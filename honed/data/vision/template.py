@@ -1,14 +1,14 @@
-"""Conversations that show images: where each image stands in the text, and the chat templates that print them.
+"""Conversations with images: where each image goes in the text, and the chat templates that print them.
 
-Rows place images in four ways, which all become the same messages:
+Rows place images in four ways, which all result in the same messages:
 
-    {"type": "image", "image": "cat.png"}                     a part that holds its image
+    {"type": "image", "image": "cat.png"}                     a part that contains its image
     {"type": "image"} ...             images: ["cat.png"]     parts filled from the column, in order (or by `index`)
-    "<image>\\nWhat is this?"          images: ["cat.png"]     LLaVA's way: as many marks as images
-    "What is this?"                   images: ["cat.png"]     no marks: before the first question
+    "<image>\\nWhat is this?"          images: ["cat.png"]     LLaVA's form: as many marks as images
+    "What is this?"                   images: ["cat.png"]     no marks: images precede the first question
 
-In a message's content an image is one reserved character (`IMAGE`), so whatever handles text (control tokens, probes)
-handles images too. The template gets transformers' typed parts.
+In a message's content an image is one reserved character (`IMAGE`), so all text handling (control tokens, probes)
+works for images, too. The template receives transformers' typed parts.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from honed.errors import TemplateError
 from honed.quantities import counted
 
 _FIRST_ROWS = 100
-IMAGE = "\U0001fffe"  # a noncharacter: Unicode keeps it for a program's own use
-MARK = "<image>"  # LLaVA's and LLaMA-Factory's
-_MARK_AND_LINE_ENDS = re.compile(rf"\n*{MARK}\n*")  # templates put their own separator beside an image
+IMAGE = "\U0001fffe"  # a noncharacter, reserved by Unicode for internal use
+MARK = "<image>"  # used by LLaVA and LLaMA-Factory
+_MARK_AND_LINE_ENDS = re.compile(rf"\n*{MARK}\n*")  # templates put their own separator next to an image
 _HOLDERS = ("image", "image_url", "path", "url")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionMessage(Message):
-    """A message whose content may hold `IMAGE`; templates see its parts."""
+    """A message whose content may contain `IMAGE`; templates receive its parts."""
 
     @classmethod
     def of(cls, message: Message, content: str | None = None) -> VisionMessage:
-        """The message, with another content if one is given."""
+        """Converts a message, with another content if given."""
         return cls(
             role=message.role,
             content=message.content if content is None else content,
@@ -56,8 +56,8 @@ class VisionMessage(Message):
         )
 
     def as_template_input(self) -> dict[str, Any]:
-        """The dict that chat templates expect, its content as typed parts."""
-        # not super(): slots make a second class of this one, which it would not find
+        """The dict that chat templates expect, with its content as typed parts."""
+        # not super(): slots create a second class, for which it would fail
         return {**Message.as_template_input(self), "content": list(_typed_parts(self.content))}
 
 
@@ -70,10 +70,10 @@ def _typed_parts(content: str) -> Iterator[dict[str, str]]:
 
 
 def shown(conversation: Conversation) -> tuple[Conversation, tuple[Any, ...]]:
-    """The conversation with `VisionMessage`s, and its images in the order in which they are shown.
+    """The conversation with `VisionMessage`s, and its images in display order.
 
     Raises:
-        RowError: marks and images differ in number, an answer shows an image, or something else than an image is shown.
+        RowError: numbers of marks and images differ, an answer contains an image, or there is video or audio.
     """
     messages = conversation.messages
     if any(IMAGE in message.content for message in messages):
@@ -92,7 +92,7 @@ def shown(conversation: Conversation) -> tuple[Conversation, tuple[Any, ...]]:
 
 
 def _filled(conversation: Conversation) -> tuple[list[str], list[Any]]:
-    """Contents and images of messages with parts; parts without an image of their own take the column's."""
+    """Contents and images of messages with parts; parts without their own image take one from the column."""
     column, used, values = conversation.images, set[int](), list[Any]()
 
     def next_image(part: Mapping[str, Any]) -> Any:
@@ -116,7 +116,7 @@ def _filled(conversation: Conversation) -> tuple[list[str], list[Any]]:
             if "image" in kind:
                 values.append(next_image(part))
             elif "text" not in kind and "video" not in kind and "audio" not in kind:
-                continue  # reasoning, which stands in a key of its own by now
+                continue  # reasoning, which already has a key of its own
             texts.append(IMAGE if "image" in kind else _text_of(part))
         contents.append("".join(texts))
     if len(used) < len(column):
@@ -134,7 +134,7 @@ def _text_of(part: Mapping[str, Any]) -> str:
 
 
 def _marked(conversation: Conversation) -> list[str]:
-    """Contents in which LLaVA's marks are images; without marks, all images come before the first question."""
+    """Contents with LLaVA's marks replaced by images; without marks, all images precede the first question."""
     contents = [message.content for message in conversation.messages]
     asked = [n for n, message in enumerate(conversation.messages) if message.role != "assistant"]
     marks, images = sum(contents[n].count(MARK) for n in asked), len(conversation.images)
@@ -153,10 +153,10 @@ def _marked(conversation: Conversation) -> list[str]:
 
 
 def shows_images(data: Any) -> bool:
-    """Whether one of the first rows (of each source) names an image; rows that can be read but once are not looked at.
+    """Whether one of the first rows (of each source) has an image; rows that can be read only once are not checked.
 
     Raises:
-        DataError: a file is missing, empty or garbled.
+        DataError: a file is missing, empty or malformed.
     """
     parts = [part.data for part in as_mixture(data).parts]
     again = [part for part in parts if isinstance(part, (str, Path, Sequence)) or hasattr(part, "column_names")]
@@ -174,17 +174,17 @@ def _names_image(row: Any) -> bool:
 
 
 class VisionTemplate(JinjaTemplate):
-    """A processor's chat template: `JinjaTemplate` for typed parts, with BOS where serving adds it.
+    """A processor's chat template: `JinjaTemplate` for typed parts, with BOS if serving adds it.
 
-    `processor.apply_chat_template(..., tokenize=True)` lets the tokenizer add BOS to a text that does not begin with
-    it (a tokenizer's own `apply_chat_template` never does), so such texts are trained with it too.
+    In `processor.apply_chat_template(..., tokenize=True)`, the tokenizer adds BOS to a text that does not begin with it
+    (a tokenizer's own `apply_chat_template` never does), so such texts are trained with BOS, too.
 
     Args:
         processor: a transformers processor with a chat template, or a tokenizer with one.
-        options: template, its arguments, and whose turns are trained.
+        options: template, its arguments, and which turns are trained.
 
     Raises:
-        TemplateError: there is no chat template that could show images.
+        TemplateError: there is no chat template that supports images.
     """
 
     def __init__(self, processor: Any, options: PrepareOptions) -> None:
@@ -218,5 +218,5 @@ class VisionTemplate(JinjaTemplate):
 
 
 def _as_vision_message(message: Message) -> Message:
-    # messages that show images come from `shown`; any other is left for `JinjaTemplate` to refuse
+    # messages with images come from `shown`; `JinjaTemplate` refuses any other
     return message if isinstance(message, VisionMessage) or message.parts else VisionMessage.of(message)
