@@ -53,7 +53,10 @@ def prepare_cached(
     Args:
         root: the cache; None for honed's own.
     """
-    make = partial(prepare, data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)
+
+    def make() -> Prepared:
+        return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)
+
     try:
         key = cache_key(data, tokenizer, options) if formatting_func is None else None
     except NoStateError as error:

@@ -104,6 +104,7 @@ class RowReader:
         planned = list(self._planned(chunk, ledger, first=first))
         encoded = self._renderer.encode([(example, views) for _, example, views in planned])
         ledger.rows_with_own_bos += sum(any(view.brings_opening for view in views) for views in encoded)
+        ledger.rows_with_own_eos += sum(any(view.brings_closing for view in views) for views in encoded)
         for (place, _, _), views in zip(planned, encoded, strict=True):
             if row := _kept(views, self._options, ledger):
                 yield place, row
