@@ -21,7 +21,7 @@ from honed.data.mix.mixture import Mixture
 from honed.data.prepare.cache import prepare_cached
 from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.prepare import Prepared, prepare
-from honed.data.prepare.reader import CUT_AT_THE_END, SPLIT_INTO_PARTS, VIEWS_DROPPED
+from honed.data.prepare.reader import CUT_AT_THE_END, NOTHING_FITS, SPLIT_INTO_PARTS, VIEWS_DROPPED
 from honed.data.prepare.stream import RowStream
 from honed.data.read.formats import FORMATS, ReadOptions
 from honed.data.read.sources import SourcedRows, read_rows
@@ -261,8 +261,7 @@ class Datasets:
                 f"{cut:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are longer than max_length="
                 f"{self.args.max_length}: {_CUTS[reason]}"
             )
-        lost = made.ledger.rows_dropped["overlong"]
-        if lost and self.args.overlong != "drop" and not isinstance(made, VisionPrepared):  # which has a note itself
+        if lost := made.ledger.rows_dropped[NOTHING_FITS]:
             self.notes.append(
                 f"{lost:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are left out: of what is to be "
                 f"trained in them nothing fits into max_length={self.args.max_length}. Raise max_length to train them."
