@@ -305,7 +305,7 @@ def show_row(rows: Any, tokenizer: Any, row: int) -> None:
         )
     if not -len(rows) <= row < len(rows):
         raise DataError(f"There is no row {row} among {len(rows):,}.", fix="rows are counted from 0")
-    display(preview_ids(rows[row], tokenizer, name=f"row {row} of {len(rows):,}"))
+    display(preview_ids(rows[row], tokenizer, name=f"row {row % len(rows)} of {len(rows):,}, counted from 0"))
 
 
 def takes_labels(collator: Any) -> bool:
