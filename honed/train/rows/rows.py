@@ -31,6 +31,7 @@ from honed.quantities import counted
 from honed.train.forward import sequence_parallel, vision
 from honed.train.options.config import SFTConfig
 from honed.train.rows import stream
+from honed.train.rows.user_turns import notes_of_user_turns
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -176,6 +177,8 @@ class Datasets:
         if name == "train":
             self._refuse_less_than_a_batch(len(made.rows))
         self.prepared[name] = made
+        if name == "train" and self._custom is None and formatting_func is None:
+            self.notes += notes_of_user_turns(dataset, self.args, options)
         self._tell_cuts(name, made)
         self.notes += [note if name == "train" else f"{name} set: {note}" for note in made.ledger.notes]
         if self._custom is None or isinstance(made.rows, VisionRows):
