@@ -13,6 +13,7 @@ EXAMPLES_PER_REASON = 3
 COLUMNS_NAMED = 10
 _SUMS = (
     "rows_in", "rows_trained", "conversations_split_into_views", "rows_with_control_tokens", "rows_with_own_bos",
+    "rows_with_own_eos",
 )  # fmt: skip
 
 
@@ -29,6 +30,7 @@ class Ledger:
             seen another history than at inference.
         rows_with_control_tokens: rows whose own text spells control tokens; they are encoded as plain text.
         rows_with_own_bos: rows of text that begins with BOS already; the tokenizer adds none to them.
+        rows_with_own_eos: rows of text that ends with EOS and white space already; no EOS is added to them.
         documents: what is trained on, before packing.
         documents_with_two_bos: those that begin with BOS twice, as their rows have it.
         tokens, trained_tokens: of all documents.
@@ -52,6 +54,7 @@ class Ledger:
     conversations_split_into_views: int = 0
     rows_with_control_tokens: int = 0
     rows_with_own_bos: int = 0
+    rows_with_own_eos: int = 0
     documents: int = 0
     documents_with_two_bos: int = 0
     tokens: int = 0
@@ -91,7 +94,7 @@ class Ledger:
 
     def notes_of_counts(self) -> list[str]:
         """What the counts of columns and tokens mean for the user."""
-        return [*self._format_notes(), *self.bos_notes(), *self._control_token_notes()]
+        return [*self._format_notes(), *self.end_notes(), *self._control_token_notes()]
 
     def _control_token_notes(self) -> list[str]:
         if not self.rows_with_control_tokens:
@@ -111,13 +114,18 @@ class Ledger:
             for formats, rows in self.formats_beside.items()
         ]
 
-    def bos_notes(self) -> list[str]:
-        """How many texts brought their own BOS, and how many documents begin with two."""
+    def end_notes(self) -> list[str]:
+        """How many texts brought their own BOS or EOS, and how many documents begin with two BOS."""
         notes = []
         if self.rows_with_own_bos:
             notes.append(
                 f"texts of {counted(self.rows_with_own_bos, 'row')} begin with BOS already: the tokenizer's own was "
                 "left out, so that they have one, as a template's text has when it is served"
+            )
+        if self.rows_with_own_eos:
+            notes.append(
+                f"texts of {counted(self.rows_with_own_eos, 'row')} end with EOS and white space: no second EOS was "
+                "added; generation stops at theirs"
             )
         if self.documents_with_two_bos:
             notes.append(

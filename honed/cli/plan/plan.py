@@ -1,7 +1,7 @@
 """Say what training would take before anything is loaded: memory at its peak, and time per step.
 
-  honed plan --model Qwen3-8B --gpu 24GB
-  honed plan --model Qwen/Qwen2.5-7B-Instruct --gpu 8GB --length 512
+  honed plan Qwen3-8B --gpu 24GB
+  honed plan Qwen/Qwen2.5-7B-Instruct --gpu 8GB --length 512
   honed plan recipe.yaml --gpu rtx-4090             (one's own recipe, as `honed train` takes it)
   honed plan --model Qwen3-8B --gpu 80GB --optim adamw_8bit
   honed plan --model runs/mine --flops 50T --json
@@ -22,16 +22,20 @@ from honed.cli.machine import GPUS, Machine, gb, machine
 from honed.cli.plan import ranks
 from honed.cli.plan.choices import Choice, best, choices_for
 from honed.cli.plan.ranks import RankChoice
-from honed.cli.recipe_arguments import divide
+from honed.cli.recipe_arguments import RECIPE_SUFFIXES, divide
 from honed.errors import RecipeError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from honed.recipe import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("items", nargs="*", metavar="RECIPE | key=value", help="a recipe first, then changes to it")
+    parser.add_argument(
+        "items", nargs="*", metavar="MODEL | RECIPE | key=value", help="a model or a recipe first, then changes to it"
+    )
     parser.add_argument("--model", help="short for model=...")
     parser.add_argument("--gpu", metavar="SIZE|NAME", help=f"24GB, 24GiB or one of {', '.join(GPUS)} [this machine]")
     parser.add_argument("--length", type=int, metavar="N", help="short for data.max_length=N")
@@ -47,12 +51,13 @@ def run(args: argparse.Namespace, command: str) -> int:
     from honed.cli.console import quiet_libraries
 
     quiet_libraries()
+    model, path, changes = _first(args)  # before the imports that take seconds
+    own = path is not None or bool(changes)
     from honed.model.plan.optimizers import DEFAULT
     from honed.recipe import load_recipe
     from honed.train.options.optim import known_optimizer
 
-    path, changes = divide(args.items)
-    changes += [f"model='{args.model}'"] if args.model else []
+    changes += [f"model='{model}'"] if model else []
     changes += [f"data.max_length={args.length}"] if args.length is not None else []
     changes += [f"optim={args.optim}"] if args.optim else []
     recipe = load_recipe(path, changes)
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     if not 0 < args.efficiency <= 1:
         raise RecipeError(f"--efficiency is {args.efficiency}.", fix="give a share above 0, up to 1")
     on = machine(args.gpu, args.flops)
-    choices = choices_for(recipe, on, efficiency=args.efficiency, own=path is not None or bool(args.items))
+    choices = choices_for(recipe, on, efficiency=args.efficiency, own=own)
     over = None if args.gpus is None else ranks.cluster(args, on)
     ranked = [] if over is None else ranks.rank_choices(choices, on, over, efficiency=args.efficiency)
     if args.json:
@@ -73,6 +78,19 @@ def run(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def _first(args: argparse.Namespace) -> tuple[str | None, Path | None, list[str]]:
+    """The model, the recipe and its changes. What stands first is a recipe if there is one of that name."""
+    from honed.model.plan.shapes import is_model
+
+    try:
+        return args.model, *divide(args.items)
+    except RecipeError:
+        first = args.items[0]
+        if args.model or first.endswith(RECIPE_SUFFIXES) or not is_model(first):
+            raise
+        return first, None, args.items[1:]
+
+
 def as_json(recipe: Recipe, on: Machine, choices: list[Choice], ranked: list[RankChoice]) -> str:
     """All numbers; those for several GPUs where they are planned."""
     sizes = choices[0].job.sizes
@@ -80,6 +98,7 @@ def as_json(recipe: Recipe, on: Machine, choices: list[Choice], ranked: list[Ran
         "model": recipe.model,
         "parameters": sizes.parameters,
         "formulas_checked_for_this_family": sizes.read,
+        "positions": sizes.positions,
         "device": on.device,
         "memory_bytes": on.memory,
         "flops": on.flops,
@@ -111,7 +130,9 @@ def as_text(recipe: Recipe, on: Machine, choices: list[Choice], *, efficiency: f
         lines += [f"Nothing fits. The least is {least.name}, with {gb(least.found.peak)} GB:", *_parts(least)]
         if least.longest:
             lines.append(f"It would fit with rows of up to {least.longest:,} tokens: --length {least.longest}")
-    return "\n".join([*lines, "", *_notes(on, sizes, efficiency), *_optimizer_notes(on, choices)])
+    return "\n".join(
+        [*lines, "", *_length_notes(choices), *_notes(on, sizes, efficiency), *_optimizer_notes(on, choices)]
+    )
 
 
 def _table(choices: list[Choice]) -> list[str]:
@@ -121,13 +142,20 @@ def _table(choices: list[Choice]) -> list[str]:
             choice.name,
             f"{gb(choice.found.peak)} GB",
             "yes" if choice.fits else "no",
-            f"{choice.longest:,}" if choice.longest else "-",
+            (f"{choice.longest:,}" + _why_not_more(choice)) if choice.longest else "-",
             f"{choice.rows * choice.job.length:,}" if choice.rows else "-",
             "?" if choice.seconds is None else _seconds(choice.seconds),
         )
         for choice in choices
     ]
     return aligned(rows)
+
+
+def _why_not_more(choice: Choice) -> str:
+    """A mark where something else than memory ends the longest row."""
+    from honed.model.plan.plan import LONGEST
+
+    return " *" if choice.longest == choice.job.sizes.positions else "+" if choice.longest == LONGEST else ""
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -186,6 +214,19 @@ def _notes(on: Machine, sizes: Any, efficiency: float) -> list[str]:
         notes.append(f"Layers of {sizes.family} were not read: their activations are taken to be those of a Llama.")
     if sizes.routed:
         notes.append("Quantization leaves the experts as they are, and an adapter on them makes peft hold them twice.")
+    return notes
+
+
+def _length_notes(choices: list[Choice]) -> list[str]:
+    """What the model's positions, and not memory, say of the rows' length."""
+    length, positions = choices[0].job.length, choices[0].job.sizes.positions
+    if positions is None:
+        return []
+    notes = []
+    if any(choice.longest == positions for choice in choices):
+        notes.append(f"* {positions:,} positions are all that the model has, whatever memory would allow.")
+    if length > positions:
+        notes.append(f"Rows of {length:,} tokens are longer than the {positions:,} positions that the model has.")
     return notes
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from honed.cache import cache_folder, keep, manifest_fault
 from honed.data.encode import bpe
 from honed.data.encode.bpe import Encode, FastBPE, Proven
-from honed.data.encode.tokenizer_state import state_of
+from honed.data.encode.tokenizer_state import NoStateError, state_of
 from honed.errors import RunError
 from honed.quantities import counted
 
@@ -41,7 +41,10 @@ def cached_bpe(tokenizer: Any, encode: Encode, *, root: Path | None = None) -> F
     """
     if not bpe.may_be_fast(tokenizer):
         return None
-    state = state_of(tokenizer)
+    try:
+        state = state_of(tokenizer)
+    except NoStateError:
+        return None
     key = _key(state)
     with suppress(RunError, OSError):
         folder = cache_folder(KIND, root=root) / key

@@ -52,6 +52,7 @@ class Rendered:
         turns: spans of the trained turns.
         views: into how many views this row's conversation was divided.
         brings_opening: the text itself begins with what the tokenizer puts before texts (BOS), so that none was added.
+        brings_closing: the text itself ends with EOS and white space, so that none was added.
     """
 
     input_ids: np.ndarray
@@ -60,6 +61,7 @@ class Rendered:
     turns: tuple[Turn, ...] = ()
     views: int = 1
     brings_opening: bool = False
+    brings_closing: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -239,8 +241,9 @@ class Renderer:
         view, keys, _ = keyed
         parts = [codes[key] for key in keys]
         opening, brings = self._opening_of(view, parts)
-        if view.ends_open and self.eos is not None and not (len(parts[-1]) and parts[-1][-1] == self.eos):
-            parts.append(np.array([self.eos], dtype=np.int32))  # unless the row's own text ends with it
+        behind = self._behind_eos(view.pieces[-1].text, parts[-1]) if view.ends_open else 0
+        if behind is None:
+            parts.append(np.array([self.eos], dtype=np.int32))
         ids = np.concatenate([opening, *parts])
         weights = np.zeros(len(ids), dtype=np.float32)
         spans: dict[int, tuple[int, int]] = {}
@@ -260,11 +263,35 @@ class Renderer:
         if view.ends_open and spans:
             last = max(spans)
             weights[position:] = next(piece.weight for piece in reversed(view.pieces) if piece.turn == last)
-            spans[last] = (spans[last][0], len(ids))
+            spans[last] = (spans[last][0], len(ids) - (behind or 0))  # the turn ends where generation stops
         weights[:behind_opening] = view.pieces[0].weight
         weights[:1] = 0.0
         turns = tuple([Turn(start=a, end=b, stop=int(ids[b - 1])) for a, b in spans.values() if b > a])
-        return Rendered(input_ids=ids, weights=weights, source=source, turns=turns, views=of, brings_opening=brings)
+        return Rendered(
+            input_ids=ids,
+            weights=weights,
+            source=source,
+            turns=turns,
+            views=of,
+            brings_opening=brings,
+            brings_closing=bool(behind),
+        )
+
+    def _behind_eos(self, text: str, ids: np.ndarray) -> int | None:
+        """How many ids of white space stand behind the EOS that ends the text; None where EOS must be added.
+
+        `apply_chat_template` writes such texts ("...<|im_end|>\\n"). 0 where there is no EOS to add.
+        """
+        if self.eos is None or (len(ids) and ids[-1] == self.eos):
+            return 0
+        if not self.ends_with_eos(text) or not (found := np.flatnonzero(ids == self.eos)).size:
+            return None
+        behind = ids[found[-1] + 1 :]
+        return None if self.tokenizer.decode(behind.tolist()).strip() else len(behind)
+
+    def ends_with_eos(self, text: str) -> bool:
+        """Whether a text spells EOS at its end, but for white space."""
+        return self.eos is not None and text.rstrip().endswith(self.tokenizer.eos_token)
 
 
 def mode_of(conversation: Conversation, train_on: str) -> str:

@@ -1,14 +1,26 @@
-"""A tokenizer as JSON, made once for several callers: for a large vocabulary it takes a tenth of a second."""
+"""A tokenizer as text: what its library stores, and all that decides which ids it gives."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from honed.errors import first_line
+
 _States = dict[int, tuple[Any, str]]
 _kept: ContextVar[_States | None] = ContextVar("kept", default=None)
+# Attributes that say where a tokenizer came from, or how it pads and talks. `_tokenizer` is in `state_of`.
+_NOT_OF_IDS = {
+    "_tokenizer", "name_or_path", "init_kwargs", "init_inputs", "files_loaded", "padding_side", "verbose",
+    "deprecation_warnings",
+}  # fmt: skip
+
+
+class NoStateError(Exception):
+    """What a tokenizer does cannot be told from what it holds; the text says why."""
 
 
 @contextmanager
@@ -22,10 +34,52 @@ def states_kept() -> Iterator[None]:
 
 
 def state_of(tokenizer: Any) -> str:
-    """The JSON of a fast tokenizer."""
+    """The JSON of a fast tokenizer; for a large vocabulary it takes a tenth of a second.
+
+    Raises:
+        NoStateError: a part of it is Python code.
+    """
     known = _kept.get()
     if known is None:
-        return str(tokenizer.backend_tokenizer.to_str())
+        return _json_of(tokenizer)
     if id(tokenizer) not in known:  # the tokenizer is kept as well: ids of objects that are gone are given again
-        known[id(tokenizer)] = tokenizer, str(tokenizer.backend_tokenizer.to_str())
+        known[id(tokenizer)] = tokenizer, _json_of(tokenizer)
     return known[id(tokenizer)][1]
+
+
+def all_of(tokenizer: Any) -> Iterator[str]:
+    """All that decides what a tokenizer makes of texts and messages, as texts.
+
+    The library's JSON holds vocabulary, merges, normalizer, pre-tokenizer, post-processor and the added tokens with
+    their flags; what transformers does around it follows from the class and its attributes.
+
+    Raises:
+        NoStateError: it is not a fast tokenizer of transformers' own, or holds something else than plain values.
+    """
+    own = type(tokenizer)
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise NoStateError(f"{own.__name__} is not a fast tokenizer")
+    if own.__module__.partition(".")[0] != "transformers":
+        raise NoStateError(f"{own.__name__} is not one of transformers' own tokenizers, and its code may change")
+    yield f"{own.__module__}.{own.__qualname__}"
+    yield state_of(tokenizer)
+    attributes = {name: value for name, value in vars(tokenizer).items() if name not in _NOT_OF_IDS}
+    try:
+        yield json.dumps(attributes, sort_keys=True, default=_plain)
+    except TypeError as error:
+        raise NoStateError(f"{own.__name__} holds something that cannot be compared: {first_line(error)}") from None
+
+
+def _json_of(tokenizer: Any) -> str:
+    try:
+        return str(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # the library raises no class of its own
+        raise NoStateError(f"{type(tokenizer).__name__} cannot be stored: {first_line(error)}") from error
+
+
+def _plain(value: Any) -> Any:
+    if type(value).__name__ == "AddedToken":
+        return repr(value)  # with all its flags
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    raise TypeError(f"{type(value).__name__}")

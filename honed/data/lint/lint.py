@@ -241,6 +241,7 @@ class _Running:
                 self.findings.add("border", example.source, border)
                 self._mark(place, "border")
             self.ledger.rows_with_own_bos += any(view.brings_opening for view in views)
+            self.ledger.rows_with_own_eos += any(view.brings_closing for view in views)
             self.lengths += map(len, views)
             self.sources += [example.source] * len(views)
             faults, dropped = tokens.settle(views, self.ledger, self.findings)

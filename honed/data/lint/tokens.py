@@ -105,7 +105,7 @@ class TokenCheck:
         """Completes the ledger; returns the tokens of each row as packing fills it, whether the options pack or not."""
         for token, count in sorted(self._ends.items(), key=lambda item: -item[1]):
             ledger.stop_tokens[self.tokenizer.decode([token])] += count
-        ledger.notes += ledger.bos_notes()
+        ledger.notes += ledger.end_notes()
         capacity = self.options.max_length
         if capacity is None:
             ledger.packed_rows = len(self._lengths)

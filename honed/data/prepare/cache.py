@@ -4,8 +4,8 @@
                               rows.npy  row_starts.npy                   which documents share a row
                               prepared.json                              the ledger and the stop ids
 
-The key is a hash of everything that decides the result. What cannot be hashed (rows in memory, a formatting function)
-is prepared anew each time.
+The key is a hash of everything that decides the result. What cannot be hashed (rows in memory, a formatting function,
+a tokenizer that is Python code) is prepared anew each time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from honed.cache import cache_errors, cache_folder, keep, manifest_fault
 from honed.data.batch.table import PackedRows, TokenTable
-from honed.data.encode.tokenizer_state import state_of, states_kept
+from honed.data.encode.tokenizer_state import NoStateError, all_of, states_kept
 from honed.data.ledger import Ledger
 from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.prepare import Prepared, prepare
@@ -52,16 +53,28 @@ def prepare_cached(
     Args:
         root: the cache; None for honed's own.
     """
-    key = cache_key(data, tokenizer, options) if formatting_func is None else None
-    if key is None:
+
+    def make() -> Prepared:
         return prepare(data, tokenizer, options, formatting_func=formatting_func, desc=desc, workers=workers)
+
+    try:
+        key = cache_key(data, tokenizer, options) if formatting_func is None else None
+    except NoStateError as error:
+        return _noted(make(), f"prepared data is not kept on disk: {error}")
+    if key is None:
+        return make()
     folder = cache_folder(KIND, root=root) / key
     if manifest_fault(folder, source_sha256=key, converter=LAYOUT) is None:
         return load(folder)
-    prepared = prepare(data, tokenizer, options, desc=desc, workers=workers)
+    prepared = make()
     with cache_errors(folder):
         about = _about(data, tokenizer, prepared)
         keep(folder, partial(save, prepared), source_sha256=key, converter=LAYOUT, about=about)
+    return prepared
+
+
+def _noted(prepared: Prepared, note: str) -> Prepared:
+    prepared.ledger.notes.append(note)
     return prepared
 
 
@@ -75,7 +88,11 @@ def _about(data: Any, tokenizer: Any, prepared: Prepared) -> str:
 
 
 def cache_key(data: Any, tokenizer: Any, options: PrepareOptions) -> str | None:
-    """A hash of rows, tokenizer, template, options and honed's own code; None where the rows cannot be hashed."""
+    """A hash of rows, tokenizer, template, options and code; None where the rows cannot be hashed.
+
+    Raises:
+        NoStateError: the tokenizer cannot be hashed.
+    """
     rows = _rows_state(data)
     if rows is None:
         return None
@@ -160,11 +177,9 @@ def _file_bytes(files: Sequence[Path]) -> Iterator[bytes]:
 
 
 def _tokenizer_state(tokenizer: Any) -> Iterator[bytes]:
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    yield type(tokenizer).__name__.encode()
-    yield (state_of(tokenizer) if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)).encode()
-    yield json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str).encode()
-    yield json.dumps(tokenizer.chat_template, sort_keys=True, default=str).encode()
+    for text in all_of(tokenizer):
+        yield text.encode()
+        yield b"\0"
 
 
 def _options_state(options: PrepareOptions) -> Iterator[bytes]:
@@ -174,6 +189,8 @@ def _options_state(options: PrepareOptions) -> Iterator[bytes]:
 
 
 def _code_state() -> Iterator[bytes]:
-    """The code that prepares: a changed line gives another key."""
+    """The code that prepares: a changed line, or another version of a library, gives another key."""
+    for library in ("tokenizers", "transformers", "jinja2"):
+        yield version(library).encode() + b"\0"
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         yield path.read_bytes()

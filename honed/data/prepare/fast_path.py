@@ -4,7 +4,7 @@
 
 A row takes it if it holds nothing but texts (`plain_rows.py`), the view of its shape is known (`shapes.py`) and the
 ledger has nothing to note about it. All others take the usual way, as do rows that turn out to be too long, to train
-nothing, or to end with the EOS token already.
+nothing, or to end with the EOS token already (but for white space).
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class FastPath:
                 self._learn(shape, contents)
             outline = self._outlines.get(shape)
             if outline is None or (type(shape) is tuple and self._is_apart(contents)):
+                continue
+            if outline.closes and self._renderer.ends_with_eos(contents[-1]):
                 continue
             places.append(place)
             outlines.append(outline)

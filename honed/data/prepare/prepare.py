@@ -20,7 +20,7 @@ from honed.data.mix.mixture import LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT, Mixture,
 from honed.data.prepare.kept import KeptRows
 from honed.data.prepare.nothing_left import nothing_left
 from honed.data.prepare.options import PrepareOptions, part_options
-from honed.data.prepare.reader import RowReader
+from honed.data.prepare.reader import NOTHING_FITS, RowReader
 from honed.data.prepare.workers import can_fork, kept_rows, kept_rows_by_workers
 from honed.data.read.sources import files_of, unread_rows
 from honed.data.templates.jinja import JinjaTemplate
@@ -181,7 +181,7 @@ def tokenizer_with_template(tokenizer: Any, path: str) -> Any:
 
 def stop_on_bad_rows(ledger: Ledger, options: PrepareOptions) -> None:
     """Raises DataError where rows were dropped that should not be, unless `bad_rows="drop"`."""
-    chosen = {"overlong", LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT}
+    chosen = {"overlong", NOTHING_FITS, LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT}
     bad = {reason: n for reason, n in ledger.rows_dropped.items() if reason not in chosen}
     if not bad or options.bad_rows == "drop":
         return

@@ -30,6 +30,8 @@ NOT_VERIFIED = "the chat template's spans cannot be verified"
 VIEWS_DROPPED = "overlong: views dropped"
 CUT_AT_THE_END = "overlong: cut at the end"
 SPLIT_INTO_PARTS = "overlong: split into parts"
+# Why rows are dropped that it would have cut.
+NOTHING_FITS = "overlong: nothing to train within max_length"
 _DONE_TO_LONG_ROWS = {"drop": VIEWS_DROPPED, "truncate": CUT_AT_THE_END, "split": SPLIT_INTO_PARTS}
 
 
@@ -104,6 +106,7 @@ class RowReader:
         planned = list(self._planned(chunk, ledger, first=first))
         encoded = self._renderer.encode([(example, views) for _, example, views in planned])
         ledger.rows_with_own_bos += sum(any(view.brings_opening for view in views) for views in encoded)
+        ledger.rows_with_own_eos += sum(any(view.brings_closing for view in views) for views in encoded)
         for (place, _, _), views in zip(planned, encoded, strict=True):
             if row := _kept(views, self._options, ledger):
                 yield place, row
@@ -148,17 +151,14 @@ class Fitted:
         longest: tokens of the longest document before the policy.
         overlong: whether that was more than the limit.
         cut: what the policy did, as reason and detail; None where it did nothing or nothing is kept.
+        dropped: why nothing of the row is trained; "" where something is.
     """
 
     kept: list[Rendered]
     longest: int
     overlong: bool
     cut: tuple[str, str] | None
-
-    @property
-    def dropped(self) -> str:
-        """Why nothing of the row is trained; "" where something is."""
-        return "" if self.kept else "overlong" if self.overlong else "nothing to train"
+    dropped: str
 
 
 def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
@@ -169,11 +169,15 @@ def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
     """
     longest, limit = max(map(len, views)), options.longest_document
     if limit is None or longest <= limit:
-        return Fitted(kept=[view for view in views if view.trained], longest=longest, overlong=False, cut=None)
+        kept = [view for view in views if view.trained]
+        return Fitted(kept=kept, longest=longest, overlong=False, cut=None, dropped="" if kept else "nothing to train")
     kept = [fitted for view in views for fitted in _fitted(view, options) if fitted.trained]
     reason = _DONE_TO_LONG_ROWS[options.overlong_policy]
     detail = f"{counted(longest, 'token')}, max_length {options.max_length}"
-    return Fitted(kept=kept, longest=longest, overlong=True, cut=(reason, detail) if kept else None)
+    if kept:
+        return Fitted(kept=kept, longest=longest, overlong=True, cut=(reason, detail), dropped="")
+    why = "overlong" if options.overlong_policy == "drop" else NOTHING_FITS
+    return Fitted(kept=[], longest=longest, overlong=True, cut=None, dropped=why)
 
 
 def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> KeptRow | None:

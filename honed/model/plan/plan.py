@@ -222,6 +222,8 @@ def fits(job: Job, memory: float) -> bool:
 def largest(job: Job, memory: float, *, field: str = "length") -> int:
     """The largest length (or number of rows) that fits into this many bytes; 0 if not even 1 does.
 
+    A length is not more than the model's positions (`Sizes.positions`), and neither is more than `LONGEST`.
+
     Args:
         field: "length" or "rows"; the other stays as it is.
     """
@@ -231,7 +233,7 @@ def largest(job: Job, memory: float, *, field: str = "length") -> int:
 
     if not ok(1):
         return 0
-    low, high = 1, LONGEST
+    low, high = 1, min(LONGEST, (job.sizes.positions if field == "length" else None) or LONGEST)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if ok(middle) else (low, middle - 1)

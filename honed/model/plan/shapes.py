@@ -31,8 +31,12 @@ _QWEN3_MOE = _family("qwen3_moe", "Qwen", vocab_size=151936, head_dim=128, max_p
 _QWEN2 = _family("qwen2", "Qwen", vocab_size=151936, max_position_embeddings=32768)
 _QWEN2_LARGE = _family("qwen2", "Qwen", vocab_size=152064, max_position_embeddings=32768)
 _LLAMA3 = _family("llama", "meta-llama", vocab_size=128256, max_position_embeddings=131072)
-_GEMMA3 = _family("gemma3_text", "google", vocab_size=262144, head_dim=256, sliding_window=512)
-_GEMMA3_LARGE = _family("gemma3_text", "google", vocab_size=262208, sliding_window=1024)  # seen without their eyes
+_GEMMA3 = _family(
+    "gemma3_text", "google", vocab_size=262144, head_dim=256, max_position_embeddings=32768, sliding_window=512
+)
+_GEMMA3_LARGE = _family(  # seen without their eyes
+    "gemma3_text", "google", vocab_size=262208, max_position_embeddings=131072, sliding_window=1024
+)
 _MISTRAL = _family("mistral", "mistralai", head_dim=128, max_position_embeddings=32768, sliding_window=None)
 _MIXTRAL = _family("mixtral", "mistralai", vocab_size=32000, max_position_embeddings=32768, sliding_window=None)
 _SMOLLM2 = _family("llama", "HuggingFaceTB", vocab_size=49152, max_position_embeddings=8192)
@@ -111,6 +115,13 @@ def find_config(name: str) -> Any:
     if is_adapter(place):
         raise ModelError(f"{name} holds an adapter, not a model.", fix="name the model that it was trained on")
     return _read_config(name, place)
+
+
+def is_model(name: str) -> bool:
+    """Whether this can only be a model: one that is built in, a folder, or a Hub id. Nothing is read."""
+    from honed.model.smollm2.smollm2 import MODEL_NAME
+
+    return name == MODEL_NAME or _known(name) is not None or "/" in name or Path(name).expanduser().is_dir()
 
 
 def _read_config(name: str, place: str) -> Any:

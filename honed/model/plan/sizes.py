@@ -56,6 +56,8 @@ class Sizes:
         plain_embedding: whether the embedding is `nn.Embedding` itself.
         routed, chosen: experts of a layer, and how many a token goes through; 0 for a dense model.
         window, full_layers: of sliding attention (None without), and the number of layers with full attention.
+        positions: the longest row that the model was made for; None where its configuration does not say. See
+            `positions_of`.
     """
 
     family: str
@@ -82,6 +84,7 @@ class Sizes:
     chosen: int = 0
     window: int | None = None
     full_layers: int = 0
+    positions: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -168,7 +171,29 @@ def sizes_of(config: Any) -> Sizes:
         **experts,
         window=getattr(config, "sliding_window", None) if "sliding_attention" in windows else None,
         full_layers=windows.count("full_attention") if windows else config.num_hidden_layers,
+        positions=positions_of(config),
     )
+
+
+def positions_of(config: Any) -> int | None:
+    """How many tokens a row can have: `max_position_embeddings`, more where the rotary embedding is stretched.
+
+    YaRN stretches `original_max_position_embeddings`, "linear" and "dynamic" scaling what the model has. The other
+    kinds (llama3, longrope, one for each kind of layer) come with the stretched number as `max_position_embeddings`.
+    """
+    try:
+        positions = getattr(config, "max_position_embeddings", None)
+    except RuntimeError:  # transformers', of what differs from layer to layer
+        return None
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    factor = rope.get("factor") or 1.0
+    if rope.get("rope_type") in ("linear", "dynamic"):
+        return int(positions * factor)
+    if rope.get("rope_type") == "yarn":
+        return max(positions, int((rope.get("original_max_position_embeddings") or positions) * factor))
+    return positions
 
 
 def adapter_of(config: Any, lora: Mapping[str, Any]) -> Adapter:

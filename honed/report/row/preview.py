@@ -67,23 +67,25 @@ def preview_ids(row: Any, tokenizer: Any, *, name: str) -> RowPreview:
     return RowPreview(parts=((visible(head), tuple(TokenViewer(own, own.all_special_ids).tokens(row))),))
 
 
-def preview(found: tuple[Any, Any], tokenizer: Any, options: PrepareOptions) -> RowPreview:
+def preview(found: tuple[Any, Any], tokenizer: Any, options: PrepareOptions, *, number: int) -> RowPreview:
     """A row as the model will see it, every view of it.
 
     Args:
         found: the source and the row, as `honed.data.read.sources.read_rows` gives them.
         tokenizer: a transformers tokenizer, or a processor.
+        number: by which Python asked for it, from 0; the source counts from 1.
 
     Raises:
         DataError: the row cannot be trained on; the message says why.
     """
     source, row = found
+    name = f"row {number}, counted from 0 ({source})"
     try:
         views = shown_views(found, options, tokenizer)
     except RowError as error:
         raw = json.dumps(row, ensure_ascii=False, default=str)[:200]
-        raise DataError(visible(f"{source} cannot be trained on: {error}: {raw}"), fix="mend the row") from None
-    return RowPreview(parts=tuple((visible(f"{source}, {head}"), tuple(tokens)) for head, tokens in views))
+        raise DataError(visible(f"{name} cannot be trained on: {error}: {raw}"), fix="mend the row") from None
+    return RowPreview(parts=tuple((visible(f"{name}, {head}"), tuple(tokens)) for head, tokens in views))
 
 
 def show(rows: Any, tokenizer: Any, row: int = 0, **options: Any) -> None:
@@ -105,7 +107,7 @@ def show(rows: Any, tokenizer: Any, row: int = 0, **options: Any) -> None:
     count = 0
     for count, found in enumerate(read_rows(rows), start=1):
         if count == row + 1:
-            display(preview(found, tokenizer, PrepareOptions(**options)))
+            display(preview(found, tokenizer, PrepareOptions(**options), number=row))
             return
     raise DataError(f"There is no row {row} among {count:,}.", fix="rows are counted from 0")
 

@@ -79,7 +79,8 @@ class SFTConfig(TrainingArguments):
         train_roles: honed. Roles whose turns are trained.
         train_reasoning: honed. False gives the reasoning inside trained turns weight 0.
         train_tool_calls: honed. False gives the tool calls inside trained turns weight 0.
-        overlong: honed. "truncate" (TRL's way, counted), "drop" or "error".
+        overlong: honed. What happens to rows longer than max_length: "truncate" (TRL's way, counted), "drop", "split"
+            (parts, each a document of its own) or "error".
         bad_rows: honed. "error" or "drop".
         streaming: honed. Read, render and pack rows while training, in constant memory; needs max_steps.
         shuffle_buffer: honed. While streaming, rows held and shuffled at a time; 0 keeps their order.

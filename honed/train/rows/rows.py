@@ -20,7 +20,7 @@ from honed.data.ledger import Ledger
 from honed.data.mix.mixture import Mixture
 from honed.data.prepare.options import PrepareOptions
 from honed.data.prepare.prepare import Prepared
-from honed.data.prepare.reader import CUT_AT_THE_END, SPLIT_INTO_PARTS, VIEWS_DROPPED
+from honed.data.prepare.reader import CUT_AT_THE_END, NOTHING_FITS, SPLIT_INTO_PARTS, VIEWS_DROPPED
 from honed.data.prepare.stream import RowStream
 from honed.data.read.formats import FORMATS, ReadOptions
 from honed.data.read.sources import SourcedRows, read_rows
@@ -31,6 +31,7 @@ from honed.train.forward import sequence_parallel, vision
 from honed.train.options.config import SFTConfig
 from honed.train.rows import stream
 from honed.train.rows.ahead import given, has_ids, prepare_rows, transforms
+from honed.train.rows.user_turns import notes_of_user_turns
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -180,6 +181,8 @@ class Datasets:
         if name == "train":
             self._refuse_less_than_a_batch(len(made.rows))
         self.prepared[name] = made
+        if name == "train" and self._custom is None and formatting_func is None:
+            self.notes += notes_of_user_turns(dataset, self.args, options)
         self._tell_cuts(name, made)
         self.notes += [note if name == "train" else f"{name} set: {note}" for note in made.ledger.notes]
         if self._custom is None or isinstance(made.rows, VisionRows):
@@ -263,8 +266,7 @@ class Datasets:
                 f"{cut:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are longer than max_length="
                 f"{self.args.max_length}: {_CUTS[reason]}"
             )
-        lost = made.ledger.rows_dropped["overlong"]
-        if lost and self.args.overlong != "drop" and not isinstance(made, VisionPrepared):  # which has a note itself
+        if lost := made.ledger.rows_dropped[NOTHING_FITS]:
             self.notes.append(
                 f"{lost:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are left out: of what is to be "
                 f"trained in them nothing fits into max_length={self.args.max_length}. Raise max_length to train them."
@@ -308,7 +310,7 @@ def show_row(rows: Any, tokenizer: Any, row: int) -> None:
         )
     if not -len(rows) <= row < len(rows):
         raise DataError(f"There is no row {row} among {len(rows):,}.", fix="rows are counted from 0")
-    display(preview_ids(rows[row], tokenizer, name=f"row {row} of {len(rows):,}"))
+    display(preview_ids(rows[row], tokenizer, name=f"row {row % len(rows)} of {len(rows):,}, counted from 0"))
 
 
 def takes_labels(collator: Any) -> bool:

@@ -212,7 +212,7 @@ class SteppingTrainer(EvaluatingTrainer):
         ids = part["input_ids"].flatten().cpu().tolist()
         batch = rows[len(self._window) - 1]
         holding = [row for row in batch if _holds(self.train_dataset[row].input_ids.tolist(), ids)] or batch
-        return f"Training row {', '.join(map(str, holding))}"
+        return f"Training row {', '.join(map(str, holding))} (counted from 0, as by trainer.show)"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds `out_of_memory`, the number of micro-batches that did not fit since the last line, if any."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,29 @@ def test_the_optimizer_counts(honed: Any) -> None:
     assert "GB of its state, counted here, can go to the host" in honed(*given, "--optim", "paged_adamw_8bit").out
     refused = honed(*given, "--optim", "adafactors")
     assert refused.status != 0 and "adafactor" in refused.err
+
+
+def test_the_longest_row_ends_with_the_models_positions(honed: Any) -> None:
+    shown = honed("plan", "--model", "smollm2-135m", "--gpu", "80GB", "--length", "9000")
+    assert "  8,192 *  " in shown.out and "* 8,192 positions are all that the model has" in shown.out
+    assert "Rows of 9,000 tokens are longer than the 8,192 positions" in shown.out
+    found = json.loads(honed("plan", "--model", "smollm2-135m", "--gpu", "80GB", "--json").out)
+    assert found["positions"] == 8192 == found["choices"][0]["longest_length"]
+
+
+def test_a_model_may_stand_first(honed: Any) -> None:
+    named = honed("plan", "--model", "Qwen3-0.6B", "--gpu", "24GB", "--length", "512")
+    first = honed("plan", "Qwen/Qwen3-0.6B", "--gpu", "24GB", "--length", "512")
+    assert first.status == 0, first.err
+    assert first.out.replace("Qwen/Qwen3", "Qwen3") == named.out
+    assert "your recipe" in honed("plan", "Qwen3-0.6B", "lora.r=8", "--gpu", "24GB").out
+
+
+def test_what_is_neither_model_nor_recipe_is_refused_at_once(honed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "honed.train.options.optim", None)  # what takes seconds to import
+    for given in (("plan", "lroa"), ("plan", "Qwen3-0.6B", "--model", "Qwen3-8B"), ("plan", "no/such.yaml")):
+        refused = honed(*given)
+        assert refused.status != 0 and ("for a model, --model NAME" in refused.err or "No such recipe" in refused.err)
 
 
 def test_nothing_fits(honed: Any) -> None:

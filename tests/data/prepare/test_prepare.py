@@ -130,6 +130,10 @@ def test_overlong_rows(tiny_tokenizer: Any) -> None:
     whole = tiny_tokenizer(ASKED + "yes " * 50)["input_ids"]
     assert cut.rows[1].input_ids.tolist() == whole[: size + 10]
     assert cut.ledger.stop_tokens == {"<|im_end|>": 1}  # the cut turn has no end
+    late = {"messages": [{"role": "user", "content": "why " * 50}, *LONG["messages"][1:]]}  # behind max_length
+    options = PrepareOptions(overlong="truncate", max_length=size + 10)
+    none_fits = prepare([CHAT, late], tiny_tokenizer, options)
+    assert none_fits.ledger.rows_dropped == {"overlong: nothing to train within max_length": 1}
     with pytest.raises(DataError, match=rf"row:2: \d+ tokens, more than max_length {size + 10}"):
         run("error", size + 10)
     with pytest.raises(DataError, match="No row is left") as caught:  # the cut leaves nothing that is trained

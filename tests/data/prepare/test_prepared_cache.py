@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
+from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from honed.data.prepare import cache as prepared_cache
 from honed.data.prepare.cache import cache_key, prepare_cached
@@ -62,6 +64,122 @@ def test_everything_that_decides_the_result_is_in_the_key(file: Path, tiny_token
     file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     keys.append(cache_key(str(file), tiny_tokenizer, OPTIONS))
     assert None not in keys and len(set(keys)) == len(keys)
+
+
+def split(tokenizer: Any) -> None:
+    tokenizer.split_special_tokens = True
+
+
+def with_flags(tokenizer: Any) -> None:
+    tokenizer.add_tokens([AddedToken("fox", rstrip=True)])
+
+
+def without_flags(tokenizer: Any) -> None:
+    tokenizer.add_tokens([AddedToken("fox")])
+
+
+def with_prefix_space(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+
+def lowered(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+def opened(tokenizer: Any) -> None:
+    own = [("<|im_start|>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<|im_start|> $A", None, own)
+
+
+def closed_otherwise(tokenizer: Any) -> None:
+    tokenizer.eos_token = "<|endoftext|>"
+
+
+def spaced_by_its_class(tokenizer: Any) -> None:
+    tokenizer.add_prefix_space = True
+
+
+def of_another_class(tokenizer: Any) -> None:
+    tokenizer.__class__ = type("Other", (PreTrainedTokenizerFast,), {"__module__": "transformers.other"})
+
+
+CHANGES = (
+    split, with_flags, without_flags, with_prefix_space, lowered, opened, closed_otherwise, spaced_by_its_class,
+    of_another_class,
+)  # fmt: skip
+
+
+def test_all_of_the_tokenizer_that_decides_its_ids_is_in_the_key(file: Path, tiny_tokenizer: Any) -> None:
+    keys = [cache_key(str(file), tiny_tokenizer, OPTIONS)]
+    for change in CHANGES:
+        other = copy.deepcopy(tiny_tokenizer)
+        change(other)
+        keys.append(cache_key(str(file), other, OPTIONS))
+    assert None not in keys and len(set(keys)) == len(keys)
+
+
+def test_special_tokens_that_are_split_are_another_input(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text(json.dumps({"text": "a <|im_end|> b"}) + "\n", encoding="utf-8")
+    other = copy.deepcopy(tiny_tokenizer)
+    split(other)
+    given = [prepare_cached(str(path), one, OPTIONS).rows[0].input_ids.tolist() for one in (tiny_tokenizer, other)]
+    eos = tiny_tokenizer.eos_token_id
+    assert given == [[*one("a <|im_end|> b")["input_ids"], eos] for one in (tiny_tokenizer, other)]
+    assert given[0] != given[1]
+
+
+class Characters(PreTrainedTokenizer):
+    """A tokenizer in Python, whose way of reading a text follows from an attribute that no file names."""
+
+    lower = False
+
+    @property
+    def vocab_size(self) -> int:
+        return 128
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(n): n for n in range(128)} | dict(self.added_tokens_encoder)
+
+    def _tokenize(self, text: str, **_: Any) -> list[str]:
+        return list(text.lower() if self.lower else text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return ord(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return chr(index)
+
+
+class OfOnesOwn(PreTrainedTokenizerFast):
+    """One whose code lies beside a model."""
+
+
+def test_tokenizers_whose_code_is_not_known_are_used_anew_each_time(
+    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text(json.dumps({"text": "A b"}) + "\n", encoding="utf-8")
+    tokenizer, found = Characters(eos_token="<e>"), []
+    for lower in (False, True):
+        monkeypatch.setattr(Characters, "lower", lower)
+        found.append(prepare_cached(str(path), tokenizer, OPTIONS, root=tmp_path / "c"))
+    assert [list(one.rows[0].input_ids[:3]) for one in found] == [[65, 32, 98], [97, 32, 98]]
+    assert found[0].ledger.notes == ["prepared data is not kept on disk: Characters is not a fast tokenizer"]
+    own = OfOnesOwn(tokenizer_object=tiny_tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    [note] = prepare_cached(str(path), own, OPTIONS, root=tmp_path / "c").ledger.notes
+    assert "OfOnesOwn is not one of transformers' own tokenizers" in note
+    assert not (tmp_path / "c").exists()
+
+
+def test_other_versions_of_libraries_prepare_anew(
+    file: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [cache_key(str(file), tiny_tokenizer, OPTIONS)]
+    for library in ("tokenizers", "transformers", "jinja2"):
+        monkeypatch.setattr(prepared_cache, "version", lambda name, other=library: "0" if name == other else "1")
+        keys.append(cache_key(str(file), tiny_tokenizer, OPTIONS))
+    assert len(set(keys)) == len(keys)
 
 
 OTHERWISE: dict[str, Any] = {

@@ -13,7 +13,7 @@ from honed.errors import ModelError, RecipeError
 from honed.model.plan import parts, plan
 from honed.model.plan.activations import formats_of
 from honed.model.plan.shapes import find_config
-from honed.model.plan.sizes import sizes_of
+from honed.model.plan.sizes import positions_of, sizes_of
 from honed.model.plan.step_time import flops_per_step, seconds_per_step
 from honed.recipe import LoraRecipe, recipe_from
 
@@ -123,8 +123,44 @@ def test_largest_is_the_last_that_fits(memory: float) -> None:
     found = plan.largest(JOB, memory)
     if found:
         assert plan.fits(replace(JOB, length=found), memory)
-    if found < plan.LONGEST:
+    if found < (JOB.sizes.positions or 0):
         assert not plan.fits(replace(JOB, length=found + 1), memory)
+
+
+def test_rows_are_no_longer_than_the_model_has_positions() -> None:
+    assert plan.largest(JOB, 1e15) == JOB.sizes.positions == 40960  # as Qwen3's configuration says
+    assert plan.largest(JOB, 1e15, field="rows") == plan.LONGEST
+    endless = replace(JOB, sizes=replace(JOB.sizes, positions=None))
+    assert plan.largest(endless, 1e15) == plan.LONGEST
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({"rope_type": "default"}, 4096),
+        ({"rope_type": "linear", "factor": 2.0}, 8192),
+        ({"rope_type": "dynamic", "factor": 4.0}, 16384),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}, 16384),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}, 4096),  # stretched already
+        (
+            {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 1024, "low_freq_factor": 1.0,
+             "high_freq_factor": 4.0},
+            4096,
+        ),
+    ],
+)  # fmt: skip
+def test_stretched_positions(rope: dict[str, Any], positions: int) -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(max_position_embeddings=4096, rope_parameters={"rope_theta": 10000.0, **rope})
+    assert positions_of(config) == positions
+
+
+def test_positions_of_models_without_them() -> None:
+    from transformers import MambaConfig
+
+    assert positions_of(MambaConfig()) is None
+    assert positions_of(find_config("Gemma-3-1B")) == 32768  # one rotation for each kind of layer
 
 
 def test_time() -> None:

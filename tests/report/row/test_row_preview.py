@@ -6,6 +6,7 @@ import html
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_show_prints_what_is_trained(tiny_tokenizer: Any, capsys: pytest.Capture
     assert "\\x1b[2J\\u202e" in printed
     honed.show(ROWS, tiny_tokenizer, train_on="all")
     assert "user" in re.findall("«(.*?)»", capsys.readouterr().out, re.DOTALL)[0]
+
+
+def test_a_row_is_named_as_python_and_as_the_command_line_count(
+    tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n{"messages": []}\n', encoding="utf-8")
+    honed.show(str(path), tiny_tokenizer, row=1)
+    assert capsys.readouterr().out.startswith(f"row 1, counted from 0 ({path}:2), view 1 of 1")
+    with pytest.raises(DataError, match=r"row 2, counted from 0 \(.*rows\.jsonl:3\) cannot be trained on"):
+        honed.show(str(path), tiny_tokenizer, row=2)
 
 
 def test_show_refuses_what_is_not_there(tiny_tokenizer: Any) -> None:

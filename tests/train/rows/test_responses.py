@@ -95,6 +95,7 @@ def test_the_trainer_shows_its_rows(make: Callable[..., SFTTrainer], capsys: pyt
     trainer.show()
     printed = capsys.readouterr().out
     row = trainer.train_dataset[0]
+    assert printed.startswith(f"row 0 of {len(trainer.train_dataset)}, counted from 0: ")
     assert f"{len(row['input_ids'])} tokens in 2 documents, {np.count_nonzero(row.weights)} of them" in printed
     marked = "".join(re.findall("«(.*?)»", printed, re.DOTALL)[:-1])  # the last is the legend
     assert marked == trained_text(trainer.processing_class, row)

@@ -111,7 +111,8 @@ def test_a_row_that_does_not_fit_alone_ends_the_run_with_its_number(make: Traine
     lengths = [len(trainer.train_dataset[n].input_ids) for n in range(12)]
     longest = lengths.index(max(lengths))
     Memory(trainer.model, "forward", room=max(lengths) - 1)
-    with pytest.raises(RunError, match=rf"Training row {longest} does not fit .*{max(lengths)} tokens"):
+    named = rf"Training row {longest} \(counted from 0, as by trainer.show\)"
+    with pytest.raises(RunError, match=rf"{named} does not fit .*{max(lengths)} tokens"):
         trainer.train()
 
 
