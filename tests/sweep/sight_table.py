@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -17,7 +18,7 @@ def written(page: str, found: dict[str, Any]) -> str:
 
 
 def tables(found: dict[str, Any]) -> str:
-    """The types that were made and tried, what went wrong, and the others."""
+    """The types that were made and tried, what went wrong, and the names of the others."""
     made = {kind: result for kind, result in found.items() if result["made"] is True}
     versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft"))
     day = datetime.now(timezone.utc).date().isoformat()
@@ -33,32 +34,39 @@ def tables(found: dict[str, Any]) -> str:
     ]
     if wrong:
         lines += ["", "What went wrong:", "", *wrong]
-    others = [f"| {kind} | {short(result['made'])} |" for kind, result in found.items() if kind not in made]
-    if others:
-        lines += ["", "Not made, so not tried:", "", "| type | why |", "| --- | --- |", *others]
+    if others := [kind for kind in found if kind not in made]:
+        names = "No tiny model was made by this script, which says nothing about the types themselves: " + ", ".join(
+            others
+        )
+        lines += ["", *textwrap.wrap(names + ".", 120, break_on_hyphens=False)]
     return "\n".join(lines)
 
 
 def row(kind: str, result: dict[str, Any]) -> str:
     """One type."""
     speaking, generation = result["text"], result["generation"]
-    flat = short(speaking) if isinstance(speaking, str) else "flat" if speaking.get("flat") else "padded"
+    flat = outcome(speaking) if isinstance(speaking, str) else "flat" if speaking.get("flat") else "padded"
     engine = (
-        short(generation, 60) if isinstance(generation, str) else "transformers'" if generation["note"] else "honed's"
+        outcome(generation) if isinstance(generation, str) else "transformers'" if generation["note"] else "honed's"
     )
     return f"| {kind} | {seeing(result)} | {flat} | {merging(result)} | {engine} | {worst(result)} |"
+
+
+def outcome(part: str) -> str:
+    """One word for what did not go; the list below the table has the errors."""
+    return "error" if is_error(part) else "refused"
 
 
 def seeing(result: dict[str, Any]) -> str:
     """Whether rows with images are trained, or why they are refused."""
     batch = result["seeing"] if isinstance(result["seeing"], str) else result["seeing"]["batch"]
-    return short(batch.removeprefix("error: "), 90) if isinstance(batch, str) else "yes"
+    return outcome(batch) if isinstance(batch, str) else "yes"
 
 
 def merging(result: dict[str, Any]) -> str:
     adapted = result["adapted"]
     export = adapted if isinstance(adapted, str) else adapted["export"]
-    return short(export, 60) if isinstance(export, str) else "yes"
+    return outcome(export) if isinstance(export, str) else "yes"
 
 
 def worst(result: dict[str, Any]) -> str:
