@@ -46,7 +46,7 @@ class LoopConfig:
         device: "cpu", "cuda", "cuda:1", "mps"; None picks.
         workers: processes that make batches.
         log_every, eval_every, save_every: steps; below 1, a share of all steps; 0 never; "epoch" at the end of each.
-        keep: checkpoints to keep; None for all.
+        keep: checkpoints of this run to keep; None for all.
         trackers: "tensorboard", "wandb", "trackio", "swanlab"; `project` and `run_name` are what they show.
         resume: "auto" goes on from the folder's newest whole checkpoint, a path from that one; None starts anew.
     """

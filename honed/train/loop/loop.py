@@ -270,7 +270,7 @@ def save(run: Run, folder: Path, log: Log, *, must: bool) -> None:
         return
     try:
         path = checkpoint.save(folder, state)
-        checkpoint.prune(folder, run.config.keep, known_good=path)
+        checkpoint.prune(folder, run.config.keep, known_good=path, others=checkpoint.of_others(folder, run.identity))
     except RunError as error:
         if must:
             raise
@@ -282,7 +282,7 @@ def resume(run: Run, folder: Path | None) -> list[str]:
     """Restores the run from a checkpoint, if there is one; returns why newer ones were skipped.
 
     Raises:
-        RunError: the checkpoint that the config names is damaged or another run's.
+        RunError: the named checkpoint is damaged or another run's, or the newest is of another number of ranks.
     """
     named = run.config.resume
     if folder is None or named is None:

@@ -16,8 +16,9 @@ import numpy as np
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import Dataset, Sampler
 
-from honed.data.batch.collate import Batch
+from honed.data.batch.collate import Batch, FlatCollator, PaddedCollator
 from honed.data.batch.table import PackedRow, PackedRows
+from honed.train.rows.stream import StreamDataset
 
 NOTHING = PackedRow(input_ids=np.zeros(0, dtype=np.int32), weights=np.zeros(0, dtype=np.float32), lengths=())
 
@@ -70,6 +71,12 @@ def untrained_row(rows: PackedRows) -> PackedRow:
     """The first two tokens of the first row, without weight: about the least that a model can compute."""
     ids = rows[0].input_ids[:2]
     return PackedRow(input_ids=ids, weights=np.zeros(len(ids), dtype=np.float32), lengths=(len(ids),))
+
+
+def can_fill(rows: Any, collate: Any) -> bool:
+    """Whether rows and batches are honed's: a script's own collator may not know `NOTHING`. A stream has no last round."""
+    ours = isinstance(rows, PackedRows) and isinstance(collate, (FlatCollator, PaddedCollator)) and len(rows) > 0
+    return ours or isinstance(rows, StreamDataset)
 
 
 def fill_up(loader: Any) -> None:

@@ -16,6 +16,7 @@ from honed.errors import RecipeError, RunError
 from honed.train.options.config import SFTConfig
 from honed.train.ranks import keep_on_sigterm
 from honed.train.run_folder import checkpoint
+from honed.train.run_folder.other_ranks import readers
 
 
 class StreamDataset(IterableDataset):
@@ -27,6 +28,7 @@ class StreamDataset(IterableDataset):
     Args:
         size: packed rows of a batch.
         after: the place of rank 0's last trained batch; None to start at the beginning.
+        world_before: the ranks that read up to there, if not as many as now.
     """
 
     def __init__(
@@ -38,14 +40,16 @@ class StreamDataset(IterableDataset):
         rank: int = 0,
         world: int = 1,
         after: Place | None = None,
+        world_before: int | None = None,
     ) -> None:
         self.stream, self.size, self.collate = stream, size, collate
         self.rank, self.world, self.after = rank, world, after
+        self.world_before = world_before or world
 
     def __iter__(self) -> Iterator[tuple[Place, Ledger, dict[str, Any]]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        first = 0 if self.after is None else self.after.batch + self.world
+        first = 0 if self.after is None else self.after.batch + self.world_before
         readers, block = self.world * workers, (-1, -1)
         ledger = Ledger()
         for place, rows in self.stream.batches(self.size, self.after):
@@ -92,11 +96,12 @@ def is_streamed(data: Any, args: SFTConfig) -> bool:
     return True
 
 
-def loader_of(dataset: StreamDataset, args: SFTConfig, *, size: int, after: Place | None) -> StreamLoader:
-    """The loader of this rank; for `size` and `after` see `StreamDataset`."""
+def loader_of(dataset: StreamDataset, args: SFTConfig, *, size: int, after: tuple[Place, int] | None) -> StreamLoader:
+    """The loader of this rank; for `size` see `StreamDataset`, for `after` see `place_to_resume`."""
     workers = args.dataloader_num_workers
     rank, world = args.data_parallel_rank, args.data_parallel_size
-    own = StreamDataset(dataset.stream, size, dataset.collate, rank=rank, world=world, after=after)
+    place, before = after or (None, world)
+    own = StreamDataset(dataset.stream, size, dataset.collate, rank=rank, world=world, after=place, world_before=before)
     return StreamLoader(
         own,
         num_workers=workers,
@@ -113,21 +118,22 @@ def _streams_itself(data: Any) -> bool:
     return datasets is not None and isinstance(data, datasets.IterableDataset)
 
 
-def place_to_resume(resume: str | None) -> Place | None:
-    """The place in a checkpoint's stream; None without a checkpoint.
+def place_to_resume(resume: str | None) -> tuple[Place, int] | None:
+    """The place in a checkpoint's stream, and the number of ranks that read it; None without a checkpoint.
 
     Raises:
         RunError: the checkpoint holds no such place.
     """
     if not resume:
         return None
-    place = checkpoint.read_position(resume)[0].get("stream")
+    position, identity = checkpoint.read_position(resume)
+    place = position.get("stream")
     if place is None:
         raise RunError(
             f"{resume} does not say where its stream stood.",
             fix="resume from a checkpoint of a streaming run, or start anew",
         )
-    return Place(**place)
+    return Place(**place), readers(identity)
 
 
 def _as_is(item: Any) -> Any:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch
 
 from honed.errors import RunError, first_line, storage_errors
 from honed.train.ranks import is_lost_rank
+from honed.train.run_folder import other_ranks
 from honed.train.run_folder.engines import why_another
 
 MANIFEST, WEIGHTS, STATE, POSITION = "manifest.json", "weights.safetensors", "state.pt", "position.json"
@@ -36,6 +38,9 @@ FORMAT = 1
 _NAME = re.compile(r"checkpoint-\d+")
 _PART = ".checkpoint-part-"
 _CHUNK = 1 << 22  # bytes hashed at a time
+
+Alike = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
+"""Whether two identities, there and here, are of runs that go on from each other's checkpoints as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +162,7 @@ def latest_good(
     *,
     before: float = math.inf,
     engine: str | None = None,
+    alike: Alike = operator.eq,
 ) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and why each newer one was skipped.
 
@@ -164,13 +170,21 @@ def latest_good(
         identity: what it must agree with; None to take any.
         before: only checkpoints of earlier steps are considered.
         engine: in words, which must have written the optimizer's states; None for any.
+        alike: what "agree" means.
+
+    Raises:
+        RunError: a whole one is this run's, but only another number of processes can go on from it as it is.
     """
     notes: list[str] = []
     for path in (path for path in _newest_first(folder) if _step_of(path) < before):
-        problem = why_not(path, identity) or (engine and why_another(path, engine))
-        if not problem:
+        damage = next(iter(check(path)), "")
+        foreign = damage or _foreign(path, identity, alike)
+        other_engine = "" if damage or not engine else why_another(path, engine)
+        if not foreign and not other_engine:
             return path, notes
-        notes.append(f"{path.name} is passed over: {problem}.")
+        if not damage and identity is not None:
+            other_ranks.refuse(path, read_position(path)[1], _as_json(identity), other_engine)
+        notes.append(f"{path.name} is passed over: {foreign or other_engine}.")
     return None, notes
 
 
@@ -180,7 +194,12 @@ def why_not(path: str | Path, identity: Mapping[str, Any] | None = None) -> str:
 
 
 def prune(
-    folder: str | Path, keep: int | None, *, known_good: Path | None = None, best: Path | None = None
+    folder: str | Path,
+    keep: int | None,
+    *,
+    known_good: Path | None = None,
+    best: Path | None = None,
+    others: Collection[Path] = (),
 ) -> list[Path]:
     """Deletes all but the newest `keep` checkpoints, and what killed processes left half-written.
 
@@ -191,21 +210,33 @@ def prune(
         keep: at least 1; None keeps all.
         known_good: was written just now: it is kept, and not hashed again.
         best: is kept too.
+        others: are neither counted nor deleted; see `of_others`.
 
     Returns:
         The checkpoints deleted.
     """
     for left in Path(folder).glob(f"{_PART}*"):
         shutil.rmtree(left, ignore_errors=True)
-    paths = _newest_first(folder)
+    paths = [] if keep is None else [path for path in _newest_first(folder) if path not in others]
     if keep is None or len(paths) <= keep:
         return []
     newest_good = next((path for path in paths if path == known_good or not check(path)), None)
     old = [path for path in paths[max(keep, 1) :] if path not in (newest_good, known_good, best)]
     for path in old:
-        (path / MANIFEST).unlink(missing_ok=True)  # first, so that a crash leaves no valid checkpoint
-        shutil.rmtree(path, ignore_errors=True)
+        _delete(path)
     return old
+
+
+def of_others(folder: str | Path, identity: Mapping[str, Any], alike: Alike = operator.eq) -> list[Path]:
+    """The checkpoints of other runs and programs, which no limit on this run's own may delete; newest first."""
+    return [path for path in _newest_first(folder) if _foreign(path, identity, alike)]
+
+
+def keep_only(best: Path, *, others: Collection[Path]) -> None:
+    """Deletes a run's checkpoints beside the best one, as transformers does at the end with `save_total_limit=1`."""
+    for path in _newest_first(best.parent):
+        if path != best and path not in others:
+            _delete(path)
 
 
 def clear(folder: str | Path) -> None:
@@ -269,16 +300,25 @@ def set_random_state(state: Mapping[str, Any]) -> None:
             module.set_rng_state(state[kind])
 
 
-def _foreign(path: Path, identity: Mapping[str, Any] | None) -> str:
+def _delete(path: Path) -> None:
+    """Takes the name away first: what a crash leaves is no checkpoint, and the next `prune` deletes it."""
+    part = path.rename(path.with_name(f"{_PART}{_step_of(path)}"))
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def _foreign(path: Path, identity: Mapping[str, Any] | None, alike: Alike = operator.eq) -> str:
     """'it is another run's: learning_rate is 0.1 there, 0.2 here', or ''."""
     if identity is None:
         return ""
-    there = read_position(path)[1]
+    there, here = read_position(path)[1], _as_json(identity)
     if not there:
         return "it was made by another program"
-    here = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-    told = differences(there, here)
-    return f"it is another run's: {'; '.join(told[:3])}" if told else ""
+    return "" if alike(there, here) else f"it is another run's: {'; '.join(differences(there, here)[:3])}"
+
+
+def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """As it is in a file, where tuples are lists."""
+    return dict(json.loads(json.dumps(identity)))
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from honed.train.forward.zero3 import share_out
 from honed.train.options.deepspeed import zero_stage
 from honed.train.options.warm_up import notes_on_warm_up
 from honed.train.ranks import Stopped, others_alive, tensor_parallel_size, until_ctrl_c, until_sigterm
-from honed.train.run_folder import checkpoint, engines
+from honed.train.run_folder import checkpoint, engines, other_ranks
 from honed.train.run_folder.identity import digest_of_rows, identity_of_model
 from honed.train.run_folder.secrets import sealed_arguments
 from honed.train.trainer import agreement
+from honed.train.trainer.rotation import Rotation
+from honed.train.trainer.tied_weights import lacking, without_copies
 from honed.train.trainer.watched import WatchedTrainer
 
 logger = logging.getLogger(__name__)
@@ -62,10 +64,13 @@ class ResumingTrainer(WatchedTrainer):
     tell: Callable[[str], None] = staticmethod(logger.warning)
     stream_loader: Any
     args: Any
+    _fills_rounds: Callable[[], bool]  # whether an epoch has each row once on any number of ranks, see `filling`
     _ctrl_c: threading.Event | None = None
     _began_at: int | None = None  # the step, once there is one
     _saving_in: Path | None = None
     _saved = False  # whether `_save` was called for this rank
+    _looks_in: Path | None = None  # where transformers finds checkpoints, while it is not to find this run's
+    _rotation: Rotation
     _identity: dict[str, Any] | None = None
     _found: dict[str, Any]  # the position in the checkpoint that training began from; {} at step 0
     _began: float  # time.time() when this process began to train
@@ -94,6 +99,8 @@ class ResumingTrainer(WatchedTrainer):
                 "starts anew where there is none",
             )
         if path is not None:
+            for note in other_ranks.notes(path, checkpoint.read_position(path)[1], self.args.world_size):
+                self._say(note)
             self._tell_changes(path)
             self._say(f"going on from {path.name}")
         return None if path is None else str(path)
@@ -101,11 +108,21 @@ class ResumingTrainer(WatchedTrainer):
     def _newest_good(self) -> tuple[Path | None, list[str]]:
         """As the first rank finds it: others may see the folder later, or have no weights yet to compare."""
         found: list[Any] = [None]
+        folder, identity = self.args.output_dir, self.identity()
         if self.args.process_index == 0:
-            found = [checkpoint.latest_good(self.args.output_dir, self.identity(), engine=self._engine())]
-        with others_alive(self.args.output_dir):
-            newest: tuple[Path | None, list[str]] = broadcast_object_list(found)[0]
+            try:
+                found = [checkpoint.latest_good(folder, identity, engine=self._engine(), alike=self._alike)]
+            except RunError as error:  # which all ranks raise
+                found = [error]
+        with others_alive(folder):
+            newest: tuple[Path | None, list[str]] | RunError = broadcast_object_list(found)[0]
+        if isinstance(newest, RunError):
+            raise newest
         return newest
+
+    def _alike(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint is gone on from unasked: also one of other ranks, where each step keeps its rows."""
+        return other_ranks.keep_rows(there, here) if self._fills_rounds() else there == here
 
     def _engine(self) -> str:
         """What computes, in words."""
@@ -241,13 +258,14 @@ class ResumingTrainer(WatchedTrainer):
             if first:
                 self.state.save_to_json(str(part / "trainer_state.json"))
                 checkpoint.write_position(part, position, self.identity())
-        place, limit = folder / f"checkpoint-{step}", self.args.save_total_limit
+        place = folder / f"checkpoint-{step}"
         if first:
-            best = self.state.best_model_checkpoint
-            keep = limit if limit and limit > 0 else None
-            checkpoint.prune(folder, keep, known_good=place, best=None if best is None else Path(best))
+            self._rotation.after_saving(place)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(place))
+
+    def _of_others(self, folder: Path) -> list[Path]:
+        return checkpoint.of_others(folder, self.identity(), self._alike)
 
     def _save_now(self) -> None:
         self._save_checkpoint(self.model, trial=None)
@@ -276,7 +294,7 @@ class ResumingTrainer(WatchedTrainer):
         return self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saving_in or super()._get_output_dir(trial))
+        return str(self._saving_in or self._looks_in or super()._get_output_dir(trial))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._saving_in is not None:  # the folder is about to be renamed; `_save_checkpoint` uploads afterwards
@@ -324,6 +342,7 @@ class ResumingTrainer(WatchedTrainer):
         """Restores what transformers does not; called after it has reset its own counts."""
         self._began = time.time()
         self._began_at = self.state.global_step
+        self._rotation = Rotation(self.args, self.state, of_others=self._of_others, say=self._say)
         rates: list[float] = getattr(self.lr_scheduler, "get_last_lr", list)()
         steps = 0 if not rates or any(rates) else self.state.max_steps
         for note in notes_on_warm_up(self.args.get_warmup_steps(steps), steps):
@@ -332,7 +351,7 @@ class ResumingTrainer(WatchedTrainer):
         ranks = self._found.get("ranks", [])
         if not ranks:  # made by another program
             return
-        mine = _shared_anew(ranks, self.args.world_size)[self.args.process_index]
+        mine = other_ranks.shared_anew(ranks, self.args.world_size)[self.args.process_index]
         self._tr_loss.fill_(mine["loss"])
         self._total_loss_scalar = mine["total_loss"]
         self._globalstep_last_logged = self._found["last_logged"]
@@ -356,7 +375,14 @@ class ResumingTrainer(WatchedTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        return super()._finalize_training(trial, num_train_samples, start_time - self._found.get("seconds", 0.0))
+        self._looks_in = Path(super()._get_output_dir(trial), "none")  # else it would delete those of other runs
+        try:
+            ended = super()._finalize_training(trial, num_train_samples, start_time - self._found.get("seconds", 0.0))
+        finally:
+            self._looks_in = None
+        if self.args.should_save:
+            self._rotation.at_the_end()
+        return ended
 
     def _stops(self) -> bool:
         """Whether any rank was asked to stop."""
@@ -366,33 +392,3 @@ class ResumingTrainer(WatchedTrainer):
             return asked
         mine = torch.tensor([int(asked)], device=self.args.device)
         return bool(self.accelerator.gather(mine).any())
-
-
-def _shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]]:
-    """The ranks' counts for another number of ranks: the first gets all counts, and losses are averaged."""
-    if len(ranks) == world:
-        return ranks
-    counts = [rank["metrics"] for rank in ranks]
-    added = ("tokens", "trained", "scored", "aux_tokens", "aux_sum")
-    summed = {key: sum(count.get(key, 0) for count in counts) for key in added}
-    sums = [sum(column) for column in zip(*(count["sums"] for count in counts), strict=True)]
-    total = {"num_tokens": counts[0]["num_tokens"], "sums": sums, **summed}
-    nothing = {**total, "sums": [0.0] * len(sums), **dict.fromkeys(summed, 0)}
-    means = {key: sum(rank[key] for rank in ranks) / len(ranks) for key in ("loss", "total_loss")}
-    first = {**ranks[0], **means}
-    return [{**first, "metrics": nothing if number else total} for number in range(world)]
-
-
-def lacking(model: nn.Module, missing: list[str]) -> list[str]:
-    """The missing names whose tensor was not loaded under another name either."""
-    state = model.state_dict(keep_vars=True)
-    loaded = {id(tensor) for name, tensor in state.items() if name not in missing}
-    return [name for name in missing if name not in state or id(state[name]) not in loaded]
-
-
-def without_copies(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Gathered weights without those that are tied to another: gathering gives each a copy, transformers saves one."""
-    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    pairs = {name: source for name, source in tied.items() if name in state and source in state}
-    copies = {name for name, source in pairs.items() if torch.equal(state[name], state[source])}
-    return {name: tensor for name, tensor in state.items() if name not in copies}

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from honed.data.batch.collate import FlatCollator, PaddedCollator
 from honed.data.batch.table import PackedRows
 from honed.data.ledger import Ledger
 from honed.data.prepare.stream import Place
@@ -68,7 +67,7 @@ class SFTTrainer(UploadingTrainer):
     """
 
     stream_loader: stream.StreamLoader | None = None
-    _stream_after: Place | None = None
+    _stream_after: tuple[Place, int] | None = None
 
     def __init__(  # noqa: PLR0917 - the order is transformers' and TRL's, and scripts rely on it
         self,
@@ -212,8 +211,7 @@ class SFTTrainer(UploadingTrainer):
         rows, collate = self.train_dataset, self.data_collator
         if self.args.tokens_per_step is not None:
             return token_batches.loader_of(rows, self._datasets.collator, self.args, size=self._train_batch_size)
-        fills = isinstance(rows, PackedRows) and isinstance(collate, (FlatCollator, PaddedCollator)) and len(rows) > 0
-        if self.args.world_size == 1 or self._plain_loss or not fills:
+        if self.args.world_size == 1 or not self._fills_rounds():
             return super().get_train_dataloader()
         self.data_collator = filling.FilledCollator(collate=collate, untrained=filling.untrained_row(rows))
         try:
@@ -228,6 +226,9 @@ class SFTTrainer(UploadingTrainer):
             self.data_collator = collate
         filling.fill_up(loader)
         return loader
+
+    def _fills_rounds(self) -> bool:
+        return not self._plain_loss and filling.can_fill(self.train_dataset, self.data_collator)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

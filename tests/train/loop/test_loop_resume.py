@@ -102,7 +102,9 @@ def test_a_torn_and_a_foreign_checkpoint_are_passed_over(tmp_path: Path) -> None
     weights = tmp_path / "run" / "checkpoint-15" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     other = {**job, "settings": {**job["settings"], "learning_rate": 0.5}}
-    outcome, _ = run_loop({**other, "settings": {**other["settings"], "max_steps": 14}})
+    outcome, _ = run_loop({**other, "settings": {**other["settings"], "max_steps": 14, "save_every": 4, "keep": 1}})
+    kept = {int(path.name[11:]) for path in (tmp_path / "run").glob("checkpoint-*")}
+    assert kept == {*range(1, 16)} - {4, 8, 12}, "the others are not this run's to delete"
     assert outcome.steps == 14 and len(outcome.log) == 14, "it began anew"
     assert "weights.safetensors has" in outcome.notes[0]
     assert "learning_rate is 0.01 there, 0.5 here" in outcome.notes[1]

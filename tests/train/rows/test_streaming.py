@@ -87,6 +87,20 @@ def test_each_rank_goes_on_after_the_place_of_the_first(stream: RowStream, world
     assert [batch for step in zip(*rest, strict=True) for batch in step] == expected[3 * world : 5 * world]
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 2), (2, 4)])
+def test_another_number_of_ranks_goes_on_with_the_next_batch(stream: RowStream, before: int, after: int) -> None:
+    """None is trained twice, and none is left out; as many as 8 were trained."""
+    expected = ids(StreamLoader(StreamDataset(stream, 2, FlatCollator())), 16)
+    first = StreamLoader(StreamDataset(stream, 2, FlatCollator(), world=before))
+    ids(first, 8 // before)
+    rest = [
+        StreamDataset(stream, 2, FlatCollator(), rank=rank, world=after, after=first.place, world_before=before)
+        for rank in range(after)
+    ]
+    found = [ids(StreamLoader(dataset), 8 // after) for dataset in rest]
+    assert [batch for step in zip(*found, strict=True) for batch in step] == expected[8:]
+
+
 @pytest.fixture
 def make(tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., SFTTrainer]:
     def make_trainer(rows: Any, **changes: Any) -> SFTTrainer:

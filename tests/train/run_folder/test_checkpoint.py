@@ -16,7 +16,7 @@ import torch
 
 from honed.errors import RunError
 from honed.train.run_folder import checkpoint
-from honed.train.run_folder.checkpoint import State, check, latest_good, load, prune, save, seal, why_not
+from honed.train.run_folder.checkpoint import State, check, latest_good, load, of_others, prune, save, seal, why_not
 
 FILES = {"weights.safetensors", "state.pt", "position.json", "manifest.json"}
 
@@ -192,6 +192,33 @@ def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
     assert prune(tmp_path, None) == []
     assert {path.name for path in prune(tmp_path, 2)} == {"checkpoint-2", "checkpoint-9"}
     assert names(tmp_path) == {"checkpoint-10", "checkpoint-100"}
+
+
+def test_pruning_neither_counts_nor_deletes_those_of_others(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, state_at(step, identity={"seed": step % 2}))
+    others = of_others(tmp_path, {"seed": 0})
+    assert [path.name for path in others] == ["checkpoint-5", "checkpoint-3", "checkpoint-1"]
+    assert prune(tmp_path, 1, others=others) == [tmp_path / "checkpoint-2"]
+    assert names(tmp_path) == {"checkpoint-1", "checkpoint-3", "checkpoint-4", "checkpoint-5"}
+
+
+def test_what_a_crash_leaves_of_a_deletion_is_deleted_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(tmp_path, state_at(step))
+
+    def killed(path: Path, **_: Any) -> None:
+        (path / "position.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("honed.train.run_folder.checkpoint.shutil.rmtree", killed)
+        prune(tmp_path, 1)
+    assert latest_good(tmp_path, before=2) == (None, [])
+    prune(tmp_path, 1)
+    assert names(tmp_path) == {"checkpoint-2"}
 
 
 def test_pruning_never_deletes_the_last_whole_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from honed.train.trainer.resuming import lacking
+from honed.train.trainer.tied_weights import lacking
 from honed.train.trainer.trainer import SFTTrainer
 
 SAYS = "missing keys in the checkpoint"

@@ -206,6 +206,23 @@ def test_rotation_keeps_the_last_good_one_and_the_best(begin: Trainers, tmp_path
     assert all(checkpoint.check(tmp_path / "run" / name) == [] for name in kept)
 
 
+@pytest.mark.parametrize("more", [{}, {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}])
+def test_rotation_leaves_the_checkpoints_of_others(more: Any, begin: Trainers, tmp_path: Path) -> None:
+    """Those of a run with other settings, and another program's; it says so once."""
+    begin("run", save_steps=3, max_steps=3, seed=7).train()
+    (tmp_path / "run" / "checkpoint-1").mkdir()
+    (tmp_path / "run" / "checkpoint-1" / "model.safetensors").write_bytes(b"another program's")
+    trainer, said = begin("run", save_steps=2, save_total_limit=1, max_steps=8, **more), []
+    trainer.tell = said.append
+    trainer.train(resume_from_checkpoint="auto")
+    kept = {path.name for path in (tmp_path / "run").glob("*checkpoint-*")}
+    best = trainer.state.best_model_checkpoint
+    assert kept == {"checkpoint-1", "checkpoint-3", "checkpoint-8" if best is None else Path(best).name}
+    assert [line for line in said if "save_total_limit" in line] == [
+        "save_total_limit leaves checkpoint-3, checkpoint-1 as they are: they are not of this run."
+    ]
+
+
 KILLED: dict[str, dict[str, Any]] = {
     "packed": {"packing": True, "max_length": 32},
     "streamed, packed": {"packing": True, "max_length": 32, "streaming": True, "shuffle_buffer": 5},
