@@ -74,7 +74,7 @@ def untrained_row(rows: PackedRows) -> PackedRow:
 
 
 def can_fill(rows: Any, collate: Any) -> bool:
-    """Whether rows and batches are honed's: a script's own collator may not know `NOTHING`. A stream has no last round."""
+    """Whether rows and batches are honed's: a script's collator may not know `NOTHING`. A stream has no last round."""
     ours = isinstance(rows, PackedRows) and isinstance(collate, (FlatCollator, PaddedCollator)) and len(rows) > 0
     return ours or isinstance(rows, StreamDataset)
 
