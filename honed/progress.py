@@ -44,7 +44,7 @@ class Progress:
     def __init__(self, *, desc: str, total: int | None, unit: str = "item", stream: TextIO | None = None) -> None:
         self.desc, self.total, self.unit = desc, total, unit
         self.count = 0
-        self.note = ""
+        self.note, self._noted_at = "", 0
         self._stream: TextIO = stream or (sys.stderr if os.environ.get("RANK", "0") == "0" else io.StringIO())
         self._started = self._last_line = time.monotonic()
         self._bar = self._open_bar()
@@ -59,12 +59,12 @@ class Progress:
         """Counts `n` more items; `note` replaces the text after the bar (loss, tokens per second)."""
         self.count += n
         if note is not None:
-            self.note = note
+            self.note, self._noted_at = note, self.count
         if self._bar is not None:
             self._bar.set_postfix_str(self.note, refresh=False)
             self._bar.update(n)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._write_line()
+        elif self.count != self.total and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._write_line()  # the last one is `close`'s, which knows the last note
 
     def close(self, *, finished: bool = True) -> None:
         """Closes the bar; in a pipe, prints the last line."""
@@ -97,7 +97,8 @@ class Progress:
         left = ""
         if self.total and 0 < self.count < self.total:
             left = f", {clock(elapsed / self.count * (self.total - self.count))} left"
-        note = f"  {self.note}" if self.note else ""
+        whose = "" if self._noted_at == self.count else f" ({self.unit} {self._noted_at:,})"
+        note = f"  {self.note}{whose}" if self.note else ""
         self._stream.write(f"{self.desc}: {done} in {clock(elapsed)}{left}{note}\n")
         self._stream.flush()
 

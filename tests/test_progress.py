@@ -31,9 +31,7 @@ def test_items_pass_and_a_pipe_gets_lines(time: list[float]) -> None:
         seen.append(item)
         time[0] += 6
     assert seen == ["a", "b", "c", "d"]
-    assert out.getvalue() == (
-        "Reading: 2/4 rows in 0:12, 0:12 left\nReading: 4/4 rows in 0:24\nReading: 4/4 rows in 0:24\n"
-    )
+    assert out.getvalue() == "Reading: 2/4 rows in 0:12, 0:12 left\nReading: 4/4 rows in 0:24\n"
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,7 @@ class SFTTrainer(UploadingTrainer):
         )
         if use_cache is not None:  # Trainer switches it off, and would save that
             seams.base_model(self.model).config.use_cache = use_cache
-        # honed's loss is divided by the step's token weight already
-        self.model_accepts_loss_kwargs = True
+        self.model_accepts_loss_kwargs = True  # honed's loss is divided by the step's token weight already
         self.neftune_noise_alpha = None  # see `SteppingTrainer`
         for callback in [*adapter_callbacks(trained, fp16=args.fp16), *early_stopping(args)]:
             self.add_callback(callback)
@@ -208,9 +207,9 @@ class SFTTrainer(UploadingTrainer):
 
     def _rows_loader(self) -> Any:
         """Batches of rows; accelerate deals them to the ranks, and the last round is filled up with empty rows."""
-        rows, collate = self.train_dataset, self.data_collator
+        rows, collate, size = self.train_dataset, self.data_collator, self._train_batch_size
         if self.args.tokens_per_step is not None:
-            return token_batches.loader_of(rows, self._datasets.collator, self.args, size=self._train_batch_size)
+            return token_batches.loader_of(rows, self._datasets.collator, self.args, size=size)
         if self.args.world_size == 1 or not self._fills_rounds():
             return super().get_train_dataloader()
         self.data_collator = filling.FilledCollator(collate=collate, untrained=filling.untrained_row(rows))
@@ -218,7 +217,7 @@ class SFTTrainer(UploadingTrainer):
             loader = self._get_dataloader(
                 filling.FilledRows(rows),
                 description="Training",
-                batch_size=self._train_batch_size,
+                batch_size=size,
                 sampler_fn=lambda _: self._get_train_sampler(rows),
                 is_training=True,
             )

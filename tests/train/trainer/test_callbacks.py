@@ -93,6 +93,27 @@ def test_progress_in_a_pipe_is_plain_lines(start: int, capsys: pytest.CaptureFix
     assert "\r" not in shown.err
 
 
+def test_each_line_says_which_step_its_loss_is_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers ends a step before it logs it. The last line is written once."""
+    monkeypatch.setattr("honed.progress.SECONDS_BETWEEN_LINES", 0.0)
+    bar = TrainingProgress()
+    bar.on_train_begin(None, state(), None)
+    for step in (1, 2, 3):
+        bar.on_step_end(None, state(step), None)
+        bar.on_log(None, state(step), None, logs={"loss": step / 2})
+    bar.on_train_end(None, state(3), None)
+    shown = [line.partition("  ") for line in capsys.readouterr().err.splitlines()]
+    assert [(line[10:13], note) for line, _, note in shown] == [
+        ("1/3", ""),
+        ("1/3", "loss 0.5000"),
+        ("2/3", "loss 0.5000 (step 1)"),
+        ("2/3", "loss 1.0000"),
+        ("3/3", "loss 1.5000"),
+    ]
+
+
 def test_progress_is_the_first_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     run_bar(first_rank=False)
     assert capsys.readouterr().err == ""
