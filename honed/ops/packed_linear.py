@@ -18,7 +18,6 @@ from torch import nn
 from honed.ops.products import PLAIN
 
 ROWS_HINT = 64  # the layout that oneDNN picks for 64 rows is the fastest for 1 to 512
-DTYPES = (torch.float32, torch.bfloat16)
 MEMORY_SHARE = 0.5  # of the free memory, at most, for the second copy
 
 
@@ -66,8 +65,15 @@ def _places(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
         if isinstance(child, nn.Linear)
         and type(child) in PLAIN
         and child.weight.device.type == "cpu"
-        and child.weight.dtype in DTYPES
+        and can_pack(child.weight.dtype)
     ]
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this dtype on this processor; bfloat16 needs AVX-512 or AVX-NE-CONVERT."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def _has_room(places: list[tuple[nn.Module, str, nn.Linear]]) -> bool:

@@ -41,7 +41,9 @@ def same_steps(found: Ended, wanted: Ended) -> None:
     assert len(found.steps()) == len(wanted.steps()) >= 2
     for line, other in zip(found.steps(), wanted.steps(), strict=True):
         for key in ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "entropy"):
-            assert line[key] == pytest.approx(other[key], rel=1e-6), key
+            # a norm over all float32 gradients: some processors round products of other row counts differently
+            rel = 5e-6 if key == "grad_norm" else 1e-6
+            assert line[key] == pytest.approx(other[key], rel=rel), key
         assert line["num_tokens"] == other["num_tokens"]
 
 

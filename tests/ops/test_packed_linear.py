@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from honed.ops.packed_linear import PackedLinear, packed_linears
+from honed.ops.packed_linear import PackedLinear, can_pack, packed_linears
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -23,6 +23,8 @@ class Plain(nn.Linear):
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 3), (200,)])
 @torch.no_grad()
 def test_the_product_is_the_same(shape: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
+    if not can_pack(dtype):
+        pytest.skip(f"oneDNN does not pack {dtype} on this processor")
     linear = nn.Linear(48, 20, bias=bias, dtype=dtype)
     x = torch.randn(*shape, 48, dtype=dtype)
     exact = nn.functional.linear(x.double(), linear.weight.double(), linear.bias.double() if bias else None)
@@ -54,6 +56,16 @@ def test_weights_are_read_anew_each_time() -> None:
         with packed_linears(model):
             found = model(x)
         torch.testing.assert_close(found, model(x))
+
+
+@needs_onednn
+@torch.no_grad()
+def test_bfloat16_is_computed_on_any_processor() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 4, dtype=torch.bfloat16)), torch.randn(3, 8, dtype=torch.bfloat16)
+    plain = model(x)
+    with packed_linears(model) as count:
+        assert count == can_pack(torch.bfloat16)
+        torch.testing.assert_close(model(x), plain, rtol=2e-2, atol=2e-2)
 
 
 def test_other_formats_and_full_memory_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:

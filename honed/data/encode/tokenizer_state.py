@@ -62,7 +62,8 @@ def all_of(tokenizer: Any) -> Iterator[str]:
     if own.__module__.partition(".")[0] != "transformers":
         raise NoStateError(f"{own.__name__} is not one of transformers' own tokenizers, and its code may change")
     yield f"{own.__module__}.{own.__qualname__}"
-    yield state_of(tokenizer)
+    state = state_of(tokenizer)
+    yield state[max(state.find('"added_tokens"'), 0) :]  # before them: truncation and padding, which any call may set
     attributes = {name: value for name, value in vars(tokenizer).items() if name not in _NOT_OF_IDS}
     try:
         yield json.dumps(attributes, sort_keys=True, default=_plain)

@@ -97,7 +97,6 @@ def test_train_shows_data_answers_and_what_next(train: Callable[..., Any], tmp_p
     steps = {line.partition(":")[0] for line in shown.err.splitlines()}
     assert steps == {
         "Answering before",
-        "Looking at the first rows",
         "Preparing train data",
         "Training",
         "Answering after",

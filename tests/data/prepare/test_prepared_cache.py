@@ -109,6 +109,14 @@ CHANGES = (
 )  # fmt: skip
 
 
+def test_padding_that_a_call_left_is_not_in_the_key(file: Path, tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    before = cache_key(str(file), tokenizer, OPTIONS)
+    tokenizer(["a", "a b"], padding=True, truncation=True, max_length=4)
+    assert tokenizer.backend_tokenizer.padding is not None
+    assert cache_key(str(file), tokenizer, OPTIONS) == before
+
+
 def test_all_of_the_tokenizer_that_decides_its_ids_is_in_the_key(file: Path, tiny_tokenizer: Any) -> None:
     keys = [cache_key(str(file), tiny_tokenizer, OPTIONS)]
     for change in CHANGES:
