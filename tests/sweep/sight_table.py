@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Any
 
-from table import ALLOWED, SAME_LOGITS, fault, is_error, merged_page, short
+from table import ALLOWED, SAME_LOGITS, fault, head, is_error, made_of, merged_page, wrong
 
 SEEING, SPEAKING = ("batch", "one by one", "without images"), ("batch", "packed", "padded")
 
@@ -19,26 +17,13 @@ def written(page: str, found: dict[str, Any]) -> str:
 
 def tables(found: dict[str, Any]) -> str:
     """The types that were made and tried, what went wrong, and the names of the others."""
-    made = {kind: result for kind, result in found.items() if result["made"] is True}
-    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft"))
-    day = datetime.now(timezone.utc).date().isoformat()
-    lines = [
-        f"Run on {day} with {versions}: {len(made)} of {len(found)} types were made and tried.",
-        "",
-        "| type | rows with images | rows of text alone | LoRA merged | generation | gradients |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *(row(kind, result) for kind, result in made.items()),
-    ]
-    wrong = [
-        f"- {kind}: {short('; '.join(reasons), 260)}" for kind, result in made.items() if (reasons := faults(result))
-    ]
-    if wrong:
-        lines += ["", "What went wrong:", "", *wrong]
-    if others := [kind for kind in found if kind not in made]:
-        names = "No tiny model was made by this script, which says nothing about the types themselves: " + ", ".join(
-            others
-        )
-        lines += ["", *textwrap.wrap(names + ".", 120, break_on_hyphens=False)]
+    columns = ("type", "rows with images", "rows of text alone", "LoRA merged", "generation", "gradients")
+    made = made_of(found)
+    lines = head(found, columns, [row(kind, result) for kind, result in made.items()])
+    lines += wrong({kind: faults(result) for kind, result in made.items()})
+    if others := ", ".join(kind for kind in found if kind not in made):
+        said = f"No tiny model was made by this script, which says nothing about the types themselves: {others}."
+        lines += ["", *textwrap.wrap(said, 120, break_on_hyphens=False)]
     return "\n".join(lines)
 
 

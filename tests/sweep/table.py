@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -29,25 +30,33 @@ def merged_page(page: str, made: str) -> str:
 
 def tables(found: dict[str, Any]) -> str:
     """All types that were made, what went wrong, and the types that were not made."""
-    made = {kind: result for kind, result in found.items() if result["made"] is True}
-    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft"))
-    day = datetime.now(timezone.utc).date().isoformat()
-    lines = [
-        f"Run on {day} with {versions}: {len(made)} of {len(found)} types were made and tried.",
-        "",
-        "| type | rows of a batch | LM head | LoRA is not on | generation | plan | gradients |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        *(row(kind, result) for kind, result in made.items()),
-    ]
-    wrong = [
-        f"- {kind}: {short('; '.join(reasons), 220)}" for kind, result in made.items() if (reasons := faults(result))
-    ]
-    if wrong:
-        lines += ["", "What went wrong:", "", *wrong]
+    columns = ("type", "rows of a batch", "LM head", "LoRA is not on", "generation", "plan", "gradients")
+    made = made_of(found)
+    lines = head(found, columns, [row(kind, result) for kind, result in made.items()])
+    lines += wrong({kind: faults(result) for kind, result in made.items()})
     others = [f"| {kind} | {short(result['made'])} |" for kind, result in found.items() if kind not in made]
     if others:
         lines += ["", "Not made, so not tried:", "", "| type | why |", "| --- | --- |", *others]
     return "\n".join(lines)
+
+
+def made_of(found: dict[str, Any]) -> dict[str, Any]:
+    """The types of which a tiny model was made."""
+    return {kind: result for kind, result in found.items() if result["made"] is True}
+
+
+def head(found: dict[str, Any], columns: Sequence[str], rows: Sequence[str]) -> list[str]:
+    """When and with what it was run, and the table, as lines."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft"))
+    day = datetime.now(timezone.utc).date().isoformat()
+    said = f"Run on {day} with {versions}: {len(rows)} of {len(found)} types were made and tried."
+    return [said, "", f"| {' | '.join(columns)} |", "| " + "--- | " * (len(columns) - 1) + "--- |", *rows]
+
+
+def wrong(faults_by_kind: dict[str, list[str]]) -> list[str]:
+    """The types with faults, as lines; none where there are none."""
+    told = [f"- {kind}: {short('; '.join(reasons), 220)}" for kind, reasons in faults_by_kind.items() if reasons]
+    return ["", "What went wrong:", "", *told] if told else []
 
 
 def row(kind: str, result: dict[str, Any]) -> str:
