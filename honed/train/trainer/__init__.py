@@ -1,1 +1,1 @@
-"""`engine: trainer`: SFTTrainer, a layer on transformers' Trainer for each matter. Begin with `trainer.py`."""
+"""`engine: trainer`: SFTTrainer, layers on transformers' Trainer with one concern each. Start with `trainer.py`."""

@@ -1,7 +1,7 @@
-"""Callbacks for adapter methods that do more in a step than gradients: AdaLoRA reallocates its ranks.
+"""Callbacks for adapter methods whose training step does more than apply gradients: AdaLoRA reallocates its ranks.
 
-Source: Zhang et al., arXiv:2303.10512. transformers' Trainer does not call this, and peft adds the penalty only to a
-loss that the model computes itself; without both, AdaLoRA is LoRA that never gives up a rank.
+Source: Zhang et al., arXiv:2303.10512. transformers' Trainer does not reallocate ranks, and peft adds the orthogonality
+penalty only to a loss that the model computes itself. Without both, AdaLoRA is LoRA that never prunes a rank.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from honed.model.adapters.adapters import adapter_method
 
 
 class AdaLoraSchedule(TrainerCallback):
-    """Keeps AdaLoRA's singular vectors orthogonal and reallocates its budget of ranks.
+    """Keeps AdaLoRA's singular vectors orthogonal and reallocates its rank budget.
 
-    The penalty's gradient is computed before the first micro-batch, so it counts once per step and is clipped with the
-    rest.
+    The penalty's gradient is computed before the first micro-batch, so it counts once per step and is clipped together
+    with the rest.
     """
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -29,15 +29,15 @@ class AdaLoraSchedule(TrainerCallback):
         (config.orth_reg_weight * orthogonality_penalty(adapter)).backward()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Updates the ranks' importance from the gradients, which are still there, and masks those over the budget."""
+        """Updates the ranks' importance scores while the gradients still exist, and masks the ranks over the budget."""
         _unwrapped(model).base_model.update_and_allocate(state.global_step)
 
 
 def adapter_callbacks(model: Any, *, fp16: bool) -> list[TrainerCallback]:
-    """The callbacks that the model's active adapter needs; mostly none.
+    """Returns the callbacks that the model's active adapter needs, usually none.
 
     Raises:
-        ModelError: AdaLoRA with fp16, whose scaled gradients the penalty's would not match.
+        ModelError: AdaLoRA with fp16: the loss is scaled there, and the penalty's gradient would not be.
     """
     if adapter_method(model) != "ADALORA":
         return []

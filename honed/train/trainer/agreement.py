@@ -1,7 +1,7 @@
 """Checks that all processes start with the same settings, rows, batches and, for FSDP2, weights.
 
-Ranks that differ wait for each other for ever, or silently train some rows twice and others never. Checkpoints of ranks
-that do not see the same folder would lack parts.
+If ranks differ, they hang waiting for each other, or silently train some rows twice and others never. If they do not
+write to the same folder, checkpoints lack parts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from honed.data.batch.table import PackedRows
 from honed.errors import RunError, storage_errors
 from honed.train.run_folder.identity import digest_of_rows, digest_of_weights
 
-# Arguments, besides those in a checkpoint's identity, that decide which steps there are and when ranks synchronise.
+# Arguments outside a checkpoint's identity that determine the steps and when ranks synchronise.
 SETTINGS = (
     *("num_train_epochs", "max_steps", "max_grad_norm", "bf16", "fp16", "loss_type"),
     *("label_smoothing_factor", "logging_strategy", "logging_steps", "save_strategy", "save_steps"),
@@ -34,16 +34,16 @@ _FIXES = {
 
 
 def check(trainer: Any, identity: Mapping[str, Any]) -> None:
-    """To be called by all ranks before they train; does nothing where there is one.
+    """Compares all ranks' settings, rows, batches and weights; a no-op with one rank. Every rank must call it.
 
     Args:
         trainer: an `SFTTrainer` whose model is not wrapped yet.
-        identity: see `ResumingTrainer.identity`. `model` may differ, as DDP and DeepSpeed broadcast the first rank's
-            weights, and so may `adapter`, which names the folder of the base.
+        identity: see `ResumingTrainer.identity`. `model` may differ because DDP and DeepSpeed broadcast the first
+            rank's weights, and `adapter` may differ because it contains the base model's folder.
 
     Raises:
-        RunError: on all ranks, if two of them differ in anything, or checkpoints are to be written and one sees another
-            folder under that name.
+        RunError: on all ranks, if any two of them differ, or if checkpoints will be written and `output_dir` is not
+            the same folder for all of them.
     """
     if trainer.args.world_size == 1:
         return
@@ -64,10 +64,10 @@ def check(trainer: Any, identity: Mapping[str, Any]) -> None:
 
 
 def need_one_folder(folder: Path, *, first: bool) -> None:
-    """Checks that all ranks see what the first one writes into a folder: all write their parts of checkpoints there.
+    """Checks that all ranks see what the first one writes into a folder, because each writes its part of checkpoints.
 
     Raises:
-        RunError: on all ranks, if one does not.
+        RunError: on all ranks, if one does not see it.
     """
     mark = folder / f".seen-{uuid.uuid4().hex}"
     if first:
@@ -76,7 +76,7 @@ def need_one_folder(folder: Path, *, first: bool) -> None:
             mark.touch()
     name = broadcast_object_list([mark.name])[0]
     seen = gather_object([_appears(folder / name)])
-    mark.unlink(missing_ok=True)  # there is none but the first's
+    mark.unlink(missing_ok=True)  # only the first rank created it
     if not all(seen):
         raise RunError(
             f"{folder} is not the same folder on rank 0 and rank {seen.index(False)}, whose parts would be lost.",
@@ -86,7 +86,7 @@ def need_one_folder(folder: Path, *, first: bool) -> None:
 
 
 def _appears(file: Path, *, seconds: float = 5) -> bool:
-    """Whether a file is there; a network's disk may show it late."""
+    """Whether a file exists; on a network file system it may appear late."""
     end = time.monotonic() + seconds
     while not (found := file.exists()) and time.monotonic() < end:
         time.sleep(0.1)
@@ -94,10 +94,10 @@ def _appears(file: Path, *, seconds: float = 5) -> bool:
 
 
 def refuse_differences(ranks: list[dict[str, Any]]) -> None:
-    """Compares what each rank has with the first one's.
+    """Compares each rank's values with the first rank's.
 
     Raises:
-        RunError: one differs.
+        RunError: a value differs.
     """
     for rank, other in enumerate(ranks):
         for key in sorted(ranks[0].keys() | other.keys()):
@@ -121,9 +121,9 @@ def _batches(trainer: Any) -> str:
 
 
 def _weights(trainer: Any) -> str | None:
-    """A digest where each rank shards its own weights; otherwise the first rank broadcasts them."""
+    """A digest if each rank shards its own weights; None otherwise, as the first rank then broadcasts them."""
     if not trainer.is_fsdp_enabled or trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
         return None
     if any(hasattr(parameter, "full_tensor") for parameter in trainer.model.parameters()):
-        return None  # sharded already by an earlier `train`
+        return None  # an earlier `train` has already sharded them
     return digest_of_weights(trainer.model)[:12]

@@ -1,4 +1,4 @@
-"""Callbacks of SFTTrainer: the progress bar, the metrics file, and the end of a run that no longer gets better."""
+"""Callbacks of SFTTrainer: the progress bar, the metrics file, and early stopping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar over the optimizer steps with loss, learning rate and tokens per second; plain lines in a pipe."""
+    """A progress bar with loss, learning rate and tokens per second; plain lines if the output is not a terminal."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -45,14 +45,14 @@ class TrainingProgress(TrainerCallback):
         self.close()
 
     def close(self, *, finished: bool = True) -> None:
-        """Closes the bar, if it is open; `finished` is False when training broke off."""
+        """Closes the bar if it is open; `finished` is False if training was interrupted."""
         if self._bar is not None:
             self._bar.close(finished=finished)
             self._bar = None
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every logged line to `metrics.jsonl`, flushed at once so that a killed run keeps what it logged."""
+    """Appends every log entry to `metrics.jsonl`, flushed at once so that a killed run keeps what it logged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,17 +70,17 @@ class MetricsFile(TrainerCallback):
 
 
 def early_stopping(args: SFTConfig) -> list[TrainerCallback]:
-    """The callback for `early_stopping_patience`; none without it."""
+    """Returns the callback for `early_stopping_patience`, if it is set."""
     if args.early_stopping_patience is None:
         return []
     return [EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold)]
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """transformers' own, which also says that it ends a run, and in a resumed one goes on counting."""
+    """transformers' callback, which additionally reports that it ends a run and keeps its count when resumed."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Takes the count from the checkpoint's state; one of a run before would not be this run's."""
+        """Restores the count from the checkpoint; a new run starts at 0, whatever an earlier run left."""
         super().on_train_begin(args, state, control, **kwargs)
         self.early_stopping_patience_counter = 0
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
@@ -89,7 +89,7 @@ class EarlyStopping(EarlyStoppingCallback):
             self._end(control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        """Counts this evaluation, and ends the run where it is one too many."""
+        """Counts this evaluation, and ends the run once the patience is used up."""
         super().on_evaluate(args, state, control, metrics, **kwargs)
         if self._end(control) and state.is_world_process_zero:
             logger.warning(

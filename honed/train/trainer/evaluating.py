@@ -27,18 +27,18 @@ from honed.train.ranks import Ranks, tensor_parallel_size
 from honed.train.rows.rows import Datasets, show_row
 from honed.train.trainer.stops import keep_workers
 
-OF_THE_END = ("num_tokens", "mean_token_accuracy", "entropy", "aux_loss")  # speeds would hold saving and evaluation
+OF_THE_END = ("num_tokens", "mean_token_accuracy", "entropy", "aux_loss")  # speeds would include saving and evaluation
 
 
 class EvenRows:
-    """Evaluation rows, filled up so that all ranks have the same number.
+    """Evaluation rows, padded with an untrained row so that all ranks have the same number.
 
-    accelerate would repeat the first rows, which would then count twice. Here the last batches are filled up with a row
-    without weight, whose logits are cut off again.
+    accelerate would repeat the first rows and count them twice. Here the last batches are filled with a row of weight
+    zero, whose logits are removed again.
 
     Args:
         rows: at least one.
-        multiple_of: rows of a batch on all ranks together.
+        multiple_of: rows per batch, over all ranks.
 
     Attributes:
         total_dataset_length: the number of real rows, under the name that accelerate reads.
@@ -60,8 +60,8 @@ class EvaluatingTrainer(Trainer):
     """transformers' Trainer with honed's evaluation; `SFTTrainer` sets the attributes.
 
     Attributes:
-        metrics: of the current training or evaluation.
-        seams: open while the model trains or evaluates.
+        metrics: those of the current training or evaluation.
+        seams: what is changed in the model while it trains or evaluates.
     """
 
     data_collator: Any
@@ -71,19 +71,19 @@ class EvaluatingTrainer(Trainer):
     _plain_loss: bool
     _head: ScoringHead | None = None
     _sequence_group: Any = None  # the ranks that share this one's rows
-    _training_draws: torch.Tensor | None = None  # during an evaluation, the state of training's random generator
+    _training_draws: torch.Tensor | None = None  # during evaluation: the random state of training
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates; a data set that is passed here is prepared as the one at construction was."""
+        """Evaluates; a dataset passed here is prepared like the one given to the constructor."""
         if not isinstance(eval_dataset, str):
             eval_dataset = self._datasets.make_evaluation(eval_dataset)
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Logits and labels of rows, one document each; see `transformers.Trainer.predict`.
+        """Returns the logits and labels of rows, one document per row; see `transformers.Trainer.predict`.
 
         Raises:
-            RecipeError: ranks share rows, so that none has a row's logits.
+            RecipeError: with sequence parallelism no rank has all logits of a row.
         """
         if self.args.sequence_parallel_size > 1:
             raise RecipeError(
@@ -92,30 +92,30 @@ class EvaluatingTrainer(Trainer):
         return super().predict(self._datasets.make("test", test_dataset), *args, **kwargs)
 
     def show(self, row: int = 0, rows: Any = None) -> None:
-        """Shows a prepared row with what is trained marked: coloured text, or HTML in a notebook.
+        """Shows a prepared row with its trained tokens marked: coloured text, or HTML in a notebook.
 
         Args:
-            row: which one, counted from 0.
-            rows: where to look; None for `train_dataset`.
+            row: the index of the row, from 0.
+            rows: the prepared rows; None for `train_dataset`.
 
         Raises:
-            DataError: the rows are not prepared ones, or there is no such row.
+            DataError: the rows are not prepared, or the index is out of range.
         """
         show_row(self.train_dataset if rows is None else rows, self.processing_class, row)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Batches to evaluate on; padded, one document per row, if `compute_metrics` gets the logits."""
+        """Returns the evaluation loader; its batches are padded, one document per row, for `compute_metrics`."""
         with self._rows_apart(self.compute_metrics is not None, eval_dataset):
             if eval_dataset is None or isinstance(eval_dataset, str):
                 return super().get_eval_dataloader(eval_dataset)
-            kept = self.__dict__.pop("_eval_dataloaders", {})  # transformers would reuse the loader of another set
+            kept = self.__dict__.pop("_eval_dataloaders", {})  # else transformers reuses another dataset's loader
             try:
                 return super().get_eval_dataloader(eval_dataset)
             finally:
                 self._eval_dataloaders = kept
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """Batches to predict on, padded."""
+        """Returns the loader for `predict`, with padded batches."""
         with self._rows_apart(True, test_dataset):
             return super().get_test_dataloader(test_dataset)
 
@@ -132,7 +132,7 @@ class EvaluatingTrainer(Trainer):
             self.args.dataloader_drop_last = drops
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Prepared rows keep their order even if training groups them by length: `EvenRows` needs the filling last."""
+        """Keeps prepared rows in order even if training groups them by length: `EvenRows` needs its filling last."""
         if isinstance(eval_dataset, (PackedRows, EvenRows)):
             return SequentialSampler(eval_dataset)
         return super()._get_eval_sampler(eval_dataset)
@@ -144,7 +144,7 @@ class EvaluatingTrainer(Trainer):
         return StepMetrics(args.device, over_ranks=lambda *values: [total / parts for total in ranks.sum(*values)])
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates or predicts with the same seams as training; the loss is the mean over all trained tokens.
+        """Evaluates or predicts with training's changes to the model; the loss is the mean over all trained tokens.
 
         Raises:
             RecipeError: FSDP2 has not sharded the model yet.
@@ -159,7 +159,7 @@ class EvaluatingTrainer(Trainer):
         self.metrics = self._new_metrics()
         self._evaluated = torch.zeros(2, device=self.args.device)
         try:
-            # loaders draw their seed from torch's generator; restore it, so that training draws the same numbers
+            # Loaders draw their seed from torch's generator; it is restored so that training is not affected.
             self._training_draws = torch.random.get_rng_state()
             with self._seams_open(), torch.random.fork_rng(devices=[]):
                 self._join_ranks()
@@ -182,38 +182,38 @@ class EvaluatingTrainer(Trainer):
             self.metrics.start_clock()
 
     def _forget_preparation(self) -> None:
-        """Lets `train` prepare the model, which accelerate takes for prepared once it was evaluated.
+        """Makes `train` prepare the model again: after an evaluation accelerate considers it prepared.
 
-        Without DistributedDataParallel each rank would be trained on its own rows alone, without a word.
+        Otherwise the model is not wrapped in DistributedDataParallel and each rank silently trains on its rows only.
         """
         self.accelerator._models.clear()
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # autocast, which `train` puts on again
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # `train` applies autocast again
         self.model.__dict__.pop("_is_accelerate_prepared", None)
         self.model_wrapped = self.model
 
     @property
     def aux_loss_enabled(self) -> bool:
-        """Whether training adds the load-balancing loss of a mixture of experts; TRL's name."""
+        """Whether training adds the load-balancing loss of a mixture of experts (the name is TRL's)."""
         config = seams.base_model(self.model).config.get_text_config()
         return aux_loss_coefficient(config, self.args.router_aux_loss_coef) > 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds honed's metrics to the training lines; to the last one, of the steps that no line has told yet."""
-        if "loss" in logs:  # others are passed on themselves: Trainer adds `epoch` to what `evaluate` returns
+        """Adds honed's metrics to training logs; to the final one, those of the steps not logged yet."""
+        if "loss" in logs:  # other logs are not copied: Trainer adds `epoch` to what `evaluate` returns
             logs = {**logs, **self.metrics.read()}
-        elif "train_runtime" in logs:  # and what is added here is in what `train` returns, as in TRL
+        elif "train_runtime" in logs:  # changed in place: `train` returns these metrics, as in TRL
             rest = self.metrics.read()
             logs.update({key: rest[key] for key in OF_THE_END if key in rest})
         super().log(logs, start_time)
         self.metrics.start_clock()
 
     def _join_ranks(self) -> None:
-        """Once, with the seams open; all ranks must call it."""
+        """Creates the sequence-parallel group, once; all ranks must call it."""
         if self.args.sequence_parallel_size > 1 and self._sequence_group is None:
             self._sequence_group = join(self.args, self.model)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """In a checkpoint that SIGTERM asks for during an evaluation, saves the generator of training."""
+        """Saves the random state of training even if SIGTERM requests the checkpoint during an evaluation."""
         with torch.random.fork_rng(devices=[]):
             if self._training_draws is not None:
                 torch.random.set_rng_state(self._training_draws)
@@ -222,13 +222,13 @@ class EvaluatingTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """Loss of a batch; logits and labels as well unless `prediction_loss_only`, from a plain forward pass."""
+        """Returns a batch's loss and, unless `prediction_loss_only`, logits (of a plain forward pass) and labels."""
         if self._plain_loss or "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         items = self._get_num_items_in_batch([inputs], self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, dict(inputs), num_items_in_batch=items)  # which may pop the labels
+            loss = self.compute_loss(model, dict(inputs), num_items_in_batch=items)  # a copy: it may pop the labels
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             weight = total_weight(inputs["labels"], inputs.get("loss_weights"))
             self._evaluated = self._evaluated + torch.stack([loss * items / ranks, weight])

@@ -1,9 +1,9 @@
-"""A micro-batch that does not fit into memory is cut in two, and the step is repeated with the same sum of losses.
+"""Splits a micro-batch that does not fit into memory in two; the repeated step has the same sum of losses.
 
-A step's loss does not depend on how its documents are cut into micro-batches (`honed.loss.objective`). Only dropout and
-noise are drawn anew, and the experts' load balance is a mean over a micro-batch.
+A step's loss does not depend on how its documents are divided into micro-batches (`honed.loss.objective`). Only dropout
+and noise are drawn anew, and the experts' load-balancing loss is a mean per micro-batch.
 
-Shapes: B rows, T all tokens of a flat batch, N documents.
+Shapes: B rows, T tokens of a flat batch, N documents.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _PADDED = {"input_ids", "labels", "loss_weights", "attention_mask", "num_tokens"
 
 
 class Splits:
-    """What did not fit so far.
+    """Keeps track of the micro-batches that did not fit.
 
     Attributes:
         count: micro-batches that did not fit since the last log.
-        limit: tokens of the smallest one that did not fit; batches of this size are cut without a try.
+        limit: tokens of the smallest one that did not fit; batches of this size or more are split without a try.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Splits:
         self.limit: int | None = None
 
     def fitting(self, micro_batches: list[Batch]) -> list[Batch]:
-        """The same documents in micro-batches below the limit, as far as possible."""
+        """Splits micro-batches until they are below the limit, as far as possible."""
         if self.limit is None:
             return list(micro_batches)
         fits: list[Batch] = []
@@ -47,31 +47,31 @@ class Splits:
         return fits
 
     def add(self, batch: Batch) -> bool:
-        """Counts a micro-batch that did not fit; returns whether it is the first one."""
+        """Records a micro-batch that did not fit; returns whether it is the first one."""
         first, size = self.limit is None, size_of(batch)
         self.count, self.limit = self.count + 1, size if self.limit is None else min(size, self.limit)
         return first
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: on CUDA or another accelerator, or on the host."""
+    """Whether an allocation failed, on an accelerator or on the host."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
 
 
 def size_of(batch: Mapping[str, torch.Tensor]) -> int:
-    """Positions that the model computes, padding among them."""
+    """The number of positions that the model computes, including padding."""
     return batch["input_ids"].numel()
 
 
 def can_be_cut(batch: Mapping[str, object]) -> bool:
-    """Whether it is one of honed's flat or padded batches, without shared prefixes."""
+    """Whether this is one of honed's flat or padded batches, without shared prefixes."""
     return ("cu_seq_lens_q" in batch and set(batch) <= _FLAT) or ("attention_mask" in batch and set(batch) <= _PADDED)
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch] | None:
-    """The batch's documents in two batches with about as many tokens, as views; None if it cannot be cut."""
+    """Splits a batch between documents into two views of about equal size in tokens; None if that is impossible."""
     if not can_be_cut(batch):
         return None
     if "cu_seq_lens_q" not in batch:
@@ -85,7 +85,7 @@ def halves(batch: Batch) -> tuple[Batch, Batch] | None:
 
 
 def _documents(batch: Batch, bounds: list[int]) -> Batch:
-    """The documents of a flat batch within these boundaries."""
+    """The documents of a flat batch between these boundaries."""
     span = slice(bounds[0], bounds[-1])
     starts = torch.tensor(bounds, dtype=torch.int32, device=batch["cu_seq_lens_q"].device) - bounds[0]
     longest = max(end - start for start, end in pairwise(bounds))

@@ -1,7 +1,7 @@
-"""Subclasses of SFTTrainer in scripts: their overrides get what TRL would give them, or are refused.
+"""Subclasses of SFTTrainer: an overridden method gets what TRL would pass to it, or is refused.
 
-An overridden `compute_loss` may read `inputs["attention_mask"]` or pass only `input_ids` to the model. A flat batch has
-no mask, and documents would see each other, so such a trainer gets padded batches.
+An overridden `compute_loss` may read `inputs["attention_mask"]` or pass only `input_ids` to the model. Flat batches
+have no mask, and their documents would attend to each other, so such a trainer gets padded batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ROWS = (
     "prepare the rows before, with dataset.map(...) or formatting_func; of rows with `input_ids` and `labels` nothing "
     "is changed"
 )
-# Hooks of several TRL releases, which nothing calls here.
+# Hooks of various TRL releases that honed never calls.
 NOT_CALLED: Mapping[str, str] = {
     "_prepare_dataset": _ROWS,
     "_prepare_non_packed_dataloader": _ROWS,
@@ -29,20 +29,20 @@ NOT_CALLED: Mapping[str, str] = {
 
 
 def overridden(cls: type, base: type, name: str) -> bool:
-    """Whether `cls` has a method of this name that is not that of `base`."""
+    """Whether `cls` overrides this method of `base`."""
     return getattr(cls, name, None) is not getattr(base, name, None)
 
 
 def reads_batches(cls: type, base: type) -> bool:
-    """Whether a subclass reads batches, which must then be padded; not if it sets `takes_flat_batches`."""
+    """Whether a subclass reads batches and so needs padded ones; it opts out by setting `takes_flat_batches`."""
     return not getattr(cls, "takes_flat_batches", False) and any(overridden(cls, base, m) for m in READ_BATCHES)
 
 
 def check_subclass(cls: type, base: type, args: SFTConfig) -> list[str]:
-    """What the author of a subclass should know.
+    """Returns notes for the author of a subclass.
 
     Raises:
-        RecipeError: it overrides a method that is never called, or one whose arguments have changed.
+        RecipeError: it overrides a method that is never called, reads batches that ranks share, or has old arguments.
     """
     for name, fix in NOT_CALLED.items():
         if overridden(cls, base, name):

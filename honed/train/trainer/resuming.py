@@ -1,7 +1,7 @@
-"""SFTTrainer's checkpoints: verifiably whole, and resumed as if the run had not stopped.
+"""SFTTrainer's checkpoints: verified to be complete, and resumed as if the run had not stopped.
 
-Beside transformers' own files, `position.json` holds what transformers forgets (loss and counts since the last log, the
-time, the place in a stream), and `manifest.json` seals all files (see `checkpoint.py`).
+Besides transformers' own files, `position.json` holds what transformers does not save (loss and counts since the last
+log, elapsed time, the position in a stream), and `manifest.json` lists all files with checksums (see `checkpoint.py`).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from honed.train.trainer.watched import WatchedTrainer
 
 logger = logging.getLogger(__name__)
 
-# A checkpoint that differs in one of these is another run's: its position would mean other rows, or transformers would
-# silently use the checkpoint's value (an optimizer's settings are part of its state).
+# A checkpoint that differs in one of these belongs to another run: its position would refer to other rows, or
+# transformers would silently use the checkpoint's value (an optimizer's settings are part of its state).
 _IDENTITY = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
     *("dataloader_drop_last", "streaming", "shuffle_buffer", "tokens_per_step"),
     *("optim", "optim_args", "learning_rate", "learning_rates", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon"),
 )
-# These may change on resuming; the user is told that the run is then another one.
+# These may change on resuming; the change is reported.
 _TOLD = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16"),
@@ -52,37 +52,37 @@ _GOES_ON = "A script does with train(resume_from_checkpoint='auto')."
 
 
 class ResumingTrainer(WatchedTrainer):
-    """The base of `SFTTrainer` that saves and resumes, by hooks of transformers' Trainer.
+    """The layer of `SFTTrainer` that saves and resumes, through hooks of transformers' Trainer.
 
     Attributes:
         asked_to_stop: when set, training saves after the next step and raises `Stopped`. None: `train` handles SIGTERM
             itself, unless the script has its own handler.
-        tell: gets a line for each checkpoint that is skipped, and for the one that is resumed.
+        tell: receives a line for each checkpoint that is skipped, and for the one that is resumed.
     """
 
     asked_to_stop: threading.Event | None = None
     tell: Callable[[str], None] = staticmethod(logger.warning)
     stream_loader: Any
     args: Any
-    _fills_rounds: Callable[[], bool]  # whether an epoch has each row once on any number of ranks, see `filling`
+    _fills_rounds: Callable[[], bool]  # whether epochs have each row once on any number of ranks, see `filling`
     _ctrl_c: threading.Event | None = None
-    _began_at: int | None = None  # the step, once there is one
+    _began_at: int | None = None  # the step at which this process began to train
     _saving_in: Path | None = None
     _saved = False  # whether `_save` was called for this rank
-    _looks_in: Path | None = None  # where transformers finds checkpoints, while it is not to find this run's
+    _looks_in: Path | None = None  # a folder without checkpoints, while transformers must not find any
     _rotation: Rotation
     _identity: dict[str, Any] | None = None
-    _found: dict[str, Any]  # the position in the checkpoint that training began from; {} at step 0
+    _found: dict[str, Any]  # the position in the checkpoint that is resumed; {} for a new run
     _began: float  # time.time() when this process began to train
 
     def checkpoint_to_resume(self, given: Any) -> str | None:
-        """The checkpoint to resume; None to start at the beginning.
+        """Returns the checkpoint to resume, or None to start at the beginning.
 
         Args:
-            given: a checkpoint; True for the newest good one in `output_dir`; "auto" for the same, if there is one.
+            given: a checkpoint; True for the newest intact one in `output_dir`; "auto" for the same, if there is one.
 
         Raises:
-            RunError: there is none, or the named one is damaged.
+            RunError: there is no checkpoint to resume, or the given one is damaged.
         """
         if not given:
             return None
@@ -106,13 +106,13 @@ class ResumingTrainer(WatchedTrainer):
         return None if path is None else str(path)
 
     def _newest_good(self) -> tuple[Path | None, list[str]]:
-        """As the first rank finds it: others may see the folder later, or have no weights yet to compare."""
+        """The first rank's finding: others may see the folder later, or have no weights to compare yet."""
         found: list[Any] = [None]
         folder, identity = self.args.output_dir, self.identity()
         if self.args.process_index == 0:
             try:
                 found = [checkpoint.latest_good(folder, identity, engine=self._engine(), alike=self._alike)]
-            except RunError as error:  # which all ranks raise
+            except RunError as error:  # broadcast, and raised on all ranks
                 found = [error]
         with others_alive(folder):
             newest: tuple[Path | None, list[str]] | RunError = broadcast_object_list(found)[0]
@@ -121,11 +121,11 @@ class ResumingTrainer(WatchedTrainer):
         return newest
 
     def _alike(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint is gone on from unasked: also one of other ranks, where each step keeps its rows."""
+        """Whether a checkpoint is of this run; the number of ranks may differ if each step keeps its rows."""
         return other_ranks.keep_rows(there, here) if self._fills_rounds() else there == here
 
     def _engine(self) -> str:
-        """What computes, in words."""
+        """The name of the engine that trains."""
         if self.is_deepspeed_enabled:
             return engines.deepspeed(zero3=zero_stage(self.args) == 3, processes=self.args.world_size)
         if not self.is_fsdp_enabled:
@@ -137,13 +137,13 @@ class ResumingTrainer(WatchedTrainer):
             self.tell(line)
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with, as JSON: data, model, and the settings that fix the rows of each step."""
+        """What must match in a checkpoint, as JSON: data, model, and the settings that determine each step's rows."""
         if self._identity is None:
             args = self.args.to_dict()
             settings = {name: args.get(name) for name in _IDENTITY}
             data, model = digest_of_rows(self.train_dataset), identity_of_model(self.model)
             ranks = {"ranks": self.args.world_size}
-            if self.args.sequence_parallel_size > 1:  # older checkpoints do not tell
+            if self.args.sequence_parallel_size > 1:  # not in older checkpoints
                 ranks["sequence_parallel_size"] = self.args.sequence_parallel_size
             self._identity = {**settings, **ranks, **model, "data": data}
         return self._identity
@@ -152,12 +152,12 @@ class ResumingTrainer(WatchedTrainer):
         """Trains; see `transformers.Trainer.train`.
 
         Raises:
-            RunError: the processes do not start from the same.
-            Stopped: it was asked to stop, and has saved.
-            SystemExit: SIGTERM came in a script that does not handle it, and a checkpoint is saved; the status is 0.
-            KeyboardInterrupt: Ctrl-C; the first one is raised when the step is done and saved, see `_saves_on_ctrl_c`.
+            RunError: the processes do not start with the same settings, rows or weights.
+            Stopped: training was asked to stop, and has saved a checkpoint.
+            SystemExit: with status 0, after SIGTERM in a script that does not handle it; a checkpoint is saved.
+            KeyboardInterrupt: Ctrl-C; the first one is raised after the step is finished and saved.
         """
-        identity = self.identity()  # now, before the weights may be sharded
+        identity = self.identity()  # before the weights are sharded
         with others_alive(self.args.output_dir), self._ends_on_sigterm(), self._saves_on_ctrl_c():
             agreement.check(self, identity)
             self._join_ranks()
@@ -166,7 +166,7 @@ class ResumingTrainer(WatchedTrainer):
 
     @contextmanager
     def _ends_on_sigterm(self) -> Iterator[None]:
-        """Saves before SIGTERM ends the process, unless the script has its own handler."""
+        """Saves a checkpoint before SIGTERM ends the process, unless the script has its own handler."""
         if self.asked_to_stop is not None or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             yield
             return
@@ -181,10 +181,10 @@ class ResumingTrainer(WatchedTrainer):
 
     @contextmanager
     def _saves_on_ctrl_c(self) -> Iterator[None]:
-        """Where checkpoints are wanted and steps would be lost, the first Ctrl-C saves them before it interrupts.
+        """If checkpoints are enabled and steps would be lost, the first Ctrl-C saves before it interrupts.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, also one that came when nothing was left to train.
+            KeyboardInterrupt: Ctrl-C, even if it was pressed after the last step.
         """
         if self.args.save_strategy == "no":
             yield
@@ -202,17 +202,17 @@ class ResumingTrainer(WatchedTrainer):
             self._ctrl_c = self._began_at = None
 
     def _saves_first(self) -> bool:
-        """Asked while Ctrl-C is handled: whether steps were taken, which are to be saved before training ends."""
+        """Called by the Ctrl-C handler: whether steps were taken that must be saved before training ends."""
         if self._began_at is None or self.state.global_step == self._began_at:
             return False
         self._say("The run is saved at the end of this step. Ctrl-C again stops it at once.")
         return True
 
     def _look_at(self, path: Path) -> None:
-        """Refuses a damaged checkpoint that was named, and tells how it differs from this run.
+        """Refuses a damaged checkpoint that the user named, and reports how it differs from this run.
 
         Raises:
-            RunError: a file is missing or not what was written, or another engine wrote it.
+            RunError: a file is missing or has changed, or another engine wrote the checkpoint.
         """
         if problem := engines.why_another(path, self._engine()):
             raise RunError(
@@ -240,7 +240,7 @@ class ResumingTrainer(WatchedTrainer):
         args = self.args.to_dict()
         return dict(json.loads(json.dumps({name: args.get(name) for name in _TOLD})))
 
-    # ---- saving: transformers writes, into a folder beside the checkpoint's place ----
+    # ---- saving: transformers writes into a temporary folder next to the checkpoint's final one ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(super()._get_output_dir(trial))
@@ -253,7 +253,7 @@ class ResumingTrainer(WatchedTrainer):
             finally:
                 self._saving_in = None
             position = self._position()
-            if self.state.best_global_step:  # transformers looked for it in the temporary folder
+            if self.state.best_global_step:  # transformers has the temporary folder's path
                 self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
             if first:
                 self.state.save_to_json(str(part / "trainer_state.json"))
@@ -275,7 +275,7 @@ class ResumingTrainer(WatchedTrainer):
         self._saved = self.args.should_save
         super().save_model(output_dir, _internal_call)
         if not self._saved and tensor_parallel_size(self.model) > 1:
-            # transformers 5.17 calls `_save` on one rank alone, which then waits for the others' parts of the matrices
+            # transformers 5.17 calls `_save` on one rank only, which then waits for the other ranks' shards
             self.model.save_pretrained(output_dir or self.args.output_dir)
         if _internal_call or not self._checkpoints_in_parts():
             return
@@ -284,9 +284,9 @@ class ResumingTrainer(WatchedTrainer):
             self._save(output_dir, state_dict=whole)
 
     def create_model_card(self, *args: Any, dataset_name: str | None = None, **kwargs: Any) -> None:
-        """Writes README.md; see `transformers.Trainer.create_model_card`. `dataset_name` is TRL's name of `dataset`."""
+        """Writes README.md; see `transformers.Trainer.create_model_card`. TRL calls `dataset` `dataset_name`."""
         if dataset_name is not None:
-            tags = {} if Path(dataset_name).exists() else {"dataset_tags": dataset_name}  # which are ids of the Hub
+            tags = {} if Path(dataset_name).exists() else {"dataset_tags": dataset_name}  # tags must be Hub ids
             kwargs = {"dataset": dataset_name, **tags, **kwargs}
         super().create_model_card(*args, **kwargs)
 
@@ -309,7 +309,7 @@ class ResumingTrainer(WatchedTrainer):
 
     @contextmanager
     def _sealed(self) -> Iterator[None]:
-        """While transformers pickles the arguments, they hide their secrets and have their original log filter."""
+        """Masks secrets and restores the original log filter in the arguments while transformers pickles them."""
         given = self.args
         self.args = sealed_arguments(given)
         self.args.logging_nan_inf_filter |= self._filters_logged  # see `WatchedTrainer`
@@ -319,7 +319,7 @@ class ResumingTrainer(WatchedTrainer):
             self.args = given
 
     def _position(self) -> dict[str, Any]:
-        """What the next step and log depend on besides what transformers saves; to be called by all ranks."""
+        """The state of steps and logs that transformers does not save; all ranks must call it."""
         of_this_rank = {
             "loss": float(self._tr_loss),
             "total_loss": self._total_loss_scalar,
@@ -339,7 +339,7 @@ class ResumingTrainer(WatchedTrainer):
     # ---- resuming ----
 
     def _go_on(self) -> None:
-        """Restores what transformers does not; called after it has reset its own counts."""
+        """Restores what transformers does not; called after transformers has reset its own counts."""
         self._began = time.time()
         self._began_at = self.state.global_step
         self._rotation = Rotation(self.args, self.state, of_others=self._of_others, say=self._say)
@@ -349,7 +349,7 @@ class ResumingTrainer(WatchedTrainer):
             self._say(note)
         self.forget_after(self.state.global_step)
         ranks = self._found.get("ranks", [])
-        if not ranks:  # made by another program
+        if not ranks:  # written by another program
             return
         mine = other_ranks.shared_anew(ranks, self.args.world_size)[self.args.process_index]
         self._tr_loss.fill_(mine["loss"])
@@ -360,7 +360,7 @@ class ResumingTrainer(WatchedTrainer):
         self.watch.restore(mine["watch"])
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Called by Trainer with the names that a checkpoint lacks; one of several tied weights is enough."""
+        """Called by Trainer with the names that a checkpoint lacks; of tied weights, one name is enough."""
         missing = lacking(self.model, load_result.missing_keys)
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
@@ -369,13 +369,13 @@ class ResumingTrainer(WatchedTrainer):
         return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # transformers would train one step too many
+        if self.state.global_step >= self.state.max_steps:  # else transformers takes one step too many
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        self._looks_in = Path(super()._get_output_dir(trial), "none")  # else it would delete those of other runs
+        self._looks_in = Path(super()._get_output_dir(trial), "none")  # else it deletes those of other runs
         try:
             ended = super()._finalize_training(trial, num_train_samples, start_time - self._found.get("seconds", 0.0))
         finally:

@@ -1,4 +1,4 @@
-"""What `save_total_limit` deletes: this run's own checkpoints, never those of other runs and programs."""
+"""`save_total_limit`: deletes this run's own checkpoints, never those of other runs and programs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Checkpoints = Callable[[Path], list[Path]]
 
 
 class Rotation:
-    """Stands in for transformers' rotation, which knows checkpoints by their names alone.
+    """Replaces transformers' rotation, which identifies checkpoints by their names only.
 
     Args:
         args, state: the trainer's.
-        of_others: a folder -> the checkpoints in it that are not this run's.
-        say: gets a line where there are some, once.
+        of_others: returns the checkpoints in a folder that belong to other runs.
+        say: receives one line if there are any.
     """
 
     def __init__(self, args: Any, state: Any, *, of_others: Checkpoints, say: Callable[[str], None]) -> None:
@@ -26,7 +26,7 @@ class Rotation:
         self._state, self._of_others, self._say, self._told = state, of_others, say, False
 
     def after_saving(self, newest: Path) -> None:
-        """Deletes the oldest ones beyond the limit, and what killed processes left half-written."""
+        """Deletes the oldest checkpoints beyond the limit, and partial ones that killed processes left."""
         others = [] if self._limit is None else self._of_others(newest.parent)
         if others and not self._told:
             self._told = True
@@ -35,7 +35,7 @@ class Rotation:
         checkpoint.prune(newest.parent, self._limit, known_good=newest, best=self._best(), others=others)
 
     def at_the_end(self) -> None:
-        """With a limit of 1, leaves the best one alone, as transformers does."""
+        """With a limit of 1, keeps only the best checkpoint, as transformers does."""
         best = self._best()
         if self._limit == 1 and best is not None:
             checkpoint.keep_only(best, others=self._of_others(best.parent))

@@ -1,4 +1,4 @@
-"""Forward and backward of SFTTrainer, micro-batch by micro-batch; in smaller ones when memory runs out."""
+"""SFTTrainer's forward and backward passes, by micro-batch, which become smaller when memory runs out."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 class SteppingTrainer(EvaluatingTrainer):
-    """The base of `SFTTrainer` that runs forward and backward.
+    """The layer of `SFTTrainer` that runs forward and backward.
 
-    A micro-batch that does not fit into memory is cut in two, and the step is repeated from its first micro-batch,
-    because an aborted backward pass leaves part of its gradients. A step's micro-batches are kept until its end anyway,
-    so this costs nothing while memory suffices. With the caller's own loss, or an optimizer that steps in the backward
-    pass, the error is raised; with several processes the run ends and tells what did not fit.
+    A micro-batch that does not fit into memory is split in two, and the step is repeated from its first micro-batch,
+    because an aborted backward pass leaves partial gradients. A step's micro-batches are kept until its end anyway, so
+    this costs nothing while memory suffices. With a custom loss, or an optimizer that steps during the backward pass,
+    the error is raised; with several processes the run ends and reports what did not fit.
 
     Attributes:
-        splits: what did not fit.
+        splits: the micro-batches that did not fit.
     """
 
     rows_of: Callable[[int], list[list[int]] | None]
@@ -48,7 +48,7 @@ class SteppingTrainer(EvaluatingTrainer):
     _window: list[list[Batch]]
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        """Turns off compilation of the whole model (`_layers_changed` compiles its layers); copies batches
+        """Disables compilation of the whole model (`_layers_changed` compiles its layers) and copies batches
         asynchronously on CUDA, see `Ranks.on_device`."""
         args: dict[str, Any] = super()._build_accelerator_args(**kwargs)
         if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
@@ -56,19 +56,19 @@ class SteppingTrainer(EvaluatingTrainer):
         return {**args, "dynamo_plugin": TorchDynamoPlugin(backend="no")} if self.args.torch_compile else args
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer, with learning rates of their own for some weights (see `honed.train.optimizers.rates`)."""
+        """Creates the optimizer, with the learning rates per weight (see `honed.train.optimizers.rates`)."""
         optimizer = super().create_optimizer(model)
         return with_rates(optimizer, self.model if model is None else model, self.args.learning_rates)
 
     def _prepare_input(self, data: Any) -> Any:
-        """Moves batches of loaders that do not (streams) to the device."""
+        """Moves a batch to the device if its loader did not (streams)."""
         if self.args.device.type == "cuda" and isinstance(data, (torch.Tensor, Layout)):
             data = data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
 
     @contextmanager
     def _layers_changed(self) -> Iterator[None]:
-        """Within the block the layers run in float8 and compiled, if asked for."""
+        """Runs the layers in float8 and compiled within the block, if configured."""
         args, model = self.args, self.model
         with (
             float8_linears(model, emulate=args.fp8 == "emulate") if args.fp8 else nullcontext(),
@@ -89,16 +89,16 @@ class SteppingTrainer(EvaluatingTrainer):
         return prepared if self._sequence_group is None else {**prepared, "sequence_group": self._sequence_group}
 
     def get_total_train_batch_size(self, args: Any) -> int:
-        """Rows of a step, of which ranks may share some."""
+        """The rows of a step; sequence-parallel ranks share theirs."""
         return int(super().get_total_train_batch_size(args)) // self.args.sequence_parallel_size
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """What the loader gives for one optimizer step."""
+        """Gets the batches of one optimizer step from the loader."""
         self._window = []
         return super().get_batch_samples(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """What the loader gave, forward and backward; returns its share of the step's loss."""
+        """Runs forward and backward on one batch of the loader; returns its share of the step's loss."""
         self._window.append(self.splits.fitting(micro_batches(inputs)))
         before = self.metrics.mark()
         loss = self._add_gradients(model, self._window[-1], num_items_in_batch)
@@ -113,7 +113,7 @@ class SteppingTrainer(EvaluatingTrainer):
         return loss
 
     def _add_gradients(self, model: nn.Module, parts: list[Batch], total: Any) -> torch.Tensor | None:
-        """The sum of the parts' losses; None if one did not fit, which has then been cut in two."""
+        """Returns the sum of the parts' losses; None if one did not fit and was split in two."""
         losses = []
         for number, part in enumerate(parts):
             last = number == len(parts) - 1 or self.args.world_size == 1
@@ -134,10 +134,10 @@ class SteppingTrainer(EvaluatingTrainer):
             if not self._can_do_again():
                 self._tell_not_alone(part, error)
                 raise
-        return None  # outside of the except block, where the error still references the activations
+        return None  # outside the except block, in which the error still references the activations
 
     def _micro_batch(self, model: nn.Module, part: Batch, total: Any) -> torch.Tensor:
-        """Forward and backward, with NEFTune's noise and offloaded activations, if asked for."""
+        """Runs forward and backward, with NEFTune's noise and offloaded activations if configured."""
         embeddings = seams.base_model(self.model).get_input_embeddings()
         offload = self.args.activation_offloading and not on_host(self.args.device)
         early = stepping_in_backward(self.optimizer)
@@ -150,7 +150,7 @@ class SteppingTrainer(EvaluatingTrainer):
             nullcontext() if early is None else early.in_backward(),
         ):
             loss = super().training_step(model, part, total)
-        if self.metrics.mark()[0] == counted[0]:  # the caller's own loss counts nothing
+        if self.metrics.mark()[0] == counted[0]:  # a custom loss counts nothing
             self.metrics.count(**seams.known_counts(part))
         return loss
 
@@ -173,10 +173,10 @@ class SteppingTrainer(EvaluatingTrainer):
         return norm
 
     def _tell_not_alone(self, part: Batch, error: RuntimeError) -> None:
-        """Tells what did not fit where there are several processes, which must all do the same number of passes.
+        """With several processes, reports what did not fit: all must run the same number of passes, so none can retry.
 
         Raises:
-            RunError: there are several, and it is one of honed's batches.
+            RunError: there are several processes, and the batch has `input_ids`.
         """
         if self.args.world_size == 1 or "input_ids" not in part:
             return
@@ -205,7 +205,7 @@ class SteppingTrainer(EvaluatingTrainer):
         return found
 
     def _name(self, part: Batch) -> str:
-        """The prepared rows of this step that hold what did not fit."""
+        """Names the prepared rows of this step that did not fit."""
         rows = self.rows_of(self.state.global_step + 1)
         if rows is None or not isinstance(self.train_dataset, PackedRows):
             return "A batch"
@@ -215,7 +215,7 @@ class SteppingTrainer(EvaluatingTrainer):
         return f"Training row {', '.join(map(str, holding))} (counted from 0, as by trainer.show)"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds `out_of_memory`, the number of micro-batches that did not fit since the last line, if any."""
+        """Adds `out_of_memory`, the number of micro-batches that did not fit since the last log, if any."""
         if "loss" in logs and self.splits.count:
             logs = {**logs, "out_of_memory": float(self.splits.count)}
             self.splits.count = 0

@@ -1,4 +1,4 @@
-"""When SFTTrainer saves, and how it ends where it is asked to stop."""
+"""When SFTTrainer saves, and how it ends when asked to stop."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from honed.train.ranks import Stopped, keep_on_sigterm
 
 
 class SavesAndStops(TrainerCallback):
-    """When to save: at an epoch's end after its evaluation and log, and at once when the run is asked to stop.
+    """Decides when to save: at an epoch's end after its evaluation and log, and at once when asked to stop.
 
-    transformers resumes a checkpoint of an epoch's last step with the next epoch; written too early, it would lose the
-    evaluation and the log. A run that is asked to stop during an evaluation is saved at once, because the grace period
-    may end first, and again afterwards.
+    transformers resumes a checkpoint of an epoch's last step with the next epoch, so one written too early would lose
+    the evaluation and the log. A run that is asked to stop during an evaluation is saved at once, because its grace
+    period may end before the evaluation does, and again afterwards.
 
     Args:
         go_on: restores the run's state from its checkpoint.
         stops: whether the run is asked to stop.
         save: writes a checkpoint of the current step.
-        streams: whether rows are streamed, which have no epochs.
+        streams: whether rows are streamed, so that there are no epochs.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class SavesAndStops(TrainerCallback):
         """Before each step.
 
         Raises:
-            Stopped: the run is asked to stop and was saved during its evaluation.
+            Stopped: the run was asked to stop, and was saved during its evaluation.
         """
         if self._stopping and self._safe:
             raise self._stopped(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each step, before its log, evaluation and checkpoint."""
-        if self._streams:  # transformers would count from where the run was resumed
+        if self._streams:  # else transformers counts from the step that was resumed
             state.epoch = state.global_step / state.max_steps
         self._stopping = self._stops()
         self._due = self._at_epochs_end(state) and (control.should_save or self._stopping)
@@ -60,7 +60,7 @@ class SavesAndStops(TrainerCallback):
         self._due = False
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After each batch of an evaluation during training; not of one that the script itself starts."""
+        """After each batch of an evaluation that training started; the script's own evaluations are left alone."""
         if self._safe or not control.should_evaluate or not (self._stopping or self._stops()):
             return
         self._safe = self._stopping = True
@@ -71,14 +71,14 @@ class SavesAndStops(TrainerCallback):
         if not (self._stopping and self._safe):
             return
         control.should_save = True
-        if args.save_strategy == "best":  # which may not save this step
+        if args.save_strategy == "best":  # this step may not be saved otherwise
             self._save()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After each checkpoint.
 
         Raises:
-            Stopped: the run is asked to stop.
+            Stopped: the run was asked to stop.
         """
         self._safe = True
         if not self._due and (self._stopping or self._stops()):
@@ -92,7 +92,7 @@ class SavesAndStops(TrainerCallback):
 
 
 def keep_workers(loader: Any) -> Any:
-    """Has the loader's worker processes ignore SIGTERM and Ctrl-C: the main process saves and ends them."""
+    """Makes the loader's workers ignore SIGTERM and Ctrl-C: the main process saves and then ends them."""
     inner = getattr(loader, "base_dataloader", loader)
     before = inner.worker_init_fn
     inner.worker_init_fn = _Keeping(before)

@@ -1,4 +1,4 @@
-"""Weights that stand under several names, in checkpoints."""
+"""Tied weights, which have several names, in checkpoints."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import nn
 
 
 def lacking(model: nn.Module, missing: list[str]) -> list[str]:
-    """The missing names whose tensor was not loaded under another name either."""
+    """Returns the missing names whose tensor was not loaded under another name either."""
     state = model.state_dict(keep_vars=True)
     loaded = {id(tensor) for name, tensor in state.items() if name not in missing}
     return [name for name in missing if name not in state or id(state[name]) not in loaded]
 
 
 def without_copies(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Gathered weights without those that are tied to another: gathering gives each a copy, transformers saves one."""
+    """Removes tied duplicates from gathered weights: gathering copies each name, transformers saves only one."""
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     pairs = {name: source for name, source in tied.items() if name in state and source in state}
     copies = {name for name, source in pairs.items() if torch.equal(state[name], state[source])}

@@ -1,4 +1,4 @@
-"""SFTTrainer's uploads: what was trained is saved first, and a Hub that cannot be reached is told in one line."""
+"""SFTTrainer's uploads: the model is saved first, and a failed upload is reported in one line."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from honed.train.trainer.resuming import ResumingTrainer
 
 
 class UploadingTrainer(ResumingTrainer):
-    """The base of `SFTTrainer` that uploads; it overrides hooks of transformers' Trainer only."""
+    """The layer of `SFTTrainer` that uploads; it overrides only hooks of transformers' Trainer."""
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Makes the repository of the Hub; see `transformers.Trainer.init_hf_repo`.
+        """Creates the repository on the Hub; see `transformers.Trainer.init_hf_repo`.
 
         Raises:
-            RunError: it cannot be made. What was trained is saved before.
+            RunError: the repository cannot be created. A model that was trained is saved first.
         """
         try:
             super().init_hf_repo(*args, **kwargs)
-        except Exception as error:  # the Hub's client raises dozens of kinds
+        except Exception as error:  # the Hub's client raises dozens of types
             trained = getattr(self, "state", None) is not None and self.state.global_step > 0
             if trained:
                 self.save_model(_internal_call=True)  # as transformers does next, on all ranks
@@ -31,7 +31,7 @@ class UploadingTrainer(ResumingTrainer):
         """Uploads the model; see `transformers.Trainer.push_to_hub`.
 
         Raises:
-            RunError: it cannot be uploaded; it is saved in `output_dir`.
+            RunError: the upload failed; the model is saved in `output_dir`.
         """
         seams.base_model(self.model).add_model_tags(["honed", "sft"])
         try:

@@ -1,4 +1,4 @@
-"""Steps that went wrong: those with a loss or gradient that is not finite are skipped, and the worst are recorded."""
+"""Skips steps whose loss or gradient is not finite, and records the steps with the highest losses."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 WORST = 10  # steps recorded
 _SHOWN = 200  # characters of a row
-_UNREAD = 1000  # losses that may wait on the device before they are read
+_UNREAD = 1000  # losses kept on the device before they are read
 
 
 class StepWatch:
-    """Losses of this rank's steps.
+    """Keeps the losses of this rank's steps.
 
     Attributes:
         not_finite: number of skipped steps.
@@ -42,7 +42,7 @@ class StepWatch:
         self._worst: list[tuple[float, int]] = []
 
     def loss(self) -> torch.Tensor:
-        """Of the current step, the sum over its micro-batches."""
+        """The loss of the current step, summed over its micro-batches."""
         return torch.stack(self.micro_batches).sum()
 
     def end(self, step: int) -> None:
@@ -57,7 +57,7 @@ class StepWatch:
         return [(step, loss) for loss, step in sorted(self._read(), key=_badness, reverse=True)]
 
     def state(self) -> dict[str, Any]:
-        """As JSON, for `restore`."""
+        """The state as JSON, for `restore`."""
         worst = [[str(loss), step] for loss, step in self._read()]
         return {"not_finite": self.not_finite, "worst": worst}
 
@@ -66,7 +66,7 @@ class StepWatch:
         self._worst, self._unread = [(float(loss), step) for loss, step in state["worst"]], []
 
     def _read(self) -> list[tuple[float, int]]:
-        """Waits for the device once, for all steps since."""
+        """Reads all losses since the last call with one device synchronisation."""
         if self._unread:
             losses = torch.stack([loss for _, loss in self._unread]).tolist()
             steps = [step for step, _ in self._unread]
@@ -76,13 +76,13 @@ class StepWatch:
 
 
 class WatchedTrainer(SteppingTrainer):
-    """The base of `SFTTrainer` that skips steps whose loss or gradient is not finite.
+    """The layer of `SFTTrainer` that skips steps whose loss or gradient is not finite.
 
-    This costs one scalar read per optimizer step. With float16 the gradient scaler does it, and DeepSpeed does its own.
-    logging_nan_inf_filter is applied on the device: transformers would wait for each micro-batch's loss.
+    This costs one scalar read per optimizer step. With float16 the gradient scaler skips such steps, and DeepSpeed has
+    its own check. logging_nan_inf_filter is applied on the device: transformers would synchronise per micro-batch.
 
     Attributes:
-        watch: the steps so far.
+        watch: the losses so far.
     """
 
     watch: StepWatch
@@ -90,22 +90,22 @@ class WatchedTrainer(SteppingTrainer):
     _filters_logged = False
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What the loader gave, forward and backward."""
+        """Runs forward and backward on one batch of the loader, and records its loss."""
         loss = super().training_step(*args, **kwargs)
         self.watch.micro_batches.append(loss)
         if not self._filters_logged:
             return loss
-        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)  # of the earlier steps
+        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)  # over the earlier steps
         return torch.where(torch.isfinite(loss), loss, mean.to(loss.dtype))
 
     def rows_of(self, step: int) -> list[list[int]] | None:
-        """The numbers of the prepared rows in each micro-batch of a step on this rank.
+        """Returns the indices of the prepared rows in each micro-batch of a step on this rank.
 
         Args:
             step: counted from 1, as in the log.
 
         Returns:
-            None where rows are streamed or the caller's own, and have no numbers.
+            None if the rows are streamed or not prepared by honed, so that they have no indices.
         """
         if self._at is None or not isinstance(self.train_dataset, PackedRows) or self.args.ignore_data_skip:
             return None
@@ -119,7 +119,7 @@ class WatchedTrainer(SteppingTrainer):
         return [[row for row in batch if row < len(self.train_dataset)] for batch in found]  # see `filling`
 
     def worst_steps(self) -> list[dict[str, Any]]:
-        """The steps with the highest losses on this rank, worst first, with their rows."""
+        """Returns the steps with the highest losses on this rank, worst first, with their rows."""
         return [
             {"step": step, "loss": _number(loss), "rows": self._shown(self.rows_of(step))}
             for step, loss in self.watch.worst()
@@ -150,7 +150,7 @@ class WatchedTrainer(SteppingTrainer):
         return getattr(self.accelerator, "scaler", None) is not None or self.is_deepspeed_enabled
 
     def _finite(self, norm: Any) -> bool:
-        """Whether loss and gradient are finite on all ranks; they must agree, and their losses differ."""
+        """Whether loss and gradient are finite on all ranks: losses differ, but all ranks must skip the same steps."""
         loss = self.watch.loss()
         both = torch.isfinite(loss) & torch.isfinite(torch.as_tensor(norm, device=loss.device))
         if self.args.world_size == 1:
@@ -158,10 +158,10 @@ class WatchedTrainer(SteppingTrainer):
         return bool(self.accelerator.gather(both[None]).all())
 
     def _tell_not_finite(self, norm: float) -> None:
-        """Writes the step's rows into `not_finite.jsonl`.
+        """Writes the step's rows to `not_finite.jsonl`.
 
         Raises:
-            RunError: there are more than max_not_finite_steps.
+            RunError: there were more than `max_not_finite_steps`.
         """
         self.watch.not_finite += 1
         step = self.state.global_step + 1
@@ -187,7 +187,7 @@ class WatchedTrainer(SteppingTrainer):
         return Path(self.args.output_dir) / f"not_finite{rank}.jsonl"
 
     def forget_after(self, step: int) -> None:
-        """Drops later steps from this rank's file, left by an earlier run or by this one before it was resumed."""
+        """Removes later steps from this rank's file, left by an earlier run or by this run before it was resumed."""
         if (path := self._not_finite_file()).exists():
             drop_after(path, step)
             if not path.stat().st_size:
@@ -215,5 +215,5 @@ def _badness(item: tuple[float, int]) -> float:
 
 
 def _number(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
+    """NaN and infinity as strings: JSON has neither."""
     return value if math.isfinite(value) else str(value)
