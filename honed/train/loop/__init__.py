@@ -1,1 +1,1 @@
-"""`engine: plain`: supervised fine-tuning as one loop in plain PyTorch. Begin with `loop.py`."""
+"""`engine: plain`: supervised fine-tuning as one loop in plain PyTorch. Start with `loop.py`."""

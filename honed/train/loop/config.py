@@ -1,4 +1,4 @@
-"""What the plain loop can be told."""
+"""Settings of the plain loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from honed.errors import RecipeError
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine", "minimind")
-# These change what a run costs or tells, not what it computes; a run may be resumed with others.
+# These affect a run's cost and output, not its results; a resumed run may change them.
 _NOT_THE_RUN = (
     *("device", "workers", "eval_batch_size", "token_metrics", "log_every", "eval_every", "save_every", "keep"),
     *("gradient_checkpointing", "recomputed_layers", "trackers", "project", "run_name", "resume"),
@@ -24,31 +24,31 @@ class LoopConfig:
     """Settings of `honed.train.loop.loop.train`.
 
     Attributes:
-        epochs: passes over the rows; a part of one is allowed.
-        max_steps: optimizer steps, instead of `epochs`.
-        batch_size: rows of a micro-batch, on each rank.
-        accumulation: micro-batches of a step, on each rank.
+        epochs: passes over the rows; fractions are allowed.
+        max_steps: optimizer steps; overrides `epochs`.
+        batch_size: rows per micro-batch and rank.
+        accumulation: micro-batches per step and rank.
         optimizer: "adamw" or "muon" (see `honed.train.optimizers.muon`).
-        learning_rate: the highest one ("minimind" goes a tenth above it).
-        learning_rates: pattern of parameters' names -> factor (see `honed.train.optimizers.rates`).
-        schedule: "constant", "linear" (to 0), "cosine" (to `floor`), or "minimind" (from 1.1 to 0.1 of it).
-        warmup: steps in which the rate rises from 0; below 1, a share of all steps.
-        floor: the share of the learning rate at which "cosine" ends.
-        weight_decay: of matrices; biases and norms never decay.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
-        dtype: what the model computes in: "float32", "bfloat16" or "float16" (not on MPS). Weights keep their own.
-        router_aux_loss_coef: weight of the experts' load-balancing loss; None for the model's own.
-        neftune_alpha: noise on the embeddings (arXiv:2310.05914).
-        shuffle: draw the rows' order anew for each epoch.
-        seed: of everything random; `data_seed` of the rows' order alone.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them,
-        recomputed_layers: but only those of the first so many layers; None for all.
-        device: "cpu", "cuda", "cuda:1", "mps"; None picks.
-        workers: processes that make batches.
-        log_every, eval_every, save_every: steps; below 1, a share of all steps; 0 never; "epoch" at the end of each.
-        keep: checkpoints of this run to keep; None for all.
-        trackers: "tensorboard", "wandb", "trackio", "swanlab"; `project` and `run_name` are what they show.
-        resume: "auto" goes on from the folder's newest whole checkpoint, a path from that one; None starts anew.
+        learning_rate: the peak ("minimind" starts 10% above it).
+        learning_rates: regular expression for parameter names -> factor (see `honed.train.optimizers.rates`).
+        schedule: "constant", "linear" (to 0), "cosine" (to `floor`), or "minimind" (from 1.1 to 0.1 of the rate).
+        warmup: steps in which the rate rises from 0; below 1, a fraction of all steps.
+        floor: the fraction of the learning rate at which "cosine" ends.
+        weight_decay: applied to matrices, never to biases and norms.
+        max_grad_norm: gradients are clipped to this norm; 0 disables clipping.
+        dtype: compute dtype, "float32", "bfloat16" or "float16" (not on MPS). Weights keep their own.
+        router_aux_loss_coef: weight of the experts' load-balancing loss; None for the model's default.
+        neftune_alpha: amount of noise on the embeddings (arXiv:2310.05914).
+        shuffle: draw a new order of the rows for each epoch.
+        seed: seed of all randomness; `data_seed`, if set, replaces it for the order of the rows.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        recomputed_layers: the number of layers, from the first, whose activations are recomputed; None for all.
+        device: "cpu", "cuda", "cuda:1" or "mps"; None chooses automatically.
+        workers: processes that collate batches.
+        log_every, eval_every, save_every: steps; below 1, a fraction of all steps; 0 never; "epoch" at each one's end.
+        keep: the number of this run's checkpoints to keep; None for all.
+        trackers: "tensorboard", "wandb", "trackio", "swanlab"; `project` and `run_name` are passed to them.
+        resume: "auto" resumes from the folder's newest intact checkpoint, a path from that one; None starts anew.
     """
 
     epochs: float = 1.0
@@ -109,5 +109,5 @@ class LoopConfig:
                 raise RecipeError(f"{name} is {value!r}.", fix="set a number of steps, 0 for never, or 'epoch'")
 
     def identity(self) -> dict[str, Any]:
-        """The settings that shape the weights, by name; a checkpoint made with others is another run's."""
+        """Returns the settings that affect the weights; a checkpoint with other values belongs to another run."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_THE_RUN}

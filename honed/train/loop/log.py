@@ -1,4 +1,4 @@
-"""Logging of the plain loop: the bar, `metrics.jsonl`, and trackers by name."""
+"""Logging of the plain loop: progress bar, `metrics.jsonl`, and trackers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from honed.train.run_folder.metrics_file import MetricsLines
 
 
 class Tracker(Protocol):
-    """Takes named numbers at a step."""
+    """Receives named numbers at a step."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of numbers."""
+        """Logs the numbers of a step."""
 
     def close(self) -> None:
-        """After the last line."""
+        """Called after the last `log`."""
 
 
 class Log:
     """One run's log.
 
     Attributes:
-        lines: what was logged in this process, with `step`.
-        notes: what the user should know.
+        lines: what this process logged, with `step`.
+        notes: notes for the user.
     """
 
     def __init__(self, trackers: list[Tracker], bar: Progress | None) -> None:
@@ -45,7 +45,7 @@ class Log:
             self._bar.advance()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step: kept, shown behind the bar, and given to the trackers."""
+        """Keeps a step's numbers, shows them next to the bar, and passes them to the trackers."""
         self.lines.append({"step": step, **values})
         for tracker in self._trackers:
             tracker.log(step, values)
@@ -66,7 +66,7 @@ class Log:
 def opened_log(
     config: LoopConfig, folder: Path | None, *, step: int, total: int, first: bool, bar: bool
 ) -> Iterator[Log]:
-    """The log of a run from `step` on; silent where this rank is not the first.
+    """Opens the log of a run that starts at `step`; silent on all ranks but the first.
 
     Raises:
         RecipeError: a tracker is unknown, or its package is not installed.
@@ -90,7 +90,7 @@ def opened_log(
 
 
 def open_tracker(name: str, config: LoopConfig, folder: Path | None) -> Tracker:
-    """A tracker by its name; its package is imported only now.
+    """Opens a tracker by name; its package is imported only now.
 
     Raises:
         RecipeError: the name is unknown, or the package is not installed.
@@ -107,7 +107,7 @@ class _TensorBoard:
     def __init__(self, folder: Path | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        given = os.environ.get("TENSORBOARD_LOGGING_DIR")  # as transformers reads it
+        given = os.environ.get("TENSORBOARD_LOGGING_DIR")  # as in transformers
         self._writer: Any = SummaryWriter(given or (None if folder is None else str(folder / "tensorboard")))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -120,7 +120,7 @@ class _TensorBoard:
 
 
 class _Module:
-    """wandb, trackio and swanlab: `init` once, `log` numbers at a step, `finish`."""
+    """wandb, trackio and swanlab, which all have `init`, `log` and `finish`."""
 
     def __init__(self, name: str, config: LoopConfig) -> None:
         self._module = importlib.import_module(name)

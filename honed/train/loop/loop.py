@@ -1,9 +1,9 @@
-"""Supervised fine-tuning, whole, in plain PyTorch. It reads from top to bottom:
+"""Supervised fine-tuning, complete, in plain PyTorch. It reads from top to bottom:
 
     rows -> batches -> scores -> objective -> backward -> clip -> step -> log -> save -> resume
 
-It knows nothing of transformers' Trainer, and tests hold the two against each other step by step. It runs as one
-process, or as several under `torchrun`. docs/loop.md says what usually goes wrong in such a loop, and where it is here.
+It does not use transformers' Trainer, and tests compare the two step by step. It runs as one process, or as several
+under `torchrun`. docs/loop.md lists what usually goes wrong in such a loop, and where this one deals with it.
 
 Shapes: B rows, L tokens, N trained tokens.
 """
@@ -44,7 +44,7 @@ from honed.train.run_folder import checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a run ended: steps taken, whether SIGTERM stopped it before its end, what it logged, what it noted."""
+    """How a run ended: steps taken, whether SIGTERM stopped it early, its log and its notes."""
 
     steps: int
     stopped: bool
@@ -67,16 +67,16 @@ def train(
 
     Args:
         model: a causal language model of transformers, or a peft model.
-        rows: what to train on, as `honed.data.prepare.prepare` makes it.
-        folder: takes checkpoints and `metrics.jsonl`; None writes nothing.
-        seams: which the model takes; None to find out.
-        pad_token_id: fills up rows where the model needs padding; it is masked by length, so any token will do.
+        rows: training rows from `honed.data.prepare.prepare`.
+        folder: where checkpoints and `metrics.jsonl` are written; None writes nothing.
+        seams: the ones that the model supports; None to detect them.
+        pad_token_id: pads rows if the model needs padding; masks come from lengths, so any token will do.
         bar: whether to show progress on standard error.
 
     Raises:
-        DataError, ModelError: there are no rows, or the model computes them rightly only one by one.
-        RecipeError: the device is not there or cannot compute in this format, or a tracker is not installed.
-        RunError: the loss is not a number, or the checkpoint named to resume from cannot be.
+        DataError, ModelError: there are no rows, or the model computes them correctly only one by one.
+        RecipeError: the device is missing or does not support the dtype, or a tracker is not installed.
+        RunError: the loss is not finite, or the named checkpoint cannot be resumed from.
     """
     if not len(rows):
         raise DataError("There are no rows to train on.", fix="see the ledger for why they were dropped")
@@ -107,14 +107,14 @@ def train(
                         save(run, folder, log, must=stopped)
                     if stopped:
                         break
-        run.wrapped = run.model  # DDP must be destroyed before the process group, else it waits for ever
+        run.wrapped = run.model  # DDP must be destroyed before the process group, or it hangs
     return Outcome(steps=run.step, stopped=stopped, log=log.lines, notes=log.notes)
 
 
 def begin(
     model: Any, rows: Sequence[PackedRow], config: LoopConfig, *, ranks: Ranks, head: Any, folder: Path | None
 ) -> Run:
-    """A run at its step 0."""
+    """Creates a run at step 0."""
     if config.dtype == "float16" and ranks.device.type not in ("cuda", "cpu"):
         raise RecipeError(f"dtype=float16 is not for {ranks.device.type}.", fix="set bfloat16 or float32")
     if config.gradient_checkpointing:
@@ -138,7 +138,7 @@ def begin(
 
 
 def steps(rows: Sequence[PackedRow], collate: Any, run: Run) -> Iterator[list[Batch]]:
-    """This rank's micro-batches, step by step to the end of the last epoch: a single loop, that one `break` leaves."""
+    """Yields this rank's micro-batches of each step, over all epochs: one loop, so that one `break` leaves it."""
     config, plan, step = run.config, run.plan, run.step
     while step < plan.total:
         epoch, done = plan.place(step)
@@ -150,7 +150,7 @@ def steps(rows: Sequence[PackedRow], collate: Any, run: Run) -> Iterator[list[Ba
             num_workers=config.workers,
             worker_init_fn=keep_on_sigterm,
             pin_memory=run.ranks.device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from the generator of dropout
+            generator=torch.Generator(),  # else it draws from dropout's generator
         )
         micro_batches = iter(loader)
         while step < plan.total and (of_a_step := list(islice(micro_batches, config.accumulation))):
@@ -162,7 +162,7 @@ def steps(rows: Sequence[PackedRow], collate: Any, run: Run) -> Iterator[list[Ba
 
 
 def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW, or Muon with it, over what is trained. Matrices decay; biases and norms, which are vectors, do not."""
+    """AdamW, or Muon with AdamW, for the trained parameters. Matrices decay; biases and norms (vectors) do not."""
     options: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
     if config.optimizer == "muon":
         return with_rates(make_muon(model, weight_decay=config.weight_decay, **options), model, config.learning_rates)
@@ -175,22 +175,22 @@ def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimize
 
 
 def train_step(run: Run, micro_batches: list[Batch]) -> torch.Tensor:
-    """One optimizer step; returns the norm of the gradient before it is clipped.
+    """Takes one optimizer step; returns the gradient norm before clipping.
 
-    The loss is the sum of the weighted token losses of all micro-batches of all ranks, divided once by the sum of
-    their weights. It is no mean of means, so it does not matter how the step's rows are cut into micro-batches.
+    The loss is the sum of the weighted token losses over all micro-batches and ranks, divided once by the sum of their
+    weights. It is not a mean of means, so it does not depend on how rows are divided into micro-batches.
     """
     config, ranks, scaler = run.config, run.ranks, run.scaler
     weights = [float(total_weight(batch["labels"], batch.get("loss_weights"))) for batch in micro_batches]
-    step_weight = ranks.sum(sum(weights))[0] or 1.0  # 0 where nothing is trained; the loss is then 0 as well
+    step_weight = ranks.sum(sum(weights))[0] or 1.0  # 0 if no token is trained; the loss is 0 then too
     for number, (on_host, weight) in enumerate(zip(micro_batches, weights, strict=True), start=1):
         batch = ranks.on_device(on_host)
         attention.remember(batch)
         with ranks.syncing(run.wrapped, now=number == len(micro_batches)):
             loss, aux_loss = forward(run, batch, step_weight)
-            if aux_loss is not None:  # a mean over this micro-batch's tokens already, so it counts by their share
+            if aux_loss is not None:  # already a mean over this micro-batch's tokens, so it is weighted by their share
                 loss = loss + aux_loss * (weight / step_weight)
-            scaler.scale(loss * ranks.world).backward()  # times `world`, as the ranks' gradients are averaged
+            scaler.scale(loss * ranks.world).backward()  # times `world`, because gradients are averaged over ranks
         run.loss += loss.detach()
     scaler.unscale_(run.optimizer)
     trained = [p for p in run.model.parameters() if p.requires_grad]
@@ -205,7 +205,7 @@ def train_step(run: Run, micro_batches: list[Batch]) -> torch.Tensor:
 
 
 def forward(run: Run, batch: Batch, step_weight: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The weighted sum of the micro-batch's token losses / `step_weight`, and the experts' balance if there are any."""
+    """Returns the micro-batch's weighted sum of token losses / `step_weight`, and the experts' balance loss or None."""
     inner, config = base_model(run.model), run.config
     balance = aux_loss_coefficient(inner.config.get_text_config(), config.router_aux_loss_coef)
     noise = noisy_embeddings(inner.get_input_embeddings(), config.neftune_alpha, batch)
@@ -218,7 +218,7 @@ def forward(run: Run, batch: Batch, step_weight: float) -> tuple[torch.Tensor, t
 
 
 def measured(run: Run, norm: torch.Tensor) -> dict[str, float]:
-    """What is logged: the mean loss of the steps since the last log, and where the run stands."""
+    """Returns what is logged: the mean loss of the steps since the last log, and the run's position and metrics."""
     loss = unlogged_loss(run) / run.unlogged
     run.loss, run.unlogged = torch.zeros_like(run.loss), 0
     epoch, done = run.plan.place(run.step)
@@ -232,10 +232,10 @@ def measured(run: Run, norm: torch.Tensor) -> dict[str, float]:
 
 
 def unlogged_loss(run: Run) -> float:
-    """The sum of the losses of the steps since the last log, all ranks together; asked before logging and saving.
+    """Returns the sum of all ranks' losses since the last log; called before logging and saving.
 
     Raises:
-        RunError: it is not a number any more.
+        RunError: it is not finite.
     """
     loss = run.ranks.sum(float(run.loss))[0]
     if not math.isfinite(loss):
@@ -245,7 +245,7 @@ def unlogged_loss(run: Run) -> float:
 
 @torch.no_grad()
 def evaluate(run: Run, rows: Sequence[PackedRow], collate: Any) -> dict[str, float]:
-    """Loss per trained token over all rows: one sum, one denominator, whatever the batch size."""
+    """Computes the loss per trained token over all rows: one sum over one denominator, whatever the batch size."""
     size, ranks, sums = run.config.eval_batch_size, run.ranks, [0.0, 0.0, 0.0, 0.0]
     run.model.eval()
     for start in range(ranks.rank * size, len(rows), ranks.world * size):
@@ -264,7 +264,7 @@ def evaluate(run: Run, rows: Sequence[PackedRow], collate: Any) -> dict[str, flo
 
 
 def save(run: Run, folder: Path, log: Log, *, must: bool) -> None:
-    """Saves everything that the next step depends on; `must` makes a full disk an error instead of a note."""
+    """Saves everything that the next step depends on; a failure is an error if `must`, otherwise a note."""
     state = state_of(run, loss=unlogged_loss(run))
     if run.ranks.rank != 0:
         return
@@ -282,7 +282,7 @@ def resume(run: Run, folder: Path | None) -> list[str]:
     """Restores the run from a checkpoint, if there is one; returns why newer ones were skipped.
 
     Raises:
-        RunError: the named checkpoint is damaged or another run's, or the newest is of another number of ranks.
+        RunError: the named checkpoint is damaged or another run's, or the newest has another number of ranks.
     """
     named = run.config.resume
     if folder is None or named is None:

@@ -1,4 +1,4 @@
-"""The rows and the learning rate of every step of the plain loop."""
+"""The rows and learning rate of every step of the plain loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from honed.train.loop.config import LoopConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How many steps there are, and which rows each rank gets in each: a function of the settings alone."""
+    """The number of steps, and the rows of each rank in each step; they depend on the settings only."""
 
     config: LoopConfig
     rows: int
@@ -20,12 +20,12 @@ class Plan:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of an epoch, on each rank."""
+        """Micro-batches per epoch and rank."""
         return math.ceil(self.rows / (self.config.batch_size * self.world))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch; the last may have fewer micro-batches."""
+        """Steps per epoch; the last may have fewer micro-batches."""
         return math.ceil(self.micro_batches / self.config.accumulation)
 
     @property
@@ -34,15 +34,15 @@ class Plan:
         return self.config.max_steps or math.ceil(self.config.epochs * self.steps_per_epoch)
 
     def place(self, step: int) -> tuple[int, int]:
-        """After so many steps: the finished epochs, and the finished micro-batches of the current one."""
+        """Returns the epochs finished after `step` steps, and the finished micro-batches of the current epoch."""
         epoch, done = divmod(step, self.steps_per_epoch)
         return epoch, done * self.config.accumulation
 
     def batches(self, epoch: int, rank: int) -> tuple[list[list[int]], bool]:
-        """A rank's micro-batches of an epoch, as row numbers, and whether the last of them only fills up.
+        """Returns a rank's micro-batches of an epoch, as row indices, and whether the last one is only a filler.
 
-        Batch b of the epoch belongs to rank b mod `world`. A rank without a batch in the last round gets the first one
-        again, to be trained without weight, because all ranks must take part in every backward pass.
+        Batch b of the epoch belongs to rank b mod `world`. A rank without a batch in the last round gets the epoch's
+        first one again, to be trained with weight 0, because all ranks must take part in every backward pass.
         """
         config, size = self.config, self.config.batch_size
         seed = config.seed if config.data_seed is None else config.data_seed
@@ -53,7 +53,7 @@ class Plan:
         return own + everyones[:1] * lacks_one, lacks_one
 
     def due(self, every: float | str, step: int) -> bool:
-        """Whether something with this interval (see `LoopConfig`) is due after step `step`, counted from 1."""
+        """Whether an action with this interval (see `LoopConfig`) is due after step `step`, counted from 1."""
         if every == "epoch":
             return step % self.steps_per_epoch == 0 or step == self.total
         steps = math.ceil(self.total * float(every)) if float(every) < 1 else int(every)
@@ -61,17 +61,17 @@ class Plan:
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
-    """The order of `n` rows in an epoch, as transformers' Trainer draws it."""
+    """Returns the order of `n` rows in an epoch, the same as transformers' Trainer draws."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
 
 
 def warm_up_steps(total: int, config: LoopConfig) -> int:
-    """In how many of all steps the learning rate rises from 0."""
+    """Returns the number of steps in which the learning rate rises from 0."""
     return math.ceil(total * config.warmup) if config.warmup < 1 else int(config.warmup)
 
 
 def learning_rate(step: int, total: int, config: LoopConfig) -> float:
-    """The learning rate of step `step`, counted from 0; a pure function, so nothing has to be saved or resumed."""
+    """Returns the learning rate of step `step`, counted from 0; a pure function, so it needs no saved state."""
     warmup = warm_up_steps(total, config)
     if step < warmup:
         return config.learning_rate * step / warmup

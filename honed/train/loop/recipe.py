@@ -1,4 +1,4 @@
-"""A recipe's SFTConfig for the plain loop, and the loop behind the trainer's interface."""
+"""Runs the plain loop from a recipe: converts SFTConfig, and gives the loop the trainer's interface."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from honed.train.rows.ahead import prepare_rows
 
 
 class PlainTrainer:
-    """The plain loop under the names by which `run.py` knows an `SFTTrainer`; see there for the arguments.
+    """The plain loop with the part of `SFTTrainer`'s interface that `run.py` uses; see there for the arguments.
 
     Attributes:
-        model: as it is trained, with its adapter.
-        notes: for the user.
-        ledger: what became of every training row.
+        model: the model that is trained, with its adapter.
+        notes: notes for the user.
+        ledger: what happened to every training row.
         stream_loader: None; the loop does not stream.
     """
 
@@ -52,7 +52,7 @@ class PlainTrainer:
             raise RecipeError("The plain engine trains on text alone.", fix="set engine=trainer for rows with images")
         self.config, self.notes, self.stream_loader = config_of(args), rules.check(args), None
         self._args, self._tokenizer = copy.copy(args), with_pad_token(with_tokens(processing_class, **args.tokens))
-        seed_everything(args.seed)  # the adapter's first weights are drawn
+        seed_everything(args.seed)  # for the adapter's initial weights
         self.notes += with_rows(model, self._tokenizer, args.add_tokens)
         self.model, notes = ready_to_train(
             model,
@@ -81,10 +81,10 @@ class PlainTrainer:
         agree_on_stops(base_model(self.model), self._tokenizer, train.stop_ids)
 
     def train(self, resume_from_checkpoint: Any = None) -> None:
-        """Trains, from the newest checkpoint in the run's folder on if there is one.
+        """Trains, resuming from the newest checkpoint in the run's folder if there is one.
 
         Args:
-            resume_from_checkpoint: ignored; the config has it already.
+            resume_from_checkpoint: ignored; the config already contains it.
 
         Raises:
             Stopped: SIGTERM came.
@@ -103,7 +103,7 @@ class PlainTrainer:
             raise Stopped(f"Stopped at step {outcome.steps} and saved; the same command goes on from there.")
 
     def save_model(self, place: str) -> None:
-        """The weights (an adapter's alone, if there is one) and the tokenizer, as transformers and peft save them."""
+        """Saves the weights (only the adapter's, if there is one) and the tokenizer in the usual formats."""
         self.model.save_pretrained(place)
         self._tokenizer.save_pretrained(place)
 
@@ -121,17 +121,17 @@ class PlainTrainer:
 
 
 def known_to_transformers(train: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's `train` in SFTConfig's terms: the loop's own schedule goes into `lr_scheduler_kwargs`."""
+    """Converts a recipe's `train` for SFTConfig: the loop's own schedule moves into `lr_scheduler_kwargs`."""
     if train.get("lr_scheduler_type") != "minimind":
         return dict(train)
     return {**train, "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"schedule": "minimind"}}
 
 
 def config_of(args: SFTConfig) -> LoopConfig:
-    """The same run for the plain loop.
+    """Converts training arguments into the plain loop's settings.
 
     Raises:
-        RecipeError: an argument is set that the loop does not have.
+        RecipeError: an argument is set that the loop does not support.
     """
     _refuse_unknown(args)
     schedule, floor = _schedule(args)
@@ -175,7 +175,7 @@ def config_of(args: SFTConfig) -> LoopConfig:
 
 OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "muon": "muon"}  # `optim` -> the loop's name
 
-# What `config_of` uses; what the data preparation uses; and what makes no difference here.
+# Arguments that `config_of` uses, that data preparation uses, and that make no difference here.
 _TAKEN = {
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
@@ -224,7 +224,7 @@ def _default(name: str) -> Any:
 
 
 def _schedule(args: SFTConfig) -> tuple[str, float]:
-    """The name of the schedule and the share of the learning rate at its end."""
+    """Returns the schedule's name and the fraction of the learning rate at its end."""
     name, options = args.lr_scheduler_type.value, dict(args.lr_scheduler_kwargs or {})
     if options == {"schedule": "minimind"}:
         return "minimind", 0.0
@@ -249,7 +249,7 @@ def _every(strategy: str, steps: float) -> float | str:
 
 
 def _resume(given: Any) -> str | None:
-    """By default the folder's newest checkpoint, so that the same command continues a run."""
+    """Resumes from the folder's newest checkpoint by default, so that the same command continues a run."""
     if given in (None, True, "True", "true"):
         return "auto"
     return str(Path(given))

@@ -1,4 +1,4 @@
-"""What a run of the plain loop holds, and what of it a checkpoint keeps."""
+"""The state of a run of the plain loop, and the part of it that checkpoints save."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Run:
 
     Attributes:
         wrapped: the model in DistributedDataParallel, if there are several ranks.
-        head: the scoring head inside it, if it takes one (see `seams.py`).
+        head: the scoring head inside the model, if it supports one (see `seams.py`).
         step: optimizer steps taken.
         loss: this rank's share of the losses since the last log, on the device.
         unlogged: number of steps since the last log.
-        identity: what a checkpoint of this run must agree with.
+        identity: what must match in a checkpoint of this run.
     """
 
     config: LoopConfig
@@ -51,10 +51,10 @@ class Run:
 
 
 def state_of(run: Run, *, loss: float) -> checkpoint.State:
-    """All that the next step and the next log depend on; to be called by every rank.
+    """Returns everything that the next step and the next log depend on; every rank must call it.
 
     Args:
-        loss: sum of all ranks' `run.loss`.
+        loss: the sum of all ranks' `run.loss`.
     """
     epoch, micro_batch = run.plan.place(run.step)
     return checkpoint.State(
@@ -88,12 +88,12 @@ def restore(run: Run, state: checkpoint.State) -> None:
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that are trained, by name."""
+    """Returns the trained parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def identity_of(model: Any, rows: Sequence[PackedRow], config: LoopConfig, ranks: int) -> dict[str, Any]:
-    """What a checkpoint must agree with to be this run's, as JSON."""
+    """Returns what must match in a checkpoint of this run, as JSON."""
     data = hashlib.sha256()
     for number in range(len(rows)):
         row = rows[number]
@@ -102,7 +102,7 @@ def identity_of(model: Any, rows: Sequence[PackedRow], config: LoopConfig, ranks
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds every generator that training could draw from."""
+    """Seeds every random generator that training may use."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

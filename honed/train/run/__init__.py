@@ -1,1 +1,1 @@
-"""A recipe from end to end. Begin with `run.py`."""
+"""Runs a recipe from end to end. Start with `run.py`."""

@@ -1,4 +1,4 @@
-"""README.md of a run: what the Hub shows once the folder is pushed there."""
+"""A run's README.md, which is the model card if the folder is pushed to the Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ON_THE_HUB = {MODEL_NAME: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 
 def card(recipe: Recipe, ledger: Ledger | None) -> str:
-    """The text. It is for others, so it names no folder of this machine."""
+    """Returns the model card. It is meant for others, so it names no folder of this machine."""
     base, adapter = hub_id(recipe.model), recipe.lora is not None
     lines = [
         "---",
@@ -32,7 +32,7 @@ def card(recipe: Recipe, ledger: Ledger | None) -> str:
 
 
 def hub_id(model: str) -> str | None:
-    """The model's id on the Hub; None for a folder."""
+    """Returns the model's id on the Hub; None for a local folder."""
     if model in _ON_THE_HUB:
         return _ON_THE_HUB[model]
     is_id = model.count("/") == 1 and model[0] not in "./~" and not Path(model).exists()

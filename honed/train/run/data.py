@@ -15,7 +15,7 @@ from honed.recipe import DataRecipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """Rows to train and to evaluate on (None for no evaluation), and a note on how they were split ("" for none)."""
+    """Training rows, evaluation rows (None without evaluation), and a note on how they were split ("" for none)."""
 
     train: Any
     held_out: Any
@@ -23,10 +23,10 @@ class RunData:
 
 
 def check_data(data: DataRecipe, *, seed: int, max_steps: int) -> None:
-    """Refuses options that cannot work, before anything is read.
+    """Refuses options that cannot work, before any data is read.
 
     Raises:
-        RecipeError: options exclude each other, or a source is not what a source can be.
+        RecipeError: options exclude each other, or a source is invalid.
     """
     if data.workers < 1:
         raise RecipeError(f"data.workers is {data.workers}.", fix="set 1 or more")
@@ -47,7 +47,7 @@ def check_data(data: DataRecipe, *, seed: int, max_steps: int) -> None:
 
 
 def run_data(data: DataRecipe, *, seed: int) -> RunData:
-    """The rows to train and to evaluate on.
+    """Reads the training and evaluation rows.
 
     Raises:
         HonedError: see `check_data`, `sources.read_rows` and `split.split`.
@@ -61,7 +61,7 @@ def run_data(data: DataRecipe, *, seed: int) -> RunData:
 
 
 def read_questions(name: str) -> list[str]:
-    """The `prompt` of every row of a JSONL file, or of the packaged held-out set.
+    """Reads the `prompt` of every row of a JSONL file, or of the packaged held-out set.
 
     Raises:
         DataError: the file cannot be read, or a row has no prompt.

@@ -13,7 +13,7 @@ Stamps = Mapping[str, Mapping[str, int]]
 
 
 def stamps(data: DataRecipe) -> Stamps:
-    """Size in bytes and modification time (ns) of each data file; without Hub data and missing files."""
+    """Returns each data file's size in bytes and modification time in ns, except for Hub data and missing files."""
     found = {}
     for path in _files(data):
         try:
@@ -25,7 +25,7 @@ def stamps(data: DataRecipe) -> Stamps:
 
 
 def changed(before: Stamps, data: DataRecipe) -> list[str]:
-    """The files whose stamp has changed, or that are gone."""
+    """Returns the files that have changed or no longer exist."""
     now = stamps(data)
     return [name for name, stamp in before.items() if now.get(name) != stamp]
 

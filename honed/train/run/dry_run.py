@@ -1,7 +1,7 @@
-"""What a recipe would do, without loading weights, training, or writing into the output folder.
+"""Predicts what a recipe does, without loading weights, training, or writing to the output folder.
 
-The model is built on torch's meta device; the data are prepared (and cached) as for training. What can only be tested
-with weights (whether documents may share a row or a prefix) is assumed to work.
+The model is built on torch's meta device; the data is prepared (and cached) as for training. What can only be tested
+with weights (whether documents can share a row or a prefix) is assumed to work.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ SHOWN_ROWS = 3
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What would happen.
+    """What a run would do.
 
     Attributes:
-        parameters, trainable: of the model with its adapter.
-        dtype, device: of the weights.
-        tokenizer: or the processor, for rows with images.
-        ledger: what became of the data; None for streams.
-        rows: packed rows, or documents where nothing is packed; None for streams.
-        examples: the first rows, as (source, row, options of their source).
-        steps: optimizer steps; `rows_per_step` and `tokens_per_step` are means over an epoch, of all processes.
+        parameters, trainable: parameter counts of the model with its adapter.
+        dtype, device: those of the weights.
+        tokenizer: the tokenizer, or the processor for rows with images.
+        ledger: what happened to the data; None for streams.
+        rows: packed rows, or documents without packing; None for streams.
+        examples: the first rows, as (source, row, options of the source).
+        steps: optimizer steps; `rows_per_step` and `tokens_per_step` are means over an epoch, for all processes.
         memory: peak bytes with rows of max_length; None if unknown.
-        memory_of_rows: with the longest micro-batch of these rows; None if unknown.
-        longest: tokens of that micro-batch, padding included.
+        memory_of_rows: peak bytes with the longest micro-batch of these rows; None if unknown.
+        longest: tokens of that micro-batch, including padding.
         operations: floating-point operations of an average step on each process; None if unknown.
-        notes: options that were adjusted or have no effect.
+        notes: notes on options that were adjusted or have no effect.
         output: what would happen to the output folder.
     """
 
@@ -85,10 +85,10 @@ class DryRun:
 
 
 def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
-    """What `honed.train.run.run.run` would do with these arguments.
+    """Predicts what `honed.train.run.run.run` would do with these arguments.
 
     Raises:
-        HonedError: whatever would stop the run before it trains.
+        HonedError: any error that would stop the run before it trains.
     """
     args = Plan.of(recipe).args
     with loaded_whole(args):
@@ -147,7 +147,7 @@ def _dry_run(recipe: Recipe, args: SFTConfig, *, overwrite: bool) -> DryRun:
 
 
 def meta_model(name: str, *, sees: bool = False) -> Any:
-    """The model of a name, folder or Hub id with shapes alone; `sees` as in `honed.model.load.load.load_model`.
+    """Builds a model without weights, from a name, folder or Hub id; `sees` as in `honed.model.load.load.load_model`.
 
     Raises:
         ModelError: there is no such model.
@@ -163,7 +163,7 @@ def meta_model(name: str, *, sees: bool = False) -> Any:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             return model_class(folder, sees, {}).from_config(config)
-    except Exception as error:  # a wrong name, a missing file, an unknown architecture: each its own kind
+    except Exception as error:  # a wrong name, a missing file, an unknown architecture: all of different types
         raise RecipeError(
             f"The configuration of {name} cannot be read: {first_line(error)}",
             fix="check the name, the folder's files and the network",
@@ -173,11 +173,11 @@ def meta_model(name: str, *, sees: bool = False) -> Any:
 def steps_of(
     args: SFTConfig, rows: int | None, tokens: int = 0, *, epochs: float | None = None
 ) -> tuple[int | None, int]:
-    """Micro-batches of an epoch on each process (steps with tokens_per_step; None without rows), and optimizer steps.
+    """Returns an epoch's micro-batches per process (None without rows; steps if tokens_per_step) and all steps.
 
     Args:
-        rows, tokens: of an epoch.
-        epochs: instead of the arguments' number of epochs or steps.
+        rows, tokens: their numbers in an epoch.
+        epochs: replaces the number of epochs or steps in `args`.
     """
     if rows is None:
         return None, args.max_steps
@@ -192,7 +192,7 @@ def steps_of(
 
 
 def schedule_in_words(args: SFTConfig, steps: int) -> str:
-    """How the learning rate moves: "rises from 0 to 0.0002 in the first 5 of 100 steps, then falls ..."."""
+    """Describes the schedule: "rises from 0 to 0.0002 in the first 5 of 100 steps, then falls ..."."""
     kind, options = args.lr_scheduler_type.value, dict(args.lr_scheduler_kwargs or {})
     warmup = 0 if kind == "constant" else min(steps, args.get_warmup_steps(steps))
     peak = f"{args.learning_rate:g}"
@@ -213,7 +213,7 @@ def schedule_in_words(args: SFTConfig, steps: int) -> str:
 
 
 def first_rows(data: Any, options: PrepareOptions) -> list[tuple[Any, Any, PrepareOptions]]:
-    """The first rows, each with the options of its source; of several sources, the first rows of the first ones."""
+    """Returns the first rows with the options of their source; several sources contribute equally."""
     parts = as_mixture(data).parts
     each = math.ceil(SHOWN_ROWS / len(parts))
     found = [(*row, part_options(part, options)) for part in parts for row in islice(read_rows(part.data), each)]
@@ -223,7 +223,7 @@ def first_rows(data: Any, options: PrepareOptions) -> list[tuple[Any, Any, Prepa
 def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, *, sees: bool) -> tuple[Any, list[str]]:
     if recipe.lora is None:
         return model, [train_only(model, args.trainable)] if args.trainable else []
-    # without what needs weights: other initialisations, DoRA's magnitudes, rows of new tokens
+    # Other initialisations, DoRA's magnitudes and new tokens' embeddings need weights.
     adapter: Any = lora_config(**{**lora_options(recipe.lora), "init": True, "use_dora": False})
     notes: list[str] = []
     if sees:
@@ -241,7 +241,7 @@ def _dtype(recipe: Recipe, args: SFTConfig) -> str:
 
 
 def _counts(args: SFTConfig, rows: Any, ledger: Ledger | None) -> dict[str, Any]:
-    """The fields of a `DryRun` on steps and what is in them."""
+    """Computes the fields of a `DryRun` about steps, rows and tokens."""
     if rows is None:
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.data_parallel_size
         return {"batches": None, "steps": args.max_steps, "rows_per_step": float(per_step), "tokens_per_step": None}
@@ -259,7 +259,7 @@ def _counts(args: SFTConfig, rows: Any, ledger: Ledger | None) -> dict[str, Any]
 def _costs(
     recipe: Recipe, args: SFTConfig, rows: Any, ledger: Ledger | None, tokens_per_step: float | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The fields of a `DryRun` on memory and operations, and notes."""
+    """Computes the fields of a `DryRun` about memory and operations, and notes."""
     job, notes = _job(recipe, args), []
     if job is None:
         return dict.fromkeys(("memory", "memory_of_rows", "longest", "operations")), []
@@ -279,7 +279,7 @@ def _costs(
 
 
 def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
-    """The planner's job for the run; None if it does not know the model's layers or the device."""
+    """Returns the planner's job for the run; None if the planner does not know the model's layers or the device."""
     if args.device.type not in ("cpu", "cuda"):
         return None
     try:
@@ -291,7 +291,7 @@ def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
 
 
 def _checkpointed(job: plan.Job, args: SFTConfig, rows: Any) -> tuple[plan.Job, str]:
-    """The job with the layers that training would choose for the longest micro-batch, and a note."""
+    """Sets the checkpointed layers that training would choose for the longest micro-batch; also returns a note."""
     found = checkpointing.choose(_longest(job, args, rows), args, there=libraries_bytes(job))
     if isinstance(found, str):
         return with_layers(job, job.sizes.layers), f"gradient_checkpointing=auto: all layers, because {found}."
@@ -300,13 +300,13 @@ def _checkpointed(job: plan.Job, args: SFTConfig, rows: Any) -> tuple[plan.Job, 
 
 
 def _longest(job: plan.Job, args: SFTConfig, rows: Any) -> plan.Job:
-    """The job with the longest micro-batch of these rows."""
+    """Returns the job for the longest micro-batch of these rows."""
     tokens, count = checkpointing.largest_batch(rows, args) or (job.tokens, job.rows)
     return dataclasses.replace(job, length=-(-tokens // count), rows=count)
 
 
 def _operations(job: plan.Job, ledger: Ledger | None, tokens_per_step: float | None, world_size: int) -> float:
-    """Of a step on each process, with the data's own number of tokens if it is known, else with rows of max_length."""
+    """Operations per step and process, from the data's token counts if known, else for rows of max_length."""
     if ledger is None or not tokens_per_step:
         return flops_per_step(job)
     share = ledger.trained_tokens / ledger.tokens

@@ -1,4 +1,4 @@
-"""What training would do with a recipe's output folder, found out without touching it."""
+"""Predicts what training would do with a recipe's output folder, without changing it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from honed.train.run_folder.lock import LOCK
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputState:
-    """`says` what would happen to the folder; `stops` says why training would be refused, "" if it would not."""
+    """What would happen to the folder (`says`), and why training would be refused, if at all (`stops`, else "")."""
 
     says: str
     stops: str = ""
 
 
 def output_state(recipe: Recipe, *, overwrite: bool = False) -> OutputState:
-    """What `run` would do with the folder; see `RunFolder.claim` and `keep_another`, which refuse."""
+    """Predicts what `run` would do with the folder; `RunFolder.claim` and `keep_another` are what refuses."""
     folder = Path(recipe.output).expanduser()
     if not folder.exists():
         return _new(folder)
@@ -55,7 +55,7 @@ def _of_run(folder: Path, recipe: Recipe, *, finished: bool, overwrite: bool) ->
 
 
 def _new(folder: Path) -> OutputState:
-    """A missing folder can be made if its nearest existing parent is writable."""
+    """The state of a missing folder, which can be created if its nearest existing parent is writable."""
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if above.is_dir() and os.access(above, os.W_OK):
         return OutputState(says="a new folder")

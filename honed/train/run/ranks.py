@@ -1,7 +1,7 @@
-"""A recipe run by several processes, as `torchrun` and `accelerate launch` start them.
+"""Runs a recipe with several processes, as started by `torchrun` or `accelerate launch`.
 
-The first rank keeps the folder, answers the questions and writes the report; the others only train. Ranks wait for long
-work of one rank (answers, data preparation) without a time limit; training's own group times out after `ddp_timeout`.
+The first rank manages the folder, answers the questions and writes the report; the others only train. There is no time
+limit for long work on one rank (answers, data preparation); training's own group times out after `ddp_timeout`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ NEVER = timedelta(days=365)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRanks:
-    """This process among those of the run.
+    """This process's place among those of the run.
 
     Attributes:
-        rank: of all processes.
-        local_rank: of those on this machine.
+        rank: its number among all processes.
+        local_rank: its number among those on this machine.
         group: a process group of all ranks without a timeout; None for a single process.
     """
 
@@ -38,7 +38,7 @@ class RunRanks:
 
     @classmethod
     def of(cls, args: SFTConfig) -> RunRanks:
-        """This process's rank; to be called by all ranks.
+        """Creates the process group; all ranks must call it.
 
         Raises:
             RecipeError: DeepSpeed is used without a launcher.
@@ -46,18 +46,18 @@ class RunRanks:
         need_launcher(args)
         if args.world_size == 1:
             return cls()
-        # gloo on any device: waiting takes no GPU, and fails at once when a process ends
+        # gloo on any device: waiting needs no GPU, and fails at once if a process ends
         group = dist.new_group(backend="gloo", timeout=NEVER)
         return cls(rank=args.process_index, local_rank=args.local_process_index, group=group)
 
     @property
     def first(self) -> bool:
-        """Whether this rank keeps the folder and writes output."""
+        """Whether this rank manages the folder and writes output."""
         return self.rank == 0
 
     @contextmanager
     def one_per_node_first(self) -> Iterator[None]:
-        """A block that the first rank of each machine runs before the others, which find what it has cached.
+        """A block that the first rank of each machine runs before the others, so that they find what it cached.
 
         Raises:
             RunError: another process ended.
@@ -86,12 +86,12 @@ def check_ranks(args: SFTConfig, *, engine: str, asks: bool) -> None:
     """Refuses what several processes cannot do.
 
     Args:
-        engine: of the recipe.
-        asks: whether questions are answered before and after.
+        engine: the recipe's engine.
+        asks: whether questions are answered before and after training.
 
     Raises:
-        RecipeError: the plain engine, or questions to a model that lies in pieces on the ranks; or ZeRO-3 would leave
-            the saved model in pieces.
+        RecipeError: the engine is "plain", the model that is asked is sharded, or ZeRO-3 is not configured to save
+            whole weights.
     """
     need_whole_model(args)
     if args.world_size == 1:

@@ -1,4 +1,4 @@
-"""What a run leaves in `run.json`."""
+"""Writes `run.json`, the record of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from honed.train.run_folder.secrets import masked, masked_command, masked_yaml
 
 
 class RunRecord:
-    """`run.json`: what ran, on what, for how long; written at the start and at the end."""
+    """`run.json`: what ran, where, and for how long; written at the start and at the end."""
 
     def __init__(self, folder: RunFolder, recipe: Recipe, command: str, args: SFTConfig) -> None:
         self._folder, self._device, self._data = folder, args.device, recipe.data
@@ -45,7 +45,7 @@ class RunRecord:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Adds the time that the block takes to that of the step."""
+        """Adds the time that the block takes to the time of the step."""
         start = time.perf_counter()
         try:
             yield
@@ -62,7 +62,7 @@ class RunRecord:
         self._content["device"]["dtype"] = str(next(iter(parameters)).dtype).removeprefix("torch.")
 
     def changed_data(self) -> list[str]:
-        """The data files that have changed since the start; recorded in `run.json`."""
+        """Returns the data files that have changed since the start, and records them in `run.json`."""
         self._content["data_changed"] = changed(self._content["data_files"], self._data)
         return list(self._content["data_changed"])
 
@@ -77,12 +77,12 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
 def _versions() -> dict[str, str]:
-    """honed's own is read off the code: a checkout that is on the path without being installed has no metadata."""
+    """Package versions; honed's is read from its code, because a checkout that is not installed has no metadata."""
     return {"python": platform.python_version(), "honed": __version__, **{name: version(name) for name in _PACKAGES}}
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the device's type and the number of threads."""
+    """Returns the GPU's name, or the device type and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type.upper()} ({counted(torch.get_num_threads(), 'thread')})"

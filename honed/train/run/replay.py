@@ -1,4 +1,4 @@
-"""What a run reports on its steps: the worst, those that were skipped, and the command that replays them."""
+"""Reports a run's worst and skipped steps, and the command that replays them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NOT_FINITE = "not_finite.jsonl"
 
 @contextmanager
 def steps_told(trainer: Any, folder: RunFolder, say: Callable[[str], None]) -> Iterator[None]:
-    """At the end of training, writes the steps with the highest losses and reports those that were skipped.
+    """At the end of training, writes the steps with the highest losses and reports the skipped ones.
 
     Args:
-        trainer: one that does not watch its steps (the plain loop) reports nothing.
+        trainer: nothing is reported for one that does not watch its steps (the plain loop).
     """
     if not hasattr(trainer, "worst_steps"):
         yield
@@ -34,7 +34,7 @@ def steps_told(trainer: Any, folder: RunFolder, say: Callable[[str], None]) -> I
     try:
         yield
     except (RunError, Stopped):
-        with suppress(OSError, RunError):  # a full disk must not hide what went wrong
+        with suppress(OSError, RunError):  # a full disk must not hide the original error
             _tell(trainer, folder, say)
         raise
     _tell(trainer, folder, say)
@@ -49,10 +49,10 @@ def _tell(trainer: WatchedTrainer, folder: RunFolder, say: Callable[[str], None]
 
 
 def replay_command(folder: Path) -> str | None:
-    """The command that takes a run to its first skipped step and stops there; None if no step was skipped.
+    """Returns the command that replays a run up to its first skipped step; None if no step was skipped.
 
-    In a new folder it resumes from the newest whole checkpoint before that step, or starts at the beginning. Nothing
-    that a step depends on changes, so it reaches the same step with the same weights.
+    It resumes in a new folder from the newest intact checkpoint before that step, or starts at the beginning. Nothing
+    that affects a step changes, so the replay reaches the same step with the same weights.
     """
     try:
         first = json.loads((folder / NOT_FINITE).read_text(encoding="utf-8").partition("\n")[0])["step"]
@@ -61,5 +61,5 @@ def replay_command(folder: Path) -> str | None:
     good, _ = checkpoint.latest_good(folder, before=first)
     words = ["honed", "train", str(folder / "recipe.yaml"), "--output", f"{folder}-replay", "max_not_finite_steps=0"]
     if good is not None:
-        words.append(f"resume_from_checkpoint={json.dumps(str(good), ensure_ascii=False)}")  # as YAML
+        words.append(f"resume_from_checkpoint={json.dumps(str(good), ensure_ascii=False)}")  # valid YAML
     return shlex.join(words)

@@ -1,4 +1,4 @@
-"""A recipe, run from end to end: load, answer, prepare, train, answer again, save, report."""
+"""Runs a recipe from end to end: load, answer, prepare, train, answer again, save, report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # it imports transformers' Trainer and `datasets`, which the 
 Say = Callable[[str], None]
 
 ENGINES = ("trainer", "plain")
-SAME_NAMES = (  # of a recipe's `data` and of SFTConfig
+SAME_NAMES = (  # options with the same name in a recipe's `data` and in SFTConfig
     *("template", "system", "train_on", "train_reasoning", "train_tool_calls", "max_length", "overlong", "bad_rows"),
     *("packing", "packing_strategy", "share_prefixes", "streaming", "shuffle_buffer"),
 )
@@ -49,8 +49,8 @@ ONE_OR_MORE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gra
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """A run's folder, its before/after comparison ({} without samples), whether it finished, and whether this process
-    is the `first`, which has something to show."""
+    """A run's folder, its before/after comparison ({} without samples), whether it finished, and whether this is the
+    `first` process, which shows the result."""
 
     folder: Path
     samples: dict[str, Any]
@@ -59,14 +59,14 @@ class RunResult:
 
 
 def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> RunResult:
-    """Trains as the recipe says. What is in the output folder afterwards: see `RunFolder`.
+    """Trains as the recipe says; `RunFolder` describes the output folder.
 
     Args:
-        command: the command line, kept in `run.json`.
-        overwrite: whether a finished run in the folder may be replaced.
+        command: the command line, recorded in `run.json`.
+        overwrite: whether to replace a finished run in the folder.
 
     Raises:
-        HonedError: something that the user can mend; the run can then be started again.
+        HonedError: a problem that the user can fix before starting the run again.
     """
     plan = Plan.of(recipe)
     ranks = RunRanks.of(plan.args)
@@ -85,7 +85,7 @@ def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, 
     folder.claim(masked_yaml(recipe), overwrite=overwrite)
     record = RunRecord(folder, recipe, command, plan.args)
     if overwrite and not plan.args.resume_from_checkpoint:
-        checkpoint.clear(folder.path)  # else the run would resume the one that it replaces
+        checkpoint.clear(folder.path)  # else the run resumes the one that it replaces
     try:
         samples = _run(plan, folder, record, ranks, say)
         for name in record.changed_data():
@@ -95,7 +95,7 @@ def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, 
         say(str(stopped))
         return RunResult(folder=folder.path, samples={}, finished=False)
     except BaseException as error:
-        with suppress(OSError, RunError):  # a full disk must not hide what went wrong
+        with suppress(OSError, RunError):  # a full disk must not hide the original error
             record.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
     record.end("finished")
@@ -105,11 +105,11 @@ def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A recipe that has been checked, before anything is loaded or written.
+    """A recipe that was checked before anything is loaded or written.
 
     Attributes:
-        recipe, args: as given, and as training arguments.
-        questions, form: asked before and after training, and the form that answers should have.
+        recipe, args: the recipe as given, and as training arguments.
+        questions, form: the questions asked before and after training, and the form that answers should have.
     """
 
     recipe: Recipe
@@ -119,7 +119,7 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Plan:
-        """The plan of a recipe.
+        """Checks a recipe.
 
         Raises:
             HonedError: the recipe cannot be run.
@@ -130,7 +130,7 @@ class Plan:
         if Path(recipe.model).is_dir() and Path(recipe.model).resolve() == Path(recipe.output).expanduser().resolve():
             raise RunError(f"{recipe.output} is the model's own folder.", fix="name another with output=FOLDER")
         if recipe.quantization is not None:
-            quantization_config(recipe.quantization, dtype=torch.float32)  # known, and its package is here
+            quantization_config(recipe.quantization, dtype=torch.float32)  # checks the name and the package
             if recipe.lora is None:
                 raise RecipeError("A quantised model's own weights cannot be trained.", fix="leave lora=null out")
         if recipe.engine not in ENGINES:
@@ -167,7 +167,7 @@ def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say:
         _keep_metrics(trainer, folder)
     with record.timed("train"), storage_errors(folder.path), steps_told(trainer, folder, say):
         _train(trainer, args, say)
-    if trainer.stream_loader is not None:  # the ledger of a stream is complete only now
+    if trainer.stream_loader is not None:  # only now is a stream's ledger complete
         _tell_rows(trainer, folder, say)
     with record.timed("answer after"):
         after = _answers(plan, trainer.model, tokenizer, template, desc="Answering after")
@@ -186,21 +186,21 @@ def _keep_metrics(trainer: SFTTrainer, folder: RunFolder) -> None:
 
 
 def _train_along(plan: Plan, ranks: RunRanks) -> bool:
-    """What ranks other than the first do; whether they came to the end, and were not stopped before."""
+    """Trains on ranks other than the first; returns whether training finished without being stopped."""
     start = prepare_run(plan.recipe, plan.args, ranks, asks=bool(plan.questions))
     model = load_weights(plan.recipe, plan.args, start.processing_class)
     with ranks.one_per_node_first():
         trainer = make_trainer(plan.recipe, plan.args, model, start.processing_class, start.data)
     try:
         _train(trainer, plan.args, say=lambda text: None)
-    except Stopped:  # the first rank says so
+    except Stopped:  # the first rank reports it
         return False
-    trainer.save_model(plan.recipe.output)  # writes nothing here, but takes part in gathering FSDP's shards
+    trainer.save_model(plan.recipe.output)  # writes nothing on this rank, but takes part in gathering FSDP's shards
     return True
 
 
 def _train(trainer: SFTTrainer | PlainTrainer, args: SFTConfig, say: Say) -> None:
-    """Trains, from the newest checkpoint in the run's folder on if there is one.
+    """Trains, resuming from the newest checkpoint in the run's folder if there is one.
 
     Raises:
         Stopped: SIGTERM came.
@@ -214,9 +214,9 @@ def _train(trainer: SFTTrainer | PlainTrainer, args: SFTConfig, say: Say) -> Non
 
 
 def _tell(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) -> None:
-    """Shows and keeps what became of the data, and the notes."""
+    """Shows and saves what happened to the data, and shows the notes."""
     _tell_rows(trainer, folder, say)
-    shown = () if trainer.ledger is None else trainer.ledger.notes  # by its summary
+    shown = () if trainer.ledger is None else trainer.ledger.notes  # in its summary
     for note in trainer.notes:
         if note not in shown:
             say(f"note: {note}")
@@ -229,10 +229,10 @@ def _tell_rows(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, say: Say) 
 
 
 def training_arguments(recipe: Recipe) -> SFTConfig:
-    """The recipe's `train` and `data` as an SFTConfig.
+    """Converts the recipe's `train` and `data` into an SFTConfig.
 
     Raises:
-        RecipeError: an unknown key, or a value that cannot be used.
+        RecipeError: an unknown key or an invalid value.
     """
     train = known_to_transformers(recipe.train) if recipe.engine == "plain" else recipe.train
     _check_train(train)
@@ -241,7 +241,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     own = {
         **{name: getattr(data, name) for name in SAME_NAMES},
         "output_dir": recipe.output,
-        "disable_tqdm": False,  # transformers would decide by its own log level
+        "disable_tqdm": False,  # else transformers' log level decides
         "data_format": data.format,
         "template_arguments": dict(data.template_arguments),
         "columns": dict(data.columns),
@@ -268,7 +268,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
 
 
 def _check_train(train: Mapping[str, Any]) -> None:
-    """Refuses unknown keys and values that would fail only in the middle of a run."""
+    """Refuses unknown keys, and values that would fail only in the middle of a run."""
     hints = get_type_hints(SFTConfig)
     known = {f.name for f in dataclasses.fields(SFTConfig) if f.init}
     for key, value in train.items():
@@ -287,14 +287,14 @@ def _check_train(train: Mapping[str, Any]) -> None:
 
 
 def _is_one_of(value: Any, kinds: tuple[type, ...]) -> bool:
-    """An int counts as a float; a bool counts as neither."""
+    """Whether a value has one of these types; an int counts as a float, a bool as neither."""
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def make_trainer(
     recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any, data: RunData
 ) -> SFTTrainer | PlainTrainer:
-    """The trainer that the recipe describes, with its data prepared."""
+    """Creates the recipe's trainer, which prepares the data."""
     adapter = recipe.lora and lora_config(**lora_options(recipe.lora))
     try:
         trainer: SFTTrainer | PlainTrainer = engine_of(recipe)(
@@ -317,7 +317,7 @@ def make_trainer(
 
 
 def engine_of(recipe: Recipe) -> Any:
-    """The trainer's class, with the libraries that it needs."""
+    """Returns the trainer's class, importing its libraries only now."""
     if recipe.engine == "plain":
         return PlainTrainer
     from honed.train.trainer.trainer import SFTTrainer
@@ -326,18 +326,18 @@ def engine_of(recipe: Recipe) -> Any:
 
 
 def lora_options(lora: LoraRecipe) -> dict[str, Any]:
-    """The section as keywords of `lora_config`."""
+    """Returns the recipe's `lora` section as keyword arguments of `lora_config`."""
     return {f.name: getattr(lora, f.name) for f in dataclasses.fields(lora)}
 
 
 def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, recipe: Recipe) -> None:
-    """Weights, tokenizer with its template, a generation config that stops where training did, and a card."""
+    """Saves weights, tokenizer and template, a generation config with training's stop tokens, and a model card."""
     with folder.saving() as place:
         trainer.save_model(str(place))
         trainer.model.generation_config.save_pretrained(place)
-        # a pickle of the arguments, which the recipe has in a safe format
+        # a pickle of the arguments; the recipe has them in a safe format
         (place / "training_args.bin").unlink(missing_ok=True)
-        (place / "README.md").write_text(card(recipe, trainer.ledger), encoding="utf-8")  # peft's names our folders
+        (place / "README.md").write_text(card(recipe, trainer.ledger), encoding="utf-8")  # peft's has local paths
 
 
 def _answers(plan: Plan, model: Any, tokenizer: Any, template: Template | None, *, desc: str) -> list[Answer]:

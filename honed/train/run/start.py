@@ -1,4 +1,4 @@
-"""What a run starts from: tokenizer, template and prepared rows, and only then the model's weights."""
+"""Prepares what a run starts from: tokenizer, template and rows first, the model's weights last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from honed.train.run.ranks import RunRanks
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What a run has before its weights: tokenizer (or processor) with the recipe's template, and the rows."""
+    """What a run has before it loads weights: tokenizer (or processor) with the recipe's template, and the rows."""
 
     processing_class: Any
     template: Template | None
@@ -32,13 +32,13 @@ class Start:
 
 
 def prepare_run(recipe: Recipe, args: SFTConfig, ranks: RunRanks, *, asks: bool) -> Start:
-    """All that weights are not needed for, so that what is wrong with the rows is told before they are loaded.
+    """Prepares everything that needs no weights, so that bad rows are reported before the weights are loaded.
 
     Args:
         asks: whether the run asks questions, which needs a template.
 
     Raises:
-        HonedError: tokenizer, template or rows cannot be used.
+        HonedError: the tokenizer, the template or the rows cannot be used.
     """
     whole = dataclasses.replace(recipe.data, eval_share=None)
     shown = None if args.streaming else run_data(whole, seed=args.seed).train
@@ -50,7 +50,7 @@ def prepare_run(recipe: Recipe, args: SFTConfig, ranks: RunRanks, *, asks: bool)
     if asks:
         need_template(template, recipe.model)
     data = run_data(recipe.data, seed=args.seed)
-    if args.chat_template_path is None:  # else the trainer gives the tokenizer another template
+    if args.chat_template_path is None:  # otherwise the trainer still changes the template
         with ranks.one_per_node_first():
             train = prepare_ahead(data.train, processing_class, args)
             held_out = prepare_ahead(data.held_out, processing_class, args, name="eval")
@@ -59,7 +59,7 @@ def prepare_run(recipe: Recipe, args: SFTConfig, ranks: RunRanks, *, asks: bool)
 
 
 def load_weights(recipe: Recipe, args: SFTConfig, processing_class: Any) -> Any:
-    """The model, with rows for the tokens that the recipe adds."""
+    """Loads the model, with embeddings for the tokens that the recipe adds."""
     sees = vision.is_processor(processing_class)
     with loaded_whole(args) as device:
         model = load_model(
@@ -75,7 +75,7 @@ def load_weights(recipe: Recipe, args: SFTConfig, processing_class: Any) -> Any:
 
 
 def write_template(processing_class: Any, template: Template | None, options: PrepareOptions) -> None:
-    """Gives the tokenizer (or processor) the template that is trained, so that both are saved together."""
+    """Sets the training template in the tokenizer (or processor), so that both are saved together."""
     if isinstance(template, PlainTemplate):
         processing_class.chat_template = template.jinja()
     elif isinstance(template, VisionTemplate):

@@ -1,4 +1,4 @@
-"""Unfinished runs, which another recipe must not silently replace."""
+"""Protects unfinished runs from being replaced silently by another recipe."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from honed.train.run_folder.secrets import masked_yaml
 
 
 def keep_another(folder: RunFolder, recipe: Recipe) -> None:
-    """Refuses to begin anew where an unfinished run of another recipe could still be resumed.
+    """Refuses to start a run in the folder of an unfinished run of another recipe that could still be resumed.
 
     Raises:
-        RunError: there is one, and the recipe does not say to resume it.
+        RunError: there is such a run, and the recipe does not resume from a checkpoint.
     """
     if folder.state().get("status") != "finished" and holds_checkpoints_of_another(folder.path, recipe):
         raise RunError(
@@ -24,7 +24,7 @@ def keep_another(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def holds_checkpoints_of_another(folder: Path, recipe: Recipe) -> bool:
-    """Whether a folder holds checkpoints of another recipe, and this one does not say to resume from one."""
+    """Whether a folder holds checkpoints of another recipe, and this recipe does not resume from one by name."""
     try:
         there = (folder / "recipe.yaml").read_text(encoding="utf-8")
     except OSError:
