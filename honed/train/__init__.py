@@ -1,1 +1,1 @@
-"""Training: two engines, the plain loop and SFTTrainer, for one run."""
+"""Training, with one of two engines: the plain loop or SFTTrainer."""

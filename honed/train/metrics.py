@@ -15,10 +15,10 @@ Mark = tuple[int, int, int, int, torch.Tensor, torch.Tensor]  # see `StepMetrics
 
 
 class StepMetrics:
-    """Sums since the last log. `add` never waits for the device; `read` does, once.
+    """Accumulates metrics between logs. `add` never synchronises with the device; `read` does so once.
 
     Args:
-        over_ranks: adds numbers up over all ranks, which all `read` at once; None where there is one.
+        over_ranks: sums numbers over all ranks, which must all call `read`; None with one rank.
     """
 
     def __init__(self, device: torch.device, over_ranks: Callable[..., list[float]] | None = None) -> None:
@@ -29,7 +29,7 @@ class StepMetrics:
 
     def _reset(self) -> None:
         self._tokens = self._trained = self._scored = self._aux_tokens = 0
-        self._sums = torch.zeros(2, device=self.device)  # of entropies, of right predictions
+        self._sums = torch.zeros(2, device=self.device)  # of entropies and of correct predictions
         self._aux_sum = torch.zeros((), device=self.device)
         self._since = time.perf_counter()
 
@@ -37,28 +37,28 @@ class StepMetrics:
         """Counts one micro-batch.
 
         Args:
-            scores: of its trained tokens.
-            tokens: positions that the model computed, padding left out.
-            aux_loss: scalar, of a mixture-of-experts model.
+            scores: those of its trained tokens.
+            tokens: positions that the model computed, without padding.
+            aux_loss: the auxiliary loss of a mixture-of-experts model, a scalar.
         """
         self.count(tokens=tokens, trained=scores.nll_N.numel())
         if scores.entropy_N is not None and scores.correct_N is not None:
             both = torch.stack([scores.entropy_N.sum(), scores.correct_N.sum()])
-            self._sums = self._sums + both.to(self._sums)  # not in place: a mark keeps the sums as they were
+            self._sums = self._sums + both.to(self._sums)  # not in place: a mark refers to the old tensor
             self._scored += scores.nll_N.numel()
         if aux_loss is not None:
             self._aux_sum = self._aux_sum + aux_loss.detach() * scores.nll_N.numel()
             self._aux_tokens += scores.nll_N.numel()
 
     def count(self, *, tokens: int, trained: int) -> None:
-        """Counts one micro-batch whose scores are not known: of a loss that is the caller's own."""
+        """Counts one micro-batch with unknown scores, because the loss is custom."""
         self._tokens += tokens
         self._trained += trained
 
     def read(self) -> dict[str, float]:
-        """Means over all ranks, num_tokens of the whole run, tokens per second, this process's memory (GB); resets.
+        """Returns means over all ranks, the run's num_tokens, tokens per second, this process's memory in GB; resets.
 
-        The caller's own batches may count no tokens or have no labels; then the speeds are left out.
+        Custom batches may not count tokens or have labels; the speeds are then left out.
         """
         seconds = max(time.perf_counter() - self._since, 1e-9)
         tokens, trained, scored, aux_tokens, entropy, correct, aux_sum = self._totals()
@@ -83,7 +83,7 @@ class StepMetrics:
         return self._over_ranks(*counts, *torch.cat([self._sums, self._aux_sum.reshape(1)]).tolist())
 
     def state(self) -> dict[str, Any]:
-        """The counts since the last `read` and of the whole run; as JSON, for `restore`."""
+        """Returns the counts since the last `read` and of the whole run as JSON, for `restore`."""
         sums: list[float] = self._sums.tolist()
         counts = {"tokens": self._tokens, "trained": self._trained, "scored": self._scored}
         balance = {"aux_tokens": self._aux_tokens, "aux_sum": float(self._aux_sum)}
@@ -93,24 +93,24 @@ class StepMetrics:
         self.num_tokens = state["num_tokens"]
         self._sums.copy_(torch.tensor(state["sums"]))
         self._tokens, self._trained, self._scored = state["tokens"], state["trained"], state["scored"]
-        self._aux_tokens = state.get("aux_tokens", 0)  # which older checkpoints lack
+        self._aux_tokens = state.get("aux_tokens", 0)  # not in older checkpoints
         self._aux_sum.fill_(state.get("aux_sum", 0.0))
 
     def mark(self) -> Mark:
-        """The counts so far, for `back_to`."""
+        """Returns the counts so far, for `back_to`."""
         return self._tokens, self._trained, self._scored, self._aux_tokens, self._sums, self._aux_sum
 
     def back_to(self, mark: Mark) -> None:
-        """Forgets what was counted since `mark`."""
+        """Discards what was counted since `mark`."""
         self._tokens, self._trained, self._scored, self._aux_tokens, self._sums, self._aux_sum = mark
 
     def start_clock(self) -> None:
-        """Leaves the time since the last `read` (evaluation, saving) out of tokens per second."""
+        """Excludes the time since the last `read` (evaluation, saving) from tokens per second."""
         self._since = time.perf_counter()
 
 
 def memory_gb(device: torch.device) -> float:
-    """Peak memory so far in GB (10^9 bytes): of the GPU where there is one, else of this process."""
+    """Returns the peak memory so far in GB (10^9 bytes): the GPU's if there is one, else this process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     if sys.platform == "win32":
@@ -124,7 +124,7 @@ def memory_gb(device: torch.device) -> float:
 
 
 def describe(logs: dict[str, float]) -> str:
-    """'loss 0.512  lr 1.8e-03  612 tok/s (301 trained)'."""
+    """Formats metrics: 'loss 0.512  lr 1.8e-03  612 tok/s (301 trained)'."""
     parts = [f"loss {logs['loss']:.4f}"]
     if "learning_rate" in logs:
         parts.append(f"lr {logs['learning_rate']:.1e}")

@@ -1,4 +1,4 @@
-"""The device, the other processes, SIGTERM and Ctrl-C."""
+"""Devices, distributed processes, SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from honed.data.batch.collate import Batch
 from honed.errors import RunError
 from honed.model.device import named_device, pick_device
 
-# gloo has no error class of its own for a process that is gone or late.
+# gloo has no error class for a process that has ended or hangs.
 _LOST = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket closed|No route to host", re.I
 )
-# Tells processes that make batches to end; others do not notice it. Windows has none, and needs none.
+# Tells data loader workers to end; other processes ignore this signal. Windows lacks it and does not need it.
 _END: signal.Signals | None = getattr(signal, "SIGURG", None)
-_OUTLASTS = 600  # seconds; saving a checkpoint takes less
+_OUTLASTS = 600  # seconds, longer than saving a checkpoint takes
 
 
 class Stopped(Exception):
-    """SIGTERM ended a run before its end; its newest checkpoint is whole."""
+    """A run was stopped early by SIGTERM or Ctrl-C; its newest checkpoint is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """This process among those that train together; `world` 1 where there is only one."""
+    """This process's place among those that train together; `world` is 1 for a single process."""
 
     device: torch.device
     rank: int = 0
     world: int = 1
 
     def sum(self, *values: float) -> list[float]:
-        """The sums over all ranks, in float64."""
+        """Returns the sums over all ranks, in float64."""
         if self.world == 1:
             return list(values)
         kind = torch.float32 if self.device.type == "mps" else torch.float64
@@ -53,7 +53,7 @@ class Ranks:
         return list(total.tolist())
 
     def gather(self, value: Any) -> list[Any]:
-        """Each rank's value, by rank."""
+        """Returns all ranks' values, ordered by rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -61,10 +61,10 @@ class Ranks:
         return values
 
     def on_device(self, batch: Batch) -> Batch:
-        """The batch with everything that can be moved on this rank's device.
+        """Returns the batch with everything that can be moved on this rank's device.
 
-        On CUDA the copies are asynchronous: waiting for them would wait for all work queued before. torch's allocator
-        does not reuse pinned memory before a copy has ended.
+        On CUDA the copies are asynchronous, because waiting for them means waiting for all work queued before. torch's
+        allocator does not reuse pinned memory before a copy is finished.
         """
         at_once = self.device.type == "cuda"
         moved = {
@@ -73,28 +73,28 @@ class Ranks:
         return {**batch, **moved}
 
     def precision(self, dtype: str) -> AbstractContextManager[Any]:
-        """Autocast to this dtype; weights and checkpoints keep theirs."""
+        """Returns autocast to this dtype; weights and checkpoints keep theirs."""
         return nullcontext() if dtype == "float32" else torch.autocast(self.device.type, dtype=getattr(torch, dtype))
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model in DistributedDataParallel, if there are several ranks."""
+        """Wraps the model in DistributedDataParallel if there are several ranks."""
         if self.world == 1:
             return model
         return nn.parallel.DistributedDataParallel(model, [self.device] if self.device.type == "cuda" else None)
 
     def syncing(self, model: nn.Module, now: bool) -> Any:
-        """A block whose backward pass averages gradients over ranks only if `now`."""
+        """Returns a context whose backward pass averages gradients over ranks only if `now`."""
         return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) and not now else nullcontext()
 
 
 def tensor_parallel_size(model: nn.Module) -> int:
-    """How many ranks share each layer of the model, as transformers' `tp_plan` does it; 1 where none do."""
+    """Returns the number of ranks that share each layer through transformers' `tp_plan`; 1 without it."""
     return getattr(model, "_tp_size", None) or 1
 
 
 @contextmanager
 def joined(device: str | None) -> Iterator[Ranks]:
-    """This process among those that `torchrun` started; the process group ends with the block.
+    """Joins the processes that `torchrun` started; the process group is destroyed when the block ends.
 
     Raises:
         RecipeError: there is no such device.
@@ -116,7 +116,7 @@ def joined(device: str | None) -> Iterator[Ranks]:
 
 @contextmanager
 def others_alive(folder: str | Path | None) -> Iterator[None]:
-    """A block in which ranks wait for each other: if one has ended, the error says so, not "connection lost".
+    """A block in which ranks wait for each other: if one has ended, the error says so instead of "connection lost".
 
     Raises:
         RunError: another process ended.
@@ -131,13 +131,13 @@ def others_alive(folder: str | Path | None) -> Iterator[None]:
 
 
 def is_lost_rank(error: Exception) -> bool:
-    """Whether an error tells that another process ended or hangs."""
+    """Whether an error means that another process has ended or hangs."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and bool(_LOST.search(str(error))))
 
 
 @contextmanager
 def until_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets instead of ending the process; outside the main thread it is never set."""
+    """Yields an event that SIGTERM sets instead of ending the process; it is never set outside the main thread."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -151,12 +151,12 @@ def until_sigterm() -> Iterator[threading.Event]:
 
 @contextmanager
 def until_ctrl_c(heard: Callable[[], bool]) -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets instead of interrupting, if `heard` says so; the next one interrupts at once.
+    """Yields an event that Ctrl-C sets instead of interrupting, if `heard` allows; the next one interrupts at once.
 
-    It is never set elsewhere than in the main thread, nor where the program answers Ctrl-C in a way of its own.
+    It is never set outside the main thread, or if the program has its own handler for Ctrl-C.
     """
     asked = threading.Event()
-    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a notebook's, too, while a cell runs
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # also in a notebook while a cell runs
     if threading.current_thread() is not threading.main_thread() or not default:
         yield asked
         return
@@ -174,11 +174,11 @@ def until_ctrl_c(heard: Callable[[], bool]) -> Iterator[threading.Event]:
 
 
 def keep_on_sigterm(worker: int) -> None:
-    """Has a worker process outlast signals to the whole group: the main process saves and ends the workers.
+    """Makes a worker process survive signals to the whole group: the main process saves and then ends the workers.
 
-    It does not outlast them for ever: torch sends SIGTERM, too, to workers of a loader that nobody holds any more.
+    It survives for a limited time, because torch also sends SIGTERM to the workers of a loader that is discarded.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes
     if _END is None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return
@@ -186,9 +186,9 @@ def keep_on_sigterm(worker: int) -> None:
     signal.signal(_END, lambda *_: os._exit(0))
 
 
-@atexit.register  # later than multiprocessing's own, and so called before it
+@atexit.register  # registered after multiprocessing's handler, so called before it
 def _end_workers() -> None:
-    """Ends what still makes batches: Python would send SIGTERM, which it ignores, and wait for it for ever."""
+    """Ends the remaining workers: Python would send SIGTERM, which they ignore, and wait for them."""
     if _END is None:
         return
     for process in active_children():

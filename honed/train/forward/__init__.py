@@ -1,1 +1,1 @@
-"""How a model computes while it is trained: seams, what is compiled, recomputed, moved away or made noisy."""
+"""How a model computes during training: seams, compilation, checkpointing, offloading, noise."""

@@ -1,11 +1,11 @@
-"""Which layers recompute their activations in the backward pass; chosen before the first step.
+"""Chooses, before the first step, which layers recompute their activations in the backward pass.
 
     gradient_checkpointing   True, "full"     all layers; False, "none": none
                              "selective"      the first half of them
                              "auto"           the fewest with which the longest micro-batch fits into memory
 
-transformers switches checkpointing on for all layers; those not chosen are then switched off by their own flag.
-Recomputation draws the same random numbers, so gradients do not depend on the choice.
+transformers enables checkpointing for all layers; it is then disabled in those not chosen by their own flag.
+Recomputation uses the same random numbers, so gradients do not depend on the choice.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned
 from honed.train.options.surroundings import is_sharded
 
-# Share of the free memory to plan with: predictions were within 10% for the families in `READ_FAMILIES`.
+# Fraction of the free memory to plan with: predictions were within 10% for the families in `READ_FAMILIES`.
 SHARE, SHARE_UNREAD = 0.9, 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """How many layers recompute their activations (None: as the arguments say), and a note on why, if of interest."""
+    """The number of layers that recompute their activations (None: as the arguments say), and a note on the reason."""
 
     layers: int | None = None
     note: str | None = None
 
 
 def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *, sees: bool = False) -> Decision:
-    """What `args.gradient_checkpointing` comes to for a model that is on its device.
+    """Resolves `args.gradient_checkpointing` for a model that is on its device.
 
     Args:
         longest: see `largest_batch`.
-        sees: whether the model has a vision tower, whose activations are not planned.
+        sees: whether the model has a vision tower, whose activations the planner does not predict.
     """
     way = args.gradient_checkpointing
     if isinstance(way, bool):
@@ -81,14 +81,14 @@ UNKNOWN_MEMORY = "it is not known how much memory is free; memory_budget can say
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes that a step may take, and where the number comes from, in words."""
+    """The bytes that a step may use, and a description of where the number comes from."""
 
     size: float
     says: str
 
 
 def choose_layers(trainer: Any, model: nn.Module, *, padded: bool, sees: bool) -> list[str]:
-    """Applies `decide` to an `SFTTrainer` that has its rows; returns notes.
+    """Applies `decide` to an `SFTTrainer` with prepared rows; returns notes.
 
     Args:
         padded: see `largest_batch`.
@@ -104,11 +104,11 @@ def choose_layers(trainer: Any, model: nn.Module, *, padded: bool, sees: bool) -
 
 
 def choose(job: plan.Job, args: SFTConfig, *, there: int) -> tuple[Choice, Memory] | str:
-    """The fewest layers for `memory_budget` or the free memory; where that is not known, the reason in words.
+    """Chooses the fewest layers for `memory_budget` or the free memory; returns the reason if neither is known.
 
     Args:
-        job: its own checkpointing does not matter.
-        there: bytes of the predicted peak that are in use already.
+        job: its `checkpointing` is ignored.
+        there: bytes of the predicted peak that are already in use.
     """
     if args.memory_budget is not None:
         memory = Memory(size=args.memory_budget * plan.GB, says=f"memory_budget of {args.memory_budget:g} GB")
@@ -122,7 +122,7 @@ def choose(job: plan.Job, args: SFTConfig, *, there: int) -> tuple[Choice, Memor
 
 
 def in_words(choice: Choice, memory: Memory) -> str:
-    """The choice and its reason."""
+    """Describes the choice and its reason."""
     which = _which(choice.layers, choice.job.sizes.layers)
     more = f" ({choice.operations - 1:.0%} more operations)" if choice.layers else ""
     takes = f"a step takes about {choice.needs / plan.GB:,.2f} GB"
@@ -133,7 +133,7 @@ def in_words(choice: Choice, memory: Memory) -> str:
 
 
 def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Job | str:
-    """The planner's job for a loaded model; where it cannot plan one, the reason in words."""
+    """Returns the planner's job for a loaded model, or the reason why it cannot be planned."""
     base = base_model(model)
     try:
         sizes = sizes_of(base.config.get_text_config())
@@ -164,11 +164,11 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def largest_batch(rows: Any, args: SFTConfig, *, padded: bool = False) -> tuple[int, int] | None:
-    """Tokens and rows of the largest micro-batch that these rows can give a rank; None if it is not known.
+    """Returns tokens and rows of the largest micro-batch that a rank can get from these rows; None if unknown.
 
     Args:
-        rows: prepared ones; others (a stream) count as rows of `max_length`.
-        padded: whether rows are padded to the longest of their batch.
+        rows: prepared rows; others (a stream) count as rows of `max_length`.
+        padded: whether rows are padded to the longest in their batch.
     """
     size, ranks = args.per_device_train_batch_size, args.sequence_parallel_size
     if not isinstance(rows, PackedRows) or not len(rows) or args.tokens_per_step is not None:
@@ -186,7 +186,7 @@ def set_switch(args: SFTConfig, *, on: bool) -> None:
 
 
 class FirstLayers(TrainerCallback):
-    """Keeps checkpointing on for the first layers only, once the Trainer has switched it on for all."""
+    """Limits checkpointing to the first layers after the Trainer has enabled it for all."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -202,7 +202,7 @@ def _which(count: int, total: int) -> str:
 
 
 def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, sees: bool, total: int) -> str | None:
-    """Why nothing can be planned, in words."""
+    """Returns why nothing can be planned, or None."""
     if not total:
         return "the model can do it only as a whole"
     if sees:
@@ -213,11 +213,11 @@ def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, sees: bool, t
 
 
 def _free(args: SFTConfig) -> float | None:
-    """Bytes free on this rank's device. Ranks need not choose alike, as gradients do not depend on the choice."""
+    """Bytes free on this rank's device. Ranks may choose differently: gradients do not depend on the choice."""
     free = free_memory(args.device)
     if free is None or args.device.type != "cpu" or args.world_size == 1:
         return free
-    return free / int(os.environ.get("LOCAL_WORLD_SIZE", str(args.world_size)))  # which the ranks of a machine share
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", str(args.world_size)))  # shared by a machine's ranks
 
 
 def _quantization(base: nn.Module) -> str | None:

@@ -1,4 +1,4 @@
-"""`torch_compile=True`: a model's repeated layers are compiled, once for all of them and for all lengths."""
+"""`torch_compile=True`: compiles a model's repeated layers, once for all of them and for all lengths."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from honed.train.options.surroundings import CUDA_GRAPH_MODES
 def compiled_layers(
     model: nn.Module, *, backend: str, mode: str | None = None, checkpointed: bool = False
 ) -> Iterator[int]:
-    """Within the block the model's repeated layers run compiled; yields how many modules, 0 in a nested block.
+    """Compiles the model's repeated layers within the block; yields the number of modules, 0 in a nested block.
 
-    The modules stay the same objects with the same parameters and hooks. honed's attention depends on where documents
+    The modules remain the same objects with the same parameters and hooks. honed's attention depends on where documents
     end and stays outside the graphs, so each layer has one graph before and one after it. Lengths are dynamic from the
-    first step on, so that no batch recompiles; in modes with CUDA graphs they are static.
+    first step on, so that no batch causes recompilation; in modes with CUDA graphs they are static.
 
     Args:
-        model: with its seams open.
-        backend, mode: as of `torch.compile`.
+        model: a model with open seams.
+        backend, mode: as in `torch.compile`.
         checkpointed: whether the layers recompute their activations. A layer's checkpointed `forward` allows no graph
             break, so its children are compiled instead: attention, MLP, norms.
 
@@ -45,11 +45,11 @@ def compiled_layers(
             yield len(todo)
         finally:
             for region in todo:
-                region._compiled_call_impl = None  # torch has no other way back
+                region._compiled_call_impl = None  # torch has no other way to undo it
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The members of all outermost module lists of one class: the layers of the decoder and of a vision tower."""
+    """Returns the members of all outermost module lists of one class: the layers of decoder and vision tower."""
     found: list[nn.Module] = []
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len({type(member) for member in child}) == 1:

@@ -1,6 +1,6 @@
-"""Mixture-of-experts layers in autocast's dtype, like all other layers.
+"""Runs mixture-of-experts layers in autocast's dtype, like all other layers.
 
-transformers computes all experts by `grouped_mm`, which autocast does not cast. With float32 weights it stays in
+transformers computes all experts by `grouped_mm`, which autocast does not cast. With float32 weights it runs in
 float32, for which CUDA has no grouped kernel: torch then reads the group sizes back from the device for each product
 and multiplies expert by expert. Within `experts_in_autocast` it gets its weights in autocast's dtype.
 
@@ -21,7 +21,7 @@ LIBRARY, NAME = "grouped_mm", "honed_grouped_mm"
 
 @contextmanager
 def experts_in_autocast(model: Any) -> Iterator[bool]:
-    """Within the block the experts' products follow autocast on CUDA; yields whether the model has such experts."""
+    """Applies autocast to the experts' products on CUDA within the block; yields whether the model has such experts."""
     config = model.config
     if any(getattr(each, "_experts_implementation", None) != LIBRARY for each in (config, config.get_text_config())):
         yield False
@@ -40,8 +40,8 @@ def experts_forward(module: nn.Module, h_TD: torch.Tensor, *routing: torch.Tenso
     """transformers' forward of a layer's experts for T tokens: (T, D), in the dtype of `h_TD`.
 
     Args:
-        module: with the stacked weights of the experts.
-        routing: the experts of each token, and their weights.
+        module: holds the stacked weights of the experts.
+        routing: each token's experts and their weights.
     """
     from transformers.integrations.moe import grouped_mm_experts_forward
 
@@ -53,12 +53,12 @@ def experts_forward(module: nn.Module, h_TD: torch.Tensor, *routing: torch.Tenso
 
 
 def compute_dtype(device: str) -> torch.dtype | None:
-    """Autocast's dtype on this type of device; None to leave the tensors as they are."""
+    """Returns autocast's dtype on this type of device; None to keep the tensors' own."""
     return torch.get_autocast_dtype(device) if device != "cpu" and torch.is_autocast_enabled(device) else None
 
 
 class _Cast:
-    """A view of a module with its floating-point weights in another dtype."""
+    """A view of a module that returns its floating-point weights in another dtype."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self._module, self._dtype = module, dtype

@@ -1,8 +1,8 @@
-"""`fp8=True`: the linear layers of a model's repeated layers multiply in float8, by torchao.
+"""`fp8=True`: the linear layers inside a model's repeated layers multiply in float8, using torchao.
 
 Inputs, weights and gradients are scaled by their largest magnitude and cast for each product (float8 e4m3, gradients
-e5m2); outputs have the input's dtype. The weights that are updated and saved stay as they are. Source: Micikevicius et
-al., arXiv:2209.05433.
+e5m2); outputs have the input's dtype. The weights that are updated and saved keep theirs. Source: Micikevicius et al.,
+arXiv:2209.05433.
 
 Not measured on a GPU; tested on a CPU with torchao's emulation.
 """
@@ -25,13 +25,13 @@ KEPT = ("lora_", "gate.", "router.")  # adapters are small, and routers need pre
 
 @contextmanager
 def float8_linears(model: nn.Module, *, emulate: bool = False) -> Iterator[int]:
-    """Within the block these layers compute in float8; yields how many. Afterwards the model has its own again.
+    """Runs these layers in float8 within the block, and restores the model afterwards; yields their number.
 
-    The head, the embeddings, adapters' own matrices, routers and quantised layers are left as they are.
+    The head, the embeddings, adapters' matrices, routers and quantised layers are not changed.
 
     Args:
-        model: with its seams open.
-        emulate: round to float8 and multiply in the input's format, on any device.
+        model: a model with open seams.
+        emulate: round to float8 and multiply in the input's dtype, on any device.
 
     Raises:
         ModelError: the model has no such layers.
@@ -48,7 +48,7 @@ def float8_linears(model: nn.Module, *, emulate: bool = False) -> Iterator[int]:
     if not places and not any(_is_float8(module) for module in model.modules()):
         raise ModelError(f"fp8: {type(model).__name__} has no linear layers that fit.", fix="leave fp8 out")
     chosen = {id(child) for _, _, child in places}
-    config = torchao.Float8LinearConfig(emulate=emulate, pad_inner_dim=True)  # the number of tokens is any
+    config = torchao.Float8LinearConfig(emulate=emulate, pad_inner_dim=True)  # the number of tokens varies
     for block in blocks:
         torchao.convert_to_float8_training(block, module_filter_fn=lambda child, _: id(child) in chosen, config=config)
     try:

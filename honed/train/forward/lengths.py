@@ -1,4 +1,4 @@
-"""The longest row: the default is lowered to what the tokenizer and the model's positions allow."""
+"""Lowers the default `max_length` to what the tokenizer and the model's positions allow."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from honed.train.options.config import SFTConfig
 
 
 def fit_length(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]:
-    """Lowers the default `max_length` of our own `args` to the limits of tokenizer and model; a note if it does.
+    """Lowers the default `max_length` in honed's copy of `args` to the limits of tokenizer and model; returns notes.
 
     Args:
-        tokenizer: its `model_max_length` limits the default only.
+        tokenizer: its `model_max_length` limits only the default.
 
     Raises:
-        RecipeError: a longer `max_length` was chosen than the model has positions for.
+        RecipeError: `max_length` was set to more than the model's positions.
     """
     positions = learned_positions(model)
     args.max_length, notes = lowered_length(args.max_length, tokenizer, positions)
@@ -35,10 +35,10 @@ def fit_length(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]:
 
 
 def learned_positions(model: nn.Module) -> int | None:
-    """The number of learned position embeddings (GPT-2, OPT, ...); None where positions are computed (RoPE)."""
+    """Returns the number of learned position embeddings (GPT-2, OPT, ...); None if positions are computed (RoPE)."""
     inner = base_model(model)
     limit = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
     tokens = inner.get_input_embeddings()
     tables = (module for module in inner.modules() if isinstance(module, nn.Embedding) and module is not tokens)
-    # OPT's table has two more rows before the first position
+    # OPT's table has two extra rows before the first position
     return limit if any(table.num_embeddings - (limit or 0) in (0, 2) for table in tables) else None

@@ -1,8 +1,8 @@
-"""NEFTune: uniform noise on the embeddings while training (Jain et al., arXiv:2310.05914).
+"""NEFTune: uniform noise on the embeddings during training (Jain et al., arXiv:2310.05914).
 
 The paper scales the noise of a sequence of L tokens to alpha / sqrt(L * D). transformers' hook uses the width of the
-batch for L, so the noise depends on padding and on how many documents share a row. Here L is each document's own
-length, as in the paper's code.
+batch for L, so the noise depends on padding and on how many documents share a row. Here L is each document's length, as
+in the paper's code.
 
 Shapes: B rows, L tokens, D hidden size, N documents.
 """
@@ -19,7 +19,7 @@ from torch import nn
 
 @contextmanager
 def noisy_embeddings(embeddings: nn.Module, alpha: float | None, inputs: Mapping[str, Any]) -> Iterator[None]:
-    """Within this block the embeddings of the batch `inputs` carry noise, in training mode only; none without alpha."""
+    """Adds noise to the embeddings of the batch `inputs` within the block, in training mode and with alpha only."""
     if not alpha:
         yield
         return
@@ -40,7 +40,7 @@ def noisy_embeddings(embeddings: nn.Module, alpha: float | None, inputs: Mapping
 
 
 def token_lengths(inputs: Mapping[str, Any]) -> torch.Tensor:
-    """float32 (B, L) or (B, 1): for each position the length of its document, without padding."""
+    """Returns the length of each position's document, without padding; float32 (B, L) or (B, 1)."""
     if (bounds_N := inputs.get("cu_seq_lens_q")) is not None:
         lengths_N = bounds_N.diff()
         total = inputs["input_ids"].shape[-1]

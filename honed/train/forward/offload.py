@@ -1,6 +1,6 @@
-"""Activations kept in host memory between forward and backward.
+"""Keeps activations in host memory between the forward and backward pass.
 
-torch's `save_on_cpu` also moves the weights that autograd saves, which frees nothing. Here parameters, views of them
+torch's `save_on_cpu` also moves the weights that autograd saves, which frees no memory. Here parameters, their views
 and small tensors stay on the device.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-SMALLEST = 1024  # elements; smaller copies are not worth their time
+SMALLEST = 1024  # elements; copying smaller tensors is not worth the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class _Moved:
 
 @contextmanager
 def offloaded(device: torch.device, *, smallest: int = SMALLEST) -> Iterator[None]:
-    """Within this block, large activations on `device` that autograd saves are kept on the host.
+    """Keeps large activations on `device` that autograd saves on the host within the block.
 
-    The copies are ordered with the device's work, so gradients are the same to the bit.
+    The copies are ordered with the device's work, so gradients are bit-identical.
 
     Args:
-        smallest: tensors of fewer elements stay on the device.
+        smallest: tensors with fewer elements stay on the device.
     """
     pinned = device.type == "cuda"
 
@@ -51,7 +51,7 @@ def offloaded(device: torch.device, *, smallest: int = SMALLEST) -> Iterator[Non
 
 
 def on_host(device: torch.device) -> bool:
-    """Whether this device's memory is the host's."""
+    """Whether this device uses host memory."""
     return device.type == "cpu"
 
 

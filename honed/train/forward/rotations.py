@@ -1,4 +1,4 @@
-"""Rotary positions that depend on the longest row of a batch; the user is told."""
+"""Detects rotary positions that depend on the longest row of a batch, and warns about them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from honed.train.forward.seams import base_model
 
 
 def rotation_notes(model: nn.Module, max_length: int | None) -> list[str]:
-    """A note where rows up to `max_length` tokens (None: of any length) change each other's positions."""
+    """Returns a note if rows of up to `max_length` tokens (None: any length) change each other's positions."""
     limit = _rotations_change_after(base_model(model).config.get_text_config())
     if limit is None or (max_length is not None and max_length <= limit):
         return []
@@ -21,9 +21,9 @@ def rotation_notes(model: nn.Module, max_length: int | None) -> list[str]:
 
 
 def _rotations_change_after(config: Any) -> int | None:
-    """The length after which rotary positions depend on the longest row of a batch (or met so far); None: never."""
+    """The length beyond which rotary positions depend on the longest row in the batch or so far; None: never."""
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one, or one per kind of layer
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one, or one per layer type
     for kind in kinds:
         if kind.get("rope_type") in ("dynamic", "longrope"):
             return int(kind.get("original_max_position_embeddings") or config.max_position_embeddings)

@@ -1,8 +1,8 @@
-"""Puts honed's attention and head into a model, and tests on this very model that both change nothing.
+"""Puts honed's attention and head into a model, after testing on that model that neither changes its results.
 
 The seams are public interfaces of transformers: `set_attn_implementation` and `set_output_embeddings`. A model that
-does not fit one of them (an unusual head, linear attention, ...) is trained the ordinary way, with a note. A third seam
-is peft's LoRA layers, which compute as one function (`honed.model.adapters.fused_lora`).
+does not support one of them (an unusual head, linear attention, ...) is trained without it, with a note. A third seam
+is peft's LoRA layers, which are computed as one function (`honed.model.adapters.fused_lora`).
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from honed.ops.products import fast_linears
 from honed.train.forward.experts import experts_in_autocast
 
 PROBE_LENGTHS = (5, 7)
-# Padding changes the shapes of products, and recurrent layers add up the rounding; padding that is read moves scores by
-# their own size.
+# Padding changes the shapes of products, and recurrent layers accumulate the rounding; padding that the model reads
+# changes scores by their own magnitude.
 PADDING_NOISE = {torch.float64: 1e-3, torch.float32: 1e-3}
 NOT_FOR_THE_MODEL = ("labels", "loss_weights", "num_tokens", "num_targets", "layout")
-# Names of a factor on the logits in configurations; which one applies, and how, is found out by trying.
+# Configuration names for soft caps and factors of the logits; a trial determines which one applies, and how.
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
 @dataclass(slots=True, kw_only=True)
 class Seams:
-    """Which seams a model takes.
+    """The seams that a model supports.
 
     Attributes:
-        flat: documents can share a row without seeing each other.
-        scoring: the head can score trained positions only.
-        padded: rows of different length can share a batch.
-        lora: there are LoRA layers that can compute as one function.
-        transform: what the model does to its logits after the head.
-        notes: why a seam is not taken.
+        flat: whether documents can share a row without attending to each other.
+        scoring: whether the head can score only the trained positions.
+        padded: whether rows of different lengths can share a batch.
+        lora: whether there are LoRA layers that can be computed as one function.
+        transform: the function that the model applies to its logits after the head.
+        notes: why a seam is not used.
     """
 
     flat: bool = False
@@ -62,17 +62,17 @@ class Seams:
 
 
 def base_model(model: nn.Module) -> Any:
-    """The transformers model inside a peft model; any other model is returned as it is."""
+    """Returns the transformers model inside a peft model; any other model is returned unchanged."""
     peft: Any = model
     return peft.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
 def opened(model: nn.Module, seams: Seams) -> Iterator[ScoringHead | None]:
-    """Within the block the model has its seams in place; yields the scoring head, if any.
+    """Puts the seams into the model within the block; yields the scoring head, if any.
 
-    FSDP2 and DeepSpeed tie weights to their module: a scoring head that they have wrapped stays in the model, where it
-    acts as the linear layer that it replaced.
+    FSDP2 and DeepSpeed bind weights to their module: a scoring head that they have wrapped stays in the model, where it
+    acts like the linear layer that it replaced.
     """
     inner = base_model(model)
     attention_before, head_before = inner.config._attn_implementation, inner.get_output_embeddings()
@@ -111,13 +111,13 @@ def token_scores(
     extras: bool = False,
     router_logits: bool = False,
 ) -> tuple[TokenScores, Any]:
-    """Scores of the batch's trained tokens with their loss, and the model's output.
+    """Scores the batch's trained tokens; returns the scores, with the loss, and the model's output.
 
     Args:
-        model: wrapped (DDP, FSDP, peft) or not.
-        head: the scoring head inside the model, or None to score the model's own logits.
-        objective: the loss of a token; None for the negative log-likelihood.
-        total: what the weighted sum of losses is divided by: the token weight of the whole step.
+        model: the model, wrapped (DDP, FSDP, peft) or not.
+        head: the scoring head inside the model; None to score the model's logits.
+        objective: the loss per token; None for the negative log-likelihood.
+        total: the divisor of the weighted sum of losses: the token weight of the whole step.
         extras: also compute entropy and correctness.
         router_logits: ask a mixture-of-experts model for its auxiliary loss, `output.aux_loss`.
     """
@@ -128,7 +128,7 @@ def token_scores(
         inputs["output_router_logits"] = True
     if head is None:
         output = model(**inputs)
-        # cut off the virtual tokens of prompt-learning adapters
+        # Remove the virtual tokens of prompt-learning adapters.
         logits_ND = output.logits[:, -batch["labels"].shape[1] :].flatten(0, 1).index_select(0, targets.index_N)
         return score_logits(logits_ND, targets, objective, extras=extras), output
     with head.scoring(targets, objective=objective, extras=extras):
@@ -137,7 +137,7 @@ def token_scores(
 
 
 def token_count(batch: Batch) -> int:
-    """Tokens without padding; waits for the device only where the batch lacks `num_tokens`."""
+    """Returns the number of tokens without padding; synchronises only if the batch lacks `num_tokens`."""
     if "num_tokens" in batch:
         return int(batch["num_tokens"])
     mask = batch.get("attention_mask")
@@ -145,7 +145,7 @@ def token_count(batch: Batch) -> int:
 
 
 def known_counts(batch: Batch) -> dict[str, int]:
-    """`tokens`, and how many of them are `trained`; 0 where the caller's own batch does not tell."""
+    """Returns the numbers of `tokens` and `trained` tokens; 0 if a custom batch does not have the information."""
     ids, labels, trained = batch.get("input_ids"), batch.get("labels"), batch.get("num_targets", 0)
     if ids is not None and labels is not None and labels.shape == ids.shape and "num_targets" not in batch:
         trained = (labels[..., 1:] != IGNORE_INDEX).sum()
@@ -154,14 +154,14 @@ def known_counts(batch: Batch) -> dict[str, int]:
 
 @torch.no_grad()
 def find_seams(model: nn.Module) -> Seams:
-    """Tries both seams on two short random documents and keeps those that give the plain model's scores.
+    """Tries both seams on two short random documents and keeps those that reproduce the plain model's scores.
 
-    Leaks between documents are tested by changing the first one: the second's scores must stay the same to the bit.
-    Experts compute the tokens of all documents in one product, whose rounding depends on their number; there the
-    gradient between the documents must be zero.
+    Leaks between documents are tested by changing the first one: the second one's scores must be bit-identical. Experts
+    compute the tokens of all documents in one product, whose rounding depends on their number; for them the gradient
+    between the documents must be zero.
 
     Raises:
-        ModelError: DeepSpeed has sharded the weights already.
+        ModelError: DeepSpeed has already sharded the weights.
     """
     if any(hasattr(parameter, "ds_id") and not parameter.numel() for parameter in model.parameters()):
         raise ModelError(
@@ -190,7 +190,7 @@ def find_seams(model: nn.Module) -> Seams:
 
 
 def lora_alone(model: nn.Module) -> Seams:
-    """The LoRA layers as the only seam, with a note on those that are left to peft."""
+    """Returns the LoRA layers as the only seam, with a note on the layers left to peft."""
     fused, left = coverage(model)
     notes = []
     if left:
@@ -200,10 +200,10 @@ def lora_alone(model: nn.Module) -> Seams:
 
 
 def refuse_padding(seams: Seams, rows: int, fix: str) -> Seams:
-    """The seams as they are, if they are fit for micro-batches of so many rows.
+    """Returns the seams unchanged if they support micro-batches of this many rows.
 
     Raises:
-        ModelError: there are several, and neither a shared row nor padding leaves their scores as they are.
+        ModelError: there are several rows, and both sharing a row and padding change their scores.
     """
     if rows > 1 and not seams.padded:
         raise ModelError("; ".join(seams.notes), fix=fix)
@@ -232,11 +232,11 @@ def _scoring_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: li
 
 
 def logit_transforms(config: Any) -> Iterator[LogitTransform]:
-    """What a model of this configuration may do to its logits, most likely first."""
+    """Yields the functions that a model with this configuration may apply to its logits, most likely first."""
     softcap = next((value for name in SOFTCAPS if (value := getattr(config, name, None))), None)
     named = [getattr(config, name, None) for name in SCALES]
     scales = [float(scale) for scale in named if isinstance(scale, int | float) and scale not in {0, 1}]
-    # the same name is a factor in some families and a divisor in others
+    # The same name is a factor in some families and a divisor in others.
     for scale in [*scales, *(1 / scale for scale in scales), 1.0]:
         yield LogitTransform(scale=scale, softcap=softcap or None)
     if softcap:
@@ -244,7 +244,7 @@ def logit_transforms(config: Any) -> Iterator[LogitTransform]:
 
 
 def _gradient_comes_through(model: nn.Module, row: PackedRow, head: ScoringHead) -> bool:
-    """Whether the loss has slope 1 in the head's ticket, through whatever the model does to it."""
+    """Whether the loss has derivative 1 with respect to the head's ticket, after all that the model does to it."""
     tickets: list[torch.Tensor] = []
 
     def record_from_here(module: nn.Module, args: Any, ticket: torch.Tensor) -> torch.Tensor:
@@ -254,7 +254,7 @@ def _gradient_comes_through(model: nn.Module, row: PackedRow, head: ScoringHead)
 
     handle = head.register_forward_hook(record_from_here)
     try:
-        with torch.no_grad():  # the hook turns grad on after the head; leaving this block restores it
+        with torch.no_grad():  # a hook enables grad after the head; leaving the block restores it
             loss = _scores(model, [row], head, padded=True).loss
     finally:
         handle.remove()
@@ -279,8 +279,8 @@ def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[
             first = PROBE_LENGTHS[0] - 1
             rounded = are_same([scores[first:]], [moved[first:]], inner.dtype)
             isolated = torch.equal(scores[first:], moved[first:]) or (rounded and _nothing_flows(model, inner, rows))
-    except Exception as error:  # what a model's code raises is up to it; the ordinary way is open
-        told = isinstance(error, NotImplementedError | ImportError)  # in words
+    except Exception as error:  # model code may raise anything; the seam is then not used
+        told = isinstance(error, NotImplementedError | ImportError)  # has a readable message
         why = error if told else f"the model does not take boundaries ({error})"
         seams.notes.append(f"documents cannot share a row: {why}")
         return False
@@ -291,7 +291,7 @@ def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[
 
 
 def _padding_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[torch.Tensor], seams: Seams) -> bool:
-    """Whether documents in a padded batch have the plain scores; some models misread the mask of a padded batch."""
+    """Whether documents in a padded batch have the plain scores; some models misinterpret the mask of such a batch."""
     try:
         batch = on_device_of(model, PaddedCollator(pad_token_id=0)(rows))
         found_N, plain_N = token_scores(model, batch, None)[0].nll_N, torch.cat(plain)
@@ -309,14 +309,14 @@ def _nothing_flows(model: nn.Module, inner: Any, rows: list[PackedRow]) -> bool:
     batch = on_device_of(model, FlatCollator()(rows))
     with torch.enable_grad():
         embedded_1TD = inner.get_input_embeddings()(batch.pop("input_ids")).detach().requires_grad_()
-        batch["labels"][:, : PROBE_LENGTHS[0]] = IGNORE_INDEX  # the second document's loss alone
+        batch["labels"][:, : PROBE_LENGTHS[0]] = IGNORE_INDEX  # only the second document's loss
         scores, _ = token_scores(model, {**batch, "inputs_embeds": embedded_1TD, "num_targets": None}, None)
         [gradient_1TD] = torch.autograd.grad(scores.loss, embedded_1TD)
     return not gradient_1TD[:, : PROBE_LENGTHS[0]].any()
 
 
 def probe_rows(inner: Any, lengths: Sequence[int]) -> list[PackedRow]:
-    """Short random documents of these lengths, all but their first tokens trained."""
+    """Returns random documents of these lengths, trained on all tokens but the first of each."""
     vocabulary = known_tokens(inner)
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(vocabulary, (n,), generator=generator).numpy() for n in lengths]
@@ -333,19 +333,19 @@ def _scores(
     model: nn.Module, rows: list[PackedRow], head: ScoringHead | None = None, *, padded: bool = False
 ) -> TokenScores:
     batch = FlatCollator()(rows)
-    if padded:  # one document, no boundaries: the model's ordinary way
+    if padded:  # one document without boundaries: the model's ordinary batches
         batch = {key: batch[key] for key in ("input_ids", "labels", "loss_weights")}
     return token_scores(model, on_device_of(model, batch), head)[0]
 
 
 def on_device_of(model: nn.Module, batch: Batch) -> Batch:
-    """The batch with its tensors on the model's device."""
+    """Returns the batch with its tensors on the model's device."""
     device = next(model.parameters()).device
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def are_same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:
-    """Whether two lists of scores differ by no more than rounding in the model's dtype, which depends on shapes."""
+    """Whether two lists of scores differ by no more than the model's dtype rounds, which depends on shapes."""
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
     pairs = zip(found, expected, strict=True)
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)

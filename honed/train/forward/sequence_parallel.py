@@ -1,12 +1,12 @@
-"""Sequence parallelism: the ranks of a group share each row, a slice of its tokens each.
+"""Sequence parallelism: the ranks of a group share each row, each with a slice of its tokens.
 
     row of 8 tokens     | a a a b b b b . |     `.` is padding up to a multiple of the ranks
     rank 0 computes     | a a a b |             and is scored with the labels of tokens 1 to 4
     rank 1 computes             | b b b . |     and is scored with those of tokens 5 to 7
 
-Attention gets the whole row by an all-to-all (`honed.ops.all_to_all`); everything else works on tokens one by one. Each
-rank's loss is the sum over its own tokens, so the step's sum over all ranks and its division by the step's token weight
-are those of data parallelism, and so is the averaging of gradients.
+Attention gets the whole row through an all-to-all (`honed.ops.all_to_all`); everything else works on single tokens.
+Each rank's loss is the sum over its own tokens, so the step's sum over all ranks, its division by the step's token
+weight and the averaging of gradients are the same as in data parallelism.
 
 Shapes: T tokens of the row, N trained tokens.
 """
@@ -34,10 +34,10 @@ from honed.train.ranks import tensor_parallel_size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlicingCollator(FlatCollator):
-    """This rank's slices of flat batches; `multiple_of` is a multiple of `ranks`.
+    """Collates this rank's slices of flat batches; `multiple_of` is a multiple of `ranks`.
 
     Attributes:
-        rank, ranks: of the group.
+        rank, ranks: this rank's number in the group, and the group's size.
     """
 
     rank: int
@@ -49,7 +49,7 @@ class SlicingCollator(FlatCollator):
 
 
 def collator_of(args: SFTConfig, *, multiple_of: int, **options: Any) -> FlatCollator:
-    """The collator of flat batches; under sequence parallelism, of this rank's slices of them."""
+    """Returns the collator of flat batches or, with sequence parallelism, of this rank's slices of them."""
     ranks = args.sequence_parallel_size
     if ranks == 1:
         return FlatCollator(multiple_of=multiple_of, **options)
@@ -58,21 +58,21 @@ def collator_of(args: SFTConfig, *, multiple_of: int, **options: Any) -> FlatCol
 
 
 def slice_of(batch: Batch, rank: int, ranks: int) -> Batch:
-    """One rank's slice of a flat batch, as views.
+    """Returns one rank's slice of a flat batch, as views.
 
     Args:
-        batch: of T tokens, a multiple of `ranks`.
+        batch: a flat batch of T tokens, a multiple of `ranks`.
 
     Returns:
-        input_ids, position_ids (1, T / ranks); counts of the slice; the boundaries of the whole row. Labels and their
-        weights go one token further, if there is one: the one shift then scores the slice's last token with it.
+        input_ids, position_ids (1, T / ranks); counts for the slice; boundaries of the whole row. Labels and their
+        weights include the next slice's first token, if any: after the shift it scores the slice's last position.
     """
     size = batch["input_ids"].shape[1] // ranks
     start, end = rank * size, (rank + 1) * size
     own = {name: batch[name][:, start:end] for name in ("input_ids", "position_ids")}
     further = {name: batch[name][:, start : end + 1] for name in ("labels", "loss_weights")}
     counts = {
-        "num_tokens": min(max(batch["num_tokens"] - start, 0), size),  # padding stands at the end
+        "num_tokens": min(max(batch["num_tokens"] - start, 0), size),  # padding is at the end
         "num_targets": int((next_token_targets(further["labels"]) != IGNORE_INDEX).sum()),
     }
     return {**batch, **own, **further, **counts}
@@ -82,12 +82,12 @@ def check(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -
     """Refuses rows that ranks cannot share.
 
     Args:
-        seams: that training opens.
-        own_parts: whether the collator, the loss, the metrics or the processor are the caller's.
+        seams: the seams that training opens.
+        own_parts: whether there is a custom collator, loss or metric function, or a processor.
 
     Raises:
         ModelError: batches are not flat, or attention is not honed's.
-        RecipeError: something is asked for that cannot be computed on slices.
+        RecipeError: an option is set that cannot be computed on slices.
     """
     if args.sequence_parallel_size == 1:
         return
@@ -116,13 +116,13 @@ def check(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -
 
 
 def join(args: SFTConfig, model: nn.Module) -> dist.ProcessGroup:
-    """The group of ranks that share this one's rows, in the order of their slices.
+    """Returns the group of ranks that share this rank's rows, in the order of their slices.
 
-    To be called by all ranks, with the model's seams open. The model is tried: the ranks' slices must have the scores
-    of the whole row.
+    All ranks must call it, with the model's seams open. The model is tested: the ranks' slices must have the scores of
+    the whole row.
 
     Raises:
-        ModelError: the model computes something across tokens outside of attention, or its heads cannot be shared.
+        ModelError: the model mixes tokens outside attention, or its heads cannot be divided among the ranks.
     """
     size, limit = args.sequence_parallel_size, timedelta(seconds=args.ddp_timeout)
     group = tried = dist.new_subgroups(size, timeout=limit)[0]
@@ -140,7 +140,7 @@ def join(args: SFTConfig, model: nn.Module) -> dist.ProcessGroup:
 
 
 def share_rows(loader: Any, ranks: int) -> Any:
-    """Has a loader that accelerate prepared give all ranks of a group the same batches."""
+    """Changes a loader that accelerate prepared so that all ranks of a group get the same batches."""
     if ranks > 1:
         shard = loader.batch_sampler
         shard.num_processes, shard.process_index = shard.num_processes // ranks, shard.process_index // ranks
@@ -149,7 +149,7 @@ def share_rows(loader: Any, ranks: int) -> Any:
 
 @torch.no_grad()
 def _slices_fit(model: nn.Module, group: dist.ProcessGroup) -> bool:
-    """Whether this rank's slice of a row of two documents has the scores that the whole row has here."""
+    """Whether this rank's slice of a row with two documents has the same scores as in the whole row."""
     ranks, inner, was_training = group.size(), base_model(model), model.training
     batch = FlatCollator(multiple_of=ranks)(probe_rows(inner, (3 * ranks + 1, 4 * ranks + 2)))
     slices = [slice_of(batch, rank, ranks) for rank in range(ranks)]

@@ -1,4 +1,4 @@
-"""Whether shared prefixes are computed once: if asked for, and if a trial on this very model succeeds."""
+"""Decides whether shared prefixes are computed once: if requested, and if a trial on this model succeeds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from honed.train.options.config import SFTConfig
 
 
 def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
-    """Whether prefixes are shared; with "auto", an obstacle goes into the seams' notes.
+    """Returns whether prefixes are shared; with "auto", an obstacle is added to the seams' notes.
 
     Raises:
         RecipeError: `share_prefixes` is neither a bool nor "auto".
-        ModelError: it is True, and the model or another option is in the way.
+        ModelError: it is True, and the model or another option prevents it.
     """
     wanted = args.share_prefixes
     if wanted not in (True, False, "auto"):
@@ -42,10 +42,10 @@ def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
 
 
 def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = None) -> str | None:
-    """Why this model cannot compute a shared prefix once; None if a trial on two short documents succeeded.
+    """Returns why this model cannot compute a shared prefix once; None if a trial on two short documents succeeds.
 
     Args:
-        balance: `router_aux_loss_coef`; None for the model's own.
+        balance: `router_aux_loss_coef`; None for the model's default.
     """
     config = base_model(model).config
     if not seams.flat:
@@ -65,7 +65,7 @@ def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = Non
 
 @torch.no_grad()
 def _probe(model: nn.Module, *, share: bool) -> torch.Tensor:
-    """Scores of two documents behind one prefix, as training would compute them."""
+    """Returns the scores of two documents with a common prefix, as training would compute them."""
     vocabulary = known_tokens(base_model(model))
     prefix = np.random.default_rng(0).integers(vocabulary, size=MIN_SHARED + 1)
     rows = [_row(np.concatenate([prefix, np.arange(n, n + 4) % vocabulary])) for n in (1, 2)]
@@ -80,5 +80,5 @@ def _probe(model: nn.Module, *, share: bool) -> torch.Tensor:
 
 def _row(ids: np.ndarray[Any, Any]) -> PackedRow:
     weights = np.ones(len(ids), dtype=np.float32)
-    weights[: MIN_SHARED + 1] = 0.0  # only what follows the prefix is compared
+    weights[: MIN_SHARED + 1] = 0.0  # compare only what follows the prefix
     return PackedRow(input_ids=ids, weights=weights, lengths=(len(ids),))

@@ -1,4 +1,4 @@
-"""Vision-language models in the trainer: batches with pixels, their seams, and a frozen vision tower."""
+"""Vision-language models in the trainer: batches with pixels, seams, and freezing of the vision tower."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from honed.model.load.load import load_processor, load_tokenizer, sees_images
 from honed.train.forward.seams import Seams, base_model, lora_alone
 from honed.train.options.config import SFTConfig
 
-# 1 at the tokens of an image; which name depends on the model (Ernie 4.5 has two, one for its experts)
+# 1 at the tokens of an image; the name depends on the model (Ernie 4.5 has two, one for its experts)
 TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
 MADE_FROM_TEXT = ("input_ids", "attention_mask", *TYPES)
 
 
 def is_processor(processing_class: Any) -> bool:
-    """Whether this is a processor with images, not a tokenizer."""
+    """Whether this is a processor for images, not a tokenizer."""
     return hasattr(processing_class, "tokenizer") and hasattr(processing_class, "image_processor")
 
 
 def load_processing_class(name: str, data: Any) -> Any:
-    """The processor of a vision model if the rows show images, else the model's tokenizer."""
+    """Loads the processor of a vision model if the rows contain images, else the model's tokenizer."""
     return load_processor(name) if shows_images(data) and sees_images(name) else load_tokenizer(name)
 
 
 def with_asked_tokens(processing_class: Any, args: SFTConfig) -> Any:
-    """The tokenizer, or the processor with its tokenizer, with the tokens that the arguments ask for."""
+    """Returns the tokenizer, or the processor with its tokenizer, with the tokens that the arguments specify."""
     if not is_processor(processing_class):
         return with_tokens(processing_class, **args.tokens)
     return with_tokenizer(processing_class, with_tokens(processing_class.tokenizer, **args.tokens))
 
 
 def with_tokenizer(processor: Any, tokenizer: Any) -> Any:
-    """The processor with this tokenizer; a copy if it has another."""
+    """Returns the processor with this tokenizer; a copy if it has another one."""
     if tokenizer is processor.tokenizer:
         return processor
     changed = copy.copy(processor)
@@ -54,10 +54,10 @@ def with_tokenizer(processor: Any, tokenizer: Any) -> Any:
 
 
 def fit(args: SFTConfig, model: nn.Module, peft_config: Any) -> tuple[Any, list[str]]:
-    """The adapter's configuration for this model, and notes; changes honed's own `args` where images need it.
+    """Returns the adapter's configuration for this model, and notes; adjusts honed's copy of `args` for images.
 
     Raises:
-        RecipeError: packing or streaming is asked for.
+        RecipeError: packing or streaming is enabled.
     """
     for option in ("packing", "streaming"):
         if getattr(args, option):
@@ -71,13 +71,13 @@ def fit(args: SFTConfig, model: nn.Module, peft_config: Any) -> tuple[Any, list[
 
 
 def without_attention(found: Seams, model: nn.Module) -> Seams:
-    """The seams without attention: rows are padded, because honed's attention does not cover vision towers."""
+    """Returns the seams without attention: rows are padded, as honed's attention does not cover vision towers."""
     return replace(found, flat=False, notes=lora_alone(model).notes if found.scoring else found.notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionCollator:
-    """Padded rows with the pixels of their images, which are opened here.
+    """Collates padded rows with the pixels of their images, which are opened here.
 
         input_ids        [[a <image> <image> b c]      pixel_values, image_grid_thw, ...: what the processor makes of
                           [d e       .       . .]]     the images of all rows, in order
@@ -86,8 +86,8 @@ class VisionCollator:
 
     Attributes:
         multiple_of: rows are padded to a multiple of this length.
-        dtype: what pixels are cast to, as a served model gets them (`processor(...).to(model.device, dtype)`); None to
-            leave them. Not every vision tower casts them itself, and Llama 4's processor makes them in bfloat16.
+        dtype: the pixels' dtype, as for a served model (`processor(...).to(model.device, dtype)`); None to keep the
+            processor's. Not every vision tower casts them itself, and Llama 4's processor returns bfloat16.
     """
 
     processor: Any
@@ -95,10 +95,10 @@ class VisionCollator:
     dtype: torch.dtype | None = None
 
     def __call__(self, rows: Sequence[VisionRow]) -> Batch:
-        """What `PaddedCollator` gives, with the processor's tensors and, where the model wants them, token types.
+        """Returns `PaddedCollator`'s batch with the processor's tensors and, if the model needs them, token types.
 
         Raises:
-            DataError: an image that could be opened while the data were prepared can no longer be.
+            DataError: an image that could be opened during data preparation no longer can.
         """
         pad = self.processor.tokenizer.pad_token_id
         batch = PaddedCollator(pad_token_id=pad, multiple_of=self.multiple_of)(rows)
@@ -108,7 +108,7 @@ class VisionCollator:
         batch |= {key: self._cast(value) for key, value in seen.items() if key not in MADE_FROM_TEXT}
         for key in TYPES:
             if key in seen:
-                # a token's type depends on its id alone
+                # A token's type depends only on its id.
                 kinds = seen["input_ids"][seen[key] > 0].unique()
                 batch[key] = torch.isin(batch["input_ids"], kinds).long() * batch["attention_mask"]
         return batch
@@ -128,10 +128,10 @@ def _loaded(ref: ImageRef) -> Any:
 
 
 def vision_tower(model: nn.Module) -> nn.Module:
-    """The model's vision tower.
+    """Returns the model's vision tower.
 
     Raises:
-        ModelError: there is none that transformers knows of.
+        ModelError: transformers does not know one.
     """
     inner = base_model(model)
     tower: nn.Module = inner.get_encoder(modality="image")
@@ -151,9 +151,9 @@ def freeze_vision(model: nn.Module) -> str:
 
 
 def language_only(peft_config: Any, model: nn.Module) -> tuple[Any, list[str]]:
-    """The adapter's configuration with "all-linear" kept out of the vision tower, and notes.
+    """Excludes the vision tower from "all-linear" in the adapter's configuration; returns it and notes.
 
-    Configurations that name layers, or say what to leave out, are taken as they are. The one passed in is not changed.
+    Configurations that name or exclude layers are returned unchanged. The argument itself is never changed.
     """
     if getattr(peft_config, "target_modules", None) != "all-linear" or peft_config.exclude_modules:
         return peft_config, []

@@ -1,4 +1,4 @@
-"""Models for DeepSpeed's ZeRO-3: loaded whole and tried, then shared out among the processes."""
+"""Models for DeepSpeed's ZeRO-3: loaded whole and tested, then sharded over the processes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from honed.train.options.deepspeed import zero_stage
 def loaded_whole(args: SFTConfig) -> Iterator[torch.device]:
     """A block in which transformers loads whole models; yields the device to load them on.
 
-    While ZeRO-3's configuration exists, transformers shares weights out as it loads them, and what is shared out cannot
-    be tried (`seams.find_seams`). A whole model may be too large for a GPU: it is kept in the CPU's memory until
-    `share_out`.
+    While ZeRO-3's configuration is set, transformers shards weights as it loads them, and a sharded model cannot be
+    tested (`seams.find_seams`). A whole model may be too large for a GPU, so it stays in host memory until `share_out`.
     """
     if zero_stage(args) != 3:
         yield args.device
@@ -34,13 +33,13 @@ def loaded_whole(args: SFTConfig) -> Iterator[torch.device]:
 
 
 def share_out(model: nn.Module, args: SFTConfig) -> None:
-    """With ZeRO-3, leaves each process its piece of every weight; to be called by all processes.
+    """With ZeRO-3, shards every weight over the processes, all of which must call it.
 
-    They get the format that DeepSpeed computes in and go to the GPU one by one: its engine would move a model that is
-    not shared out there as a whole.
+    Weights are cast to DeepSpeed's compute dtype and moved to the GPU one by one, because DeepSpeed's engine would move
+    an unsharded model as a whole.
     """
     if zero_stage(args) != 3 or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        return  # or an earlier `train` has done so
+        return  # an earlier `train` may have done so
     import deepspeed  # type: ignore[import-not-found]
     from transformers.integrations import deepspeed_config
 
@@ -48,5 +47,5 @@ def share_out(model: nn.Module, args: SFTConfig) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
-    deepspeed.init_distributed(dist_backend=dist.get_backend())  # on CPUs accelerate leaves that to the engine
+    deepspeed.init_distributed(dist_backend=dist.get_backend())  # on CPUs accelerate leaves this to the engine
     deepspeed.zero.Init(module=model, config_dict_or_path=deepspeed_config())

@@ -1,1 +1,1 @@
-"""What a run can be told: SFTConfig, names of other trainers, and the rules of what goes together."""
+"""Options of a run: SFTConfig, the names that other trainers use, and the rules about combinations."""

@@ -1,4 +1,4 @@
-"""SFTConfig: transformers' TrainingArguments and what supervised fine-tuning adds, under TRL's names."""
+"""SFTConfig: transformers' TrainingArguments and the options of supervised fine-tuning, under TRL's names."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from honed.train.options.legacy import takes_old_names, tell_of
 from honed.train.options.optim import Own, known_optimizer
 from honed.train.options.refusals import refusals_of_arguments
 
-OLD_VALUES = {  # option -> value that it had in older releases of TRL -> the same today
+OLD_VALUES = {  # option -> value in older releases of TRL -> today's value
     "packing_strategy": {"bfd-requeue": "bfd_split", "ffd": "bfd"},
     "loss_type": {"chunked_nll": "nll"},
-    "optim": {"adamw_hf": "adamw_torch"},  # transformers' own AdamW, which it dropped for torch's
+    "optim": {"adamw_hf": "adamw_torch"},  # transformers removed its own AdamW in favour of torch's
 }
 
 
@@ -31,83 +31,84 @@ OLD_VALUES = {  # option -> value that it had in older releases of TRL -> the sa
 class SFTConfig(TrainingArguments):
     """Arguments of a training run.
 
-    Every argument of `transformers.TrainingArguments` is accepted. Names and defaults of the others are TRL's, so that
-    a TRL script runs unchanged; what TRL does not have is marked "honed". Old names are taken too (see `legacy`), and
-    told of in `old_names`.
+    Every argument of `transformers.TrainingArguments` is accepted. The others have TRL's names and defaults, so that a
+    TRL script runs unchanged; those that TRL does not have are marked "honed". Old names are accepted too (see
+    `legacy`) and listed in `old_names`.
 
     Args:
-        model_init_kwargs: keywords for `from_pretrained` when the model is given by name.
-        trust_remote_code: let models and tokenizers run code of their own when they are loaded.
-        router_aux_loss_coef: weight of the load-balancing loss of mixture-of-experts models; None for the model's own.
-        chat_template_path: what replaces the tokenizer's chat template: a Jinja file, or a model whose template it is.
-        eos_token: token that ends turns and texts, instead of the tokenizer's.
-        pad_token: token that fills up padded batches, instead of the tokenizer's.
-        bos_token, unk_token: honed. The same for what begins texts, and for what the vocabulary lacks.
-        add_tokens: honed. Tokens to add to the vocabulary: texts that spell one hold this token. Their embeddings begin
-            as the mean of the others, and are trained, with an adapter, too.
-        dataset_text_field: column of plain-text rows. As in TRL its text comes before the columns of other formats, but
-            for messages (`role` and `content`, or ShareGPT's `from` and `value`) and prompt+completion. None (honed):
-            `text`, behind all others.
-        dataset_kwargs: {"skip_prepare_dataset": True} hands rows to the collator as they are.
-        dataset_num_proc: processes that prepare the rows; the result is the same. None for one.
-        max_length: longest row in tokens; None for no limit. The default is lowered to the limits of
-            tokenizer and model.
-        truncation_mode: "keep_start", the only one.
-        shuffle_dataset: shuffle the rows once, before they are packed.
-        packing: pack documents into rows of `max_length`, isolated from each other.
-        packing_strategy: "bfd" (no document is torn), "bfd_split" (overlong documents are split first) or "wrapped".
-        padding_free: accepted; batches have no padding wherever the model allows it.
-        pad_to_multiple_of: pad batches to a multiple of this. Of flat ones the sum of tokens is meant, so that the most
-            that a batch can hold gives all the same shape. "auto": flat ones not at all, others to the longest row.
-        eval_packing: the same as `packing` for the evaluation set; None to follow it.
-        completion_only_loss: train on completions only; None means yes where rows have prompt and completion.
+        model_init_kwargs: keyword arguments for `from_pretrained` if the model is given by name.
+        trust_remote_code: allow models and tokenizers to run their own code when they are loaded.
+        router_aux_loss_coef: weight of a mixture-of-experts model's load-balancing loss; None for the model's default.
+        chat_template_path: replaces the tokenizer's chat template: a Jinja file, or a model whose template to use.
+        eos_token: the token that ends turns and texts, if not the tokenizer's.
+        pad_token: the token that pads batches, if not the tokenizer's.
+        bos_token, unk_token: honed. The tokens that begin texts and replace unknown ones, if not the tokenizer's.
+        add_tokens: honed. Tokens to add to the vocabulary; text that spells one is encoded as this token. Their
+            embeddings start as the mean of the others, and are also trained if there is an adapter.
+        dataset_text_field: the column of plain-text rows. As in TRL, it takes precedence over the columns of other
+            formats, except messages (`role` and `content`, or ShareGPT's `from` and `value`) and prompt+completion.
+            None (honed): `text`, after all other formats.
+        dataset_kwargs: {"skip_prepare_dataset": True} passes rows to the collator unchanged.
+        dataset_num_proc: processes that prepare the rows; the result does not depend on it. None for one.
+        max_length: maximum number of tokens per row; None for no limit. The default is lowered to the limits of the
+            tokenizer and the model.
+        truncation_mode: only "keep_start".
+        shuffle_dataset: shuffle the rows once, before packing.
+        packing: pack documents into rows of `max_length`; they do not attend to each other.
+        packing_strategy: "bfd" (keeps documents whole), "bfd_split" (splits overlong documents first) or "wrapped".
+        padding_free: accepted; batches have no padding whenever the model supports it.
+        pad_to_multiple_of: pad batches to a multiple of this; for flat ones, their total number of tokens, so that the
+            most that one can hold gives all of them the same shape. "auto": to the longest row, and flat ones not.
+        eval_packing: `packing` for the evaluation set; None for the same as `packing`.
+        completion_only_loss: train on completions only; None means yes for rows with a prompt and a completion.
         assistant_only_loss: train on the assistant's turns only.
-        loss_type: "nll", "dft" (arXiv:2508.05629) or "eaft" (arXiv:2601.02151); "chunked_nll" is TRL's old word
+        loss_type: "nll", "dft" (arXiv:2508.05629) or "eaft" (arXiv:2601.02151); "chunked_nll" is TRL's old name
             for "nll".
-        activation_offloading: keep activations in the host's memory between forward and backward.
-        gradient_checkpointing: True or False as in TRL. honed: "full" and "none" are the same; "selective" is for the
-            first half of the layers; "auto" for the fewest with which the longest micro-batch fits, by prediction.
-        memory_budget: honed. What "auto" may plan with for the whole process, in GB; None for what is free.
-        share_prefixes: honed. What documents of a batch have in common at their beginning is computed once; packing
-            then puts such documents together. "auto": where the model and its dropout allow it; True: or stop.
-        train_on: honed. "assistant", "last", "all" or "completion"; None to follow the two options above.
+        activation_offloading: keep activations in host memory between the forward and backward pass.
+        gradient_checkpointing: True or False as in TRL. honed: "full" and "none" mean the same; "selective" checkpoints
+            the first half of the layers; "auto" the fewest with which the longest micro-batch is predicted to fit.
+        memory_budget: honed. Memory that "auto" may plan with for the whole process, in GB; None for what is free.
+        share_prefixes: honed. Compute the common beginning of a batch's documents once; packing then puts such
+            documents together. "auto": if the model and its dropout allow it; True: raise an error if they do not.
+        train_on: honed. "assistant", "last", "all" or "completion"; None to follow the two *_only_loss options.
         template: honed. "auto" or "plain".
-        template_arguments: honed. Further variables of the chat template.
-        data_format: honed. A format's name, or "auto".
-        columns: honed. What a format expects -> the rows' own name of it, such as {"messages": "chat"}.
-        system: honed. System prompt for conversations that have none.
+        template_arguments: honed. Additional variables for the chat template.
+        data_format: honed. The name of a format, or "auto".
+        columns: honed. A format's column name -> the name in the rows, such as {"messages": "chat"}.
+        system: honed. System prompt for conversations without one.
         train_roles: honed. Roles whose turns are trained.
-        train_reasoning: honed. False gives the reasoning inside trained turns weight 0.
-        train_tool_calls: honed. False gives the tool calls inside trained turns weight 0.
-        overlong: honed. What happens to rows longer than max_length: "truncate" (TRL's way, counted), "drop", "split"
-            (parts, each a document of its own) or "error".
-        bad_rows: honed. "error" or "drop".
-        streaming: honed. Read, render and pack rows while training, in constant memory; needs max_steps.
-        shuffle_buffer: honed. While streaming, rows held and shuffled at a time; 0 keeps their order.
-        data_cache: honed. Keep prepared data on disk and open it when the same is asked for (`honed cache` lists it).
-        tokens_per_step: honed. Tokens of an optimizer step, about: its rows are chosen by them, the same on any number
-            of ranks, which get nearly equal shares. A micro-batch holds at most per_device_train_batch_size *
-            max_length of them; how many there are follows. The plain engine does not have it.
-        sequence_parallel_size: honed. So many neighbouring ranks share each row: each computes a slice of its tokens,
-            and in attention some heads of all tokens. For rows too long for one GPU; steps are those of one process.
-        optimizer_in_backward: honed. AdamW updates each weight during the backward pass and frees its gradient, for
-            full fine-tuning where memory is short; without clipping, accumulation and several ranks.
-        fp8: honed. Linear layers multiply in float8 (torchao); for GPUs that have it. "emulate": anywhere, slowly.
-        image_folder: honed. Where paths of images start, and out of which none may lead; None for the data file's own.
-        image_max_pixels: honed. Larger images are shrunk to this many pixels before the processor gets them.
-        freeze_vision: honed. Leave the vision tower as it is.
-        trainable: honed. Regular expressions for the names of the parameters to train, the rest is frozen; one with "!"
-            before it freezes what it finds. For training without an adapter.
-        learning_rates: honed. Regular expression for the names of parameters -> factor for their learning rate, such as
-            {"embed_tokens": 0.1}, or LoRA+: {"lora_B": 16}. The first that fits counts.
-        early_stopping_patience: honed. So many evaluations in a row without a better metric_for_best_model end the run;
-            needs eval_strategy and load_best_model_at_end. The plain engine does not have it.
+        train_reasoning: honed. False gives the reasoning in trained turns weight 0.
+        train_tool_calls: honed. False gives the tool calls in trained turns weight 0.
+        overlong: honed. What to do with rows longer than max_length: "truncate" (as TRL does, but counted), "drop",
+            "split" (each part becomes a document) or "error".
+        bad_rows: honed. What to do with unusable rows: "error" or "drop".
+        streaming: honed. Read, render and pack rows during training, in constant memory; needs max_steps.
+        shuffle_buffer: honed. Number of rows that streaming holds and shuffles at a time; 0 keeps their order.
+        data_cache: honed. Keep prepared data on disk and reuse it for the same data and options (see `honed cache`).
+        tokens_per_step: honed. Approximate number of tokens per optimizer step, which determines its rows: the same on
+            any number of ranks, with nearly equal shares. A micro-batch holds at most per_device_train_batch_size *
+            max_length tokens, which determines their number. Not in the plain engine.
+        sequence_parallel_size: honed. Number of neighbouring ranks that share each row: each computes a slice of its
+            tokens and, in attention, some of the heads for all tokens. For rows too long for one GPU; the steps are the
+            same as with one process.
+        optimizer_in_backward: honed. AdamW updates each weight during the backward pass and frees its gradient, to save
+            memory in full fine-tuning; without gradient clipping, accumulation and several ranks.
+        fp8: honed. Linear layers multiply in float8 (torchao), on GPUs that support it. "emulate": anywhere, slowly.
+        image_folder: honed. The folder that image paths are relative to and must stay in; None for the data file's.
+        image_max_pixels: honed. Larger images are reduced to this many pixels before the processor gets them.
+        freeze_vision: honed. Do not train the vision tower.
+        trainable: honed. Regular expressions for the names of the parameters to train; all others are frozen, and so
+            are those that match an expression with "!" in front. For training without an adapter.
+        learning_rates: honed. Regular expression for parameter names -> factor for their learning rate, such as
+            {"embed_tokens": 0.1}, or LoRA+: {"lora_B": 16}. The first match counts.
+        early_stopping_patience: honed. End the run after this many evaluations in a row in which metric_for_best_model
+            does not improve; needs eval_strategy and load_best_model_at_end. Not in the plain engine.
         early_stopping_threshold: honed. Smaller improvements do not count.
-        token_metrics: honed. Log mean_token_accuracy and entropy; costs next to nothing.
-        max_not_finite_steps: honed. Steps whose loss or gradient is not finite are skipped; after more, the run ends.
+        token_metrics: honed. Log mean_token_accuracy and entropy, at almost no cost.
+        max_not_finite_steps: honed. Steps with a loss or gradient that is not finite are skipped; more end the run.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # which a command line gives as JSON
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # given as JSON on a command line
         *TrainingArguments._VALID_DICT_FIELDS,
         "model_init_kwargs",
         "dataset_kwargs",
@@ -116,11 +117,11 @@ class SFTConfig(TrainingArguments):
         "learning_rates",
     ]
 
-    # TRL's defaults, where transformers has others
+    # TRL's defaults that differ from transformers'
     learning_rate: float = 2e-5
     logging_steps: float = 10
     gradient_checkpointing: bool | str = True
-    bf16: bool | None = None  # None is resolved below, by what the device can do
+    bf16: bool | None = None  # None is resolved below, by what the device supports
     dataloader_pin_memory: bool | None = None
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
@@ -183,9 +184,9 @@ class SFTConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.dataloader_pin_memory is None:
-            self.dataloader_pin_memory = torch.cuda.is_available()  # elsewhere torch warns and does nothing
+            self.dataloader_pin_memory = torch.cuda.is_available()  # without CUDA torch warns and does nothing
         self.gradient_checkpointing = checkpointing_of(self.gradient_checkpointing)
-        if getattr(self, "activation_checkpointing", False) is None:  # its newer name, which transformers prefers
+        if getattr(self, "activation_checkpointing", False) is None:  # the newer name, which transformers prefers
             self.activation_checkpointing = self.gradient_checkpointing
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         elif hasattr(self, "activation_checkpointing"):
@@ -203,46 +204,46 @@ class SFTConfig(TrainingArguments):
         self.optim: Any = TrainingArguments.default_optim if isinstance(optim, Own) else optim
         need_deepspeed(self.deepspeed)
         with refusals_of_arguments():
-            super().__post_init__()  # which takes transformers' own optimizers only
+            super().__post_init__()  # accepts transformers' own optimizers only
         self.optim = optim
 
     @property
     def device(self) -> torch.device:
-        """Where this process trains. A rank's CPU bears no index: to `cpu:1`, which transformers 5.17 then asks for,
-        `torch.load` can bring no checkpoint."""
+        """The device of this process. The CPU has no index: transformers 5.17 would load a rank's checkpoint to `cpu:1`,
+        which `torch.load` does not support."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def data_parallel_size(self) -> int:
-        """How many ranks, or groups of ranks that share their rows, have rows of their own."""
+        """The number of ranks with different rows; ranks that share their rows count as one."""
         return self.world_size // self.sequence_parallel_size
 
     @property
     def data_parallel_rank(self) -> int:
-        """This rank's, or its group's, number among those."""
+        """The index of this rank, or of its group, among those of `data_parallel_size`."""
         return self.process_index // self.sequence_parallel_size
 
     @property
     def skips_preparation(self) -> bool:
-        """Whether the collator gets the rows as they are."""
+        """Whether the collator gets unprepared rows."""
         return isinstance(self.dataset_kwargs, dict) and bool(self.dataset_kwargs.get("skip_prepare_dataset"))
 
     @property
     def tokens(self) -> dict[str, Any]:
-        """Keywords of `honed.model.load.added_tokens.with_tokens`."""
+        """Keyword arguments for `honed.model.load.added_tokens.with_tokens`."""
         return {"roles": {role: getattr(self, role) for role in ROLES}, "added": self.add_tokens}
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """Keywords of `honed.model.adapters.adapters.ready_to_train`."""
+        """Keyword arguments for `honed.model.adapters.adapters.ready_to_train`."""
         return {"trainable": self.trainable, "added": self.add_tokens}
 
     def prepare_options(self, *, evaluation: bool = False) -> PrepareOptions:
-        """How rows become tokens, for the training or the evaluation set.
+        """Returns the options that prepare the training or the evaluation set.
 
         Raises:
-            RecipeError: a value is unknown, or options exclude each other.
+            RecipeError: a value is unknown, or options are incompatible.
         """
         packing = self.eval_packing if evaluation and self.eval_packing is not None else self.packing
         return PrepareOptions(
@@ -264,15 +265,15 @@ class SFTConfig(TrainingArguments):
         )
 
     def _template(self) -> str:
-        """The template of another model stands in the tokenizer already (see `start.make_tokenizer`)."""
+        """The template; another model's is already in the tokenizer (see `start.make_tokenizer`)."""
         path = self.chat_template_path
         return path if path is not None and Path(path).expanduser().is_file() else self.template
 
     def objective(self) -> Objective:
-        """The loss of a token.
+        """Returns the loss per token.
 
         Raises:
-            RecipeError: an unknown loss_type, or label smoothing that does not go with it.
+            RecipeError: loss_type is unknown, or does not support label smoothing.
         """
         return Objective(kind=self.loss_type, label_smoothing=self.label_smoothing_factor)
 
@@ -290,10 +291,10 @@ class SFTConfig(TrainingArguments):
 
 
 def checkpointing_of(value: bool | str) -> bool | str:
-    """True, False, "selective" or "auto", of whatever a script, a recipe or a command line gives.
+    """Converts a value from a script, a recipe or a command line to True, False, "selective" or "auto".
 
     Raises:
-        RecipeError: another word.
+        RecipeError: the value is something else.
     """
     words: dict[str, bool | str] = {"full": True, "true": True, "none": False, "false": False}
     words |= {"selective": "selective", "auto": "auto"}
@@ -306,7 +307,7 @@ def checkpointing_of(value: bool | str) -> bool | str:
 
 
 def _multiple(value: int | str | None) -> int | None:
-    """A command line gives a text."""
+    """Converts pad_to_multiple_of, which is text on a command line; None for "auto"."""
     if not isinstance(value, str):
         return value
     if value.lower() in ("auto", "none", "null"):

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: what it asks for, and what of it cannot work."""
+"""Reads DeepSpeed's configuration and refuses what cannot work."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def zero_stage(args: TrainingArguments) -> int | None:
-    """Of DeepSpeed's ZeRO, by the arguments or by `accelerate launch`: 1 parts the optimizer's states among the
-    processes, 2 the gradients too, 3 the weights too; None without DeepSpeed."""
+    """Returns ZeRO's stage, from the arguments or `accelerate launch`: 1 shards the optimizer's states, 2 also the
+    gradients, 3 also the weights; None without DeepSpeed."""
     config = _config(args)
     return None if config is None else int(config.get_value("zero_optimization.stage", 0))
 
@@ -46,7 +46,7 @@ def check_deepspeed(args: TrainingArguments) -> None:
     """Checks the configuration against the arguments.
 
     Raises:
-        RecipeError: the two say different things.
+        RecipeError: they contradict each other.
     """
     told: list[str] = getattr(getattr(args, "hf_deepspeed_config", None), "mismatches", [])
     if told:
@@ -58,10 +58,10 @@ def check_deepspeed(args: TrainingArguments) -> None:
 
 
 def need_launcher(args: TrainingArguments) -> None:
-    """Checks that DeepSpeed's processes can find each other.
+    """Checks that a launcher has started DeepSpeed's processes, so that they can find each other.
 
     Raises:
-        RecipeError: nothing has started them.
+        RecipeError: there is no launcher.
     """
     if _config(args) is not None and "RANK" not in os.environ:
         raise RecipeError(
@@ -71,10 +71,10 @@ def need_launcher(args: TrainingArguments) -> None:
 
 
 def need_whole_model(args: TrainingArguments) -> None:
-    """Checks that a model can be saved whole.
+    """Checks that a model's whole weights can be saved.
 
     Raises:
-        RecipeError: ZeRO-3 would leave it in pieces.
+        RecipeError: ZeRO-3 would save shards.
     """
     config = _config(args)
     name = "stage3_gather_16bit_weights_on_model_save"
@@ -86,6 +86,6 @@ def need_whole_model(args: TrainingArguments) -> None:
 
 
 def _config(args: TrainingArguments) -> Any:
-    """accelerate's wrapper of the JSON; None without DeepSpeed."""
+    """Returns accelerate's wrapper of the JSON; None without DeepSpeed."""
     plugin = getattr(args, "deepspeed_plugin", None)
     return None if plugin is None else plugin.hf_ds_config

@@ -1,4 +1,4 @@
-"""Old option names of TRL and transformers. Scripts with them run unchanged, with a note."""
+"""Old option names of TRL and transformers. Scripts that use them run unchanged, with a note."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renamed:
-    """An option's new name; `value` converts an old value, None leaves it as it is."""
+    """An option's new name; `value` converts an old value, None keeps it."""
 
     new: str
     value: Callable[[Any], Any] | None = None
@@ -28,7 +28,7 @@ RENAMED: Mapping[str, Renamed] = {
     "max_seq_length": Renamed(new="max_length"),
     "use_liger": Renamed(new="use_liger_kernel"),
     "evaluation_strategy": Renamed(new="eval_strategy"),
-    "warmup_ratio": Renamed(new="warmup_steps"),  # which takes a share of all steps as well
+    "warmup_ratio": Renamed(new="warmup_steps"),  # accepts a fraction of all steps too
     "no_cuda": Renamed(new="use_cpu"),
     "per_gpu_train_batch_size": Renamed(new="per_device_train_batch_size"),
     "per_gpu_eval_batch_size": Renamed(new="per_device_eval_batch_size"),
@@ -39,7 +39,7 @@ RENAMED: Mapping[str, Renamed] = {
     "include_inputs_for_metrics": Renamed(new="include_for_metrics", value=lambda on: ["inputs"] if on else []),
 }
 
-# Options that need no successor: name -> why.
+# Options without a successor: name -> reason.
 WITHOUT_EFFECT: Mapping[str, str] = {
     "dataset_batch_size": "rows are prepared in one pass",
     "num_of_sequences": "rows are packed by their real lengths",
@@ -61,7 +61,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "include_tokens_per_second": "tokens per second are always logged",
 }
 
-# Arguments that SFTTrainer took before TRL 0.13, and that are SFTConfig's now.
+# Arguments of SFTTrainer before TRL 0.13 that are now SFTConfig's.
 MOVED = (
     "dataset_text_field", "max_seq_length", "max_length", "packing", "eval_packing", "neftune_noise_alpha",
     "model_init_kwargs", "dataset_kwargs", "dataset_num_proc",
@@ -75,13 +75,13 @@ REFUSED: Mapping[str, str] = {
 
 
 def takes_old_names(cls: type[C]) -> type[C]:
-    """Class decorator for a dataclass: its constructor takes old names too, and notes them in `old_names`.
+    """Class decorator for a dataclass: its constructor also accepts old names, and lists them in `old_names`.
 
-    They can be read and set as attributes as well. Derived dataclasses generate their own constructor and take old
+    They can also be read and set as attributes. Derived dataclasses generate their own constructor and accept old
     names only through `TrlParser`.
 
     Raises:
-        RecipeError: from the constructor, for a name that never was an option, or one given under both its names.
+        RecipeError: from the constructor, if a name never was an option, or an option is given under both names.
     """
     generated: Any = cls.__init__
 
@@ -99,7 +99,7 @@ def takes_old_names(cls: type[C]) -> type[C]:
 
 
 def _alias(old: str, renamed: Renamed) -> property:
-    """A property that reads and sets the option under its new name."""
+    """Returns a property that reads and sets the option under its new name."""
 
     def get(self: Any) -> Any:
         return getattr(self, renamed.new)
@@ -112,7 +112,7 @@ def _alias(old: str, renamed: Renamed) -> property:
 
 
 def tell_of(options: Any, note: str) -> None:
-    """Adds a note to the `old_names` of options that take old ones."""
+    """Adds a note to `old_names` of options that accept old names."""
     options.old_names = [*options.old_names, note]
 
 
@@ -121,7 +121,7 @@ def _told(old: str) -> str:
 
 
 def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> tuple[Values, list[str]]:
-    """The options under their new names, and a note for each old one.
+    """Returns the options under their new names, and a note for each old one.
 
     Args:
         known: the new names.
@@ -147,13 +147,13 @@ def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> t
 
 
 def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: inspect.Signature) -> tuple[Any, Any]:
-    """Moves arguments that SFTTrainer took in the past into its own `args`; returns the processing class and notes.
+    """Moves arguments that SFTTrainer accepted in the past into its `args`; returns the processing class and notes.
 
     Args:
-        old: what SFTTrainer was given beyond its `signature`.
+        old: the arguments of SFTTrainer that are not in its `signature`.
 
     Raises:
-        RecipeError: an argument that SFTTrainer never had, or that cannot work any more.
+        RecipeError: SFTTrainer never had an argument, or it can no longer work.
     """
     moved, notes = {}, []
     for name, value in old.items():
@@ -173,13 +173,13 @@ def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: i
             raise RecipeError(f"SFTTrainer has no argument {name!r}.", fix=suggest(name, signature.parameters))
     values, _ = modern(moved, MOVED[:1] + MOVED[2:], where="SFTTrainer")
     for name, value in values.items():
-        if value is not None:  # their old default
+        if value is not None:  # None was the default
             setattr(args, name, value)
     return processing_class, notes
 
 
 def folded(notes: Sequence[str]) -> list[str]:
-    """The notes about old names as one."""
+    """Combines the notes about old names into one."""
     return [" ".join(dict.fromkeys(notes))] if notes else []
 
 

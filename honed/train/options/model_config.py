@@ -1,4 +1,4 @@
-"""ModelConfig and what is made of it, under TRL's names (1.16), for scripts that are written with them."""
+"""ModelConfig and the functions that use it, under TRL's names (1.16), for TRL scripts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from honed.model.load.quantize import need_bitsandbytes
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
-    """A dataclass field with the help text, and further metadata, that `HfArgumentParser` shows."""
+    """Returns a dataclass field with the help text and other metadata for `HfArgumentParser`."""
     return field(default=default, metadata={"help": text, **metadata})
 
 
 @dataclass
 class ModelConfig:
-    """Which model, in which number format, with which adapter; fields and defaults are TRL's.
+    """The model, its dtype and its adapter; fields and defaults are TRL's.
 
-    `dtype` was `torch_dtype` before; that name can still be read. TRL moved `trust_remote_code` to `SFTConfig`; here
-    it is always False.
+    The old name `torch_dtype` of `dtype` can still be read. TRL moved `trust_remote_code` to `SFTConfig`; here it is
+    always False.
 
     Raises:
-        RecipeError: 4 and 8 bits at once.
+        RecipeError: both 4 and 8 bits are requested.
     """
 
     model_name_or_path: str | None = option(None, "Name, folder or Hub id of the model.")
@@ -88,7 +88,7 @@ def get_peft_config(model_args: ModelConfig) -> Any:
 
 
 def get_quantization_config(model_args: ModelConfig) -> Any:
-    """The `BitsAndBytesConfig` that the arguments describe, or None; 4-bit products are done in `dtype`.
+    """The `BitsAndBytesConfig` that the arguments describe, or None; 4-bit layers compute in `dtype`.
 
     Raises:
         MissingExtraError: bitsandbytes is not installed.
@@ -110,7 +110,7 @@ def get_quantization_config(model_args: ModelConfig) -> Any:
 
 
 def get_kbit_device_map() -> dict[str, int] | None:
-    """The whole model on this process's GPU; None where there is none."""
+    """A device map that puts the whole model on this process's GPU; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     from accelerate import PartialState

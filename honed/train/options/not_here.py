@@ -1,4 +1,4 @@
-"""Names of TRL and Unsloth that honed does not have, and what takes their place."""
+"""Names of TRL and Unsloth that honed does not have, and what to use instead."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ NOT_HERE: Mapping[str, str] = {
 
 
 def refusal(name: str) -> ImportError:
-    """The error for a name of `NOT_HERE`."""
+    """Returns the error for a name in `NOT_HERE`."""
     return ImportError(f"honed has no {name!r}.\n  fix: {NOT_HERE[name]}", name="honed")

@@ -16,16 +16,16 @@ ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 
 class Own(ExplicitEnum):
-    """Optimizers that transformers 5.23 does not have; `SFTConfig.optim` is one of these or of `OptimizerNames`."""
+    """Optimizers that transformers 5.23 lacks; `SFTConfig.optim` is one of these or an `OptimizerNames`."""
 
     MUON = "muon"
 
 
 def known_optimizer(name: Any) -> OptimizerNames | Own:
-    """The optimizer of that name.
+    """Returns the optimizer with this name.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is no such optimizer.
     """
     value = getattr(name, "value", name)
     known = {kind.value: kind for kind in (*OptimizerNames, *Own)}
@@ -35,11 +35,11 @@ def known_optimizer(name: Any) -> OptimizerNames | Own:
 
 
 def rounds_stochastically(args: TrainingArguments) -> bool:
-    """Whether AdamW rounds bfloat16 weights stochastically; the option's name is that of torchao's optimizers."""
+    """Whether AdamW rounds bfloat16 weights stochastically; the option has the name that torchao's optimizers use."""
     rounds = named_values(args.optim_args).get("bf16_stochastic_round", "").lower() == "true"
     return args.optim.value in ADAMW and rounds
 
 
 def planned(args: TrainingArguments, *, in_backward: bool) -> Optimizer:
-    """The optimizer as the planner sees it."""
+    """Returns the planner's description of the optimizer."""
     return optimizer_for(args.optim.value, args.optim_args, decays=args.weight_decay > 0, in_backward=in_backward)

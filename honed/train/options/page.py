@@ -1,4 +1,4 @@
-"""The page `docs/options.md`, made from the options themselves: their meaning, their rules, their old names.
+"""Generates the page `docs/options.md` from the options: their meanings, rules and old names.
 
 python -c "from honed.train.options.page import write; write()"
 """
@@ -29,7 +29,7 @@ TRL 1.16; options marked "honed" are its own. [migrating.md](migrating.md) tells
 
 
 def options_page() -> str:
-    """The page as Markdown."""
+    """Returns the page as Markdown."""
     rows = [(f"`{rule.name}`", "refused" if rule.refuses else "note", rule.message, rule.fix) for rule in rules.RULES]
     renamed = [(f"`{old}`", f"`{new.new}`") for old, new in legacy.RENAMED.items()]
     gone = [(f"`{name}`", why) for name, why in legacy.WITHOUT_EFFECT.items()]
@@ -71,7 +71,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def meanings_of(described: Any) -> dict[str, str]:
-    """What the docstring of a class or function says of each argument or attribute, on one line."""
+    """Returns the description of each argument or attribute in a docstring, on one line."""
     block = re.split(r"^(?:Args|Attributes):\n", inspect.getdoc(described) or "", flags=re.MULTILINE)[-1]
     entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", block, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}

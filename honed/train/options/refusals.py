@@ -1,4 +1,4 @@
-"""Turns refusals of transformers into honed's errors, with a fix and without a traceback."""
+"""Converts transformers' errors about arguments into honed's, with a fix and without a traceback."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from honed.errors import RecipeError
 from honed.recipe import suggest
 
-# Words in a refusal -> the fix.
+# Words in an error message -> the fix.
 FIXES = {
     "bf16/gpu": "leave bf16 out (it is taken where the device has it), or set use_cpu=True to train in bfloat16 on it",
     "load_best_model_at_end": "give save_strategy and eval_strategy one value, and save_steps a multiple of eval_steps",
     "At most one of fp16 and bf16": "leave both out: bf16 is taken where the device has it",
 }
-# Value of report_to -> the packages, where they have other names.
+# Value of report_to -> its packages, if they are named differently.
 PACKAGES = {"comet_ml": "comet-ml", "azure_ml": "azureml-sdk mlflow", "flyte": "flytekit", "kubeflow": "kubeflow"}
 
 
 @contextmanager
 def refusals_of_arguments() -> Iterator[None]:
-    """Within the block a ValueError of transformers becomes a RecipeError."""
+    """Within the block, a ValueError from transformers becomes a RecipeError."""
     try:
         yield
     except ValueError as error:
@@ -30,7 +30,7 @@ def refusals_of_arguments() -> Iterator[None]:
 
 
 def need_reporters(report_to: Sequence[str]) -> None:
-    """Checks the services that metrics are sent to.
+    """Checks the services that metrics are reported to.
 
     Raises:
         RecipeError: one is unknown, or its package is not installed.

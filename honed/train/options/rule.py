@@ -1,4 +1,4 @@
-"""What a rule is, in the tables of `rules` and `rules_of_ranks`."""
+"""The rules in the tables of `rules` and `rules_of_ranks`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from honed.train.options.config import SFTConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """`when` tells whether the rule applies; one that does not refuse gives a note."""
+    """A rule about options. `when` returns whether it applies; it then gives an error if it `refuses`, else a note."""
 
     name: str
     when: Callable[[SFTConfig], bool]

@@ -298,11 +298,11 @@ RULES = (
 
 
 def check(args: SFTConfig) -> list[str]:
-    """The notes of all rules that apply.
+    """Returns the notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies, the loss or a service of `report_to` is unknown, or DeepSpeed's
-            configuration says something else.
+        RecipeError: a rule that refuses applies, the loss or a service in `report_to` is unknown, or DeepSpeed's
+            configuration contradicts the arguments.
     """
     args.objective()
     need_reporters(args.report_to)

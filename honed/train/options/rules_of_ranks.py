@@ -1,4 +1,4 @@
-"""The rules of several processes: who has which rows, shards of weights, DeepSpeed."""
+"""Rules about several processes: which rank has which rows, sharded weights, DeepSpeed."""
 
 from __future__ import annotations
 

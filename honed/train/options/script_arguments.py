@@ -1,4 +1,4 @@
-"""ScriptArguments and TrlParser, under TRL's names (1.16): dataclasses from flags and from a YAML file."""
+"""ScriptArguments and TrlParser, under TRL's names (1.16): dataclasses from flags and a YAML file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from honed.train.options.model_config import option
 
 logger = logging.getLogger(__name__)
 
-RENAMED = {**legacy.RENAMED, "torch_dtype": legacy.Renamed(new="dtype")}  # the last of ModelConfig
+RENAMED = {**legacy.RENAMED, "torch_dtype": legacy.Renamed(new="dtype")}  # torch_dtype is ModelConfig's
 
 
 @dataclass
 class ScriptArguments:
-    """Which data set; fields and defaults are TRL's."""
+    """The dataset; fields and defaults are TRL's."""
 
     dataset_name: str | None = option(None, "File, folder or Hub id of the data.")
     dataset_config: str | None = option(None, "Configuration of a Hub data set.")
@@ -37,14 +37,14 @@ class ScriptArguments:
 
 
 class TrlParser(HfArgumentParser):
-    """Dataclasses from the command line and a YAML file (`--config FILE`).
+    """Creates dataclasses from the command line and a YAML file (`--config FILE`).
 
-    Flags override the file, the file overrides the dataclasses' defaults. `env:` in the file sets environment
-    variables. Old names of training options are taken in both, with a warning.
+    Flags override the file, and the file overrides the dataclasses' defaults. `env:` in the file sets environment
+    variables. Both accept old names of training options, with a warning.
 
     Args:
-        dataclass_types: one dataclass or several; none may have a field `config`.
-        kwargs: as for `HfArgumentParser`.
+        dataclass_types: one or several dataclasses; none may have a field `config`.
+        kwargs: passed to `HfArgumentParser`.
 
     Raises:
         ValueError: a dataclass has a field `config`.
@@ -65,16 +65,16 @@ class TrlParser(HfArgumentParser):
         fail_with_unknown_args: bool = True,
         separate_remaining_strings: bool = False,
     ) -> tuple[Any, ...]:
-        """An instance of each dataclass, in their order.
+        """Returns an instance of each dataclass, in order.
 
         Args:
             args: the command line; None for `sys.argv`.
-            return_remaining_strings: give what no dataclass knows as a last list, `["--key", "value", ...]`.
-            fail_with_unknown_args: refuse keys of the file that no dataclass knows.
-            separate_remaining_strings: two lists, first the file's and then the command line's.
+            return_remaining_strings: also return unknown arguments, as a last list `["--key", "value", ...]`.
+            fail_with_unknown_args: refuse unknown keys in the file.
+            separate_remaining_strings: return two such lists, the file's and the command line's.
 
         Raises:
-            RecipeError: the file cannot be read, or holds an unknown key.
+            RecipeError: the file cannot be read, or has an unknown key.
         """
         known = {action.dest for action in self._actions}
         flags = _modern_flags(sys.argv[1:] if args is None else args, known)
@@ -89,14 +89,14 @@ class TrlParser(HfArgumentParser):
         return tuple(parsed)
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
-        """Makes these values defaults, also of sub-parsers; returns unknown ones as flags."""
+        """Sets these values as defaults, also in sub-parsers; returns unknown ones as flags."""
         used = _set_defaults(self, kwargs)
         return [word for key, value in kwargs.items() if key not in used for word in (f"--{key}", str(value))]
 
 
 def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any]) -> set[str]:
     used: set[str] = set()
-    for action in parser._actions:  # argparse has no public way to walk them
+    for action in parser._actions:  # argparse has no public way to list them
         if isinstance(action, argparse._SubParsersAction):
             used |= {key for below in action.choices.values() for key in _set_defaults(below, values)}
         elif action.dest in values:
@@ -106,7 +106,7 @@ def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any]) -> se
 
 
 def _modern(config: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The file's keys under their new names."""
+    """Returns the file's values under their new names."""
     values: dict[str, Any] = {}
     for name, value in config.items():
         new = _today(name, known)
@@ -119,7 +119,7 @@ def _modern(config: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
 
 
 def _modern_flags(words: Iterable[str], known: Collection[str]) -> list[str]:
-    """The same for a command line: `--name value ...`, `--name=value` or a bare `--name`."""
+    """The same for a command line: `--name value ...`, `--name=value` or `--name` alone."""
     groups: list[list[str]] = [[]]
     for word in words:
         if word.startswith("--"):
@@ -144,20 +144,20 @@ def _modern_flag(group: Sequence[str], known: Collection[str]) -> Sequence[str]:
 
 
 def _today(name: str, known: Collection[str]) -> str | None:
-    """An argument's new name; None if it has no effect any more."""
+    """Returns an argument's new name; None if it no longer has an effect."""
     if name in known:
         return name
     if name in RENAMED and RENAMED[name].new in known:
         logger.warning("%s is called %s now.", name, RENAMED[name].new)
         return RENAMED[name].new
-    if name in legacy.WITHOUT_EFFECT and "output_dir" in known:  # which training arguments have
+    if name in legacy.WITHOUT_EFFECT and "output_dir" in known:  # only in training arguments
         logger.warning("%s has no effect: %s.", name, legacy.WITHOUT_EFFECT[name])
         return None
     return name
 
 
 def _take_config(flags: list[str]) -> Path | None:
-    """The file behind `--config FILE` or `--config=FILE`, which is taken out of the flags."""
+    """Removes `--config FILE` or `--config=FILE` from the flags and returns the file."""
     for index, flag in enumerate(flags):
         name, equals, value = flag.partition("=")
         if name != "--config":
@@ -172,7 +172,7 @@ def _take_config(flags: list[str]) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The file's keys; its `env` goes into the environment."""
+    """Reads the file, and sets the environment variables in its `env`."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
