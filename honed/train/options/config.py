@@ -42,7 +42,8 @@ class SFTConfig(TrainingArguments):
         chat_template_path: replaces the tokenizer's chat template: a Jinja file, or a model whose template to use.
         eos_token: the token that ends turns and texts, if not the tokenizer's.
         pad_token: the token that pads batches, if not the tokenizer's.
-        bos_token, unk_token: honed. The tokens that begin texts and replace unknown ones, if not the tokenizer's.
+        bos_token: honed. The token that begins texts, if not the tokenizer's.
+        unk_token: honed. The token for what the vocabulary lacks, if not the tokenizer's.
         add_tokens: honed. Tokens to add to the vocabulary; text that spells one is encoded as this token. Their
             embeddings start as the mean of the others, and are also trained if there is an adapter.
         dataset_text_field: the column of plain-text rows. As in TRL, it takes precedence over the columns of other
@@ -70,7 +71,8 @@ class SFTConfig(TrainingArguments):
         memory_budget: honed. Memory that "auto" may plan with for the whole process, in GB; None for what is free.
         share_prefixes: honed. Compute the common beginning of a batch's documents once; packing then puts such
             documents together. "auto": if the model and its dropout allow it; True: raise an error if they do not.
-        train_on: honed. "assistant", "last", "all" or "completion"; None to follow the two *_only_loss options.
+        train_on: honed. "assistant", "last", "all" or "completion"; None to follow `completion_only_loss` and
+            `assistant_only_loss`.
         template: honed. "auto" or "plain".
         template_arguments: honed. Additional variables for the chat template.
         data_format: honed. The name of a format, or "auto".
@@ -94,7 +96,7 @@ class SFTConfig(TrainingArguments):
         optimizer_in_backward: honed. AdamW updates each weight during the backward pass and frees its gradient, to save
             memory in full fine-tuning; without gradient clipping, accumulation and several ranks.
         fp8: honed. Linear layers multiply in float8 (torchao), on GPUs that support it. "emulate": anywhere, slowly.
-        image_folder: honed. The folder that image paths are relative to and must stay in; None for the data file's.
+        image_folder: honed. Folder that image paths are relative to and must stay in; None for the data file's folder.
         image_max_pixels: honed. Larger images are reduced to this many pixels before the processor gets them.
         freeze_vision: honed. Do not train the vision tower.
         trainable: honed. Regular expressions for the names of the parameters to train; all others are frozen, and so
@@ -209,8 +211,8 @@ class SFTConfig(TrainingArguments):
 
     @property
     def device(self) -> torch.device:
-        """The device of this process. The CPU has no index: transformers 5.17 would load a rank's checkpoint to `cpu:1`,
-        which `torch.load` does not support."""
+        """The device of this process. The CPU has no index: transformers 5.17 would load checkpoints to `cpu:1` on a
+        second rank, which `torch.load` does not support."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
