@@ -1,1 +1,1 @@
-"""What takes a step: which optimizer a run has, and honed's own."""
+"""Optimizers: the choice for a run, and honed's own."""

@@ -1,4 +1,4 @@
-"""Muon for the matrices of the hidden layers and AdamW for the rest, as one optimizer (`optim="muon"`).
+"""Muon for the hidden layers' matrices and AdamW for the rest, as one optimizer (`optim="muon"`).
 
 Muon orthogonalises the momentum of a matrix (Jordan et al. 2024, kellerjordan.github.io/posts/muon). Its updates are
 scaled by 0.2 sqrt(max(rows, columns)) to the size of AdamW's, so that both share learning rate and weight decay (Liu et
@@ -17,7 +17,7 @@ from honed.errors import RecipeError, RunError
 from honed.model.layers import hidden_matrices
 from honed.recipe import suggest
 
-OPTIONS: dict[str, Callable[[str], Any]] = {  # of `optim_args`, for Muon's matrices alone
+OPTIONS: dict[str, Callable[[str], Any]] = {  # in `optim_args`, for Muon's matrices only
     "lr": float,
     "momentum": float,
     "nesterov": lambda text: {"true": True, "false": False}[text.lower()],
@@ -27,7 +27,7 @@ OPTIONS: dict[str, Callable[[str], Any]] = {  # of `optim_args`, for Muon's matr
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` on the groups marked `muon`, `torch.optim.AdamW` on the others; steps are exactly theirs."""
+    """`torch.optim.Muon` on groups marked `muon`, `torch.optim.AdamW` on the others, with exactly their steps."""
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         self._muon = torch.optim.Muon([{"params": []}])
@@ -44,14 +44,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for kind in (
             self._muon,
             self._adamw,
-        ):  # both use this optimizer's state and groups, which are saved and scheduled
+        ):  # both share this optimizer's state and groups
             kind.state = self.state
             kind.param_groups = [group for group in self.param_groups if group["muon"] is (kind is self._muon)]
             kind.step()
         return loss
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads a state; raises RunError for another optimizer's, or that of other weights."""
+        """Loads a state; raises RunError if it belongs to another optimizer or to other weights."""
         there, here = (
             [group.get("muon") for group in groups] for groups in (state_dict["param_groups"], self.param_groups)
         )
@@ -72,15 +72,15 @@ def make_muon(
     eps: float,
     options: Mapping[str, Any] | None = None,
 ) -> MuonWithAdamW:
-    """The optimizer of everything in the model that is trained.
+    """Creates the optimizer for all trained parameters of the model.
 
     Args:
-        lr, weight_decay: of all weights; biases and norms, which are vectors, do not decay.
+        lr, weight_decay: for all weights, but biases and norms (vectors) do not decay.
         betas, eps: AdamW's.
         options: see `muon_options`.
 
     Raises:
-        RecipeError: no matrix is trained, or one lies in parts on several devices.
+        RecipeError: no matrix is trained, or one is sharded over several devices.
     """
     matrices, others = split(model)
     adamw = {"lr": lr, "betas": betas, "eps": eps, "muon": False}
@@ -94,10 +94,10 @@ def make_muon(
 
 
 def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The trained weights as Muon's (`hidden_matrices`) and AdamW's.
+    """Divides the trained weights into Muon's (`hidden_matrices`) and AdamW's.
 
     Raises:
-        RecipeError: Muon would have no matrix, or a sharded one.
+        RecipeError: there is no matrix for Muon, or one is sharded.
     """
     matrices = hidden_matrices(model)
     if not matrices:
@@ -115,7 +115,7 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 def summary(model: nn.Module) -> str:
-    """A note for the user: how many parameters each of the two trains."""
+    """Returns a note on how many parameters each of the two trains."""
     matrices, others = split(model)
     own, rest = (sum(p.numel() for p in weights) for weights in (matrices, others))
     stacked = sum(p.numel() for p in others if p.ndim == 3)
@@ -124,10 +124,10 @@ def summary(model: nn.Module) -> str:
 
 
 def muon_options(text: str | None) -> dict[str, Any]:
-    """Muon's options in `optim_args`, such as "momentum=0.9,ns_steps=6"; `lr` is a learning rate for Muon alone.
+    """Parses Muon's options in `optim_args`, such as "momentum=0.9,ns_steps=6"; `lr` applies to Muon only.
 
     Raises:
-        RecipeError: an unknown option, or a value that it cannot have.
+        RecipeError: an unknown option or an invalid value.
     """
     found = {}
     for part in text.replace(" ", "").split(",") if text else ():

@@ -1,4 +1,4 @@
-"""The optimizer of a run: transformers' own by name, or one of honed's, in the form that Trainer takes."""
+"""Chooses a run's optimizer: transformers' by name, or one of honed's, in the form that Trainer expects."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from honed.train.options.optim import Own, rounds_stochastically
 
 
 def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> Any:
-    """Trainer's `optimizer_cls_and_kwargs`: the caller's, honed's, or None for transformers' own.
+    """Returns Trainer's `optimizer_cls_and_kwargs`: the caller's, honed's, or None for transformers' own.
 
     Args:
         given: the trainer's `optimizers` and `optimizer_cls_and_kwargs`.
-        notes: gets notes for the user.
+        notes: notes for the user are added here.
 
     Raises:
-        RecipeError: the arguments ask for one of honed's and the caller gives another; Muon cannot train this model; a
-            pattern of `learning_rates` finds nothing.
+        RecipeError: the arguments name one of honed's and the caller passes another; Muon cannot train this model; a
+            pattern in `learning_rates` matches nothing.
     """
     rounds = rounds_stochastically(args)
     notes += notes_on_rates(model, args.learning_rates)
@@ -52,5 +52,5 @@ def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> A
 
 
 def _factory() -> Any:
-    """transformers calls this, and then the result with the model."""
+    """transformers calls this, and then calls the result with the model."""
     return make_muon

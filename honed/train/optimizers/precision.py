@@ -1,6 +1,6 @@
-"""Warns where small updates would be lost in the weights' own dtype; see docs/precision.md.
+"""Warns if small updates would be lost in the weights' dtype; see docs/precision.md.
 
-`bf16=True` is torch's autocast: products are in bfloat16, and the weights keep the dtype in which they were loaded.
+`bf16=True` enables torch's autocast: products are in bfloat16, and the weights keep the dtype they were loaded in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def notes_on_masters(model: nn.Module, args: SFTConfig) -> list[str]:
     """Notes on the dtype of the trained weights.
 
     Raises:
-        RecipeError: fp16=True with weights in float16, whose gradients torch's scaler refuses to unscale.
+        RecipeError: fp16=True with float16 weights, whose gradients torch's scaler refuses to unscale.
     """
     if (n_half := _trained_in(model, torch.float16)) and not uses_deepspeed(args):
         told = f"{n_half:,} weights are trained in float16"

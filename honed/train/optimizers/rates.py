@@ -1,4 +1,4 @@
-"""Learning rates of their own for some of the weights: factors, by the names of parameters.
+"""Different learning rates for some of the weights: factors, by parameter name.
 
 LoRA+ (Hayou et al., arXiv:2402.12354) is {"lora_B": 16}: B learns faster than A.
 """
@@ -18,14 +18,14 @@ Rates = Mapping[str, float]
 
 
 def notes_on_rates(model: nn.Module, rates: Rates) -> list[str]:
-    """What each factor is for, in numbers.
+    """Returns a note on how many parameters each factor applies to.
 
     Args:
-        model: as it is trained, with its adapter.
-        rates: regular expression, searched for in the names of parameters -> factor; the first that fits counts.
+        model: the model that is trained, with its adapter.
+        rates: regular expression, searched for in parameter names -> factor; the first match counts.
 
     Raises:
-        RecipeError: a pattern is none, or finds nothing that is trained.
+        RecipeError: a pattern is invalid, or matches no trained parameter.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     notes = []
@@ -42,13 +42,13 @@ def notes_on_rates(model: nn.Module, rates: Rates) -> list[str]:
 
 
 def with_rates(optimizer: Any, model: nn.Module, rates: Rates) -> Any:
-    """The same optimizer, its groups parted, in place, by factor; those with factor 1 come first.
+    """Splits the optimizer's groups by factor, in place, and returns it; groups with factor 1 come first.
 
-    What a group has besides, such as its weight decay, its parts have, too, and `rate`: the factor. A learning rate
-    that a schedule has not changed yet is multiplied by it.
+    The parts keep the group's other settings, such as its weight decay, and store the factor as `rate`. The learning
+    rate, which no schedule has changed yet, is multiplied by it.
 
     Raises:
-        RecipeError: the optimizer has no learning rate, or none of the model's parameters.
+        RecipeError: a group of the optimizer has no learning rate, or parameters that are not the model's.
     """
     if not rates or any("rate" in group for group in optimizer.param_groups):
         return optimizer
@@ -69,10 +69,10 @@ def with_rates(optimizer: Any, model: nn.Module, rates: Rates) -> Any:
 
 
 def pattern_of(name: str, rates: Rates) -> str | None:
-    """The first pattern that fits a parameter's name.
+    """Returns the first pattern that matches a parameter's name.
 
     Raises:
-        RecipeError: one is no regular expression.
+        RecipeError: a pattern is not a valid regular expression.
     """
     for pattern in rates:
         try:

@@ -1,10 +1,10 @@
-"""AdamW inside the backward pass: each gradient is applied and freed as soon as it is complete.
+"""AdamW in the backward pass: each gradient is applied and freed as soon as it is complete.
 
-Each weight gets the same update as after the backward pass. What needs all gradients at once is not possible: clipping
-by their norm, accumulation, averaging over ranks, and skipping a step that is not finite.
+Each weight gets the same update as after the backward pass. Operations that need all gradients at once are not
+possible: clipping by their norm, accumulation, averaging over ranks, and skipping steps that are not finite.
 
-Source: the hook is torch's `Tensor.register_post_accumulate_grad_hook`; the idea is LOMO's (Lv et al.,
-arXiv:2306.09782), for plain gradient descent there.
+Source: the hook is torch's `Tensor.register_post_accumulate_grad_hook`; the idea is from LOMO (Lv et al.,
+arXiv:2306.09782), which uses plain gradient descent.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from honed.train.optimizers.stochastic_rounding import StochasticRoundingAdamW
 
 
 class AdamWInBackward(torch.optim.AdamW):
-    """`torch.optim.AdamW` that updates each weight within the backward pass, in a block `in_backward`.
+    """`torch.optim.AdamW` that updates each weight during the backward pass, within `in_backward`.
 
-    State, groups and checkpoints are AdamW's own.
+    State, groups and checkpoints are the same as AdamW's.
 
     Args:
-        params, options: as of `torch.optim.AdamW`.
-        rounding_seed: of `StochasticRoundingAdamW`, for bfloat16 weights; None to round to nearest.
+        params, options: as in `torch.optim.AdamW`.
+        rounding_seed: seed of `StochasticRoundingAdamW` for bfloat16 weights; None to round to nearest.
     """
 
     def __init__(self, params: Any, *, rounding_seed: int | None = None, **options: Any) -> None:
@@ -40,11 +40,11 @@ class AdamWInBackward(torch.optim.AdamW):
         self._squares: list[torch.Tensor] = []
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Does nothing: the step has been taken in the backward pass."""
+        """Does nothing: the backward pass has taken the step."""
 
     @contextmanager
     def in_backward(self) -> Iterator[None]:
-        """Within this block, backward passes are steps."""
+        """Makes backward passes within the block take steps."""
         self._squares = []
         self._groups = {weight: group for group in self.param_groups for weight in group["params"]}
         hooks = [weight.register_post_accumulate_grad_hook(self._update) for weight in self._groups]
@@ -55,7 +55,7 @@ class AdamWInBackward(torch.optim.AdamW):
                 hook.remove()
 
     def norm(self) -> torch.Tensor:
-        """The norm of all gradients of the last step; scalar."""
+        """Returns the norm of all gradients of the last step; scalar."""
         return torch.stack(self._squares).sum().sqrt() if self._squares else torch.zeros(())
 
     def _update(self, weight: torch.Tensor) -> None:
@@ -63,13 +63,13 @@ class AdamWInBackward(torch.optim.AdamW):
             return
         self._squares.append(weight.grad.detach().norm().square())
         alone = self._alone[weight]
-        alone.state = self.state  # each time, because loading a checkpoint replaces it
+        alone.state = self.state  # set each time, because loading a checkpoint replaces it
         alone.param_groups[0].update({key: value for key, value in self._groups[weight].items() if key != "params"})
         alone.step()
         weight.grad = None
 
 
 def stepping_in_backward(optimizer: Any) -> AdamWInBackward | None:
-    """The optimizer, unwrapped from accelerate's, if it steps in the backward pass."""
+    """Returns the optimizer, without accelerate's wrapper, if it steps in the backward pass."""
     inner = getattr(optimizer, "optimizer", optimizer)
     return inner if isinstance(inner, AdamWInBackward) else None

@@ -1,11 +1,11 @@
 """AdamW for bfloat16 weights: computed in float32, written back with stochastic rounding.
 
 bfloat16 has 8 significant bits, so rounding to nearest loses updates below 1/512 of a weight: nearly all of them at
-usual learning rates. Stochastic rounding is right on average, so small updates add up (Zamirai et al.,
+usual learning rates. Stochastic rounding is exact on average, so small updates add up (Zamirai et al.,
 arXiv:2010.06192). Both moments are bfloat16 and rounded in the same way: rounded to nearest, the second one could never
-decay, as it loses only 1/1000 in a step.
+decay, because it loses only 1/1000 per step.
 
-Bytes per weight: 2 for itself, 2 for its gradient, 4 for the moments; 16 in float32.
+Bytes per weight: 2 for the weight, 2 for its gradient, 4 for the moments; 16 in float32.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from zlib import crc32
 import torch
 from torch.optim.adamw import adamw
 
-# Elements that are computed at a time, to limit the float32 copies of a large matrix.
+# Elements computed at a time, to limit the size of float32 copies.
 CHUNK_ELEMENTS = 1 << 24
 
 
 class StochasticRoundingAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` that rounds bfloat16 weights and moments stochastically.
 
-    The random bits follow from the seed, the weight's number and its step. So resumed runs are the same to the bit,
-    ranks round the same weights alike, and no other generator is drawn from.
+    The random bits depend on the seed, the weight's number and its step only. So resumed runs are bit-identical, ranks
+    round the same weights in the same way, and no other generator is used.
 
     Args:
-        params, lr, betas, eps, weight_decay: as of `torch.optim.AdamW`.
-        seed: of the rounding.
-        first: number of the first weight, if each weight has an optimizer of its own.
+        params, lr, betas, eps, weight_decay: as in `torch.optim.AdamW`.
+        seed: seed of the rounding.
+        first: number of the first weight, if each weight has its own optimizer.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StochasticRoundingAdamW(torch.optim.AdamW):
         if not state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-        state["step"] = state["step"].cpu()  # a checkpoint may have brought it to the device
+        state["step"] = state["step"].cpu()  # loading a checkpoint may have moved it to the device
         noise = self._noise(weight.device, f"{self._seed}/{number}/{int(state['step'])}")
         kept = [torch.atleast_1d(tensor) for tensor in (weight, state["exp_avg"], state["exp_avg_sq"], weight.grad)]
         rows = max(1, CHUNK_ELEMENTS // max(1, kept[0][0].numel()))
@@ -82,21 +82,21 @@ class StochasticRoundingAdamW(torch.optim.AdamW):
 
 
 def stochastic_round(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """`x` in bfloat16, each number rounded to one of its two neighbours so that the expectation is exact.
+    """Rounds `x` to bfloat16, each number to one of its two neighbours so that the expectation is exact.
 
     Args:
-        x: float32; infinities and NaN stay.
+        x: float32; infinity and NaN are kept.
         generator: on the device of `x`.
     """
     bits = x.view(torch.int32)
     noise = torch.randint(1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
-    # Truncating the low 16 bits rounds towards 0; the noise carries into the high bits with the right probability.
+    # Truncating the low 16 bits rounds towards 0; the noise carries over into the high bits with the right probability.
     rounded = noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32)
     return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)  # a NaN's bits might carry into the sign
 
 
 def _adamw(state: list[torch.Tensor], gradient: torch.Tensor, step: torch.Tensor, group: dict[str, Any]) -> None:
-    """One step of torch's AdamW, in place, on weight and moments."""
+    """Takes one step of torch's AdamW on weight and moments, in place."""
     weight, mean, square = state
     steps = torch.full((), float(step), device=weight.device)  # a copy, because torch increments it
     adamw(

@@ -1,1 +1,1 @@
-"""What is trained on, and in which batches: data sets, streams, steps by tokens."""
+"""Training rows and their batches: datasets, streams, steps by number of tokens."""

@@ -1,4 +1,4 @@
-"""Rows prepared before the model's weights are loaded (minutes, perhaps): what is wrong is told first."""
+"""Prepares rows before the model's weights are loaded, which may take minutes, so that errors are reported first."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from honed.train.options.config import SFTConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ahead:
-    """A data set that was prepared as the model was expected to want it.
+    """A dataset that was prepared with the options that the model is expected to need.
 
     Attributes:
-        data: the data set itself.
-        processing_class, options: that it was prepared with.
-        made: what came of it.
+        data: the dataset itself.
+        processing_class, options: what it was prepared with.
+        made: the prepared rows.
     """
 
     data: Any
@@ -32,7 +32,7 @@ class Ahead:
     made: Prepared | VisionPrepared
 
     def fits(self, processing_class: Any, options: PrepareOptions) -> bool:
-        """Whether preparing with these would give the same."""
+        """Whether preparing with these would give the same rows."""
         return self.options == options and _marks_of(self.processing_class) == _marks_of(processing_class)
 
 
@@ -44,17 +44,17 @@ def prepare_ahead(
     name: str = "train",
     formatting_func: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The data set as `Ahead`; itself where it is not to be prepared whole, or can be read only once.
+    """Returns the dataset as `Ahead`, or unchanged if it is not prepared as a whole or can be read only once.
 
-    The model may still lower `max_length`, or not share prefixes; then the rows are prepared again.
+    The model may still lower `max_length` or not support shared prefixes; the rows are then prepared again.
 
     Args:
-        data: the data set; of an evaluation set also a dict of several.
-        name: "train", or of an evaluation set.
+        data: the dataset; for evaluation also a dict of several.
+        name: "train", or the name of an evaluation set.
         processing_class, args, formatting_func: see `SFTTrainer`.
 
     Raises:
-        DataError, TemplateError, RecipeError: as `prepare` and `prepare_vision`.
+        DataError, TemplateError, RecipeError: see `prepare` and `prepare_vision`.
     """
     if isinstance(data, dict) and name == "eval":
         parts = ((part, f"eval {part}", rows) for part, rows in data.items())
@@ -83,7 +83,7 @@ def prepare_rows(
     formatting_func: Callable[[Any], Any] | None = None,
     desc: str,
 ) -> Prepared | VisionPrepared:
-    """What the data set gives, if it was prepared ahead; else made now, with the cache and the workers of `args`.
+    """Returns the rows that were prepared ahead, or prepares them now with the cache and workers of `args`.
 
     Raises:
         DataError, TemplateError, RecipeError: see `prepare` and `prepare_vision`.
@@ -108,18 +108,18 @@ def prepare_rows(
 
 
 def given(data: Any) -> Any:
-    """The data set as the caller gave it."""
+    """Returns the dataset as the caller passed it."""
     return data.data if isinstance(data, Ahead) else data
 
 
 def has_ids(dataset: Any) -> bool:
-    """Whether a data set was tokenised before."""
+    """Whether a dataset is already tokenised."""
     return "input_ids" in (getattr(dataset, "column_names", None) or ())
 
 
 def transforms(dataset: Any) -> bool:
-    """Whether a data set of `datasets` makes its rows anew each time they are read."""
-    format_set = getattr(dataset, "format", None)  # a text has a method of this name
+    """Whether a dataset of `datasets` has a transform, which creates its rows anew each time they are read."""
+    format_set = getattr(dataset, "format", None)  # strings have a method of this name
     return isinstance(format_set, Mapping) and format_set.get("type") == "custom"
 
 
@@ -129,7 +129,7 @@ def _can_be_read_again(data: Any) -> bool:
 
 
 def _marks_of(processing_class: Any) -> tuple[Any, ...]:
-    """What may be changed in a tokenizer between its loading and its use; its vocabulary stays."""
+    """Returns what may change in a tokenizer after it is loaded; its vocabulary does not."""
     tokenizer = processing_class.tokenizer if vision.is_processor(processing_class) else processing_class
     template = getattr(processing_class, "chat_template", None)
     return template, tokenizer.chat_template, tokenizer.special_tokens_map, tokenizer.get_added_vocab()

@@ -1,8 +1,8 @@
-"""Fills up the last round of the ranks' micro-batches with empty rows.
+"""Fills the last round of the ranks' micro-batches with empty rows.
 
-accelerate repeats the epoch's first rows, which are then trained twice. Here empty rows stand in, which batches leave
-out: the last micro-batches are short, and a rank without rows gets a batch in which nothing is trained, because all
-ranks must take part in every backward pass.
+accelerate repeats the epoch's first rows, which are then trained twice. Here empty rows take their place, and batches
+omit them: the last micro-batches are short, and a rank without rows gets a batch in which nothing is trained, because
+all ranks must take part in every backward pass.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class FilledOrder(Sampler[int]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilledCollator:
-    """Batches without `NOTHING`; a batch that would be empty holds the `untrained` row and counts no token."""
+    """Collates batches without `NOTHING`; one that would be empty holds the `untrained` row and counts no tokens."""
 
     collate: Callable[[list[Any]], Batch]
     untrained: PackedRow
@@ -68,19 +68,19 @@ class FilledCollator:
 
 
 def untrained_row(rows: PackedRows) -> PackedRow:
-    """The first two tokens of the first row, without weight: about the least that a model can compute."""
+    """Returns the first two tokens of the first row with weight 0, about the least that a model can compute."""
     ids = rows[0].input_ids[:2]
     return PackedRow(input_ids=ids, weights=np.zeros(len(ids), dtype=np.float32), lengths=(len(ids),))
 
 
 def can_fill(rows: Any, collate: Any) -> bool:
-    """Whether rows and batches are honed's: a script's collator may not know `NOTHING`. A stream has no last round."""
+    """Whether rows and batches are honed's: a custom collator may not handle `NOTHING`. A stream has no last round."""
     ours = isinstance(rows, PackedRows) and isinstance(collate, (FlatCollator, PaddedCollator)) and len(rows) > 0
     return ours or isinstance(rows, StreamDataset)
 
 
 def fill_up(loader: Any) -> None:
-    """Has a prepared loader over `FilledRows` fill up its last round with `NOTHING` instead of repeated rows."""
+    """Makes a prepared loader over `FilledRows` fill its last round with `NOTHING` instead of repeated rows."""
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard) and not shard.drop_last:
         per_round = shard.batch_size * (1 if shard.split_batches else shard.num_processes)

@@ -1,4 +1,4 @@
-"""Added tokens in the training rows whose embeddings are untrained, and would stay so."""
+"""Detects added tokens in the training rows whose embeddings are untrained and would remain so."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TOKENS_NAMED = 8
 
 
 def notes_on_new_tokens(model: Any, tokenizer: Any, rows: Any) -> list[str]:
-    """Notes on added tokens with untrained embeddings, where only an adapter is trained.
+    """Returns notes on added tokens with untrained embeddings if only an adapter is trained.
 
-    Tokens of the chat template are trained with the adapter (see `ready_to_train`). Other tokens in the rows are known
-    only when the rows are prepared, which is after the adapter is attached.
+    The chat template's tokens are trained with the adapter (see `ready_to_train`). Other tokens in the rows are known
+    only when the rows are prepared, after the adapter is attached.
 
     Args:
-        rows: the training rows; streamed and unprepared ones give no notes.
+        rows: the training rows; there are no notes for streamed and unprepared ones.
     """
     if not isinstance(rows, PackedRows) or not has_adapter(model) or _is_trained(model):
         return []
@@ -40,12 +40,12 @@ def notes_on_new_tokens(model: Any, tokenizer: Any, rows: Any) -> list[str]:
 
 
 def _is_trained(model: Any) -> bool:
-    """Whether the embedding is trained as a whole, or has an adapter of its own."""
+    """Whether the whole embedding is trained, or has its own adapter."""
     embedding = base_model(model).get_input_embeddings()
     return not _trained_rows(model) and any(p.requires_grad for p in embedding.parameters())
 
 
 def _trained_rows(model: Any) -> set[int]:
-    """Ids whose rows the adapter trains."""
+    """Returns the ids whose embeddings the adapter trains."""
     given = getattr(adapter_config(model), "trainable_token_indices", None) or {}
     return {i for ids in (given.values() if isinstance(given, dict) else [given]) for i in ids}

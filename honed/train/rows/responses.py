@@ -1,4 +1,4 @@
-"""train_on_responses_only: Unsloth's way to say what is trained, by the texts that begin a question and an answer."""
+"""train_on_responses_only: Unsloth's way to select what is trained, by the texts that begin questions and answers."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def train_on_responses_only(  # noqa: PLR0917 - the order is Unsloth's
 ) -> Any:
     """Restricts the loss to responses: from the end of each `response_part` to the next `instruction_part`.
 
-    What was not trained before (a row's own mask, `assistant_only_loss`) stays so. The parts are found in each
-    document's text, however they are tokenised; the token that ends a turn is trained with it. Only the prepared rows
-    that the trainer holds are changed, not the caller's data set.
+    What was not trained before (because of a row's own mask or `assistant_only_loss`) stays untrained. The parts are
+    found in each document's text, however they are tokenised; the token that ends a turn is trained with it. Only the
+    prepared rows in the trainer are changed, not the caller's dataset.
 
     Args:
         trainer: an `SFTTrainer`, before `train()`; may be None with `return_function`.
-        instruction_part: text at which a question begins, such as "<|im_start|>user\\n".
-        response_part: text at whose end an answer begins, such as "<|im_start|>assistant\\n".
-        force_match: without effect: the parts are always matched to the last line end.
+        instruction_part: text that begins a question, such as "<|im_start|>user\\n".
+        response_part: text before an answer, such as "<|im_start|>assistant\\n".
+        force_match: no effect: the parts are always matched including their last line break.
         tokenizer: decodes the rows; None for the trainer's.
-        return_function: return the function {"input_ids": [...]} -> {"labels": [...]}, for batched `datasets.map`.
-        num_proc: without effect: rows are masked in place.
+        return_function: return a function {"input_ids": [...]} -> {"labels": [...]} for batched `datasets.map`.
+        num_proc: no effect: rows are masked in place.
 
     Returns:
-        The trainer; or the function.
+        The trainer, or the function.
 
     Raises:
         RecipeError: a part is missing, or the trainer's rows are streamed or masked by its collator.
-        DataError: in no row of a data set anything is left to train.
+        DataError: no row of a dataset has anything left to train.
     """
     if not instruction_part or not response_part:
         raise RecipeError(
@@ -79,7 +79,7 @@ def _labels_by(finder: DataCollatorForCompletionOnlyLM) -> Callable[[Columns], d
 
 
 def _masked(trainer: Any, name: str, rows: Any, finder: DataCollatorForCompletionOnlyLM) -> Any:
-    """The rows with the other tokens' weights at 0; notes documents in which nothing is left."""
+    """Returns the rows with all other tokens' weights set to 0; notes documents with nothing left to train."""
     prepared = rows.rows if isinstance(rows, Features) else rows
     makes_its_own = isinstance(rows, Features) and "labels" not in rows.column_names
     if not isinstance(prepared, PackedRows) or makes_its_own:
@@ -110,7 +110,7 @@ def _masked(trainer: Any, name: str, rows: Any, finder: DataCollatorForCompletio
 
 
 def _masked_table(table: TokenTable, finder: DataCollatorForCompletionOnlyLM) -> tuple[TokenTable, list[int]]:
-    """The table with weights in responses only, and the documents that lost all their trained tokens."""
+    """Returns the table with weights in responses only, and the documents that lost all their trained tokens."""
     weights, empty = table.weights.copy(), []
     for document, (start, end) in enumerate(zip(table.starts[:-1], table.starts[1:], strict=True)):
         if weights[start:end].any():

@@ -1,4 +1,4 @@
-"""The caller's data sets, made into what the trainer's data loaders read."""
+"""Converts the caller's datasets into what the trainer's data loaders read."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from honed.train.rows.user_turns import notes_of_user_turns
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
-# The keys of tokenised rows that collators get, as in TRL.
+# The keys of tokenised rows that are passed to collators, as in TRL.
 TOKEN_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids", "completion_mask",
                  "assistant_masks", "loss_mask", "seq_lengths")  # fmt: skip
 
-# What the length policy did to rows, and what else could be done.
+# What the length policy did to rows, and the alternatives.
 _CUTS = {
     CUT_AT_THE_END: "their ends are cut off. Raise max_length, or set overlong='drop'.",
     SPLIT_INTO_PARTS: "they are split into parts that do not see each other. Raise max_length to keep them whole.",
@@ -48,11 +48,11 @@ _CUTS = {
 
 
 class Features(ByColumn):
-    """Prepared rows as the mappings that other libraries' collators take.
+    """Prepared rows as the mappings that other libraries' collators expect.
 
     Args:
-        rows: one document in each.
-        with_labels: whether to give `labels`; some collators make their own and fail on these.
+        rows: rows of one document each.
+        with_labels: whether to include `labels`; some collators create their own and fail on these.
     """
 
     def __init__(self, rows: PackedRows, *, with_labels: bool) -> None:
@@ -70,22 +70,22 @@ class Features(ByColumn):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCollator:
-    """Batches of rows that were tokenised before and not prepared."""
+    """Collates rows that were already tokenised and not prepared."""
 
     collate: FlatCollator | PaddedCollator
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> Batch:
-        """A batch as `collate` makes it.
+        """Returns a batch as `collate` does.
 
         Args:
-            features: `input_ids`, with `labels` or masks if not all is trained, and `seq_lengths` if it is packed.
+            features: rows with `input_ids`, `labels` or masks unless all is trained, and `seq_lengths` if packed.
         """
         return self.collate([as_packed_row(feature) for feature in features])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureCollator:
-    """The caller's collator for streamed rows; see `Features`."""
+    """Applies the caller's collator to streamed rows; see `Features`."""
 
     collate: Collator
     with_labels: bool
@@ -95,24 +95,24 @@ class FeatureCollator:
 
 
 class Datasets:
-    """Makes rows of data sets, and keeps what became of them.
+    """Prepares datasets, and keeps their ledgers.
 
     Args:
-        formatting_func: the caller's; see `honed.data.read.formatting`.
-        collator: the caller's; None for ours.
-        flat: whether our batches are flat.
+        formatting_func: the caller's function; see `honed.data.read.formatting`.
+        collator: the caller's collator; None for honed's.
+        flat: whether honed's batches are flat.
         shares_prefixes: whether shared prefixes are computed once.
-        processor: for rows with images; None for text.
-        pixels: what their pixels are cast to; None to leave them.
+        processor: the processor for rows with images; None for text.
+        pixels: the dtype that pixels are cast to; None to keep theirs.
 
     Attributes:
-        collator: makes the batches.
-        prepared: name of a data set -> the prepared rows with their ledger.
+        collator: the collator in use.
+        prepared: name of a dataset -> the prepared rows with their ledger.
         streamed: the training rows, if they are streamed.
-        notes: for the user.
+        notes: notes for the user.
 
     Raises:
-        RecipeError: options that exclude each other.
+        RecipeError: options are incompatible.
     """
 
     def __init__(
@@ -150,15 +150,15 @@ class Datasets:
             )
 
     def make(self, name: str, dataset: Any) -> Any:
-        """The data set for the trainer; rows that were prepared before are returned as they are.
+        """Returns the dataset for the trainer; rows that are already prepared are returned unchanged.
 
         Raises:
-            DataError, TemplateError, RecipeError: rows or options cannot be used.
+            DataError, TemplateError, RecipeError: the rows or options cannot be used.
         """
         if dataset is None or isinstance(dataset, (PackedRows, VisionRows, Features, stream.StreamDataset)):
             return dataset
         if self.args.skips_preparation:
-            if not hasattr(dataset, "__len__"):  # else accelerate would slice all batches from the first rank's
+            if not hasattr(dataset, "__len__"):  # else accelerate slices the first rank's batches for all
                 self.args.accelerator_config.dispatch_batches = False
             return dataset
         ahead, dataset = dataset, given(dataset)
@@ -166,7 +166,7 @@ class Datasets:
         formatting_func = self._formatting(dataset)
         options = self.args.prepare_options(evaluation=name != "train")
         options = replace(options, share_prefixes=self._shares_prefixes)
-        if isinstance(self._custom, DataCollatorForCompletionOnlyLM):  # which masks the prompts itself
+        if isinstance(self._custom, DataCollatorForCompletionOnlyLM):  # it masks the prompts itself
             options = replace(options, train_on="all")
         if name == "train" and stream.is_streamed(dataset, self.args):
             return self._streamed(dataset, options, formatting_func)
@@ -190,13 +190,13 @@ class Datasets:
         return Features(made.rows, with_labels=takes_labels(self._custom))
 
     def make_evaluation(self, dataset: Any) -> Any:
-        """The same for an evaluation set, or a dict of several."""
+        """Like `make`, for an evaluation set or a dict of several."""
         if isinstance(dataset, dict):
             return {name: self.make(f"eval {name}", rows) for name, rows in dataset.items()}
         return self.make("eval", dataset)
 
     def ledger(self) -> Ledger | None:
-        """The training rows' ledger, with the evaluation set's in it; None where they were not prepared."""
+        """The training rows' ledger, including the evaluation set's; None if the rows were not prepared."""
         if "train" not in self.prepared:
             return None
         ledger = self.prepared["train"].ledger
@@ -205,13 +205,13 @@ class Datasets:
         return ledger
 
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids at which trained turns end; none where the training rows were not prepared."""
+        """Ids of the tokens that end trained turns; empty if the training rows were not prepared."""
         if self.streamed is not None:
             return tuple(self.streamed.stop_ids())
         return self.prepared["train"].stop_ids if "train" in self.prepared else ()
 
     def weights_not_seen(self, *, own_loss: bool) -> list[str]:
-        """Notes on sets with weights other than 0 and 1, which the caller's collator or loss does not get."""
+        """Returns notes on weights other than 0 and 1 that a custom collator or loss does not receive."""
         if not own_loss and self._custom is None:
             return []
         return [
@@ -244,14 +244,14 @@ class Datasets:
             shuffle_buffer=args.shuffle_buffer,
             formatting_func=formatting_func,
         )
-        args.ignore_data_skip = True  # a resumed stream starts at its place by itself
+        args.ignore_data_skip = True  # a resumed stream finds its position itself
         collator = self.collator
         if self._custom is not None:
             collator = FeatureCollator(collate=self._custom, with_labels=takes_labels(self._custom))
         return stream.StreamDataset(self.streamed, args.per_device_train_batch_size, collator)
 
     def _refuse_less_than_a_batch(self, rows: int) -> None:
-        """A clear error: transformers would only say that the loader has no length."""
+        """Raises a clear error; transformers' would only say that the loader has no length."""
         needed = self.args.per_device_train_batch_size * self.args.data_parallel_size
         if self.args.dataloader_drop_last and self.args.tokens_per_step is None and rows < needed:
             raise DataError(
@@ -274,14 +274,14 @@ class Datasets:
 
 
 class GroupedByLength(LengthGroupedSampler):
-    """An order that puts rows of similar length into the same batch, so that padded batches need less padding.
+    """An order that puts rows of similar length into the same batch to reduce padding.
 
-    transformers' own draws from the generator of dropout, so that a resumed run could not repeat its order; this one
-    follows from the seed and the epoch. All batches of a step, on all ranks, have similar lengths, because ranks wait
-    for the longest; the order is the same for every number of ranks.
+    transformers' sampler draws from dropout's generator, so a resumed run could not repeat its order; this one depends
+    only on the seed and the epoch. All batches of a step, on all ranks, have similar lengths, because ranks wait for
+    the longest; the order does not depend on the number of ranks.
 
     Args:
-        per_step: rows of an optimizer step, on all ranks together.
+        per_step: rows per optimizer step, over all ranks.
     """
 
     def __init__(self, rows: PackedRows, per_step: int, *, seed: int) -> None:
@@ -295,10 +295,10 @@ class GroupedByLength(LengthGroupedSampler):
 
 
 def show_row(rows: Any, tokenizer: Any, row: int) -> None:
-    """Shows a prepared row with what is trained marked: coloured text, or HTML in a notebook.
+    """Shows a prepared row with its trained tokens marked: coloured text, or HTML in a notebook.
 
     Raises:
-        DataError: the rows are streamed or the caller's own, or there is no such row.
+        DataError: the rows are streamed or not prepared, or there is no such row.
     """
     from honed.report.row.preview import display, preview_ids
 
@@ -314,7 +314,7 @@ def show_row(rows: Any, tokenizer: Any, row: int) -> None:
 
 
 def takes_labels(collator: Any) -> bool:
-    """Whether a collator takes `labels`, and does not make its own."""
+    """Whether a collator uses `labels` instead of creating its own."""
     from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
     makes_its_own = (DataCollatorForCompletionOnlyLM, DataCollatorForLanguageModeling, DataCollatorWithPadding)
@@ -322,17 +322,17 @@ def takes_labels(collator: Any) -> bool:
 
 
 def as_feature(row: PackedRow, *, with_labels: bool) -> dict[str, list[int]]:
-    """`input_ids`, their `attention_mask`, and `labels` that are -100 where nothing is trained; not shifted."""
+    """Returns `input_ids`, `attention_mask`, and `labels`, which are not shifted and -100 for untrained tokens."""
     ids = row["input_ids"]
     feature = {"input_ids": ids, "attention_mask": [1] * len(ids)}
     return {**feature, "labels": row["labels"]} if with_labels else feature
 
 
 def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:
-    """A row that was tokenised before.
+    """Converts a row that was already tokenised.
 
     Raises:
-        DataError: it has no token ids, or ids and labels do not fit together.
+        DataError: it has no token ids, or its ids and labels do not match.
     """
     columns = {key: np.asarray(value).tolist() for key, value in feature.items() if key in TOKEN_COLUMNS}
     if not columns.get("input_ids"):
@@ -346,7 +346,7 @@ def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:
         raise DataError(f"A row that was tokenised before cannot be used: {error}", fix="mend it") from None
     lengths = tuple(columns.get("seq_lengths") or (len(tokens.input_ids),))
     weights = np.array(tokens.weights, dtype=np.float32)
-    weights[np.cumsum([0, *lengths[:-1]])] = 0.0  # nothing stands before a document's first token
+    weights[np.cumsum([0, *lengths[:-1]])] = 0.0  # nothing precedes a document's first token
     return PackedRow(input_ids=np.array(tokens.input_ids, dtype=np.int32), weights=weights, lengths=lengths)
 
 

@@ -1,4 +1,4 @@
-"""Streams for the trainer: ranks and workers share the batches, and checkpoints keep the place."""
+"""Streams for the trainer: ranks and workers share the batches, and checkpoints store the position."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from honed.train.run_folder.other_ranks import readers
 class StreamDataset(IterableDataset):
     """Batches of a stream for one rank, shared among the workers of its DataLoader.
 
-    Batch number b of the whole sequence belongs to rank b mod `world`; a rank's batches go to its workers in turn, the
-    order in which a DataLoader asks them. Items are (place, ledger so far, batch).
+    Batch b of the whole sequence belongs to rank b mod `world`; a rank's batches go to its workers in turn, the order
+    in which a DataLoader asks for them. Items are (place, ledger so far, batch).
 
     Args:
-        size: packed rows of a batch.
+        size: packed rows per batch.
         after: the place of rank 0's last trained batch; None to start at the beginning.
-        world_before: the ranks that read up to there, if not as many as now.
+        world_before: the number of ranks that read up to there, if different from today's.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class StreamDataset(IterableDataset):
 
 
 class StreamLoader:
-    """A DataLoader over a `StreamDataset` that remembers where it is.
+    """A DataLoader over a `StreamDataset` that keeps track of its position.
 
     Attributes:
-        place: of the batch given last.
-        ledger: of the rows read up to there, since the run began or was resumed.
+        place: the position of the last batch returned.
+        ledger: the rows read up to there since the run began or was resumed.
     """
 
     def __init__(self, dataset: StreamDataset, **options: Any) -> None:
@@ -81,10 +81,10 @@ class StreamLoader:
 
 
 def is_streamed(data: Any, args: SFTConfig) -> bool:
-    """Whether the training rows are streamed: the options say so, or the data set itself streams.
+    """Whether the training rows are streamed, because of the options or because the dataset itself is a stream.
 
     Raises:
-        RecipeError: a stream has no end, and nothing says when to stop.
+        RecipeError: they are streamed without an option that says when to stop.
     """
     if not args.streaming and not _streams_itself(data):
         return False
@@ -97,7 +97,7 @@ def is_streamed(data: Any, args: SFTConfig) -> bool:
 
 
 def loader_of(dataset: StreamDataset, args: SFTConfig, *, size: int, after: tuple[Place, int] | None) -> StreamLoader:
-    """The loader of this rank; for `size` see `StreamDataset`, for `after` see `place_to_resume`."""
+    """Returns this rank's loader; `size` as in `StreamDataset`, `after` from `place_to_resume`."""
     workers = args.dataloader_num_workers
     rank, world = args.data_parallel_rank, args.data_parallel_size
     place, before = after or (None, world)
@@ -106,23 +106,23 @@ def loader_of(dataset: StreamDataset, args: SFTConfig, *, size: int, after: tupl
         own,
         num_workers=workers,
         worker_init_fn=keep_on_sigterm,
-        generator=torch.Generator(),  # else it would draw from the generator of dropout
+        generator=torch.Generator(),  # else it draws from dropout's generator
         pin_memory=args.dataloader_pin_memory,
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,
     )
 
 
 def _streams_itself(data: Any) -> bool:
-    """Looks at `datasets` only where someone has imported it: else nothing can be of its kind."""
+    """Checks for `datasets`' types only if the library is imported; otherwise no object can have them."""
     datasets = sys.modules.get("datasets")
     return datasets is not None and isinstance(data, datasets.IterableDataset)
 
 
 def place_to_resume(resume: str | None) -> tuple[Place, int] | None:
-    """The place in a checkpoint's stream, and the number of ranks that read it; None without a checkpoint.
+    """Returns the position in a checkpoint's stream and the number of ranks that read it; None without a checkpoint.
 
     Raises:
-        RunError: the checkpoint holds no such place.
+        RunError: the checkpoint has no such position.
     """
     if not resume:
         return None

@@ -1,6 +1,6 @@
-"""Optimizer steps with about the same number of tokens: which rows, on which rank, in which micro-batches.
+"""Optimizer steps with about the same number of tokens: their rows, and how ranks and micro-batches share them.
 
-A step's rows follow from the lengths, `tokens_per_step`, the seed and the epoch, not from the number of ranks. They are
+A step's rows depend on the lengths, `tokens_per_step`, the seed and the epoch, not on the number of ranks. They are
 balanced by longest-processing-time-first: longest row first, each to the share with the fewest tokens so far (Graham,
 Bounds on multiprocessing timing anomalies, 1969).
 """
@@ -27,10 +27,10 @@ Lengths = Sequence[int] | np.ndarray
 
 
 def step_bounds(lengths: Lengths, tokens_per_step: int) -> np.ndarray:
-    """The bounds of an epoch's steps, which have nearly the same number of tokens.
+    """Divides an epoch into steps with nearly the same number of tokens.
 
-    The number of steps is the epoch's tokens / `tokens_per_step`, rounded, for every order of the rows. A step has its
-    share of the tokens, give or take one row; there is no short step at the end.
+    The number of steps is the epoch's tokens / `tokens_per_step`, rounded, whatever the order of the rows. Each step
+    has its share of the tokens, give or take one row; there is no short step at the end.
 
     Args:
         lengths: tokens of each row, at least 1, in the order of the epoch.
@@ -46,12 +46,12 @@ def step_bounds(lengths: Lengths, tokens_per_step: int) -> np.ndarray:
     numbers = np.arange(steps + 1)
     bounds = np.searchsorted(middles, numbers * (total / steps))
     bounds[0], bounds[-1] = 0, rows
-    bounds = np.maximum.accumulate(bounds - numbers) + numbers  # a step beside a very long row has one row at least
+    bounds = np.maximum.accumulate(bounds - numbers) + numbers  # a step next to a very long row has at least one row
     return np.minimum(bounds, rows - steps + numbers)
 
 
 def spread(lengths: Lengths, shares: int) -> list[list[int]]:
-    """Positions in `lengths`, divided into shares with nearly equal sums; ascending in each share."""
+    """Divides the positions in `lengths` into shares with nearly equal sums; ascending in each share."""
     found: list[list[int]] = [[] for _ in range(shares)]
     loads = [(0, share) for share in range(shares)]
     for position in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
@@ -62,11 +62,11 @@ def spread(lengths: Lengths, shares: int) -> list[list[int]]:
 
 
 def micro_batches_of(lengths: Lengths, *, ranks: int, budget: int) -> list[list[list[int]]]:
-    """A step's rows for each rank, cut into micro-batches.
+    """Divides a step's rows among the ranks and into micro-batches.
 
     Args:
         lengths: tokens of each row of the step.
-        budget: tokens that a micro-batch may have, unless a single row is longer.
+        budget: maximum tokens per micro-batch, unless a single row is longer.
 
     Returns:
         rank -> micro-batch -> positions in `lengths`. All ranks have the same number of micro-batches, as few as
@@ -84,12 +84,12 @@ def micro_batches_of(lengths: Lengths, *, ranks: int, budget: int) -> list[list[
 
 
 class TokenBatches(Sampler[list[list[int]]]):
-    """This rank's part of each step of an epoch, as the row numbers of its micro-batches.
+    """Yields this rank's part of each step of an epoch, as the row indices of its micro-batches.
 
     Args:
         tokens_per_step: see `step_bounds`.
         budget: see `micro_batches_of`.
-        seed: of the rows' order; None leaves them in theirs.
+        seed: seed of the rows' order; None keeps their order.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class TokenBatches(Sampler[list[list[int]]]):
 
 
 class _MicroBatches(Dataset[Batch]):
-    """Row numbers of a micro-batch -> the micro-batch; of none, one in which nothing is trained."""
+    """Maps row indices to their micro-batch; without indices, to one in which nothing is trained."""
 
     def __init__(self, rows: PackedRows, collate: Callable[[list[Any]], Batch]) -> None:
         self._rows, self._collate = rows, collate
@@ -131,16 +131,16 @@ class _MicroBatches(Dataset[Batch]):
 
 
 def micro_batches(inputs: Mapping[str, Any]) -> list[Batch]:
-    """The micro-batches that a loader gave at once: one, unless `tokens_per_step` is set."""
+    """Returns the micro-batches in a loader's output: one, unless `tokens_per_step` is set."""
     found: list[Batch] = inputs.get("micro_batches", [inputs])
     return found
 
 
 def check(args: SFTConfig, collate: Any) -> None:
-    """Refuses batches that cannot be chosen by their tokens.
+    """Refuses options with which steps cannot be chosen by their tokens.
 
     Raises:
-        RecipeError: the number is no number of tokens, or batches are not flat.
+        RecipeError: `tokens_per_step` is invalid, or batches are not flat.
     """
     if args.tokens_per_step is None:
         return
@@ -154,10 +154,10 @@ def check(args: SFTConfig, collate: Any) -> None:
 
 
 def loader_of(rows: PackedRows, collate: Callable[[list[Any]], Batch], args: SFTConfig, *, size: int) -> Any:
-    """The loader of this rank, which gives a whole step at a time: {"micro_batches": [...]}.
+    """Returns this rank's loader, which yields a whole step at a time: {"micro_batches": [...]}.
 
     Args:
-        size: `per_device_train_batch_size`; a micro-batch has at most the tokens of so many rows of `max_length`.
+        size: `per_device_train_batch_size`; a micro-batch has at most the tokens of this many rows of `max_length`.
     """
     lengths = row_lengths(rows)
     seed = args.seed if args.data_seed is None else args.data_seed
@@ -178,13 +178,13 @@ def loader_of(rows: PackedRows, collate: Callable[[list[Any]], Batch], args: SFT
         num_workers=workers,
         pin_memory=args.dataloader_pin_memory,
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,
-        generator=torch.Generator(),  # else it would draw from the generator of dropout
+        generator=torch.Generator(),  # else it draws from dropout's generator
         _non_blocking=True,
     )
 
 
 def row_lengths(rows: PackedRows) -> np.ndarray:
-    """Tokens of each row, int64."""
+    """Returns the number of tokens in each row, int64."""
     documents = np.fromiter(chain.from_iterable(rows.rows), dtype=np.int64)
     starts = np.cumsum([0, *(len(row) for row in rows.rows)])[:-1]
     return np.add.reduceat(rows.table.lengths[documents], starts)

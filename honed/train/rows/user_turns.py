@@ -1,4 +1,4 @@
-"""A note where a script trains user turns because nothing was chosen."""
+"""Notes that a script trains user turns because it does not choose a mask."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NOTE = (
 
 
 def notes_of_user_turns(dataset: Any, args: SFTConfig, options: PrepareOptions) -> list[str]:
-    """The note, if `args` choose no mask and the first row is a conversation that is trained whole.
+    """Returns the note if `args` choose no mask and the first row is a conversation that is trained whole.
 
     Args:
-        dataset: whatever was prepared; of what can be read only once nothing is left, and nothing is said.
-        options: that it was prepared with.
+        dataset: the dataset that was prepared; one that can be read only once is empty now, and gives no note.
+        options: the options that it was prepared with.
     """
     if args.train_on is not None or args.assistant_only_loss or args.completion_only_loss is not None:
         return []
@@ -34,6 +34,6 @@ def notes_of_user_turns(dataset: Any, args: SFTConfig, options: PrepareOptions) 
     source, row = found
     try:
         example = read_example(row, source, reading_of(options), format=options.format)
-    except RowError:  # told where rows are prepared
+    except RowError:  # reported when rows are prepared
         return []
     return [NOTE] if isinstance(example, Conversation) and mode_of(example, options.train_on) == "all" else []

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its folder and lock, checkpoints and metrics, and nothing secret."""
+"""A run's files: folder and lock, checkpoints and metrics, without secrets."""

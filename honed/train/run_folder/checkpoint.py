@@ -1,12 +1,12 @@
-"""Checkpoints that are verifiably whole: written to a temporary folder, flushed, checksummed, renamed.
+"""Checkpoints that are verified to be complete: written to a temporary folder, flushed, checksummed, renamed.
 
     RUN/checkpoint-12/
-        weights.safetensors   what is trained, in the number format that it is trained in
+        weights.safetensors   the trained weights, in the dtype in which they are trained
         state.pt              optimizer, gradient scaler, random generators of every rank
-        position.json         where in the data the run stands, and which run it is
-        manifest.json         bytes and SHA-256 of each of the others; written last
+        position.json         the run's position in the data, and its identity
+        manifest.json         bytes and SHA-256 of the other files; written last
 
-`seal` and `check` work on any folder, whoever wrote what is in it.
+`seal` and `check` work on any folder, whatever wrote its files.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ Alike = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """All that a run needs to resume as if it had not stopped.
+    """Everything that a run needs to resume as if it had not stopped.
 
     Attributes:
-        weights: parameter name -> tensor, of everything that is trained.
+        weights: parameter name -> tensor, for all trained parameters.
         optimizer, scaler: their `state_dict`.
         random: `random_state` of each rank.
-        position: where the run stands, as JSON; `step` counts optimizer steps.
-        identity: what makes it this run and no other (settings, data, model), as JSON.
+        position: the run's position, as JSON; `step` counts optimizer steps.
+        identity: what distinguishes this run from others (settings, data, model), as JSON.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -64,7 +64,7 @@ class State:
 
 
 def save(folder: str | Path, state: State) -> Path:
-    """Writes `checkpoint-STEP` into a run's folder: it appears whole, or not at all.
+    """Writes `checkpoint-STEP` into a run's folder, either completely or not at all.
 
     Raises:
         RunError: the disk is full or cannot be written; what was there before is as it was.
@@ -82,11 +82,11 @@ def save(folder: str | Path, state: State) -> Path:
 def written(
     folder: str | Path, step: int, *, first: bool = True, meet: Callable[[], Any] = lambda: None
 ) -> Iterator[Path]:
-    """A temporary folder for `checkpoint-STEP`, sealed and renamed when the block ends without an error.
+    """Yields a temporary folder for `checkpoint-STEP`, sealed and renamed when the block ends without an error.
 
     Args:
-        step: of the checkpoint; an earlier one of this step is replaced.
-        first: whether this process creates and seals it; False for others that write into it.
+        step: the checkpoint's step; an existing checkpoint of this step is replaced.
+        first: whether this process creates and seals it; False for other processes that write into it.
         meet: a barrier of the processes that write into it.
 
     Raises:
@@ -104,7 +104,7 @@ def written(
             meet()
             if first:
                 seal(beside / place.name)
-                if place.exists():  # damaged, or written before the run was resumed from an earlier one
+                if place.exists():  # damaged, or from before the run was resumed at an earlier step
                     place.rename(beside / "old")
                 (beside / place.name).rename(place)
                 _flush(folder)
@@ -120,13 +120,13 @@ def written(
 
 
 def write_position(folder: Path, position: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Writes where a run stands and which run it is into its checkpoint."""
+    """Writes a run's position and identity into its checkpoint."""
     content = json.dumps({"position": position, "identity": identity}, indent=1)
     (folder / POSITION).write_text(content + "\n", encoding="utf-8")
 
 
 def read_position(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `write_position` wrote; ({}, {}) where another program made the checkpoint."""
+    """Reads what `write_position` wrote; ({}, {}) if another program wrote the checkpoint."""
     try:
         content = json.loads((Path(path) / POSITION).read_text(encoding="utf-8"))
         return dict(content["position"]), dict(content["identity"])
@@ -138,10 +138,10 @@ def load(path: str | Path, *, checked: bool = False) -> State:
     """Reads a checkpoint onto the CPU; nothing in it is executed.
 
     Args:
-        checked: its files were checked just now, and need not be hashed again.
+        checked: its files have just been checked, and are not hashed again.
 
     Raises:
-        RunError: it is not whole, or not a checkpoint of honed.
+        RunError: it is incomplete, or not one of honed's checkpoints.
     """
     from safetensors.torch import load_file
 
@@ -152,7 +152,7 @@ def load(path: str | Path, *, checked: bool = False) -> State:
         training = torch.load(path / STATE, map_location="cpu", weights_only=True)
         where = json.loads((path / POSITION).read_text(encoding="utf-8"))
         return State(weights=load_file(path / WEIGHTS), **training, **where)
-    except Exception as error:  # each of the three readers raises kinds of its own
+    except Exception as error:  # the three readers raise different types
         raise RunError(f"{path} cannot be read: {first_line(error)}", fix="resume from an earlier one") from None
 
 
@@ -164,16 +164,16 @@ def latest_good(
     engine: str | None = None,
     alike: Alike = operator.eq,
 ) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and why each newer one was skipped.
+    """Returns the newest intact checkpoint of a run, and why each newer one was skipped.
 
     Args:
-        identity: what it must agree with; None to take any.
+        identity: the identity that it must have; None for any.
         before: only checkpoints of earlier steps are considered.
-        engine: in words, which must have written the optimizer's states; None for any.
-        alike: what "agree" means.
+        engine: the engine, in words, that must have written the optimizer's states; None for any.
+        alike: compares identities.
 
     Raises:
-        RunError: a whole one is this run's, but only another number of processes can go on from it as it is.
+        RunError: an intact one belongs to this run, but can be resumed directly only with another number of processes.
     """
     notes: list[str] = []
     for path in (path for path in _newest_first(folder) if _step_of(path) < before):
@@ -189,7 +189,7 @@ def latest_good(
 
 
 def why_not(path: str | Path, identity: Mapping[str, Any] | None = None) -> str:
-    """Why a checkpoint cannot be resumed: it is damaged, or another run's; "" where it can."""
+    """Returns why a checkpoint cannot be resumed (damaged, or another run's); "" if it can."""
     return next(iter(check(path)), "") or _foreign(Path(path), identity)
 
 
@@ -201,19 +201,19 @@ def prune(
     best: Path | None = None,
     others: Collection[Path] = (),
 ) -> list[Path]:
-    """Deletes all but the newest `keep` checkpoints, and what killed processes left half-written.
+    """Deletes all but the newest `keep` checkpoints, and partial ones that killed processes left.
 
-    The newest whole one is always kept, however many damaged ones are newer.
+    The newest intact one is always kept, however many damaged ones are newer.
 
     Args:
-        folder: of the run; no other process may be saving in it.
+        folder: the run's folder; no other process may be saving in it.
         keep: at least 1; None keeps all.
-        known_good: was written just now: it is kept, and not hashed again.
-        best: is kept too.
-        others: are neither counted nor deleted; see `of_others`.
+        known_good: the checkpoint that was just written: it is kept, and not hashed again.
+        best: a checkpoint that is also kept.
+        others: checkpoints that are neither counted nor deleted; see `of_others`.
 
     Returns:
-        The checkpoints deleted.
+        The deleted checkpoints.
     """
     for left in Path(folder).glob(f"{_PART}*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -228,12 +228,12 @@ def prune(
 
 
 def of_others(folder: str | Path, identity: Mapping[str, Any], alike: Alike = operator.eq) -> list[Path]:
-    """The checkpoints of other runs and programs, which no limit on this run's own may delete; newest first."""
+    """Returns the checkpoints of other runs and programs, which this run's limit must not delete; newest first."""
     return [path for path in _newest_first(folder) if _foreign(path, identity, alike)]
 
 
 def keep_only(best: Path, *, others: Collection[Path]) -> None:
-    """Deletes a run's checkpoints beside the best one, as transformers does at the end with `save_total_limit=1`."""
+    """Deletes a run's checkpoints except the best, as transformers does at the end with `save_total_limit=1`."""
     for path in _newest_first(best.parent):
         if path != best and path not in others:
             _delete(path)
@@ -246,7 +246,7 @@ def clear(folder: str | Path) -> None:
 
 
 def seal(folder: str | Path) -> None:
-    """Flushes every file of a folder to the disk and writes the manifest: their bytes and SHA-256."""
+    """Flushes every file of a folder to disk, and writes the manifest with their bytes and SHA-256."""
     folder = Path(folder)
     files = {}
     for path in _files(folder):
@@ -259,7 +259,7 @@ def seal(folder: str | Path) -> None:
 
 
 def check(folder: str | Path) -> list[str]:
-    """What is wrong with a sealed folder; [] where every file is as it was sealed."""
+    """Returns what is wrong with a sealed folder; [] if every file is unchanged."""
     folder = Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -275,7 +275,7 @@ def check(folder: str | Path) -> list[str]:
 
 
 def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state of every random generator of this process, in types that `torch.load(weights_only=True)` reads."""
+    """Returns the state of all random generators of this process, in types for `torch.load(weights_only=True)`."""
     name, keys, *rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -289,7 +289,7 @@ def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restores every random generator of this process."""
+    """Restores all random generators of this process."""
     name, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -301,13 +301,13 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Takes the name away first: what a crash leaves is no checkpoint, and the next `prune` deletes it."""
+    """Renames the folder first: what a crash leaves is then not a checkpoint, and the next `prune` deletes it."""
     part = path.rename(path.with_name(f"{_PART}{_step_of(path)}"))
     shutil.rmtree(part, ignore_errors=True)
 
 
 def _foreign(path: Path, identity: Mapping[str, Any] | None, alike: Alike = operator.eq) -> str:
-    """'it is another run's: learning_rate is 0.1 there, 0.2 here', or ''."""
+    """Returns "it is another run's: learning_rate is 0.1 there, 0.2 here", or ""."""
     if identity is None:
         return ""
     there, here = read_position(path)[1], _as_json(identity)
@@ -317,12 +317,12 @@ def _foreign(path: Path, identity: Mapping[str, Any] | None, alike: Alike = oper
 
 
 def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """As it is in a file, where tuples are lists."""
+    """Returns the identity as read from a file, where tuples are lists."""
     return dict(json.loads(json.dumps(identity)))
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """'learning_rate is 0.1 there, 0.2 here', for each key that differs."""
+    """Returns 'learning_rate is 0.1 there, 0.2 here' for each key that differs."""
     other = [key for key in sorted(here.keys() | there.keys()) if there.get(key) != here.get(key)]
     return [f"{key} is {there.get(key)!r:.60} there, {here.get(key)!r:.60} here" for key in other]
 
@@ -361,7 +361,7 @@ def _sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Flushes a file or folder to the disk; Windows cannot open folders."""
+    """Flushes a file or folder to disk; Windows cannot open folders."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -373,25 +373,25 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def failures_of_ranks() -> Iterator[None]:
-    """A block that writes in parts: torch's error, which all ranks get, becomes that of the first rank that failed."""
+    """A block that writes shards: torch's error, raised on all ranks, becomes the error of the first failed rank."""
     from torch.distributed.checkpoint import CheckpointException
 
     try:
         yield
-    except CheckpointException as error:  # no Exception: nothing else here would catch it
+    except CheckpointException as error:  # not an Exception, so nothing else catches it
         raise next(reason for reason, _ in error.failures.values()) from None
 
 
 @contextmanager
 def _storage(folder: Path) -> Iterator[None]:
-    """Turns errors of the operating system into a RunError with a fix."""
+    """Converts operating system errors into a RunError with a fix."""
     from safetensors import SafetensorError
 
     try:
         with storage_errors(folder):
             yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: of torch's writer
-        if is_lost_rank(error):  # no fault of the disk's
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeError
+        if is_lost_rank(error):  # not the disk's fault
             raise
         raise RunError(
             f"No checkpoint could be written in {folder}: {first_line(error)}", fix="check the disk"

@@ -1,4 +1,4 @@
-"""Which engine wrote the optimizer states in a checkpoint. Another one fails on them, or leaves them out silently."""
+"""Detects which engine wrote a checkpoint's optimizer states. Another engine fails on them, or silently skips them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from honed.quantities import counted
 
 PLAIN, FSDP, FSDP_IN_PARTS = "one process or DDP", "FSDP with whole states", "FSDP with states in parts"
 _PLACES = {"optimizer.pt": PLAIN, "optimizer.bin": FSDP, "optimizer_0": FSDP_IN_PARTS}
-_DEEPSPEED = "latest"  # a file with the name of the pieces' folder
+_DEEPSPEED = "latest"  # a file with the name of the shards' folder
 
 
 def deepspeed(*, zero3: bool, processes: int) -> str:
-    """DeepSpeed in words; its pieces are for this number of processes."""
+    """Describes DeepSpeed; its shards are for this number of processes."""
     return f"DeepSpeed {'with' if zero3 else 'below'} ZeRO-3 on {counted(processes, 'process', 'processes')}"
 
 
 def engine_in(checkpoint: Path) -> str | None:
-    """The engine that wrote a checkpoint, in words; None where it holds no optimizer's states."""
+    """Describes the engine that wrote a checkpoint; None if it holds no optimizer states."""
     if not (checkpoint / _DEEPSPEED).is_file():
         return next((engine for name, engine in _PLACES.items() if (checkpoint / name).exists()), None)
     zero3 = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
-    processes = len(list(checkpoint.glob("rng_state_*.pth")))  # one process has no number
+    processes = len(list(checkpoint.glob("rng_state_*.pth")))  # a single process has no number
     return deepspeed(zero3=zero3, processes=max(1, processes))
 
 
 def why_another(checkpoint: Path, engine: str) -> str:
-    """Why an engine, in words, cannot go on from a checkpoint; "" where it can."""
+    """Returns why an engine, given in words, cannot resume a checkpoint; "" if it can."""
     found = engine_in(checkpoint)
     return "" if found in {None, engine} else f"its optimizer states are of {found}, and this run is {engine}"

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, its state, and how files are written whole or not at all."""
+"""A run's folder: its contents, its state, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from honed.errors import RunError, storage_errors
 from honed.train.run_folder.lock import LOCK, run_lock
 
-# Files of an earlier run that would be taken for the new one's.
+# Files of an earlier run that would be mistaken for the new one's.
 RECORDS = ("ledger.json", "samples.json", "worst_steps.json", "report.html")
 WEIGHTS = ("adapter_config.json", "adapter_model*", "config.json", "model*.safetensors*")
 
@@ -21,16 +21,16 @@ WEIGHTS = ("adapter_config.json", "adapter_model*", "config.json", "model*.safet
 class RunFolder:
     """A run's folder.
 
-        adapter_model.safetensors or model.safetensors, tokenizer, generation_config.json   what was trained
-        recipe.yaml      the recipe as run        run.json       status, times, versions, device
+        adapter_model.safetensors or model.safetensors, tokenizer, generation_config.json   the trained model
+        recipe.yaml      the recipe that ran      run.json       status, times, versions, device
         metrics.jsonl    one line per log         ledger.json    every row accounted for
-        samples.json     before and after         report.html    all of this to look at
-        README.md        the card, for the Hub
+        samples.json     before and after         report.html    a page with all of this
+        README.md        the model card
         worst_steps.json the steps with the highest losses, with their rows
-        not_finite.jsonl the steps that were not taken, with their rows; only where there are any
+        not_finite.jsonl the skipped steps, with their rows; only if there are any
 
     Args:
-        path: created if need be.
+        path: created if necessary.
 
     Raises:
         RunError: it cannot be created or written.
@@ -48,11 +48,11 @@ class RunFolder:
         return self.path / name
 
     def state(self) -> dict[str, Any]:
-        """`run.json`, or {} where there is none that can be read."""
+        """Returns `run.json`, or {} if it is missing or unreadable."""
         return self.read_json("run.json")
 
     def finished(self, recipe_yaml: str) -> bool:
-        """True when this folder holds a finished run of exactly this recipe."""
+        """Whether this folder holds a finished run of exactly this recipe."""
         try:
             same = (self / "recipe.yaml").read_text(encoding="utf-8") == recipe_yaml
         except OSError:
@@ -61,10 +61,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Keeps other runs out of the folder while the block runs; see `run_lock`.
+        """Keeps other runs out of the folder within the block; see `run_lock`.
 
         Raises:
-            RunError: another run is in it.
+            RunError: another run is using it.
         """
         with ExitStack() as stack:
             with storage_errors(self.path):
@@ -74,10 +74,10 @@ class RunFolder:
             yield
 
     def claim(self, recipe_yaml: str, *, overwrite: bool) -> None:
-        """Makes sure that no other run's results are lost or taken for this run's.
+        """Makes sure that no other run's results are lost or mistaken for this run's.
 
         Raises:
-            RunError: the folder holds a finished run, or files that are not a run's.
+            RunError: the folder holds a finished run, or files that do not belong to a run.
         """
         if not overwrite and self.state().get("status") == "finished":
             same = "this recipe" if self.finished(recipe_yaml) else "another recipe"
@@ -96,7 +96,7 @@ class RunFolder:
         return json_object(self / name)
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a temporary file and renames it, so that readers never see half of it."""
+        """Writes a temporary file and renames it, so that readers never see a partial file."""
         with storage_errors(self.path):
             beside = self / f".{name}.{os.getpid()}"
             try:
@@ -110,14 +110,14 @@ class RunFolder:
 
     @contextmanager
     def saving(self) -> Iterator[Path]:
-        """A folder to save a model in; its files replace an earlier model's when the block ends well."""
+        """Yields a folder to save a model in; its files replace an earlier model's if the block succeeds."""
         beside = self / f".saving-{os.getpid()}"
         with storage_errors(self.path):
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
             try:
                 yield beside
-                # an adapter beside a whole model would be taken for a part of it
+                # An adapter next to a whole model would be mistaken for a part of it.
                 for stale in [file for pattern in WEIGHTS for file in self.path.glob(pattern)]:
                     stale.unlink()
                 for file in sorted(beside.iterdir()):
@@ -126,10 +126,10 @@ class RunFolder:
                 shutil.rmtree(beside, ignore_errors=True)
 
     def need_space(self, n_bytes: int) -> None:
-        """Refuses to start a run whose result would not fit on the disk.
+        """Refuses to start a run whose result does not fit on the disk.
 
         Raises:
-            RunError: less than this is free.
+            RunError: less space than this is free.
         """
         free = shutil.disk_usage(self.path).free
         if free < n_bytes:
@@ -140,7 +140,7 @@ class RunFolder:
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file, or {} where there is none that can be read."""
+    """Returns the JSON object in a file, or {} if it is missing or unreadable."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Which model and rows a checkpoint belongs to."""
+"""Identifies the model and rows that a checkpoint belongs to."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from honed.data.batch.table import PackedRows
 
-_COMPARED = 64  # first values of each parameter
+_COMPARED = 64  # values of each parameter
 
 
 def identity_of_model(model: Any) -> dict[str, Any]:
-    """What a checkpoint of this model must agree with, as JSON: shapes, dtypes, frozen weights and adapters."""
+    """Returns what must match in a checkpoint of this model, as JSON: shapes, dtypes, frozen weights and adapters."""
     weights = hashlib.sha256()
     for name, p in model.named_parameters():
         weights.update(f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}".encode())
@@ -26,7 +26,7 @@ def identity_of_model(model: Any) -> dict[str, Any]:
 
 
 def digest_of_weights(model: Any) -> str:
-    """SHA-256 of the first and last values of each parameter, which include added tokens and new heads."""
+    """Returns the SHA-256 of each parameter's first and last values, which include added tokens and new heads."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
         values = parameter.detach().flatten()
@@ -35,7 +35,7 @@ def digest_of_weights(model: Any) -> str:
 
 
 def digest_of_rows(rows: Any) -> str:
-    """SHA-256 of prepared rows; for others only kind and number, because reading them may be costly or impossible."""
+    """Returns the SHA-256 of prepared rows; of others only type and number, as reading them may be costly."""
     if not isinstance(rows, PackedRows):
         return f"{type(rows).__name__} of {len(rows) if hasattr(rows, '__len__') else 'unknown length'}"
     digest, table = hashlib.sha256(), rows.table
@@ -47,7 +47,7 @@ def digest_of_rows(rows: Any) -> str:
 
 
 def _values(values: Any) -> bytes:
-    """Of a parameter without weights (on the meta device), none."""
+    """Returns the values as bytes; empty for a parameter on the meta device."""
     return b"" if values.is_meta else bytes(values.float().cpu().numpy().tobytes())
 
 

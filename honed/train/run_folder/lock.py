@@ -1,10 +1,10 @@
-"""One run at a time in a folder: a lock that ends with its process, whatever ends it.
+"""A lock that allows one run at a time in a folder, and ends with its process, however that ends.
 
     <run>/.lock    {"pid": 4711, "host": "box", "boot": "<the machine's start>", "since": "2026-01-01T10:00:00+00:00"}
 
 The operating system's lock on this file decides (flock; on Windows the C runtime's), so a killed run leaves nothing to
 clean up. The content names the holder. On file systems without locks (Lustre mounted without `flock`) the content
-decides: the lock holds unless its process is known to be gone.
+decides: the lock is held unless its process is known to have ended.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from honed.cache import process_alive
 from honed.errors import RunError
 
 LOCK = ".lock"
-# Error numbers where another process holds the lock, and where there are no locks at all.
+# Error numbers if another process holds the lock, and if the file system has no locks.
 HELD = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[str]:
-    """Holds the lock of a run's folder; yields a sentence about a killed run that held it before, or "".
+    """Holds the lock of a run's folder; yields a sentence about a killed run that held it last, or "".
 
     Only the first rank of a distributed run takes the lock.
 
@@ -54,7 +54,7 @@ def run_lock(folder: Path) -> Iterator[str]:
 
 
 def _locked(folder: Path) -> int:
-    """The open and locked file. Its last holder may have deleted it before it was locked: then once more."""
+    """Opens and locks the file; tries again if its last holder deleted it before it was locked."""
     while True:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -69,7 +69,7 @@ def _locked(folder: Path) -> int:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Whether the lock is ours now."""
+    """Tries to take the lock; returns whether it did."""
     try:
         _system_lock(descriptor)
     except OSError as error:
@@ -85,7 +85,7 @@ def _system_lock(descriptor: int) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # beyond the text, which must stay readable
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # after the text, which must remain readable
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
@@ -94,7 +94,7 @@ def _system_lock(descriptor: int) -> None:
 
 
 def _may_live(holder: dict[str, Any]) -> bool:
-    """False without a holder, or if it was a process of this machine that is gone or ran before the last boot."""
+    """Whether the holder may be running; not if there is none, or it ended, or ran before this machine's last boot."""
     if not holder:
         return False
     if holder.get("host") != socket.gethostname():
@@ -114,13 +114,13 @@ def _read(descriptor: int) -> dict[str, Any]:
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
         found = json.loads(os.read(descriptor, 4096))
-    except ValueError:  # empty, or its writer was ended half way
+    except ValueError:  # empty, or its writer was killed while writing
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _write(descriptor: int, holder: dict[str, Any]) -> None:
-    with suppress(OSError):  # a full disk: the lock holds without words
+    with suppress(OSError):  # on a full disk the lock is held without text
         os.lseek(descriptor, 0, os.SEEK_SET)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(holder).encode() if holder else b"")
@@ -132,7 +132,7 @@ def _self() -> dict[str, Any]:
 
 
 def _boot() -> str:
-    """The id of this boot of the machine; "" where the system has none."""
+    """Returns the id of the machine's current boot; "" if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

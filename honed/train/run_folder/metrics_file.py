@@ -14,7 +14,7 @@ from honed.errors import storage_errors
 
 
 class MetricsLines:
-    """Appends one JSON object per line, flushed at once; when a run is resumed, lines after its step are dropped."""
+    """Appends one JSON object per line, flushed at once; a resumed run drops the lines after its step."""
 
     def __init__(self, path: Path, *, step: int) -> None:
         self._path, self._started = path, time.perf_counter()
@@ -26,22 +26,22 @@ class MetricsLines:
             append_line(self._path, step, time.perf_counter() - self._started, values)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """No file is kept open."""
 
 
 def append_line(path: Path, step: int, seconds: float, values: Mapping[str, Any]) -> None:
-    """Appends a JSON object; NaN and infinities, which JSON does not have, become null."""
+    """Appends a JSON object; NaN and infinity, which JSON lacks, become null."""
     line = {"step": step, "seconds": round(seconds, 3), **{key: _finite(value) for key, value in values.items()}}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Drops the lines after a step from a file of JSON lines, all for step 0; creates the file if there is none."""
+    """Drops the lines after a step from a JSON Lines file, all of them for step 0; creates the file if missing."""
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         old = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
-        beside = path.with_name(f".{path.name}.{os.getpid()}")  # renamed: a kill must not leave half of the lines
+        beside = path.with_name(f".{path.name}.{os.getpid()}")  # renamed later: a kill must not lose lines
         beside.write_text("".join(f"{line}\n" for line in old if _step_of(line) <= step), encoding="utf-8")
         beside.replace(path)
 
@@ -54,4 +54,4 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf  # a line that a kill cut off
+        return math.inf  # a line that a kill truncated

@@ -1,4 +1,4 @@
-"""A run's checkpoints that another number of processes wrote: whether its steps keep their rows, and what follows."""
+"""Resuming a run's checkpoints with another number of processes: allowed if its steps keep their rows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from honed.errors import RunError
 from honed.quantities import counted
 
-# What may differ where processes x accumulation does not; the last is the loop's.
+# What may differ if processes x accumulation does not; the last is the plain loop's name.
 _OF_RANKS = {"ranks", "sequence_parallel_size", "gradient_accumulation_steps", "accumulation"}
 
 
 def keep_rows(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    """Whether two identities of SFTTrainer's are one run's, and each step has the same rows in both.
+    """Whether two identities belong to one run of SFTTrainer, and each step has the same rows in both.
 
-    Without a short last round that is: `dataloader_drop_last` leaves out other rows on other numbers of ranks.
+    Not with `dataloader_drop_last`, which drops different rows on different numbers of ranks.
     """
     if there == here:
         return True
@@ -25,15 +25,15 @@ def keep_rows(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
 
 
 def refuse(path: Path, there: Mapping[str, Any], here: Mapping[str, Any], engine: str = "") -> None:
-    """Refuses to begin anew, over a checkpoint of this very run that another number of processes wrote.
+    """Refuses to start anew over a checkpoint of the same run that another number of processes wrote.
 
     Args:
-        path: a whole checkpoint that this run cannot go on from unasked.
+        path: an intact checkpoint that this run cannot resume automatically.
         there, here: the identities of the checkpoint and of this run.
-        engine: why this run's engine cannot read it at all; "" where it can.
+        engine: why this run's engine cannot read it; "" if it can.
 
     Raises:
-        RunError: it is one.
+        RunError: it is such a checkpoint.
     """
     now = int(here.get("ranks", 1))
     before = int(there.get("ranks", now))
@@ -50,7 +50,7 @@ def refuse(path: Path, there: Mapping[str, Any], here: Mapping[str, Any], engine
 
 
 def notes(path: Path, there: Mapping[str, Any], ranks: int) -> list[str]:
-    """What to say of going on from a checkpoint that keeps the rows of this run's steps."""
+    """Returns a note on resuming from a checkpoint of another number of processes whose steps have the same rows."""
     before = there.get("ranks", ranks)
     if before == ranks:
         return []
@@ -61,7 +61,7 @@ def notes(path: Path, there: Mapping[str, Any], ranks: int) -> list[str]:
 
 
 def shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]]:
-    """The ranks' counts for another number of ranks: the first gets all counts, and losses are averaged."""
+    """Converts the ranks' counts for another number of ranks: the first gets all counts, and losses are averaged."""
     if len(ranks) == world:
         return ranks
     counts = [rank["metrics"] for rank in ranks]
@@ -76,12 +76,12 @@ def shared_anew(ranks: list[dict[str, Any]], world: int) -> list[dict[str, Any]]
 
 
 def readers(identity: Mapping[str, Any]) -> int:
-    """Ranks with rows of their own: of those that share rows, one."""
+    """The number of ranks with different rows; ranks that share rows count as one."""
     return int(identity.get("ranks", 1)) // int(identity.get("sequence_parallel_size", 1))
 
 
 def _by_name(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """How to go on from it all the same, with the same rows in each step where that is possible."""
+    """Describes how to resume from it anyway, with the same rows in each step if possible."""
     named = f"go on with resume_from_checkpoint={path}"
     accumulation, rest = divmod(_micro_batches(there), readers(here))
     if here.get("tokens_per_step") is not None or here.get("dataloader_drop_last") or rest:
@@ -96,7 +96,7 @@ def _differ_in_ranks_alone(there: Mapping[str, Any], here: Mapping[str, Any]) ->
 
 
 def _micro_batches(identity: Mapping[str, Any]) -> int:
-    """Of a step, on all ranks together; with `tokens_per_step` its rows do not depend on them."""
+    """The micro-batches per step over all ranks; with `tokens_per_step` a step's rows do not depend on the ranks."""
     ranks = 1 if identity.get("tokens_per_step") is not None else readers(identity)
     return ranks * int(identity.get("gradient_accumulation_steps", 1))
 

@@ -1,4 +1,4 @@
-"""Masks keys and passwords in what a run writes: recipe, command line, report, and pickled arguments."""
+"""Masks keys and passwords in a run's files: recipe, command line, report, and pickled arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from honed.recipe import Recipe, as_yaml, recipe_from
 
 MASK = "<masked>"
 
-# Listed, because `eos_token`, `max_new_tokens`, `token_metrics` and the like are no secrets.
+# Listed explicitly, because `eos_token`, `max_new_tokens`, `token_metrics` and the like are not secrets.
 _NAMES = (
     r"(?:(?:\w*_)?(?:hub|hf|auth|access|api|bearer|refresh)_?token|token"
     r"|(?:\w*_)?(?:api|access|secret|private)_?key|(?:\w*_)?(?:password|passwd|secret))"
@@ -26,12 +26,12 @@ _NAMED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _SAYS_NOTHING = {"true", "false", "null", "none", MASK}
-# user:password@host, and a token alone before the host
+# user:password@host, or only a token before the host
 _IN_URLS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s/:@'\"]*:[^\s/@'\"]+|[^\s/:@'\"]{20,})@", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
-    """The text with `<masked>` for keys, tokens and passwords, known by a name before them, their form, or a URL."""
+    """Replaces keys, tokens and passwords, recognised by name, form or position in a URL, with `<masked>`."""
     text = _IN_URLS.sub(rf"\1{MASK}@", _NAMED.sub(_without_value, text))
     for literal, pattern in SECRETS:
         if literal in text:
@@ -40,7 +40,7 @@ def masked(text: str) -> str:
 
 
 def masked_values(value: Any) -> Any:
-    """The same for a JSON value: every text in it, and the whole text under a key that names a secret."""
+    """Masks a JSON value: secrets in every string, and whole strings under a key that names a secret."""
     if isinstance(value, Mapping):
         return {key: MASK if _hides(key, item) else masked_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -49,23 +49,23 @@ def masked_values(value: Any) -> Any:
 
 
 def masked_command(command: str) -> str:
-    """The same for a command line whose arguments may be `key=value`."""
+    """Masks a command line whose arguments may be `key=value`."""
     try:
         return shlex.join(map(_masked_argument, shlex.split(command)))
-    except ValueError:  # not a shell command
+    except ValueError:  # not valid shell syntax
         return masked(command)
 
 
 def masked_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML that can be read back, with its secrets masked."""
+    """Returns the recipe as valid YAML with its secrets masked."""
     return as_yaml(recipe_from(masked_values(dataclasses.asdict(recipe))))
 
 
 def sealed_arguments(args: Any) -> Any:
-    """A copy of training arguments that works as before, and whose pickle holds no secrets.
+    """Returns a copy of training arguments that works the same, and whose pickle contains no secrets.
 
     transformers pickles its arguments into `training_args.bin`, and needs their `hub_token` to upload. Unpickled, they
-    are of the original class, with None for fields that name a secret and masks inside other values.
+    have the original class, None in fields that name a secret, and masks inside other values.
     """
     kind = type(args)
 
