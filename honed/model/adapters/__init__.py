@@ -1,1 +1,1 @@
-"""Adapters: attached, computed as one function, loaded again. Begin with `adapters.py`."""
+"""Attaches, computes and loads adapters. Start with `adapters.py`."""

@@ -1,7 +1,7 @@
-"""Which class of the base model an adapter was trained on: the one for text alone, or the one that sees images.
+"""Detects the class of the base model that an adapter was trained on: text only, or with images.
 
 Qwen3.5, Llama 4 and some others have both, and name their layers differently: `model.layers` and
-`model.language_model.layers`. peft only warns of adapters that find no layer, and goes on with an untrained one.
+`model.language_model.layers`. If an adapter's layers are not found, peft only warns and uses an untrained adapter.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from honed.model.load.load import load_config, sees_images
 
 
 def trained_seeing(folder: str, base: str) -> bool:
-    """Whether more layers of the adapter in this folder stand in the base's class that sees than in its class for text.
+    """Whether more of the adapter's layers exist in the base's class with images than in its text-only class.
 
-    False where the base has one class only, and for adapters whose layers cannot be read off a safetensors file.
+    False if the base has only one class, or the adapter's layers cannot be read from a safetensors file.
 
     Args:
-        folder: of the adapter.
+        folder: the adapter's folder.
         base: name or folder of the model that it was trained on.
     """
     import torch
@@ -38,7 +38,7 @@ def trained_seeing(folder: str, base: str) -> bool:
 
 
 def _layers_in(folder: str) -> set[str]:
-    """Names of the layers that the adapter's file has LoRA matrices of."""
+    """Returns the names of the layers that have LoRA matrices in the adapter's file."""
     from safetensors import safe_open
 
     file = Path(folder) / "adapter_model.safetensors"

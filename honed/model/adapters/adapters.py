@@ -1,4 +1,4 @@
-"""Adapters: attached through peft, in peft's own format, on plain and on quantised models."""
+"""Attaches adapters through peft, in peft's format, to plain and quantised models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from honed.model.load.quantize import (
     refuse_compressed,
 )
 
-# These methods need more than a batch of tokens.
+# These methods need more than token batches.
 OTHER_BATCHES = {"CPT": "its own loss over parts of the prompt", "MULTITASK_PROMPT_TUNING": "a task id for every row"}
 
 
@@ -50,17 +50,17 @@ def lora_config(
     init: str | bool = True,
     modules_to_save: Sequence[str] | None = None,
 ) -> Any:
-    """peft's configuration of LoRA (Hu et al., arXiv:2106.09685).
+    """Returns peft's configuration of LoRA (Hu et al., arXiv:2106.09685).
 
     Args:
         r, alpha, dropout: as in the paper.
-        target_modules: names of layers; "all-linear" for all linear layers but the head, None for no layer.
-        target_parameters: names of weights that are in no linear layer, such as "experts.gate_up_proj".
-        rank_pattern, alpha_pattern: name of a layer, or a regular expression for its end -> another r or alpha.
+        target_modules: names of layers; "all-linear" for all linear layers except the head, None for no layer.
+        target_parameters: names of weights outside linear layers, such as "experts.gate_up_proj".
+        rank_pattern, alpha_pattern: a layer's name, or a regular expression for its end -> another r or alpha.
         use_dora: train magnitude and direction separately (arXiv:2402.09353).
         use_rslora: scale by alpha / sqrt(r) (arXiv:2312.03732).
         init: peft's `init_lora_weights`: True, "gaussian", "pissa", "pissa_niter_16", "olora", ...; "loftq" is honed's
-            own, for a base in 4 bits.
+            implementation, for a base in 4 bits.
         modules_to_save: layers that are trained in full, such as "lm_head".
     """
     from peft import LoraConfig
@@ -79,7 +79,7 @@ def lora_config(
         modules_to_save=None if modules_to_save is None else list(modules_to_save),
         task_type="CAUSAL_LM",
     )
-    if init == "loftq":  # set afterwards: peft would require scipy for its own LoftQ
+    if init == "loftq":  # set afterwards, because peft requires scipy for its LoftQ
         config.init_lora_weights = init
     return config
 
@@ -93,20 +93,20 @@ def ready_to_train(
     trainable: Sequence[str] = (),
     added: Sequence[str] = (),
 ) -> tuple[Any, list[str]]:
-    """The model ready to train, with a new adapter if `peft_config` is given, and notes for the user.
+    """Prepares the model for training, with a new adapter if `peft_config` is given; returns it and notes for the user.
 
     Args:
         model: a transformers or peft model; peft changes it in place.
-        peft_config: any method of peft's; not changed.
+        peft_config: any of peft's methods; not changed.
         tokenizer: untrained embeddings of its chat template's tokens are trained with the adapter.
-        checkpointing: whether activations are recomputed; then the embedding's output must require a gradient, because
+        checkpointing: whether activations are recomputed; the embedding's output must then require a gradient, because
             reentrant checkpointing would give the adapter none.
-        added: tokens whose embeddings are trained with the adapter, too, if they are untrained.
-        trainable: which of the model's own weights are trained; see `honed.model.adapters.trainable.train_only`.
+        added: tokens whose embeddings are also trained with the adapter if they are untrained.
+        trainable: the model's own weights to train; see `honed.model.adapters.trainable.train_only`.
 
     Raises:
         ModelError: a quantised base without an adapter, nothing to train, or an adapter that does not fit.
-        RecipeError: `trainable` beside an adapter, or a pattern in it that finds nothing.
+        RecipeError: `trainable` is combined with an adapter, or a pattern in it matches nothing.
     """
     if is_quantized(model):
         refuse_compressed(model)
@@ -120,7 +120,7 @@ def ready_to_train(
     if trainable:
         _refuse_beside_adapter(model, peft_config)
         notes.append(train_only(model, trainable))
-    if peft_config is not None and adapter_config(model) == peft_config:  # peft keeps it as it was passed in
+    if peft_config is not None and adapter_config(model) == peft_config:  # peft keeps the object that was passed
         notes += ["peft_config has no effect: the model has this very adapter already."]
     elif peft_config is not None:
         asked = [] if tokenizer is None else template_tokens(tokenizer) + tokenizer.convert_tokens_to_ids(list(added))
@@ -137,7 +137,7 @@ def ready_to_train(
 
 
 def attach(model: Any, peft_config: Any) -> Any:
-    """The model with a new adapter; the configuration passed in is not changed.
+    """Attaches a new adapter to the model; the configuration passed in is not changed.
 
     Raises:
         ModelError: the adapter does not fit the model.
@@ -146,33 +146,33 @@ def attach(model: Any, peft_config: Any) -> Any:
 
 
 def has_adapter(model: Any) -> bool:
-    """Whether peft, or transformers through peft, has put an adapter on the model."""
+    """Whether peft, or transformers through peft, has attached an adapter to the model."""
     return hasattr(model, "get_base_model") or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def adapter_config(model: Any) -> Any:
-    """peft's configuration of the active adapter; None for a model without one."""
+    """Returns peft's configuration of the active adapter; None for a model without one."""
     return getattr(model, "active_peft_config", None) if hasattr(model, "get_base_model") else None
 
 
 def adapter_method(model: Any) -> str:
-    """peft's name for the method of the active adapter, such as "LORA"; "" for a model without one."""
+    """Returns peft's name for the active adapter's method, such as "LORA"; "" for a model without one."""
     return str(getattr(getattr(adapter_config(model), "peft_type", None), "value", ""))
 
 
 def prompt_tokens(model: Any) -> int | None:
-    """How many virtual tokens the active adapter puts before each row; None if it is not a prompt-learning one."""
+    """Returns the number of virtual tokens that a prompt-learning adapter puts before each row; None for others."""
     config = adapter_config(model)
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else None
 
 
 def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tuple[Any, list[str]]:
-    """A copy of the configuration adapted to the model, and notes.
+    """Returns a copy of the configuration adapted to the model, and notes.
 
     Tied weights stay tied when one of them is trained in full; untrained rows of new tokens become trainable.
 
     Raises:
-        ModelError: the method cannot be trained here, or no layer bears a name that it lists.
+        ModelError: the method cannot be trained here, or an option lists only names that no layer has.
     """
     config = copy.deepcopy(peft_config)
     kind = getattr(config.peft_type, "value", str(config.peft_type))
@@ -190,10 +190,10 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
 
 
 def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: Any) -> Any:
-    """The base model that the adapter's folder names, with the adapter on it, ready for generation.
+    """Loads the base model that the adapter's folder names, with the adapter, ready for generation.
 
     Args:
-        base: a model to put the adapter on, in place; None to load the one that the folder names.
+        base: a model to attach the adapter to, in place; None to load the one that the folder names.
 
     Raises:
         ModelError: the adapter or its base model cannot be loaded.
@@ -205,13 +205,13 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
             name = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
             base = load_model(name, device=device, trains_all=False, sees=trained_seeing(folder, name), **options)
         if (rows := rows_in_adapter(folder, base)) > base.get_input_embeddings().weight.shape[0]:
-            base.resize_token_embeddings(rows, mean_resizing=False)  # tokens were added; the adapter has all rows
-        with warnings.catch_warnings():  # peft goes on with layers that it has no weights for
+            base.resize_token_embeddings(rows, mean_resizing=False)  # for added tokens; the adapter has all rows
+        with warnings.catch_warnings():  # peft only warns of layers without weights
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(base, folder)
     except HonedError:
         raise
-    except Exception as error:  # garbled JSON, a truncated file and wrong shapes each raise their own kind
+    except Exception as error:  # corrupt JSON, a truncated file and wrong shapes raise different types
         raise ModelError(
             f"The adapter in {folder} could not be loaded: {first_line(error)}",
             fix="train it again, or restore its files",
@@ -226,7 +226,7 @@ def _attach(model: Any, fitted: Any) -> Any:
             "The model has an adapter already, and peft_config asks for another.",
             fix="pass the peft model without peft_config to go on training it, or merge it first",
         )
-    wanted = copy.deepcopy(fitted)  # peft writes into the one that it gets
+    wanted = copy.deepcopy(fitted)  # peft modifies its argument
     loftq = getattr(fitted, "init_lora_weights", None) == "loftq"
     if loftq:
         fitted = copy.deepcopy(fitted)
@@ -255,14 +255,14 @@ def _attach(model: Any, fitted: Any) -> Any:
 
 
 def _exclude(config: Any, names: Sequence[str]) -> None:
-    """Adds layers to those that the configuration leaves out; a pattern of the user's own stays as it is."""
+    """Adds layers to those that the configuration excludes; a pattern of the user's is kept unchanged."""
     given = getattr(config, "exclude_modules", None) or ()
     if names and hasattr(config, "exclude_modules") and not isinstance(given, str):
         config.exclude_modules = sorted({*given, *names})
 
 
 def _name_weights(config: Any, names: Sequence[str]) -> None:
-    """Adds weights to those that get an adapter by name; patterns for their layers then fit the weights as well."""
+    """Adds weights to those that get an adapter by name; patterns for their layers then match the weights too."""
     config.target_parameters = sorted({*(config.target_parameters or ()), *names})
     for option in ("rank_pattern", "alpha_pattern"):
         patterns = getattr(config, option) or {}
@@ -270,7 +270,7 @@ def _name_weights(config: Any, names: Sequence[str]) -> None:
 
 
 def leave_packed_alone(model: Any) -> None:
-    """Tells DistributedDataParallel not to send packed experts around: all ranks have loaded the same."""
+    """Excludes packed experts from DistributedDataParallel's broadcast: all ranks have loaded the same."""
     packed = [name for name, weight in model.named_parameters() if isinstance(weight, PackedWeight)]
     if packed:
         model._ddp_params_and_buffers_to_ignore = packed
@@ -305,7 +305,7 @@ def _refuse_other_batches(method: str) -> None:
 
 
 def _train_rows(model: Any, config: Any, kind: str, rows: Sequence[int]) -> list[str]:
-    """Adds the rows to `trainable_token_indices`, unless the adapter trains their layers in full; returns notes."""
+    """Adds the rows to `trainable_token_indices`, unless the adapter trains the whole layers; returns notes."""
     whole = _last_parts(getattr(config, "modules_to_save", None))
     ends = [name for name in _ends(model) if not _last_parts([name]) & whole]
     if _tied(model):  # peft makes the other layer follow
@@ -328,7 +328,7 @@ def _train_rows(model: Any, config: Any, kind: str, rows: Sequence[int]) -> list
 
 
 def _low_rank_ends(model: Any, config: Any) -> list[str]:
-    """A note on adapters on tied weights: merged into the shared weight, they would change both layers."""
+    """Returns a note on adapters on tied weights: merged into the shared weight, they would change both layers."""
     names = getattr(config, "target_modules", None)
     if not _tied(model) or not names or isinstance(names, str):
         return []
@@ -345,7 +345,7 @@ def _last_parts(names: Iterable[str] | None) -> set[str]:
 
 
 def _ends(model: Any) -> list[str]:
-    """Names of the embedding and the head."""
+    """Returns the names of the embedding and the head."""
     names = {id(module): name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     return [names[id(embedding)], *([names[id(head)]] if head is not None else [])]

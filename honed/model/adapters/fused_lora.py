@@ -1,8 +1,8 @@
-"""peft's LoRA layers computed as one function (`honed.ops.lora`), with peft's parameters and methods unchanged.
+"""Computes peft's LoRA layers as one function (`honed.ops.lora`), with peft's parameters and methods unchanged.
 
 Each layer is replaced in its parent by a stand-in whose class derives from the layer's and which shares the layer's
 `__dict__`. So parameter names, hooks and peft's methods (`set_adapter`, `disable_adapter`, `merge`, `save_pretrained`)
-work as before; only `forward` differs. It checks the layer's state in each call and falls back to peft's own forward.
+work as before; only `forward` differs. It checks the layer's state in each call and falls back to peft's forward.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import nn
 from honed.ops.lora import add_low_rank, lora_linear
 from honed.ops.products import PLAIN
 
-# peft's layers with plain and with bitsandbytes' weights, or on a named weight; other kinds have their own kernels.
+# peft's layers with plain or bitsandbytes weights, or on a named weight; other kinds have their own kernels.
 KINDS = {"peft.tuners.lora.layer": ("Linear", "ParamWrapper"), "peft.tuners.lora.bnb": ("Linear4bit", "Linear8bitLt")}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @contextmanager
 def fused_lora(model: nn.Module) -> Iterator[int]:
-    """Within the block the model's LoRA layers compute as one function; yields how many. Blocks may be nested."""
+    """Computes the model's LoRA layers as one function within the block; yields their number. Blocks may be nested."""
     kinds = {kind: type(f"Fused{kind.__name__}", (FusedForward, kind), {"kind": kind}) for kind in _loaded_kinds()}
     places = [
         (parent, name, child)
@@ -46,7 +46,7 @@ def fused_lora(model: nn.Module) -> Iterator[int]:
 
 
 def coverage(model: nn.Module) -> tuple[int, Counter[str]]:
-    """How many LoRA layers compute as one function, and how many are left to peft, by reason."""
+    """Returns how many LoRA layers are computed as one function, and how many are left to peft, by reason."""
     base = getattr(sys.modules.get("peft.tuners.lora.layer"), "LoraLayer", ())
     kinds, fused, left = _loaded_kinds(), 0, Counter[str]()
     for layer in model.modules():
@@ -62,7 +62,7 @@ def coverage(model: nn.Module) -> tuple[int, Counter[str]]:
 
 
 def why_not(layer: Any) -> str | None:
-    """Why a layer of a known kind is left to peft in its present state; None where it is not."""
+    """Returns why a layer of a known kind is left to peft in its current state; None if it is not."""
     if layer.disable_adapters or layer.merged:
         return "adapters switched off or merged"
     active = _active(layer)
@@ -101,7 +101,7 @@ class FusedForward(_Layer):
         if args or kwargs or why_not(self) is not None or (compiling and not hasattr(self, "parameter_name")):
             plain: torch.Tensor = super().forward(x, *args, **kwargs)
             return plain
-        if compiling:  # peft's own forward of a named weight changes the layer in each call, which is no graph
+        if compiling:  # peft's forward of a named weight modifies the layer, which cannot be compiled
             return self._plainly(x)
         [name] = _active(self)
         base, scaling = self.base_layer, self.scaling[name]
@@ -120,12 +120,12 @@ class FusedForward(_Layer):
         return base + (b(a(self._cast_input_dtype(x, a.weight.dtype))) * self.scaling[name]).to(base.dtype)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles are layers of peft's own."""
+        """Copies and pickles are peft's layers."""
         return object.__new__, (self.kind,), self.__dict__
 
 
 def _loaded_kinds() -> set[type]:
-    """Without imports: a model has no layers of a module that is not loaded."""
+    """Returns the classes in `KINDS` without imports: a model has no layers of a module that is not loaded."""
     modules = ((sys.modules.get(module), names) for module, names in KINDS.items())
     found = (getattr(module, name, None) for module, names in modules for name in names)
     return {kind for kind in found if kind is not None}
@@ -142,14 +142,14 @@ def _active(layer: Any) -> list[str]:
 
 
 def _is_linear(layer: Any) -> bool:
-    """Whether it adapts a linear layer; `ParamWrapper` adds B A to any weight, a linear layer's or not."""
+    """Whether it adapts a linear layer; `ParamWrapper` adds B A to any weight."""
     return not hasattr(layer, "parameter_name") or (
         type(layer.base_layer) in PLAIN and layer.parameter_name == "weight"
     )
 
 
 def _is_dense(base: Any, x: torch.Tensor, a_RI: torch.Tensor) -> bool:
-    """Whether the base is a frozen plain matrix, and all dtypes agree, if need be through autocast."""
+    """Whether the base is a frozen plain matrix and all dtypes match, possibly through autocast."""
     if type(base) not in PLAIN or _has_hooks(base):
         return False
     weight = base.weight

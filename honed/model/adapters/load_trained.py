@@ -1,4 +1,4 @@
-"""A trained adapter or whole model -> model and tokenizer, ready to generate."""
+"""Loads a trained adapter or model with its tokenizer for generation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from honed.recipe import load_recipe
 
 
 def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype | str | None = None) -> tuple[Any, Any]:
-    """Model and tokenizer of a run's folder (adapter or whole model) or of any model, ready to generate.
+    """Loads model and tokenizer from a run's folder (adapter or whole model), or any model, for generation.
 
     Raises:
-        ModelError: there is none, or its base model is gone.
+        ModelError: there is no such model, or its base model is missing.
     """
     from transformers import GenerationConfig
 
@@ -27,13 +27,13 @@ def load_for_generation(name: str, *, device: torch.device, dtype: torch.dtype |
     options: dict[str, Any] = {"quantization": trained_on(folder)} if adapted else {"trains_all": False}
     model = load(folder, device=device, dtype=dtype, **options).eval()
     if adapted and (Path(folder) / "generation_config.json").exists():
-        # peft takes the base model's, without the stop tokens that were trained
+        # peft uses the base model's, without the stop tokens that were trained.
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, tokenizer
 
 
 def trained_on(folder: str) -> str | None:
-    """How the base of the adapter in this folder was quantised; None where it was not.
+    """Returns how the base of the adapter in this folder was quantised; None if it was not.
 
     Raises:
         RecipeError: the folder's recipe.yaml is invalid.

@@ -1,7 +1,7 @@
 """Initialises LoRA on a 4-bit base to compensate for the rounding (LoftQ, Li et al., arXiv:2310.08659).
 
-peft's own `init_lora_weights="loftq"` needs a GPU and an unquantised base, which it replaces. This does the first step
-of the paper's Algorithm 1 on any device, for the base that bitsandbytes has quantised.
+peft's `init_lora_weights="loftq"` needs a GPU and an unquantised base, which it replaces. This module does the first
+step of the paper's Algorithm 1 on any device, for a base that bitsandbytes has quantised.
 
     R  rank of the adapter;  I, O  inputs and outputs of a layer
 """
@@ -20,15 +20,15 @@ ADAPTER = "default"  # peft's name for the first adapter of a model
 
 @torch.no_grad()
 def start_at_residual(model: Any) -> None:
-    """Sets every LoRA pair, in place, to the best approximation of its rank to W - dequantised(W).
+    """Sets every LoRA pair, in place, to the best approximation of W - dequantised(W) with its rank.
 
-    The original weights are loaded from where the model came from, on the CPU, and freed again.
+    The original weights are loaded from the model's source on the CPU, and freed again.
 
     Args:
         model: a peft model with a new LoRA adapter on a base in 4 bits.
 
     Raises:
-        ModelError: no LoRA layer stands on 4-bit weights, or the original cannot be loaded.
+        ModelError: no LoRA layer has 4-bit weights, or the original cannot be loaded.
     """
     from bitsandbytes.functional import dequantize_4bit
 

@@ -1,4 +1,4 @@
-"""Names in an adapter's configuration that nothing in the model bears, which peft would silently ignore."""
+"""Detects names in an adapter's configuration that match nothing in the model, which peft silently ignores."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from honed.errors import ModelError
 
 
 def notes_on_names(model: Any, config: Any) -> list[str]:
-    """Notes on names without effect.
+    """Returns notes on names without effect.
 
     Raises:
-        ModelError: an option holds no name that is known, or experts' weights are named with dropout.
+        ModelError: an option has only unknown names, or `target_parameters` is combined with dropout.
     """
     layers = [name for name, _ in model.named_modules()]
     weights = [name for name, _ in model.named_parameters()]
@@ -56,7 +56,7 @@ def _is_named(name: str, known: Iterable[str]) -> bool:
 
 
 def _fits(option: str, pattern: str, names: Iterable[str]) -> bool:
-    """As peft looks a layer up."""
+    """Whether a pattern matches a name, in the same way as peft matches layers."""
     try:
         return any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)
     except re.error as error:

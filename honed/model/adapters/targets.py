@@ -1,15 +1,14 @@
-"""What "all-linear" leaves out: layers that no adapter fits, and weights that are in no linear layer.
+"""What "all-linear" omits: layers that adapters do not support, and weights outside linear layers.
 
-peft puts an adapter on every `nn.Linear`. It does not work on those that compute something else in their forward
-(routers that return several tensors, grouped layers). On a state-space layer's parts it would be passed by in silence:
-the kernels take `out_proj.weight`, `x_proj.weight` and `dt_proj.weight`, not the layers, and without kernels
-transformers takes `dt_proj.weight`, too. LongCat's router does the same. Merging would then put into the weights what
-was never in use.
+peft attaches an adapter to every `nn.Linear`. It fails on those whose forward computes something else (routers that
+return several tensors, grouped layers). In a state-space layer it would silently have no effect: the kernels read
+`out_proj.weight`, `x_proj.weight` and `dt_proj.weight` without calling the layers, and without kernels transformers
+also reads `dt_proj.weight`. LongCat's router does the same. Merging would then add an update that was never used.
 
-Weights outside of linear layers, such as stacked experts, get no adapter unless peft knows the family; where it does,
-it takes `gate_proj`, `up_proj` and `down_proj` for the experts' names alone. Linear layers that bear them, too (shared
-experts, dense layers), then get theirs by their weights' names, in `target_parameters`. Such an adapter computes what
-one on the layer does, and its file is the same.
+Weights outside linear layers, such as stacked experts, get no adapter unless peft knows the family; if it does, it
+applies the names `gate_proj`, `up_proj` and `down_proj` to experts only. Linear layers with these names (shared
+experts, dense layers) then get adapters through their weights' names in `target_parameters`. Such an adapter computes
+the same as one on the layer, and its file is the same.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ import torch
 from torch import nn
 
 ALL_LINEAR = "all-linear"
-STATE_SPACE = ("A_log", "D")  # parameters that together only a Mamba layer has
-TAKES_ADAPTER = "in_proj"  # the one part of it that is called as a layer
-ROUTER = ("e_score_correction_bias", "classifier")  # parts that together only LongCat's router has
-WORTH_TELLING = 0.01  # of all matrices
+STATE_SPACE = ("A_log", "D")  # only Mamba layers have both of these parameters
+TAKES_ADAPTER = "in_proj"  # the only part of a Mamba layer that is called as a layer
+ROUTER = ("e_score_correction_bias", "classifier")  # only LongCat's router has both of these parts
+WORTH_TELLING = 0.01  # fraction of all matrices
 
 
 def asks_for_all(config: Any) -> bool:
-    """Whether an adapter's configuration asks for all linear layers."""
+    """Whether an adapter's configuration targets all linear layers."""
     names = getattr(config, "target_modules", None)
     return isinstance(names, str) and names.lower() == ALL_LINEAR
 
 
 def unfit_layers(model: Any) -> list[str]:
-    """The linear layers that no adapter fits, by the last two parts of their names, such as "mixer.out_proj"."""
+    """Returns linear layers that do not support adapters, by the last two parts of their names ("mixer.out_proj")."""
     unfit = []
     for name, module in model.named_modules():
         mamba, router = (all(hasattr(module, part) for part in parts) for parts in (STATE_SPACE, ROUTER))
@@ -47,15 +46,15 @@ def unfit_layers(model: Any) -> list[str]:
 
 
 def weights_left_out(model: Any) -> list[str]:
-    """Weights of linear layers that "all-linear" left without an adapter, because they are named like experts.
+    """Returns weights of linear layers that "all-linear" left without an adapter because they are named like experts.
 
-    Layers that the configuration leaves out, the head, and layers whose weights are packed are not among them.
+    Layers that the configuration excludes, the head, and layers with packed weights are not included.
 
     Args:
-        model: with the adapter.
+        model: the model with the adapter.
 
     Returns:
-        Names as `target_parameters` takes them.
+        Names for `target_parameters`.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -63,7 +62,7 @@ def weights_left_out(model: Any) -> list[str]:
     config = copy.copy(model.active_peft_config)
     if not hasattr(config, "target_parameters"):
         return []
-    base, kinds = model.get_base_model(), (BaseTunerLayer, AuxiliaryTrainingWrapper)  # the latter: trained in full
+    base, kinds = model.get_base_model(), (BaseTunerLayer, AuxiliaryTrainingWrapper)  # the latter: trained as a whole
     done = {id(part) for layer in base.modules() if isinstance(layer, kinds) for part in layer.modules()}
     done.add(id(base.get_output_embeddings()))
     names = []
@@ -75,14 +74,14 @@ def weights_left_out(model: Any) -> list[str]:
 
 
 def lost_on_loading(model: Any) -> list[str]:
-    """Adapted layers whose weights peft would not find again in the file that it writes; by the last parts of names.
+    """Returns adapted layers whose weights peft would not find in the file that it writes, by the last parts of names.
 
-    When peft loads an adapter it renames keys as transformers does for old checkpoints, some new names among them. This
-    loads the adapter into itself.
+    When peft loads an adapter it renames keys as transformers does for old checkpoints, including some new names. This
+    function tests it by loading the adapter into itself.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    if getattr(model.active_peft_config.peft_type, "value", "") != "LORA":  # it renames no other method's keys
+    if getattr(model.active_peft_config.peft_type, "value", "") != "LORA":  # keys of other methods are not renamed
         return []
     found = set_peft_model_state_dict(model, get_peft_model_state_dict(model, save_embedding_layers=False))
     missing = [key.partition(".lora_") for key in found.missing_keys]
@@ -90,7 +89,7 @@ def lost_on_loading(model: Any) -> list[str]:
 
 
 def notes_on_frozen(model: Any) -> list[str]:
-    """A note on large weights that an adapter on all linear layers leaves as they are; none where there are none.
+    """Returns a note on large weights that an adapter on all linear layers does not train, if there are any.
 
     Args:
         model: with the adapter.
@@ -122,12 +121,12 @@ def notes_on_frozen(model: Any) -> list[str]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether it is a linear layer whose weight is a matrix of ordinary numbers."""
+    """Whether it is a linear layer whose weight is an unpacked matrix."""
     return isinstance(layer, nn.Linear) and layer.weight.is_floating_point() and layer.weight.dtype.itemsize > 1
 
 
 def _shortened(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """The last three parts of each name, unless another name ends like them."""
+    """Returns the last three parts of each name, unless another name ends in the same way."""
     short = {name: ".".join(name.split(".")[-3:]) for name in names}
     taken = {".".join(name.split(".")[-3:]) for name in others}
     return sorted({name if end in taken else end for name, end in short.items()})
@@ -135,7 +134,7 @@ def _shortened(names: Iterable[str], others: Iterable[str]) -> list[str]:
 
 @torch.no_grad()
 def _is_linear(layer: nn.Linear) -> bool:
-    """Whether it gives what a linear layer gives; a model's own kind is tried on one token."""
+    """Whether it computes what a linear layer does; a model's own class is tested on one token."""
     if not type(layer).__module__.startswith("transformers.models."):
         return True
     try:

@@ -1,4 +1,4 @@
-"""Which of a model's own weights are trained, by the names of its parameters."""
+"""Chooses which of a model's own weights are trained, by parameter name."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ NAMES_SHOWN = 3
 
 
 def train_only(model: nn.Module, patterns: Sequence[str]) -> str:
-    """Freezes, in place, every parameter that the patterns do not choose; returns a note with the numbers.
+    """Freezes every parameter that the patterns do not choose, in place; returns a note with the numbers.
 
     Args:
         model: a transformers model without an adapter.
         patterns: regular expressions, searched for in the names of `model.named_parameters()`. One that begins with "!"
-            freezes what it finds; if all do, the rest is trained. A weight that is tied to another goes by both names.
+            freezes what it matches; if all do, the rest is trained. A tied weight has both of its names.
 
     Raises:
-        RecipeError: a pattern is none, or finds nothing, or nothing is left to train.
+        RecipeError: a pattern is invalid or matches nothing, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     chosen = [_found(pattern, names) for pattern in patterns if not pattern.startswith("!")] or [set(names)]

@@ -1,1 +1,1 @@
-"""A name becomes a model and a tokenizer, quantised where asked for, with tokens for chats. Begin with `load.py`."""
+"""Loads models and tokenizers by name, with optional quantisation and chat tokens. Start with `load.py`."""

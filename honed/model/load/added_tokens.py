@@ -1,4 +1,4 @@
-"""Tokens that a run asks for: new ones in the vocabulary, and which token has which role; and their embeddings."""
+"""Tokens that a run's options request: new ones in the vocabulary, with their embeddings, and special tokens."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def with_tokens(tokenizer: Any, *, roles: Mapping[str, str | None], added: Sequence[str] = ()) -> Any:
-    """The tokenizer itself if it has all of it already, else a copy that has.
+    """Returns the tokenizer if it already has all these tokens and roles, else a copy that does.
 
     Args:
-        roles: of `ROLES` -> its token; None leaves it.
-        added: tokens that the vocabulary may lack. They are ordinary ones: a text that spells one holds this token.
+        roles: names in `ROLES` -> token; None keeps the tokenizer's.
+        added: tokens that the vocabulary may lack. They are not special: text that spells one is encoded as this token.
 
     Raises:
-        RecipeError: a role's token is not in the vocabulary, or cannot be put before texts in the old one's place; an
-            added one is empty or stands there twice.
+        RecipeError: a role's token is not in the vocabulary, or cannot replace the old one before texts; an added
+            token is empty or listed twice.
     """
     if len(set(added)) < len(added) or not all(isinstance(token, str) and token.strip() for token in added):
         raise RecipeError(f"add_tokens is {list(added)}.", fix="list each new token once, none of them empty")
@@ -45,13 +45,13 @@ def with_tokens(tokenizer: Any, *, roles: Mapping[str, str | None], added: Seque
 
 
 def with_rows(model: Any, tokenizer: Any, added: Sequence[str]) -> list[str]:
-    """Gives the added tokens, in place, rows in the model's embedding and head; returns notes.
+    """Adds rows for the added tokens to the model's embedding and head, in place; returns notes.
 
-    Rows that are not there yet, or look untrained, become the mean of the rows before them (Hewitt 2021, see
-    `clone_chat_template`); trained ones stay. A model with enough rows keeps its shape.
+    Rows that do not exist yet or look untrained become the mean of the rows before them (Hewitt 2021, see
+    `clone_chat_template`); trained ones are kept. A model with enough rows keeps its shape.
 
     Raises:
-        ModelError: the model has an adapter already, so that no row can be added.
+        ModelError: the model already has an adapter, so that no row can be added.
     """
     if not added:
         return []
@@ -63,7 +63,7 @@ def with_rows(model: Any, tokenizer: Any, added: Sequence[str]) -> list[str]:
             raise ModelError("The model has an adapter already.", fix="add tokens before the adapter")
         return []
     new = sorted({*lacking, *new_token_rows(model, ids)})
-    behind = [i for i in new if i >= tokenizer.vocab_size]  # those that the vocabulary had at first stand before them
+    behind = [i for i in new if i >= tokenizer.vocab_size]  # the original vocabulary's rows come first
     grow(model, max(rows, ids[-1] + 1), new, trained=behind[0] if behind else rows)
     kept = len(ids) - len(new)
     known = f"; {kept} more had a trained row and keep it" if kept else ""
@@ -72,7 +72,7 @@ def with_rows(model: Any, tokenizer: Any, added: Sequence[str]) -> list[str]:
 
 
 def rows_in_adapter(folder: str, model: Any) -> int:
-    """Rows of the embedding that an adapter's folder holds; 0 if it holds none."""
+    """Returns the number of embedding rows in an adapter's folder; 0 if it has no embedding."""
     from safetensors import safe_open
 
     file = Path(folder) / "adapter_model.safetensors"
@@ -92,7 +92,7 @@ def _token(text: str) -> Any:
 
 
 def _refuse_another_start(before: Any, after: Any) -> None:
-    """A fast tokenizer puts its old BOS before texts, whatever its attribute says."""
+    """Refuses a BOS without effect: a fast tokenizer puts its old BOS before texts, whatever its attribute says."""
     old, new = before.bos_token_id, after.bos_token_id
     if old is None or old == new:
         return

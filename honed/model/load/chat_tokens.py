@@ -1,6 +1,6 @@
-"""Chat tokens for a model that has none: a template, its tokens and their embeddings; and which rows are untrained.
+"""Chat tokens for a model without them: a template, its tokens and their embeddings; detection of untrained rows.
 
-Shapes: V vocabulary, D hidden size, N token ids asked about.
+Shapes: V vocabulary, D hidden size, N token ids in question.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHATML = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-# As a share of the usual distance between rows; rows made from the mean, or left at zero, are about 0 apart.
+# As a fraction of the usual distance between rows; rows initialised to the mean, or left at zero, are about 0 apart.
 NEAR = 0.1
 ROWS_AT_A_TIME = 1 << 14
 
@@ -29,26 +29,26 @@ ROWS_AT_A_TIME = 1 << 14
 def clone_chat_template(
     model: Any, tokenizer: Any, source_tokenizer_path: str, resize_to_multiple_of: int | None = 64
 ) -> tuple[Any, Any, list[int]]:
-    """Takes over the chat template and tokens of another tokenizer, as TRL's function of this name.
+    """Adopts the chat template and tokens of another tokenizer, like TRL's function of this name.
 
     The source's added tokens that this tokenizer lacks are added, and the source's EOS becomes EOS. The embedding grows
-    (never shrinks) to a multiple of `resize_to_multiple_of`; tokens `<extra_id_N>` name the rows left over. New rows
-    are the mean of the old ones: the tokens are then as likely as the average one (Hewitt 2021), and `new_token_rows`
+    (never shrinks) to a multiple of `resize_to_multiple_of`; the remaining rows get tokens `<extra_id_N>`. New rows are
+    the mean of the old ones, so that the tokens are as likely as an average one (Hewitt 2021), and `new_token_rows`
     finds them.
 
     Args:
-        model: a transformers model; it is changed in place, as by TRL (rows, config, generation config).
+        model: a transformers model; changed in place, as in TRL (rows, config, generation config).
         tokenizer: not changed.
         source_tokenizer_path: folder or Hub id of a tokenizer with a chat template.
         resize_to_multiple_of: None for no rounding.
 
     Returns:
-        The model, the new tokenizer, and the ids of the added tokens. An adapter must train these rows, by
-        `peft_config.trainable_token_indices`, or by `SFTTrainer`, which looks for untrained rows.
+        The model, the new tokenizer, and the ids of the added tokens. An adapter must train these rows, through
+        `peft_config.trainable_token_indices` or through `SFTTrainer`, which looks for untrained rows.
 
     Raises:
         TemplateError: the source has no chat template.
-        ModelError: the model has an adapter already, or no such tokenizer.
+        ModelError: the model already has an adapter, or there is no such tokenizer.
     """
     source = load_tokenizer(source_tokenizer_path)
     if source.chat_template is None:
@@ -72,23 +72,23 @@ def clone_chat_template(
 def setup_chat_format(
     model: Any, tokenizer: Any, format: str = "chatml", resize_to_multiple_of: int | None = None
 ) -> tuple[Any, Any]:
-    """Adds ChatML tokens and template, as TRL's function of this name did before `clone_chat_template`.
+    """Adds ChatML tokens and template, like TRL's function of this name before `clone_chat_template`.
 
-    `<|im_start|>` becomes BOS and `<|im_end|>` EOS (and pad, where there is none); for new rows see
+    `<|im_start|>` becomes BOS and `<|im_end|>` EOS (and the pad token, if there is none); for new rows see
     `clone_chat_template`.
 
     Args:
         model: changed in place.
         tokenizer: not changed.
-        format: "chatml" is the only one.
-        resize_to_multiple_of: round the number of rows up to a multiple of this.
+        format: only "chatml".
+        resize_to_multiple_of: the number of rows is rounded up to a multiple of this.
 
     Returns:
         The model and the new tokenizer.
 
     Raises:
-        TemplateError: the tokenizer has a chat template already, or the format is unknown.
-        ModelError: the model has an adapter already.
+        TemplateError: the tokenizer already has a chat template, or the format is unknown.
+        ModelError: the model already has an adapter.
     """
     if format != "chatml":
         raise TemplateError(f"The chat format {format!r} is not known.", fix='set format="chatml"')
@@ -110,7 +110,7 @@ def setup_chat_format(
 
 
 def template_tokens(tokenizer: Any) -> list[int]:
-    """Ids of the added tokens (control tokens, mostly) that a chat of one turn uses, and EOS; sorted."""
+    """Returns the sorted ids of EOS and the added tokens (mostly control tokens) in a chat with one turn."""
     added = set(tokenizer.added_tokens_decoder)
     used = {tokenizer.eos_token_id} - {None}
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
@@ -118,7 +118,7 @@ def template_tokens(tokenizer: Any) -> list[int]:
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             text = tokenizer.apply_chat_template(chat, tokenize=False)
-        except Exception:  # a template may raise what it likes, as for content that must be a list of parts
+        except Exception:  # templates may raise anything, for example for content that must be a list
             text = template
         used |= added & set(tokenizer(text, add_special_tokens=True)["input_ids"])
     return sorted(used)
@@ -126,14 +126,14 @@ def template_tokens(tokenizer: Any) -> list[int]:
 
 @torch.no_grad()
 def new_token_rows(model: Any, ids: Iterable[int]) -> list[int]:
-    """Those of `ids` whose row in the embedding or in an untied LM head is untrained; sorted.
+    """Returns those of `ids` whose row in the embedding or in an untied LM head is untrained; sorted.
 
-    A row counts as untrained if it is nearly zero, nearly the mean of all rows (as `clone_chat_template` and
-    transformers' resizing leave it), or nearly equal to another row (as in Land & Bartolo, arXiv:2405.05417). Random
-    rows cannot be told from trained ones: give their ids to the adapter yourself.
+    A row counts as untrained if it is nearly zero, nearly the mean of all rows (as after `clone_chat_template` and
+    transformers' resizing), or nearly equal to another row (as in Land & Bartolo, arXiv:2405.05417). Random rows cannot
+    be distinguished from trained ones: pass their ids to the adapter yourself.
 
     Args:
-        model: a transformers model; rows that are not floating point count as trained.
+        model: a transformers model; rows in other than floating-point dtypes count as trained.
         ids: token ids; each costs one product with the matrix.
     """
     asked = sorted(set(ids))
@@ -147,7 +147,7 @@ def new_token_rows(model: Any, ids: Iterable[int]) -> list[int]:
 
 
 def _untrained(weight_VD: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
-    """Bool (N,). Distances are measured in float32, some rows at a time."""
+    """Whether each row is untrained, bool (N,). Distances are computed in float32, some rows at a time."""
     rows_ND = weight_VD[ids_N].float()
     mean_D = weight_VD.mean(0, dtype=torch.float32)
     some_SD = weight_VD[:: max(1, len(weight_VD) // 4096)].float()
@@ -163,14 +163,14 @@ def _untrained(weight_VD: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
 
 
 def _matrices(model: Any) -> list[torch.Tensor]:
-    """The embedding, and the head if it is not tied."""
+    """Returns the embedding, and the head if it is not tied."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     return [embedding] if head is None or head.weight is embedding else [embedding, head.weight]
 
 
 @torch.no_grad()
 def grow(model: Any, n_rows: int, new_ids: list[int], *, trained: int) -> None:
-    """Makes embedding and head `n_rows` long, and the rows of `new_ids` the mean of the first `trained` rows."""
+    """Resizes embedding and head to `n_rows`; sets the rows of `new_ids` to the mean of the first `trained` rows."""
     if hasattr(model, "get_base_model"):
         raise ModelError("The model has an adapter already.", fix="add tokens before the adapter")
     trained = min(trained, _n_rows(model))
@@ -184,7 +184,7 @@ def grow(model: Any, n_rows: int, new_ids: list[int], *, trained: int) -> None:
 
 
 def _fill(tokenizer: Any, n_rows: int) -> list[str]:
-    """Adds `<extra_id_N>` tokens until there is one for every row; their texts."""
+    """Adds `<extra_id_N>` tokens until every row has a token; returns their texts."""
     fillers: list[str] = []
     number = 0
     vocabulary = tokenizer.get_vocab()  # read once: a large one takes a tenth of a second
@@ -199,7 +199,7 @@ def _fill(tokenizer: Any, n_rows: int) -> list[str]:
 
 
 def _n_ids(tokenizer: Any) -> int:
-    """The rows that an embedding needs: the highest id plus 1."""
+    """Returns the number of rows that an embedding needs: the highest id plus 1."""
     return max(tokenizer.get_vocab().values()) + 1
 
 

@@ -1,4 +1,4 @@
-"""A model's name or folder -> model and tokenizer, with the number format that suits the device."""
+"""Loads a model and its tokenizer by name or folder, in the dtype that suits the device."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "voc
 
 
 def resolve(name: str) -> str:
-    """The folder or Hub id behind a model's name.
+    """Returns the folder or Hub id for a model's name.
 
     Raises:
-        ModelError: a path that does not exist, or a folder without a model.
+        ModelError: the path does not exist, or the folder has no model.
     """
     if name == DEFAULT_MODEL:
         return str(resolve_default_model())
@@ -29,7 +29,7 @@ def resolve(name: str) -> str:
     if path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"{name} holds no model: there is no config.json in it.", fix=_model_near(path))
-        return str(path.absolute())  # an adapter records it, and is loaded from other places
+        return str(path.absolute())  # an adapter stores it, and may be loaded from another directory
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in {".gguf", ".safetensors"}:
         raise ModelError(
             f"No such model folder: {name}",
@@ -39,7 +39,7 @@ def resolve(name: str) -> str:
 
 
 def _model_near(folder: Path) -> str:
-    """The fix for a folder without a model: name one inside it, if there is one."""
+    """Returns the fix for a folder without a model: a model inside it, if there is one."""
     inside = sorted(folder.glob("*/config.json")) or sorted(folder.glob("*/adapter_config.json"))
     if inside:
         return f"name the folder of a model, such as {folder / inside[-1].parent.name}"
@@ -49,10 +49,10 @@ def _model_near(folder: Path) -> str:
 
 
 def resolve_tokenizer(name: str) -> str:
-    """The folder or Hub id behind the name of a model, or of a tokenizer without one.
+    """Returns the folder or Hub id for the name of a model, or of a tokenizer without a model.
 
     Raises:
-        ModelError: as `resolve`.
+        ModelError: see `resolve`.
     """
     place = Path(name).expanduser()
     alone = any((place / file).exists() for file in TOKENIZER_FILES)
@@ -60,7 +60,7 @@ def resolve_tokenizer(name: str) -> str:
 
 
 def load_tokenizer(name: str, **options: Any) -> Any:
-    """The tokenizer of a model.
+    """Loads the tokenizer of a model.
 
     Raises:
         ModelError: there is none, or it cannot be read.
@@ -71,7 +71,7 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     ask_for_model(folder, options)
     try:
         return AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False, **options})
-    except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
+    except Exception as error:  # transformers raises many types for a missing or broken tokenizer
         fix = "put tokenizer.json and tokenizer_config.json into the model's folder, or pass processing_class="
         if not Path(folder).is_dir():
             fix = f"check the name and the network, or name a folder; {DEFAULT_MODEL} needs no Hub"
@@ -79,11 +79,11 @@ def load_tokenizer(name: str, **options: Any) -> Any:
 
 
 def load_processor(name: str, **options: Any) -> Any:
-    """The processor of a vision-language model: its tokenizer and its image processor.
+    """Loads the processor of a vision-language model: its tokenizer and its image processor.
 
     Raises:
         ModelError: there is none, or it cannot be read.
-        MissingExtraError: Pillow is absent.
+        MissingExtraError: Pillow is not installed.
     """
     from importlib.util import find_spec
 
@@ -95,7 +95,7 @@ def load_processor(name: str, **options: Any) -> Any:
     ask_for_model(folder, options)
     try:
         processor = AutoProcessor.from_pretrained(folder, **{"trust_remote_code": False, **options})
-    except Exception as error:  # a missing file, an absent package: each its own kind
+    except Exception as error:  # a missing file or package: all of different types
         raise ModelError(
             f"No processor could be loaded from {name}: {first_line(error)}",
             fix="put the files of processor.save_pretrained into the model's folder, or pass processing_class=",
@@ -118,21 +118,21 @@ def load_model(
     quantization: str | None = None,
     **options: Any,
 ) -> Any:
-    """A causal language model on the device.
+    """Loads a causal language model onto the device.
 
     Args:
         name: a folder, a Hub id, or the default model's name.
-        device: where it goes, unless `device_map` is among the options.
-        dtype: a torch dtype or its name; None for float32 where the weights are trained (their updates are too small
-            for bfloat16), else the device's fastest.
+        device: the device to load it on, unless the options contain `device_map`.
+        dtype: a torch dtype or its name; None for float32 if the weights are trained (their updates are too small for
+            bfloat16), else the device's fastest.
         trains_all: whether the model's own weights are trained (full fine-tuning).
-        sees: load the vision tower too, where the folder can also be loaded as a text model.
+        sees: also load the vision tower, if the folder can be loaded with and without it.
         quantization: "nf4", "fp4" or "int8"; see `honed.model.load.quantize`.
-        options: keywords of `from_pretrained`; `load_in_4bit=True` and the like are understood as well.
+        options: keyword arguments for `from_pretrained`; `load_in_4bit=True` and the like also work.
 
     Raises:
         ModelError: the model cannot be found or loaded, or is an adapter.
-        MissingExtraError: it is to be quantised, and the package for that is absent.
+        MissingExtraError: quantisation is requested, and its package is not installed.
     """
     from honed.model.minimind.minimind import register
 
@@ -144,7 +144,7 @@ def load_model(
             fix="name the model that it was trained on, or merge it into that one first (peft: merge_and_unload)",
         )
     ask_for_model(folder, options)
-    options = {"trust_remote_code": False, **options}  # unset, transformers would ask on the terminal
+    options = {"trust_remote_code": False, **options}  # if unset, transformers asks on the terminal
     old_name = options.pop("torch_dtype", None)
     chosen = known_dtype(dtype if dtype is not None else old_name)
     quantised = quantization is not None or quantize.asks_for_bits(options)
@@ -158,11 +158,11 @@ def load_model(
         options = quantize.with_quantization_config({"device_map": {"": device}, **options}, dtype=products)
     try:
         model = model_class(folder, sees, options).from_pretrained(folder, dtype=chosen, **options)
-    except ImportError as error:  # of a quantisation's package, mostly
+    except ImportError as error:  # mostly a quantisation package
         raise ModelError(f"The model {name} needs more packages: {first_line(error)}", fix="install them") from None
     except Exception as error:
-        # a missing file, a truncated shard and an unknown architecture each raise their own kind
-        code = "trust_remote_code" in str(error)  # which transformers' message asks for
+        # A missing file, a truncated shard and an unknown architecture raise different types.
+        code = "trust_remote_code" in str(error)  # transformers' message requests it
         raise ModelError(
             f"The model {name} could not be loaded: {first_line(error)}",
             fix="look at that code, then set trust_remote_code=True"
@@ -178,7 +178,7 @@ def load_model(
 
 
 def known_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
-    """The dtype as given, if torch knows it or it is "auto".
+    """Returns the dtype unchanged if torch knows it or it is "auto".
 
     Raises:
         RecipeError: torch has no such dtype.
@@ -189,7 +189,7 @@ def known_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
 
 
 def load_config(name: str) -> Any:
-    """The configuration of a model; of its weights nothing is read.
+    """Loads the configuration of a model without its weights.
 
     Raises:
         ModelError: there is no such model, or its configuration cannot be read.
@@ -203,7 +203,7 @@ def load_config(name: str) -> Any:
     ask_for_model(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # each missing or garbled file raises its own kind
+    except Exception as error:  # missing and corrupt files raise different types
         raise ModelError(
             f"The configuration of {name} cannot be read: {first_line(error)}",
             fix="check the name, the folder's config.json and the network",
@@ -211,17 +211,17 @@ def load_config(name: str) -> Any:
 
 
 def sees_images(name: str) -> bool:
-    """Whether the model's configuration is that of a vision-language model; False where it cannot be read."""
+    """Whether the model's configuration is a vision-language model's; False if it cannot be read."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     try:
         return type(load_config(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    except Exception:  # loading the model will tell
+    except Exception:  # loading the model reports it
         return False
 
 
 def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
-    """The Auto class for this folder: with images where asked for, or where the model has no text-only class."""
+    """Returns the Auto class for this folder: with images if requested, or if the model has no text-only class."""
     import transformers
 
     if sees:
@@ -231,7 +231,7 @@ def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
 
 
 def class_of(config: Any) -> Any:
-    """The Auto class for this configuration: the one for text, unless the model has only one that sees."""
+    """Returns the Auto class for this configuration: the text-only one, unless there is only one with images."""
     import transformers
 
     sees = type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -240,5 +240,5 @@ def class_of(config: Any) -> Any:
 
 
 def is_adapter(folder: str) -> bool:
-    """Whether a folder holds an adapter alone."""
+    """Whether a folder holds only an adapter."""
     return (Path(folder) / "adapter_config.json").exists() and not (Path(folder) / "config.json").exists()

@@ -1,8 +1,8 @@
-"""Experts in 4 bits: transformers 5 stacks them in three-dimensional weights, which bitsandbytes leaves as they are.
+"""Experts in 4 bits: transformers 5 stacks them in three-dimensional weights, which bitsandbytes does not quantise.
 
-They are packed one by one while the model is loaded, so that they never lie in memory whole. A packed weight looks like
-a tensor of its own shape and dtype, so that models, peft and autograd take it for one. It is unpacked by the operation
-that reads it; what autograd keeps for the backward pass stays packed.
+They are packed one by one while the model is loaded, so that they are never all in memory unpacked. A packed weight
+looks like a tensor of the original shape and dtype to models, peft and autograd. The operation that reads it unpacks
+it; what autograd keeps for the backward pass stays packed.
 
     E experts of a layer;  I, O inputs and outputs of an expert
 """
@@ -25,9 +25,9 @@ class PackedWeight(torch.Tensor):
     """A frozen weight (E, O, I) in 4 bits, or its view with the last two dimensions swapped.
 
     Args:
-        packed: uint8, two numbers in each.
+        packed: uint8, two values in each.
         state: bitsandbytes' `QuantState`: shape, dtype and scales.
-        swapped: whether this is the view.
+        swapped: whether this is the view with swapped dimensions.
     """
 
     @staticmethod
@@ -46,7 +46,7 @@ class PackedWeight(torch.Tensor):
         return f"PackedWeight(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
 
     def unpacked(self) -> torch.Tensor:
-        """The numbers that it stands for."""
+        """Returns the dequantised values."""
         from bitsandbytes.functional import dequantize_4bit
 
         weight_EOI = dequantize_4bit(self.packed, self.state)
@@ -75,11 +75,11 @@ class PackedWeight(torch.Tensor):
 
 
 def pack(weight_EOI: torch.Tensor, *, kind: str, twice: bool) -> PackedWeight:
-    """The weight in 4 bits.
+    """Quantises the weight to 4 bits.
 
     Args:
         kind: "nf4" or "fp4".
-        twice: whether its scales are quantised, too.
+        twice: whether its scales are quantised too.
     """
     from bitsandbytes.functional import quantize_4bit
 
@@ -88,13 +88,13 @@ def pack(weight_EOI: torch.Tensor, *, kind: str, twice: bool) -> PackedWeight:
 
 
 def is_stack(name: str, weight: Any) -> bool:
-    """Whether a weight holds all experts of a layer: (E, O, I), in some models (E, I, O)."""
+    """Whether a weight holds all experts of a layer: (E, O, I), or (E, I, O) in some models."""
     owner, _, own = name.rpartition(".")
     return weight.ndim == 3 and "expert" in owner and "bias" not in own and weight.is_floating_point()
 
 
 def unpack(model: nn.Module) -> None:
-    """Turns packed experts, in place, into ordinary weights."""
+    """Converts packed experts into ordinary weights, in place."""
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             if isinstance(weight, PackedWeight):
@@ -102,7 +102,7 @@ def unpack(model: nn.Module) -> None:
 
 
 def experts_config(**options: Any) -> Any:
-    """A `BitsAndBytesConfig` with these options, with which stacked experts are packed as well."""
+    """Returns a `BitsAndBytesConfig` with these options that also packs stacked experts."""
     from transformers import BitsAndBytesConfig
 
     _register()
@@ -113,7 +113,7 @@ def experts_config(**options: Any) -> Any:
 
 @cache
 def _register() -> None:
-    """Makes the quantizer known to transformers, which imports bitsandbytes for it."""
+    """Registers the quantizer with transformers, which imports bitsandbytes for it."""
     from transformers.core_model_loading import ConversionOps
     from transformers.quantizers.auto import register_quantizer
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -129,7 +129,7 @@ def _register() -> None:
             return PackOrQuantize(super().get_quantize_ops(), self.quantization_config)
 
         def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
-            model.quantization_method = QuantizationMethod.BITS_AND_BYTES  # as everybody else knows it
+            model.quantization_method = QuantizationMethod.BITS_AND_BYTES  # what other libraries check
             self.quantization_config.quant_method = QuantizationMethod.BITS_AND_BYTES
             return super()._process_model_after_weight_loading(model, **options)
 

@@ -1,7 +1,7 @@
-"""Quantised base models: their quantization config, and what they need to carry an adapter.
+"""Quantised base models: their quantization config, and what they need to train an adapter.
 
 A quantised base is frozen: gradients pass through its weights but not into them (QLoRA, Dettmers et al.,
-arXiv:2305.14314). Embeddings, norms and LM head keep the model's own dtype.
+arXiv:2305.14314). Embeddings, norms and LM head keep the model's dtype.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ COMPANIONS = ("bnb_4bit_", "llm_int8_")
 
 
 def quantization_config(kind: str, *, dtype: torch.dtype | str) -> Any:
-    """The `BitsAndBytesConfig` behind a short name.
+    """Returns the `BitsAndBytesConfig` for a short name.
 
     Args:
         kind: "nf4" or "fp4" (4 bits with double quantisation), "int8" (LLM.int8(), arXiv:2208.07339); "nf4+experts" or
-            "fp4+experts" for stacked experts, too (see `honed.model.load.packed_experts`).
+            "fp4+experts" to include stacked experts (see `honed.model.load.packed_experts`).
         dtype: compute dtype for 4 bits.
 
     Raises:
-        ModelError: no such kind.
+        ModelError: the kind is unknown.
         MissingExtraError: bitsandbytes is not installed.
     """
     from transformers import BitsAndBytesConfig
@@ -50,14 +50,14 @@ def quantization_config(kind: str, *, dtype: torch.dtype | str) -> Any:
 
 
 def asks_for_bits(options: Mapping[str, Any]) -> bool:
-    """Whether keywords of `from_pretrained` ask for a quantised model."""
+    """Whether keyword arguments of `from_pretrained` request a quantised model."""
     return options.get("quantization_config") is not None or any(options.get(key) for key in OLD_KEYWORDS)
 
 
 def with_quantization_config(options: Mapping[str, Any], *, dtype: torch.dtype | str) -> dict[str, Any]:
-    """The keywords with `load_in_4bit=True`, `bnb_4bit_quant_type=...` and the like as one `quantization_config`.
+    """Combines `load_in_4bit=True`, `bnb_4bit_quant_type=...` and the like into one `quantization_config`.
 
-    transformers 5 no longer takes the short form. The default compute dtype is `dtype`, not bitsandbytes' float32.
+    transformers 5 no longer accepts the short form. The default compute dtype is `dtype`, not bitsandbytes' float32.
 
     Raises:
         ModelError: both forms are given.
@@ -80,10 +80,10 @@ def with_quantization_config(options: Mapping[str, Any], *, dtype: torch.dtype |
 
 
 def quantized_options(options: Mapping[str, Any] | None, config: Any) -> dict[str, Any]:
-    """Keywords of `from_pretrained` with this `quantization_config` added.
+    """Adds this `quantization_config` to keyword arguments of `from_pretrained`.
 
     Raises:
-        ModelError: the keywords ask for quantisation already.
+        ModelError: the keyword arguments already request quantisation.
     """
     if config is None:
         return dict(options or {})
@@ -93,26 +93,26 @@ def quantized_options(options: Mapping[str, Any] | None, config: Any) -> dict[st
 
 
 def need_bitsandbytes() -> None:
-    """Raises MissingExtraError where the package is absent."""
+    """Raises MissingExtraError if the package is not installed."""
     if find_spec("bitsandbytes") is None:
         raise MissingExtraError("bitsandbytes", "quant")
 
 
 def is_quantized(model: Any) -> bool:
-    """Whether the weights of a transformers model (in a peft model or not) are quantised."""
+    """Whether the weights of a transformers model, inside a peft model or not, are quantised."""
     return bool(getattr(model, "is_quantized", False))
 
 
 def keep_differentiable(model: Any) -> None:
-    """Keeps 4-bit layers on the CPU in the layout that has a backward pass. Does nothing on other devices.
+    """Keeps 4-bit layers on the CPU in the layout that has a backward pass; does nothing on other devices.
 
-    On CPUs with AVX512-BF16 a bitsandbytes layer repacks its weight at its first forward in eval mode. The kernel for
-    that layout has no backward (0.50.2 warns and gives no gradient), so one evaluation would spoil all later training;
-    and packing rounds the scales to bfloat16 for good. Layers of gptqmodel 7.6 (GPTQ, AWQ) do the same on any CPU,
-    without a warning.
+    On CPUs with AVX512-BF16 a bitsandbytes layer repacks its weight in its first forward pass in eval mode. The kernel
+    for that layout has no backward pass (0.50.2 warns and returns no gradient), so one evaluation would break all later
+    training; and packing irreversibly rounds the scales to bfloat16. Layers of gptqmodel 7.6 (GPTQ, AWQ) do the same on
+    any CPU, without a warning.
 
     Raises:
-        ModelError: a layer is packed already.
+        ModelError: a layer is already packed.
     """
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -129,9 +129,9 @@ def keep_differentiable(model: Any) -> None:
 
 
 def into_one_format(model: Any, dtype: torch.dtype) -> None:
-    """Converts weights of other dtypes, except those that the model itself keeps in float32.
+    """Converts weights of other dtypes to `dtype`, except those that the model itself keeps in float32.
 
-    When transformers 5.23 dequantises an fp8 folder while loading (always without an fp8 GPU), weights that were not
+    If transformers 5.23 dequantises an fp8 folder while loading (always without an fp8 GPU), weights that were not
     quantised keep the file's dtype, and the first product of two dtypes fails.
     """
     kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
@@ -142,7 +142,7 @@ def into_one_format(model: Any, dtype: torch.dtype) -> None:
 
 
 def notes_on_experts(model: Any) -> list[str]:
-    """A note where the layers of a model are quantised to 4 bits, and its stacked experts are not."""
+    """Returns a note if the layers of a model are quantised to 4 bits but its stacked experts are not."""
     plain = [p for name, p in model.named_parameters() if is_stack(name, p) and not isinstance(p, PackedWeight)]
     if not plain or not getattr(model, "is_loaded_in_4bit", False):
         return []
@@ -154,7 +154,7 @@ def notes_on_experts(model: Any) -> list[str]:
 
 
 def packed_layers(model: Any) -> list[str]:
-    """Last parts of the names of layers with packed weights (GPTQ, AWQ), which peft's "all-linear" ignores."""
+    """Returns the last parts of the names of layers with packed weights (GPTQ, AWQ), ignored by peft's "all-linear"."""
     layers = [
         name for name, module in model.named_modules() if isinstance(getattr(module, "qweight", None), torch.Tensor)
     ]
@@ -164,8 +164,8 @@ def packed_layers(model: Any) -> list[str]:
 def refuse_compressed(model: Any) -> None:
     """Refuses a base in compressed-tensors format (`honed export --gptq`, most AWQ and fp8 models).
 
-    Its layers have no weights before the first forward, so peft fails; and no gradient passes through the rounding of
-    activations.
+    Its layers have no weights before the first forward pass, so peft fails, and no gradient passes through the rounding
+    of activations.
 
     Raises:
         ModelError: the model is compressed; the fix is to dequantise it.
@@ -178,13 +178,13 @@ def refuse_compressed(model: Any) -> None:
 
 
 def dequantized(model: Any, dtype: torch.dtype) -> Any:
-    """The quantised model as an ordinary one in this dtype.
+    """Converts the quantised model into an ordinary one in this dtype.
 
     Args:
         model: must not be used afterwards.
 
     Raises:
-        ModelError: the method cannot be undone.
+        ModelError: the quantisation method cannot be undone.
     """
     keep_differentiable(model)
     unpack(model)

@@ -1,4 +1,4 @@
-"""Special tokens: a pad token, ids that agree in tokenizer and model, and the stop tokens that were trained."""
+"""Special tokens: a pad token, the same ids in tokenizer and model, and stop tokens that were trained."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def known_tokens(model: Any) -> int:
-    """How many token ids a model both reads and predicts; CPM-Ant's embedding has rows beyond its tokens."""
+    """Returns the number of token ids that a model both reads and predicts; CPM-Ant's embedding has extra rows."""
     head = model.get_output_embeddings()
     rows = int(model.get_input_embeddings().weight.shape[0])
     return min(rows, getattr(head, "out_features", rows))
 
 
 def with_pad_token(tokenizer: Any) -> Any:
-    """The tokenizer itself if it has a pad token, else a copy that pads with EOS (padding is masked by length)."""
+    """Returns the tokenizer if it has a pad token, else a copy that pads with EOS (padding is masked by length)."""
     if tokenizer.pad_token_id is not None:
         return tokenizer
     changed = copy.deepcopy(tokenizer)
@@ -26,7 +26,7 @@ def with_pad_token(tokenizer: Any) -> Any:
 
 
 def agree_on_special_tokens(model: Any, tokenizer: Any) -> None:
-    """Sets the tokenizer's bos, eos and pad ids, where it has them, in the model's config and generation config."""
+    """Copies the tokenizer's bos, eos and pad ids, if it has them, to the model's config and generation config."""
     places = [model.config.get_text_config(), getattr(model, "generation_config", None)]
     for role in ROLES:
         token_id = getattr(tokenizer, role)

@@ -1,1 +1,1 @@
-"""How much memory and time a run will take, before anything is loaded. Begin with `plan.py`."""
+"""Predicts the memory and time of a run before anything is loaded. Start with `plan.py`."""

@@ -1,12 +1,12 @@
-"""Bytes per token that one decoder layer keeps for its backward pass: one line per tensor that autograd saves.
+"""Bytes per token that a decoder layer keeps for its backward pass: one line per tensor that autograd saves.
 
 Derived from transformers' layers and tested against what autograd saves (tests/model/plan/test_plan_activations.py).
-Attention kernels save no scores, so their share is linear in the tokens.
+Attention kernels save no scores, so their part is linear in the tokens.
 
     x -> norm -> h -> q, k, v -> (norm) -> rotary -> attention -> o_proj -> + -> norm -> h -> gate, up -> down -> +
 
-A linear layer keeps its input if its weight is trained or if it has an adapter; under autocast each layer keeps a cast
-copy of its own.
+A linear layer keeps its input if its weight is trained or if it has an adapter; under autocast each layer keeps its own
+cast copy.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ READS_ATTENTION_INPUT = frozenset(("q_proj", "k_proj", "v_proj", "qkv_proj"))
 READS_ATTENTION_OUTPUT = frozenset(("o_proj",))
 READS_FEED_FORWARD_INPUT = frozenset(("gate_proj", "up_proj", "gate_up_proj", "gate"))
 READS_FEED_FORWARD_PRODUCT = frozenset(("down_proj",))
-# How many of them a plain Llama layer has.
+# The numbers of these tensors in a plain Llama layer.
 _PLAIN = {
     READS_ATTENTION_INPUT: 3,
     READS_ATTENTION_OUTPUT: 1,
     READS_FEED_FORWARD_INPUT: 2,
     READS_FEED_FORWARD_PRODUCT: 1,
 }
-FP32 = 4  # bytes; norms compute in it whatever the model's dtype
+FP32 = 4  # bytes; norms compute in float32 whatever the model's dtype
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Formats:
-    """Bytes of a number in each place.
+    """Bytes per number in different places.
 
     Attributes:
-        weight: of unquantised weights and the residual stream.
-        compute: of matrix products and attention; smaller than `weight` under autocast.
+        weight: unquantised weights and the residual stream.
+        compute: matrix products and attention; smaller than `weight` under autocast.
         copies_attention: whether attention's output is copied for o_proj, as on CPU.
     """
 
@@ -53,12 +53,12 @@ class Formats:
 
     @property
     def experts(self) -> int:
-        """Of the experts' products, which follow autocast on CUDA only (see `experts_in_autocast`)."""
+        """Bytes in the experts' products, which autocast affects on CUDA only (see `experts_in_autocast`)."""
         return self.weight if self.copies_attention else self.compute
 
 
 def formats_of(method: str, *, device: str, dtype: str | None = None) -> Formats:
-    """The dtypes that honed uses: on CUDA products in bfloat16, and weights in float32 if they are trained.
+    """Returns the dtypes that honed uses: on CUDA products in bfloat16, and weights in float32 if they are trained.
 
     Raises:
         RecipeError: an unknown dtype.
@@ -71,7 +71,7 @@ def formats_of(method: str, *, device: str, dtype: str | None = None) -> Formats
 
 
 def saved_per_token(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> dict[str, int]:
-    """Bytes per token that a layer keeps, by kind; `adapter` is None if all weights are trained."""
+    """Returns bytes per token that a layer keeps, by kind; `adapter` is None if all weights are trained."""
     return {
         "norms": _norms(sizes, formats, adapter),
         "attention": _attention(sizes, formats, adapter),
@@ -81,7 +81,7 @@ def saved_per_token(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> 
 
 
 def saved_per_layer(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
-    """Bytes that a layer keeps independently of the tokens: cast weights, and experts with their adapter merged in."""
+    """Returns bytes that a layer keeps whatever the tokens: cast weights, and experts with a merged adapter."""
     linear, experts = sizes.linear // sizes.layers, sizes.experts // sizes.layers
     if adapter is None:
         copied = experts * formats.experts if formats.experts != formats.weight else 0
@@ -92,7 +92,7 @@ def saved_per_layer(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> 
 
 
 def _norms(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
-    """Each keeps its input in float32 and one factor per token; with a trained weight also the normed values."""
+    """Each norm keeps its input in float32 and one factor per token; with a trained weight also the normed values."""
     gemma = sizes.norms == 4
     normed = 0 if adapter is not None else (FP32 if gemma else formats.weight)
     return sizes.norms * (sizes.hidden * (FP32 + normed) + FP32)
@@ -107,7 +107,7 @@ def _attention(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
         gemma = sizes.norms == 4
         trained = 0 if adapter is not None else (FP32 if gemma else c)
         normed = (sizes.queries + sizes.keys) * (FP32 + trained) + (sizes.heads + sizes.key_heads) * FP32
-    output = sizes.queries * c + sizes.heads * FP32  # and each softmax's log-sum-exp
+    output = sizes.queries * c + sizes.heads * FP32  # and the softmax's log-sum-exp
     copied = formats.copies_attention or (adapter is not None and _adapter_casts(formats))
     again = sizes.queries * _copies(READS_ATTENTION_OUTPUT, formats, adapter) if copied else 0
     return inputs + normed + qkv + output + again
@@ -120,7 +120,7 @@ def _dense(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
 
 
 def _experts(sizes: Sizes, formats: Formats, adapter: Adapter | None) -> int:
-    """Each token of an expert keeps gate, up, the activated gate, and the output for the router's gradient; with
+    """Each token keeps, per expert, gate, up, the activated gate, and the output for the router's gradient; with
     trained or merged weights also input and product."""
     w, chosen = formats.experts, sizes.chosen
     numbers = sizes.hidden + 3 * sizes.feed_forward

@@ -1,7 +1,7 @@
-"""How many layers recompute their activations in the backward pass: the fewest with which a step fits into memory.
+"""Chooses how many layers recompute their activations: the fewest with which a step fits into memory.
 
-The first layers do. The backward pass reaches them last, when the other layers' activations have been freed, so a
-recomputed layer never adds to the peak.
+These are the first layers. The backward pass reaches them last, when the other layers' activations have been freed, so
+a recomputed layer never adds to the peak.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from honed.model.plan.step_time import flops_per_step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """How many layers recompute their activations, and what follows from it.
+    """The number of layers that recompute their activations, and its consequences.
 
     Attributes:
-        job: with so many layers.
-        needs: bytes of a step at its peak, less what is in use already.
-        without: the same if no layer recomputed.
+        job: the job with this number of layers.
+        needs: peak bytes of a step, minus what is already in use.
+        without: the same if no layer recomputes.
         fits: whether the memory suffices.
-        operations: of a step, as a multiple of those without recomputation.
+        operations: operations of a step, as a multiple of those without recomputation.
     """
 
     job: Job
@@ -37,16 +37,16 @@ class Choice:
 
 
 def with_layers(job: Job, layers: int) -> Job:
-    """The same job with the first `layers` layers recomputing their activations."""
+    """Returns the job with the first `layers` layers recomputing their activations."""
     return replace(job, checkpointing=layers > 0, recomputed=layers if 0 < layers < job.sizes.layers else None)
 
 
 def fewest(job: Job, memory: float, *, there: int = 0) -> Choice:
-    """The fewest layers with which a step fits into `memory` bytes; all of them if it does not fit.
+    """Chooses the fewest layers with which a step fits into `memory` bytes; all of them if it does not fit.
 
     Args:
-        job: its own checkpointing does not matter.
-        there: bytes of the peak that are in use already, and so not part of `memory`.
+        job: its `checkpointing` is ignored.
+        there: bytes of the peak that are already in use, and so not part of `memory`.
     """
     without = with_layers(job, 0)
     for layers in range(job.sizes.layers + 1):

@@ -1,4 +1,4 @@
-"""What is to be planned: a model, how it is trained, and in what micro-batches."""
+"""What the planner plans: a model, how it is trained, and its micro-batches."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from honed.model.plan.sizes import Adapter, Chosen, Sizes, Tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be trained, and how.
+    """A training job.
 
     Attributes:
-        sizes, adapter: of the model; without an adapter all weights are trained, or those that are `chosen`.
-        quantization: "nf4", "fp4" or "int8" for the frozen linear layers, "nf4+experts" for the experts, too, or None.
-        length, rows: tokens of a row, rows of a micro-batch; only their product matters for memory.
+        sizes, adapter: the model's; without an adapter all weights are trained, or those that are `chosen`.
+        quantization: "nf4", "fp4" or "int8" for the frozen linear layers, "nf4+experts" to include experts, or None.
+        length, rows: tokens per row, rows per micro-batch; only their product matters for memory.
         checkpointing: whether layers recompute their activations in the backward pass.
-        recomputed: how many of them do, the first ones; None for all.
+        recomputed: the number of layers, from the first, that do; None for all.
         accumulation: micro-batches per optimizer step.
         device: "cuda" or "cpu".
     """
@@ -38,14 +38,14 @@ class Job:
 
     @property
     def layers_recomputed(self) -> int:
-        """How many layers recompute their activations."""
+        """The number of layers that recompute their activations."""
         if not self.checkpointing:
             return 0
         return self.sizes.layers if self.recomputed is None else self.recomputed
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch."""
+        """Tokens per micro-batch."""
         return self.length * self.rows
 
     @property
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def idle_layers(self) -> int:
-        """The first layers, through which no gradient passes."""
+        """The number of layers, from the first, through which no gradient passes."""
         return 0 if self.chosen is None else self.chosen.idle_layers
 
     @property
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def trained_share(self) -> float:
-        """Of the weights of layers that are the model's own."""
+        """The trained fraction of the model's own layer weights."""
         if self.adapter is not None:
             return 0.0
         matrices = sum(each.size * each.count for each in self.trained if each.hidden or len(each.shape) > 2)
@@ -87,7 +87,7 @@ class Job:
 
     @property
     def trained_bytes(self) -> int:
-        """Bytes of all trained weights, and so of their gradients."""
+        """Bytes of all trained weights, and also of their gradients."""
         return self.trained_weights * self.trained_format
 
     @property

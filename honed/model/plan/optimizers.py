@@ -1,14 +1,14 @@
-"""Memory of an optimizer's state, and of the temporaries of its step.
+"""Memory of an optimizer's state and of its step's temporaries.
 
     optimizer = Optimizer(name="muon")
     state_bytes(optimizer, tensors, weight=4)
     step_bytes(optimizer, tensors, weight=4, device="cuda")
 
-Names are transformers' (`optim`), and honed's "muon". `optim_args` counts where it changes the state. The lookup tables
-of bitsandbytes' 8-bit states, 2 KB in all, are left out.
+Names are transformers' (`optim`) and honed's "muon". `optim_args` is considered if it changes the state. The lookup
+tables of bitsandbytes' 8-bit states, 2 KB in total, are omitted.
 
 Sources: each optimizer's `init_state` or first step. tests/model/plan/test_plan_optimizers.py compares with real steps:
-states to the byte, temporaries within a few percent.
+states exactly, temporaries within a few percent.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from honed.model.plan.sizes import Tensors
 
 COUNTER = 4  # bytes of a step counter, or another single float32
 DEFAULT = "adamw_torch_fused"  # transformers' own
-# Of 8-bit and 4-bit states: elements that share a float32 scale, and the size below which a tensor is not quantised.
+# For 8-bit and 4-bit states: elements that share a float32 scale, and the size below which a tensor is not quantised.
 BLOCK, LEAST_QUANTIZED = 256, 4096
 PAGED_FROM = 100_000  # elements of a tensor whose state bitsandbytes can page out
 # Elements that stochastic rounding computes at a time; see honed/train/optimizers/stochastic_rounding.py.
 ROUNDED_AT_A_TIME, ROUNDING_BYTES = 1 << 24, 23
 
-# Copies of a weight in its own dtype, and further bytes per tensor.
+# Copies of a weight in its own dtype, and additional bytes per tensor.
 OWN_FORMAT = {
     "adamw_torch": (2, COUNTER),
     "adamw_torch_fused": (2, COUNTER),
@@ -60,7 +60,7 @@ BITSANDBYTES = {
 }
 TORCHAO = {"adamw_torch_8bit": 8, "adamw_torch_4bit": 4}
 KNOWN = frozenset((*OWN_FORMAT, *BITSANDBYTES, *TORCHAO, "adafactor", "muon", "stable_adamw"))
-# Copies of weights, in their dtype, that a step makes: of the current and the previous tensor; on CUDA, of all.
+# Copies of weights, in their dtype, that a step creates: of the current and the previous tensor; on CUDA, of all.
 IN_A_LOOP = {"adamw_torch": (2, 1), "adagrad": (1, 1), "rmsprop": (1, 1), "stable_adamw": (2, 1)}
 AT_ONCE_ON_CUDA = {"adamw_torch": 1, "adagrad": 2, "rmsprop": 1, "stable_adamw": 1}
 AT_ONCE = {"schedule_free_adamw": 1, "schedule_free_radam": 1}
@@ -68,11 +68,11 @@ AT_ONCE = {"schedule_free_adamw": 1, "schedule_free_radam": 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimizer:
-    """An optimizer by its name.
+    """An optimizer by name.
 
     Attributes:
-        name: see the file's docstring; what is not `known` counts as AdamW.
-        options: of `optim_args`, as names and values.
+        name: see the module's docstring; an optimizer that is not `known` counts as AdamW.
+        options: the names and values in `optim_args`.
         decays: whether weight decay is above 0.
         in_backward: each weight is updated in the backward pass, and its gradient freed (`optimizer_in_backward`).
     """
@@ -89,7 +89,7 @@ class Optimizer:
 
     @property
     def doubt(self) -> str:
-        """A note for plans with it; "" where its state is known."""
+        """A note for plans with it; "" if its state is known."""
         return "" if self.known else f"the state of {self.name} is not known, and counted as AdamW's"
 
     @property
@@ -103,7 +103,7 @@ class Optimizer:
         return self.name.startswith("paged_")
 
     def option(self, name: str) -> str:
-        """An option of `optim_args` in lower case; "" without it."""
+        """Returns an option in `optim_args` in lower case; "" without it."""
         return dict(self.options).get(name, "").lower()
 
 
@@ -111,22 +111,22 @@ ADAMW = Optimizer()
 
 
 def optimizer_for(name: str, optim_args: str | None, *, decays: bool = False, in_backward: bool = False) -> Optimizer:
-    """The optimizer that these training arguments describe."""
+    """Returns the optimizer that these training arguments describe."""
     options = tuple(named_values(optim_args).items())
     return Optimizer(name=name, options=options, decays=decays, in_backward=in_backward)
 
 
 def named_values(optim_args: str | None) -> dict[str, str]:
-    """`optim_args`, "name=value,name=value", as a dict."""
+    """Parses `optim_args`, "name=value,name=value"."""
     pairs = (pair.partition("=") for pair in (optim_args or "").replace(" ", "").split(",") if pair)
     return {name: value for name, _, value in pairs}
 
 
 def state_bytes(optimizer: Optimizer, tensors: Sequence[Tensors], *, weight: int) -> int:
-    """Bytes of the whole state.
+    """Returns the bytes of the whole state.
 
     Args:
-        tensors: what is trained.
+        tensors: the trained weights.
         weight: bytes per element.
 
     Raises:
@@ -137,13 +137,13 @@ def state_bytes(optimizer: Optimizer, tensors: Sequence[Tensors], *, weight: int
 
 
 def paged_bytes(optimizer: Optimizer, tensors: Sequence[Tensors], *, weight: int) -> int:
-    """Bytes of the state that can be paged out to host memory."""
+    """Returns the bytes of the state that can be paged out to host memory."""
     large = [each for each in tensors if optimizer.paged and each.size >= PAGED_FROM]
     return state_bytes(optimizer, large, weight=weight)
 
 
 def step_bytes(optimizer: Optimizer, tensors: Sequence[Tensors], *, weight: int, device: str) -> int:
-    """Peak bytes of temporaries while it steps with all gradients in memory.
+    """Returns the peak bytes of temporaries during a step with all gradients in memory.
 
     Raises:
         RecipeError: an option of `optim_args` is no number.
@@ -153,10 +153,10 @@ def step_bytes(optimizer: Optimizer, tensors: Sequence[Tensors], *, weight: int,
     largest, next_largest = heapq.nlargest(2, (0, 0, *two_of_each))
     if name == "muon":
         return max((_orthogonalising(each, weight) for each in tensors if each.hidden), default=0)
-    if name == "adafactor":  # in float32: the squared gradient and its sum with eps; for half precision copies of both
+    if name == "adafactor":  # float32: the squared gradient, its sum with eps; copies of both in half precision
         copies = 2 if weight == FP32 else 4
         return FP32 * (copies * largest + next_largest)
-    if _rounds(optimizer):  # float32 weights take the fused kernel, without temporaries
+    if _rounds(optimizer):  # float32 weights use the fused kernel, without temporaries
         return ROUNDING_BYTES * max((_chunk(each) for each in tensors), default=0) if weight < FP32 else 0
     at_once |= AT_ONCE_ON_CUDA if device == "cuda" and not optimizer.in_backward else {}
     if name == "sgd" and (optimizer.decays or optimizer.option("nesterov") in TRUE):
@@ -172,7 +172,7 @@ Count = Callable[[Tensors, int], int]
 
 
 def _counting(optimizer: Optimizer) -> Count:
-    """A function for the bytes of state of one tensor."""
+    """Returns the function that computes the bytes of state of one tensor."""
     name = optimizer.name
     if name in SPECIAL:
         return SPECIAL[name]
@@ -186,7 +186,7 @@ def _counting(optimizer: Optimizer) -> Count:
 
 
 def _extra_copies(optimizer: Optimizer) -> int:
-    """Further copies of a weight, for options that are off by default."""
+    """Additional copies of a weight for options that are off by default."""
     if optimizer.name not in ("sgd", "rmsprop"):
         return 0
     text = optimizer.option("momentum") or "0"
@@ -203,7 +203,7 @@ def _muon(tensor: Tensors, weight: int) -> int:
 
 
 def _adafactor(tensor: Tensors, weight: int) -> int:
-    """Row and column sums of the second moment in float32, for vectors all of it; and the RMS of the weight."""
+    """Row and column sums of the second moment in float32 (for vectors all of it), and the RMS of the weight."""
     if len(tensor.shape) < 2:
         return tensor.size * FP32 + COUNTER
     rows, columns = tensor.size // tensor.shape[-1], tensor.size // tensor.shape[-2]
@@ -211,7 +211,7 @@ def _adafactor(tensor: Tensors, weight: int) -> int:
 
 
 def _stable_adamw(tensor: Tensors, weight: int) -> int:
-    """Two moments, for half precision also Kahan's compensation, and one scalar in the weight's dtype."""
+    """Two moments, in half precision also Kahan's compensation, and one scalar in the weight's dtype."""
     return tensor.size * weight * (2 if weight == FP32 else 3) + weight
 
 
@@ -219,7 +219,7 @@ SPECIAL: dict[str, Count] = {"muon": _muon, "adafactor": _adafactor, "stable_ada
 
 
 def _bitsandbytes(tensor: Tensors, copies: int, bits: int) -> int:
-    """transformers keeps embeddings in 32 bits, bitsandbytes small tensors; both whatever the weight's dtype."""
+    """transformers keeps states of embeddings in 32 bits, bitsandbytes of small tensors, whatever their dtype."""
     if bits == 32 or tensor.embedding or tensor.size < LEAST_QUANTIZED:
         return tensor.size * copies * FP32
     blocks = -(-tensor.size // BLOCK)

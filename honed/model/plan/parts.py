@@ -1,6 +1,6 @@
-"""The parts of a step's memory at each moment, in bytes; `plan.estimate` adds them up.
+"""The parts of a step's memory at each moment, in bytes; `plan.estimate` sums them.
 
-The formulas are those of docs/planning.md; tests/model/plan/test_plan_parts.py counts the tensors of real steps.
+The formulas are in docs/planning.md; tests/model/plan/test_plan_parts.py counts the tensors of real steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TILE_MIN_ROWS_TRAINED = {"cpu": 128, "cuda": 1024}
 
 
 def kept(job: Job) -> tuple[int, int]:
-    """Bytes of activations kept in all, and by one layer that does not recompute."""
+    """Returns the bytes of activations kept in total, and by one layer that does not recompute."""
     sizes, formats, tokens = job.sizes, job.formats, job.tokens
     layer = tokens * sum(saved_per_token(sizes, formats, job.adapter).values())
     layer += saved_per_layer(sizes, formats, job.adapter)
@@ -35,7 +35,7 @@ def autocast_weights(job: Job) -> int:
 
 
 def head(job: Job) -> int:
-    """A tile of logits, the hidden states and their gradient, and for a trained head its gradient.
+    """A tile of logits, the hidden states and their gradient, and a trained head's gradient.
 
     In half precision the head's gradient is a product and its float32 sum. The tile has no float32 copy: one kernel
     scores it on CUDA, and on CPU the copy is made block by block.
@@ -53,7 +53,7 @@ def head(job: Job) -> int:
 
 
 def working(job: Job) -> int:
-    """Gradients inside a feed-forward layer, and a weight's gradient or cast copy for its products."""
+    """Gradients inside a feed-forward layer, and a weight's gradient or its cast copy."""
     sizes, formats = job.sizes, job.formats
     width = sizes.feed_forward * max(1, sizes.chosen)
     each = 2 * width * formats.compute + 2 * sizes.hidden * FP32
@@ -61,14 +61,14 @@ def working(job: Job) -> int:
         each += width * FP32  # peft's cast of an adapter's input
     needs_copy = job.quantization is not None or (job.adapter is None and formats.casts)
     unpacked = (job.quantization or "").endswith(PLUS_EXPERTS)
-    # of the three matrices of a layer's experts, two lie in one weight
+    # Two of the three matrices of a layer's experts are in one weight.
     copied = max(sizes.largest_linear, 2 * sizes.experts // (3 * sizes.layers) if unpacked else 0)
     return job.tokens * each + (copied * formats.compute if needs_copy else 0)
 
 
 def first_gradients(job: Job) -> int:
     """The head's gradient, on CPU in half precision with a scaled copy; if weights are updated in the backward pass,
-    also the largest layer's, because a tied head's lives to the end."""
+    also the largest layer's, because a tied head's gradient lives until the end."""
     if job.adapter is not None:
         return 0
     size = _head_elements(job) if job.trains_head else 0
@@ -78,7 +78,7 @@ def first_gradients(job: Job) -> int:
 
 
 def layers_gradients(job: Job) -> int:
-    """Gradients in the last layer of the backward pass: all but its own and an untied embedding's."""
+    """Gradients during the last layer of the backward pass: all but its own and an untied embedding's."""
     if job.optimizer.in_backward:
         return first_gradients(job)
     if job.adapter is not None or job.chosen is not None or job.accumulation > 1:
@@ -96,8 +96,8 @@ def last_gradients(job: Job) -> int:
 
 
 def last_working(job: Job) -> int:
-    """Further matrices for the embedding's gradient: one to add to earlier micro-batches', and two to add to a tied
-    head's, unless honed adds its rows in place (`honed.loss.tied_embedding`)."""
+    """Additional matrices for the embedding's gradient: one to add it to earlier micro-batches', and two to add it to a
+    tied head's, unless honed adds its rows in place (`honed.loss.tied_embedding`)."""
     rows = job.tokens * job.sizes.hidden * FP32
     if not job.trains_embedding:
         return rows

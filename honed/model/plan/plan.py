@@ -9,7 +9,7 @@ Five moments can be the peak of a step: the loss, when all activations are kept;
 backward pass; its end, when all gradients exist; and the optimizer's step. Each is a sum of parts (`Moment`, from
 parts.py); docs/planning.md has the formulas, and benchmarks/plan_accuracy.py compares them with the allocator's peak.
 
-GB are 10^9 bytes. A card sold with 24 GB has 24 GiB, 7 percent more, of which driver and desktop take a part.
+GB are 10^9 bytes. A GPU sold as 24 GB has 24 GiB, 7 percent more, of which driver and desktop use a part.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ LONGEST = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What lies in memory at one moment of a step, in bytes.
+    """Memory use at one moment of a step, in bytes.
 
     Attributes:
-        weights, adapter: of the base model, quantised or not, and of the adapter.
-        gradients: those that exist at that moment.
-        optimizer: its states.
+        weights, adapter: the base model's weights, quantised or not, and the adapter's.
+        gradients: the gradients that exist at that moment.
+        optimizer: the optimizer's states.
         activations: kept for the backward pass, and weights in autocast's dtype.
         head: a tile of logits, gradients of hidden states, the head's weight in autocast's dtype.
         working: temporaries of the current layer.
@@ -69,13 +69,13 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """The moments of a step that can be its peak."""
+    """Memory at the moments of a step that can be its peak."""
 
     moments: Mapping[str, Moment]
 
     @property
     def peak_moment(self) -> str:
-        """The moment with the most memory in use; see `estimate`."""
+        """The moment with the highest memory use; see `estimate`."""
         return max(self.moments, key=lambda name: self.moments[name].total)
 
     @property
@@ -87,7 +87,7 @@ class Estimate:
         return self.parts.total
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, in bytes."""
+        """Returns the estimate for JSON, in bytes."""
         return {"peak_bytes": self.peak, "peak_moment": self.peak_moment, "parts": asdict(self.parts)}
 
 
@@ -105,19 +105,19 @@ def job_for(
     quantization: str = "nf4",
     trainable: Sequence[str] = (),
 ) -> Job:
-    """A job by its model's name, in the dtypes in which honed would load it.
+    """Creates a job for a model by name, in the dtypes that honed would use.
 
     Args:
         model: a name, folder or Hub id (see `shapes.find_config`), or a transformers configuration.
         method: "full", "lora" or "qlora".
-        dtype: of the weights; None for honed's own choice.
+        dtype: the weights' dtype; None for honed's choice.
         lora: the adapter; None for the recipe's defaults.
-        quantization: of the frozen layers, for "qlora".
-        trainable: which weights are trained, for "full"; see `honed.model.adapters.trainable.train_only`.
+        quantization: the frozen layers' quantisation, for "qlora".
+        trainable: the weights to train, for "full"; see `honed.model.adapters.trainable.train_only`.
 
     Raises:
         ModelError: there is no such model, or the adapter does not fit it.
-        RecipeError: an unknown method or number format, a length below 1, or a pattern that finds nothing.
+        RecipeError: an unknown method or dtype, a length below 1, or a pattern that matches nothing.
     """
     if method not in METHODS:
         raise RecipeError(f"method is {method!r}.", fix=f"known are {', '.join(METHODS)}")
@@ -141,13 +141,13 @@ def job_for(
 
 
 def job_of(recipe: Recipe, *, device: str = "cuda") -> Job:
-    """The job that a recipe describes, with every row as long as `data.max_length`.
+    """Creates the job that a recipe describes, with every row as long as `data.max_length`.
 
     gradient_checkpointing="auto" counts as none; see `honed.model.plan.checkpointing`.
 
     Raises:
         ModelError: there is no such model, or the adapter does not fit it.
-        RecipeError: a value cannot be planned with.
+        RecipeError: the planner does not support a value.
     """
     method = "full" if recipe.lora is None else "lora" if recipe.quantization is None else "qlora"
     train, trainable = recipe.train, recipe.train.get("trainable") or ()
@@ -176,12 +176,12 @@ def job_of(recipe: Recipe, *, device: str = "cuda") -> Job:
 
 
 def selected(layers: int) -> int:
-    """How many layers gradient_checkpointing="selective" recomputes: half of them."""
+    """Returns the number of layers that gradient_checkpointing="selective" recomputes: half of them."""
     return (layers + 1) // 2
 
 
 def quantized(job: Job, kind: str) -> Job:
-    """The same job with an adapter on a quantised model.
+    """Returns the job with an adapter on a quantised model.
 
     Raises:
         RecipeError: an unknown kind.
@@ -191,8 +191,8 @@ def quantized(job: Job, kind: str) -> Job:
 
 
 def estimate(job: Job) -> Estimate:
-    """Memory at the moments that can be the peak, from the second step on, when the optimizer has its states: "loss",
-    "backward" (its first layer), "last_layer" (of the backward pass), "gradients" and "step"."""
+    """Predicts memory at the moments that can be the peak, once the optimizer has its states (from the second step):
+    "loss", "backward" (its first layer), "last_layer" (of the backward pass), "gradients" and "step"."""
     base, working = _lasting(job), parts.working(job)
     kept, one_layer = parts.kept(job)
     early = job.trained_bytes if job.accumulation > 1 else 0
@@ -215,17 +215,17 @@ def estimate(job: Job) -> Estimate:
 
 
 def fits(job: Job, memory: float) -> bool:
-    """Whether the job stays within this many bytes."""
+    """Whether the job fits into this many bytes."""
     return estimate(job).peak <= memory
 
 
 def largest(job: Job, memory: float, *, field: str = "length") -> int:
-    """The largest length (or number of rows) that fits into this many bytes; 0 if not even 1 does.
+    """Returns the largest length (or number of rows) that fits into this many bytes; 0 if not even 1 does.
 
-    A length is not more than the model's positions (`Sizes.positions`), and neither is more than `LONGEST`.
+    A length is at most the model's positions (`Sizes.positions`), and both are at most `LONGEST`.
 
     Args:
-        field: "length" or "rows"; the other stays as it is.
+        field: "length" or "rows"; the other is kept.
     """
 
     def ok(value: int) -> bool:
@@ -241,7 +241,7 @@ def largest(job: Job, memory: float, *, field: str = "length") -> int:
 
 
 def _lasting(job: Job) -> Moment:
-    """What is in memory at all moments."""
+    """Returns what is in memory at all moments."""
     sizes, weight = job.sizes, job.formats.weight
     kind = job.quantization or ""
     packed = sizes.linear + (sizes.experts if kind.endswith(PLUS_EXPERTS) else 0)
@@ -256,7 +256,7 @@ def _lasting(job: Job) -> Moment:
 
 
 def with_overhead(job: Job, moment: Moment) -> Moment:
-    """The moment with the overhead of CUDA and its allocator, or of the interpreter."""
+    """Adds the overhead of CUDA and its allocator, or of the interpreter."""
     moment = replace(moment, overhead=0)
     if job.device != "cuda":
         return replace(moment, overhead=PYTHON)

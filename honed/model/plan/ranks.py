@@ -1,22 +1,22 @@
-"""Predicts a step on many GPUs: memory of each, bytes sent, and time.
+"""Predicts a step on many GPUs: memory per GPU, bytes sent, and time.
 
     found = predict(job, Cluster(gpus=64, link=450e9, network=400e9), "fsdp", flops=989e12)
     found.seconds, found.seconds_exposed, found.estimate.peak, found.sent
 
-`job` is the work of one GPU. More GPUs do more rows in a step (weak scaling): ideally a step takes as long as on one.
+`job` is the work of one GPU. More GPUs process more rows per step (weak scaling), ideally in the same time.
 
 Each collective sends a share of its tensor of S bytes over a ring of n GPUs (nccl-tests, doc/PERFORMANCE.md):
 
     all-reduce  2 (n - 1) / n S          all-gather, reduce-scatter  (n - 1) / n S
 
-over the slower of the link inside a node and the node's network, plus a latency. Latencies follow NCCL's tuning model
+over the slower of the link within a node and the node's network, plus a latency. Latencies follow NCCL's tuning model
 (src/graph/tuning.cc): a ring has n - 1 hops, `nodes` - 1 of them over the network; the tree of an all-reduce has
 log2(nodes) levels of network, up and down.
 
-    ddp     one all-reduce of the gradients of what is trained, per step
-    fsdp    for each micro-batch two all-gathers of all weights, frozen ones as well (forward, backward); per step one
+    ddp     one all-reduce of the trained weights' gradients per step
+    fsdp    for each micro-batch two all-gathers of all weights, including frozen ones (forward, backward); per step one
             reduce-scatter of the gradients; each a collective per layer (Zhao et al., arXiv:2304.11277)
-    hybrid  the same inside each node, then an all-reduce of each piece of the gradients among nodes
+    hybrid  the same within each node, then an all-reduce of each shard of the gradients among nodes
 
 None of this was measured on a cluster, so there are two times: `seconds` hides as much communication as torch could
 (DDP behind half of the last micro-batch's compute, its backward pass; FSDP behind all of it), `seconds_exposed` none.
@@ -35,11 +35,11 @@ from honed.model.plan.plan import Estimate, Moment
 from honed.model.plan.step_time import EFFICIENCY, seconds_per_step
 
 WAYS = ("ddp", "fsdp", "hybrid")
-LINK_EFFICIENCY = 0.8  # assumed share of a link's bandwidth that collectives reach; not measured
-# Seconds: NCCL's model of the Simple protocol, for starting a collective, a hop inside a node, a hop between nodes.
+LINK_EFFICIENCY = 0.8  # assumed fraction of a link's bandwidth that collectives reach; not measured
+# Seconds in NCCL's model of the Simple protocol: to start a collective, per hop within a node, per hop between nodes.
 START, HOP, NETWORK_HOP = 8.4e-6, 3.4e-6, 14e-6
 DDP_BUCKET = 25 << 20  # bytes of gradients per all-reduce: `bucket_cap_mb` of DistributedDataParallel
-DDP_WINDOW = 0.5  # of a micro-batch's compute: the backward pass is half of it, or more
+DDP_WINDOW = 0.5  # of a micro-batch's compute: the backward pass is at least half of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +47,10 @@ class Cluster:
     """GPUs in nodes of equal size.
 
     Attributes:
-        gpus, per_node: in all, and of each node; fewer GPUs than `per_node` are one node.
+        gpus, per_node: in total, and per node; fewer GPUs than `per_node` form one node.
         link: bytes per second that a GPU sends within its node, in one direction.
-        network: bytes per second that a node sends, all its network cards together, in one direction.
-        efficiency: share of both that collectives reach.
+        network: bytes per second that a node sends through all its network cards, in one direction.
+        efficiency: fraction of both that collectives reach.
         start, hop, network_hop: latencies in seconds.
 
     Raises:
@@ -84,20 +84,20 @@ class Cluster:
 
     @property
     def in_node(self) -> int:
-        """GPUs of a node that are used."""
+        """The number of GPUs used per node."""
         return self.gpus // self.nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collective:
-    """One kind of collective of a step.
+    """One kind of collective in a step.
 
     Attributes:
         kind: "all-reduce", "all-gather" or "reduce-scatter".
         size: bytes of the whole tensors.
         calls: number of collectives.
-        ranks, nodes: of the group that takes part.
-        beside: groups that do the same at once in each node and share its network.
+        ranks, nodes: those of the group that takes part.
+        beside: groups that do the same at the same time in each node and share its network.
     """
 
     kind: str
@@ -113,7 +113,7 @@ class Collective:
         return (2 if self.kind == "all-reduce" else 1) * (self.ranks - 1) / self.ranks * self.size
 
     def seconds(self, on: Cluster) -> float:
-        """All calls, one after the other."""
+        """Returns the time of all calls, one after the other."""
         bandwidth = on.link if self.ranks > self.nodes else math.inf
         if self.nodes > 1:
             bandwidth = min(bandwidth, on.network / self.beside)
@@ -133,11 +133,11 @@ class Prediction:
 
     Attributes:
         way: one of `WAYS`.
-        estimate: memory of each GPU.
-        collectives: of a step.
-        tokens: of a step, on all GPUs, if all rows are full.
+        estimate: memory per GPU.
+        collectives: the collectives of a step.
+        tokens: tokens per step, on all GPUs, if all rows are full.
         compute: seconds of a step that a GPU computes.
-        seconds, seconds_exposed: of a step, with communication hidden as far as it can be, and with none hidden.
+        seconds, seconds_exposed: seconds per step, with communication hidden as far as possible, and with none hidden.
     """
 
     way: str
@@ -156,20 +156,20 @@ class Prediction:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all GPUs, with communication hidden."""
+        """Tokens per second of all GPUs, with communication hidden."""
         return self.tokens / self.seconds
 
     @property
     def efficiency(self) -> tuple[float, float]:
-        """Share of linear scaling: with nothing hidden, and with all that can be."""
+        """The fraction of linear scaling: with nothing hidden, and with all that can be."""
         return self.compute / self.seconds_exposed, self.compute / self.seconds
 
 
 def predict(job: Job, on: Cluster, way: str, *, flops: float, efficiency: float = EFFICIENCY) -> Prediction:
-    """A step of the job on each GPU of a cluster; for `flops` and `efficiency` see `step_time.seconds_per_step`.
+    """Predicts a step of the job on each GPU of a cluster; see `seconds_per_step` for `flops` and `efficiency`.
 
     Raises:
-        RecipeError: see `check_way`; or optimizer_in_backward on several GPUs.
+        RecipeError: see `check_way`; also for optimizer_in_backward on several GPUs.
     """
     check_way(job, way)
     if job.optimizer.in_backward and on.gpus > 1:
@@ -193,7 +193,7 @@ def predict(job: Job, on: Cluster, way: str, *, flops: float, efficiency: float 
 
 
 def ways_for(job: Job, on: Cluster) -> tuple[str, ...]:
-    """The ways for this job and cluster: no shards of quantised weights or for Muon, no hybrid in one node."""
+    """Returns the ways for this job and cluster: no sharding with quantised weights or Muon, no hybrid in one node."""
     if job.quantization is not None or job.optimizer.alone or on.gpus == 1:
         return ("ddp",)
     return WAYS if on.nodes > 1 else ("ddp", "fsdp")
@@ -216,11 +216,11 @@ def check_way(job: Job, way: str) -> None:
 
 
 def estimate_of(job: Job, on: Cluster, way: str) -> Estimate:
-    """Memory of each GPU.
+    """Predicts memory per GPU.
 
     DDP has a copy of all gradients in its buckets. FSDP has 1/n of weights, gradients and optimizer states, and gathers
     two layers at a time (the next one is prefetched), embedding and head, and a layer's gradients. Between the
-    micro-batches of a step gradients stay unsharded, because accelerate reduces them in the last one only.
+    micro-batches of a step gradients stay unsharded, because accelerate reduces them only in the last one.
     """
     alone = plan.estimate(job)
     if on.gpus == 1:
@@ -229,7 +229,7 @@ def estimate_of(job: Job, on: Cluster, way: str) -> Estimate:
         buckets = job.trained_bytes
         moments = {name: replace(m, gradients=m.gradients + buckets) for name, m in alone.moments.items()}
     else:
-        # gathered weights have the format of products, so nothing is cast any more
+        # Gathered weights have the dtype of products, so nothing is cast.
         cast = plan.estimate(replace(job, formats=replace(job.formats, weight=job.formats.compute)))
         shards = on.gpus if way == "fsdp" else on.in_node
         moments = {name: _sharded(job, name, m, cast.moments[name], shards) for name, m in alone.moments.items()}
@@ -241,11 +241,11 @@ def _sharded(job: Job, name: str, whole: Moment, cast: Moment, shards: int) -> M
     ends = sizes.embedding + sizes.head
     adapter = job.adapter.weights if job.adapter is not None else 0
     layer = (sizes.parameters - ends + adapter) / sizes.layers
-    if name == "step":  # nothing is gathered any more
+    if name == "step":  # nothing is gathered
         return Moment(**{part: math.ceil(size / shards) for part, size in asdict(whole).items()})
     trained_layer, trained_ends = (layer, ends) if job.adapter is None else (adapter / sizes.layers, 0)
     gradients = cast.gradients + trained_layer * c
-    if name in ("last_layer", "gradients"):  # in the last micro-batch, the earlier layers' are reduced by then
+    if name in ("last_layer", "gradients"):  # in the last micro-batch, the other layers' are already reduced
         unreduced = cast.gradients if job.accumulation > 1 else (trained_layer + trained_ends) * c
         gradients = whole.gradients / shards + unreduced
     return replace(
@@ -266,7 +266,7 @@ def _collectives(job: Job, on: Cluster, way: str) -> Iterator[Collective]:
         return
     adapter = job.adapter.weights if job.adapter is not None else 0
     trained = job.trained_weights
-    units = sizes.layers + 1  # a collective for each layer, and one for embedding, head and last norm
+    units = sizes.layers + 1  # one collective per layer, and one for embedding, head and last norm
     ranks, nodes = (on.gpus, on.nodes) if way == "fsdp" else (on.in_node, 1)
     gathers = 2 * job.accumulation
     weights = (sizes.parameters + adapter) * c

@@ -1,6 +1,6 @@
-"""Shapes of public models, from their published configurations, so that planning needs no network.
+"""Shapes of public models, from their published configurations, so that planning works offline.
 
-Memory follows from these numbers alone; the rest of a configuration (rope, token ids) has transformers' defaults.
+Memory depends only on these numbers; the rest of a configuration (rope, token ids) has transformers' defaults.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from honed.errors import ModelError, first_line
 
-_TUNED = ("-instruct", "-base", "-it", "-pt", "-chat", "-thinking", "-hf")  # ends of names that share a shape
+_TUNED = ("-instruct", "-base", "-it", "-pt", "-chat", "-thinking", "-hf")  # suffixes of names with the same shape
 
 
 class _Family(NamedTuple):
@@ -34,7 +34,7 @@ _LLAMA3 = _family("llama", "meta-llama", vocab_size=128256, max_position_embeddi
 _GEMMA3 = _family(
     "gemma3_text", "google", vocab_size=262144, head_dim=256, max_position_embeddings=32768, sliding_window=512
 )
-_GEMMA3_LARGE = _family(  # seen without their eyes
+_GEMMA3_LARGE = _family(  # without the vision tower
     "gemma3_text", "google", vocab_size=262208, max_position_embeddings=131072, sliding_window=1024
 )
 _MISTRAL = _family("mistral", "mistralai", head_dim=128, max_position_embeddings=32768, sliding_window=None)
@@ -86,9 +86,9 @@ _OWNERS = frozenset(row[0].owner.lower() for row in _SHAPES.values())
 
 
 def find_config(name: str) -> Any:
-    """The transformers configuration of a model; its weights are not touched.
+    """Returns the transformers configuration of a model, without reading weights.
 
-    Built-in names need no network: "Qwen3-8B", "Qwen/Qwen3-8B" and "qwen3-8b-base" mean the same shape. Hub ids of
+    Built-in names need no network: "Qwen3-8B", "Qwen/Qwen3-8B" and "qwen3-8b-base" have the same shape. Hub ids of
     other owners are looked up, because their shape may differ.
 
     Args:
@@ -118,7 +118,7 @@ def find_config(name: str) -> Any:
 
 
 def is_model(name: str) -> bool:
-    """Whether this can only be a model: one that is built in, a folder, or a Hub id. Nothing is read."""
+    """Whether this can only be a model: a built-in name, a folder, or a Hub id. Nothing is read."""
     from honed.model.smollm2.smollm2 import MODEL_NAME
 
     return name == MODEL_NAME or _known(name) is not None or "/" in name or Path(name).expanduser().is_dir()
@@ -132,7 +132,7 @@ def _read_config(name: str, place: str) -> Any:
     ask_for_model(place)
     try:
         config = AutoConfig.from_pretrained(place)
-    except Exception as error:  # no network, no such id, a model type that is unknown: each its own kind
+    except Exception as error:  # no network, no such id, unknown model type: all of different types
         raise ModelError(
             f"The configuration of {name} cannot be read: {first_line(error)}", fix=_advice(name)
         ) from None

@@ -1,4 +1,4 @@
-"""Sizes of a model, from transformers' own class and peft's own adapter on the meta device."""
+"""Sizes of a model, from transformers' class and peft's adapter on the meta device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tensors:
     """Trained weights of one shape.
 
     Attributes:
-        shape, count: of each, and how many there are.
+        shape, count: the shape of each weight, and the number of weights.
         hidden: whether they are `layers.hidden_matrices`.
         embedding: whether they are an embedding's.
     """
@@ -34,29 +34,29 @@ class Tensors:
 
     @property
     def size(self) -> int:
-        """Elements of each."""
+        """Elements per weight."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """The sizes of a model that memory and time depend on; weights are counted in elements.
+    """The sizes of a model that determine memory and time; weights are counted in elements.
 
     Attributes:
         family: transformers' model type.
-        hidden, feed_forward, layers, vocabulary: of the model; `feed_forward` is of one expert, if there are experts.
+        hidden, feed_forward, layers, vocabulary: the model's; `feed_forward` is one expert's, if there are experts.
         queries, keys: query heads and key/value heads times the head size.
-        norms: norms over the hidden size in one layer.
+        norms: norms over the hidden size per layer.
         qk_norm: whether queries and keys are normed.
-        embedding, head: weights; 0 for a tied head.
-        linear, largest_linear: weights of all linear layers in the decoder, and of the largest.
+        embedding, head: their weights; 0 for a tied head.
+        linear, largest_linear: weights of all linear layers in the decoder, and of the largest one.
         experts: weights of all routed experts, which are stacked in transformers 5.
-        others: norms, biases, routers.
+        others: weights of norms, biases and routers.
         tensors: all weights by shape.
         plain_embedding: whether the embedding is `nn.Embedding` itself.
-        routed, chosen: experts of a layer, and how many a token goes through; 0 for a dense model.
-        window, full_layers: of sliding attention (None without), and the number of layers with full attention.
-        positions: the longest row that the model was made for; None where its configuration does not say. See
+        routed, chosen: experts per layer, and experts per token; 0 for a dense model.
+        window, full_layers: sliding attention's window (None without), and the number of layers with full attention.
+        positions: the longest row that the model supports; None if its configuration does not say. See
             `positions_of`.
     """
 
@@ -88,12 +88,12 @@ class Sizes:
 
     @property
     def parameters(self) -> int:
-        """All of them, a tied head once."""
+        """The number of parameters; a tied head is counted once."""
         return self.embedding + self.head + self.linear + self.experts + self.others
 
     @property
     def tied(self) -> bool:
-        """Whether the head is the embedding."""
+        """Whether head and embedding are tied."""
         return self.head == 0
 
     @property
@@ -104,12 +104,12 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The weights that are trained, where `trainable` freezes the others.
+    """The trained weights, if `trainable` freezes the others.
 
     Attributes:
-        tensors: by shape.
+        tensors: the trained weights by shape.
         head, embedding: whether these are trained.
-        idle_layers: the first layers, through which no gradient passes, so that they keep nothing for it.
+        idle_layers: the number of layers, from the first, that no gradient passes through, so that they keep nothing.
     """
 
     tensors: tuple[Tensors, ...]
@@ -123,10 +123,10 @@ class Adapter:
     """A LoRA adapter on a model.
 
     Attributes:
-        weights, tensors: trained elements, and the same by shape.
+        weights, tensors: trained elements, and the trained weights by shape.
         rank: r.
         targets: last parts of the adapted layers' names, such as q_proj.
-        merges_experts: whether peft adds the update to the experts' weights in each forward, and so holds them twice.
+        merges_experts: whether peft adds the update to the experts' weights in each forward pass, so they exist twice.
     """
 
     weights: int
@@ -176,10 +176,10 @@ def sizes_of(config: Any) -> Sizes:
 
 
 def positions_of(config: Any) -> int | None:
-    """How many tokens a row can have: `max_position_embeddings`, more where the rotary embedding is stretched.
+    """Returns the maximum tokens per row: `max_position_embeddings`, or more if rotary embeddings are scaled.
 
-    YaRN stretches `original_max_position_embeddings`, "linear" and "dynamic" scaling what the model has. The other
-    kinds (llama3, longrope, one for each kind of layer) come with the stretched number as `max_position_embeddings`.
+    YaRN scales `original_max_position_embeddings`, "linear" and "dynamic" scale what the model has. With other types
+    (llama3, longrope, one per layer type) `max_position_embeddings` is already the scaled number.
     """
     try:
         positions = getattr(config, "max_position_embeddings", None)
@@ -208,16 +208,16 @@ def adapter_of(config: Any, lora: Mapping[str, Any]) -> Adapter:
     from honed.model.adapters.adapters import attach, lora_config
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft's, of patterns that it sets itself; training shows them
-        model = attach(on_meta(config), lora_config(**{**lora, "init": True}))  # clever starts would need weights
+        warnings.simplefilter("ignore")  # peft warns of patterns that it sets itself; training shows them
+        model = attach(on_meta(config), lora_config(**{**lora, "init": True}))  # other initialisations need weights
     return adapter_in(model)
 
 
 def adapter_in(model: Any) -> Adapter:
-    """Counts a model's adapter; of several ranks it takes the largest."""
+    """Counts a model's adapter; with different ranks it takes the largest."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     owners = [name.partition(".lora_A")[0] for name in trained if ".lora_A" in name]
-    # not from the shapes: for stacked experts peft's matrices hold the ranks of all experts
+    # Not from the shapes: for stacked experts peft's matrices contain the ranks of all experts.
     ranks = [
         rank for module in model.modules() if isinstance(of := getattr(module, "r", None), dict) for rank in of.values()
     ]
@@ -265,7 +265,7 @@ def chosen_in(model: Any) -> Chosen:
 
 
 def trained_tensors(model: Any) -> tuple[Tensors, ...]:
-    """The trained weights of a model, tied ones once."""
+    """Returns the trained weights of a model; tied ones are counted once."""
     from torch import nn
 
     from honed.model.layers import hidden_matrices
@@ -281,7 +281,7 @@ def trained_tensors(model: Any) -> tuple[Tensors, ...]:
 
 
 def on_meta(config: Any) -> Any:
-    """The model on the meta device.
+    """Builds the model on the meta device.
 
     Raises:
         ModelError: it cannot be built.
@@ -293,7 +293,7 @@ def on_meta(config: Any) -> Any:
     try:
         with torch.device("meta"):
             return class_of(config).from_config(config)
-    except Exception as error:  # a type without a causal model, numbers that do not fit: each its own kind
+    except Exception as error:  # a type without a causal model, inconsistent numbers: all of different types
         raise ModelError(
             f"No causal language model can be made of this configuration ({config.model_type}): {first_line(error)}",
             fix="name a text model that transformers knows",
@@ -331,7 +331,7 @@ def _feed_forward(config: Any, experts: Mapping[str, int]) -> int:
 
 
 def largest(config: Any, name: str) -> int:
-    """A size of the layers, the largest where they differ (Gemma 3n and 4); 0 where the model has no such part."""
+    """Returns a size of the layers, the largest if they differ (Gemma 3n and 4); 0 if the model has no such part."""
     try:
         value = getattr(config, name, None)
     except RuntimeError:  # transformers', of what differs from layer to layer

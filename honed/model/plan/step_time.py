@@ -1,8 +1,8 @@
-"""The time of a step: its floating-point operations, divided by the machine's rate.
+"""The time of a step: its floating-point operations divided by the machine's rate.
 
 A weight costs two operations per token in the forward pass, two for the gradient of its input, and two for its own
 gradient unless it is frozen: 6 N per token for full training, 4 N with an adapter (Kaplan et al., arXiv:2001.08361).
-Attention adds 4 x heads x head size for each pair of tokens that see each other, and twice that in the backward pass.
+Attention adds 4 x heads x head size for each pair of tokens that attend, and twice that in the backward pass.
 Checkpointing repeats the forward pass of its layers.
 """
 
@@ -15,10 +15,10 @@ EFFICIENCY = 0.4
 
 
 def flops_per_step(job: Job, *, trained_share: float = 1.0) -> float:
-    """Operations of one optimizer step.
+    """Returns the operations of one optimizer step.
 
     Args:
-        trained_share: share of the tokens that are trained; the head scores no others.
+        trained_share: fraction of the tokens that are trained; the head scores no others.
     """
     sizes, through = job.sizes, 1 - job.idle_layers / job.sizes.layers
     tokens = job.tokens * job.accumulation
@@ -35,17 +35,17 @@ def flops_per_step(job: Job, *, trained_share: float = 1.0) -> float:
 
 
 def seconds_per_step(job: Job, flops: float, *, efficiency: float = EFFICIENCY) -> float:
-    """Seconds of one optimizer step.
+    """Returns the seconds of one optimizer step.
 
     Args:
-        flops: peak operations per second of the machine.
-        efficiency: share of the peak that is reached.
+        flops: the machine's peak operations per second.
+        efficiency: fraction of the peak that is reached.
     """
     return flops_per_step(job) / (flops * efficiency)
 
 
 def _seen(job: Job) -> float:
-    """Tokens that a token sees on average over a row, summed over layers."""
+    """Tokens that a token attends to, averaged over a row and summed over layers."""
     sizes = job.sizes
     causal = job.length / 2
     if sizes.window is None or sizes.window >= job.length:
