@@ -1,4 +1,4 @@
-"""A recipe as a command line names it: a file or one that comes with honed, then changes to it."""
+"""Recipes on the command line: a file or a packaged recipe, followed by changes to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
-# Keys by which the YAML of another trainer is recognised; no recipe has any of them.
+# Keys that identify another trainer's YAML; no recipe has any of them.
 SIGNS: Mapping[str, frozenset[str]] = {
     "llamafactory": frozenset(
         {"model_name_or_path", "stage", "finetuning_type", "dataset", "dataset_dir", "template", "cutoff_len",
@@ -35,7 +35,7 @@ SIGNS: Mapping[str, frozenset[str]] = {
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe that a command line names, with its changes; options that are not there change nothing.
+    """Returns the recipe that a command line names, with its changes; missing options change nothing.
 
     Raises:
         RecipeError: see `load_recipe` and `divide`.
@@ -44,7 +44,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
     shorts = [(key, getattr(args, key, None)) for key in ("model", "engine", "output")]
     _refuse_bytes([*args.items, *(args.data or ()), *(value or "" for _, value in shorts)])
-    # `--data FILE learning_rate=1e-4`: argparse takes what follows for files
+    # `--data FILE learning_rate=1e-4`: argparse treats what follows as files.
     files = [item for item in args.data or () if "=" not in item or Path(item).exists()]
     path, changes = divide([*args.items, *(item for item in args.data or () if item not in files)])
     changes += [f"{key}={_quoted(value)}" for key, value in shorts if value]
@@ -54,13 +54,13 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         return load_recipe(path, changes)
     except RecipeError as error:
         found = foreign_keys(path) if path is not None else {}
-        if path is None or max(map(len, found.values()), default=0) < 2:  # one may be a slip of the pen
+        if path is None or max(map(len, found.values()), default=0) < 2:  # a single one may be a mistake
             raise
         raise RecipeError(error.problem, fix=f"it is another trainer's: honed new recipe {path} mine.yaml") from None
 
 
 def foreign_keys(path: Path) -> dict[str, list[str]]:
-    """Whose YAML this may be -> the keys that say so; only those with most of them. Empty for a recipe."""
+    """Returns the trainers whose YAML this may be -> the keys that indicate it; only those with the most keys."""
     import yaml
 
     try:
@@ -74,7 +74,7 @@ def foreign_keys(path: Path) -> dict[str, list[str]]:
 
 
 def divide(items: list[str]) -> tuple[Path | None, list[str]]:
-    """The recipe's path, if one is named first, and the changes to it.
+    """Returns the recipe's path, if the first item names one, and the changes to it.
 
     Raises:
         RecipeError: an item is neither a recipe nor key=value.
@@ -85,7 +85,7 @@ def divide(items: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def find_recipe(name: str) -> Path:
-    """A YAML file, or a recipe that comes with honed.
+    """Returns the path of a YAML file or a packaged recipe.
 
     Raises:
         RecipeError: there is no such recipe.
@@ -107,7 +107,7 @@ def find_recipe(name: str) -> Path:
 
 
 def _refuse_bytes(arguments: list[str]) -> None:
-    """Characters that the system's encoding lacks come as raw bytes, which no recipe can hold."""
+    """Refuses raw bytes, which replace characters that the system's encoding lacks, and which no recipe can contain."""
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             raise RecipeError(
@@ -117,5 +117,5 @@ def _refuse_bytes(arguments: list[str]) -> None:
 
 
 def _quoted(text: str) -> str:
-    """As YAML that is this text, whatever is in it."""
+    """Returns YAML that represents exactly this text."""
     return "'" + text.replace("'", "''") + "'"

@@ -19,32 +19,32 @@ _SUMS = (
 
 @dataclass(slots=True, kw_only=True)
 class Ledger:
-    """Counts of one data set's preparation. `rows_in` is always `rows_trained` + the sum of `rows_dropped`.
+    """Counts of a dataset's preparation. `rows_in` is always `rows_trained` + the sum of `rows_dropped`.
 
     Attributes:
         rows_in: rows read.
-        rows_trained: rows of which at least one token is trained.
+        rows_trained: rows with at least one trained token.
         rows_dropped: reason -> rows that are not trained at all.
         rows_cut: reason -> trained rows that lost tokens.
-        conversations_split_into_views: rows that became several documents, because in one text the model would have
-            seen another history than at inference.
-        rows_with_control_tokens: rows whose own text spells control tokens; they are encoded as plain text.
-        rows_with_own_bos: rows of text that begins with BOS already; the tokenizer adds none to them.
-        rows_with_own_eos: rows of text that ends with EOS and white space already; no EOS is added to them.
-        documents: what is trained on, before packing.
-        documents_with_two_bos: those that begin with BOS twice, as their rows have it.
-        tokens, trained_tokens: of all documents.
-        packed_rows: rows after packing; equals `documents` without it.
-        fill: share of the packed rows' capacity that holds tokens; None without packing.
-        padding_share: share of a batch's positions that hold padding, over an epoch; 0 for flat batches.
-        stop_tokens: token at the end of trained turns -> how many turns.
-        by_source: name of a source -> its own rows_in, rows_trained, documents, tokens and trained_tokens; only where
-            several are mixed.
-        evaluation: what `as_dict` says of the held-out side, where a share of the rows was held out.
+        conversations_split_into_views: rows that became several documents, because the history in a single text would
+            differ from the history at inference.
+        rows_with_control_tokens: rows whose text spells control tokens; these are encoded as plain text.
+        rows_with_own_bos: text rows that already begin with BOS, so that the tokenizer adds none.
+        rows_with_own_eos: text rows that already end with EOS and white space, so that none is added.
+        documents: documents to train on, before packing.
+        documents_with_two_bos: documents that begin with two BOS, because their rows do.
+        tokens, trained_tokens: totals over all documents.
+        packed_rows: rows after packing; equals `documents` without packing.
+        fill: fraction of the packed rows' capacity that holds tokens; None without packing.
+        padding_share: fraction of the batches' positions that is padding, over an epoch; 0 for flat batches.
+        stop_tokens: token at the end of trained turns -> number of turns.
+        by_source: name of a source -> its rows_in, rows_trained, documents, tokens and trained_tokens; only if several
+            sources are mixed.
+        evaluation: `as_dict` of the held-out rows, if a share of the rows was held out.
         columns_unused: column that is not read -> rows that have it.
-        formats_beside: format that rows are trained in, and those that their further columns are of -> rows.
+        formats_beside: format that rows are read in, and other formats whose columns they have -> rows.
         examples: a few rows for each reason.
-        notes: what else the user should know.
+        notes: other notes for the user.
     """
 
     rows_in: int = 0
@@ -76,12 +76,12 @@ class Ledger:
         self._example(source, reason, detail, self.rows_dropped[reason])
 
     def cut(self, source: Source, reason: str, detail: str = "") -> None:
-        """Counts a row that is trained, but lost tokens."""
+        """Counts a row that is trained but lost tokens."""
         self.rows_cut[reason] += 1
         self._example(source, reason, detail, self.rows_cut[reason])
 
     def add(self, other: Ledger) -> None:
-        """Counts what another ledger of the same data counted; its examples come after the own ones."""
+        """Adds the counts of another ledger of the same data; its examples are appended."""
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         before = {**self.rows_dropped, **self.rows_cut}
@@ -93,7 +93,7 @@ class Ledger:
                 self.examples.append(example)
 
     def notes_of_counts(self) -> list[str]:
-        """What the counts of columns and tokens mean for the user."""
+        """Returns notes on the counts of columns and tokens."""
         return [*self._format_notes(), *self.end_notes(), *self._control_token_notes()]
 
     def _control_token_notes(self) -> list[str]:
@@ -106,7 +106,7 @@ class Ledger:
         ]
 
     def _format_notes(self) -> list[str]:
-        """Which rows have the columns of several formats, and how to choose."""
+        """Returns notes on rows with the columns of several formats, and how to choose one."""
         return [
             f"{counted(rows, 'row has', 'rows have')} the columns of several formats and "
             f"{'is' if rows == 1 else 'are'} trained as {formats}: "
@@ -115,7 +115,7 @@ class Ledger:
         ]
 
     def end_notes(self) -> list[str]:
-        """How many texts brought their own BOS or EOS, and how many documents begin with two BOS."""
+        """Returns notes on texts with their own BOS or EOS, and on documents that begin with two BOS."""
         notes = []
         if self.rows_with_own_bos:
             notes.append(
@@ -135,7 +135,7 @@ class Ledger:
         return notes
 
     def as_dict(self) -> dict[str, Any]:
-        """For `ledger.json`."""
+        """Returns the contents of `ledger.json`."""
         return {
             name: dict(value) if isinstance(value, Counter) else value
             for name in self.__slots__
@@ -143,7 +143,7 @@ class Ledger:
         }
 
     def summary(self) -> str:
-        """A few lines for the terminal."""
+        """Returns a few lines for the terminal."""
         lines = [
             f"{counted(self.rows_in, 'row')} in, {self.rows_trained:,} trained, {self.rows_dropped.total():,} dropped"
         ]

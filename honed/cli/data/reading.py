@@ -1,4 +1,4 @@
-"""What `honed data` is asked to read: files and options, or a recipe's; the row, and the tokenizer."""
+"""What `honed data` reads: files and options, or a recipe's; a single row; and the tokenizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIXED = "All rows of data.sources were checked, with the options of the data sec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the arguments ask for."""
+    """What the arguments request."""
 
     files: tuple[str, ...]
     model: str | None
@@ -29,16 +29,16 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def fitted(self, tokenizer: Any) -> Plan:
-        """With the default `max_length` lowered to the tokenizer's limit, as in training; as it is without one."""
+        """Lowers the default `max_length` to the tokenizer's limit, as in training; unchanged without a tokenizer."""
         from honed.data.prepare.options import lowered_length
 
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's
         max_length, notes = lowered_length(self.options.max_length, tokenizer)
         return replace(self, options=replace(self.options, max_length=max_length), notes=(*self.notes, *notes))
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Options that say what is read and how."""
+    """Adds the options that determine what is read, and how."""
     parser.add_argument(
         "items",
         nargs="+",
@@ -52,7 +52,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def read_plan(args: argparse.Namespace) -> Plan:
-    """Files, model and options, from the arguments and a recipe where one is named.
+    """Returns files, model and options, from the arguments and the recipe, if one is named.
 
     Raises:
         RecipeError: an option is unknown or has a wrong value.
@@ -79,7 +79,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
 
 
 def _recipe_files(data: DataRecipe) -> tuple[str, ...]:
-    """The files of a recipe; of a mixture those of all its sources, read in full with the options of the section."""
+    """Returns a recipe's files; for a mixture all sources' files, read in full with the section's options."""
     from honed.data.mix.mixture import mixture_from
 
     if not data.sources:
@@ -94,7 +94,7 @@ def _shortcuts(args: argparse.Namespace) -> list[str]:
 
 
 def _data_key(change: str) -> str:
-    """The change with its section; only those of the data section mean something here."""
+    """Returns the change with its section; only changes to the data section are allowed here."""
     from honed.recipe import DataRecipe, suggest
 
     key = change.partition("=")[0].removeprefix("data.")
@@ -105,7 +105,7 @@ def _data_key(change: str) -> str:
 
 
 def find_row(files: tuple[str, ...], number: int) -> tuple[Any, Any]:
-    """The source and the row at this line (of JSON lines) or with this number (of other files), from 1.
+    """Returns the source and the row at this line (JSON Lines) or with this number (other files), from 1.
 
     Raises:
         DataError: there is no such row, or several files are named.
@@ -123,9 +123,9 @@ def find_row(files: tuple[str, ...], number: int) -> tuple[Any, Any]:
 
 
 def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...]) -> tuple[Any, tuple[int, ...]]:
-    """The model's tokenizer and the ids at which its generation config stops; None and () without a model.
+    """Loads the model's tokenizer and its generation config's stop ids; None and () without a model.
 
-    A folder that holds a tokenizer alone will do. Where the files show images, a vision model's processor is loaded.
+    A folder with only a tokenizer suffices. If the files contain images, a vision model's processor is loaded.
 
     Raises:
         ModelError: there is no such model.
@@ -138,12 +138,12 @@ def load_tokenizer_and_stops(model: str | None, files: tuple[str, ...]) -> tuple
 
     quiet_libraries()
     stops = configured_stops(resolve_tokenizer(model))
-    sees = shows_images(list(files)) and sees_images(model)  # of a model of text alone, the check names such rows
+    sees = shows_images(list(files)) and sees_images(model)  # for text-only models, the check reports such rows
     return (load_processor if sees else load_tokenizer)(model), stops
 
 
 def configured_stops(folder: str) -> tuple[int, ...]:
-    """`eos_token_id` of generation_config.json, or else of config.json; none where neither is at hand."""
+    """Returns `eos_token_id` from generation_config.json, else from config.json; empty if neither is available."""
     import json
 
     from transformers.utils import cached_file

@@ -1,1 +1,1 @@
-"""`honed new`: what is made from nothing, and recipes made from other trainers' YAML."""
+"""`honed new`: creates tokenizers and models from scratch, and recipes from other trainers' YAML."""

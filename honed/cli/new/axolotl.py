@@ -123,7 +123,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
 
 
 def steps(draft: Draft, given: Values) -> None:
-    """Batches, schedule, checkpoints and trackers."""
+    """Translates batches, schedule, checkpoints and trackers."""
     _batches(draft, given)
     _schedule(draft, given)
     put_often(draft, "save", given.get("saves_per_epoch"), given.get("save_steps"))
@@ -147,7 +147,7 @@ def steps(draft: Draft, given: Values) -> None:
 
 
 def _tokens(draft: Draft, given: Values) -> None:
-    """New tokens, and which have a role; older files have those in `tokens`."""
+    """Translates new tokens and special tokens; older files have the new ones in `tokens`."""
     tokens: Any = given.get("tokens") or []
     roles: dict[str, Any] = dict(given.get("special_tokens") or {})
     if isinstance(tokens, Mapping):

@@ -1,4 +1,4 @@
-"""axolotl's data sets: `datasets`, `test_datasets` and `pretraining_dataset`, and how their rows become tokens."""
+"""axolotl's datasets: `datasets`, `test_datasets` and `pretraining_dataset`, and how their rows become tokens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from honed.cli.new.sources import ONE_OF_ALL, Origin, hub_id, named, put_held_ou
 from honed.cli.new.translate import Draft, Line, Values, as_number
 
 NAME = "axolotl"
-READERS = ("json", "jsonl", "csv", "parquet", "arrow", "text")  # names of `datasets` for files, in place of a path
+READERS = ("json", "jsonl", "csv", "parquet", "arrow", "text")  # `datasets`' names for file types, instead of a path
 TALKS = ("chat_template", "chat_template.default", "sharegpt")
 TEXTS = ("completion", "pretrain")
-# What `type: alpaca` writes. The row's `input` comes as the system message, for a message of the user would hold both.
+# What `type: alpaca` writes. The row's `input` is read as the system message, because a user message would have both.
 ALPACA = (
     "{{ bos_token }}Below is an instruction that describes a task{% if messages[0].role == 'system' %}, paired with an "
     "input that provides further context{% endif %}. Write a response that appropriately completes the request.\n\n"
@@ -22,7 +22,7 @@ ALPACA = (
     "{% elif message.role == 'assistant' %}{{ message.content + eos_token }}{% endif %}{% endfor %}"
 )
 ALPACA_COLUMNS = {"system": "input"}
-STYLES = ("alpaca", "chatml", "metharme")  # templates that no tokenizer need have
+STYLES = ("alpaca", "chatml", "metharme")  # templates that do not need a tokenizer's
 SAYS_NOTHING = ("path", "type", "split", "name", "data_files", "ds_type", "trust_remote_code", "preprocess_shards",
                 "text_column")  # fmt: skip
 COLUMNS = {"field_messages", "message_property_mappings", "message_field_role", "message_field_content", "field_tools",
@@ -32,7 +32,7 @@ ROLES = {"human": "user", "gpt": "assistant"}
 
 
 def data(draft: Draft, given: Values) -> None:
-    """What is trained on, and how rows become tokens."""
+    """Translates the datasets, and how rows become tokens."""
     origins = _origins(draft, given, "datasets")
     stream = _origins(draft, given, "pretraining_dataset")
     if stream or given.get("streaming"):
@@ -126,7 +126,7 @@ def _evaluation(draft: Draft, given: Values, training: Sequence[Origin]) -> None
 
 
 def put_often(draft: Draft, verb: str, times: Any, every: Any) -> None:
-    """Writes when to save or to evaluate: so many times an epoch, or every so many steps."""
+    """Writes when to save or evaluate: a number of times per epoch, or at an interval in steps."""
     epochs = draft.lines["train.num_train_epochs"].value if "train.num_train_epochs" in draft.lines else 1
     if every or times:
         draft.put(f"train.{verb}_strategy", "epoch" if times == 1 and not every else "steps")

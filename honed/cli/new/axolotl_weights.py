@@ -1,4 +1,4 @@
-"""What axolotl's YAML trains: which weights, how fast, on how many bits."""
+"""Trained weights in axolotl's YAML: which ones, their learning rates, and quantisation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from honed.recipe import PLUS_EXPERTS
 
 CHOICE = ("unfrozen_parameters", "freeze_mm_modules", "quantize_moe_experts", "llama4_linearized_experts")
 EXPERTS = ("quantize_moe_experts", "llama4_linearized_experts")
-MM_MODULES = (  # as axolotl finds them: a part of a parameter's name
+MM_MODULES = (  # parts of parameter names, as in axolotl
     *("vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector", "visual"),
     *("audio_tower", "audio_model", "embed_audio"),
 )
 
 
 def weights(draft: Draft, given: Values) -> None:
-    """What is trained: an adapter, on 16, 8 or 4 bits, or all weights."""
+    """Translates what is trained: an adapter, on 16, 8 or 4 bits, or all weights."""
     adapter = given.get("adapter")
     if adapter in ("lora", "qlora"):
         _adapter(draft, given)
@@ -70,7 +70,7 @@ def _adapter(draft: Draft, given: Values) -> None:
 
 
 def _choice(draft: Draft, given: Values) -> None:
-    """Which of the model's own weights are trained; beside an adapter none is."""
+    """Translates which of the model's own weights are trained; none if there is an adapter."""
     patterns = [given["unfrozen_parameters"]] if isinstance(given.get("unfrozen_parameters"), str) else []
     patterns = patterns or list(given.get("unfrozen_parameters") or [])
     frozen = bool(given.get("freeze_mm_modules"))
@@ -83,7 +83,7 @@ def _choice(draft: Draft, given: Values) -> None:
     if any(re.search(r"\[\d*:?\d*\]$", pattern) for pattern in patterns):
         draft.refuse("unfrozen_parameters", "a range of rows is not trained by itself", "name whole weights")
         return
-    # axolotl looks at the beginning of a name, and takes a dot for a dot
+    # axolotl matches the beginning of a name, and a dot means a dot.
     chosen = ["^" + re.sub(r"(?<!\\)\.(?!\+)", r"\.", pattern.removeprefix("^")) for pattern in patterns]
     chosen += [f"!(^|\\.)({'|'.join(MM_MODULES)})\\."] if frozen else []
     if chosen:
@@ -93,7 +93,7 @@ def _choice(draft: Draft, given: Values) -> None:
 
 
 def rates(draft: Draft, given: Values) -> None:
-    """Learning rates of some weights, which are factors here."""
+    """Translates learning rates of some weights, which are factors in a recipe."""
     line = draft.lines.get("train.learning_rate")
     absolute = [key for key in ("lr_groups", "embedding_lr") if given.get(key)]
     if line is None and absolute:
@@ -113,7 +113,7 @@ def rates(draft: Draft, given: Values) -> None:
 
 
 def model(draft: Draft, given: Values) -> None:
-    """Changes to the model's configuration: of those only the experts' balance is known here."""
+    """Translates changes to the model's configuration; a recipe supports only the experts' load balancing."""
     for key, changes in given.items():
         others = sorted(set(changes) - {"output_router_logits", "router_aux_loss_coef"})
         if others:

@@ -100,7 +100,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
 
 
 def weights(draft: Draft, given: Values) -> None:
-    """What is trained: an adapter, on 16, 8 or 4 bits, or all weights."""
+    """Translates what is trained: an adapter, on 16, 8 or 4 bits, or all weights."""
     kind = given.get("finetuning_type", "lora")
     if kind == "full":
         draft.put("lora", None, "all weights")
@@ -158,7 +158,7 @@ def _adapter(draft: Draft, given: Values) -> None:
 
 
 def _vision(draft: Draft, given: Values, *, whole: bool) -> None:
-    """What of a vision-language model is frozen; without a word about it, nothing says that it is one."""
+    """Translates what is frozen in a vision-language model; without such a key, nothing shows that it is one."""
     asked = given.keys() & set(VISION)
     if not asked:
         return
@@ -176,7 +176,7 @@ def _vision(draft: Draft, given: Values, *, whole: bool) -> None:
 
 
 def tokens(draft: Draft, given: Values) -> None:
-    """New tokens; special ones are ordinary ones here, so that rows can spell them."""
+    """Translates new tokens; special ones become ordinary ones, so that rows can spell them."""
     added = [token for key in given for token in as_list(given[key])]
     if added:
         draft.put("train.add_tokens", list(dict.fromkeys(added)), "a text that spells one holds it")

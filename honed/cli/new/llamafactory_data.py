@@ -1,4 +1,4 @@
-"""LLaMA-Factory's data sets: names that dataset_info.json describes, and how their rows become tokens."""
+"""LLaMA-Factory's datasets: names that dataset_info.json describes, and how their rows become tokens."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from honed.cli.new.sources import Origin, hub_id, named, put_held_out, put_origi
 from honed.cli.new.translate import KEEP, Draft, Values, as_list, as_number
 
 NAME = "LLaMA-Factory"
-# parts of the names of towers and projectors, in its src/llamafactory/model/model_utils/visual.py
+# Parts of the names of towers and projectors, from src/llamafactory/model/model_utils/visual.py.
 TOWERS = ("visual", "vision_tower", "vision_model", "vision_embed_tokens", "audio_tower", "multi_modal_projector",
           "language_projection", "resampler", "vpm", "apm")  # fmt: skip
-# Styles of prompts that no tokenizer brings; all other templates are those of a family of models.
+# Prompt styles that no tokenizer has; all other templates belong to a model family.
 STYLES = ("alpaca", "default", "empty", "fewshot", "original", "vicuna")
 TAGS = {"user_tag": ("human", "user"), "assistant_tag": ("gpt", "assistant"), "system_tag": ("system",),
         "observation_tag": ("observation", "tool"), "function_tag": ("function_call",)}  # fmt: skip
 
 
 def freeze_vision(draft: Draft, comment: str = "") -> None:
-    """Freezes tower and projector; an adapter is not on the projector, unless that is named."""
+    """Freezes tower and projector; an adapter is attached to the projector only if it is named."""
     if "lora" in draft.lines and draft.lines["lora"].value is None:
         draft.put("train.trainable", [f"!(^|\\.)({'|'.join(TOWERS)})\\."], comment)
     else:
@@ -29,7 +29,7 @@ def freeze_vision(draft: Draft, comment: str = "") -> None:
 
 
 def data(draft: Draft, given: Values) -> None:
-    """What is trained on, and how rows become tokens."""
+    """Translates the datasets, and how rows become tokens."""
     stage = given.get("stage", "sft")
     if stage not in ("sft", "pt"):
         draft.refuse("stage", "honed does supervised fine-tuning (sft, and pt)", KEEP)
@@ -116,7 +116,7 @@ def _weighted(draft: Draft, origins: list[Origin], given: Values) -> list[Origin
 
 
 def _origins(draft: Draft, given: Values, key: str, *, texts: bool) -> list[Origin]:
-    """The data sets that a key names, as dataset_info.json describes them."""
+    """Returns the datasets that a key names, as dataset_info.json describes them."""
     names = as_list(given.get(key))
     place = given.get("dataset_dir", "data")
     if not names:
@@ -139,11 +139,11 @@ def _origins(draft: Draft, given: Values, key: str, *, texts: bool) -> list[Orig
 
 
 class _Unusable(Exception):
-    """A data set that cannot be described in a recipe: why, and what to do."""
+    """A recipe cannot describe a dataset; says why, and what to do."""
 
 
 def _folder(place: Path, name: str) -> Path | None:
-    """The folder as seen from here, from the YAML file, or from a folder above it, where LLaMA-Factory was started."""
+    """Finds the folder from here, from the YAML file, or from a folder above it, where LLaMA-Factory was started."""
     beside = [parent / name for parent in place.absolute().parents]
     return next((folder for folder in (Path(name), *beside) if (folder / "dataset_info.json").is_file()), None)
 
@@ -157,7 +157,7 @@ def _info(folder: Path | None) -> dict[str, Any]:
 
 
 def _origin(name: str, entry: dict[str, Any], folder: Path, cap: int | None, *, texts: bool) -> Origin:
-    """Raises _Unusable for what a recipe cannot say."""
+    """Returns a dataset as a source; raises _Unusable if a recipe cannot describe it."""
     if entry.get("ranking"):
         raise _Unusable(f"{name!r} holds preferences", KEEP)
     if "folder" in entry or not ("hf_hub_url" in entry or "file_name" in entry):

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's `freeze`: some layers are trained, and the rest is not, as `train.trainable` of a recipe."""
+"""LLaMA-Factory's `freeze`, which trains only some layers, as `train.trainable` in a recipe."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TO_DO = "name the model's folder, or write full, and then train.trainable into t
 
 
 def freeze(draft: Draft, key: str, *, layers: int, modules: Any, extra: Any) -> None:
-    """Writes the names of what is trained.
+    """Writes the names of the trained weights.
 
     Args:
-        key: theirs that asks for it, for refusals.
-        layers: how many of the last layers are trained; below 0, of the first.
-        modules: names of those in the layers, or "all".
-        extra: names of those outside of layers.
+        key: their key that requests it, for refusals.
+        layers: the number of last layers to train; if negative, of first layers.
+        modules: names of modules in these layers, or "all".
+        extra: names of modules outside the layers.
     """
     numbers = list(range(-layers)) if layers < 0 else _last(draft, layers)
     if not numbers:
@@ -33,7 +33,7 @@ def freeze(draft: Draft, key: str, *, layers: int, modules: Any, extra: Any) -> 
 
 
 def _last(draft: Draft, count: int) -> list[int]:
-    """The numbers of the last layers; none where the model is not in a folder here."""
+    """Returns the indices of the last layers; none if the model is not in a local folder."""
     from honed.model.load.load import load_config
 
     name = str(draft.lines["model"].value) if "model" in draft.lines else ""

@@ -54,7 +54,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
 
 
 def data(draft: Draft, given: Values) -> None:
-    """What is trained and evaluated on."""
+    """Translates the datasets for training and evaluation."""
     training = _origins(draft, given, "train_dataset")
     if training:
         put_origins(draft, training, key="train_dataset")
@@ -66,7 +66,7 @@ def data(draft: Draft, given: Values) -> None:
 
 
 def _origins(draft: Draft, given: Values, key: str) -> list[Origin]:
-    """The data sets of a file that describes them, or the one that is named itself."""
+    """Returns the datasets of a file that describes them, or the dataset that is named directly."""
     name = given.get(key)
     if name is None:
         return []
@@ -82,7 +82,7 @@ def _origins(draft: Draft, given: Values, key: str) -> list[Origin]:
 
 
 def _places(place: Path, name: Any) -> list[Path]:
-    """As seen from here, from the YAML file, or from a folder above it, where LLaMA-Factory was started."""
+    """Returns places relative to here, to the YAML file, or to a folder above it, where LLaMA-Factory was started."""
     return [Path(str(name)), *(parent / str(name) for parent in place.absolute().parents)]
 
 
@@ -100,7 +100,7 @@ def _origin(draft: Draft, key: str, label: str, entry: Mapping[str, Any]) -> Ori
 
 
 def weights(draft: Draft, given: Values) -> None:
-    """What is trained: an adapter, on 16, 8 or 4 bits, all weights, or some layers."""
+    """Translates what is trained: an adapter, on 16, 8 or 4 bits, all weights, or some layers."""
     adapter = given.get("peft_config") or {"name": "full"}
     kind = adapter["name"]
     if kind == "lora" and adapter.get("adapter_name_or_path"):
@@ -139,7 +139,7 @@ def _quantisation(draft: Draft, quant: Mapping[str, Any]) -> None:
 
 
 def steps(draft: Draft, given: Values) -> None:
-    """How rows become steps, which optimizer makes them, and when they are saved."""
+    """Translates batches, the optimizer, and when checkpoints are saved."""
     micro, whole = given.get("micro_batch_size", 1), given.get("global_batch_size")
     draft.put("train.per_device_train_batch_size", micro)
     many = "" if whole is None else f"of {whole} rows on one process; divide by the number of processes"
@@ -192,5 +192,5 @@ LLAMAFACTORY_V1 = Trainer(
 
 
 def is_v1(theirs: Values) -> bool:
-    """Whether a file of LLaMA-Factory is one of its v1."""
+    """Whether a LLaMA-Factory file is for its v1."""
     return "model" in theirs and "model_name_or_path" not in theirs

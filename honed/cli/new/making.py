@@ -1,4 +1,4 @@
-"""A tokenizer, and a model with random weights (or those of a MiniMind file), each in a folder of its own."""
+"""Creates tokenizers, and models with random weights or those of a MiniMind file, each in its own folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def new_tokenizer(args: argparse.Namespace) -> None:
 
 
 def new_minimind(args: argparse.Namespace) -> None:
-    """Makes a MiniMind model, dense or a mixture of experts."""
+    """Creates a MiniMind model, dense or with a mixture of experts."""
     from honed.model.minimind.minimind import count_parameters
 
     _start(args.folder)
@@ -76,7 +76,7 @@ def _random(args: argparse.Namespace, shape: dict[str, int], tokenizer: Any) -> 
 
     try:
         config = MiniMindConfig(**shape, use_moe=args.moe, vocab_size=len(tokenizer))
-    except Exception as error:  # the library's own kind, for numbers that do not fit together
+    except Exception as error:  # the library's own type, for inconsistent numbers
         raise ModelError(
             f"No such model can be made: {first_line(error.__cause__ or error)}", fix="change it"
         ) from None
@@ -92,7 +92,7 @@ def _imported(args: argparse.Namespace, shape: dict[str, int]) -> Any:
 
 
 def _read_tokenizer(name: str) -> Any:
-    """Of a folder that holds nothing else, or of a model."""
+    """Reads a tokenizer from a folder with nothing else, or from a model."""
     from honed.model.load.load import load_tokenizer
 
     if not (Path(name) / "tokenizer.json").is_file():
@@ -101,7 +101,7 @@ def _read_tokenizer(name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # garbled JSON, another version's file: each its own kind
+    except Exception as error:  # corrupt JSON, another version's file: all of different types
         raise ModelError(f"The tokenizer in {name} cannot be read: {first_line(error)}", fix="make it again") from None
 
 
@@ -120,7 +120,7 @@ def _trained_tokenizer(args: argparse.Namespace) -> Any:
 
 
 def read_texts(files: list[str], unread: Counter[str]) -> Iterator[str]:
-    """The texts in rows of any format; `unread` counts the rows without, by reason.
+    """Yields the texts in rows of any format; `unread` counts the rows without text, by reason.
 
     Raises:
         DataError: a file cannot be read.
@@ -137,10 +137,10 @@ def read_texts(files: list[str], unread: Counter[str]) -> Iterator[str]:
 
 
 def texts_of(example: Example) -> Iterator[str]:
-    """What a row says, without roles and templates.
+    """Yields a row's texts, without roles and templates.
 
     Raises:
-        RowError: it holds token ids.
+        RowError: the row has token ids.
     """
     from honed.data.example import Conversation, Document, PromptCompletion, RowError
 
@@ -164,7 +164,7 @@ def _start(folder: Path) -> None:
 
 
 def _save(folder: Path, *parts: Any) -> None:
-    """Saves all parts beside the folder and renames, so that it is there whole or not at all."""
+    """Saves all parts next to the folder and renames, so that it is complete or does not exist."""
     from honed.cache import work_folder
 
     try:

@@ -1,11 +1,11 @@
-"""Make a tokenizer or a small model from nothing, or a recipe from another trainer's YAML.
+"""Create a tokenizer or a small model from scratch, or a recipe from another trainer's YAML.
 
   honed new tokenizer runs/tokenizer --data texts.jsonl --vocab 6400
   honed new minimind runs/model --dim 512 --layers 8 --tokenizer runs/tokenizer
   honed new minimind runs/model --weights minimind_sft_512.pth --tokenizer runs/tokenizer
-  honed new recipe theirs.yaml mine.yaml       (of LLaMA-Factory, axolotl or `trl sft`; shown without mine.yaml)
+  honed new recipe theirs.yaml mine.yaml       (LLaMA-Factory, axolotl or `trl sft`; printed without mine.yaml)
 
-A model is a folder with random weights (or those of a MiniMind file), tokenizer and chat template.
+A model is a folder with random weights (or those of a MiniMind file), a tokenizer and a chat template.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from honed.cli.recipe_arguments import SIGNS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The things to make, and their options."""
+    """Adds the things to create, and their options."""
     things = parser.add_subparsers(title="things", dest="thing", required=True, metavar="THING")
     below = things.add_parser("tokenizer", help="a byte-level BPE tokenizer", description=new_tokenizer.__doc__)
     below.set_defaults(make=new_tokenizer)
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tokenizer(parser: argparse.ArgumentParser) -> None:
-    """Where it goes, and how a tokenizer is trained."""
+    """Adds the options for a tokenizer's folder and training."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="what is made; must not hold anything yet")
     parser.add_argument("--data", nargs="+", metavar="FILE", help=f"rows whose text the tokenizer learns [{STARTER}]")
     parser.add_argument("--vocab", type=_at_least(1), metavar="N", help=f"most tokens [{VOCABULARY}]")
@@ -46,7 +46,7 @@ def add_tokenizer(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Their file, and ours."""
+    """Adds the options for the other trainer's file and the recipe."""
     parser.set_defaults(make=new_recipe)
     parser.add_argument(
         "theirs", metavar="THEIRS.yaml", type=Path, help="a YAML of LLaMA-Factory, axolotl or `trl sft`"
@@ -57,7 +57,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Makes the thing."""
+    """Creates what the arguments name."""
     args.make(args)
     return 0
 

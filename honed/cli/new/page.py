@@ -1,4 +1,4 @@
-"""A recipe as YAML with comments: whose file it was made of, what was left out and why, and whose defaults it has."""
+"""Writes a recipe as YAML with comments: its origin, what was left out and why, and whose defaults it has."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ WIDTH = 60
 
 
 def page(draft: Draft, theirs: Mapping[str, Any], *, of: str) -> str:
-    """The whole file.
+    """Returns the whole file.
 
     Args:
-        draft: the recipe's lines, and what became of their keys.
-        theirs: their file, for the values that were left out.
-        of: whose file it was made of, and its name.
+        draft: the recipe's lines, and how each key was handled.
+        theirs: the other trainer's file, for the values that were left out.
+        of: the other trainer, and the name of its file.
     """
     return "\n".join([f"# Made by `honed new recipe` of {of}.", *_left_out(draft, theirs), *_body(draft)]) + "\n"
 
 
 def shown(key: str, value: Any) -> str:
-    """A key and its value on one short line; without the value where it may be a secret."""
+    """Returns a key and its value on one short line, without the value if it may be a secret."""
     if any(word in key.lower() for word in SECRET) and isinstance(value, str):
         return f"{key}: ..."
     text = " ".join(_yaml(value).split())
@@ -50,7 +50,7 @@ def _left_out(draft: Draft, theirs: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _body(draft: Draft) -> Iterator[str]:
-    """The lines in the order of the packaged recipes: model, data, adapter, training, output."""
+    """Yields the lines in the order of the packaged recipes: model, data, adapter, training, output."""
     lines = draft.lines
     yield from (_line(lines[key]) for key in TOP if key in lines)
     for section in (*SECTIONS, "train"):

@@ -1,4 +1,4 @@
-"""`honed new recipe`: another trainer's YAML is recognised, translated, tried, and written."""
+"""`honed new recipe`: recognises another trainer's YAML, translates it, checks the recipe, and writes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def new_recipe(args: argparse.Namespace) -> None:
-    """Makes a recipe of a YAML of LLaMA-Factory, axolotl or `trl sft`; what it leaves out stands in it as comments."""
+    """Creates a recipe from YAML of LLaMA-Factory, axolotl or `trl sft`; comments list what it leaves out."""
     from honed.cli.console import quiet_libraries
     from honed.cli.new.llamafactory import LLAMAFACTORY
     from honed.cli.new.llamafactory_v1 import LLAMAFACTORY_V1, is_v1
@@ -49,10 +49,10 @@ def new_recipe(args: argparse.Namespace) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The keys and values of their file.
+    """Reads the keys and values of the other trainer's file.
 
     Raises:
-        RecipeError: it cannot be read, or holds no keys.
+        RecipeError: it cannot be read, or has no keys.
     """
     import yaml
 
@@ -68,10 +68,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def whose(path: Path, kind: str | None) -> tuple[Trainer, str]:
-    """Whose file it is, and how that is known.
+    """Returns the trainer that a file is for, and how that is known.
 
     Raises:
-        RecipeError: no trainer's keys are in it, or those of several.
+        RecipeError: it has the keys of no trainer, or of several.
     """
     from honed.cli.new.axolotl import AXOLOTL
     from honed.cli.new.llamafactory import LLAMAFACTORY
@@ -94,10 +94,10 @@ def whose(path: Path, kind: str | None) -> tuple[Trainer, str]:
 
 
 def check(text: str, path: Path) -> None:
-    """Loads the recipe as `honed train` does, and looks at what training would refuse before it reads data.
+    """Loads the recipe as `honed train` does, and checks what training refuses before it reads data.
 
     Raises:
-        RecipeError: it is none.
+        RecipeError: it is not a valid recipe.
     """
     import dataclasses
 
@@ -120,7 +120,7 @@ def check(text: str, path: Path) -> None:
 
 
 def summary(draft: Draft, trainer: Trainer, path: Path) -> str:
-    """How many keys there were, and what became of them."""
+    """Summarises how many keys there were, and how they were handled."""
     counts = {
         "translated": len(draft.translated),
         "below train as they are": len(draft.passed),
@@ -137,7 +137,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _template_file(draft: Draft, out: Path | None) -> Path:
-    """Where the chat template goes that the recipe names, if it needs one of its own."""
+    """Returns the file for the chat template that the recipe names, if it needs its own."""
     path = (out or Path("recipe.yaml")).with_suffix(".jinja")
     if draft.template and out is None:
         raise RecipeError("A chat template has to stand beside this recipe.", fix="name a file for it: OUT.yaml")
@@ -159,7 +159,7 @@ def _problem(path: Path, trainer: Trainer, draft: Draft, theirs: Mapping[str, An
 
 
 def _need(draft: Draft, trainer: Trainer, path: Path) -> None:
-    """Refuses a file that would train honed's default model or rows."""
+    """Refuses a file without a model or data, which would train honed's default ones."""
     if "model" not in draft.lines:
         raise RecipeError(f"{path} names no model.", fix=f"name {trainer.name}'s YAML of a training")
     if not {"data.files", "data.sources"} & draft.lines.keys():

@@ -1,4 +1,4 @@
-"""Other trainers' data sets as the `data` section of a recipe."""
+"""Other trainers' datasets as the `data` section of a recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ONE_OF_ALL = "rename the columns in the files, or train on one data set"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """One data set of theirs, with the keys of a source in `data.sources`, and what only `data` as a whole can say."""
+    """Another trainer's dataset: the keys of a source in `data.sources`, and what only all of `data` can specify."""
 
     files: str | list[str]
     name: str = ""
@@ -28,27 +28,27 @@ class Origin:
 
 
 def hub_id(name: str, config: Any = None, split: Any = None) -> str:
-    """`owner/name@config:split`, as `data.files` takes it; without what says nothing."""
+    """Returns `owner/name@config:split` for `data.files`, without the default parts."""
     return name + (f"@{config}" if config else "") + (f":{split}" if split and split != "train" else "")
 
 
 def talk_columns(messages: str, role: str, content: str) -> dict[str, str]:
-    """`data.columns` for rows with a list of messages; what is recognised by itself is left out."""
+    """Returns `data.columns` for rows with a list of messages, without names that are recognised anyway."""
     columns = {} if messages in TALKS else {"messages": messages}
     return columns if {"role": role, "content": content} in ROLES else {**columns, "role": role, "content": content}
 
 
 def named(columns: Mapping[str, Any]) -> dict[str, str]:
-    """The columns that do bear another name."""
+    """Returns the columns that have a different name."""
     return {key: column for key, column in columns.items() if column and key != column}
 
 
 def put_origins(draft: Draft, origins: Sequence[Origin], *, key: str) -> None:
-    """Writes `data.files` where that is enough, else `data.sources`, and what all data sets have alike.
+    """Writes `data.files` if that suffices, else `data.sources`, and what all datasets have in common.
 
     Args:
-        origins: one or more.
-        key: theirs that names the data sets, for refusals.
+        origins: one or more datasets.
+        key: their key that names the datasets, for refusals.
     """
     sources = [_source(origin) for origin in origins]
     formats = {origin.format for origin in origins}
@@ -70,7 +70,7 @@ def put_origins(draft: Draft, origins: Sequence[Origin], *, key: str) -> None:
 def put_held_out(
     draft: Draft, origins: Sequence[Origin], training: Sequence[Origin], *, key: str, comment: str = ""
 ) -> None:
-    """Writes `data.held_out`, which is one file or data set, read as those that are trained on."""
+    """Writes `data.held_out`, a single file or dataset that is read like the training data."""
     files = [file for origin in origins for file in _listed(origin.files)]
     if len(files) > 1:
         draft.refuse(key, "data.held_out is one file", "put them into one file")

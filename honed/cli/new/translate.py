@@ -1,7 +1,7 @@
-"""The keys of another trainer's YAML become lines of a recipe, by that trainer's table.
+"""Translates the keys of another trainer's YAML into lines of a recipe, by that trainer's table.
 
-Each key ends in exactly one of four lists: translated, passed (an argument of training that goes below `train` as it
-is), needless here, or not taken; the last two with the reason.
+Each key ends up in exactly one of four lists: translated, passed (a training argument that goes below `train`
+unchanged), needless, or refused; the last two with a reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One line of a recipe, with its key as `honed train` takes it: "data.max_length"."""
+    """One line of a recipe, with its key as for `honed train`: "data.max_length"."""
 
     key: str
     value: Any
@@ -32,7 +32,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a key is not taken, and what to do about it."""
+    """Why a key is refused, and what to do about it."""
 
     why: str
     fix: str
@@ -40,13 +40,13 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What becomes of a key: by `to`, `values`, `needless`, `refusal` or `group`.
+    """How a key is handled: by `to`, `values`, `needless`, `refusal` or `group`.
 
     Attributes:
-        to: the recipe's key; without `values` their value is taken as it is.
-        values: their value -> ours, None for "nothing to write"; another value of theirs is not taken, by `refusal`.
-        needless: why nothing of it is needed here.
-        refusal: why it is not taken; where its value is false, 0, empty or in `off` it has no effect, and is needless.
+        to: the recipe's key; without `values` their value is kept.
+        values: their value -> ours, None to write nothing; other values are refused with `refusal`.
+        needless: why it is not needed.
+        refusal: why it is refused; if its value is false, 0, empty or in `off` it has no effect, and is needless.
         group: name of the trainer's function that reads it together with others.
     """
 
@@ -59,32 +59,32 @@ class Rule:
 
 
 def to(key: str, values: Mapping[Any, Any] | None = None) -> Rule:
-    """A key with another name here, and perhaps other values."""
+    """A key with another name in a recipe, and possibly other values."""
     return Rule(to=key, values=values)
 
 
 def only(value: Any, why: str, fix: str = "leave it out") -> Rule:
-    """A key with one value that says nothing, as it is so here; why others are not taken."""
+    """A key with one value that is a recipe's behaviour anyway, and why other values are refused."""
     return Rule(values={value: None}, refusal=Refusal(why=why, fix=fix))
 
 
 def rules_of(names: str, rule: Rule) -> dict[str, Rule]:
-    """The same rule for several keys, which are parted by spaces; `galore_*` stands for all that begin so."""
+    """The same rule for several keys, separated by spaces; `galore_*` matches all keys that begin so."""
     return dict.fromkeys(names.split(), rule)
 
 
 def needless(names: str, why: str) -> dict[str, Rule]:
-    """Keys of which nothing is needed here."""
+    """Keys that are not needed in a recipe."""
     return rules_of(names, Rule(needless=why))
 
 
 def refused(names: str, why: str, fix: str = "leave it out", off: tuple[Any, ...] = ()) -> dict[str, Rule]:
-    """Keys that are not taken, unless they are switched off."""
+    """Keys that are refused unless they are switched off."""
     return rules_of(names, Rule(refusal=Refusal(why=why, fix=fix), off=off))
 
 
 KEEP = "keep the other trainer for it; models saved by honed load there"
-# What all of them have, mostly because transformers' Trainer has it.
+# Keys that all trainers have, mostly from transformers' Trainer.
 EVERYWHERE: Mapping[str, Rule] = MappingProxyType({
     **needless("trust_remote_code", "recipes run transformers' own classes; a model that needs other code is refused"),
     **needless("hub_token *_hub_token hf_use_auth_token", "secrets do not belong into recipes: export HF_TOKEN"),
@@ -98,7 +98,7 @@ EVERYWHERE: Mapping[str, Rule] = MappingProxyType({
 
 
 class Draft:
-    """A recipe in the making; `template` is the text of a Jinja file that has to stand beside it."""
+    """A recipe that is being created; `template` is the text of a Jinja file to write next to it."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -110,15 +110,15 @@ class Draft:
         self.translated: list[str] = []
 
     def put(self, key: str, value: Any, comment: str = "") -> None:
-        """Writes a line, in place of one that has the same key; YAML 1.1 read 1e-4 in it as text."""
+        """Writes a line, replacing one with the same key; converts 1e-4, which YAML 1.1 reads as text."""
         self.lines[key] = Line(key=key, value=as_number(value), comment=comment)
 
     def skip(self, key: str, why: str) -> None:
-        """Their key is not needed."""
+        """Marks a key as not needed."""
         self.needless[key] = why
 
     def refuse(self, key: str, why: str, fix: str) -> None:
-        """Their key is not taken; of several reasons the first is told."""
+        """Marks a key as refused; the first of several reasons is kept."""
         self.refused.setdefault(key, Refusal(why=why, fix=fix))
 
 
@@ -130,13 +130,13 @@ class Trainer:
     """Another trainer.
 
     Attributes:
-        name: as people write it.
-        rules: their key, or a pattern, -> what becomes of it.
-        groups: functions for keys that only make sense together; each is called, with those of its keys that the file
-            has, so that it can write their defaults, too.
-        defaults: what they do where the file says nothing and a recipe would do another thing.
-        arguments: names of the arguments of training that pass below `train`; imported only when needed.
-        means_null: keys in which an empty value says something.
+        name: the trainer's name, for messages.
+        rules: their key, or a pattern -> how it is handled.
+        groups: functions for keys that only make sense together; each is always called, with those of its keys that
+            the file has, so that it can also write defaults.
+        defaults: their defaults that differ from a recipe's.
+        arguments: names of the training arguments that pass below `train`; imported only when needed.
+        means_null: keys for which an empty value has a meaning.
     """
 
     name: str
@@ -147,20 +147,20 @@ class Trainer:
     means_null: frozenset[str] = field(default_factory=frozenset)
 
     def rule(self, key: str) -> Rule | None:
-        """The key's own rule, or that of the first pattern that fits."""
+        """Returns the key's own rule, or that of the first matching pattern."""
         fits = (rules[name] for rules in (self.rules, EVERYWHERE) for name in rules if fnmatchcase(key, name))
         return self.rules.get(key) or next(fits, None)
 
 
 def translate(theirs: Values, trainer: Trainer, place: Path) -> Draft:
-    """The recipe's lines, and what became of every key.
+    """Returns the recipe's lines, and how every key was handled.
 
     Args:
-        theirs: the other trainer's file, as YAML gives it.
-        place: where that file lies; its data may be described beside it.
+        theirs: the other trainer's file, parsed as YAML.
+        place: the path of that file; its data may be described next to it.
 
     Raises:
-        RecipeError: a value is of a kind that the other trainer would not take either.
+        RecipeError: a value has a type that the other trainer would not accept either.
     """
     draft = Draft(place)
     groups: dict[str, dict[str, Any]] = {name: {} for name in trainer.groups}
@@ -213,7 +213,7 @@ def _choose(draft: Draft, key: str, value: Any, rule: Rule, values: Mapping[Any,
 
 
 def _pass(draft: Draft, key: str, value: Any, trainer: Trainer) -> None:
-    """An argument of training by its name of today or an older one; anything else is not known."""
+    """Passes on a training argument, by its current or an older name; anything else is unknown."""
     from honed.train.options.legacy import RENAMED, WITHOUT_EFFECT
 
     known = trainer.arguments()
@@ -232,12 +232,12 @@ def _pass(draft: Draft, key: str, value: Any, trainer: Trainer) -> None:
 
 
 def argument(key: str, value: Any) -> Any:
-    """The value as an argument of training; YAML 1.1 read `no` as false."""
+    """Returns the value as a training argument; YAML 1.1 reads `no` as false."""
     return "no" if value is False and key.endswith("_strategy") else value
 
 
 def as_number(value: Any) -> Any:
-    """A text such as 1e-4 as the number, in lists and mappings, too; anything else as it is."""
+    """Converts a text such as 1e-4 to a number, also in lists and mappings; returns anything else unchanged."""
     if isinstance(value, Mapping):
         return {key: as_number(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -251,12 +251,12 @@ def as_number(value: Any) -> Any:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list, or a text of names with commas between them, as a list."""
+    """Returns a list, or comma-separated names, as a list."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value or ())
 
 
 def transformers_arguments() -> frozenset[str]:
-    """Names of the arguments of transformers' TrainingArguments."""
+    """Returns the names of the arguments of transformers' TrainingArguments."""
     from dataclasses import fields
 
     from transformers import TrainingArguments

@@ -42,7 +42,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
 
 
 def weights(draft: Draft, given: Values) -> None:
-    """What is trained: an adapter, on 16, 8 or 4 bits, or all weights."""
+    """Translates what is trained: an adapter, on 16, 8 or 4 bits, or all weights."""
     dtype = given.get("dtype", given.get("torch_dtype", "float32"))
     bits = {"load_in_4bit": given.get("bnb_4bit_quant_type", "nf4"), "load_in_8bit": "int8"}
     kinds = [kind for key, kind in bits.items() if given.get(key)]
@@ -78,7 +78,7 @@ def _adapter(draft: Draft, given: Values) -> None:
 
 
 def data(draft: Draft, given: Values) -> None:
-    """What is trained on, and what of it."""
+    """Translates the dataset, and which tokens are trained."""
     origins = _origins(draft, given)
     if origins:
         put_origins(draft, origins, key="datasets" if "datasets" in given else "dataset_name")
@@ -155,7 +155,7 @@ def _evaluation(draft: Draft, given: Values) -> None:
 
 
 def arguments() -> frozenset[str]:
-    """Names of the arguments of honed's SFTConfig, which has all of TRL's."""
+    """Returns the names of the arguments of honed's SFTConfig, which has all of TRL's."""
     from dataclasses import fields
 
     from honed.recipe import DataRecipe

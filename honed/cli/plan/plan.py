@@ -1,14 +1,14 @@
-"""Say what training would take before anything is loaded: memory at its peak, and time per step.
+"""Predict the peak memory and the time per step of training before anything is loaded.
 
   honed plan Qwen3-8B --gpu 24GB
   honed plan Qwen/Qwen2.5-7B-Instruct --gpu 8GB --length 512
-  honed plan recipe.yaml --gpu rtx-4090             (one's own recipe, as `honed train` takes it)
+  honed plan recipe.yaml --gpu rtx-4090             (your own recipe, as for `honed train`)
   honed plan --model Qwen3-8B --gpu 80GB --optim adamw_8bit
   honed plan --model runs/mine --flops 50T --json
   honed plan --model Qwen3-8B --gpu h100 --gpus 64 --network 3200gbps     (DDP, FSDP2, hybrid; docs/scaling.md)
 
-Models are folders, Hub ids (of which only the configuration is read), or names that are built in. GB are 10^9 bytes.
-The formulas, what they assume and how far they were off where it was measured: docs/planning.md.
+Models are folders, Hub ids (only their configuration is read), or built-in names. GB are 10^9 bytes. docs/planning.md
+has the formulas, their assumptions and their measured errors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's options."""
+    """Adds the command's options."""
     parser.add_argument(
         "items", nargs="*", metavar="MODEL | RECIPE | key=value", help="a model or a recipe first, then changes to it"
     )
@@ -47,11 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Plans and shows the table."""
+    """Plans the run and shows the table."""
     from honed.cli.console import quiet_libraries
 
     quiet_libraries()
-    model, path, changes = _first(args)  # before the imports that take seconds
+    model, path, changes = _first(args)  # before imports that take seconds
     own = path is not None or bool(changes)
     from honed.model.plan.optimizers import DEFAULT
     from honed.recipe import load_recipe
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def _first(args: argparse.Namespace) -> tuple[str | None, Path | None, list[str]]:
-    """The model, the recipe and its changes. What stands first is a recipe if there is one of that name."""
+    """Returns the model, the recipe and its changes. The first argument is a recipe if one has that name."""
     from honed.model.plan.shapes import is_model
 
     try:
@@ -92,7 +92,7 @@ def _first(args: argparse.Namespace) -> tuple[str | None, Path | None, list[str]
 
 
 def as_json(recipe: Recipe, on: Machine, choices: list[Choice], ranked: list[RankChoice]) -> str:
-    """All numbers; those for several GPUs where they are planned."""
+    """Returns all numbers, including those for several GPUs if they are planned."""
     sizes = choices[0].job.sizes
     content = {
         "model": recipe.model,
@@ -112,7 +112,7 @@ def as_json(recipe: Recipe, on: Machine, choices: list[Choice], ranked: list[Ran
 
 
 def as_text(recipe: Recipe, on: Machine, choices: list[Choice], *, efficiency: float) -> str:
-    """The table of choices, the parts of the best one, and the recipe's lines for it."""
+    """Returns the table of choices, the parts of the best one, and its lines for a recipe."""
     sizes = choices[0].job.sizes
     first = choices[0].job
     lines = [
@@ -152,14 +152,14 @@ def _table(choices: list[Choice]) -> list[str]:
 
 
 def _why_not_more(choice: Choice) -> str:
-    """A mark where something else than memory ends the longest row."""
+    """Returns a mark if something other than memory limits the longest row."""
     from honed.model.plan.plan import LONGEST
 
     return " *" if choice.longest == choice.job.sizes.positions else "+" if choice.longest == LONGEST else ""
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of cells as lines, the first column to the left and all others to the right."""
+    """Formats rows of cells as lines, with the first column left-aligned and all others right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
@@ -218,7 +218,7 @@ def _notes(on: Machine, sizes: Any, efficiency: float) -> list[str]:
 
 
 def _length_notes(choices: list[Choice]) -> list[str]:
-    """What the model's positions, and not memory, say of the rows' length."""
+    """Returns notes on row lengths that the model's positions limit, not memory."""
     length, positions = choices[0].job.length, choices[0].job.sizes.positions
     if positions is None:
         return []

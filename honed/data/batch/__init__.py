@@ -1,1 +1,1 @@
-"""Documents into rows, and rows into batches: packing, shared prefixes, collators."""
+"""Combines documents into rows, and rows into batches: packing, shared prefixes, collators."""

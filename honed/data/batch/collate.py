@@ -33,7 +33,7 @@ class FlatCollator:
     Attributes:
         share_prefixes: the row holds common prefixes of documents only once, and boundaries are those of segments (see
             `prefix`). For models that use honed's attention.
-        multiple_of: the row is filled up to a multiple of this length with documents of padding that nothing sees.
+        multiple_of: the row is padded to a multiple of this length with documents that no other token attends to.
         pad_token_id: the token of the padding.
     """
 
@@ -65,7 +65,7 @@ class FlatCollator:
         return batch if tree is None else {**batch, "shared_prefixes": torch.from_numpy(structure)}
 
     def _padding(self, rows: Sequence[PackedRow]) -> PackedRow:
-        """The missing tokens, in documents no longer than the others: the cost of attention is quadratic in length."""
+        """Returns the padding, in documents no longer than the others: attention's cost is quadratic in length."""
         missing = -sum(len(row.input_ids) for row in rows) % self.multiple_of
         longest = max(length for row in rows for length in row.lengths)
         return PackedRow(
@@ -113,7 +113,7 @@ class PaddedCollator:
     multiple_of: int = 1
 
     def __call__(self, rows: Sequence[PackedRow]) -> Batch:
-        """input_ids, labels, attention_mask int64 (B, L); loss_weights float32 (B, L); num_tokens, num_targets.
+        """Returns input_ids, labels, attention_mask int64 (B, L); loss_weights float32 (B, L); num_tokens, num_targets.
 
         Raises:
             ValueError: a row holds several documents, which padded rows cannot isolate.
@@ -140,10 +140,10 @@ class PaddedCollator:
 
 
 def _labels(ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The ids of trained tokens, else -100; not shifted (the objective shifts)."""
+    """Returns the ids of trained tokens and -100 for others; not shifted (the objective shifts)."""
     return np.where(weights > 0, ids, IGNORE_INDEX)
 
 
 def _num_targets(labels: np.ndarray) -> int:
-    """Number of labels that are predicted, which needs a position to their left."""
+    """Returns the number of labels that are predicted, which need a position to their left."""
     return int((labels[..., 1:] != IGNORE_INDEX).sum())

@@ -1,10 +1,10 @@
-"""DataCollatorForCompletionOnlyLM: trains on the text after a response template, which is searched in each row's text.
+"""DataCollatorForCompletionOnlyLM: trains on the text after a response template, searched for in each row's text.
 
     ### Question: why      ### Answer: so      ### Question: and      ### Answer: no <eos>
     |---- not trained ---------------| trained |----- not trained ---------------| trained |
 
-Templates are searched in the decoded text, not in the ids: "### Answer:" alone and "### Answer:" after a newline are
-tokenised differently, so a search in the ids can miss it.
+Templates are searched for in the decoded text, not in the ids: "### Answer:" alone and "### Answer:" after a newline
+are tokenised differently, so a search in the ids can miss it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ SHOWN = 80  # characters of a row in a warning
 class DataCollatorForCompletionOnlyLM:
     """Batches in which only the responses are trained. Same name and arguments as TRL's former class.
 
-    Differences: templates are searched in the text; padding is masked by length, so EOS is trained even if it is also
-    the pad token; a row without trained tokens is reported and counted.
+    Differences: templates are searched for in the text; padding is masked by length, so EOS is trained even if it is
+    also the pad token; a row without trained tokens is reported and counted.
 
     Args:
         response_template: text (or token ids) after which a response begins. Without `instruction_template`, the last
             occurrence counts and everything after it is trained.
         instruction_template: text (or token ids) at which a response ends; then every response is trained.
         mlm: must be False.
-        ignore_index: label of tokens that are not trained.
+        ignore_index: label of untrained tokens.
         tokenizer: decodes and pads.
         padding_free: concatenates all rows into one, with `position_ids`; for models with flash attention.
 
@@ -65,13 +65,13 @@ class DataCollatorForCompletionOnlyLM:
         self.not_found = 0
 
     def __call__(self, features: Sequence[Any], return_tensors: str = "pt") -> dict[str, Any]:
-        """input_ids, labels and attention_mask int64 (B, L); with `padding_free`, (1, T) and position_ids, no mask.
+        """Returns input_ids, labels, attention_mask int64 (B, L); if `padding_free`, (1, T) and position_ids, no mask.
 
         Args:
             features: mappings with `input_ids`, or lists of ids; other keys are ignored.
             return_tensors: only "pt".
         """
-        from honed.data.batch.collate import (  # needs torch, which honed.data can do without
+        from honed.data.batch.collate import (  # needs torch, which honed.data does not require
             FlatCollator,
             PaddedCollator,
         )
@@ -88,7 +88,7 @@ class DataCollatorForCompletionOnlyLM:
         return {key: batch[key] for key in kept}
 
     def trained(self, ids: Sequence[int]) -> np.ndarray:
-        """Mask of the trained ids: bool, shape (T,). A token across the border belongs to the response.
+        """Returns the mask of trained ids, bool (T,). A token across the border belongs to the response.
 
         All False if the templates are not found.
         """
@@ -116,7 +116,7 @@ class DataCollatorForCompletionOnlyLM:
         )
 
     def _spans(self, text: str) -> Iterator[tuple[int, int | None]]:
-        """[start, end) of each response in the text; end is None for the end of the row."""
+        """Yields [start, end) of each response in the text; end is None for the end of the row."""
         responses = _ends(text, self._response)
         if not self._instruction:
             yield from ((start, None) for start in responses[-1:])
@@ -124,11 +124,11 @@ class DataCollatorForCompletionOnlyLM:
         starts = [end - len(template) for template in self._instruction for end in _ends(text, (template,))]
         for start, following in zip(responses, [*responses[1:], len(text)], strict=False):
             end = min((s for s in starts if s >= start), default=None)
-            # two responses without an instruction between them count as one
+            # Two responses without an instruction between them count as one.
             yield start, end if end is None or end <= following else following
 
     def _tokens_within(self, ids: Sequence[int], characters: int) -> int:
-        """Number of tokens that lie completely within the first `characters` characters of the text."""
+        """Returns the number of tokens that lie completely within the first `characters` characters of the text."""
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high + 1) // 2
@@ -142,7 +142,7 @@ class DataCollatorForCompletionOnlyLM:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _as_texts(self, template: str | Sequence[int]) -> tuple[str, ...]:
-        """The template's text; of ids, often cut out of a longer encoding, also the text without surrounding spaces."""
+        """Returns the template's text; for ids, often a slice of a longer encoding, also without surrounding spaces."""
         text = template if isinstance(template, str) else self._text(list(template))
         if not text.strip():
             raise RecipeError(f"A template holds no text: {template!r}.", fix="pass the text before each response")
@@ -150,7 +150,7 @@ class DataCollatorForCompletionOnlyLM:
 
 
 def _ends(text: str, templates: Sequence[str]) -> list[int]:
-    """The end of each occurrence of the first template that occurs in the text."""
+    """Returns the end of each occurrence of the first template that occurs in the text."""
     for template in templates:
         if template in text:
             parts = text.split(template)[:-1]

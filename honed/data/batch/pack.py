@@ -1,4 +1,4 @@
-"""Lengths -> rows: which documents share a row. Works on integers only, not on tokens."""
+"""Packing: decides which documents share a row, from their lengths only."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Segment:
     """Tokens [start, end) of documents that are equal up to `end`.
 
     Attributes:
-        parent: the index of the segment whose path and tokens provide the first `start` tokens; -1 where `start` is 0.
+        parent: the index of the segment whose path and tokens provide the first `start` tokens; -1 if `start` is 0.
         documents: indices of the documents that contain it.
     """
 
@@ -56,7 +56,7 @@ def find_tree(
     Args:
         ids: token ids of each document, at least one.
         weights: loss weights, aligned with `ids`; 0 for a document's first token.
-        min_shared: fewest tokens, beyond those shared already, for which documents share another segment.
+        min_shared: minimum number of tokens, beyond those already shared, for documents to share another segment.
 
     Returns:
         Segments in which each document is one path. In total, they have at most as many tokens as the documents.
@@ -90,8 +90,8 @@ class TreeRow(PackedRow):
     """A row whose `lengths` are those of segments.
 
     Attributes:
-        parents: the parent segment of each, -1 for none.
-        starts: how many tokens of its parent's path and text each segment continues.
+        parents: the parent of each segment, -1 for none.
+        starts: the number of tokens of its parent's path and text that each segment continues.
     """
 
     parents: tuple[int, ...]
@@ -99,7 +99,7 @@ class TreeRow(PackedRow):
 
 
 def shared_row(rows: Sequence[PackedRow], *, min_shared: int = MIN_SHARED) -> TreeRow | None:
-    """All documents of these rows as one tree; None if they share nothing."""
+    """Returns all documents of these rows as one tree; None if they share nothing."""
     ids, weights = _documents(rows)
     segments = find_tree(ids, weights, min_shared=min_shared)
     if all(segment.parent < 0 for segment in segments) and len(segments) == len(ids):
@@ -142,14 +142,14 @@ def pack_shared(table: TokenTable, capacity: int, *, min_shared: int = MIN_SHARE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unit:
-    """Documents that stay in one row, and the tokens they add to the segments above them in the tree."""
+    """Documents that stay in one row, and the tokens that they add to the segments above them in the tree."""
 
     tokens: int
     documents: tuple[int, ...]
 
 
 def _fitted(units: list[_Unit], capacity: int) -> list[_Unit]:
-    """Combines the units. A unit that is too large stays alone: only the copies along its path make it too large."""
+    """Combines the units. One that is too large stays separate: only the copies along its path make it too large."""
     fitting = [unit for unit in units if unit.tokens <= capacity]
     groups = pack_best_fit([max(1, unit.tokens) for unit in fitting], max(1, capacity))
     return [unit for unit in units if unit.tokens > capacity] + [
@@ -162,7 +162,7 @@ def _fitted(units: list[_Unit], capacity: int) -> list[_Unit]:
 
 
 def _tokens_above(segments: Sequence[Segment]) -> list[int]:
-    """Tokens of all segments above each segment, which a row also needs."""
+    """Returns the tokens of all segments above each segment, which a row also needs."""
     above: list[int] = []
     for segment in segments:
         parent = segment.parent
@@ -171,14 +171,14 @@ def _tokens_above(segments: Sequence[Segment]) -> list[int]:
 
 
 def _weights(segment: Segment, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 (T,): the sum over the documents; 0 for the first token, which is not predicted or is in the parent."""
+    """Returns the sum over the documents, float32 (T,); 0 for the first token, which is unpredicted or the parent's."""
     total = np.stack([weights[d][segment.start : segment.end] for d in segment.documents]).sum(axis=0)
     total[0] = 0.0
     return total
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the common prefix of two documents."""
+    """Returns the length of the common prefix of two documents."""
     shorter = min(len(a), len(b))
     differ = a[:shorter] != b[:shorter]
     first = int(differ.argmax()) if shorter else 0

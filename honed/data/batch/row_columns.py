@@ -18,7 +18,7 @@ class RowColumns(Mapping[str, list[int]]):
     """A row as a mapping with the columns of TRL's packed rows; the values are plain lists.
 
     input_ids     the model's input
-    labels        the same ids, -100 for tokens that are not trained; not shifted
+    labels        the same ids, -100 for untrained tokens; not shifted
     position_ids  counted from 0 in each document
     seq_lengths   tokens of each document
     """
@@ -51,7 +51,7 @@ class RowColumns(Mapping[str, list[int]]):
 
 
 class ByColumn:
-    """Column access over several rows; a base class of map-style data sets, which implement access to one row."""
+    """Column access over several rows; a base class of map-style datasets, which implement access to one row."""
 
     column_names: Sequence[str] = COLUMNS
 
@@ -62,7 +62,7 @@ class ByColumn:
         raise NotImplementedError
 
     def columns(self, index: str | Rows) -> Any:
-        """One column of all rows, by name; for a slice or row indices, all columns: {name: [row's, ...]}.
+        """Returns one column of all rows, by name; for a slice or row indices, all columns: {name: [row's, ...]}.
 
         Raises:
             KeyError: there is no such column.

@@ -41,7 +41,7 @@ class TokenTable:
 
     @classmethod
     def of(cls, input_ids: np.ndarray, weights: np.ndarray, starts: np.ndarray) -> TokenTable:
-        """A table from existing arrays."""
+        """Creates a table from existing arrays."""
         table = cls([])
         table.input_ids, table.weights, table.starts = input_ids, weights, starts
         return table
@@ -60,20 +60,20 @@ class TokenTable:
         return np.diff(self.starts)
 
     def begin_twice_with(self, token: int | None) -> int:
-        """How many documents begin with this id twice in a row."""
+        """Returns the number of documents that begin with this id twice."""
         if token is None:
             return 0
         first = self.starts[:-1][self.lengths > 1]
         return int(np.count_nonzero((self.input_ids[first] == token) & (self.input_ids[first + 1] == token)))
 
     def recut(self, starts: np.ndarray) -> TokenTable:
-        """The same tokens cut into other documents; the first token of each is not predicted, so its weight is 0."""
+        """Divides the tokens into other documents; the first token of each is not predicted, so its weight is 0."""
         weights = self.weights.copy()
         weights[starts[:-1]] = 0.0
         return TokenTable.of(self.input_ids, weights, starts)
 
     def row(self, documents: Sequence[int]) -> PackedRow:
-        """A row of these documents, concatenated."""
+        """Returns a row with these documents, concatenated."""
         spans = [slice(self.starts[d], self.starts[d + 1]) for d in documents]
         return PackedRow(
             input_ids=_joined([self.input_ids[s] for s in spans], np.int32),
@@ -83,7 +83,7 @@ class TokenTable:
 
 
 class PackedRows(ByColumn):
-    """A map-style data set of `PackedRow` for torch's DataLoader; slices and column names work as in `datasets`.
+    """A map-style dataset of `PackedRow` for torch's DataLoader; slices and column names work as in `datasets`.
 
     Args:
         rows: document indices of each row (see `pack.py`).

@@ -1,1 +1,1 @@
-"""Encodes views as ids and loss weights."""
+"""Encodes views as token ids and loss weights."""

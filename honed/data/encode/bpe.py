@@ -1,4 +1,4 @@
-"""Byte-level BPE with tiktoken: several times faster, for tokenizers whose ids it provably reproduces.
+"""Byte-level BPE with tiktoken: several times faster, for tokenizers whose ids it is proven to reproduce.
 
 Both libraries merge adjacent parts of a word, lowest rank first. They differ in three ways, each checked for the given
 tokenizer:
@@ -31,9 +31,9 @@ _CLASSES = ("a", "Z", "1", ".", "'", "\n", " ", "\r", "é", "s", "_", "\t", "中
 _RUNS = ("'s", "'LL", "1234", "  ", "\n\n", "\r\n", "aB", "...", "ſ")
 # The context in which a character is tried: each class before and after it, and itself.
 _CONTEXT = "a{0}a {0} {0}a 1{0}1.{0}.\n{0}\n {0}{0} '{0}'s{0}S\r\n{0}"
-_LONGEST = 200_000  # characters; tiktoken's regular expressions are not built for longer texts
+_LONGEST = 200_000  # characters; tiktoken's regular expressions are not designed for longer texts
 _ABSENT = 1 << 30  # added to a byte: its id if the tokenizer has none
-# Separates texts that are encoded in one call; cannot overlap with itself. Noncharacters that no text should hold.
+# Separates texts that are encoded in one call; cannot overlap with itself. Noncharacters that no text should contain.
 _BETWEEN, _BETWEEN_ID = "\ufdd0\ufdd1", _ABSENT + 256
 _AT_A_TIME = 1 << 20  # characters per call
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -61,7 +61,7 @@ class FastBPE:
         self._all_of_ascii = not self._refused
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The tokenizer's ids of each text, int32, read-only."""
+        """Returns the tokenizer's ids of each text, int32, read-only."""
         met = set().union(*(text for text in texts if not text.isascii()))
         self._prove(met - self._proven - self._refused)
         fits = [self.fits(text) for text in texts]
@@ -72,12 +72,12 @@ class FastBPE:
         return [next(own if fit else others) for fit in fits]
 
     def encode(self, text: str) -> list[int]:
-        """tiktoken's ids."""
+        """Returns tiktoken's ids."""
         ids: list[int] = self._encoding.encode(text, allowed_special=self._special, disallowed_special=())
         return ids
 
     def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """tiktoken's ids of many texts in few calls; a special token between them acts as the end of a text."""
+        """Returns tiktoken's ids of many texts in few calls; a special token between them acts as the end of a text."""
         found: list[np.ndarray] = []
         start = characters = 0
         for number, text in enumerate(texts, start=1):
@@ -97,7 +97,7 @@ class FastBPE:
         return [joined[a:b] for a, b in zip([0, *(end + 1 for end in ends)], [*ends, len(joined)], strict=True)]
 
     def fits(self, text: str) -> bool:
-        """True if the tokenizer would not normalise the text and no character of it is encoded differently."""
+        """Whether the tokenizer would not normalise the text, and tiktoken encodes all its characters the same."""
         if len(text) > _LONGEST:
             return False
         if self._all_of_ascii and text.isascii():
@@ -105,7 +105,7 @@ class FastBPE:
         return (not self._normalizes or unicodedata.is_normalized("NFC", text)) and self._refused.isdisjoint(text)
 
     def _prove(self, characters: set[str]) -> None:
-        """Tries each character in the context of all classes."""
+        """Compares both libraries on each character in the context of all classes."""
         if not characters:
             return
         tried = sorted(characters)
@@ -134,7 +134,7 @@ class Proven:
 
 
 def as_arrays(ids: Iterable[Sequence[int]]) -> list[np.ndarray]:
-    """Ids of each text as int32; read-only, because equal texts share one array."""
+    """Returns the ids of each text as int32; read-only, because equal texts share one array."""
     arrays = [np.array(own, dtype=np.int32) for own in ids]
     for own in arrays:
         own.flags.writeable = False
@@ -149,7 +149,7 @@ def may_be_fast(tokenizer: Any) -> bool:
 
 
 def prove(state: str, encode: Encode) -> Proven | None:
-    """The data with which tiktoken gives the same ids; None if that cannot be proven.
+    """Returns the data with which tiktoken produces the same ids; None if that cannot be proven.
 
     Args:
         state: the tokenizer as JSON.
@@ -167,7 +167,7 @@ def prove(state: str, encode: Encode) -> Proven | None:
 
 
 def made_of(proven: Proven, encode: Encode) -> FastBPE:
-    """Builds the encoding; further characters are tried when they first occur."""
+    """Builds the encoding; other characters are tested when they first occur."""
     from tiktoken import Encoding
 
     added = {**proven.added, _BETWEEN: _BETWEEN_ID}
@@ -176,7 +176,7 @@ def made_of(proven: Proven, encode: Encode) -> FastBPE:
 
 
 def split_pattern(pre_tokenizer: Any) -> str | None:
-    """The pre-tokenizer as one pattern; None if it is unknown."""
+    """Returns the pre-tokenizer as one pattern; None if it is unknown."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
     kinds = [step["type"] if step else None for step in steps]
     if not kinds or kinds[-1] != "ByteLevel" or steps[-1]["add_prefix_space"]:
@@ -193,7 +193,7 @@ def split_pattern(pre_tokenizer: Any) -> str | None:
 
 
 def ranks(model: dict[str, Any], added: set[str]) -> dict[bytes, int] | None:
-    """Token -> id for tiktoken if both libraries make the same merges; None if that cannot be proven.
+    """Returns token -> id for tiktoken if both libraries make the same merges; None if that cannot be proven.
 
     Suppose two parts x, y are adjacent after all merges of lower rank than the token xy. Then they are also what these
     merges leave of the text "xy" alone: no merge across their outer ends happened, or they would not be whole. So only
@@ -227,13 +227,13 @@ def ranks(model: dict[str, Any], added: set[str]) -> dict[bytes, int] | None:
 
 
 def valid(left: np.ndarray, right: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """bool (merges,): whether this pair forms `made` after all merges of lower ids.
+    """Whether each pair forms `made` after all merges of lower ids; bool (merges,).
 
     Args:
         left, right, made: int64 (merges,), ids; `made` is non-decreasing. Ids that are not in `made` are single bytes.
     """
     size = int(made[-1]) + 1
-    parts = np.tile(np.arange(size), (2, 1))  # the left and right part of each token; a byte is its own part
+    parts = np.tile(np.arange(size), (2, 1))  # left and right part of each token; a byte is its own part
     first = np.unique(made, return_index=True)[1]
     parts[:, made[first]] = left[first], right[first]
     lookup, chosen = _Pairs(left, right, made), np.zeros(len(made), dtype=bool)
@@ -257,14 +257,14 @@ class _Pairs:
         self._keys, self._made = keys[order], made[order]
 
     def made_before(self, a: np.ndarray, b: np.ndarray, limit: np.ndarray) -> np.ndarray:
-        """bool: whether each pair (a, b) forms a token with an id below its limit."""
+        """Whether each pair (a, b) forms a token with an id below its limit, bool."""
         key = a * self._size + b
         at = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
         return (self._keys[at] == key) & (self._made[at] < limit)
 
 
 def _stand_side_by_side(pairs: _Pairs, parts: np.ndarray) -> np.ndarray:
-    """bool (merges,): no merge of a lower id crosses the border of the pair.
+    """Whether no merge of a lower id crosses the border of each pair; bool (merges,).
 
     The merges next to the border are undone, latest first. At each stage, the two tokens at the border must not be a
     pair that would have been merged by then.
@@ -286,7 +286,7 @@ def _stand_side_by_side(pairs: _Pairs, parts: np.ndarray) -> np.ndarray:
 
 
 def _alike(fast: FastBPE, encode: Encode) -> bool:
-    """True if all short strings over the character classes have the same ids."""
+    """Whether all short strings over the character classes have the same ids."""
     classes = (*_CLASSES, *_RUNS)
     groups = (product(classes, repeat=2), product(_CLASSES[:9], classes, _CLASSES[:9]))
     texts = [text for group in groups for text in map("".join, group) if fast.fits(text)]
@@ -294,7 +294,7 @@ def _alike(fast: FastBPE, encode: Encode) -> bool:
 
 
 def _are_plain(added: list[dict[str, Any]]) -> bool:
-    """Matched wherever they occur, none contained in another, and none changes the text next to it."""
+    """Whether added tokens match wherever they occur, none contains another, and none changes the adjacent text."""
     texts = [token["content"] for token in added]
     changing = ("lstrip", "rstrip", "single_word")
     if any(token[option] for token in added for option in changing):

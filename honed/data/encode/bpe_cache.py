@@ -1,9 +1,9 @@
-"""What `bpe.prove` found for a tokenizer, kept on disk: the proof takes half a second.
+"""Caches the result of `bpe.prove` for a tokenizer on disk: the proof takes half a second.
 
     <cache>/tokenizers/<key>/   tokens.npy  ends.npy  ids.npy     token -> id
                                 proven.json                       the rest
 
-The key is a hash of the tokenizer's JSON, of the code that proves and of the versions of both libraries.
+The key is a hash of the tokenizer's JSON, of the proof's code and of the versions of both libraries.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ LAYOUT = 1
 
 
 def cached_bpe(tokenizer: Any, encode: Encode, *, root: Path | None = None) -> FastBPE | None:
-    """tiktoken's encoding for this tokenizer, if it is proven to give the same ids, now or before; else None.
+    """Returns tiktoken's encoding for this tokenizer if it is proven to produce the same ids, now or before; else None.
 
-    A cache that cannot be written or read only costs time.
+    A cache that cannot be read or written only costs time.
 
     Args:
         tokenizer: a transformers tokenizer; not changed.
-        encode: its own encoding: texts -> ids, without special tokens.
+        encode: the tokenizer's own encoding: texts -> ids, without special tokens.
         root: the cache; None for honed's own.
     """
     if not bpe.may_be_fast(tokenizer):
@@ -70,7 +70,7 @@ def save(proven: Proven, folder: Path) -> None:
 
 
 def load(folder: Path) -> Proven:
-    """What `save` wrote."""
+    """Reads what `save` wrote."""
     spelled = np.load(folder / "tokens.npy").tobytes()
     ends = np.load(folder / "ends.npy").tolist()
     ids = np.load(folder / "ids.npy").tolist()

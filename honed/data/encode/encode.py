@@ -1,7 +1,7 @@
-"""Texts -> the tokenizer's own ids, faster.
+"""Encodes texts as the tokenizer does, but faster.
 
-Texts seen before are looked up. New ones go to `bpe.FastBPE` where it is proven to give the same ids, once there is
-enough text for the proof to pay off; else to the tokenizer.
+Texts seen before are looked up. New ones are encoded by `bpe.FastBPE` if it is proven to produce the same ids and there
+is enough text for the proof to pay off, else by the tokenizer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Encoder:
         self._room = _MOST_REMEMBERED
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int32, read-only; those of `tokenizer(text, add_special_tokens=False)`."""
+        """Returns the ids of `tokenizer(text, add_special_tokens=False)` for each text, int32, read-only."""
         found = list(map(self._known.get, texts))
         new = list(dict.fromkeys(text for text, ids in zip(texts, found, strict=True) if ids is None))
         if not new:
@@ -44,7 +44,7 @@ class Encoder:
         return [learned[text] if ids is None else ids for text, ids in zip(texts, found, strict=True)]
 
     def get_ready(self) -> None:
-        """Tries `FastBPE` now instead of after the first million characters."""
+        """Tries `FastBPE` at once instead of after the first million characters."""
         if self._left < float("inf"):
             self._left = 0
         self.is_fast()
@@ -70,9 +70,9 @@ class Encoder:
 
 
 def usual_encoder(tokenizer: Any) -> Encode:
-    """The tokenizer's own way, by the library underneath while nothing is set that would pad or cut.
+    """Returns the tokenizer's own encoding, by the underlying library unless padding or truncation is set.
 
-    Whoever calls the tokenizer sets that, and it stays: processors of images pad the texts that they are asked for.
+    Calls of the tokenizer set these permanently; image processors, for example, pad their texts.
     """
     fast = getattr(tokenizer, "backend_tokenizer", None)
     splits_special = bool(getattr(tokenizer, "split_special_tokens", False))

@@ -1,4 +1,4 @@
-"""Example -> Rendered: ids and loss weights. The only maker of masks in the project."""
+"""Example -> Rendered: ids and loss weights. The only module that creates loss masks."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from honed.data.templates.shapes import Form
 from honed.data.templates.view import Piece, Template, View, any_of, special_tokens
 from honed.errors import DataError
 
-# (text to encode it behind, the text, whether special tokens spelled in it are plain text)
+# (text to put before it for encoding, the text, whether special tokens spelled in it are plain text)
 _Key = tuple[str, str, bool]
 _Codes = dict[_Key, np.ndarray]
 
 
 class _Keyed(NamedTuple):
-    """A view, the key of each of its pieces, and for each of its checks the two lists of keys that must agree."""
+    """A view, the keys of its pieces, and for each of its checks the two lists of keys that must agree."""
 
     view: View
     keys: list[_Key]
     heads: list[tuple[list[_Key], list[_Key]]]
 
     def is_as_served(self, codes: _Codes) -> bool:
-        """Whether inference would feed the ids that are trained."""
+        """Whether inference would use the ids that are trained."""
         return all(np.array_equal(_joined(own, codes), _joined(head, codes)) for own, head in self.heads)
 
 
@@ -43,16 +43,16 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """Token ids with a loss weight for each.
+    """Token ids with their loss weights.
 
     Attributes:
         input_ids: int32, shape (T,).
         weights: float32, shape (T,); `weights[t]` is the weight of predicting token t from those before it. The
-            first is always 0: nothing stands before it.
+            first is always 0, because nothing precedes it.
         turns: spans of the trained turns.
-        views: into how many views this row's conversation was divided.
-        brings_opening: the text itself begins with what the tokenizer puts before texts (BOS), so that none was added.
-        brings_closing: the text itself ends with EOS and white space, so that none was added.
+        views: the number of views into which this row's conversation was divided.
+        brings_opening: whether the text itself begins with what the tokenizer puts before texts (BOS); none is added.
+        brings_closing: whether the text itself ends with EOS and white space; none is added.
     """
 
     input_ids: np.ndarray
@@ -68,7 +68,7 @@ class Rendered:
 
     @property
     def trained(self) -> int:
-        """How many tokens are trained."""
+        """The number of trained tokens."""
         return int(np.count_nonzero(self.weights))
 
 
@@ -77,12 +77,12 @@ class Renderer:
 
     Args:
         tokenizer: a transformers tokenizer; it is called with lists of texts, which fast tokenizers encode in parallel.
-        template: for conversations; may be None where there are none.
+        template: the template for conversations; None if there are none.
         train_on: see `PrepareOptions.train_on`.
 
     Attributes:
-        opening: int32, what the tokenizer puts before a text by itself.
-        puts_space_before: whether it puts a space before every text.
+        opening: the ids that the tokenizer puts before a text, int32.
+        puts_space_before: whether the tokenizer puts a space before every text.
     """
 
     def __init__(self, tokenizer: Any, template: Template | None, *, train_on: str = "assistant") -> None:
@@ -98,18 +98,18 @@ class Renderer:
         self._control = any_of(self._special)
 
     def render(self, examples: Sequence[Example]) -> list[list[Rendered]]:
-        """For each example its views, in order; one view for all but conversations whose template rewrites history.
+        """Returns each example's views, in order; one view, except for conversations whose template rewrites history.
 
         Raises:
-            RowError, TemplateError: see `Template.views`; plan rows one by one to know whose it was.
+            RowError, TemplateError: see `Template.views`; plan rows one by one to find the row.
         """
         return self.encode([(example, self.plan(example)) for example in examples])
 
     def plan(self, example: Example, *, apart: bool = False) -> list[View]:
-        """The texts that this example becomes. Cheap: nothing is encoded.
+        """Returns the texts of this example. Cheap: nothing is encoded.
 
         Raises:
-            RowError: the template refuses it, nothing in it is to be trained, or half of a surrogate pair is in it.
+            RowError: the template refuses it, nothing in it is trained, or it contains half of a surrogate pair.
         """
         views = self._views(example, apart)
         try:
@@ -137,13 +137,13 @@ class Renderer:
         return []
 
     def form(self, conversation: Conversation) -> tuple[bool, Form | None]:
-        """See `Shapes.form`; templates other than Jinja's have none."""
+        """See `Shapes.form`; only Jinja templates have one."""
         if not isinstance(self.template, JinjaTemplate):
             return True, None
         return self.template.form(conversation, train_on=mode_of(conversation, self.train_on))
 
     def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
-        """Encodes the views of many examples in few calls of the tokenizer."""
+        """Encodes the views of many examples in a few calls of the tokenizer."""
         keyed = [[self._keyed(view) for view in views] for _, views in planned]
         codes = self._encode_texts([one for views in keyed for one in views])
         rendered = []
@@ -159,13 +159,13 @@ class Renderer:
         return rendered
 
     def prompt_ids(self, pieces: Sequence[Piece]) -> list[int]:
-        """Ids of a prompt, piece by piece as in training."""
+        """Returns the ids of a prompt, piece by piece as in training."""
         keyed = self._keyed(View(pieces=tuple(pieces)))
         codes = self._encode_texts([keyed])
         return [i for key in keyed.keys for i in codes[key].tolist()]
 
     def spells_control_tokens(self, views: Sequence[View]) -> bool:
-        """True where the row's own text holds control tokens, which are encoded as plain text."""
+        """Whether the row's own text contains control tokens, which are encoded as plain text."""
         return any(self._is_text(piece) for view in views for piece in view.pieces if piece.literal)
 
     def _is_text(self, piece: Piece) -> bool:
@@ -173,7 +173,7 @@ class Renderer:
 
     def _keyed(self, view: View) -> _Keyed:
         keys = self._keys(view)
-        # one piece is encoded in one go already
+        # A single piece is already encoded as a whole.
         heads = [(keys[:count], self._head(view, count)) for count in view.checks if count > 1]
         return _Keyed(view, keys, heads)
 
@@ -194,7 +194,7 @@ class Renderer:
         return [(mark, piece.text, self._is_text(piece)) for mark, piece in zip(marks, view.pieces, strict=True)]
 
     def _head(self, view: View, count: int) -> list[_Key]:
-        """The first pieces as inference encodes them: in one go, but for what is literal."""
+        """Returns the first pieces as inference encodes them: as a whole, except for literal parts."""
         runs: list[Piece] = []
         for piece in view.pieces[:count]:
             if runs and not self._is_text(piece) and not self._is_text(runs[-1]):
@@ -204,7 +204,7 @@ class Renderer:
         return self._keys(View(pieces=tuple(runs)))
 
     def _mark(self, before: Piece) -> str:
-        """For tokenizers that put a space before every text: what to encode the next piece behind; "" for nothing."""
+        """Returns the text to put before the next piece, for tokenizers that put a space before texts; "" for none."""
         if not self.puts_space_before or not before.text:
             return ""
         if self._is_text(before):
@@ -212,9 +212,9 @@ class Renderer:
         return next((token for token in self._special if before.text.endswith(token)), "\n")
 
     def _as_text(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of texts whose special tokens are plain text."""
+        """Returns the ids of texts whose special tokens are plain text."""
         coded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True)
-        # fast tokenizers keep the last call's way in their state
+        # Fast tokenizers keep the last call's setting in their state.
         self.tokenizer([""], add_special_tokens=False, return_attention_mask=False)
         return [np.array(ids, dtype=np.int32) for ids in coded["input_ids"]]
 
@@ -222,22 +222,22 @@ class Renderer:
         encode = self._as_text if literal else self.encoder
         if not mark:
             return encode(texts)
-        mark = "\n" if literal else mark  # a special token would be read as text as well
+        mark = "\n" if literal else mark  # a special token would be read as text too
         [head] = encode([mark])
         pairs = zip(encode(texts), encode([mark + text for text in texts]), strict=True)
         return [b[len(head) :] if np.array_equal(b[: len(head)], head) else a for a, b in pairs]
 
     def _opening_of(self, view: View, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:
-        """What to put before the view's own ids, and whether they bring it themselves: no text gets two BOS.
+        """Returns what to put before the view's ids, and whether they already have it: no text gets two BOS.
 
-        The tokenizer's own EOS is left out: a prompt must stay open, and `_assemble` closes the rest.
+        The tokenizer's own EOS is omitted: a prompt must stay open, and `_assemble` closes the rest.
         """
         size = len(self.opening) if view.add_special_tokens else 0
         brings = size > 0 and np.array_equal(np.concatenate(parts)[:size], self.opening)
         return self.opening[: 0 if brings else size], brings
 
     def _assemble(self, keyed: _Keyed, codes: _Codes, source: Source, *, of: int) -> Rendered:
-        """The pieces end to end, weighted as they say, with BOS and EOS where no template writes them."""
+        """Joins the pieces with their weights, and adds BOS and EOS if no template writes them."""
         view, keys, _ = keyed
         parts = [codes[key] for key in keys]
         opening, brings = self._opening_of(view, parts)
@@ -278,9 +278,9 @@ class Renderer:
         )
 
     def _behind_eos(self, text: str, ids: np.ndarray) -> int | None:
-        """How many ids of white space stand behind the EOS that ends the text; None where EOS must be added.
+        """Returns the number of white space ids after the EOS that ends the text; None if EOS must be added.
 
-        `apply_chat_template` writes such texts ("...<|im_end|>\\n"). 0 where there is no EOS to add.
+        `apply_chat_template` writes such texts ("...<|im_end|>\\n"). 0 if there is no EOS to add.
         """
         if self.eos is None or (len(ids) and ids[-1] == self.eos):
             return 0
@@ -290,22 +290,22 @@ class Renderer:
         return None if self.tokenizer.decode(behind.tolist()).strip() else len(behind)
 
     def ends_with_eos(self, text: str) -> bool:
-        """Whether a text spells EOS at its end, but for white space."""
+        """Whether a text spells EOS at its end, ignoring white space."""
         return self.eos is not None and text.rstrip().endswith(self.tokenizer.eos_token)
 
 
 def mode_of(conversation: Conversation, train_on: str) -> str:
-    """What `train_on` means here: "completion" is "assistant" where the row parts question and answer, else "all"."""
+    """Resolves `train_on`: "completion" means "assistant" if the row separates question and answer, else "all"."""
     if train_on != "completion":
         return train_on
     return "assistant" if any(message.train is False for message in conversation.messages) else "all"
 
 
 def opening_ids(tokenizer: Any) -> np.ndarray:
-    """What the tokenizer puts before a text by itself (BOS, or nothing), int32.
+    """Returns the ids that the tokenizer puts before a text (BOS, or nothing), int32.
 
     Raises:
-        DataError: it adds something else than fixed tokens around the text.
+        DataError: it adds anything other than fixed tokens around the text.
     """
     texts = ["a", "b c", ""]
     with_own = [list(ids) for ids in tokenizer(texts, return_attention_mask=False)["input_ids"]]
@@ -326,7 +326,7 @@ def _joined(keys: Sequence[_Key], codes: _Codes) -> np.ndarray:
 
 
 def _borders(view: View, keys: Sequence[_Key]) -> list[_Key]:
-    """The text of each piece up to every border of a muted span, to find the border among the tokens."""
+    """Returns each piece's text up to every border of a muted span, to find the border among the tokens."""
     if not any(piece.mutes or piece.head for piece in view.pieces):
         return []
     return [
@@ -338,13 +338,13 @@ def _borders(view: View, keys: Sequence[_Key]) -> list[_Key]:
 
 
 def _mute(weights: np.ndarray, position: int, piece: Piece, key: _Key, codes: _Codes) -> None:
-    """Sets weight 0 inside a piece's muted spans; a token that crosses a border counts to where it begins."""
+    """Sets weights to 0 inside a piece's muted spans; a token that crosses a border belongs to where it begins."""
     for start, end in ((0, piece.head), *piece.mutes):
         weights[position + _before(key, start, codes) : position + _before(key, end, codes)] = 0.0
 
 
 def _before(key: _Key, border: int, codes: _Codes) -> int:
-    """How many tokens of a piece stand before this character: those that also open the text cut there."""
+    """Returns how many tokens of a piece precede this character: those that the text cut there also begins with."""
     mark, text, plain = key
     ids, cut = codes[key], codes[mark, text[:border], plain]
     shorter = min(len(ids), len(cut))

@@ -1,4 +1,4 @@
-"""What `honed data check` can find: a table of kinds, and the collector that counts them."""
+"""The kinds of problems that `honed data check` can find, and the collector that counts them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ EXAMPLES = 3  # places shown for each finding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One thing that can be wrong.
+    """A kind of problem.
 
     Attributes:
         name: for JSON and tests.
-        severity: "error" (training as it stands teaches something wrong, or cannot use the rows), "warning" (it
-            usually costs quality), "hint" (worth a look).
-        says: what it means, in a sentence.
-        fix: how to mend it.
+        severity: "error" (training would teach something wrong, or cannot use the rows), "warning" (usually reduces
+            quality), "hint" (worth a look).
+        says: what it means, in one sentence.
+        fix: how to fix it.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Kind:
     fix: str
 
 
-# By severity: what it means, and how to mend it.
+# By severity: what it means, and how to fix it.
 _KINDS: dict[str, dict[str, tuple[str, str]]] = {
     "error": {
         "unusable": (
@@ -176,12 +176,12 @@ class Spot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One kind of fault, how many rows have it and where the first ones are.
+    """A kind of problem, the number of rows that have it, and where the first ones are.
 
     Attributes:
-        kind: what it is.
-        subject: which one of its sort ("empty answer", "two user turns in a row"); "" where there is only one.
-        count: rows (for system prompts: distinct prompts).
+        kind: the kind of problem.
+        subject: the variant ("empty answer", "two user turns in a row"); "" if there is only one.
+        count: the number of rows (for system prompts: of distinct prompts).
         spots: the first places.
     """
 
@@ -191,7 +191,7 @@ class Finding:
     spots: tuple[Spot, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the finding for JSON."""
         return {
             "kind": self.kind.name,
             "severity": self.kind.severity,
@@ -211,7 +211,7 @@ class Findings:
     spots: dict[tuple[str, str], list[Spot]] = field(default_factory=dict)
 
     def add(self, kind: str, source: Source, detail: str = "", *, subject: str = "") -> None:
-        """One row with this fault."""
+        """Adds one row with this problem."""
         key = (kind, subject)
         self.counts[key] += 1
         seen = self.spots.setdefault(key, [])
@@ -219,15 +219,15 @@ class Findings:
             seen.append(Spot(source=str(source), detail=detail))
 
     def add_counted(self, kind: str, count: int, spots: Iterable[Spot], *, subject: str = "") -> None:
-        """A finding counted elsewhere."""
+        """Adds a finding that was counted elsewhere."""
         self.counts[kind, subject] = count
         self.spots[kind, subject] = list(spots)[:EXAMPLES]
 
     def sorted(self, *, milder: Iterable[str] = ()) -> tuple[Finding, ...]:
-        """All findings, the gravest first, the most frequent first among those.
+        """Returns all findings, by severity and then by frequency.
 
         Args:
-            milder: kinds of errors that the user has asked for, and that therefore count as warnings.
+            milder: kinds of errors that the user has requested, and that therefore count as warnings.
         """
         kinds = KINDS | {name: replace(KINDS[name], severity="warning") for name in milder}
         found = [

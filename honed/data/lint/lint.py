@@ -1,4 +1,4 @@
-"""Reads every row once, as training would, and finds what is wrong with the data before training does.
+"""Reads every row once, as training does, and finds problems in the data before training.
 
 rows -> Example -> Rendered -> length policy -> ledger       the same parts, and the same ledger, as `prepare`
            |          |
@@ -40,14 +40,14 @@ NO_MODEL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenRow:
-    """A row kept for looking at.
+    """A row kept for display.
 
     Attributes:
-        place: its place in the data, from 0.
-        example: None where it could not be read.
+        place: its index in the data, from 0.
+        example: None if it could not be read.
         views: its documents before the length policy; empty without a tokenizer.
-        dropped: why it is not trained; "" where it is.
-        faults: kinds of what was found in it alone (duplicates and outliers are found among all rows).
+        dropped: why it is not trained; "" if it is.
+        faults: kinds of problems in this row by itself (duplicates and outliers are found among all rows).
     """
 
     place: int
@@ -63,13 +63,13 @@ class Checked:
     """What a check found.
 
     Attributes:
-        ledger: as `prepare` gives it; without a tokenizer, only what reading tells.
-        findings: the gravest first.
-        lengths: of each document before the length policy, in `unit`.
-        fills: tokens of each row as packing fills it (whether the options pack or not); empty without max_length.
+        ledger: the ledger of `prepare`; without a tokenizer, only what reading determines.
+        findings: sorted by severity.
+        lengths: each document's length before the length policy, in `unit`.
+        fills: tokens per packed row (whether the options pack or not); empty without max_length.
         scripts: script -> rows.
-        notes: what was left out, and why.
-        kept: the rows asked for.
+        notes: what was skipped, and why.
+        kept: the requested rows.
     """
 
     ledger: Ledger
@@ -91,15 +91,15 @@ def check(
     evaluation: Any = None,
     keep: Container[int] = (),
 ) -> Checked:
-    """Checks rows in one pass. Bad and overlong rows raise nothing here: they become findings.
+    """Checks rows in one pass. Bad and overlong rows do not raise errors; they become findings.
 
     Args:
         files: whatever `sources.read_rows` reads.
         options: as for `prepare`.
-        tokenizer: without one, everything that needs tokens is left out, and the notes say so.
-        stop_ids: ids at which the model's own generation config stops, beside the tokenizer's EOS.
-        evaluation: rows that must not be among `files`.
-        keep: which rows to return, by their place in the data, from 0.
+        tokenizer: if None, everything that needs tokens is skipped, and the notes say so.
+        stop_ids: stop ids in the model's generation config, besides the tokenizer's EOS.
+        evaluation: rows that must not occur in `files`.
+        keep: indices in the data, from 0, of the rows to return.
 
     Raises:
         DataError: a file cannot be read.
@@ -118,7 +118,7 @@ def check(
 
 
 class _Running:
-    """A check under way."""
+    """A check in progress."""
 
     def __init__(self, options: PrepareOptions, tokens: TokenCheck | None, keep: Container[int]) -> None:
         self.options, self.tokens, self.keep = options, tokens, keep
@@ -128,12 +128,12 @@ class _Running:
         self.ledger, self.findings = Ledger(), Findings()
         self.repeats, self.spread = Repeats(None), Spread()
         self.lengths: list[int] = []
-        self.sources: list[Source] = []  # of each length
+        self.sources: list[Source] = []  # parallel to the lengths
         self.kept: dict[int, SeenRow] = {}
         self.token_rows = 0
 
     def usable(self, data: Any) -> Iterator[tuple[Source, Example]]:
-        """The rows of a further file that can be read."""
+        """Yields the usable rows of another file."""
         for source, row in read_rows(data):
             try:
                 yield source, read_example(row, source, self.reading, format=self.options.format)
@@ -158,7 +158,7 @@ class _Running:
             self.sources += [source for source, _ in rows]
 
     def finish(self) -> Checked:
-        """What was found in all rows."""
+        """Returns the findings among all rows."""
         self.repeats.finish(self.findings)
         self.spread.finish(self.findings)
         lengths, unit = np.array(self.lengths, dtype=np.int64), "tokens" if self.tokens else "characters"
@@ -177,7 +177,7 @@ class _Running:
         )
 
     def _formats(self, chunk: Sequence[tuple[Source, Any]]) -> None:
-        """Rows with the columns of several formats."""
+        """Finds rows with the columns of several formats."""
         if self.options.format != "auto" or not self.ledger.formats_beside:
             return
         for source, row in chunk:
@@ -205,7 +205,7 @@ class _Running:
             self.kept[place] = replace(row, dropped=str(error), faults=(*row.faults, "unusable"))
 
     def _look(self, place: int, example: Example) -> None:
-        """What a row's own text and shape show."""
+        """Finds problems in a row's text and shape."""
         self.token_rows += isinstance(example, Tokens)
         text = "\n".join([*said(example), *thought_and_called(example)])
         faults = dict.fromkeys(
@@ -214,7 +214,7 @@ class _Running:
         )
         met: set[tuple[str, str]] = set()
         for kind, subject, detail in faults:
-            if (kind, subject) not in met:  # a row counts once, however often it has the fault
+            if (kind, subject) not in met:  # a row counts once, however often it has the problem
                 met.add((kind, subject))
                 self.findings.add(kind, example.source, detail, subject=subject)
         self._mark(place, *(kind for kind, _ in met))

@@ -1,4 +1,4 @@
-"""Faults in the shape of a row: the order of roles, empty messages, flags; and what a row says, as plain text."""
+"""Problems in the shape of a row (order of roles, empty messages, flags), and a row's contents as plain text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from honed.data.lint.calls import call_faults
 from honed.data.lint.text import ControlTokens, Fault
 
 _QUESTIONS = {"user", "system"}
-_TRAIN_FLAGS = {"loss", "loss_mask", "trainable"}  # of other tools, in place of `train` or `weight`
+_TRAIN_FLAGS = {"loss", "loss_mask", "trainable"}  # other tools' names for `train` or `weight`
 
 
 def said(example: Example) -> list[str]:
-    """The texts of a row; a row of token ids has none."""
+    """Returns the texts of a row; a row of token ids has none."""
     if isinstance(example, Conversation):
         return [message.content for message in example.messages]
     if isinstance(example, PromptCompletion):
@@ -24,7 +24,7 @@ def said(example: Example) -> list[str]:
 
 
 def thought_and_called(example: Example) -> list[str]:
-    """The reasoning and the tool calls of a conversation."""
+    """Returns the reasoning and the tool calls of a conversation."""
     if not isinstance(example, Conversation):
         return []
     with_more = [message for message in example.messages if message.extra]
@@ -34,7 +34,7 @@ def thought_and_called(example: Example) -> list[str]:
 
 
 def body(example: Example) -> str:
-    """What two rows must share to be the same: all but system prompts and the tools offered."""
+    """Returns what makes two rows duplicates: everything except system prompts and available tools."""
     if isinstance(example, Conversation):
         texts = [message.content for message in example.messages if message.role != "system"]
         return "\n".join([*texts, *thought_and_called(example)])
@@ -42,7 +42,7 @@ def body(example: Example) -> str:
 
 
 def question(example: Example) -> str:
-    """What the user says before the first answer; "" for rows without a question."""
+    """Returns what the user says before the first answer; "" for rows without a question."""
     if isinstance(example, PromptCompletion):
         return example.prompt.strip()
     if not isinstance(example, Conversation):
@@ -57,7 +57,7 @@ def question(example: Example) -> str:
 
 
 def answer(example: Example) -> str | None:
-    """The last answer in words; None where there is none."""
+    """Returns the text of the last answer; None if there is none."""
     if isinstance(example, PromptCompletion):
         return example.completion
     if not isinstance(example, Conversation):
@@ -67,7 +67,7 @@ def answer(example: Example) -> str | None:
 
 
 def system_prompt(example: Example) -> str | None:
-    """The system prompt of a conversation, "" where it has none; None for rows that are no conversations."""
+    """Returns a conversation's system prompt, "" if it has none; None for rows that are not conversations."""
     if not isinstance(example, Conversation):
         return None
     first = example.messages[0]
@@ -75,7 +75,7 @@ def system_prompt(example: Example) -> str | None:
 
 
 def row_faults(example: Example, control: ControlTokens) -> Iterator[Fault]:
-    """Faults of a conversation's shape, and control tokens in texts of other rows."""
+    """Yields problems in a conversation's shape, and control tokens in the texts of other rows."""
     if not isinstance(example, Conversation):
         if token := next(filter(None, map(control.find, _texts(example))), ""):
             yield "control_token_kept", "", token
@@ -96,14 +96,14 @@ def row_faults(example: Example, control: ControlTokens) -> Iterator[Fault]:
 
 
 def _texts(example: Example) -> tuple[str, ...]:
-    """What no chat template is applied to."""
+    """Returns the texts to which no chat template is applied."""
     if isinstance(example, PromptCompletion):
         return example.prompt, example.completion
     return (example.text,) if isinstance(example, Document) else ()
 
 
 def role_fault(messages: Sequence[Message]) -> str:
-    """What is wrong with the order of roles, the first fault only; "" where nothing is."""
+    """Returns the first problem in the order of roles; "" if there is none."""
     roles = [message.role for message in messages]
     if "system" in roles[1:]:
         return "system prompt after the start"

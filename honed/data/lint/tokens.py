@@ -1,4 +1,4 @@
-"""The part of a check that needs a tokenizer: the ledger as `prepare` keeps it, lengths, and stop tokens."""
+"""The part of a check that needs a tokenizer: the ledger of `prepare`, lengths, and stop tokens."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from honed.quantities import counted
 
 
 class TokenCheck:
-    """Renders rows, applies the length policy and looks at how trained turns end.
+    """Renders rows, applies the length policy and checks how trained turns end.
 
     Args:
-        tokenizer: a transformers tokenizer, or for rows with images a processor.
+        tokenizer: a transformers tokenizer, or a processor for rows with images.
         options: as for `prepare`.
-        stop_ids: ids at which the model's own generation config stops, besides the tokenizer's EOS.
+        stop_ids: stop ids in the model's generation config, besides the tokenizer's EOS.
     """
 
     def __init__(self, tokenizer: Any, options: PrepareOptions, stop_ids: Sequence[int] = ()) -> None:
@@ -51,30 +51,30 @@ class TokenCheck:
         eos = tokenizer.eos_token_id
         self._stops = {*stop_ids, *(() if eos is None else (eos,))}
         self.special_ids = set(tokenizer.convert_tokens_to_ids(self.special))
-        # training would stop at the first overlong row; a check goes on
+        # Training would stop at the first overlong row; a check continues.
         self._policy = replace(options, overlong="drop") if options.overlong_policy == "error" else options
         self._empty_reasoning = EmptyReasoning(tokenizer)
         self.borders = Borders(tokenizer)
-        self._lengths: list[int] = []  # of the documents that are trained
+        self._lengths: list[int] = []  # of trained documents
         self._ends: dict[int, int] = {}
 
     def plan(self, example: Example) -> list[View]:
-        """The texts that this example becomes.
+        """Returns the texts of this example.
 
         Raises:
             RowError: it cannot be rendered.
         """
         try:
             return self.renderer.plan(example)
-        except TemplateError as error:  # of this row; others may do
+        except TemplateError as error:  # only this row; others may be fine
             raise RowError(NOT_VERIFIED, in_one_line(error)) from None
 
     def encode(self, planned: Sequence[tuple[Example, Sequence[View]]]) -> list[list[Rendered]]:
-        """Ids and masks of many examples."""
+        """Encodes many examples as ids and masks."""
         return self.renderer.encode(planned)
 
     def settle(self, views: Sequence[Rendered], ledger: Ledger, findings: Findings) -> tuple[list[str], str]:
-        """Enters one row into the ledger as `prepare` does; returns the kinds of its faults, and why it is dropped."""
+        """Adds a row to the ledger as `prepare` does; returns the kinds of its problems, and why it is dropped."""
         source = views[0].source
         fitted = fit(views, self._policy)
         faults = []
@@ -102,7 +102,7 @@ class TokenCheck:
         return fitted.cut[0].removeprefix("overlong: ").replace("dropped", "left out") if fitted.cut else "left out"
 
     def finish(self, ledger: Ledger) -> np.ndarray:
-        """Completes the ledger; returns the tokens of each row as packing fills it, whether the options pack or not."""
+        """Completes the ledger; returns the tokens per packed row, whether the options pack or not."""
         for token, count in sorted(self._ends.items(), key=lambda item: -item[1]):
             ledger.stop_tokens[self.tokenizer.decode([token])] += count
         ledger.notes += ledger.end_notes()
@@ -117,7 +117,7 @@ class TokenCheck:
         return fills
 
     def _fills(self, capacity: int) -> np.ndarray:
-        """Tokens of each packed row."""
+        """Returns the tokens of each packed row."""
         if self.options.packing and self.options.packing_strategy == "wrapped":
             total = sum(self._lengths)
             return np.array([min(capacity, total - start) for start in range(0, total, capacity)], dtype=np.int64)

@@ -2,8 +2,8 @@
 
     text -> words -> shingles (3 consecutive words) -> the minimum of each of 64 hashes over them: the signature
 
-The share of places in which two signatures agree estimates the share of common shingles (Jaccard similarity; the
-standard error at 64 places is at most 0.06). Texts that agree in some band of four adjacent places are candidates; a
+The fraction of places in which two signatures agree estimates the fraction of common shingles (Jaccard similarity; the
+standard error with 64 places is at most 0.06). Texts that agree in any band of four adjacent places are candidates; a
 candidate counts if the whole signatures agree well enough. Only numpy is needed, and no text is kept.
 
 Source: Broder, On the resemblance and containment of documents (1997); bands as in Leskovec, Rajaraman and Ullman,
@@ -25,13 +25,13 @@ WORD_BYTES = 8  # a word is identified by its first 8 bytes, including what foll
 _ODD = np.random.default_rng(20).integers(0, 2**63, size=PLACES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _NONE = np.uint64(2**64 - 1)
-_END = (b" " + b"\0" * WORD_BYTES) * 2 + b" "  # two empty words: no shingle reaches into the next text
-# ASCII letters to lower case; other ASCII characters except digits separate words; bytes of other scripts stay
+_END = (b" " + b"\0" * WORD_BYTES) * 2 + b" "  # two empty words: no shingle extends into the next text
+# ASCII letters to lower case; other ASCII characters except digits separate words; bytes of other scripts are kept.
 _FOLD = bytes(c + 32 if 65 <= c <= 90 else c if c >= 128 or chr(c).isalnum() else 32 for c in range(256))
 
 
 def signatures(texts: Sequence[str]) -> np.ndarray:
-    """One signature per text: uint32, shape (texts, PLACES). All texts without a word have the same one."""
+    """Returns one signature per text: uint32, shape (texts, PLACES). All texts without words have the same one."""
     hashes, starts = _shingles(texts)
     made = np.empty((len(texts), PLACES), dtype=np.uint32)
     for place, odd in enumerate(_ODD):
@@ -40,14 +40,14 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Share of places in which signatures agree, along the last axis: an estimate of the Jaccard similarity."""
+    """Returns the fraction of equal places along the last axis: an estimate of the Jaccard similarity."""
     return np.mean(first == second, axis=-1)
 
 
 def near_groups(signed: np.ndarray, *, least: float = NEAR) -> np.ndarray:
-    """For each text, the index of the first text in its group: texts that are near it, directly or through others.
+    """Returns for each text the index of the first text in its group of texts near it, directly or through others.
 
-    In each bucket, candidates are compared with the first only, so the time is linear in the texts, not in the pairs.
+    In each bucket, candidates are compared only with the first, so the time is linear in the texts, not in the pairs.
 
     Args:
         signed: signatures, shape (texts, PLACES).
@@ -62,7 +62,7 @@ def near_groups(signed: np.ndarray, *, least: float = NEAR) -> np.ndarray:
 
 
 def connected(count: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
-    """For each of `count` indices, the smallest index connected with it by the pairs: int64, shape (count,)."""
+    """Returns for each of `count` indices the smallest index connected to it by the pairs: int64, shape (count,)."""
     parents = list(range(count))
 
     def root(number: int) -> int:
@@ -78,7 +78,7 @@ def connected(count: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
 
 
 def nearest_in(known: np.ndarray, signed: np.ndarray) -> np.ndarray:
-    """For each row of `signed`, the index of a near row of `known`, or -1."""
+    """Returns for each row of `signed` the index of a near row of `known`, or -1."""
     found = np.full(len(signed), -1, dtype=np.int64)
     if not len(known):
         return found
@@ -94,7 +94,7 @@ def nearest_in(known: np.ndarray, signed: np.ndarray) -> np.ndarray:
 
 
 def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of the shingles of all texts, one per word, and where each text's shingles start (never empty)."""
+    """Returns hashes of all texts' shingles, one per word, and where each text's shingles start (never empty)."""
     folded = [b" ".join(text.encode("utf-8", "replace").translate(_FOLD).split()) for text in texts]
     data = np.frombuffer(b"".join(one + _END for one in folded) + _END, dtype=np.uint8)
     lengths = np.array([len(one) + len(_END) for one in folded], dtype=np.int64)
@@ -109,7 +109,7 @@ def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _word_starts(data: np.ndarray) -> np.ndarray:
-    """Positions where words begin: after a space, and at each character of more than two bytes (Chinese, ...)."""
+    """Returns where words begin: after a space, and at each character of more than two bytes (Chinese, ...)."""
     is_word = data != 32
     start = is_word.copy()
     start[1:] &= ~is_word[:-1]
@@ -132,7 +132,7 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 def _buckets(signed: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The first member and the other members of each group of texts that agree in a whole band."""
+    """Yields the first and the other members of each group of texts that agree in a whole band."""
     for band in range(0, PLACES, BAND):
         keys = _keys(signed, band)
         order = np.argsort(keys, kind="stable")
@@ -144,7 +144,7 @@ def _buckets(signed: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _keys(signed: np.ndarray, band: int) -> np.ndarray:
-    """uint64 (texts,), equal if all places of the band are equal."""
+    """Returns uint64 (texts,) keys, equal if all places of the band are equal."""
     keys = np.zeros(len(signed), dtype=np.uint64)
     for place in range(band, band + BAND):
         keys = _mixed(keys * _MIX[0] + signed[:, place])

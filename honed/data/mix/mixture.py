@@ -1,14 +1,14 @@
-"""Several sources in one data set: their shares, caps and repeats, and how to read the rows of each.
+"""Several sources in one dataset: their shares, caps and repeats, and how to read the rows of each.
 
-One epoch holds, for every source,
+One epoch contains, for every source,
 
     without weights   all its rows, `repeat` times each
     with weights      rows in proportion to the weights: the largest such epoch in which no row of a source occurs more
                       often than its `repeat` (1)
 
-so 1,000 rows at weight 0.7 and 1,000 at 0.3 make an epoch of 1,000 + 429 rows, and 571 rows of the second source are
-left out. Weights count trainable rows; a cap counts rows as read, and rows above it are not rendered at all. Which rows
-are left out depends only on the seed, the source's name and the row's number; each is counted in the ledger.
+so 1,000 rows with weight 0.7 and 1,000 with 0.3 make an epoch of 1,000 + 429 rows, and 571 rows of the second source
+are left out. Weights count trainable rows; a cap counts rows read, and rows above it are not rendered at all. Which
+rows are left out depends only on the seed, the source's name and the row's number; each is counted in the ledger.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Part:
             raise RecipeError(f"weight of source {self.name} is {self.weight!r}.", fix="set a number above 0, as 0.3")
 
     def reading(self) -> dict[str, Any]:
-        """The options that this source sets for itself."""
+        """Returns the options that this source sets for itself."""
         return {key: value for key in READING if (value := getattr(self, key)) is not None}
 
 
@@ -91,12 +91,12 @@ class Mixture:
             )
 
     def rows(self, part: Part, ledger: Ledger) -> Iterator[SourcedRow]:
-        """The rows of this part that are used; `ledger` counts rows above its cap as read and dropped."""
+        """Yields the rows of this part that are used; `ledger` counts rows above its cap as read and dropped."""
         rows = read_rows(part.data)
         return rows if part.cap is None else iter(_sample(rows, part.cap, f"{self.seed}:{part.name}", ledger))
 
     def times(self, counts: Sequence[int]) -> list[np.ndarray]:
-        """How often each row of each part occurs in one epoch: int64, shape (rows of the part,).
+        """Returns how often each row of each part occurs in one epoch: int64, shape (rows of the part,).
 
         Args:
             counts: trainable rows of each part.
@@ -115,7 +115,7 @@ def as_mixture(data: Any) -> Mixture:
 
 
 def mixture_from(sources: Sequence[Mapping[str, Any]], *, seed: int) -> Mixture:
-    """A mixture from the `data.sources` of a recipe.
+    """Creates a mixture from the `data.sources` of a recipe.
 
     Raises:
         RecipeError: a source without files, an unknown key or an invalid value.
@@ -144,13 +144,13 @@ def _part(source: Mapping[str, Any], place: str, taken: set[str]) -> Part:
 
 
 def with_data(mixture: Mixture, data: Sequence[Any], **changes: Any) -> Mixture:
-    """A copy of the mixture with other data in its parts, and with `changes` applied to each part."""
+    """Returns a copy of the mixture with other data in its parts and with `changes` applied to each part."""
     pairs = zip(mixture.parts, data, strict=True)
     return replace(mixture, parts=tuple(replace(part, data=rows, **changes) for part, rows in pairs))
 
 
 def _targets(parts: Sequence[Part], counts: Sequence[int]) -> list[int]:
-    """Number of rows of each part in one epoch."""
+    """Returns the number of rows of each part in one epoch."""
     limits = [part.repeat * count for part, count in zip(parts, counts, strict=True)]
     weights = [part.weight for part in parts if part.weight is not None]
     if not weights:
@@ -159,12 +159,12 @@ def _targets(parts: Sequence[Part], counts: Sequence[int]) -> list[int]:
         if not count:
             raise DataError(f"The source {part.name} has a weight, but no row to train.", fix="mend it or leave it out")
     epoch = min(limit / weight for limit, weight in zip(limits, weights, strict=True))
-    # at least one row: a very small weight would round to nothing
+    # At least one row: a very small weight would be rounded to none.
     return [min(limit, max(1, round(epoch * weight))) for limit, weight in zip(limits, weights, strict=True)]
 
 
 def _spread(count: int, target: int, key: str) -> np.ndarray:
-    """Counts that sum to `target`: all equal, plus one for rows that the key selects."""
+    """Returns counts that sum to `target`: all equal, plus one for rows that the key selects."""
     if not count:
         return np.zeros(0, dtype=np.int64)
     times = np.full(count, target // count, dtype=np.int64)
@@ -173,7 +173,7 @@ def _spread(count: int, target: int, key: str) -> np.ndarray:
 
 
 def _sample(rows: Iterator[SourcedRow], cap: int, key: str, ledger: Ledger) -> list[SourcedRow]:
-    """`cap` rows in order: those with the smallest keyed hashes, which needs one pass and holds only `cap` rows."""
+    """Returns the `cap` rows with the smallest keyed hashes, in order, in one pass that holds only `cap` rows."""
     heap: list[tuple[int, int, SourcedRow]] = []
     for number, row in enumerate(rows):
         entry = (-stable_hash(f"{key}:{number}"), number, row)
@@ -187,5 +187,5 @@ def _sample(rows: Iterator[SourcedRow], cap: int, key: str, ledger: Ledger) -> l
 
 
 def stable_hash(text: str) -> int:
-    """A 64-bit hash of a text, the same in every process."""
+    """Returns a 64-bit hash of a text that is the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")

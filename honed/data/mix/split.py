@@ -42,7 +42,7 @@ class Split:
 
     Attributes:
         train, held_out: mixtures; weights, caps and repeats apply to the training side only.
-        note: for the ledger.
+        note: a note for the ledger.
     """
 
     train: Mixture
@@ -62,8 +62,8 @@ def split(
 
     Args:
         mixture: all sources.
-        share: share of the rows, above 0 and below 1.
-        seed: another seed holds out other rows.
+        share: fraction of the rows, above 0 and below 1.
+        seed: determines which rows are held out.
         columns, text_field: how the rows are read (see `ReadOptions`), so that only their content is compared.
 
     Raises:
@@ -93,13 +93,13 @@ def split(
 
 
 def _keys(columns: Mapping[str, str], text_field: str | None) -> tuple[str, ...]:
-    """The columns with content: `READ` under the names in these rows."""
+    """Returns the columns with content: `READ` with the names in these rows."""
     named = () if text_field is None else (text_field,)
     return (*dict.fromkeys(columns.get(key, key) for key in READ), *named)
 
 
 def content(row: Any, keys: Sequence[str] = READ) -> str:
-    """The text of a row in these columns, normalised for comparison, without system messages."""
+    """Returns a row's text in these columns, normalised for comparison, without system messages."""
     read = {key: row[key] for key in keys if key in row} if isinstance(row, Mapping) else None
     try:
         said = " ".join(_texts(read or row)) or repr(row)
@@ -110,7 +110,7 @@ def content(row: Any, keys: Sequence[str] = READ) -> str:
 
 
 def groups_of(texts: np.ndarray, signed: np.ndarray) -> np.ndarray:
-    """Groups similar rows: the group index of each row, int64, shape (rows,).
+    """Groups similar rows; returns the group index of each row, int64, shape (rows,).
 
     Args:
         texts: hashes of the rows' content, uint64, shape (rows,).
@@ -118,14 +118,14 @@ def groups_of(texts: np.ndarray, signed: np.ndarray) -> np.ndarray:
     """
     _, first, number = np.unique(texts, return_index=True, return_inverse=True)
     there = near_groups(signed[first], least=ALIKE)
-    # candidates are compared with the first of their bucket only: in reverse order, other rows come first
+    # Candidates are compared only with the first of their bucket: in reverse order, other rows come first.
     back = len(first) - 1 - near_groups(signed[first][::-1], least=ALIKE)[::-1]
     links = chain(enumerate(there.tolist()), enumerate(back.tolist()))
     return connected(len(first), links)[number.reshape(-1)]
 
 
 def hold_out(groups: np.ndarray, texts: np.ndarray, share: float, *, seed: int) -> np.ndarray:
-    """Selects rows to hold out: bool, shape (rows,). Whole groups, no more rows than the share (at least one row).
+    """Selects whole groups to hold out, up to the share of rows, but at least one row; bool, shape (rows,).
 
     Args:
         groups: the group of each row.
@@ -144,7 +144,7 @@ def hold_out(groups: np.ndarray, texts: np.ndarray, share: float, *, seed: int) 
 
 
 def _digest(mixture: Mixture, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Hash and signature of every row's content, and the number of rows of each part; no text is kept."""
+    """Returns hash and signature of every row's content, and the number of rows per part; no text is kept."""
     texts: list[int] = []
     signed: list[np.ndarray] = []
     counts = []
@@ -186,7 +186,7 @@ class _Chosen(SourcedRows):
 
 
 def _texts(value: Any) -> Iterable[str]:
-    """All texts in a row except system messages and role names."""
+    """Yields all texts in a row except system messages and role names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -196,7 +196,7 @@ def _texts(value: Any) -> Iterable[str]:
                     yield from _texts(inner)
     elif isinstance(value, (list, tuple)):
         if value and all(isinstance(item, int) for item in value):
-            # ids as letters, because digits in texts are normalised
+            # Ids as letters, because digits in texts are normalised.
             yield " ".join(str(abs(token)).translate(_AS_LETTERS) for token in value)
         for item in value:
             yield from _texts(item)

@@ -1,10 +1,10 @@
-"""Prepared data kept on disk: a second run with the same rows, tokenizer, template and options opens it at once.
+"""Caches prepared data on disk: a second run with the same rows, tokenizer, template and options opens it at once.
 
     <cache>/prepared/<key>/   input_ids.npy  weights.npy  starts.npy     the documents, memory-mapped when read
                               rows.npy  row_starts.npy                   which documents share a row
                               prepared.json                              the ledger and the stop ids
 
-The key is a hash of everything that decides the result. What cannot be hashed (rows in memory, a formatting function,
+The key is a hash of everything that affects the result. What cannot be hashed (rows in memory, a formatting function,
 a tokenizer that is Python code) is prepared anew each time.
 """
 
@@ -48,7 +48,7 @@ def prepare_cached(
     workers: int = 1,
     root: Path | None = None,
 ) -> Prepared:
-    """`prepare`, or what it gave before for the same input; see there for arguments and errors.
+    """Returns the result of `prepare`, cached for the same input; see there for arguments and errors.
 
     Args:
         root: the cache; None for honed's own.
@@ -79,7 +79,7 @@ def _noted(prepared: Prepared, note: str) -> Prepared:
 
 
 def _about(data: Any, tokenizer: Any, prepared: Prepared) -> str:
-    """What was prepared, for `honed cache`: "a.jsonl, b.jsonl for Qwen3-0.6B: 200 rows, 22,765 tokens"."""
+    """Describes prepared data for `honed cache`: "a.jsonl, b.jsonl for Qwen3-0.6B: 200 rows, 22,765 tokens"."""
     names = [path.name for path in files_of(data) or ()] or [str(getattr(data, "_fingerprint", "rows"))]
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     model = Path(str(getattr(tokenizer, "name_or_path", ""))).name
@@ -88,7 +88,7 @@ def _about(data: Any, tokenizer: Any, prepared: Prepared) -> str:
 
 
 def cache_key(data: Any, tokenizer: Any, options: PrepareOptions) -> str | None:
-    """A hash of rows, tokenizer, template, options and code; None where the rows cannot be hashed.
+    """Returns a hash of rows, tokenizer, template, options and code; None if the rows cannot be hashed.
 
     Raises:
         NoStateError: the tokenizer cannot be hashed.
@@ -100,7 +100,7 @@ def cache_key(data: Any, tokenizer: Any, options: PrepareOptions) -> str | None:
     for state in (rows, _tokenizer_state(tokenizer), _options_state(options), _code_state()):
         for part in state:
             digest.update(part)
-        digest.update(b"\0|\0")  # so that the borders between them count
+        digest.update(b"\0|\0")  # so that the borders between them matter
     return digest.hexdigest()
 
 
@@ -122,7 +122,7 @@ def save(prepared: Prepared, folder: Path) -> None:
 
 
 def load(folder: Path) -> Prepared:
-    """What `save` wrote; arrays stay on disk until they are read."""
+    """Reads what `save` wrote; arrays stay on disk until they are accessed."""
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
     record = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     table = TokenTable.of(arrays["input_ids"], arrays["weights"], arrays["starts"])
@@ -135,7 +135,7 @@ def load(folder: Path) -> Prepared:
 
 
 class _StoredRows(Sequence[Sequence[int]]):
-    """Document numbers of each row, read from two arrays."""
+    """The document indices of each row, read from two arrays."""
 
     def __init__(self, documents: np.ndarray, starts: np.ndarray) -> None:
         self._documents, self._starts = documents, starts
@@ -164,7 +164,7 @@ def _rows_state(data: Any) -> Iterator[bytes] | None:
         return iter([fingerprint.encode()])
     files = files_of(data)
     if files is None or not all(path.is_file() for path in files):
-        return None  # where one is missing, `prepare` says so
+        return None  # `prepare` reports a missing file
     return _file_bytes(files)
 
 
@@ -189,7 +189,7 @@ def _options_state(options: PrepareOptions) -> Iterator[bytes]:
 
 
 def _code_state() -> Iterator[bytes]:
-    """The code that prepares: a changed line, or another version of a library, gives another key."""
+    """Yields the code of data preparation: a changed line, or another library version, changes the key."""
     for library in ("tokenizers", "transformers", "jinja2"):
         yield version(library).encode() + b"\0"
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):

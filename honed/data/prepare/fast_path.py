@@ -1,10 +1,10 @@
-"""The fast path for plain rows: from their texts straight to columns, with no object per row, piece or turn.
+"""The fast path for plain rows: directly from texts to columns, without an object per row, piece or turn.
 
     contents (Hi, Hello!)   outline   | ids | [0]<|im_end|>\n | ids | [1]<|im_end|> | ids |     weights 0 0 0 1 0
 
-A row takes it if it holds nothing but texts (`plain_rows.py`), the view of its shape is known (`shapes.py`) and the
-ledger has nothing to note about it. All others take the usual way, as do rows that turn out to be too long, to train
-nothing, or to end with the EOS token already (but for white space).
+A row takes it if it contains only texts (`plain_rows.py`), the view of its shape is known (`shapes.py`) and the ledger
+has nothing to note about it. All others take the usual path, as do rows that are too long, train nothing, or already
+end with the EOS token (ignoring white space).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _NOWHERE = Source(file="", row=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """The one view of a shape, as parts that are encoded by themselves.
+    """The only view of a shape, as parts that are encoded separately.
 
     Attributes:
         fixed: the ids of each part, int32; None for a part that contains texts of the row.
         filled: for each None, a format string with `%s` for the row's texts, and the range of texts [first, end).
         weights: the loss weight of each part.
         ends: whether a trained turn ends with the part.
-        opens: the first part is the tokenizer's BOS.
-        closes: the last part is the EOS that `render` adds.
+        opens: whether the first part is the tokenizer's BOS.
+        closes: whether the last part is the EOS that `render` adds.
     """
 
     fixed: list[np.ndarray | None]
@@ -50,7 +50,7 @@ class Outline:
 
 
 class FastPath:
-    """Takes the rows of a chunk that can go this way; `renderer` is the usual way."""
+    """Renders the rows of a chunk that can take the fast path; `renderer` is the usual path."""
 
     def __init__(self, renderer: Renderer, options: PrepareOptions) -> None:
         self._renderer, self._options = renderer, options
@@ -60,7 +60,7 @@ class FastPath:
         self._apart = template.treated_apart if isinstance(template, JinjaTemplate) else None
 
     def __call__(self, chunk: Sequence[SourcedRow]) -> tuple[KeptRows, np.ndarray, int]:
-        """The rows that went this way; whether each of the chunk did, bool (rows,); how many bring their BOS."""
+        """Returns the rows that took this path; whether each row did, bool (rows,); how many have their own BOS."""
         taken = np.zeros(len(chunk), dtype=bool)
         places, outlines, texts = self._read(chunk)
         if not places:
@@ -73,7 +73,7 @@ class FastPath:
         return laid.columns(good, [chunk[n][0] for n in places]), taken, int(np.count_nonzero(brings & good))
 
     def _read(self, chunk: Sequence[SourcedRow]) -> tuple[list[int], list[Outline], list[str]]:
-        """Which rows might go this way, their outlines, and their own texts to encode."""
+        """Returns the rows that may take this path, their outlines, and their texts to encode."""
         places: list[int] = []
         outlines: list[Outline] = []
         texts: list[str] = []
@@ -97,7 +97,7 @@ class FastPath:
         return self._apart is None or any(map(self._apart.search, contents))
 
     def _learn(self, shape: Shape, contents: tuple[str, ...]) -> None:
-        """Finds the outline of a shape, once it is settled whether it has one."""
+        """Finds the outline of a shape, once it is known whether it has one."""
         example = example_of(shape, contents, _NOWHERE)
         if self._renderer.puts_space_before:
             self._outlines[shape] = None
@@ -113,7 +113,7 @@ class FastPath:
                 self._outlines[shape] = self._outline(*form.views[0]) if form and single else None
 
     def _outline(self, view: View, segments: Sequence[Segments]) -> Outline | None:
-        """The outline of a view; None where rows must be checked one by one (see `View.checks`, `Renderer.opening`)."""
+        """Returns a view's outline; None if rows must be checked one by one (see `View.checks`, `Renderer.opening`)."""
         opens = view.add_special_tokens and len(self._renderer.opening) > 0
         if any(count > 1 for count in view.checks) or (opens and len(self._renderer.opening) > 1):
             return None
@@ -143,13 +143,13 @@ class FastPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Laid:
-    """The parts of many rows end to end.
+    """The concatenated parts of many rows.
 
     Attributes:
         ids: int32 (T,).
-        lengths, weights, ends: of each part; int64, float32, bool (parts,).
-        counts: parts of each row, int64 (rows,).
-        opens, closes: whether BOS was put before the row's texts, and EOS behind them; bool (rows,).
+        lengths, weights, ends: per part; int64, float32, bool (parts,).
+        counts: the number of parts per row, int64 (rows,).
+        opens, closes: whether BOS was added before the row's texts, and EOS after them; bool (rows,).
     """
 
     ids: np.ndarray
@@ -175,7 +175,7 @@ class _Laid:
         )
 
     def with_one_opening(self, opening: np.ndarray) -> tuple[_Laid, np.ndarray]:
-        """Without the opening, one token, before texts that begin with it; and whether they do, bool (rows,)."""
+        """Removes the opening, one token, before texts that begin with it; also returns which do, bool (rows,)."""
         brings = np.zeros(len(self.counts), dtype=bool)
         first = np.cumsum(self.counts) - self.counts
         rows = np.flatnonzero(self.opens)
@@ -190,7 +190,7 @@ class _Laid:
         return one, brings
 
     def _of_parts(self, parts: np.ndarray, **of_rows: np.ndarray) -> _Laid:
-        """Of these parts, bool (parts,)."""
+        """Selects these parts, bool (parts,)."""
         return _Laid(
             ids=self.ids[np.repeat(parts, self.lengths)],
             lengths=self.lengths[parts],
@@ -200,7 +200,7 @@ class _Laid:
         )
 
     def good(self, limit: int | None, eos: int | None) -> np.ndarray:
-        """bool (rows,): the row is trained as it is, and no part is empty."""
+        """Whether each row is trained unchanged and has no empty part; bool (rows,)."""
         first = np.cumsum(self.counts) - self.counts
         trained = np.add.reduceat(np.where(self.weights != 0, self.lengths, 0), first) - (self.weights[first] != 0)
         good = (np.minimum.reduceat(self.lengths, first) > 0) & (trained > 0)
@@ -210,7 +210,7 @@ class _Laid:
         return good & ~(self.closes & (self.ids[before_last] == eos))
 
     def columns(self, good: np.ndarray, sources: Sequence[Source]) -> KeptRows:
-        """The rows that are good."""
+        """Returns the good rows."""
         if not good.all():
             chosen = self._of_parts(
                 np.repeat(good, self.counts),

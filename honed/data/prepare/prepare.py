@@ -1,4 +1,4 @@
-"""Rows in, packed rows and a ledger out: reading, rendering, the length policy and packing in one pass."""
+"""Turns rows into packed rows and a ledger: reading, rendering, the length policy and packing in one pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from honed.progress import Progress
 from honed.quantities import counted
 
 MUCH_TEXT = 4 << 20  # bytes
-BYTES_OF_A_ROW = 500  # of a usual one, where they are not counted
+BYTES_OF_A_ROW = 500  # a typical row, if bytes are not counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +40,8 @@ class Prepared:
 
     Attributes:
         rows: the packed rows.
-        ledger: what became of every source row.
-        stop_ids: ids at which trained turns end, most frequent first; generation must stop at them.
+        ledger: what happened to every source row.
+        stop_ids: ids of the tokens that end trained turns, most frequent first; generation must stop at them.
     """
 
     rows: PackedRows
@@ -68,13 +68,13 @@ def prepare(
         formatting_func: row -> text, messages, a pair or another row (see `Formatting`); applied before the format is
             recognised.
         desc: text of the progress bar.
-        workers: processes to read and render in; the result is the same. Where rows can be read only once, or Python
-            cannot fork safely (macOS, Windows), one is used.
+        workers: processes that read and render; the result does not depend on it. If rows can be read only once, or
+            Python cannot fork safely (macOS, Windows), one is used.
 
     Raises:
-        DataError: rows cannot be used (with `bad_rows="error"`), or none is left.
+        DataError: rows cannot be used (with `bad_rows="error"`), or no row is left.
         TemplateError: the chat template's spans cannot be verified; names the row. With `bad_rows="drop"` such rows
-            are dropped, unless that would be every row of the first chunk.
+            are dropped, unless this affects every row of the first chunk.
     """
     mixture = as_mixture(data)
     ledger = Ledger()
@@ -90,12 +90,12 @@ def prepare(
         for part, rows, repeats in zip(mixture.parts, kept, times, strict=True)
     ]
     if len(parts) == 1:
-        ledger.by_source.clear()  # the ledger itself says it
+        ledger.by_source.clear()  # the ledger itself has these counts
     return _finish(parts, tokenizer, options, ledger, templates)
 
 
 def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *, desc: str, workers: int) -> KeptRows:
-    """The rows of one source that can be trained; counts those that cannot."""
+    """Returns the rows of one source that can be trained; counts those that cannot."""
     before = ledger.rows_in
     if part.cap is None and _is_much(part.data):
         read.get_ready()
@@ -113,7 +113,7 @@ def _read_part(mixture: Mixture, part: Part, read: RowReader, ledger: Ledger, *,
 
 
 def _is_much(data: Any) -> bool:
-    """Whether there is enough text for `Encoder.get_ready` to pay off before the first row."""
+    """Whether there is enough text for calling `Encoder.get_ready` before the first row to pay off."""
     files = files_of(data)
     if files is not None:
         return sum(path.stat().st_size for path in files if path.is_file()) >= MUCH_TEXT
@@ -121,7 +121,7 @@ def _is_much(data: Any) -> bool:
 
 
 def _trained(rows: KeptRows, times: np.ndarray, name: str, ledger: Ledger) -> KeptRows:
-    """The rows of one source in one epoch; counts them, once each."""
+    """Returns the rows of one source in one epoch; counts each row once."""
     for row in np.flatnonzero(times == 0).tolist():
         ledger.drop(rows.source(row), LEFT_OUT_BY_WEIGHT)
     rows.repeated(np.minimum(times, 1)).count(ledger)
@@ -136,7 +136,7 @@ def _trained(rows: KeptRows, times: np.ndarray, name: str, ledger: Ledger) -> Ke
 
 
 def make_template(tokenizer: Any, options: PrepareOptions) -> Template | None:
-    """The template that the options name; None where the tokenizer has none and the data may not need one.
+    """Creates the template that the options name; None if the tokenizer has none and the data may not need one.
 
     Raises:
         TemplateError, RecipeError: the named template cannot be used with this tokenizer.
@@ -161,14 +161,14 @@ def make_template(tokenizer: Any, options: PrepareOptions) -> Template | None:
 
 
 def notes_of_templates(templates: Iterable[Template | None]) -> list[str]:
-    """What the user should know of them."""
+    """Returns the templates' notes for the user."""
     if not any(isinstance(template, PlainTemplate) for template in templates):
         return []
     return ["the plain template is encoded message by message; serve it with honed, which does the same"]
 
 
 def tokenizer_with_template(tokenizer: Any, path: str) -> Any:
-    """A copy of the tokenizer that has the template in this file."""
+    """Returns a copy of the tokenizer with the template in this file."""
     import copy
 
     file = Path(path).expanduser()
@@ -180,7 +180,7 @@ def tokenizer_with_template(tokenizer: Any, path: str) -> Any:
 
 
 def stop_on_bad_rows(ledger: Ledger, options: PrepareOptions) -> None:
-    """Raises DataError where rows were dropped that should not be, unless `bad_rows="drop"`."""
+    """Raises DataError if unusable rows were dropped, unless `bad_rows="drop"`."""
     chosen = {"overlong", NOTHING_FITS, LEFT_OUT_BY_CAP, LEFT_OUT_BY_WEIGHT}
     bad = {reason: n for reason, n in ledger.rows_dropped.items() if reason not in chosen}
     if not bad or options.bad_rows == "drop":
@@ -218,7 +218,7 @@ def _finish(
 
 
 def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple[TokenTable, list[list[int]]]:
-    """Documents (parts of them, where rows are wrapped) and which share a row."""
+    """Returns the documents (parts of them if rows are wrapped), and which of them share a row."""
     if not options.packing or not options.max_length:
         return table, one_by_one(len(table))
     if options.packing_strategy == "wrapped":
@@ -246,7 +246,7 @@ def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple
 
 
 def count_documents(table: TokenTable, stops: Iterable[int], tokenizer: Any, ledger: Ledger) -> tuple[int, ...]:
-    """Adds documents, their tokens and the last ids of their trained turns to the ledger.
+    """Adds documents, their tokens and the last tokens of their trained turns to the ledger.
 
     Returns:
         The ids in `stops`, most frequent first.
@@ -262,15 +262,15 @@ def count_documents(table: TokenTable, stops: Iterable[int], tokenizer: Any, led
 
 
 def assert_conserved(rows: Sequence[Sequence[int]], table: TokenTable, trained: int) -> None:
-    """Trained tokens in = trained tokens out: every document stands in exactly one row, with all that is trained.
+    """Trained tokens in = trained tokens out: every document is in exactly one row, with all its trained tokens.
 
     Args:
-        rows: document numbers of each row.
-        table: the documents as they were packed.
-        trained: the trained tokens that there were before, less those at which `wrapped` tore documents.
+        rows: document indices of each row.
+        table: the documents that were packed.
+        trained: the number of trained tokens before, minus those at which `wrapped` split documents.
 
     Raises:
-        AssertionError: one got lost, or was repeated.
+        AssertionError: a token was lost or repeated.
     """
     placed = np.fromiter((document for row in rows for document in row), dtype=np.int64)
     if not np.array_equal(np.sort(placed), np.arange(len(table))):
@@ -280,7 +280,7 @@ def assert_conserved(rows: Sequence[Sequence[int]], table: TokenTable, trained: 
 
 
 def _length(data: Any) -> int | None:
-    """How many rows `data` holds, where that is known before reading; names of files do not tell."""
+    """Returns the number of rows in `data` if it is known before reading; None for file names."""
     if not hasattr(data, "__len__") or isinstance(data, (str, Path)):
         return None
     named = isinstance(data, Sequence) and isinstance(next(iter(data), None), (str, Path))

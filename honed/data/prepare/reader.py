@@ -26,11 +26,11 @@ from honed.quantities import counted
 ROWS_AT_A_TIME = 1000
 NOT_VERIFIED = "the chat template's spans cannot be verified"
 
-# What the length policy does to rows of which something is still trained.
+# What the length policy does to rows that still have trained tokens.
 VIEWS_DROPPED = "overlong: views dropped"
 CUT_AT_THE_END = "overlong: cut at the end"
 SPLIT_INTO_PARTS = "overlong: split into parts"
-# Why rows are dropped that it would have cut.
+# Why rows are dropped instead of being cut.
 NOTHING_FITS = "overlong: nothing to train within max_length"
 _DONE_TO_LONG_ROWS = {"drop": VIEWS_DROPPED, "truncate": CUT_AT_THE_END, "split": SPLIT_INTO_PARTS}
 
@@ -56,12 +56,12 @@ class RowReader:
         self._formatting = None
         if formatting_func is not None:
             self._formatting = Formatting(formatting_func, self._reading.text_column)
-        # a formatting function may be called once only
+        # A formatting function may be called only once.
         self._fast_path = FastPath(self._renderer, options) if formatting_func is None else None
         self._columns = Columns(self._reading, options.format)
 
     def __call__(self, rows: Iterable[SourcedRow], ledger: Ledger) -> Iterator[KeptRow]:
-        """The rows that can be trained, in order; `ledger` gets the count of all, and what became of the others.
+        """Yields the rows that can be trained, in order; `ledger` counts all rows and what happened to the others.
 
         Raises:
             DataError, TemplateError: see `prepare`.
@@ -73,7 +73,7 @@ class RowReader:
             yield from (row for _, row in self._kept(chunk, ledger, first=ledger.rows_in == len(chunk)))
 
     def columns(self, chunk: Sequence[SourcedRow], ledger: Ledger) -> KeptRows:
-        """The same for one chunk, in columns; faster, since most rows take the fast path.
+        """The same for one chunk, in columns; faster, because most rows take the fast path.
 
         Raises:
             DataError, TemplateError: see `prepare`.
@@ -93,16 +93,16 @@ class RowReader:
         return KeptRows.joined([done, KeptRows.of([row for _, row in others])]).chosen(np.argsort(places))
 
     def get_ready(self) -> None:
-        """Does now what pays off for many rows only."""
+        """Prepares, at once, what pays off only for many rows."""
         self._renderer.encoder.get_ready()
 
     def _count_columns(self, chunk: Sequence[SourcedRow], ledger: Ledger) -> None:
-        """Counts the columns that no format reads; a formatting function may read any."""
+        """Counts the columns that no format reads; a formatting function may read any column."""
         if self._formatting is None:
             self._columns.count(chunk, ledger)
 
     def _kept(self, chunk: Sequence[SourcedRow], ledger: Ledger, *, first: bool) -> Iterator[tuple[int, KeptRow]]:
-        """The rows of a chunk that can be trained, and which of it they are; `first` of all that could be."""
+        """Yields the trainable rows of a chunk with their index in it; `first` if no row was kept before."""
         planned = list(self._planned(chunk, ledger, first=first))
         encoded = self._renderer.encode([(example, views) for _, example, views in planned])
         ledger.rows_with_own_bos += sum(any(view.brings_opening for view in views) for views in encoded)
@@ -114,7 +114,7 @@ class RowReader:
     def _planned(
         self, chunk: Sequence[SourcedRow], ledger: Ledger, *, first: bool
     ) -> Iterator[tuple[int, Example, list[View]]]:
-        """Reads and plans the rows of a chunk; rows that cannot be used go to the ledger."""
+        """Reads and plans the rows of a chunk; unusable rows are counted in the ledger."""
         refused: TemplateError | None = None
         planned = 0
         for place, (source, row) in enumerate(chunk):
@@ -134,11 +134,11 @@ class RowReader:
                 ledger.rows_with_control_tokens += self._renderer.spells_control_tokens(views)
                 yield place, example, views
         if refused and not planned and first:
-            raise refused  # not one row of the first chunk could be rendered: the template is at fault
+            raise refused  # no row of the first chunk could be rendered: the template is at fault
 
 
 def in_one_line(error: TemplateError) -> str:
-    """What a template did to one row of many, and what to do."""
+    """Describes what a template did to one of many rows, and what to do."""
     return f"{error.problem.partition(chr(10))[0]} To mend it: {error.fix}"
 
 
@@ -149,9 +149,9 @@ class Fitted:
     Attributes:
         kept: the documents that have trained tokens.
         longest: tokens of the longest document before the policy.
-        overlong: whether that was more than the limit.
-        cut: what the policy did, as reason and detail; None where it did nothing or nothing is kept.
-        dropped: why nothing of the row is trained; "" where something is.
+        overlong: whether that exceeded the limit.
+        cut: what the policy did, as reason and detail; None if it did nothing or nothing is kept.
+        dropped: why nothing of the row is trained; "" if something is.
     """
 
     kept: list[Rendered]
@@ -165,7 +165,7 @@ def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
     """Applies the length policy to the documents of one row.
 
     Raises:
-        DataError: one is too long, and `overlong` is "error".
+        DataError: a document is too long, and `overlong` is "error".
     """
     longest, limit = max(map(len, views)), options.longest_document
     if limit is None or longest <= limit:
@@ -181,7 +181,7 @@ def fit(views: Sequence[Rendered], options: PrepareOptions) -> Fitted:
 
 
 def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> KeptRow | None:
-    """The row after the length policy; None, and counted as dropped, where nothing of it is trained."""
+    """Returns the row after the length policy; None, counted as dropped, if nothing of it is trained."""
     fitted = fit(views, options)
     if fitted.dropped:
         ledger.drop(views[0].source, fitted.dropped, counted(fitted.longest, "token"))
@@ -190,7 +190,7 @@ def _kept(views: list[Rendered], options: PrepareOptions, ledger: Ledger) -> Kep
 
 
 def _fitted(view: Rendered, options: PrepareOptions) -> list[Rendered]:
-    """The view within the length limit: itself, its start, its parts, or nothing."""
+    """Fits the view to the length limit: the view itself, its start, its parts, or nothing."""
     limit = options.longest_document
     if limit is None or len(view) <= limit:
         return [view]
@@ -204,7 +204,7 @@ def _fitted(view: Rendered, options: PrepareOptions) -> list[Rendered]:
 
 
 def _part(view: Rendered, start: int, end: int) -> Rendered:
-    """The tokens [start, end) as a document of its own, whose first token nothing predicts."""
+    """Returns the tokens [start, end) as a separate document, whose first token is not predicted."""
     weights = view.weights[start:end].copy()
     weights[:1] = 0.0
     turns = (Turn(start=t.start - start, end=t.end - start, stop=t.stop) for t in view.turns if start < t.end <= end)

@@ -1,14 +1,14 @@
-"""Rows read, rendered and packed while they are trained on: memory stays the same however many there are.
+"""Reads, renders and packs rows during training, in memory that does not depend on their number.
 
     files, shuffled by (seed, epoch)  ->  rows  ->  buffers of `shuffle_buffer` rows, each shuffled by (seed, epoch, its
     number)  ->  blocks of 1,000 rows, each rendered and packed by itself  ->  packed rows  ->  batches, numbered
 
 So the sequence of batches is a function of the data, the options and the seed. Epochs follow each other without end.
 Several readers (ranks, workers of a DataLoader) each run through the same sequence and take every n-th batch of it.
-To go on from a `Place`, rows before its buffer are read and thrown away, nothing before its block is rendered.
+To resume at a `Place`, rows before its buffer are read and discarded, and nothing before its block is rendered.
 
-Sources with weights are drawn in turn, so that after any number of rows each has given its share to within one row or
-so; one that ends begins again, in another order.
+Sources with weights take turns, so that after any number of rows each has contributed its share to within about one
+row; a source that ends starts again in another order.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from honed.errors import DataError, RecipeError
 BLOCK = 1000  # rows that are rendered and packed at a time
 SHUFFLE_BUFFER = 10_000
 
-_Drawn = tuple[int, SourcedRow]  # the number of the part that a row is from
+_Drawn = tuple[int, SourcedRow]  # the index of the part that a row is from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Place:
-    """Where a packed row stands: in which epoch, in which block of it, as which row; `batch` numbers its batch."""
+    """The position of a packed row: the epoch, the block in it, the row in that; `batch` is its batch's number."""
 
     epoch: int = 0
     block: int = 0
@@ -56,7 +56,7 @@ class Place:
     batch: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """For a checkpoint."""
+        """Returns the place for a checkpoint."""
         return asdict(self)
 
 
@@ -64,17 +64,17 @@ class RowStream:
     """The endless sequence of packed rows.
 
     Args:
-        data: whatever `sources.shards` takes, or a `Mixture`; it must give its rows again for each epoch.
+        data: whatever `sources.shards` accepts, or a `Mixture`; its rows must be readable again in each epoch.
         tokenizer, options, formatting_func: as for `prepare`.
-        seed: decides the order.
-        shuffle_buffer: rows held and shuffled at a time; 0 keeps everything in its order.
+        seed: determines the order.
+        shuffle_buffer: rows held and shuffled at a time; 0 keeps the order.
 
     Attributes:
-        ledger: of the rows read so far, in this process.
+        ledger: counts the rows that this process has read so far.
 
     Raises:
-        RecipeError: a source has a cap or repeats, for which it would have to be read to its end first, or rows are to
-            be wrapped.
+        RecipeError: a source has a cap or is repeated, which would require reading all of it first, or rows are to be
+            wrapped.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class RowStream:
         self._reasoning, self._empty_reasoning = EmptyReasoning(tokenizer), 0
 
     def batches(self, size: int, start: Place | None = None) -> Iterator[tuple[Place, list[PackedRow]]]:
-        """Batches of `size` rows, each with the place of its first row; from the place of one of them, or the start."""
+        """Yields batches of `size` rows with the place of their first row, from the start or from such a place."""
         start = start or Place()
         packed, number = self.rows(start), start.batch
         while group := list(islice(packed, size)):
@@ -116,10 +116,10 @@ class RowStream:
             number += 1
 
     def rows(self, start: Place | None = None) -> Iterator[tuple[Place, PackedRow]]:
-        """Packed rows without end, each with its place (`batch` is not set).
+        """Yields packed rows without end, each with its place (`batch` is not set).
 
         Raises:
-            DataError: rows cannot be used (with `bad_rows="error"`), or a whole epoch gave none.
+            DataError: rows cannot be used (with `bad_rows="error"`), or a whole epoch has no usable row.
         """
         start = start or Place()
         epoch, first, self.ledger, self._empty_reasoning = start.epoch, start.block, Ledger(), 0
@@ -136,7 +136,7 @@ class RowStream:
             epoch, first = epoch + 1, 0
 
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids at which trained turns of the first block end, most frequent first. Errors of its rows are told here."""
+        """Ids that end trained turns in the first block, most frequent first. Errors in its rows are raised here."""
         _, drawn = next(self._blocks(0, 0), (0, []))
         counts = Counter(_stops(self._documents(drawn, Ledger())))
         return tuple(token for token, _ in counts.most_common())
@@ -176,7 +176,7 @@ class RowStream:
             ledger.fill = ((ledger.fill or 0.0) * before + fill * len(rows)) / ledger.packed_rows
 
     def _blocks(self, epoch: int, first: int) -> Iterator[tuple[int, list[_Drawn]]]:
-        """The blocks of an epoch from number `first` on."""
+        """Yields the blocks of an epoch from number `first` on."""
         size = self._buffer or BLOCK
         per_buffer = -(-size // BLOCK)
         drawn = self._drawn(epoch)
@@ -197,7 +197,7 @@ class RowStream:
         return self._by_weight([part.weight or 0.0 for part in self._parts])
 
     def _once(self, parts: range, epoch: int) -> Iterator[_Drawn]:
-        """All rows of these parts, file by file."""
+        """Yields all rows of these parts, file by file."""
         readers = [(part, read) for part in parts for read in shards(self._parts[part].data, streaming=True)]
         order = np.random.default_rng([self._seed, 0, epoch]).permutation(len(readers))
         for number in order if self._buffer else range(len(readers)):
@@ -205,7 +205,7 @@ class RowStream:
             yield from ((part, row) for row in read())
 
     def _by_weight(self, weights: list[float]) -> Iterator[_Drawn]:
-        """Rows without end, from the part that is furthest behind its share."""
+        """Yields rows without end, from the part that is furthest behind its share."""
         shares = np.array(weights) / np.sum(weights)
         given = np.zeros(len(weights))
         sources = [self._again(part) for part in range(len(weights))]

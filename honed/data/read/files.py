@@ -1,4 +1,4 @@
-"""One file as rows, each with its line or row number; read piece by piece, so that memory does not grow with the file.
+"""Reads a file as rows with their line or row numbers, piece by piece, so that memory does not grow with the file.
 
 .jsonl .ndjson .json   one object per line, or (.json) one list; also .gz and .zst
 .parquet .arrow .csv .tsv
@@ -28,38 +28,38 @@ COMPRESSED = (".gz", ".zst")
 TABLES = (".parquet", ".arrow", ".csv", ".tsv")
 KINDS = (".jsonl", ".ndjson", ".json", *TABLES)
 ROWS_AT_A_TIME = 1000
-_CSV_BLOCK = 16 << 20  # bytes; no row of a CSV file may be longer
-_WIDE = {  # the longer mark first: UTF-32's begins with UTF-16's
+_CSV_BLOCK = 16 << 20  # bytes; the longest row of a CSV file
+_WIDE = {  # longer marks first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
 }  # fmt: skip
-# texts without a mark begin with ASCII, be it a bracket or a column's name: x stands for any byte but zero
+# Texts without a mark begin with ASCII, a bracket or a column's name: x stands for any byte except zero.
 _ZEROS = {b"x\0\0\0": "UTF-32LE", b"\0\0\0x": "UTF-32BE", b"x\0x\0": "UTF-16LE", b"\0x\0x": "UTF-16BE"}
 _LFS = b"version https://git-lfs.github.com/spec/"
 _ZERO_OR_NOT = bytes([0, *[ord("x")] * 255])
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that tells what is inside: `.jsonl` of `a.jsonl.gz`; "" where there is none."""
+    """Returns the suffix of the contents, such as `.jsonl` for `a.jsonl.gz`; "" if there is none."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
 def read_file(path: Path) -> Iterator[SourcedRow]:
-    """The rows of a file, with 1-based line numbers (JSON lines) or row numbers (the rest).
+    """Yields the rows of a file, with 1-based line numbers (JSON Lines) or row numbers (other formats).
 
-    In place of a line that cannot be parsed its RowError is given, so that it counts as a row that cannot be used.
+    A line that cannot be parsed is replaced by its RowError, so that it counts as an unusable row.
 
     Raises:
-        DataError: it is missing, empty, or cannot be read at all; names the file and, where there is one, the line.
+        DataError: the file is missing, empty, or cannot be read at all; names the file and the line, if any.
     """
     return (row() for row in unread_file(path))
 
 
 def unread_file(path: Path) -> Iterator[UnreadRow]:
-    """The same rows, each parsed only when it is called, so that skipping one is cheap.
+    """Yields the same rows as functions that parse them, so that skipping a row is cheap.
 
     Raises:
-        DataError: as `read_file`; what is wrong with one row only when that is called.
+        DataError: see `read_file`; a problem in a single row is raised when its function is called.
     """
     _refuse_unreadable(path)
     if kind_of(path) in TABLES:
@@ -75,13 +75,13 @@ def unread_file(path: Path) -> Iterator[UnreadRow]:
         try:
             return map(given, _read_json_list(path))
         except DataError:
-            if kind_of(path) == ".json" or first == b"[":  # else lines may hold lists of their own
+            if kind_of(path) == ".json" or first == b"[":  # otherwise lines may themselves be lists
                 raise
     return _some(_read_json_lines(path), path)
 
 
 def _refuse_unreadable(path: Path) -> None:
-    """Raises DataError where there is no file, or nothing of it."""
+    """Raises DataError if the file does not exist or is empty."""
     if not path.exists():
         raise DataError(f"{path} does not exist.", fix="check the path; relative paths start at the current folder")
     if not path.is_file():
@@ -99,7 +99,7 @@ def _refuse_unreadable(path: Path) -> None:
 
 
 def json_texts(path: Path) -> Iterator[tuple[int | None, bytes]]:
-    """The lines of a JSON file that hold something, with their numbers; one list of rows whole, with None.
+    """Yields the non-empty lines of a JSON file with their numbers; for a single list of rows, all of it with None.
 
     Raises:
         DataError: it cannot be read.
@@ -116,7 +116,7 @@ def _first_line(path: Path) -> bytes:
 
 
 def given(row: SourcedRow) -> UnreadRow:
-    """A row that is parsed already."""
+    """Wraps a row that is already parsed."""
     return lambda: row
 
 
@@ -130,7 +130,7 @@ def _some(rows: Iterator[UnreadRow], path: Path) -> Iterator[UnreadRow]:
 
 def _read_json_lines(path: Path) -> Iterator[UnreadRow]:
     name, offset, first = str(path), 0, True
-    # bytes are cut at \n only; text would also be cut at U+2028 and its like, which JSON allows inside strings
+    # Bytes are split only at \n; text would also be split at U+2028 and the like, which JSON allows in strings.
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             yield partial(_parsed, line, name, number, offset, first)
@@ -150,7 +150,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _refuse_wide(path: Path, start: bytes) -> None:
-    """Raises DataError where the file's first bytes are the mark of another encoding than UTF-8, or its zeros."""
+    """Raises DataError if the file's first bytes show an encoding other than UTF-8, by its mark or its zeros."""
     for mark, encoding in (*_WIDE.items(), *_ZEROS.items()):
         if start.startswith(mark) or start[: len(mark)].translate(_ZERO_OR_NOT) == mark:
             plain = path.name.removesuffix(path.suffix) if path.suffix.lower() in COMPRESSED else path.name
@@ -161,7 +161,7 @@ def _refuse_wide(path: Path, start: bytes) -> None:
             )
 
 
-_DECODER = json.JSONDecoder(strict=False)  # `json.loads` would make one for every line
+_DECODER = json.JSONDecoder(strict=False)  # `json.loads` would create one for every line
 
 
 def _parsed(line: bytes, name: str, number: int, offset: int, first: bool) -> SourcedRow:
@@ -169,16 +169,16 @@ def _parsed(line: bytes, name: str, number: int, offset: int, first: bool) -> So
     try:
         return source, _parse(line)
     except UnicodeDecodeError as error:
-        if first:  # not one bad line, but another encoding, or no text at all
+        if first:  # not a single bad line: another encoding, or not text at all
             raise _not_utf8(str(source), offset + error.start) from None
         return source, RowError("not UTF-8 text", f"byte {offset + error.start} of the file")
 
 
 def _parse(line: bytes) -> Any:
-    """What the line says, or the RowError of one that is not JSON."""
+    """Parses a line; returns a RowError if it is not JSON."""
     try:
-        return _DECODER.decode(line.decode())  # control characters inside strings are text like any other
-    except UnicodeDecodeError:  # a ValueError, too
+        return _DECODER.decode(line.decode())  # control characters in strings are accepted as text
+    except UnicodeDecodeError:  # also a ValueError
         raise
     except (ValueError, RecursionError) as error:
         why = str(error)
@@ -191,7 +191,7 @@ def _parse(line: bytes) -> Any:
 
 
 def _read_json_list(path: Path) -> Iterator[SourcedRow]:
-    """A JSON list of rows, parsed as a whole: unlike lines, it has no places at which it could be cut."""
+    """Yields the rows of a JSON list, parsed as a whole: unlike lines, a list cannot be split."""
     content = b"".join(_lines(path))
     try:
         rows = json.loads(content.decode(), strict=False)
@@ -205,7 +205,7 @@ def _read_json_list(path: Path) -> Iterator[SourcedRow]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked on the fly."""
+    """Opens the file's bytes, decompressed on the fly."""
     try:
         if path.suffix.lower() == ".gz":
             return io.BufferedReader(gzip.open(path))
@@ -231,7 +231,7 @@ def _read_table(path: Path) -> Iterator[UnreadRow]:
 
 
 def _refuse_columns_of_one_name(names: list[str], path: Path) -> None:
-    """Raises DataError where a row, which is a mapping, could hold only the last of two columns."""
+    """Raises DataError if two columns have the same name: a row, which is a mapping, has room for only one."""
     if twice := next((name for name in names if name and names.count(name) > 1), ""):
         raise DataError(f"{path} has two columns named {twice!r}.", fix="rename one of them, or take it out")
 
@@ -244,7 +244,7 @@ def _to_rows(batch: Any, path: Path) -> list[Any]:
 
 
 def unread_part(read: Callable[[], list[Any]], count: int, name: str, before: int) -> Iterator[UnreadRow]:
-    """The `count` rows that `read` returns, numbered from `before` + 1; calling one of them reads all."""
+    """Yields functions for the `count` rows that `read` returns, numbered from `before` + 1; calling one reads all."""
     part = cache(read)
     return (partial(_row_of, part, number, Source(file=name, row=before + number + 1)) for number in range(count))
 
@@ -266,7 +266,7 @@ def _table_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: not a readable {kind_of(path)[1:]} file: {error}", fix=fix) from None
 
 
-_MENDS = {  # what Arrow's message says -> what to do
+_MENDS = {  # words in Arrow's message -> what to do
     "Expected 1 columns": "separate columns by commas (.csv) or tabs (.tsv): the first line holds only one column",
     "invalid UTF8": "save the file as UTF-8; from Western European Excel: iconv -f WINDOWS-1252 -t UTF-8",
     "columns, got": "put cells that hold commas, quotes or line ends in double quotes, as Python's csv module does",
@@ -282,7 +282,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 
 def _arrow(path: Path) -> Iterator[Any]:
-    """Both of Arrow's formats: streams (which `datasets` writes) and files (Feather)."""
+    """Opens both of Arrow's formats: streams (which `datasets` writes) and files (Feather)."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as file:
@@ -300,11 +300,11 @@ def _csv(path: Path) -> Iterator[Any]:
 
     options = {
         "read_options": csv.ReadOptions(block_size=_CSV_BLOCK),
-        # answers have several lines
+        # answers may have several lines
         "parse_options": csv.ParseOptions(newlines_in_values=True, delimiter="\t" if kind_of(path) == ".tsv" else ","),
     }
     with _open(path) as file, csv.open_csv(file, **options) as first:
-        # every column is text, else an answer "1" or "true" would not stay one
+        # Every column is text, so that an answer "1" or "true" is kept as it is.
         types = dict.fromkeys(first.schema.names, pa.string())
     convert = csv.ConvertOptions(column_types=types)
     with _open(path) as file, csv.open_csv(file, convert_options=convert, **options) as reader:
@@ -312,7 +312,7 @@ def _csv(path: Path) -> Iterator[Any]:
 
 
 def numbered(rows: Iterable[Any], name: str) -> Iterator[SourcedRow]:
-    """Rows with their numbers, from 1."""
+    """Yields rows with their numbers, from 1."""
     for number, row in enumerate(rows, start=1):
         yield Source(file=name, row=number), row
 

@@ -31,7 +31,7 @@ ROW_KEYS = (*LISTS_OF_MESSAGES, *OTHER_CONTENT, "system", "tools", "images",
             "labels", "completion_mask", "assistant_masks", "loss_mask")  # fmt: skip
 MESSAGE_KEYS = ("role", "content", "from", "value", "train", "weight", "name", "tool_calls", "tool_call_id",
                 "reasoning_content", "thinking")  # fmt: skip
-IGNORE_INDEX = -100  # PyTorch's own default for labels that are not trained
+IGNORE_INDEX = -100  # PyTorch's default for untrained labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +39,11 @@ class ReadOptions:
     """How rows are read.
 
     Attributes:
-        system: system prompt for conversations that have none of their own.
-        alpaca_separator: what stands between `instruction` and a non-empty `input`.
-        text_field: the column of plain-text rows, where one was named; its text then comes before columns of ShareGPT
-            (with `role` and `content`) and Alpaca, as in TRL. None: `text`, behind all other formats.
-        columns: what a format expects -> the row's own name of it; keys of messages too.
+        system: system prompt for conversations without one.
+        alpaca_separator: the text between `instruction` and a non-empty `input`.
+        text_field: the column of plain-text rows, if one was named; it then takes precedence over columns of ShareGPT
+            (with `role` and `content`) and Alpaca, as in TRL. None: `text`, after all other formats.
+        columns: the name that a format expects -> the row's name for it; also keys of messages.
     """
 
     system: str | None = None
@@ -53,7 +53,7 @@ class ReadOptions:
 
     @property
     def text_column(self) -> str:
-        """Where the text of plain-text rows stands."""
+        """The column with the text of plain-text rows."""
         return self.text_field or "text"
 
 
@@ -62,7 +62,7 @@ Reader = Callable[[Row, Source, ReadOptions], Example]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A format's name, the keys by which a row is recognised (any of the sets), its reader, further keys it reads."""
+    """A format: its name, the keys that identify a row (any of the sets), its reader, and other keys that it reads."""
 
     name: str
     keys: tuple[frozenset[str], ...]
@@ -70,21 +70,21 @@ class Format:
     reads: frozenset[str] = frozenset()
 
     def matches(self, found: frozenset[Any]) -> bool:
-        """True when these keys of a row, those without None, are all of one of the sets."""
+        """Whether these keys of a row (those with values) include all of one of the sets."""
         return any(keys <= found for keys in self.keys)
 
 
 def read_example(row: Any, source: Source, options: ReadOptions, *, format: str = "auto") -> Example:
-    """One row as an Example.
+    """Reads a row as an Example.
 
     Args:
-        row: a mapping as parsed from the source.
-        source: where it came from, kept for messages.
+        row: a mapping, as parsed from the source.
+        source: where the row came from, for messages.
         options: see `ReadOptions`.
-        format: a name of `FORMATS`, or "auto" to recognise the row by its keys.
+        format: a name in `FORMATS`, or "auto" to recognise the row by its keys.
 
     Raises:
-        RowError: the row has no known format, or does not hold what its format needs.
+        RowError: the row has no known format, or lacks what its format needs.
     """
     if not isinstance(row, Mapping):
         if isinstance(row, RowError):  # a line that could not be parsed
@@ -99,7 +99,7 @@ def read_example(row: Any, source: Source, options: ReadOptions, *, format: str 
     except RecursionError:
         raise RowError("nested too deeply", "lists and objects inside each other") from None
     except (TypeError, ValueError, KeyError, AttributeError, StopIteration) as error:
-        # a wrong type deep inside a row: the row is at fault, and the reader of the message can only mend the row
+        # A wrong type deep inside a row: the row is at fault, and the user can only fix the row.
         raise RowError(f"not a {chosen.name} row", f"{type(error).__name__}: {error}") from None
 
 
@@ -107,7 +107,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
     """Refuses names that no format knows.
 
     Raises:
-        RecipeError: a key is unknown, or a value is not a column's name.
+        RecipeError: a key is unknown, or a value is not a column name.
     """
     for key, column in columns.items():
         if key not in (*ROW_KEYS, *MESSAGE_KEYS):
@@ -117,7 +117,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
-    """The row, and the messages in it, under the names that formats know."""
+    """Returns the row, and the messages in it, with the names that formats expect."""
     own = {key: column for key, column in columns.items() if key in ROW_KEYS}
     renamed = _with_names(row, own, "column not found", needed=tuple(own))
     inner = {key: column for key, column in columns.items() if key in MESSAGE_KEYS}
@@ -145,7 +145,7 @@ def _with_names(row: Row, names: Mapping[str, str], reason: str, *, needed: Sequ
 
 
 def formats_of(row: Row, options: ReadOptions) -> list[str]:
-    """Names of the formats whose columns this row has, first the one that it is read in; none for an unusable row."""
+    """Returns the formats whose columns this row has, first the one that is used; none for an unusable row."""
     try:
         row = _renamed(row, options.columns) if options.columns else row
         chosen = _format_of(row, "auto", options)
@@ -171,7 +171,7 @@ def _format_of(row: Row, name: str, options: ReadOptions) -> Format:
 
 
 def _is_before_text(name: str | None, row: Row) -> bool:
-    """Whether TRL, too, would rather train this format of the row than the text column that was named."""
+    """Whether TRL also prefers this format of the row to the named text column."""
     if name == "messages":
         return "role" in _first(row["messages"])
     if name == "sharegpt":
@@ -184,9 +184,9 @@ def _first(turns: Any) -> Mapping[str, Any]:
     return first if isinstance(first, Mapping) else {}
 
 
-@lru_cache(maxsize=1024)  # rows of a file have few sets of keys
+@lru_cache(maxsize=1024)  # rows of a file have few different sets of keys
 def format_of_keys(keys: tuple[Any, ...]) -> str | None:
-    """The first format that a row has in which these keys hold something; None where that is none."""
+    """Returns the first format of a row whose non-empty keys are these; None if there is none."""
     found = frozenset(keys)
     return next((candidate.name for candidate in FORMATS.values() if candidate.matches(found)), None)
 
@@ -200,7 +200,7 @@ def _sharegpt(row: Row, source: Source, options: ReadOptions) -> Conversation:
 
 
 def _talk(key: str, row: Row, source: Source, options: ReadOptions) -> Conversation:
-    if isinstance(row[key], str):  # JSON, as tables without nested types hold it
+    if isinstance(row[key], str):  # JSON, in tables without nested types
         row = {**row, key: parsed_turns(row[key])}
     return _conversation(read_messages(row[key]), row, source, options)
 
@@ -215,7 +215,7 @@ def _alpaca(row: Row, source: Source, options: ReadOptions) -> Conversation:
             raise RowError("history is not a list of [question, answer] pairs", f"found {pair!r:.80}")
         turns += [("user", read_text(pair[0], "history")), ("assistant", read_text(pair[1], "history"))]
     turns += [("user", question), ("assistant", read_text(answer, "output"))]
-    # questions are marked as not trained, so that an Alpaca row counts as prompt and completion
+    # Questions are marked as untrained, so that an Alpaca row counts as prompt and completion.
     messages = tuple(
         Message(role=role, content=content, train=None if role == "assistant" else False) for role, content in turns
     )
@@ -235,7 +235,7 @@ def _prompt_completion(row: Row, source: Source, options: ReadOptions) -> Exampl
         raise RowError(
             "prompt and completion differ in kind", f"both must be texts, or both lists of messages; {kinds}"
         )
-    # conversational: what stands in the prompt is context, whatever its role
+    # Conversational: the prompt is context, whatever the roles in it.
     asked = [{**message, "train": False} if isinstance(message, Mapping) else message for message in prompt]
     return _conversation(read_messages([*asked, *completion]), row, source, options)
 
@@ -248,7 +248,7 @@ def _text_row(row: Row, source: Source, options: ReadOptions) -> Document:
 
 
 def _tokens(row: Row, source: Source, options: ReadOptions) -> Tokens:
-    ids = tuple(operator.index(i) for i in row["input_ids"])  # int() would also take 1.7 and "1"
+    ids = tuple(operator.index(i) for i in row["input_ids"])  # int() would also accept 1.7 and "1"
     if not all(0 <= i < 2**31 for i in ids):
         raise RowError("token ids out of range", f"found {min(ids)} to {max(ids)}")
     weights = _token_weights(row, ids)
@@ -258,7 +258,7 @@ def _tokens(row: Row, source: Source, options: ReadOptions) -> Tokens:
 
 
 def _token_weights(row: Row, ids: tuple[int, ...]) -> tuple[float, ...]:
-    """Labels say which tokens are trained; masks may come alone or together, and then all must agree."""
+    """Returns the weights from labels or masks; if there are several of these, all must agree."""
     if row.get("labels") is not None:
         labels = tuple(row["labels"])
         if any(label not in (i, IGNORE_INDEX) for label, i in zip(labels, ids, strict=False)):
@@ -273,7 +273,7 @@ def _token_weights(row: Row, ids: tuple[int, ...]) -> tuple[float, ...]:
 
 BESIDE_MESSAGES = frozenset({"system", "tools", "functions", "images", "image", "chat_template_kwargs"})
 _MADE_BY_TOKENIZERS = {"attention_mask", "position_ids", "token_type_ids", "special_tokens_mask"}  # beside input_ids
-# In the order in which a row is asked for them: TRL's, where TRL knows them.
+# In the order in which they are tried: TRL's order for the formats that TRL has.
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
@@ -316,7 +316,7 @@ def _conversation(messages: tuple[Message, ...], row: Row, source: Source, optio
 
 
 def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
-    """The row's own, or those that MiniMind's rows put into their system message."""
+    """Returns the row's tools, or those in the system message of MiniMind's rows."""
     for key in ("tools", "functions"):
         if tools := read_tools(row.get(key)):
             return tools
@@ -325,13 +325,13 @@ def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
 
 
 def _images(row: Row) -> tuple[Any, ...]:
-    """What stands in the row's columns for images; one or several."""
+    """Returns the contents of the row's image columns; one or several images."""
     found = next((row[key] for key in ("images", "image") if row.get(key) is not None), ())
     return tuple(found) if isinstance(found, (list, tuple)) else (found,)
 
 
 def _with_system(conversation: Conversation, row: Row, options: ReadOptions) -> Conversation:
-    """A conversation that starts without a system message gets the row's own, else that of the options."""
+    """Adds the row's system prompt, or that of the options, to a conversation without a system message at its start."""
     own, first = row.get("system"), conversation.messages[0]
     if own and first.role == "system" and read_text(own, "system").strip() != first.content.strip():
         raise RowError("two system prompts", "`system` and the first message differ: join them, or take one out")

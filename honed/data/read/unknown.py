@@ -1,4 +1,4 @@
-"""What to say of a row that has no known format: what is null, or what its columns probably are."""
+"""Errors for rows without a known format: which columns are null, or what they probably contain."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from honed.data.example import RowError
 from honed.quantities import counted
 
 QUESTIONS = ("prompt", "question", "query", "input", "instruction", "problem")
-ROWS = ("data", "rows", "train", "examples", "samples", "records", "items", "dataset")  # lists of them beside others
+ROWS = ("data", "rows", "train", "examples", "samples", "records", "items", "dataset")  # keys of lists of rows
 ANSWERS = ("completion", "answer", "response", "output", "solution")
 
 
 def unknown_format(row: Mapping[Any, Any], formats: Mapping[str, tuple[frozenset[str], ...]]) -> RowError:
-    """The error for a row that no format fits.
+    """Returns the error for a row that matches no format.
 
     Args:
-        row: under the names that formats know.
-        formats: name of a format -> the sets of keys by which it is recognised.
+        row: the row, with the names that formats expect.
+        formats: name of a format -> the sets of keys that identify it.
     """
     seen = f"keys seen: {', '.join(map(_shown, row)) or 'none'}."
     found = {key for key, value in row.items() if value is not None}
@@ -40,7 +40,7 @@ def _shown(key: Any) -> str:
 
 
 def _misread(row: Mapping[Any, Any]) -> str:
-    """What to do where the file is no list of such rows; "" where nothing shows it."""
+    """Returns the fix if the file does not appear to be a list of rows; otherwise ""."""
     lists = [key for key, value in row.items() if _holds_objects(value)]
     if len(lists) == 1 and (len(row) == 1 or lists[0] in ROWS):
         [key] = lists
@@ -58,7 +58,7 @@ def _holds_objects(value: Any) -> bool:
 
 
 def _export(row: Mapping[Any, Any]) -> str:
-    """What to do with the chats that assistants' web sites export; "" where it is none."""
+    """Returns the fix for chats exported from assistants' web sites; "" for other rows."""
     if isinstance(row.get("mapping"), Mapping):
         return (
             "This is a chat of ChatGPT's export, a tree: from `current_node` follow `parent` to the root, and write "
@@ -70,7 +70,7 @@ def _export(row: Mapping[Any, Any]) -> str:
 
 
 def _misspelt(found: set[Any], formats: Mapping[str, tuple[frozenset[str], ...]]) -> str:
-    """What to set where names differ only in capitals or white space from those of a format; "" where they do not."""
+    """Returns the fix if names differ from a format's only in capitals or white space; otherwise ""."""
     plain = {str(key).strip().lower(): str(key) for key in found}
     for sets in formats.values():
         if fitting := next((keys for keys in sets if keys <= plain.keys()), None):
@@ -80,7 +80,7 @@ def _misspelt(found: set[Any], formats: Mapping[str, tuple[frozenset[str], ...]]
 
 
 def _guess(row: Mapping[Any, Any], found: set[Any]) -> str:
-    """What to set where the columns' names tell what they hold; "" where they do not."""
+    """Returns the option to set if the columns' names indicate what they contain; otherwise ""."""
     question = next((key for key in QUESTIONS if key in found), None)
     if {"chosen", "rejected"} <= found:
         return f"This is preference data, and honed does SFT. To train what was chosen: {_chosen(row, question)}"
@@ -88,7 +88,7 @@ def _guess(row: Mapping[Any, Any], found: set[Any]) -> str:
     if question is None or answer is None:
         return ""
     plain, chat = _option(prompt=question, completion=answer), _option(instruction=question, output=answer)
-    if isinstance(row[answer], (list, tuple)):  # messages, or items of OpenAI's Responses
+    if isinstance(row[answer], (list, tuple)):  # messages, or items of OpenAI's Responses API
         system = {"system": "instructions"} if "instructions" in found else {}
         return f"As messages: {_option(prompt=question, completion=answer, **system)}"
     return f"As plain text: {plain}. As a conversation, under the chat template: {chat}"
@@ -97,13 +97,13 @@ def _guess(row: Mapping[Any, Any], found: set[Any]) -> str:
 def _chosen(row: Mapping[Any, Any], question: str | None) -> str:
     if not isinstance(row["chosen"], str):
         prompt = row.get("prompt")
-        apart = isinstance(prompt, list)  # else `chosen` holds the question as well
+        apart = isinstance(prompt, list)  # otherwise `chosen` also contains the question
         return _option(completion="chosen") if apart else _option(messages="chosen")
     return _option(prompt=question, completion="chosen") if question else _option(text="chosen")
 
 
 def _option(**columns: str) -> str:
-    """`data.columns` for these names, as the command line and as Python take it."""
+    """Returns `data.columns` for these names, for the command line and for Python."""
     renamed = {key: column for key, column in columns.items() if key != column}
     written = ", ".join(
         f"{key}: {column if column.isidentifier() else repr(column)}" for key, column in renamed.items()

@@ -29,7 +29,7 @@ class ChatJinja:
 
     Args:
         tokenizer: a transformers tokenizer with a chat template; not changed.
-        arguments: further variables of the template.
+        arguments: additional variables of the template.
         seconds: time limit per text.
 
     Attributes:

@@ -31,15 +31,15 @@ class Marks:
     end: str
 
     def around(self, text: str, control: re.Pattern[str]) -> str:
-        """The text with its control tokens marked."""
+        """Returns the text with its control tokens marked."""
         return control.sub(lambda found: f"{self.start}{found[0]}{self.end}", text)
 
     def strip(self, text: str) -> str:
-        """The text without marks."""
+        """Returns the text without marks."""
         return text.replace(self.start, "").replace(self.end, "")
 
     def stretches(self, text: str) -> list[tuple[int, int, bool]]:
-        """(start, end, literal) of each stretch, between a pair of marks (literal) or outside."""
+        """Returns (start, end, literal) for each stretch, between a pair of marks (literal) or outside."""
         borders = [n for n, character in enumerate(text) if character in (self.start, self.end)]
         edges = [-1, *borders, len(text)]
         return [
@@ -71,7 +71,7 @@ def choose_marks(*values: Any) -> Marks:
 
 
 def marked(value: Any, control: re.Pattern[str], marks: Marks) -> Any:
-    """A copy with the control tokens in its texts marked."""
+    """Returns a copy with the control tokens in its texts marked."""
     if isinstance(value, str):
         return marks.around(value, control)
     if isinstance(value, Mapping):
@@ -82,13 +82,13 @@ def marked(value: Any, control: re.Pattern[str], marks: Marks) -> Any:
 
 
 def marked_message(message: Message, control: re.Pattern[str], marks: Marks) -> Message:
-    """The message with control tokens marked in its content and all other keys."""
+    """Returns the message with control tokens marked in its content and all other keys."""
     content = marks.around(message.content, control)
     return replace(message, content=content, extra=marked(message.extra, control, marks))
 
 
 def unmarked(view: View, marks: Marks) -> View:
-    """The view without marks; marked text becomes literal pieces."""
+    """Returns the view without marks; marked text becomes literal pieces."""
     parts = [_parts(piece, marks) for piece in view.pieces]
     checks = tuple(sum(map(len, parts[:count])) for count in view.checks)
     return replace(view, pieces=tuple(part for piece in parts for part in piece), checks=checks)

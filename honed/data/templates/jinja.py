@@ -22,15 +22,15 @@ from honed.data.templates.view import TRAIN_ON, Masks, Piece, View, any_of, spec
 from honed.errors import TemplateError
 
 _NOWHERE = Source(file="prompt", row=0)
-_MOST_ARGUMENTS = 256  # templates with variables of rows that are kept
+_MOST_ARGUMENTS = 256  # cached templates with variables from rows
 
 
 class JinjaTemplate:
     """Any chat template of a tokenizer, unmodified.
 
     Args:
-        tokenizer: a transformers tokenizer with a chat template; rendering is transformers' own (sandboxed).
-        arguments: further variables of the template (`enable_thinking`, ...).
+        tokenizer: a transformers tokenizer with a chat template; transformers renders it (sandboxed).
+        arguments: additional variables of the template (`enable_thinking`, ...).
         masks: which turns, and which parts of them, are trained.
 
     Attributes:
@@ -72,10 +72,10 @@ class JinjaTemplate:
         return self._shapes[train_on].form(conversation)
 
     def _with(self, own: Mapping[str, Any]) -> JinjaTemplate:
-        """The template with a row's own variables, which go before those of all rows, as in TRL.
+        """Returns the template with a row's own variables, which override those of all rows, as in TRL.
 
         Raises:
-            RowError: they are no variables of a template, or spell control tokens.
+            RowError: they are not valid variables of a template, or spell control tokens.
         """
         key = json.dumps(own, sort_keys=True, default=repr)
         if key not in self._with_arguments:
@@ -91,7 +91,7 @@ class JinjaTemplate:
         return self._with_arguments[key]
 
     def _any_views(self, conversation: Conversation, hide: bool = False, *, train_on: str, apart: bool) -> list[View]:
-        """The views of any conversation; with `hide`, raises LookedAt if the template inspects its contents."""
+        """Returns the views of any conversation; with `hide`, raises LookedAt if the template inspects its contents."""
         talk = self._talk(conversation)
         if hide:
             talk = Talk(partial(_hidden, self._jinja), talk.messages, talk.tools)
@@ -104,7 +104,7 @@ class JinjaTemplate:
         return (unmarked(view, talk.marks) if talk.marks else view).pieces
 
     def _talk(self, conversation: Conversation) -> Talk:
-        """The conversation, with control tokens marked if there are any."""
+        """Returns the conversation, with control tokens marked if there are any."""
         messages, tools = conversation.messages, conversation.tools
         control = self._special
         if not any(find(m.content, control) or (m.extra and find(m.extra, control)) for m in messages) and not (
@@ -142,7 +142,7 @@ class JinjaTemplate:
         return replace(turn, mutes=tuple(mutes)) if mutes else turn
 
     def _unserved(self, talk: Talk, number: int, weight: float) -> TextTurn:
-        """A turn that inference never generates: its content, and the special token that closes it."""
+        """Returns a turn that inference never generates: its content, and the special token that closes it."""
         start, end = talk.content_span(number)
         text = talk.text(number + 1)
         ahead = self._special.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
@@ -150,7 +150,7 @@ class JinjaTemplate:
         return TextTurn(number=number, text=text, start=start, end=end, weight=weight, served=False)
 
     def _answer(self, talk: Talk, number: int, weight: float) -> TextTurn:
-        """The answer `messages[number]`, with its start and end in the text up to and including it."""
+        """Returns the answer `messages[number]`, with its start and end in the text up to and including it."""
         context = talk.text(number, prompt=True)
         text = talk.text(number + 1)
         if not text.startswith(context):
@@ -175,7 +175,7 @@ class JinjaTemplate:
         )
 
     def _stop(self, tail: str, content: str | None, talk: Talk) -> int | None:
-        """The end of the special token that closes the answer in `tail`; None if there is none."""
+        """Returns the end of the special token that closes the answer in `tail`; None if there is none."""
         ends = [end for end in self._special.finditer(tail) if not talk.is_literal(tail, end.start())]
         if content is None:
             return ends[-1].end() if ends else None
@@ -187,13 +187,13 @@ class JinjaTemplate:
         return next((end.end() for end in closing + later), None)
 
     def _last_token(self, text: str, talk: Talk) -> int:
-        """The start of the last special token in `text`."""
+        """Returns the start of the last special token in `text`."""
         found = [end.start() for end in self._special.finditer(text) if not talk.is_literal(text, end.start())]
         return found[-1] if found else len(text)
 
 
 def _hidden(jinja: ChatJinja, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, prompt: bool) -> str:
-    """The text; raises LookedAt if opaque contents do not give the same text."""
+    """Renders with opaque contents; raises LookedAt if the text differs from that with the real ones."""
     text = jinja(messages, tools, prompt=prompt)
     if jinja(list(map(opaque, messages)), tools, prompt=prompt) != text:
         raise LookedAt
@@ -201,11 +201,11 @@ def _hidden(jinja: ChatJinja, messages: Sequence[Mapping[str, Any]], tools: Sequ
 
 
 def _behind_prompt(text: str, context: str, ending: str) -> str:
-    """Puts the answer after the prompt that is served for it, if the template changes the text before the question.
+    """Puts the answer after the prompt used at inference, if the template changes the text before the question.
 
-    Mistral's templates show the system prompt only while its question is the last message: they serve "[INST] Be kind.
-    Why?[/INST]", but render "[INST] Why?[/INST] Because." for the whole. From the question on (`ending` of the prompt)
-    both must agree; otherwise `text` is returned.
+    Mistral's templates print the system prompt only while its question is the last message: the prompt is "[INST] Be
+    kind. Why?[/INST]", but the whole conversation is "[INST] Why?[/INST] Because.". From the question on (`ending` of
+    the prompt) both must agree; otherwise `text` is returned.
     """
     if not ending or text.count(ending) != context.count(ending):
         return text

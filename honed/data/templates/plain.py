@@ -32,7 +32,7 @@ _UNESCAPES = {escape: character for character, escape in _ESCAPES.items()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainTemplate:
-    """Roles in plain words: `<|im_start|>`, then `\\n#ROLE:content` per message, `<|im_end|>` after each answer.
+    """Roles as plain words: `<|im_start|>`, then `\\n#ROLE:content` per message, `<|im_end|>` after each answer.
 
     Every message is encoded separately, so tokens never merge across a border. Source: the PyTorch lesson on SFT
     whose golden ids are in `tests/data/encode/test_render.py`.
@@ -57,12 +57,12 @@ class PlainTemplate:
         return (*view.pieces, Piece(text="\n#ASSISTANT:"))
 
     def jinja(self) -> str:
-        """The template for a saved tokenizer."""
+        """Returns the template for a saved tokenizer."""
         return PLAIN_JINJA.replace("SYSTEM_PROMPT", "".join(_ESCAPES.get(c, c) for c in self.system))
 
     @classmethod
     def from_jinja(cls, text: str, *, masks: Masks | None = None) -> PlainTemplate | None:
-        """The template that `jinja` wrote; None for any other text."""
+        """Returns the template that `jinja` wrote; None for any other text."""
         literal = r"{%- set system_prompt = '((?:[^'\\]|\\.)*)' -%}"
         if (found := re.match(re.escape(PLAIN_MARK) + literal, text, re.DOTALL)) is None:
             return None
@@ -93,7 +93,7 @@ class PlainTemplate:
 
 
 def refuse_what_it_cannot_show(conversation: Conversation) -> None:
-    """Tools, tool calls, variables, reasoning and images would be lost in plain words.
+    """Refuses tools, tool calls, variables, reasoning and images, which the plain template would lose.
 
     Raises:
         RowError: the conversation has one of them.

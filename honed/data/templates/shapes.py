@@ -1,4 +1,4 @@
-"""Conversations of one shape (roles and flags) differ only in their contents: their views are a form, filled per row.
+"""Forms: conversations of one shape (roles and flags) differ only in contents, so their views are filled per row.
 
     user, assistant  ->  <|im_start|>user\\n[0]<|im_end|>\\n<|im_start|>assistant\\n  |  [1]<|im_end|>  |  \\n
 
@@ -36,7 +36,7 @@ class LookedAt(Exception):
 
 
 class Opaque(str):
-    """A text that can only be printed and concatenated."""
+    """A string that can only be printed and concatenated."""
 
     __slots__ = ()
 
@@ -62,13 +62,13 @@ for _name in {*dir(str), "__bool__"} - _PRINTING - _INNER:
 
 @dataclass(slots=True, kw_only=True)
 class Form:
-    """The views of a shape; `checked` counts the rows for which both ways gave the same views."""
+    """The views of a shape; `checked` counts the rows for which direct rendering gave the same views."""
 
     views: list[tuple[View, tuple[Segments, ...]]]
     checked: int = 0
 
     def fill(self, contents: Sequence[str]) -> list[View]:
-        """The views with these contents filled in."""
+        """Returns the views with these contents filled in."""
         return [
             View(pieces=tuple(map(_filled, view.pieces, own, repeat(contents))), checks=view.checks)
             for view, own in self.views
@@ -123,7 +123,7 @@ class Shapes:
         return views
 
     def form(self, conversation: Conversation) -> tuple[bool, Form | None]:
-        """Whether it is settled if this shape has a form, and the form; checks the form on this row as well."""
+        """Returns whether it is known if this shape has a form, and the form; also checks the form on this row."""
         with suppress(RowError, TemplateError):
             self.views(conversation)
         shape = _shape(conversation)
@@ -142,12 +142,12 @@ class Shapes:
 
 
 def opaque(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message as passed to a template, with its content opaque."""
+    """Returns the message as passed to a template, with its content opaque."""
     return {**message, "content": Opaque(message["content"])}
 
 
 def _shape(conversation: Conversation) -> Shape | None:
-    """What a template sees of a conversation beside its contents; None for what has more to it."""
+    """Returns what a template sees of a conversation besides its contents; None if there is more to it."""
     if conversation.tools or conversation.template_arguments:
         return None
     if any(message.extra or message.parts for message in conversation.messages):
@@ -156,7 +156,7 @@ def _shape(conversation: Conversation) -> Shape | None:
 
 
 def _probe(number: int) -> str:
-    """A text that trimming, escaping or changing case would alter."""
+    """Returns a text that trimming, escaping or changing case would alter."""
     return f" \n\ufdd0{number}\"\\<&'Xx\ufdd1\n "
 
 
@@ -167,7 +167,7 @@ def _segments(text: str, probes: Sequence[str]) -> Segments:
 
 
 def _is_filled_by(view: View, pieces: tuple[Segments, ...], probes: Sequence[str]) -> bool:
-    """True if contents affect only the text of the pieces, and each occurs at most once, in order."""
+    """Whether contents affect only the text of the pieces, and each occurs at most once, in order."""
     if (
         view.ends_open
         or view.add_special_tokens
@@ -177,5 +177,5 @@ def _is_filled_by(view: View, pieces: tuple[Segments, ...], probes: Sequence[str
     segments = [segment for own in pieces for segment in own]
     numbers = [segment for segment in segments if isinstance(segment, int)]
     fixed = "".join(segment for segment in segments if isinstance(segment, str))
-    # each one in the view: all messages up to its last
+    # Each content of the view is present: all messages up to its last one.
     return numbers == list(range(len(numbers))) and "\ufdd0" not in fixed and "\ufdd1" not in fixed

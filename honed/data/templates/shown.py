@@ -13,7 +13,7 @@ INLINE_REASONING = re.compile(r"</?think>")
 
 
 def shown_content(message: Message, tail: str) -> str | None:
-    """The part of an answer's content before its end token in `tail`; None if tool calls are last.
+    """Returns the part of an answer's content before its end token in `tail`; None if tool calls are last.
 
     Raises:
         TemplateError: content, reasoning or tool calls are missing in `tail`.
@@ -58,7 +58,7 @@ def _need_reasoning(message: Message, tail: str) -> None:
 
 
 def _last_part(content: str, tail: str) -> str:
-    """The text after the last think tag: a template may move inline reasoning, but must print it."""
+    """Returns the text after the last think tag: a template may move inline reasoning, but must print it."""
     parts = [part.strip() for part in INLINE_REASONING.split(content)]
     position = 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""Texts of a conversation under a chat template: up to any message, and the spans of its parts.
+"""A conversation's text under a chat template, up to any message, and the spans of its parts.
 
 A part is located by rendering twice, once unchanged and once with a probe in its place. The text before and after the
 probe is common to both; the part lies between, however the template prints it.
@@ -26,7 +26,7 @@ class Talk:
     """A conversation under a template.
 
     Args:
-        jinja: renders, as `ChatJinja` does.
+        jinja: renders messages, as `ChatJinja` does.
         messages, tools: as passed to the template.
         marks: the marks around control tokens in them, if any.
         plain: the same conversation without marks; both must render to the same text.
@@ -66,7 +66,7 @@ class Talk:
         return text
 
     def prompt_from_question(self, number: int) -> str:
-        """The prompt for message `number` from the previous message's content on; "" if that is not in the prompt."""
+        """Returns the prompt for message `number` from the previous message's content on; "" if it lacks that."""
         if not number:
             return ""
         asked = replace(self.messages[number - 1], content=_PROBE)
@@ -83,7 +83,7 @@ class Talk:
         return self.marks is not None and text[position - 1 : position] == self.marks.start
 
     def content_span(self, number: int) -> tuple[int, int]:
-        """The span of a message's content in the text up to and including that message.
+        """Returns the span of a message's content in the text up to and including that message.
 
         Raises:
             TemplateError: it cannot be located.
@@ -91,7 +91,7 @@ class Talk:
         return self._span(number, replace(self.messages[number], content=_PROBE), "content")
 
     def reasoning_span(self, number: int) -> tuple[int, int]:
-        """The span of the reasoning, whether under its own key or between think tags in the content."""
+        """Returns the span of the reasoning, whether under its own key or between think tags in the content."""
         message = self.messages[number]
         if message.reasoning:
             extra = {key: _PROBE if key in REASONING else value for key, value in message.extra.items()}
@@ -100,7 +100,7 @@ class Talk:
         return self._span(number, replace(message, content=content), "reasoning")
 
     def calls_span(self, number: int, start: int, end: int) -> tuple[int, int]:
-        """The span of the tool calls of the answer [start, end), which are its last part."""
+        """Returns the span of the tool calls of the answer [start, end), which are its last part."""
         message = self.messages[number]
         if message.content.strip():
             return self.content_span(number)[1], end
@@ -130,5 +130,5 @@ class Talk:
 
 
 def _is_cut_at(text: str, start: int, rest: str) -> bool:
-    """True if `rest` is `text` with a span removed that begins at `start`."""
+    """Whether `rest` is `text` without a span that begins at `start`."""
     return start <= len(rest) and text[:start] == rest[:start] and text.endswith(rest[start:])

@@ -16,8 +16,8 @@ class TextTurn:
         number: index of its message.
         text: the conversation up to and including it.
         start, end: the trained span of characters in `text`.
-        open: no special token ends it.
-        served: inference generates such turns, so the text before it is encoded separately, as a prompt is.
+        open: whether no special token ends it.
+        served: whether inference generates such turns, so that the text before it is encoded separately, like a prompt.
         weight: loss weight.
         mutes: spans of `text` inside the turn that are not trained.
     """
@@ -32,14 +32,14 @@ class TextTurn:
     mutes: tuple[tuple[int, int], ...] = ()
 
     def alone(self) -> View:
-        """The view that trains this turn only."""
+        """Returns the view that trains this turn only."""
         rest = self.text[self.end :]
         after = (Piece(text=rest),) if rest and not self.open else ()
         return View(pieces=(*self.pieces(self.text, 0), *after), ends_open=self.open)
 
     def pieces(self, whole: str, position: int) -> list[Piece]:
-        """The pieces of `whole` from `position` to the end of this turn."""
-        # inference encodes everything up to the prompt's end at once; without a prompt, the text stays in one piece
+        """Returns the pieces of `whole` from `position` to the end of this turn."""
+        # Inference encodes everything up to the prompt's end at once; without a prompt, the text stays in one piece.
         cut = self.start if self.served else position
         mutes = tuple((a - cut, b - cut) for a, b in self.mutes)
         text, head = whole[cut : self.end], self.start - cut
@@ -48,7 +48,7 @@ class TextTurn:
 
 
 def joined(whole: str, turns: Sequence[TextTurn]) -> View | None:
-    """One view of all turns, or None if the template changes earlier turns when later ones follow."""
+    """Returns one view of all turns, or None if the template changes earlier turns when later ones follow."""
     pieces: list[Piece] = []
     checks: list[int] = []
     position = 0

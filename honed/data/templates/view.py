@@ -27,7 +27,7 @@ class Piece:
     Attributes:
         weight: loss weight of its tokens.
         turn: index of the trained message that it belongs to; None for context.
-        literal: the text comes from the row: special tokens in it are encoded as plain text.
+        literal: whether the text comes from the row, so that special tokens in it are encoded as plain text.
         head: number of leading characters that are context, with weight 0.
         mutes: character spans [start, end) whose tokens get weight 0; the ids do not change.
     """
@@ -45,11 +45,11 @@ class View:
     """One text to train on.
 
     Attributes:
-        pieces: in order; their texts joined are the whole text.
-        checks: counts of leading pieces that must give the same ids encoded as one text (as in inference) and piece by
+        pieces: in order; their joined texts are the whole text.
+        checks: counts of leading pieces that must have the same ids encoded as one text (as in inference) and piece by
             piece; otherwise every trained turn gets its own view.
-        ends_open: no stop token ends the last trained turn; `render` appends EOS.
-        add_special_tokens: `render` prepends the tokenizer's BOS (texts without a template).
+        ends_open: whether no stop token ends the last trained turn; `render` then appends EOS.
+        add_special_tokens: whether `render` prepends the tokenizer's BOS (texts without a template).
     """
 
     pieces: tuple[Piece, ...]
@@ -95,7 +95,7 @@ class Template(Protocol):
         """The separator between the instruction and the input of an Alpaca row."""
 
     def views(self, conversation: Conversation, *, train_on: str, apart: bool = False) -> list[View]:
-        """The texts to train on; `apart` requests one view per trained turn.
+        """Returns the texts to train on; `apart` requests one view per trained turn.
 
         Raises:
             RowError: the template refuses this conversation, or nothing in it is trained.
@@ -103,11 +103,11 @@ class Template(Protocol):
         """
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> tuple[Piece, ...]:
-        """The input of the model at inference before the next answer."""
+        """Returns the model's input at inference before the next answer."""
 
 
 def trained_turns(messages: Sequence[Message], train_on: str, roles: Sequence[str]) -> dict[int, float]:
-    """Indices of the trained messages, in order, with their loss weights.
+    """Returns the indices of the trained messages, in order, with their loss weights.
 
     Raises:
         RowError: no message is trained.
@@ -122,12 +122,12 @@ def trained_turns(messages: Sequence[Message], train_on: str, roles: Sequence[st
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """A pattern for any of these texts, earlier ones preferred; matches nothing if there are none."""
+    """Returns a pattern for any of these texts, earlier ones preferred; it matches nothing if there are none."""
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
-    """All special tokens, longest first."""
+    """Returns all special tokens, longest first."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     found = {*tokenizer.all_special_tokens, *(token.content for token in added.values() if token.special)}
     return sorted(found, key=lambda token: (-len(token), token))

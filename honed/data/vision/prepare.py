@@ -1,7 +1,7 @@
-"""Rows with images in, rows to train and a ledger out: `prepare` for a processor that sees.
+"""Turns rows with images into training rows and a ledger: `prepare` for processors with images.
 
 Every image is opened once during preparation, so that broken ones are in the ledger before training begins and all
-lengths are known. Only token ids and references to the images are kept; each batch opens its images again.
+lengths are known. Only token ids and references to images are kept; each batch opens its images again.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from honed.quantities import counted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionRow(PackedRow):
-    """One document and the images that it shows, in order."""
+    """One document and its images, in order."""
 
     images: tuple[ImageRef, ...] = ()
 
 
 class VisionRows(ByColumn):
-    """A map-style data set of `VisionRow`, one for each document."""
+    """A map-style dataset of `VisionRow`, one per document."""
 
     def __init__(self, documents: Sequence[Rendered]) -> None:
         self.table = TokenTable(documents)
@@ -71,22 +71,22 @@ def prepare_vision(
     formatting_func: Callable[[Any], Any] | None = None,
     desc: str = "Preparing data",
 ) -> VisionPrepared:
-    """Turns rows with and without images into rows to train. Neither `data` nor `processor` is changed.
+    """Turns rows with and without images into training rows. Neither `data` nor `processor` is changed.
 
     Args:
         data: whatever `sources.read_rows` reads, or a `Mixture`.
-        processor: a transformers processor that sees images.
+        processor: a transformers processor for images.
         options: see `PrepareOptions`. Overlong rows are dropped (or refused), never cut.
-        image_folder: where the paths of images start, and out of which none may lead; None for each file's own folder.
-        max_pixels: larger images are shrunk to this many (see `honed.data.vision.images.shrunk`); None for none.
+        image_folder: folder that image paths are relative to and must stay in; None for each data file's folder.
+        max_pixels: larger images are reduced to this size (see `honed.data.vision.images.shrunk`); None for no limit.
         formatting_func: as for `prepare`.
         desc: text of the progress bar.
 
     Raises:
-        DataError: rows cannot be used (with `bad_rows="error"`), or none is left.
+        DataError: rows cannot be used (with `bad_rows="error"`), or no row is left.
         TemplateError: the processor's chat template cannot be used.
-        RecipeError: the options ask for packing.
-        MissingExtraError: Pillow is absent.
+        RecipeError: packing is enabled.
+        MissingExtraError: Pillow is not installed.
     """
     need_pillow()
     options, note = without_cuts(options)
@@ -113,10 +113,10 @@ def prepare_vision(
 
 
 def without_cuts(options: PrepareOptions) -> tuple[PrepareOptions, str]:
-    """The options with which no row is cut, and what to say of it ("" for nothing).
+    """Returns the options with cutting of rows disabled, and a note ("" for none).
 
     Raises:
-        RecipeError: rows are to be packed.
+        RecipeError: packing is enabled.
     """
     if options.packing:
         raise RecipeError(
@@ -130,7 +130,7 @@ def without_cuts(options: PrepareOptions) -> tuple[PrepareOptions, str]:
 
 
 def _documents(mixture: Mixture, kept: list[list[KeptRow]], ledger: Ledger) -> list[Rendered]:
-    """The documents of one epoch; counts the rows of all sources."""
+    """Returns the documents of one epoch; counts the rows of all sources."""
     documents: list[Rendered] = []
     for rows, times in zip(kept, mixture.times(list(map(len, kept))), strict=True):
         for row, n in zip(rows, times.tolist(), strict=True):

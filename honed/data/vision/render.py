@@ -1,9 +1,9 @@
-"""Rows that show images -> ids and loss weights, with each image's placeholder expanded as the processor does it.
+"""Renders rows with images as ids and loss weights, expanding each image's placeholder as the processor does.
 
-    <|im_start|>user\\n<|image_pad|>What?<|im_end|>...    the template's text: one placeholder an image
+    <|im_start|>user\\n<|image_pad|>What?<|im_end|>...    the template's text: one placeholder per image
     <|im_start|>user\\n<|image_pad|><|image_pad|>...What? what the tokenizer gets, in training as in serving
 
-How many tokens an image takes depends on its size and on the processor, so the processor is asked, once per set of
+The number of tokens per image depends on its size and on the processor, so the processor is called once per set of
 image sizes. Placeholders are never trained and never cut.
 """
 
@@ -27,28 +27,28 @@ from honed.data.vision.template import IMAGE, VisionTemplate, shown
 from honed.errors import DataError, TemplateError
 
 _NOWHERE = Source(file="data set", row=0)
-_MOST_SIZES = 4096  # remembered expansions; one is a few kilobytes
+_MOST_SIZES = 4096  # cached expansions of a few kilobytes each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionView(View):
-    """A view and the images that it shows, in order."""
+    """A view and its images, in order."""
 
     images: tuple[ImageRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionRendered(Rendered):
-    """A rendered view and the images that it shows, in order."""
+    """A rendered view and its images, in order."""
 
     images: tuple[ImageRef, ...] = ()
 
 
 class Expansions:
-    """What a processor puts in the place of each image's placeholder.
+    """The texts with which a processor replaces each image's placeholder.
 
     Args:
-        processor: a transformers processor that sees images.
+        processor: a transformers processor for images.
 
     Raises:
         DataError: the processor has no placeholder for images.
@@ -65,7 +65,7 @@ class Expansions:
             )
 
     def __call__(self, images: Sequence[Any]) -> list[str]:
-        """One text for each of these PIL images of one row."""
+        """Returns a text for each of these PIL images of one row."""
         sizes = tuple(image.size for image in images)
         if images and sizes not in self._known:
             if len(self._known) >= _MOST_SIZES:
@@ -77,7 +77,7 @@ class Expansions:
         text = " ".join([self.placeholder] * len(images))
         try:
             seen = self._processor(text=[text], images=[list(images)], return_text_replacement_offsets=True)
-        except Exception as error:  # each image processor refuses what it cannot take in its own way
+        except Exception as error:  # image processors raise different types
             raise RowError("the processor refuses the image", f"{type(error).__name__}: {error}") from None
         [told] = seen.get("text_replacement_offsets") or [[]]
         found = [entry["replacement"] for entry in told if entry["type"] == "image"]
@@ -93,13 +93,13 @@ class VisionRenderer(Renderer):
     """Renders conversations with images.
 
     Args:
-        processor: a transformers processor; its tokenizer encodes.
-        template: made for the same processor.
+        processor: a transformers processor, whose tokenizer is used.
+        template: a template for the same processor.
         train_on: see `PrepareOptions.train_on`.
         image_folder: see `image_ref`.
         max_pixels: see `ImageRef`.
-        data_set: a data set on disk, and a function from its row to the row's images: these are read again each time
-            they are needed, so that never all of them are in memory.
+        data_set: a dataset on disk, and a function from its row to the row's images: these are read again each time
+            they are needed, so that they are never all in memory.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class VisionRenderer(Renderer):
         own = {self._expansions.placeholder, getattr(processor.tokenizer, "image_token", None) or ""}
         spelled = sorted(own - {"", *special_tokens(processor.tokenizer)})
         self._unspeakable = any_of(spelled)
-        self._proven: set[bool] = set()  # for rows with images, and for rows without
+        self._proven: set[bool] = set()  # for rows with images, for rows without
 
     def plan(self, example: Example, *, apart: bool = False) -> list[View]:
         if not isinstance(example, Conversation):
@@ -138,13 +138,13 @@ class VisionRenderer(Renderer):
 
     def _ref(self, example: Conversation, number: int, value: Any) -> ImageRef:
         ref = replace(image_ref(value, example.source, self._folder), max_pixels=self._max_pixels)
-        if self._data_set is None or isinstance(ref.value, Path):  # a path takes no memory
+        if self._data_set is None or isinstance(ref.value, Path):  # a path needs little memory
             return ref
         rows, read = self._data_set
         return replace(ref, value=FromDataSet(rows, example.source.row - 1, number, read))
 
     def _need_no_placeholders(self, conversation: Conversation) -> None:
-        """Refuses rows that spell a placeholder which the tokenizer cannot encode as plain text (no special token)."""
+        """Refuses rows that spell a placeholder which is not a special token, so that it cannot be plain text."""
         for message in conversation.messages:
             if found := self._unspeakable.search(message.content):
                 raise RowError(
@@ -153,7 +153,7 @@ class VisionRenderer(Renderer):
                 )
 
     def _seen(self, view: View, conversation: Conversation, refs: list[ImageRef], images: list[Any]) -> VisionView:
-        """The view with its placeholders expanded."""
+        """Returns the view with its placeholders expanded."""
         token = self._expansions.placeholder
         count = sum(piece.text.count(token) for piece in view.pieces if not piece.literal)
         trained = [piece.turn + 1 for piece in view.pieces if piece.turn is not None]
@@ -167,14 +167,14 @@ class VisionRenderer(Renderer):
         return VisionView(**{**given, "pieces": pieces}, images=tuple(refs[:count]))
 
     def _prove(self, conversation: Conversation, view: View, images: list[Any]) -> None:
-        """The first trained turn's prompt must be what `processor.apply_chat_template` feeds at inference.
+        """Checks that the first trained turn's prompt is what `processor.apply_chat_template` produces at inference.
 
         Raises:
-            TemplateError: it is not.
+            TemplateError: it differs.
         """
         first = next((n for n, piece in enumerate(view.pieces) if piece.turn is not None), 0)
         if not first or view.pieces[first].head or any(piece.literal for piece in view.pieces[:first]):
-            return  # no turn of its own, or one that is not served
+            return  # no turn, or one that is not served
         served = self._served(conversation, int(view.pieces[first].turn or 0), images)
         own = self.prompt_ids(view.pieces[:first], opened=view.add_special_tokens)
         if own != served:
@@ -185,7 +185,7 @@ class VisionRenderer(Renderer):
             )
 
     def _served(self, conversation: Conversation, number: int, images: list[Any]) -> list[int]:
-        """Ids that the processor itself makes of the prompt for message `number`."""
+        """Returns the processor's own ids for the prompt of message `number`."""
         left = iter(images)
         messages = [message.as_template_input() for message in conversation.messages[:number]]
         for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
@@ -202,7 +202,7 @@ class VisionRenderer(Renderer):
         return list(served["input_ids"][0])
 
     def prompt_ids(self, pieces: Sequence[Piece], *, opened: bool = False) -> list[int]:
-        """Ids of a prompt, piece by piece as in training; `opened` puts the tokenizer's BOS before it."""
+        """Returns the ids of a prompt, piece by piece as in training; `opened` puts the tokenizer's BOS before it."""
         ids = super().prompt_ids(pieces)
         return [*self.opening.tolist(), *ids] if opened else ids
 
@@ -213,7 +213,7 @@ class VisionRenderer(Renderer):
 
 
 class VisionReader(RowReader):
-    """Reads rows that may show images, as `RowReader` does those of text."""
+    """Reads rows that may have images, as `RowReader` reads text rows."""
 
     def __init__(
         self,
@@ -227,7 +227,7 @@ class VisionReader(RowReader):
     ) -> None:
         template = VisionTemplate(processor, options)
         super().__init__(processor.tokenizer, template, options, formatting_func)
-        self._fast_path = None  # its columns hold no images
+        self._fast_path = None  # its columns have no images
         self._renderer: VisionRenderer = VisionRenderer(
             processor,
             template,
@@ -257,7 +257,7 @@ class VisionReader(RowReader):
 
 
 def _expanded(piece: Piece, placeholder: str, texts: Iterator[str]) -> Piece:
-    """The piece with its placeholders replaced; they are muted, wherever the piece is trained."""
+    """Returns the piece with its placeholders replaced; these are muted if the piece is trained."""
     before, *behind = piece.text.split(placeholder)
     if not behind:
         return piece
@@ -267,7 +267,7 @@ def _expanded(piece: Piece, placeholder: str, texts: Iterator[str]) -> Piece:
         spans.append((len(whole), len(whole) + len(text)))
         position += len(placeholder)
         whole += text
-        moves.append((position, len(whole) - position))  # what stands from `position` on has moved by so much
+        moves.append((position, len(whole) - position))  # what follows `position` has moved by this much
         whole, position = whole + rest, position + len(rest)
 
     def moved(border: int) -> int:
@@ -278,7 +278,7 @@ def _expanded(piece: Piece, placeholder: str, texts: Iterator[str]) -> Piece:
 
 
 def _shows_beside_text(row: Any) -> bool:
-    """True for a row of plain text with images, which no reader of text rows looks at."""
+    """Whether this is a row of plain text with images, which readers of text rows ignore."""
     if not isinstance(row, Mapping) or any(row.get(key) for key in (*LISTS_OF_MESSAGES, "instruction")):
         return False
     return any(row.get(key) for key in ("images", "image"))
