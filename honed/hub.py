@@ -50,10 +50,10 @@ def ask_for_model(name: str, options: Mapping[str, Any] | None = None) -> None:
 
 
 def ask_for_dataset(name: str) -> None:
-    """Checks with one request that a data set is available; one in the cache of `datasets` needs none.
+    """Checks with one request that a dataset is available; one in the cache of `datasets` needs none.
 
     Raises:
-        DataError: the Hub has no such data set, refuses access to it, or cannot be reached.
+        DataError: the Hub has no such dataset, refuses access to it, or cannot be reached.
     """
     from datasets import config
 

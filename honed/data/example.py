@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# Role names used by data sets -> the role that chat templates expect.
+# Role names used by datasets -> the role that chat templates expect.
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -14,13 +14,13 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("tool", "function", "ipython", "observation", "function_response", "tool_response"), "tool"),
 }
-# Keys for reasoning in different data sets and templates.
+# Keys for reasoning in different datasets and templates.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The origin of a row: the file (or data set) and its 1-based line or row number."""
+    """The origin of a row: the file (or dataset) and its 1-based line or row number."""
 
     file: str
     row: int

@@ -1,7 +1,7 @@
 """The frame and common parts of all pages: each is one file with its style sheet and script, and loads nothing.
 
 The Content-Security-Policy allows only the style sheet and the script of this package, by their hashes, so that text
-from a data set could not run even if it were not escaped.
+from a dataset could not run even if it were not escaped.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ If whitespace is missing or on the wrong side of the border, the model learns to
 rarely seen in such a place. TRL encodes both as one text and moves the border, so it trains other tokens than are
 served.
 
-NEAR characters on both sides are compared, because tokens across the border are hardly longer. Large data sets are
+NEAR characters on both sides are compared, because tokens across the border are hardly longer. Large datasets are
 sampled: encoding every row again would take about half as long as the rest of the check.
 """
 

@@ -26,7 +26,7 @@ class PrepareOptions:
         format: a name of `formats.FORMATS`, or "auto": detected row by row.
         template: "auto" (the tokenizer's own), "plain", or the path of a Jinja file.
         template_arguments: further variables of the template.
-        columns: key that the format expects -> the data set's own name for it, as in `{messages: chat, role: who}`.
+        columns: key that the format expects -> the dataset's own name for it, as in `{messages: chat, role: who}`.
         system: system prompt for conversations without one.
         train_on: "assistant" (every answer), "last" (the last one), "all" (the whole text, as in TRL: `train` and
             `weight` of messages are ignored), or "completion" (only the answers in rows that separate question and

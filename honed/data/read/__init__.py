@@ -1,1 +1,1 @@
-"""Rows from files and data sets, and their canonical forms."""
+"""Rows from files and datasets, and their canonical forms."""

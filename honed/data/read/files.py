@@ -81,7 +81,7 @@ def unread_file(path: Path) -> Iterator[UnreadRow]:
 
 
 def _refuse_unreadable(path: Path) -> None:
-    """Raises DataError if the file does not exist or is empty."""
+    """Raises DataError if the file is missing, empty, unreadable, a pipe or a pointer of Git LFS."""
     if not path.exists():
         raise DataError(f"{path} does not exist.", fix="check the path; relative paths start at the current folder")
     if not path.is_file():

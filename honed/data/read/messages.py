@@ -1,4 +1,4 @@
-"""Reads the messages of a row as `Message`s, whatever names its data set uses; also their tools and tool calls."""
+"""Reads the messages of a row as `Message`s, whatever names its dataset uses; also their tools and tool calls."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _read_message(turn: Any) -> Message:
 
 
 def _name(turn: Mapping[Any, Any]) -> str:
-    """The author of the message in the data set's own words, or "" if not given."""
+    """The author of the message in the dataset's own words, or "" if not given."""
     name = turn["role"] if turn.get("role") is not None else turn.get("from")
     return name.strip().lower() if isinstance(name, str) else ""
 

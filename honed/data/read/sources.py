@@ -1,4 +1,4 @@
-"""Reads rows with their sources from files, folders, globs, the Hub and data sets in memory."""
+"""Reads rows with their sources from files, folders, globs, the Hub and datasets in memory."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def shards(data: Any, *, streaming: bool = False) -> list[Reader]:
 
     Args:
         data: "starter"; a file, folder, glob or Hub id (`owner/name`, `owner/name@config:split`); a list of these; a
-            `datasets` data set, or a dict with one; any iterable of mappings; `SourcedRows`.
-        streaming: read Hub data sets over the network instead of downloading them first.
+            `datasets` dataset, or a dict with one; any iterable of mappings; `SourcedRows`.
+        streaming: read Hub datasets over the network instead of downloading them first.
 
     Raises:
         DataError: a name does not exist, or `data` does not hold rows.
@@ -194,7 +194,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def _as_python(data: Any) -> Iterable[Any]:
-    """Makes a `datasets` data set return plain Python values, whatever its format; other data is unchanged."""
+    """Makes a `datasets` dataset return plain Python values, whatever its format; other data is unchanged."""
     if not (hasattr(data, "with_format") and hasattr(data, "features")):
         return data
     plain: Iterable[Any] = data.with_format(None)
@@ -202,7 +202,7 @@ def _as_python(data: Any) -> Iterable[Any]:
 
 
 def _unpadded(rows: Iterable[Any], data: Any) -> Iterable[Any]:
-    """Rows of a `datasets` data set without keys that Arrow adds; rows of a stream without features are unchanged."""
+    """Rows of a `datasets` dataset without keys that Arrow adds; rows of a stream without features are unchanged."""
     schema = getattr(data.features, "arrow_schema", None)
     columns = padded_columns(schema) if schema is not None else []
     return (without_padding(row, columns) for row in rows) if columns else rows

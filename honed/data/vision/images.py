@@ -1,7 +1,7 @@
 """Images of rows: where they may come from, and how they are opened on demand.
 
 A row refers to an image by a path, or contains its bytes or (in Python) the image itself. Paths must stay within one
-folder, by default that of the data file, so that a data set cannot read other files. Nothing is fetched from the
+folder, by default that of the data file, so that a dataset cannot read other files. Nothing is fetched from the
 network. Only pixel formats are opened: for some others, Pillow would run other programs.
 """
 
@@ -27,7 +27,7 @@ _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
 @dataclass(frozen=True, slots=True)
 class FromDataSet:
-    """Image `number` of row `index` of a data set on disk: read again on each access."""
+    """Image `number` of row `index` of a dataset on disk: read again on each access."""
 
     rows: Any
     index: int

@@ -18,7 +18,7 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> str:
     Args:
         model: a transformers model without an adapter.
         patterns: regular expressions, searched for in the names of `model.named_parameters()`. One that begins with "!"
-            freezes what it matches; if all do, the rest is trained. A tied weight has both of its names.
+            freezes what it matches; if all do, the rest is trained. A tied weight is found by any of its names.
 
     Raises:
         RecipeError: a pattern is invalid or matches nothing, or nothing is left to train.

@@ -39,7 +39,7 @@ def train_on_responses_only(  # noqa: PLR0917 - the order is Unsloth's
         trainer: an `SFTTrainer`, before `train()`; may be None with `return_function`.
         instruction_part: text that begins a question, such as "<|im_start|>user\\n".
         response_part: text before an answer, such as "<|im_start|>assistant\\n".
-        force_match: no effect: the parts are always matched including their last line break.
+        force_match: no effect: the parts must always match completely, including their last line break.
         tokenizer: decodes the rows; None for the trainer's.
         return_function: return a function {"input_ids": [...]} -> {"labels": [...]} for batched `datasets.map`.
         num_proc: no effect: rows are masked in place.

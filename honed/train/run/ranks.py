@@ -38,7 +38,7 @@ class RunRanks:
 
     @classmethod
     def of(cls, args: SFTConfig) -> RunRanks:
-        """Creates the process group; all ranks must call it.
+        """Returns this process's rank, with a new process group; all ranks must call it.
 
         Raises:
             RecipeError: DeepSpeed is used without a launcher.

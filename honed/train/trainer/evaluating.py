@@ -208,7 +208,7 @@ class EvaluatingTrainer(Trainer):
         self.metrics.start_clock()
 
     def _join_ranks(self) -> None:
-        """Creates the sequence-parallel group, once; all ranks must call it."""
+        """Creates the sequence-parallel group once, with the seams open; all ranks must call it."""
         if self.args.sequence_parallel_size > 1 and self._sequence_group is None:
             self._sequence_group = join(self.args, self.model)
 
