@@ -49,11 +49,11 @@ class Decision:
 
 
 def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *, sees: bool = False) -> Decision:
-    """Resolves `args.gradient_checkpointing` for a model that is on its device.
+    """What `args.gradient_checkpointing` comes to for a model that is on its device.
 
     Args:
         longest: see `largest_batch`.
-        sees: whether the model has a vision tower, whose activations the planner does not predict.
+        sees: whether the model has a vision tower, whose activations are not planned.
     """
     way = args.gradient_checkpointing
     if isinstance(way, bool):
@@ -88,7 +88,7 @@ class Memory:
 
 
 def choose_layers(trainer: Any, model: nn.Module, *, padded: bool, sees: bool) -> list[str]:
-    """Applies `decide` to an `SFTTrainer` with prepared rows; returns notes.
+    """Applies `decide` to an `SFTTrainer` that has its rows; returns notes.
 
     Args:
         padded: see `largest_batch`.
@@ -202,7 +202,7 @@ def _which(count: int, total: int) -> str:
 
 
 def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, sees: bool, total: int) -> str | None:
-    """Returns why nothing can be planned, or None."""
+    """Why nothing can be planned, in words."""
     if not total:
         return "the model can do it only as a whole"
     if sees:

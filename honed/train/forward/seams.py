@@ -345,7 +345,7 @@ def on_device_of(model: nn.Module, batch: Batch) -> Batch:
 
 
 def are_same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:
-    """Whether two lists of scores differ by no more than the model's dtype rounds, which depends on shapes."""
+    """Whether two lists of scores differ by no more than rounding in the model's dtype, which depends on shapes."""
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
     pairs = zip(found, expected, strict=True)
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)

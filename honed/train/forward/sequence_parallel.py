@@ -82,8 +82,8 @@ def check(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -
     """Refuses rows that ranks cannot share.
 
     Args:
-        seams: the seams that training opens.
-        own_parts: whether there is a custom collator, loss or metric function, or a processor.
+        seams: that training opens.
+        own_parts: whether the collator, the loss, the metrics or the processor are the caller's.
 
     Raises:
         ModelError: batches are not flat, or attention is not honed's.

@@ -19,7 +19,7 @@ from honed.train.options.config import SFTConfig
 
 
 def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
-    """Returns whether prefixes are shared; with "auto", an obstacle is added to the seams' notes.
+    """Whether prefixes are shared; with "auto", an obstacle goes into the seams' notes.
 
     Raises:
         RecipeError: `share_prefixes` is neither a bool nor "auto".

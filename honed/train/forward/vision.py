@@ -71,7 +71,7 @@ def fit(args: SFTConfig, model: nn.Module, peft_config: Any) -> tuple[Any, list[
 
 
 def without_attention(found: Seams, model: nn.Module) -> Seams:
-    """Returns the seams without attention: rows are padded, as honed's attention does not cover vision towers."""
+    """The seams without attention: rows are padded, because honed's attention does not cover vision towers."""
     return replace(found, flat=False, notes=lora_alone(model).notes if found.scoring else found.notes)
 
 

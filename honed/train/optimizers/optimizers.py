@@ -14,11 +14,11 @@ from honed.train.options.optim import Own, rounds_stochastically
 
 
 def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> Any:
-    """Returns Trainer's `optimizer_cls_and_kwargs`: the caller's, honed's, or None for transformers' own.
+    """Trainer's `optimizer_cls_and_kwargs`: the caller's, honed's, or None for transformers' own.
 
     Args:
         given: the trainer's `optimizers` and `optimizer_cls_and_kwargs`.
-        notes: notes for the user are added here.
+        notes: gets notes for the user.
 
     Raises:
         RecipeError: the arguments name one of honed's and the caller passes another; Muon cannot train this model; a

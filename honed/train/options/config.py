@@ -186,7 +186,7 @@ class SFTConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if self.dataloader_pin_memory is None:
-            self.dataloader_pin_memory = torch.cuda.is_available()  # without CUDA torch warns and does nothing
+            self.dataloader_pin_memory = torch.cuda.is_available()  # elsewhere torch warns and does nothing
         self.gradient_checkpointing = checkpointing_of(self.gradient_checkpointing)
         if getattr(self, "activation_checkpointing", False) is None:  # the newer name, which transformers prefers
             self.activation_checkpointing = self.gradient_checkpointing

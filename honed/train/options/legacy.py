@@ -147,7 +147,7 @@ def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> t
 
 
 def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: inspect.Signature) -> tuple[Any, Any]:
-    """Moves arguments that SFTTrainer accepted in the past into its `args`; returns the processing class and notes.
+    """Moves arguments that SFTTrainer took in the past into its own `args`; returns the processing class and notes.
 
     Args:
         old: the arguments of SFTTrainer that are not in its `signature`.
@@ -179,7 +179,7 @@ def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: i
 
 
 def folded(notes: Sequence[str]) -> list[str]:
-    """Combines the notes about old names into one."""
+    """The notes about old names as one."""
     return [" ".join(dict.fromkeys(notes))] if notes else []
 
 

@@ -129,7 +129,7 @@ def _can_be_read_again(data: Any) -> bool:
 
 
 def _marks_of(processing_class: Any) -> tuple[Any, ...]:
-    """Returns what may change in a tokenizer after it is loaded; its vocabulary does not."""
+    """What may be changed in a tokenizer between its loading and its use; its vocabulary stays."""
     tokenizer = processing_class.tokenizer if vision.is_processor(processing_class) else processing_class
     template = getattr(processing_class, "chat_template", None)
     return template, tokenizer.chat_template, tokenizer.special_tokens_map, tokenizer.get_added_vocab()

@@ -98,12 +98,12 @@ class Datasets:
     """Prepares datasets, and keeps their ledgers.
 
     Args:
-        formatting_func: the caller's function; see `honed.data.read.formatting`.
-        collator: the caller's collator; None for honed's.
-        flat: whether honed's batches are flat.
+        formatting_func: the caller's; see `honed.data.read.formatting`.
+        collator: the caller's; None for ours.
+        flat: whether our batches are flat.
         shares_prefixes: whether shared prefixes are computed once.
-        processor: the processor for rows with images; None for text.
-        pixels: the dtype that pixels are cast to; None to keep theirs.
+        processor: for rows with images; None for text.
+        pixels: what their pixels are cast to; None to leave them.
 
     Attributes:
         collator: the collator in use.
@@ -166,7 +166,7 @@ class Datasets:
         formatting_func = self._formatting(dataset)
         options = self.args.prepare_options(evaluation=name != "train")
         options = replace(options, share_prefixes=self._shares_prefixes)
-        if isinstance(self._custom, DataCollatorForCompletionOnlyLM):  # it masks the prompts itself
+        if isinstance(self._custom, DataCollatorForCompletionOnlyLM):  # which masks the prompts itself
             options = replace(options, train_on="all")
         if name == "train" and stream.is_streamed(dataset, self.args):
             return self._streamed(dataset, options, formatting_func)

@@ -59,7 +59,7 @@ def prepare_run(recipe: Recipe, args: SFTConfig, ranks: RunRanks, *, asks: bool)
 
 
 def load_weights(recipe: Recipe, args: SFTConfig, processing_class: Any) -> Any:
-    """Loads the model, with embeddings for the tokens that the recipe adds."""
+    """The model, with rows for the tokens that the recipe adds."""
     sees = vision.is_processor(processing_class)
     with loaded_whole(args) as device:
         model = load_model(

@@ -222,7 +222,7 @@ class EvaluatingTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """Returns a batch's loss and, unless `prediction_loss_only`, logits (of a plain forward pass) and labels."""
+        """Loss of a batch; logits and labels as well unless `prediction_loss_only`, from a plain forward pass."""
         if self._plain_loss or "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)

@@ -64,7 +64,7 @@ class ResumingTrainer(WatchedTrainer):
     tell: Callable[[str], None] = staticmethod(logger.warning)
     stream_loader: Any
     args: Any
-    _fills_rounds: Callable[[], bool]  # whether epochs have each row once on any number of ranks, see `filling`
+    _fills_rounds: Callable[[], bool]  # whether an epoch has each row once on any number of ranks, see `filling`
     _ctrl_c: threading.Event | None = None
     _began_at: int | None = None  # the step at which this process began to train
     _saving_in: Path | None = None

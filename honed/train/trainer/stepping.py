@@ -150,7 +150,7 @@ class SteppingTrainer(EvaluatingTrainer):
             nullcontext() if early is None else early.in_backward(),
         ):
             loss = super().training_step(model, part, total)
-        if self.metrics.mark()[0] == counted[0]:  # a custom loss counts nothing
+        if self.metrics.mark()[0] == counted[0]:  # the caller's own loss counts nothing
             self.metrics.count(**seams.known_counts(part))
         return loss
 
