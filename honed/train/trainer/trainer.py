@@ -181,6 +181,7 @@ class SFTTrainer(UploadingTrainer):
         Raises:
             RunError: there is no checkpoint to resume from, or too many steps had no finite loss or gradient.
         """
+        self.refuse_cast_weights()
         resume = self.checkpoint_to_resume(resume_from_checkpoint)
         if isinstance(self.train_dataset, stream.StreamDataset):
             self._stream_after = stream.place_to_resume(resume)
