@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from honed.train.options.model_config import get_quantization_config as get_quantization_config
     from honed.train.options.script_arguments import ScriptArguments as ScriptArguments
     from honed.train.options.script_arguments import TrlParser as TrlParser
+    from honed.train.rows.language_modeling import DataCollatorForLanguageModeling as DataCollatorForLanguageModeling
     from honed.train.rows.responses import train_on_responses_only as train_on_responses_only
     from honed.train.trainer.trainer import SFTTrainer as SFTTrainer
 
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DataCollatorForCompletionOnlyLM": "honed.data.batch.completion_collator",
+    "DataCollatorForLanguageModeling": "honed.train.rows.language_modeling",
     "HonedError": "honed.errors",
     "ModelConfig": "honed.train.options.model_config",
     "PrepareOptions": "honed.data.prepare.options",

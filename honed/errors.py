@@ -7,6 +7,8 @@ HonedError                 base; the command line prints it and exits with statu
 |-- ModelError             a model or tokenizer that cannot be found, loaded or trained
 |-- RunError               an output folder that cannot be written, or is in use
 `-- MissingExtraError      an optional dependency is missing; names the exact pip line
+
+DataError, TemplateError and RecipeError are ValueErrors as well, which is what other trainers raise for such input.
 """
 
 from __future__ import annotations
@@ -36,15 +38,15 @@ class HonedError(Exception):
         super().__init__(f"{problem}\n  fix: {fix}" if fix else problem)
 
 
-class DataError(HonedError):
+class DataError(HonedError, ValueError):
     """A file, a row or a whole data set that cannot be used."""
 
 
-class TemplateError(HonedError):
+class TemplateError(HonedError, ValueError):
     """A chat template whose spans cannot be verified."""
 
 
-class RecipeError(HonedError):
+class RecipeError(HonedError, ValueError):
     """An unknown key, a wrong value, or options that exclude each other."""
 
 

@@ -30,3 +30,9 @@ def test_caught_by_the_base() -> None:
 def test_the_first_line_of_anothers_error() -> None:
     assert errors.first_line(ValueError("\n  no such file \nmore")) == "ValueError: no such file"
     assert errors.first_line(KeyError()) == "KeyError: no message"
+
+
+def test_wrong_input_is_a_value_error_and_a_machine_in_trouble_is_none() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HonedError)]
+    caught = {kind.__name__ for kind in kinds if issubclass(kind, ValueError)}
+    assert caught == {"DataError", "TemplateError", "RecipeError"}

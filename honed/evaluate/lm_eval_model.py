@@ -18,7 +18,7 @@ import numpy as np
 from honed.data.batch.table import PackedRow
 from honed.data.example import Conversation, Message
 from honed.data.templates.view import Piece, View
-from honed.errors import MissingExtraError, RecipeError
+from honed.errors import HonedError, MissingExtraError, RecipeError
 from honed.evaluate.held_out import Collate, Scorer, score
 from honed.generate.answer import answers, ask
 
@@ -162,6 +162,8 @@ def run_tasks(lm: Any, tasks: Sequence[str], *, limit: int | None, seed: int) ->
             random_seed=seed,
             fewshot_random_seed=seed,
         )
+    except HonedError:
+        raise
     except (KeyError, ValueError, OSError, ConnectionError) as error:
         raise RecipeError(
             f"--lm-eval {','.join(tasks)}: {type(error).__name__}: {error}",

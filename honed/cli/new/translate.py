@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from honed.errors import RecipeError, first_line
+from honed.errors import HonedError, RecipeError, first_line
 from honed.recipe import suggest
 
 EMPTY = "empty"
@@ -177,6 +177,8 @@ def translate(theirs: Values, trainer: Trainer, place: Path) -> Draft:
     for name, read in trainer.groups.items():
         try:
             read(draft, groups[name])
+        except HonedError:
+            raise
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             keys = ", ".join(groups[name])
             raise RecipeError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from honed.errors import RecipeError
+from honed.errors import HonedError, RecipeError
 from honed.recipe import suggest
 
 # Words in an error message -> the fix.
@@ -23,6 +23,8 @@ def refusals_of_arguments() -> Iterator[None]:
     """Within the block, a ValueError from transformers becomes a RecipeError."""
     try:
         yield
+    except HonedError:
+        raise
     except ValueError as error:
         said = " ".join(str(error).split())
         fix = next((fix for words, fix in FIXES.items() if words in said), "change that argument")

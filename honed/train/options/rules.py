@@ -288,6 +288,22 @@ RULES = (
         refuses=False,
     ),
     Rule(
+        name="evaluation_casts_the_model",
+        when=lambda args: args.bf16_full_eval or args.fp16_full_eval,
+        message="bf16_full_eval and fp16_full_eval cast the model's own weights when evaluate() is called outside of "
+        "train(), so what is saved afterwards is rounded to 16 bits, and train() is refused.",
+        fix="leave them out; bf16=True evaluates in bfloat16 and keeps the weights",
+        refuses=False,
+    ),
+    Rule(
+        name="batches_out_of_order",
+        when=lambda args: not args.dataloader_in_order and args.dataloader_num_workers > 1,
+        message="dataloader_in_order=False trains batches in the order in which the workers finish them, so no run can "
+        "be repeated, and a resumed run may train some batches twice and skip others.",
+        fix="leave it out",
+        refuses=False,
+    ),
+    Rule(
         name="bf16_on_cpu",
         when=lambda args: bool(args.bf16) and args.device.type == "cpu" and not cpu_likes_bf16(),
         message="bf16=True on this CPU is slower than float32 (measured just now).",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 import torch
 
 from honed.data.templates.view import Template
-from honed.errors import RecipeError, RunError, first_line, storage_errors
+from honed.errors import HonedError, RecipeError, RunError, first_line, storage_errors
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters.adapters import lora_config
@@ -253,6 +253,8 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     }
     try:
         args = SFTConfig(**{**own, **train})
+    except HonedError:
+        raise
     except (TypeError, ValueError) as error:
         raise RecipeError(
             f"The training arguments do not fit together: {error}", fix="check the keys below `train`"

@@ -16,7 +16,7 @@ from transformers import Trainer
 
 from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRow, PackedRows
-from honed.errors import RecipeError
+from honed.errors import RecipeError, RunError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient
@@ -71,6 +71,7 @@ class EvaluatingTrainer(Trainer):
     _plain_loss: bool
     _head: ScoringHead | None = None
     _sequence_group: Any = None  # the ranks that share this one's rows
+    _cast_for_good = False  # an evaluation has cast the weights to 16 bits
     _training_draws: torch.Tensor | None = None  # during evaluation: the random state of training
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -78,6 +79,20 @@ class EvaluatingTrainer(Trainer):
         if not isinstance(eval_dataset, str):
             eval_dataset = self._datasets.make_evaluation(eval_dataset)
         return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def refuse_cast_weights(self) -> None:
+        """Refuses to train the weights that an evaluation outside of training has rounded to 16 bits.
+
+        Raises:
+            RunError: one has.
+        """
+        if self._cast_for_good:
+            option = "bf16_full_eval" if self.args.bf16_full_eval else "fp16_full_eval"
+            raise RunError(
+                f"An evaluation has cast the model's weights to 16 bits ({option}=True), so training would start from "
+                "rounded weights.",
+                fix=f"leave {option} out (bf16=True evaluates in bfloat16 as well), or make a new trainer",
+            )
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns the logits and labels of rows, one document per row; see `transformers.Trainer.predict`.
@@ -155,6 +170,7 @@ class EvaluatingTrainer(Trainer):
                 "FSDP2 shards the model when training begins, and there is no sharded model to evaluate before.",
                 fix="set eval_on_start=True to evaluate before the first step, or evaluate after train()",
             )
+        self._cast_for_good |= not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval)
         before = self.metrics
         self.metrics = self._new_metrics()
         self._evaluated = torch.zeros(2, device=self.args.device)

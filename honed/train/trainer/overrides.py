@@ -59,12 +59,6 @@ def check_subclass(cls: type, base: type, args: SFTConfig) -> list[str]:
         )
     if overridden(cls, base, "compute_loss"):
         _takes_items(cls)
-        if args.gradient_accumulation_steps > 1:
-            notes.append(
-                f"What {cls.__name__}.compute_loss returns is added up over {args.gradient_accumulation_steps} "
-                "micro-batches: divide a loss of its own by num_items_in_batch, the trained tokens of all of them, and "
-                "hand that on to super().compute_loss."
-            )
     return notes
 
 
@@ -75,3 +69,24 @@ def _takes_items(cls: type) -> None:
             f"{cls.__name__}.compute_loss takes no num_items_in_batch, which transformers has passed since 4.46.",
             fix="add num_items_in_batch=None to its arguments",
         )
+
+
+def scale_note(cls: type, accumulation_steps: int, scaled: bool | None) -> str | None:
+    """What to say of a subclass's `compute_loss` after its first call in training; None if nothing.
+
+    Args:
+        accumulation_steps: micro-batches of a step.
+        scaled: whether honed's `compute_loss` was called with num_items_in_batch; None: it was not called.
+    """
+    if scaled or accumulation_steps == 1:
+        return None
+    fix = (
+        f"{cls.__name__}.compute_loss never calls honed's; divide its sum of token losses by num_items_in_batch, the "
+        "number of trained tokens of the whole step"
+        if scaled is None
+        else f"{cls.__name__}.compute_loss calls super().compute_loss without num_items_in_batch; pass it on"
+    )
+    return (
+        f"The losses of {accumulation_steps} micro-batches are added up, so the mean of each makes the gradient "
+        f"{accumulation_steps} times too large. {fix}."
+    )

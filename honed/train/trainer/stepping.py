@@ -27,6 +27,7 @@ from honed.train.optimizers.step_in_backward import stepping_in_backward
 from honed.train.rows.token_batches import micro_batches
 from honed.train.trainer.evaluating import EvaluatingTrainer
 from honed.train.trainer.out_of_memory import Splits, can_be_cut, halves, is_out_of_memory, size_of
+from honed.train.trainer.overrides import scale_note
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class SteppingTrainer(EvaluatingTrainer):
     rows_of: Callable[[int], list[list[int]] | None]
     splits: Splits
     _window: list[list[Batch]]
+    _scaled: bool | None = None  # whether `compute_loss` got the step's token weight; None before its first call
+    _scale_checked = True  # False where a subclass has a `compute_loss` of its own
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Disables compilation of the whole model (`_layers_changed` compiles its layers) and copies batches
@@ -150,9 +153,19 @@ class SteppingTrainer(EvaluatingTrainer):
             nullcontext() if early is None else early.in_backward(),
         ):
             loss = super().training_step(model, part, total)
+        self._check_scale()
         if self.metrics.mark()[0] == counted[0]:  # the caller's own loss counts nothing
             self.metrics.count(**seams.known_counts(part))
         return loss
+
+    def _check_scale(self) -> None:
+        """Warns once of a subclass whose own `compute_loss` is not divided by the tokens of the whole step."""
+        if self._scale_checked:
+            return
+        self._scale_checked = True
+        note = scale_note(type(self), self.args.gradient_accumulation_steps, self._scaled)
+        if note is not None and self.is_world_process_zero():
+            logger.warning(note)
 
     def _can_do_again(self) -> bool:
         elsewhere = self.args.world_size > 1 or self.is_deepspeed_enabled or self._plain_loss

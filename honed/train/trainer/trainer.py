@@ -31,7 +31,7 @@ from honed.train.trainer import start
 from honed.train.trainer.adapter_callbacks import adapter_callbacks
 from honed.train.trainer.callbacks import TrainingProgress, early_stopping
 from honed.train.trainer.out_of_memory import Splits
-from honed.train.trainer.overrides import check_subclass, reads_batches
+from honed.train.trainer.overrides import check_subclass, overridden, reads_batches
 from honed.train.trainer.stops import SavesAndStops, keep_workers
 from honed.train.trainer.uploading import UploadingTrainer
 from honed.train.trainer.watched import StepWatch
@@ -92,7 +92,7 @@ class SFTTrainer(UploadingTrainer):
         processing_class, notes = legacy.adopt(args, old, processing_class, inspect.signature(SFTTrainer))
         self.notes: list[str] = [*legacy.folded([*args.old_names, *notes]), *rules.check(args)]
         self.notes += check_subclass(type(self), SFTTrainer, args)
-        padded = reads_batches(type(self), SFTTrainer)
+        padded, own_loss = reads_batches(type(self), SFTTrainer), overridden(type(self), SFTTrainer, "compute_loss")
         looked_at = None if data_collator is not None or args.streaming else train_dataset
         processing_class = start.make_processing_class(processing_class, start.model_name(model), args, looked_at)
         sees = vision.is_processor(processing_class)
@@ -149,7 +149,7 @@ class SFTTrainer(UploadingTrainer):
         self.neftune_noise_alpha = None  # see `SteppingTrainer`
         for callback in [*adapter_callbacks(trained, fp16=args.fp16), *early_stopping(args)]:
             self.add_callback(callback)
-        self._progress, self._window = TrainingProgress(), []
+        self._progress, self._window, self._scale_checked = TrainingProgress(), [], not own_loss
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
@@ -181,6 +181,7 @@ class SFTTrainer(UploadingTrainer):
         Raises:
             RunError: there is no checkpoint to resume from, or too many steps had no finite loss or gradient.
         """
+        self.refuse_cast_weights()
         resume = self.checkpoint_to_resume(resume_from_checkpoint)
         if isinstance(self.train_dataset, stream.StreamDataset):
             self._stream_after = stream.place_to_resume(resume)
@@ -233,6 +234,7 @@ class SFTTrainer(UploadingTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The micro-batch's share of the step's loss: sum of token losses / token weight of the whole step."""
+        self._scaled = num_items_in_batch is not None
         objective = self.args.objective()
         if self._plain_loss or "labels" not in inputs:
             if objective.kind != "nll":

@@ -10,8 +10,10 @@ from transformers.integrations import integration_utils
 from transformers.utils import is_torch_bf16_gpu_available
 
 from honed.errors import RecipeError
+from honed.recipe import recipe_from
 from honed.train.options import refusals, rules
 from honed.train.options.config import SFTConfig
+from honed.train.run.run import training_arguments
 
 
 @pytest.mark.skipif(is_torch_bf16_gpu_available(), reason="this device has bfloat16")
@@ -45,3 +47,11 @@ def test_services_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
     refusals.need_reporters(["tensorboard"])
     refusals.need_reporters([])
+
+
+def test_an_error_of_honeds_own_is_not_wrapped() -> None:
+    """A RecipeError is a ValueError, too, and says already what to do."""
+    train = {"use_cpu": True, "load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "epoch"}
+    with pytest.raises(RecipeError) as caught:
+        training_arguments(recipe_from({"model": "m", "data": {"files": "rows.jsonl"}, "train": train}))
+    assert caught.value.problem.startswith("These arguments cannot be used: ")

@@ -125,6 +125,8 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "completion_and_train_on": {"completion_only_loss": True, "train_on": "all"},
     "shuffled_stream": {"shuffle_dataset": True, "streaming": True},
     "length_grouping": {"train_sampling_strategy": "group_by_length"},
+    "evaluation_casts_the_model": {"bf16_full_eval": True},
+    "batches_out_of_order": {"dataloader_in_order": False, "dataloader_num_workers": 2},
     "bf16_on_cpu": {"bf16": True},
 }
 

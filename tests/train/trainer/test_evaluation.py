@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from honed.errors import RunError
+
 Rows = list[dict[str, Any]]
 Make = Callable[..., Any]
 
@@ -166,3 +168,15 @@ def test_what_is_returned_holds_the_epoch_and_what_callbacks_add(make: Make, cha
     measured = trainer.evaluate()
     assert 0 < trained["epoch"] == measured["epoch"] == trainer.state.epoch
     assert measured["eval_perplexity"] == pytest.approx(np.exp(measured["eval_loss"]))
+
+
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_weights_that_an_evaluation_rounded_are_not_trained(make: Make, chat_rows: Rows, method: str) -> None:
+    """transformers casts the model itself, unless it is being trained."""
+    trainer = make(chat_rows, eval_dataset=chat_rows[:2], max_steps=1, bf16_full_eval=True, eval_strategy="epoch")
+    trainer.train()
+    assert next(trainer.model.parameters()).dtype == torch.float64
+    getattr(trainer, method)(chat_rows[:2])
+    assert next(trainer.model.parameters()).dtype == torch.bfloat16
+    with pytest.raises(RunError, match=r"bf16_full_eval=True.*\n.*leave bf16_full_eval out"):
+        trainer.train()

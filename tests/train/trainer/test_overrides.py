@@ -97,10 +97,55 @@ def test_a_subclass_that_knows_flat_batches_gets_them(make_of: Callable[..., Any
     assert not any("batches are" in note for note in trainer.notes)
 
 
-def test_accumulation_is_told(make_of: Callable[..., Any]) -> None:
-    [note] = [n for n in make_of(OwnForward, gradient_accumulation_steps=4).notes if "num_items_in_batch" in n]
-    assert "added up over 4 micro-batches" in note
-    assert not any("num_items_in_batch" in note for note in make_of(OwnForward).notes)
+class WithoutItems(SFTTrainer):
+    """Does not pass on the number of the step's tokens."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        return super().compute_loss(model, inputs, return_outputs)
+
+
+class BySum(SFTTrainer):
+    """Divides the sum of its own token losses by the step's tokens, as transformers' documentation asks."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        logits_BLV = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        labels_BL = inputs["labels"][:, 1:]
+        losses = F.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), labels_BL.flatten(), reduction="sum")
+        return losses / ((labels_BL != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+@pytest.mark.parametrize(
+    ("cls", "steps", "told"),
+    [
+        (OnTop, 2, None),
+        (SFTTrainer, 2, None),
+        (WithoutItems, 1, None),
+        (WithoutItems, 2, "calls super().compute_loss without num_items_in_batch; pass it on"),
+        (OwnForward, 2, "never calls honed's; divide its sum of token losses by num_items_in_batch"),
+    ],
+)
+def test_a_loss_on_the_wrong_scale_is_reported_once(
+    make_of: Callable[..., Any], caplog: pytest.LogCaptureFixture, cls: type[SFTTrainer], steps: int, told: str | None
+) -> None:
+    make_of(cls, gradient_accumulation_steps=steps).train()
+    said = [record.getMessage() for record in caplog.records if "num_items_in_batch" in record.getMessage()]
+    assert len(said) == (told is not None)
+    assert told is None or (told in said[0] and f"{steps} times too large" in said[0])
+
+
+def test_what_the_report_claims(make_of: Callable[..., Any]) -> None:
+    """Without the step's tokens the gradient is about as many times too large; with them it is the usual one."""
+    norms = {}
+    for cls in (SFTTrainer, WithoutItems, BySum):
+        trainer = make_of(
+            cls, gradient_accumulation_steps=4, per_device_train_batch_size=1, max_steps=1, logging_steps=1
+        )
+        trainer.train()
+        norms[cls] = trainer.state.log_history[0]["grad_norm"]
+    assert norms[BySum] == pytest.approx(norms[SFTTrainer], rel=1e-9)
+    assert 3 < norms[WithoutItems] / norms[SFTTrainer] < 5
 
 
 def test_a_loss_of_before_4_46_is_refused(make_of: Callable[..., Any]) -> None:
