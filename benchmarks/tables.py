@@ -118,7 +118,7 @@ def training_step(record: Record, _: Path) -> str:
         "TRL's best, s",
         "times as fast",
         "over TRL's default",
-        "memory of the best, times ours",
+        "memory, TRL's best / honed",
         "without libraries",
     )
     return table(head, [
@@ -136,7 +136,7 @@ def other_trainers(record: Record, _: Path) -> str:
         "honed, s",
         "theirs, s",
         "times as fast",
-        "memory, times ours",
+        "memory, theirs / honed",
         "norms of gradients differ by",
     )
     return table(head, [
@@ -147,7 +147,7 @@ def other_trainers(record: Record, _: Path) -> str:
 
 
 def startup(record: Record, _: Path) -> str:
-    head = ("vocabulary", "engine, caches", "honed, s", "TRL, s", "times sooner", "by processor time")
+    head = ("vocabulary", "engine, caches", "honed, s", "TRL, s", "times as fast", "by processor time")
     return table(head, [
         (f"{r['vocabulary']:,}", f"{engine}, {r['caches']}", r["seconds"][engine], r["seconds"]["trl"],
          r["ratio_of_seconds"][engine], r["ratio_of_cpu_seconds"][engine])
@@ -166,7 +166,7 @@ def generation(record: Record, _: Path) -> str:
 
 def attention(record: Record, _: Path) -> str:
     ways = ("honed", "dense", "slices", "padded", "blocks")
-    head = ("documents in a row", "honed, ms", *(f"{way}, times ours" for way in ways[1:]), "MB kept, dense")
+    head = ("documents in a row", "honed, ms", *(f"{way} / honed" for way in ways[1:]), "MB kept, dense")
     return table(head, [
         (r["case"], r["milliseconds"]["honed"], *(r["time_over_ours"][way] for way in ways[1:]),
          f"{r['kept_mb']['honed']}, {r['kept_mb']['dense']}")
@@ -180,7 +180,7 @@ def lora(record: Record, _: Path) -> str:
 
 
 def gemm_share(record: Record, _: Path) -> str:
-    head = ("model", "tokens a step, trained", "s a step", "GEMM, GFLOP/s", "6 N tokens", "products really done")
+    head = ("model", "tokens a step, trained", "s a step", "GEMM, GFLOP/s", "6 N tokens", "products actually computed")
     return table(head, [
         (r["case"], f"{r['tokens_per_step']:.0f}, {r['trained_per_step']:.0f}", r["seconds_per_step"],
          "; ".join(f"{way} {speed}" for way, speed in r["gemm_gflops"].items()),
@@ -197,9 +197,9 @@ def head(record: Record, _: Path) -> str:
          *(both_over_ours(r, side) for side in sides))
         for r in record["results"]
     ]  # fmt: skip
-    note = "Time and memory of the others are times ours; `-`: not run, or it has no soft cap."
+    note = "Time and memory of the others are relative to honed's; `-`: not run, or it has no soft-capping."
     if record["device"] == "cpu":
-        note += " Part of the time is oneDNN's, which honed's products go through (see the GEMM speeds)."
+        note += " Part of the gain in time is due to oneDNN, which computes honed's products (see the GEMM speeds)."
     return f"{table(head, rows)}\n\n{note}"
 
 
@@ -239,7 +239,7 @@ def agrees(one: Record) -> str:
 
 def moe_dispatch(record: Record, _: Path) -> str:
     sides = ("loop", "mixtral_eager", "mixtral_grouped_mm")
-    head = ("experts", "routing", "honed, ms", *(f"{side.replace('_', ', ')}, times ours" for side in sides))
+    head = ("experts", "routing", "honed, ms", *(f"{side.replace('_', ', ')} / honed" for side in sides))
     return table(head, [
         (r["experts"], r["routing"], r["honed_ms"], *(r[f"{side}_ratio"] for side in sides)) for r in record["results"]
     ])  # fmt: skip
@@ -276,7 +276,7 @@ def plan_accuracy(record: Record, _: Path) -> str:
 
 def soak(record: Record, _: Path) -> str:
     head = (f"of {record['steps']:,} steps", "after the warm-up", "at the end", "grew by", "may grow by")
-    names = {"memory_mb": "memory, MB", "open_files": "open files", "yardsticks_per_step": "a step, in yardsticks"}
+    names = {"memory_mb": "memory, MB", "open_files": "open files", "yardsticks_per_step": "a step / a fixed forward"}
     rows = []
     for key, name in names.items():
         found = record[key]
@@ -286,7 +286,7 @@ def soak(record: Record, _: Path) -> str:
 
 
 def growth(record: Record, folder: Path) -> str:
-    head = ("cost", "against", "theory", "smallest", "largest", "worst point off the line")
+    head = ("cost", "against", "theory", "smallest", "largest", "largest deviation from the line")
     rows = [
         (f"{r['title']}, {r['unit']}", r["x"], r["theory"], *ends(r["points"]), f"{r['worst']:.1%}")
         for r in record["results"]

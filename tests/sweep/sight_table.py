@@ -76,5 +76,5 @@ def faults(result: dict[str, Any]) -> list[str]:
         found += fault("LoRA", result["adapted"]["gradients"], ALLOWED["float32"])
         found += fault("merged", result["adapted"]["export"], SAME_LOGITS)
     if isinstance(result["generation"], dict) and not result["generation"]["same"]:
-        found.append("answers differ")
+        found.append("generated answers differ")
     return found + fault("saved", result["kept"], SAME_LOGITS)

@@ -30,13 +30,13 @@ def merged_page(page: str, made: str) -> str:
 
 def tables(found: dict[str, Any]) -> str:
     """All types that were made, what went wrong, and the types that were not made."""
-    columns = ("type", "rows of a batch", "LM head", "LoRA is not on", "generation", "plan", "gradients")
+    columns = ("type", "rows of a batch", "LM head", "layers without LoRA", "generation", "plan", "gradients")
     made = made_of(found)
     lines = head(found, columns, [row(kind, result) for kind, result in made.items()])
     lines += wrong({kind: faults(result) for kind, result in made.items()})
     others = [f"| {kind} | {short(result['made'])} |" for kind, result in found.items() if kind not in made]
     if others:
-        lines += ["", "Not made, so not tried:", "", "| type | why |", "| --- | --- |", *others]
+        lines += ["", "Not tested (no tiny model could be built):", "", "| type | why |", "| --- | --- |", *others]
     return "\n".join(lines)
 
 
@@ -49,14 +49,14 @@ def head(found: dict[str, Any], columns: Sequence[str], rows: Sequence[str]) -> 
     """When and with what it was run, and the table, as lines."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "peft"))
     day = datetime.now(timezone.utc).date().isoformat()
-    said = f"Run on {day} with {versions}: {len(rows)} of {len(found)} types were made and tried."
+    said = f"Run on {day} with {versions}: {len(rows)} of {len(found)} types were built and tested."
     return [said, "", f"| {' | '.join(columns)} |", "| " + "--- | " * (len(columns) - 1) + "--- |", *rows]
 
 
 def wrong(faults_by_kind: dict[str, list[str]]) -> list[str]:
     """The types with faults, as lines; none where there are none."""
     told = [f"- {kind}: {short('; '.join(reasons), 220)}" for kind, reasons in faults_by_kind.items() if reasons]
-    return ["", "What went wrong:", "", *told] if told else []
+    return ["", "Failures:", "", *told] if told else []
 
 
 def row(kind: str, result: dict[str, Any]) -> str:
@@ -86,7 +86,7 @@ def lora_of(result: dict[str, Any]) -> str:
         return short(adapters)
     told = [".".join(name.removesuffix(".weight").split(".")[-2:]) for name in adapters["missed"] if no_table(name)]
     export = adapters["export"]
-    refused = ["(not merged: refused)"] if isinstance(export, str) and export.startswith("refused") else []
+    refused = ["(export refused)"] if isinstance(export, str) and export.startswith("refused") else []
     return " ".join([", ".join(sorted(set(told))), *refused]).strip() or "-"
 
 
@@ -131,7 +131,7 @@ def faults(result: dict[str, Any]) -> list[str]:
         found += fault("LoRA", adapters["gradients"], ALLOWED["float32"])
         found += fault("merged", adapters["export"], SAME_LOGITS)
     if isinstance(result["generation"], dict) and not result["generation"]["same"]:
-        found.append("answers differ")
+        found.append("generated answers differ")
     if isinstance(result["planning"], dict) and not result["planning"]["counted"]:
         found.append(f"planned {result['planning']['of']}")
     return found + fault("saved", result["saved"], SAME_LOGITS)
@@ -141,7 +141,7 @@ def fault(name: str, value: Any, allowed: float) -> list[str]:
     """A list of one where it is wrong."""
     if isinstance(value, str):
         return [f"{name}: {value}"] if is_error(value) else []
-    return [] if value <= allowed else [f"{name}: {value}"]
+    return [] if value <= allowed else [f"{name}: differs by {value:.1e}"]
 
 
 def is_error(part: Any) -> bool:

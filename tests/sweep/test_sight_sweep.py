@@ -35,8 +35,8 @@ def test_faults_are_told_and_refusals_are_not() -> None:
     found = {"made": True, "seeing": right, "adapted": adapted, "kept": 0.0, "text": text,
              "generation": {"note": "", "same": True}}  # fmt: skip
     assert not faults(found)
-    assert faults({**found, "seeing": {**right, "batch": 1e-2}}) == ["seeing, batch: 0.01"]
+    assert faults({**found, "seeing": {**right, "batch": 1e-2}}) == ["seeing, batch: differs by 1.0e-02"]
     assert faults({**found, "adapted": {**adapted, "export": "error: x"}, "kept": 0.5}) == [
         "merged: error: x",
-        "saved: 0.5",
+        "saved: differs by 5.0e-01",
     ]
