@@ -126,6 +126,7 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "shuffled_stream": {"shuffle_dataset": True, "streaming": True},
     "length_grouping": {"train_sampling_strategy": "group_by_length"},
     "bf16_on_cpu": {"bf16": True},
+    "bf16_emulated": {},
 }
 
 
@@ -148,6 +149,7 @@ def test_the_rule_applies(rule: Rule, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(rules, "is_missing", lambda package: rule.name in ("liger_absent", "fp8_absent"))
     monkeypatch.setattr(rules, "has_compiler", lambda device: rule.name != "compile_without_compiler")
     monkeypatch.setattr(rules, "multiplies_float8", lambda args: rule.name != "fp8_hardware")
+    monkeypatch.setattr(rules, "lacks_bfloat16", lambda args: rule.name == "bf16_emulated")
     args = arguments(tmp_path, CASES[rule.name])
     assert rule.when(args)
     if rule.refuses:
