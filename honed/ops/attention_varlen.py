@@ -107,7 +107,7 @@ def _tried(
     waves = (torch.arange(float(math.prod(shape)), device=device).mul_(0.7).sin_().view(shape) for shape in shapes)
     exact = [wave.to(dtype).float().requires_grad_() for wave in waves]  # no random numbers are drawn
     parts = zip(*(x.split(sizes, dim=2) for x, sizes in zip(exact, (queries, keys, keys), strict=True)), strict=True)
-    expected = torch.cat([attend(*part, rule) for part in parts], dim=1)
+    expected = torch.cat([attend(q, k, v, rule) for q, k, v in parts], dim=1)
     q, k, v = rounded = [x.detach().to(dtype).requires_grad_() for x in exact]
     starts = (torch.tensor([0, a, a + b], dtype=torch.int32, device=device) for a, b in (queries, keys))
     found = attend_varlen(kernel, (q, k, v), rule, bounds=(next(starts), next(starts)), longest=(4, 6)).float()
