@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         told = RunError(
             f"There is not enough memory: {first_line(error)}",
-            fix="lower the batch size or max_length, or take a smaller or quantised model; `honed plan` shows what fits",
+            fix="see `honed plan`: lower the batch size or max_length, or take a smaller or quantised model",
         )
         print(f"honed{_rank()}: {told}", file=sys.stderr)
         return 2

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,6 +21,7 @@ import torch
 
 from honed.ops.attention_tiles import Rule, attend
 from honed.ops.products import compute_dtype
+from honed.ops.trial import succeeds
 
 Kernel = Literal["torch", "flash_attn"]
 Qkv = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -78,19 +78,14 @@ def works(kernel: Kernel, device: torch.device, rule: Rule, *, dtype: torch.dtyp
 
 @cache
 def _works(kernel: Kernel, device: torch.device, rule: Rule, dtype: torch.dtype, head_size: int) -> bool:
-    try:
+    def trial() -> None:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False), _unhooked():
             pairs = _tried(kernel, device, rule, dtype, head_size)
         if not all((found - expected).norm() <= NOISE * expected.norm() for found, expected in pairs):
             raise ArithmeticError("it gives other results")
-    except torch.OutOfMemoryError:  # says nothing about the kernel, which is tried again
-        raise
-    except Exception as error:  # compilers and drivers may raise anything
-        first = str(error).strip().splitlines()[:1]
-        message = f"flash attention ({kernel}) does not work on {device}, so documents are computed one by one: {first}"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return False
-    return True
+
+    otherwise = f"flash attention ({kernel}) does not work on {device}, so documents are computed one by one"
+    return succeeds(trial, otherwise=otherwise)
 
 
 def _unhooked() -> Any:

@@ -77,6 +77,17 @@ def put_on(trainer: SFTTrainer, patch: pytest.MonkeyPatch) -> None:
     trainer.metrics = trainer._new_metrics()
 
 
+def waits_of(trainer: SFTTrainer, monkeypatch: pytest.MonkeyPatch) -> list[Counter[str]]:
+    """What waited in each step of a training on the fake device."""
+    with monkeypatch.context() as patch, fake_cuda(patch) as gpu:
+        put_on(trainer, patch)
+        waits = Waits(gpu)
+        trainer.add_callback(waits)
+        trainer.train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return waits.steps
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_one_thing_is_read_in_a_step(
     case: dict[str, Any], make: Callable[..., SFTTrainer], tiny_model: Any, monkeypatch: pytest.MonkeyPatch
@@ -87,14 +98,9 @@ def test_one_thing_is_read_in_a_step(
     model = tiny_model(case.pop("family", "qwen3"), dtype=case.pop("weights", torch.float32), **case.pop("shape", {}))
     case |= {"eval_dataset": rows_of(5)} if case.pop("evaluated", False) else {}
     trainer = make(rows_of(24), model=model, **{**OPTIONS, **case})
-    with monkeypatch.context() as patch, fake_cuda(patch) as gpu:
-        put_on(trainer, patch)
-        waits = Waits(gpu)
-        trainer.add_callback(waits)
-        trainer.train()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    waits = waits_of(trainer, monkeypatch)
     expected = Counter({"_finite": 1} | ({"_get_grad_norm": 1} if "optimizer_in_backward" in case else {}))
-    assert waits.steps == [expected] * 3
+    assert waits == [expected] * 3
 
 
 @pytest.mark.parametrize("shape", [{}, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}],
@@ -113,13 +119,8 @@ def test_one_thing_is_read_in_a_step_of_qlora(
     model = load_model(str(tmp_path / "base"), device=torch.device("cpu"), dtype="bfloat16", quantization=kind)
     lora = LoraConfig(r=4, target_modules="all-linear")
     trainer = make(rows_of(24), model=model, peft_config=lora, **OPTIONS)
-    with monkeypatch.context() as patch, fake_cuda(patch) as gpu:
-        put_on(trainer, patch)
-        waits = Waits(gpu)
-        trainer.add_callback(waits)
-        trainer.train()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    assert waits.steps == [Counter({"_finite": 1})] * 3
+    waits = waits_of(trainer, monkeypatch)
+    assert waits == [Counter({"_finite": 1})] * 3
 
 
 COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce", "barrier")
