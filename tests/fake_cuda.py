@@ -14,6 +14,7 @@ Kernels of Triton are not run.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import sys
 import traceback
@@ -30,6 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from honed.model.load.packed_experts import PackedWeight
 from honed.ops import attention_varlen, cross_entropy, cross_entropy_triton, linear_cross_entropy
 from honed.train.optimizers.stochastic_rounding import StochasticRoundingAdamW
 
@@ -68,6 +70,9 @@ class FakeCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(isinstance(leaf, PackedWeight) for leaf in tree_leaves((args, kwargs))):
+            with self:
+                return PackedWeight.__torch_dispatch__(func, types, args, kwargs)
         if func is torch.ops.prim.device.default:  # C++ asks where a tensor is
             return torch.device("meta") if self._in_engine() else args[0].fake_device
         meant = self._in_engine() or func is aten._to_copy.default  # "cuda" without a number is what the guard says
@@ -176,6 +181,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda *_: mode.most)
         monkeypatch.setattr("torch.cuda.device_of", nullcontext)
         monkeypatch.setattr(StochasticRoundingAdamW, "_noise", lambda *_: torch.Generator())
+        monkeypatch.setattr(attention_varlen, "_works", lambda *_: True)
         for user in (cross_entropy_triton, linear_cross_entropy):
             monkeypatch.setattr(user, "can_score", lambda logits: logits.device.type == "cuda")
         assert cross_entropy.cross_entropy_triton is cross_entropy_triton
@@ -222,8 +228,29 @@ def to_gpu(model: torch.nn.Module) -> torch.nn.Module:
                 if tensor is None:
                     continue
                 if id(tensor) not in moved:
-                    new = torch.empty_like(tensor, device=GPU)
-                    trained = isinstance(tensor, torch.nn.Parameter)
-                    moved[id(tensor)] = torch.nn.Parameter(new, tensor.requires_grad) if trained else new, tensor
+                    moved[id(tensor)] = _on_gpu(tensor), tensor
                 tensors[name] = moved[id(tensor)][0]
     return model
+
+
+def _on_gpu(tensor: torch.Tensor) -> torch.Tensor:
+    """What bitsandbytes knows of a packed weight comes along."""
+    if isinstance(tensor, PackedWeight):
+        return torch.nn.Parameter(
+            PackedWeight(torch.empty_like(tensor.packed, device=GPU), _state_on_gpu(tensor)), False
+        )
+    new = torch.empty_like(tensor.detach().as_subclass(torch.Tensor), device=GPU)
+    if not isinstance(tensor, torch.nn.Parameter):
+        return new
+    parameter = torch.nn.Parameter(new, tensor.requires_grad)
+    if hasattr(tensor, "quant_state"):
+        parameter.quant_state, parameter.bnb_quantized = _state_on_gpu(tensor), True  # type: ignore[attr-defined]
+    return parameter
+
+
+def _state_on_gpu(weight: Any) -> Any:
+    state = copy.copy(weight.quant_state if hasattr(weight, "quant_state") else weight.state)
+    if state.nested:
+        state.state2 = copy.copy(state.state2)
+    state.to(GPU)
+    return state

@@ -24,7 +24,7 @@ from honed.cli.new import new
 from honed.cli.plan import plan
 from honed.cli.train import train
 from honed.collector import fewer_collections
-from honed.errors import HonedError
+from honed.errors import HonedError, RunError, first_line
 
 VERBS = (train, plan, prove, demo, chat, generate, eval, export, data, new, cache, doctor)
 
@@ -45,12 +45,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HonedError as error:
         print(f"honed{_rank()}: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        told = RunError(
+            f"There is not enough memory: {first_line(error)}",
+            fix="see `honed plan`: lower the batch size or max_length, or take a smaller or quantised model",
+        )
+        print(f"honed{_rank()}: {told}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nhoned: stopped. Nothing is broken; the same command starts again.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `honed ... | head`
         _close_output()
         return 0
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not allocate: the optimizer's states in the first step, a model that is loaded."""
+    if "torch" not in sys.modules:
+        return False
+    from honed.train.trainer.out_of_memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _rank() -> str:

@@ -41,11 +41,12 @@ def named_device(name: str) -> torch.device:
 def pick_dtype(device: torch.device) -> torch.dtype:
     """The fastest dtype of this device that does not cost training quality.
 
-    On CUDA bfloat16, if supported. On a CPU only if its products are `WORTH_ROUNDING` times as fast as float32's, as
-    with matrix units (Intel AMX): other operations are slower in it, and small updates are rounded away.
+    On CUDA bfloat16, if the GPU computes in it; before Ampere torch emulates it, slowly. On a CPU only if its products
+    are `WORTH_ROUNDING` times as fast as float32's, as with matrix units (Intel AMX): other operations are slower in
+    it, and small updates are rounded away.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu" and WORTH_ROUNDING * matmul_seconds(torch.bfloat16) < matmul_seconds(torch.float32):
         return torch.bfloat16
     return torch.float32

@@ -22,7 +22,7 @@ from honed.errors import ModelError
 from honed.ops.all_to_all import heads_of_row, of_own_heads, tokens_of_slice
 from honed.ops.attention_layout import Layout, Remembered, Run, layout_of_bounds, layout_of_positions
 from honed.ops.attention_tiles import Rule, attend, attend_masked
-from honed.ops.attention_varlen import Kernel, Qkv, attend_varlen, choose_kernel, machine
+from honed.ops.attention_varlen import Kernel, Qkv, attend_varlen, choose_kernel, machine, works
 from honed.ops.products import compute_dtype
 
 NAME = "honed"
@@ -168,7 +168,9 @@ def _kernel(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> Kernel | No
     on = machine(query.device)
     if on.capability is None:
         return None
-    return choose_kernel(on, rule, dtype=compute_dtype(query), head_size=query.shape[-1], value_size=value.shape[-1])
+    dtype, size = compute_dtype(query), query.shape[-1]
+    kernel = choose_kernel(on, rule, dtype=dtype, head_size=size, value_size=value.shape[-1])
+    return kernel if kernel and works(kernel, query.device, rule, dtype=dtype, head_size=size) else None
 
 
 def _whole_row(kernel: Kernel, layout: Layout, qkv: Qkv, rule: Rule) -> torch.Tensor:

@@ -98,6 +98,11 @@ def _recomputed(*args: Any) -> torch.Tensor:
 
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, rule: Rule) -> torch.Tensor:
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and q.device.type == "cuda":
+        # What gets here on CUDA is not for SDPA's flash kernel: it has a mask, is float32, or the GPU is too old. Of
+        # the other kernels only `math` takes grouped heads, and it stores all (queries x keys) weights.
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     return F.scaled_dot_product_attention(
         q,
         k,

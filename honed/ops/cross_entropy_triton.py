@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 from functools import cache
 from typing import Any
 
 import torch
+
+from honed.ops.trial import succeeds
 
 # Logits that a program holds at a time: 16 per thread with 8 warps.
 BLOCK = 4096
@@ -91,21 +92,18 @@ def _has_triton() -> bool:
 
 @cache
 def _works(device: torch.device, dtype: torch.dtype) -> bool:
-    logits_nV = torch.arange(3.0 * 70, device=device).sin_().view(3, 70).to(dtype)  # no random numbers are drawn
-    targets_n = torch.tensor([0, 35, 69], device=device)
-    p_nV = logits_nV.float().softmax(-1)
-    right_n = p_nV.gather(1, targets_n[:, None]).squeeze(1)
-    try:
+    def trial() -> None:
+        logits_nV = torch.arange(3.0 * 70, device=device).sin_().view(3, 70).to(dtype)  # no random numbers are drawn
+        targets_n = torch.tensor([0, 35, 69], device=device)
+        p_nV = logits_nV.float().softmax(-1)
+        right_n = p_nV.gather(1, targets_n[:, None]).squeeze(1)
         loss_n = score(logits_nV, targets_n, scale=1.0)[0]
         torch.testing.assert_close(loss_n, -right_n.log(), rtol=0.02, atol=1e-3)
         gradient_nV = p_nV - torch.nn.functional.one_hot(targets_n, 70)
         torch.testing.assert_close(logits_nV.float(), gradient_nV, rtol=0.02, atol=1e-3)
-    except Exception as error:  # compilers and drivers may raise anything
-        first = str(error).strip().splitlines()[:1]
-        message = f"the kernel that scores logits does not work on {device}, so PyTorch does without it: {first}"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return False
-    return True
+
+    otherwise = f"the kernel that scores logits does not work on {device}, so PyTorch does without it"
+    return succeeds(trial, otherwise=otherwise)
 
 
 @cache

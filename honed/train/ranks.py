@@ -101,8 +101,8 @@ def joined(device: str | None) -> Iterator[Ranks]:
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     here = pick_device() if device is None else named_device(device)
-    if here.type == "cuda" and here.index is None:
-        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if here.type == "cuda":  # the current device is also that of the random state, of pinned memory and of NCCL
+        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if here.index is None else here.index)
         torch.cuda.set_device(here)
     joins = world > 1 and not dist.is_initialized()
     if joins:

@@ -86,6 +86,25 @@ def test_options_may_stand_anywhere(arguments: list[str]) -> None:
     assert (args.items, args.model) == (["r.yaml", "a=1", "b=2"], "m")
 
 
+def test_a_lack_of_memory_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it happens: a micro-batch is cut in two, but the optimizer's states and a model cannot be."""
+    import torch
+
+    def run(error: RuntimeError) -> None:
+        raise error
+
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+    monkeypatch.setattr("honed.cli.demo.run", lambda *_: run(full))
+    assert main(["demo"]) == 2
+    told = capsys.readouterr().err
+    assert "not enough memory" in told and "2.00 GiB" in told and "honed plan" in told and "Traceback" not in told
+    monkeypatch.setattr("honed.cli.demo.run", lambda *_: run(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(["demo"])
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
 def test_an_end_from_outside_is_no_traceback(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     import io

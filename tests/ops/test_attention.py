@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_cuda import fake_cuda, needs_fake_cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,6 +126,28 @@ def test_documents_and_trees_equal_the_dense_mask(
     # answers of equal length to one question, with a shorter one among them and a further turn behind the last
     answers = [(3, 1, 7)] * 3 + [(2, 1, 7), (3, 1, 6), (3, 1, 7), (3, 1, 7), (2, 7, 10)]
     assert_like_dense([(5, -1, 0), (4, 0, 4), *answers], rule)
+
+
+@needs_fake_cuda
+@pytest.mark.parametrize("window", [None, 3])
+def test_on_cuda_grouped_heads_are_not_left_to_sdpa(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without flash attention only its `math` kernel takes them, which stores the weights of all queries and keys."""
+    heads: list[tuple[int, int]] = []
+
+    def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        assert not options["enable_gqa"] and k.shape == v.shape
+        heads.append((q.shape[1], k.shape[1]))
+        return q + k.mean() + v.mean()
+
+    monkeypatch.setattr(attention_tiles.F, "scaled_dot_product_attention", sdpa)
+    with fake_cuda(monkeypatch):
+        qkv = [torch.empty(1, heads, 9, E, device="cuda", requires_grad=True) for heads in (H, K, K)]
+        found, _ = attention.document_attention(
+            LAYER, *qkv, None, cu_seq_lens_q=bounds([5, 4]).to("cuda"), sliding_window=window
+        )
+        gradients = torch.autograd.grad(found.sum(), qkv)
+    assert heads == [(H, H)] * 2
+    assert [tuple(gradient.shape) for gradient in gradients] == [(1, heads, 9, E) for heads in (H, K, K)]
 
 
 def test_answers_of_equal_length_are_one_call() -> None:

@@ -65,6 +65,16 @@ def test_it_compiles_for(pointer: str, capability: int, tmp_path: Path, monkeypa
     assert made.asm["cubin"] and "ld.global.v4.b32" in made.asm["ptx"]
 
 
+def test_a_trial_without_memory_says_nothing_about_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(cross_entropy_triton, "score", full)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            cross_entropy_triton._works(torch.device("cpu"), torch.float32)
+
+
 def test_on_a_cpu_plain_torch_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert not cross_entropy_triton.can_score(torch.randn(3, 8))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from honed.train import ranks
 
@@ -60,3 +61,15 @@ def test_nor_do_they_outlive_a_loader_that_nobody_holds(
     os.read(ready, 1)
     os.kill(worker, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGALRM
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda", 3), ("cuda:1", 1)])
+def test_the_device_that_trains_is_the_current_one(name: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a checkpoint would keep the random state of another GPU."""
+    made_current: list[torch.device] = []
+    monkeypatch.setattr(ranks, "named_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with ranks.joined(name) as here:
+        assert here.device == torch.device("cuda", index)
+    assert made_current == [here.device]

@@ -33,6 +33,8 @@ class Step:
         input_ids_1T, position_ids_1T: int64; prompts first, then one token per running row in the order of slots.
         slots_T: int64, the slot to which each token is written, at its position.
         bounds_N: int32, where prompts start and end, as `cu_seq_lens`; None if no prompt starts.
+        bounds: the same as numbers, which need not be read from the device; () if no prompt starts.
+        entries: the largest number of cache entries that a row has after this step.
         prompt_tokens: number of prompt tokens in the step.
         slots: slots of the running rows, ascending.
         lengths: entries of each running row, including this step's.
@@ -45,6 +47,8 @@ class Step:
     position_ids_1T: torch.Tensor
     slots_T: torch.Tensor
     bounds_N: torch.Tensor | None
+    bounds: tuple[int, ...]
+    entries: int
     prompt_tokens: int
     slots: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -79,6 +83,8 @@ def plan_step(
         position_ids_1T=tensor(positions)[None],
         slots_T=tensor(slots),
         bounds_N=tensor([0, *ends], torch.int32) if ends else None,
+        bounds=(0, *ends) if ends else (),
+        entries=max(positions) + 1,
         prompt_tokens=count,
         slots=tuple(slot for slot, *_ in running),
         lengths=tuple(place + 1 for *_, place in running),
@@ -152,7 +158,7 @@ class RowCache(Cache):
 
     def begin(self, step: Step) -> None:
         """Reserves memory for a step and sets where its tokens go."""
-        self._reserve(max([*step.lengths, int(step.position_ids_1T.max()) + 1]))
+        self._reserve(step.entries)
         self.places = (step.slots_T, step.position_ids_1T[0])
 
     def copy(self, source: int, target: int, length: int) -> None:

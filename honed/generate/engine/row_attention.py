@@ -90,6 +90,7 @@ def row_attention(
                 "scaling": scaling,
                 "sliding_window": sliding_window,
                 "cu_seq_lens_q": step.bounds_N,
+                "max_length_q": max(end - start for start, end in pairwise(step.bounds)),
             }
             outputs.append(document_attention(module, q, k, v, None, **options)[0])
         else:
@@ -140,8 +141,7 @@ class _Attend:
 def _prompts(whole: tuple[torch.Tensor, ...], step: Step, window: int | None, attend: _Attend) -> torch.Tensor:
     """Prompts one by one, with a group's heads stacked along the token dimension: (1, T, H, E)."""
     outputs = []
-    bounds = step.kept.setdefault("bounds", step.bounds_N.tolist() if step.bounds_N is not None else [])
-    for start, end in pairwise(bounds):
+    for start, end in pairwise(step.bounds):
         q_1HNE, k_1KNE, v_1KNE = (x[:, :, start:end] for x in whole)
         heads, length, groups = q_1HNE.shape[1], end - start, q_1HNE.shape[1] // k_1KNE.shape[1]
         ages = torch.arange(length, device=q_1HNE.device)[:, None] - torch.arange(length, device=q_1HNE.device)

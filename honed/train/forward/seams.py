@@ -295,7 +295,7 @@ def _padding_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: li
     try:
         batch = on_device_of(model, PaddedCollator(pad_token_id=0)(rows))
         found_N, plain_N = token_scores(model, batch, None)[0].nll_N, torch.cat(plain)
-        if (found_N - plain_N).norm() <= PADDING_NOISE.get(inner.dtype, 0.1) * plain_N.norm():
+        if (found_N - plain_N).norm() <= PADDING_NOISE.get(_as_exact_as(inner.dtype, found_N), 0.1) * plain_N.norm():
             return True
         why = "the padding of a batch changes this model's scores"
     except Exception as error:
@@ -346,6 +346,16 @@ def on_device_of(model: nn.Module, batch: Batch) -> Batch:
 
 def are_same(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:
     """Whether two lists of scores differ by no more than rounding in the model's dtype, which depends on shapes."""
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(_as_exact_as(dtype, found[0]), 5e-2)
     pairs = zip(found, expected, strict=True)
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)
+
+
+def _as_exact_as(dtype: torch.dtype, scores: torch.Tensor) -> torch.dtype:
+    """The dtype whose products are as exact as this one's on the scores' device.
+
+    With TF32 (`tf32=True`, `torch.set_float32_matmul_precision("high")`) a GPU rounds the factors of float32 products
+    to the 11 bits of float16.
+    """
+    tf32 = scores.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return torch.float16 if tf32 and dtype == torch.float32 else dtype

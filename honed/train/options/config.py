@@ -183,10 +183,12 @@ class SFTConfig(TrainingArguments):
     max_not_finite_steps: int = 5
 
     def __post_init__(self) -> None:
+        on_cuda = torch.cuda.is_available() and not self.use_cpu
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            native = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+            self.bf16 = not self.fp16 and native
         if self.dataloader_pin_memory is None:
-            self.dataloader_pin_memory = torch.cuda.is_available()  # elsewhere torch warns and does nothing
+            self.dataloader_pin_memory = on_cuda  # elsewhere torch warns and does nothing
         self.gradient_checkpointing = checkpointing_of(self.gradient_checkpointing)
         if getattr(self, "activation_checkpointing", False) is None:  # the newer name, which transformers prefers
             self.activation_checkpointing = self.gradient_checkpointing

@@ -15,6 +15,7 @@ from honed.train.options.surroundings import (
     cpu_likes_bf16,
     has_compiler,
     is_missing,
+    lacks_bfloat16,
     multiplies_float8,
     runs_triton,
     uses_deepspeed,
@@ -308,6 +309,13 @@ RULES = (
         when=lambda args: bool(args.bf16) and args.device.type == "cpu" and not cpu_likes_bf16(),
         message="bf16=True on this CPU is slower than float32 (measured just now).",
         fix="leave bf16 out",
+        refuses=False,
+    ),
+    Rule(
+        name="bf16_emulated",
+        when=lambda args: not args.fp16 and lacks_bfloat16(args),
+        message="This GPU does not compute in bfloat16. float32, or bfloat16 emulated with bf16=True, is slow on it.",
+        fix="set fp16=True",
         refuses=False,
     ),
 )

@@ -79,6 +79,11 @@ def multiplies_float8(args: SFTConfig) -> bool:
     return args.device.type == "cuda" and torch.cuda.get_device_capability(args.device) >= (8, 9)
 
 
+def lacks_bfloat16(args: SFTConfig) -> bool:
+    """True on NVIDIA GPUs before Ampere, where torch emulates bfloat16."""
+    return args.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def runs_triton(args: SFTConfig) -> bool:
     """Whether Triton compiles for the device."""
     return args.device.type in ("cuda", "xpu")

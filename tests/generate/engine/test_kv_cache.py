@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from fake_cuda import fake_cuda, needs_fake_cuda, to_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from honed.generate.engine.cache import GROWTH, RowCache, plan_step
 from honed.generate.engine.engine import Engine
 from honed.generate.engine.row_attention import partition
+from honed.generate.request import Request, complete
 
 
 def test_a_long_answer_outgrows_its_room(tiny_model: Callable[..., Any], alone: Callable[..., Any]) -> None:
-    from honed.generate.request import Request, complete
-
     model = tiny_model(dtype=torch.float64)
     prompts, new = [[5, 6, 7], [8] * 20], GROWTH * 2 + 9
     with Engine(model) as engine:
@@ -32,8 +32,26 @@ def test_a_step_says_where_each_token_goes() -> None:
     assert step.position_ids_1T.tolist() == [[0, 1, 2, 0, 6, 0]]
     assert step.slots_T.tolist() == [3, 3, 3, 0, 1, 2]
     assert step.bounds_N is not None and step.bounds_N.tolist() == [0, 3, 4]
+    assert step.bounds == (0, 3, 4) and step.entries == 7
     assert (step.prompt_tokens, step.slots, step.lengths) == (4, (1, 2), (7, 1))
     assert step.last_N.tolist() == [2, 3, 4, 5]
+
+
+@needs_fake_cuda
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [("qwen3", {}), ("gemma3_text", {"sliding_window": 4}), ("gpt_oss", {"num_local_experts": 4})],
+)
+def test_on_cuda_a_step_reads_its_tokens_alone(
+    family: str, shape: dict[str, Any], tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Besides that, what is copied to the device waits: what the step is, and which entries rows of a group see."""
+    model = tiny_model(family, dtype=torch.bfloat16, **shape)
+    requests = [Request(prompt_ids=[5] * n, max_new_tokens=n, stop_ids=frozenset({399})) for n in range(2, 7)]
+    with fake_cuda(monkeypatch) as gpu, Engine(to_gpu(model), slots=3) as engine:
+        gpu.waits.clear()
+        assert len(complete(engine, requests)) == 5
+    assert {wait.rpartition(" ")[2] for wait in gpu.waits} == {"choose", "tensor", "groups_of"}
 
 
 def cost(runs: list[tuple[int, int]], lengths: tuple[int, ...], call: int) -> int:

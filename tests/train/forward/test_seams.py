@@ -220,3 +220,17 @@ def test_weights_that_deepspeed_shared_out_are_refused(tiny_model: Callable[...,
     with pytest.raises(ModelError, match="ZeRO-3 shared the weights out") as refusal:
         seams.find_seams(model)
     assert "load the model before" in refusal.value.fix
+
+
+@pytest.mark.parametrize(("on_gpu", "tf32", "same"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_tf32_rounds_like_half_precision(on_gpu: bool, tf32: bool, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is common on GPUs, and no reason to give up flat batches and the head."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", on_gpu)
+    products, scores = torch.backends.cuda.matmul, torch.linspace(1, 9, 5)
+    before = products.fp32_precision
+    try:
+        products.fp32_precision = "tf32" if tf32 else "ieee"
+        assert seams.are_same([scores * 1.002], [scores], torch.float32) is same
+        assert not seams.are_same([scores * 1.2], [scores], torch.float32)
+    finally:
+        products.fp32_precision = before

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
@@ -81,10 +81,18 @@ def test_evaluation_packing_follows_unless_told(tmp_path: Path, eval_packing: bo
     assert args.prepare_options().packing and args.prepare_options(evaluation=True).packing is expected
 
 
-def test_what_the_device_cannot_do_is_not_asked_for(tmp_path: Path) -> None:
-    args = config(tmp_path)
-    assert args.bf16 is (torch.cuda.is_available() and torch.cuda.is_bf16_supported())
-    assert args.dataloader_pin_memory is torch.cuda.is_available()
+@pytest.mark.parametrize(
+    ("on_cpu", "native", "expected"), [(False, True, True), (False, False, False), (True, True, False)]
+)
+def test_what_the_device_cannot_do_is_not_asked_for(
+    on_cpu: bool, native: bool, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch emulates bfloat16 on a T4, and counts that as support."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)  # which would look at the GPU
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=on_cpu)
+    assert args.bf16 is expected and args.dataloader_pin_memory is not on_cpu
 
 
 def test_the_template_file_wins(tmp_path: Path) -> None:

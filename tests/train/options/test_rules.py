@@ -128,6 +128,7 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "evaluation_casts_the_model": {"bf16_full_eval": True},
     "batches_out_of_order": {"dataloader_in_order": False, "dataloader_num_workers": 2},
     "bf16_on_cpu": {"bf16": True},
+    "bf16_emulated": {},
 }
 
 
@@ -150,6 +151,7 @@ def test_the_rule_applies(rule: Rule, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(rules, "is_missing", lambda package: rule.name in ("liger_absent", "fp8_absent"))
     monkeypatch.setattr(rules, "has_compiler", lambda device: rule.name != "compile_without_compiler")
     monkeypatch.setattr(rules, "multiplies_float8", lambda args: rule.name != "fp8_hardware")
+    monkeypatch.setattr(rules, "lacks_bfloat16", lambda args: rule.name == "bf16_emulated")
     args = arguments(tmp_path, CASES[rule.name])
     assert rule.when(args)
     if rule.refuses:
