@@ -32,6 +32,11 @@ def is_processor(processing_class: Any) -> bool:
     return hasattr(processing_class, "tokenizer") and hasattr(processing_class, "image_processor")
 
 
+def tokenizer_of(processing_class: Any) -> Any:
+    """The processor's tokenizer; a tokenizer is returned as it is."""
+    return processing_class.tokenizer if is_processor(processing_class) else processing_class
+
+
 def load_processing_class(name: str, data: Any) -> Any:
     """The processor of a vision model if the rows show images, else the model's tokenizer."""
     return load_processor(name) if shows_images(data) and sees_images(name) else load_tokenizer(name)

@@ -98,12 +98,13 @@ class Datasets:
     """Makes rows of data sets, and keeps what became of them.
 
     Args:
+        processing_class: a tokenizer; for rows with images a processor, of which a caller's `collator` takes the
+            tokenizer alone.
         formatting_func: the caller's; see `honed.data.read.formatting`.
         collator: the caller's; None for ours.
         flat: whether our batches are flat.
         shares_prefixes: whether shared prefixes are computed once.
-        processor: for rows with images; None for text.
-        pixels: what their pixels are cast to; None to leave them.
+        pixel_dtype: what the pixels of images are cast to; None to leave them.
 
     Attributes:
         collator: makes the batches.
@@ -118,31 +119,31 @@ class Datasets:
     def __init__(
         self,
         args: SFTConfig,
-        tokenizer: Any,
+        processing_class: Any,
         *,
         formatting_func: Callable[[Any], Any] | None,
         collator: Collator | None,
         flat: bool,
         shares_prefixes: bool = False,
-        processor: Any = None,
-        pixels: torch.dtype | None = None,
+        pixel_dtype: torch.dtype | None = None,
     ) -> None:
-        self.args, self.tokenizer, self._formatting_func = args, tokenizer, formatting_func
-        self._shares_prefixes, self._processor = shares_prefixes, processor
+        self.args, self.tokenizer, self._formatting_func = args, vision.tokenizer_of(processing_class), formatting_func
+        self._processing_class = processing_class if collator is None else self.tokenizer
+        self._shares_prefixes = shares_prefixes
         self.prepared: dict[str, Prepared | VisionPrepared] = {}
         self.streamed: RowStream | None = None
         self.notes: list[str] = []
         self._custom = collator
         padding = {
-            "pad_token_id": getattr(tokenizer, "pad_token_id", None) or 0,
+            "pad_token_id": getattr(self.tokenizer, "pad_token_id", None) or 0,
             "multiple_of": int(args.pad_to_multiple_of or 1),
         }
         self.padded = PaddedCollator(**padding)
         own = sequence_parallel.collator_of(args, share_prefixes=shares_prefixes, **padding) if flat else self.padded
         self.collator: Collator = collator or (TokenCollator(collate=own) if args.skips_preparation else own)
-        if processor is not None:
+        if vision.is_processor(self._processing_class):
             multiple = self.padded.multiple_of
-            self.collator = vision.VisionCollator(processor=processor, multiple_of=multiple, dtype=pixels)
+            self.collator = vision.VisionCollator(processor=processing_class, multiple_of=multiple, dtype=pixel_dtype)
         if collator is not None and args.packing and not args.skips_preparation:
             raise RecipeError(
                 f"packing=True packs nothing for a {type(collator).__name__}: it gets one document a row.",
@@ -222,11 +223,12 @@ class Datasets:
         ]
 
     def _make(self, rows: Any, options: PrepareOptions, formatting_func: Any, name: str) -> Prepared | VisionPrepared:
-        if self._processor is not None and (self.args.dataset_num_proc or 1) > 1:
+        if vision.is_processor(self._processing_class) and (self.args.dataset_num_proc or 1) > 1:
             self.notes.append("dataset_num_proc (data.workers) has no effect on rows with images.")
-        own = self.tokenizer if self._processor is None else self._processor
         desc = f"Preparing {name} data"
-        return prepare_rows(rows, own, options, self.args, formatting_func=formatting_func, desc=desc)
+        return prepare_rows(
+            rows, self._processing_class, options, self.args, formatting_func=formatting_func, desc=desc
+        )
 
     def _formatting(self, dataset: Any) -> Callable[[Any], Any] | None:
         if self._formatting_func is not None and has_ids(dataset):

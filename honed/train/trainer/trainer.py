@@ -96,14 +96,13 @@ class SFTTrainer(UploadingTrainer):
         looked_at = None if data_collator is not None or args.streaming else train_dataset
         processing_class = start.make_processing_class(processing_class, start.model_name(model), args, looked_at)
         sees = vision.is_processor(processing_class)
-        tokenizer = processing_class.tokenizer if sees else processing_class
+        tokenizer = vision.tokenizer_of(processing_class)
         train_dataset, eval_dataset = start.prepare_early(
             (train_dataset, eval_dataset), data_collator is None and model, args, processing_class, formatting_func
         )
         loaded = start.make_model(model, args, quantization_config, self.notes, sees=sees)
         self.notes += start.fit_to_model(args, loaded, tokenizer)
-        processor = processing_class if sees and data_collator is None else None
-        if processor is not None:
+        if sees and data_collator is None:
             peft_config, notes = vision.fit(args, loaded, peft_config)
             self.notes += notes
         set_seed(args.seed)  # Trainer does so only after the adapter's weights are drawn
@@ -117,16 +116,15 @@ class SFTTrainer(UploadingTrainer):
         self.notes += start.fit_padding(args, trained, flat=flat) + self.seams.notes + notes_on_masters(trained, args)
         self._datasets = Datasets(
             args,
-            tokenizer,
+            processing_class,
             formatting_func=formatting_func,
             collator=data_collator,
             flat=flat,
             shares_prefixes=shared_prefixes.decide(args, trained, self.seams),
-            processor=processor,
-            pixels=seams.base_model(trained).dtype,
+            pixel_dtype=seams.base_model(trained).dtype,
         )
         token_batches.check(args, self._datasets.collator)
-        own_parts = any((data_collator, compute_loss_func, compute_metrics, processor))
+        own_parts = any((data_collator, compute_loss_func, compute_metrics, sees))
         start.fit_ranks(args, trained, self.seams, checkpoints=reruns, own_parts=own_parts)
         use_cache = getattr(seams.base_model(trained).config, "use_cache", None)
         super().__init__(
