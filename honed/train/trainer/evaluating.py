@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
 
 from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRow, PackedRows
@@ -24,7 +23,8 @@ from honed.train.forward import seams
 from honed.train.forward.sequence_parallel import join, share_rows
 from honed.train.metrics import StepMetrics
 from honed.train.ranks import Ranks, tensor_parallel_size
-from honed.train.rows.rows import Datasets, show_row
+from honed.train.rows.rows import show_row
+from honed.train.trainer.loading import LoadingTrainer
 from honed.train.trainer.stops import keep_workers
 
 OF_THE_END = ("num_tokens", "mean_token_accuracy", "entropy", "aux_loss")  # speeds would hold saving and evaluation
@@ -56,7 +56,7 @@ class EvenRows:
         return self.rows[index] if index < self.total_dataset_length else self._filling
 
 
-class EvaluatingTrainer(Trainer):
+class EvaluatingTrainer(LoadingTrainer):
     """transformers' Trainer with honed's evaluation; `SFTTrainer` sets the attributes.
 
     Attributes:
@@ -64,11 +64,8 @@ class EvaluatingTrainer(Trainer):
         seams: open while the model trains or evaluates.
     """
 
-    data_collator: Any
     metrics: StepMetrics
     seams: seams.Seams
-    _datasets: Datasets
-    _plain_loss: bool
     _head: ScoringHead | None = None
     _sequence_group: Any = None  # the ranks that share this one's rows
     _training_draws: torch.Tensor | None = None  # during an evaluation, the state of training's random generator
@@ -223,7 +220,7 @@ class EvaluatingTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
         """Loss of a batch; logits and labels as well unless `prediction_loss_only`, from a plain forward pass."""
-        if self._plain_loss or "labels" not in inputs:
+        if self._custom_loss or "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         items = self._get_num_items_in_batch([inputs], self.args.device)

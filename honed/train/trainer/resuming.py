@@ -62,9 +62,6 @@ class ResumingTrainer(WatchedTrainer):
 
     asked_to_stop: threading.Event | None = None
     tell: Callable[[str], None] = staticmethod(logger.warning)
-    stream_loader: Any
-    args: Any
-    _fills_rounds: Callable[[], bool]  # whether an epoch has each row once on any number of ranks, see `filling`
     _ctrl_c: threading.Event | None = None
     _began_at: int | None = None  # the step, once there is one
     _saving_in: Path | None = None
