@@ -116,6 +116,8 @@ class SFTTrainer(UploadingTrainer):
         padded = reads_batches(type(self), SFTTrainer)
         self.seams, flat = start.choose_attention(found, model, trained, args, padded=padded)
         self.notes += start.fit_padding(args, trained, flat=flat) + self.seams.notes + notes_on_masters(trained, args)
+        shares_prefixes, notes = shared_prefixes.decide(args, trained, self.seams)
+        self.notes += notes
 
         # Batches, how ranks share them, and the rows.
         self._datasets = Datasets(
@@ -124,7 +126,7 @@ class SFTTrainer(UploadingTrainer):
             formatting_func=formatting_func,
             collator=data_collator,
             flat=flat,
-            shares_prefixes=shared_prefixes.decide(args, trained, self.seams),
+            shares_prefixes=shares_prefixes,
             pixel_dtype=base_model(trained).dtype,
         )
         token_batches.check(args, self._datasets.collator)
