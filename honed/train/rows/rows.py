@@ -162,28 +162,17 @@ class Datasets:
             if not hasattr(dataset, "__len__"):  # else accelerate would slice all batches from the first rank's
                 self.args.accelerator_config.dispatch_batches = False
             return dataset
-        ahead, dataset = dataset, given(dataset)
-        _refuse_transform(dataset)
-        formatting_func = self._formatting(dataset)
-        options = self.args.prepare_options(evaluation=name != "train")
-        options = replace(options, share_prefixes=self._shares_prefixes)
-        if isinstance(self._custom, DataCollatorForCompletionOnlyLM):  # which masks the prompts itself
-            options = replace(options, train_on="all")
-        if name == "train" and stream.is_streamed(dataset, self.args):
-            return self._streamed(dataset, options, formatting_func)
-        rows = _shuffled(dataset, self.args.seed) if self.args.shuffle_dataset else ahead
-        try:
-            made = self._make(rows, options, formatting_func, name)
-        except DataError as error:
-            if self._custom is None:
-                raise
-            raw = "if the data_collator takes rows as they are, set dataset_kwargs={'skip_prepare_dataset': True}"
-            raise DataError(error.problem, fix=f"{error.fix}; {raw}") from None
+        source = given(dataset)
+        _refuse_transform(source)
+        formatting_func, options = self._formatting(source), self._options(name)
+        if name == "train" and stream.is_streamed(source, self.args):
+            return self._streamed(source, options, formatting_func)
+        made = self._prepare(dataset, options, formatting_func, name)
         if name == "train":
             self._refuse_less_than_a_batch(len(made.rows))
+            if self._custom is None and formatting_func is None:
+                self.notes += notes_of_user_turns(source, self.args, options)
         self.prepared[name] = made
-        if name == "train" and self._custom is None and formatting_func is None:
-            self.notes += notes_of_user_turns(dataset, self.args, options)
         self._tell_cuts(name, made)
         self.notes += [note if name == "train" else f"{name} set: {note}" for note in made.ledger.notes]
         if self._custom is None or isinstance(made.rows, VisionRows):
@@ -222,13 +211,28 @@ class Datasets:
             if isinstance(made.rows, PackedRows) and not np.isin(made.rows.table.weights, (0, 1)).all()
         ]
 
-    def _make(self, rows: Any, options: PrepareOptions, formatting_func: Any, name: str) -> Prepared | VisionPrepared:
-        if vision.is_processor(self._processing_class) and (self.args.dataset_num_proc or 1) > 1:
+    def _options(self, name: str) -> PrepareOptions:
+        options = replace(self.args.prepare_options(evaluation=name != "train"), share_prefixes=self._shares_prefixes)
+        masks_itself = isinstance(self._custom, DataCollatorForCompletionOnlyLM)
+        return replace(options, train_on="all") if masks_itself else options
+
+    def _prepare(
+        self, data: Any, options: PrepareOptions, formatting_func: Any, name: str
+    ) -> Prepared | VisionPrepared:
+        """What the data set gives, if it was prepared ahead; else made now."""
+        own, args = self._processing_class, self.args
+        if vision.is_processor(own) and (args.dataset_num_proc or 1) > 1:
             self.notes.append("dataset_num_proc (data.workers) has no effect on rows with images.")
-        desc = f"Preparing {name} data"
-        return prepare_rows(
-            rows, self._processing_class, options, self.args, formatting_func=formatting_func, desc=desc
-        )
+        rows = _shuffled(given(data), args.seed) if args.shuffle_dataset else data
+        try:
+            return prepare_rows(
+                rows, own, options, args, formatting_func=formatting_func, desc=f"Preparing {name} data"
+            )
+        except DataError as error:
+            if self._custom is None:
+                raise
+            raw = "if the data_collator takes rows as they are, set dataset_kwargs={'skip_prepare_dataset': True}"
+            raise DataError(error.problem, fix=f"{error.fix}; {raw}") from None
 
     def _formatting(self, dataset: Any) -> Callable[[Any], Any] | None:
         if self._formatting_func is not None and has_ids(dataset):

@@ -214,7 +214,10 @@ def fit_ranks(args: SFTConfig, model: nn.Module) -> None:
 def try_seams(model: nn.Module, *, custom_loss: bool, is_multimodal: bool) -> Seams:
     """The seams that this model takes; of the caller's own loss, which needs plain logits, its LoRA layers alone."""
     seams = lora_alone(model) if custom_loss else find_seams(model)
-    return vision.without_attention(seams, model) if is_multimodal else seams
+    if not is_multimodal:
+        return seams
+    # honed's attention does not cover vision towers, so rows are padded
+    return replace(seams, flat=False, notes=lora_alone(model).notes if seams.scoring else seams.notes)
 
 
 def choose_attention(
