@@ -184,7 +184,10 @@ class SFTTrainer(UploadingTrainer):
             self.remove_callback(PrinterCallback)
             added.append(self._progress)
         streams = self._datasets.streamed is not None
-        added += [*layers, SavesAndStops(self._go_on, self._stops, self._save_now, streams=streams)]
+        added += [
+            *layers,
+            SavesAndStops(self._restore_position, self._is_asked_to_stop, self._save_now, streams=streams),
+        ]
         for callback in added:
             self.add_callback(callback)
 
