@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from honed.train.ranks import Ranks, tensor_parallel_size
 from honed.train.rows.rows import show_row
 from honed.train.trainer.loading import LoadingTrainer
 from honed.train.trainer.stops import keep_workers
+
+logger = logging.getLogger(__name__)
 
 OF_THE_END = ("num_tokens", "mean_token_accuracy", "entropy", "aux_loss")  # speeds would hold saving and evaluation
 
@@ -65,6 +68,7 @@ class EvaluatingTrainer(LoadingTrainer):
     """
 
     metrics: StepMetrics
+    notes: list[str]
     seams: seams.Seams
     _head: ScoringHead | None = None
     _sequence_group: Any = None  # the ranks that share this one's rows
@@ -74,6 +78,7 @@ class EvaluatingTrainer(LoadingTrainer):
         """Evaluates; a data set that is passed here is prepared as the one at construction was."""
         if not isinstance(eval_dataset, str):
             eval_dataset = self._datasets.make_evaluation(eval_dataset)
+            self._tell_new_notes()
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -86,7 +91,16 @@ class EvaluatingTrainer(LoadingTrainer):
             raise RecipeError(
                 "With sequence_parallel_size no process has the logits of a row.", fix="predict with one process"
             )
-        return super().predict(self._datasets.make("test", test_dataset), *args, **kwargs)
+        rows = self._datasets.make("test", test_dataset)
+        self._tell_new_notes()
+        return super().predict(rows, *args, **kwargs)
+
+    def _tell_new_notes(self) -> None:
+        """Logs the notes on a data set that was prepared after the constructor logged its own."""
+        new = [note for note in self._datasets.notes if note not in self.notes]
+        self.notes += new
+        for note in new if self.is_world_process_zero() else ():
+            logger.warning(note)
 
     def show(self, row: int = 0, rows: Any = None) -> None:
         """Shows a prepared row with what is trained marked: coloured text, or HTML in a notebook.

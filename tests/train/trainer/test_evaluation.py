@@ -166,3 +166,16 @@ def test_what_is_returned_holds_the_epoch_and_what_callbacks_add(make: Make, cha
     measured = trainer.evaluate()
     assert 0 < trained["epoch"] == measured["epoch"] == trainer.state.epoch
     assert measured["eval_perplexity"] == pytest.approx(np.exp(measured["eval_loss"]))
+
+
+def test_rows_that_are_cut_for_an_evaluation_are_told_once(
+    make: Make, chat_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make(chat_rows, max_length=40)
+    caplog.clear()
+    long = [{"prompt": "why", "completion": " yes" * 60}]
+    for use in (trainer.evaluate, trainer.evaluate, trainer.predict):
+        use(long)
+    cut = [record.message for record in caplog.records if "are longer than max_length=40" in record.message]
+    assert [note.split(" set")[0] for note in cut] == ["1 of 1 row of the eval", "1 of 1 row of the test"]
+    assert set(cut) <= set(trainer.notes)
