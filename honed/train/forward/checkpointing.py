@@ -62,11 +62,11 @@ def decide(
         longest: see `largest_batch`.
         is_multimodal: whether the model has a vision tower, whose activations are not planned.
     """
-    way = args.gradient_checkpointing
-    if isinstance(way, bool):
+    mode = args.gradient_checkpointing
+    if isinstance(mode, bool):
         return Decision()
     total = len(decoder_layers(model))
-    if way == "selective":
+    if mode == "selective":
         count = plan.selected(total)
         return Decision(layers=count, note=f"gradient_checkpointing=selective: {_which(count, total)}.")
     if adapter_method(model) == "PREFIX_TUNING":
@@ -74,12 +74,13 @@ def decide(
     job = _obstacle(args, longest, is_multimodal=is_multimodal, total=total) or job_in(model, args, *longest or (1, 1))
     if not isinstance(job, str) and job.sizes.layers != total:
         job = UNKNOWN_MODEL
-    found = job if isinstance(job, str) else choose(job, args, there=loaded_bytes(job))
-    if isinstance(found, str):
-        return Decision(layers=max(1, total), note=f"gradient_checkpointing=auto: all layers, because {found}.")
-    if not found[0].layers and found[0].fits and found[0].job.optimizer.known:
+    chosen = job if isinstance(job, str) else choose(job, args, there=loaded_bytes(job))
+    if isinstance(chosen, str):  # the reason why nothing can be planned
+        return Decision(layers=max(1, total), note=f"gradient_checkpointing=auto: all layers, because {chosen}.")
+    choice, memory = chosen
+    if not choice.layers and choice.fits and choice.job.optimizer.known:
         return Decision(layers=0)
-    return Decision(layers=found[0].layers, note=f"gradient_checkpointing=auto: {in_words(*found)}.")
+    return Decision(layers=choice.layers, note=f"gradient_checkpointing=auto: {in_words(choice, memory)}.")
 
 
 UNKNOWN_MODEL = "the planner does not know this model"
