@@ -178,17 +178,14 @@ class SFTTrainer(UploadingTrainer):
     def _add_callbacks(self, layers: list[TrainerCallback]) -> None:
         """Adds honed's callbacks, and replaces transformers' progress bar."""
         self._progress = TrainingProgress()
-        added = [*adapter_callbacks(self.model, fp16=self.args.fp16), *early_stopping(self.args)]
+        callbacks = [*adapter_callbacks(self.model, fp16=self.args.fp16), *early_stopping(self.args)]
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
-            added.append(self._progress)
+            callbacks.append(self._progress)
         streams = self._datasets.streamed is not None
-        added += [
-            *layers,
-            SavesAndStops(self._restore_position, self._is_asked_to_stop, self._save_now, streams=streams),
-        ]
-        for callback in added:
+        stops = SavesAndStops(self._restore_position, self._is_asked_to_stop, self._save_now, streams=streams)
+        for callback in [*callbacks, *layers, stops]:
             self.add_callback(callback)
 
     @property
