@@ -48,31 +48,39 @@ class Decision:
     note: str | None = None
 
 
-def decide(args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *, sees: bool = False) -> Decision:
+def recomputes(args: SFTConfig) -> bool:
+    """Whether activations are recomputed; "auto", which is decided when the rows are known, counts as not."""
+    return args.gradient_checkpointing not in (False, "auto")
+
+
+def decide(
+    args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *, is_multimodal: bool = False
+) -> Decision:
     """What `args.gradient_checkpointing` comes to for a model that is on its device.
 
     Args:
         longest: see `largest_batch`.
-        sees: whether the model has a vision tower, whose activations are not planned.
+        is_multimodal: whether the model has a vision tower, whose activations are not planned.
     """
-    way = args.gradient_checkpointing
-    if isinstance(way, bool):
+    mode = args.gradient_checkpointing
+    if isinstance(mode, bool):
         return Decision()
     total = len(decoder_layers(model))
-    if way == "selective":
+    if mode == "selective":
         count = plan.selected(total)
         return Decision(layers=count, note=f"gradient_checkpointing=selective: {_which(count, total)}.")
     if adapter_method(model) == "PREFIX_TUNING":
         return Decision(layers=0, note="gradient_checkpointing=auto: none, as it would drop the adapter's prefix.")
-    job = _obstacle(args, longest, sees=sees, total=total) or job_in(model, args, *longest or (1, 1))
+    job = _obstacle(args, longest, is_multimodal=is_multimodal, total=total) or job_in(model, args, *longest or (1, 1))
     if not isinstance(job, str) and job.sizes.layers != total:
         job = UNKNOWN_MODEL
-    found = job if isinstance(job, str) else choose(job, args, there=loaded_bytes(job))
-    if isinstance(found, str):
-        return Decision(layers=max(1, total), note=f"gradient_checkpointing=auto: all layers, because {found}.")
-    if not found[0].layers and found[0].fits and found[0].job.optimizer.known:
+    chosen = job if isinstance(job, str) else choose(job, args, there=loaded_bytes(job))
+    if isinstance(chosen, str):  # the reason why nothing can be planned
+        return Decision(layers=max(1, total), note=f"gradient_checkpointing=auto: all layers, because {chosen}.")
+    choice, memory = chosen
+    if not choice.layers and choice.fits and choice.job.optimizer.known:
         return Decision(layers=0)
-    return Decision(layers=found[0].layers, note=f"gradient_checkpointing=auto: {in_words(*found)}.")
+    return Decision(layers=choice.layers, note=f"gradient_checkpointing=auto: {in_words(choice, memory)}.")
 
 
 UNKNOWN_MODEL = "the planner does not know this model"
@@ -87,20 +95,20 @@ class Memory:
     says: str
 
 
-def choose_layers(trainer: Any, model: nn.Module, *, padded: bool, sees: bool) -> list[str]:
-    """Applies `decide` to an `SFTTrainer` that has its rows; returns notes.
+def choose_layers(
+    args: SFTConfig, model: nn.Module, rows: Any, *, padded: bool, is_multimodal: bool
+) -> tuple[list[TrainerCallback], list[str]]:
+    """Applies `decide` to our own `args`; returns the callback that it needs, if any, and notes.
 
     Args:
-        padded: see `largest_batch`.
-        sees: see `decide`.
+        rows, padded: see `largest_batch`.
+        is_multimodal: see `decide`.
     """
-    args = trainer.args
-    found = decide(args, model, largest_batch(trainer.train_dataset, args, padded=padded), sees=sees)
-    if found.layers is None:
-        return []
-    set_switch(args, on=found.layers > 0)
-    trainer.add_callback(FirstLayers(found.layers))
-    return [found.note] if found.note else []
+    decision = decide(args, model, largest_batch(rows, args, padded=padded), is_multimodal=is_multimodal)
+    if decision.layers is None:
+        return [], []
+    set_switch(args, on=decision.layers > 0)
+    return [FirstLayers(decision.layers)], [decision.note] if decision.note else []
 
 
 def choose(job: plan.Job, args: SFTConfig, *, there: int) -> tuple[Choice, Memory] | str:
@@ -201,11 +209,11 @@ def _which(count: int, total: int) -> str:
     return f"{'all' if count == total else f'the first {count} of the'} {total} layers compute their activations again"
 
 
-def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, sees: bool, total: int) -> str | None:
+def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, is_multimodal: bool, total: int) -> str | None:
     """Why nothing can be planned, in words."""
     if not total:
         return "the model can do it only as a whole"
-    if sees:
+    if is_multimodal:
         return "the vision tower's memory is not planned"
     if is_sharded(args):
         return "what sharded ranks take is not planned"

@@ -78,12 +78,12 @@ def slice_of(batch: Batch, rank: int, ranks: int) -> Batch:
     return {**batch, **own, **further, **counts}
 
 
-def check(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -> None:
+def check(args: SFTConfig, model: nn.Module, seams: Seams, *, custom_parts: bool) -> None:
     """Refuses rows that ranks cannot share.
 
     Args:
         seams: that training opens.
-        own_parts: whether the collator, the loss, the metrics or the processor are the caller's.
+        custom_parts: whether the collator, the loss or the metrics are the caller's, or a processor makes images.
 
     Raises:
         ModelError: batches are not flat, or attention is not honed's.
@@ -92,7 +92,7 @@ def check(args: SFTConfig, model: nn.Module, seams: Seams, *, own_parts: bool) -
     if args.sequence_parallel_size == 1:
         return
     out = "leave sequence_parallel_size out"
-    if own_parts:
+    if custom_parts:
         raise RecipeError(
             "With sequence_parallel_size a data_collator, compute_loss_func or compute_metrics would get slices of "
             "rows, and images are not shared.",

@@ -18,8 +18,8 @@ from honed.train.forward.seams import Seams, are_same, base_model, on_device_of,
 from honed.train.options.config import SFTConfig
 
 
-def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
-    """Whether prefixes are shared; with "auto", an obstacle goes into the seams' notes.
+def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> tuple[bool, list[str]]:
+    """Whether prefixes are shared; with "auto", a note names the obstacle, if there is one.
 
     Raises:
         RecipeError: `share_prefixes` is neither a bool nor "auto".
@@ -29,16 +29,15 @@ def decide(args: SFTConfig, model: nn.Module, seams: Seams) -> bool:
     if wanted not in (True, False, "auto"):
         raise RecipeError(f"share_prefixes is {wanted!r}.", fix='choose one of: true, false, "auto"')
     if not wanted:
-        return False
+        return False, []
     obstacle: str | None = "NEFTune's noise would be the same for all documents that share a token"
     if not args.neftune_noise_alpha:
         obstacle = find_obstacle(model, seams, balance=args.router_aux_loss_coef)
     if obstacle is None:
-        return True
+        return True, []
     if wanted is True:
         raise ModelError(f"share_prefixes=True, but {obstacle}", fix="set share_prefixes=False, or remove the cause")
-    seams.notes.append(f"prefixes are not shared: {obstacle}")
-    return False
+    return False, [f"prefixes are not shared: {obstacle}"]
 
 
 def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from honed.data.vision.template import shows_images
 from honed.errors import DataError, ModelError, RecipeError
 from honed.model.load.added_tokens import with_tokens
 from honed.model.load.load import load_processor, load_tokenizer, sees_images
-from honed.train.forward.seams import Seams, base_model, lora_alone
+from honed.train.forward.seams import base_model
 from honed.train.options.config import SFTConfig
 
 # 1 at the tokens of an image; the name depends on the model (Ernie 4.5 has two, one for its experts)
@@ -30,6 +30,11 @@ MADE_FROM_TEXT = ("input_ids", "attention_mask", *TYPES)
 def is_processor(processing_class: Any) -> bool:
     """Whether this is a processor for images, not a tokenizer."""
     return hasattr(processing_class, "tokenizer") and hasattr(processing_class, "image_processor")
+
+
+def tokenizer_of(processing_class: Any) -> Any:
+    """The processor's tokenizer; a tokenizer is returned as it is."""
+    return processing_class.tokenizer if is_processor(processing_class) else processing_class
 
 
 def load_processing_class(name: str, data: Any) -> Any:
@@ -68,11 +73,6 @@ def fit(args: SFTConfig, model: nn.Module, peft_config: Any) -> tuple[Any, list[
     if args.ddp_find_unused_parameters is None and args.world_size > 1:
         args.ddp_find_unused_parameters = True  # a batch without images gives the vision tower no gradient
     return (None, []) if peft_config is None else language_only(peft_config, model)
-
-
-def without_attention(found: Seams, model: nn.Module) -> Seams:
-    """The seams without attention: rows are padded, because honed's attention does not cover vision towers."""
-    return replace(found, flat=False, notes=lora_alone(model).notes if found.scoring else found.notes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

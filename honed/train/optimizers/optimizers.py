@@ -13,42 +13,41 @@ from honed.train.options.config import SFTConfig
 from honed.train.options.optim import Own, rounds_stochastically
 
 
-def optimizer_of(args: SFTConfig, model: Any, given: Any, notes: list[str]) -> Any:
-    """Trainer's `optimizer_cls_and_kwargs`: the caller's, honed's, or None for transformers' own.
+def optimizer_of(args: SFTConfig, model: Any, optimizer: Any, optimizer_cls_and_kwargs: Any) -> tuple[Any, list[str]]:
+    """Trainer's `optimizer_cls_and_kwargs` (the caller's, honed's, or None for transformers' own), and notes.
 
     Args:
-        given: the trainer's `optimizers` and `optimizer_cls_and_kwargs`.
-        notes: gets notes for the user.
+        optimizer, optimizer_cls_and_kwargs: the caller's; None for neither.
 
     Raises:
         RecipeError: the arguments name one of honed's and the caller passes another; Muon cannot train this model; a
             pattern in `learning_rates` matches nothing.
     """
     rounds = rounds_stochastically(args)
-    notes += notes_on_rates(model, args.learning_rates)
-    if given[0][0] is not None and args.learning_rates:
+    notes = notes_on_rates(model, args.learning_rates)
+    if optimizer is not None and args.learning_rates:
         raise RecipeError(
             "learning_rates parts the groups of honed's optimizer; yours has groups of its own.",
             fix="give its groups their learning rates, or leave learning_rates out",
         )
-    if given[0][0] is not None or given[1] is not None:
+    if optimizer is not None or optimizer_cls_and_kwargs is not None:
         if args.optimizer_in_backward or rounds:
             raise RecipeError(
                 "optimizer_in_backward and bf16_stochastic_round are AdamW's; an optimizer of your own has neither.",
                 fix="leave one of them out",
             )
-        return given[1]
+        return optimizer_cls_and_kwargs, notes
     options = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     if args.optimizer_in_backward:
         way = {"rounding_seed": args.seed} if rounds else {"fused": args.optim.value == "adamw_torch_fused"}
-        return AdamWInBackward, {**options, **way}
+        return (AdamWInBackward, {**options, **way}), notes
     if rounds:
-        return StochasticRoundingAdamW, {**options, "seed": args.seed}
+        return (StochasticRoundingAdamW, {**options, "seed": args.seed}), notes
     if args.optim is not Own.MUON:
-        return None
+        return None, notes
     notes.append(summary(model))
     muon = muon_options(args.optim_args)
-    return _factory, {**options, "weight_decay": args.weight_decay, "options": muon}
+    return (_factory, {**options, "weight_decay": args.weight_decay, "options": muon}), notes
 
 
 def _factory() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -146,8 +146,13 @@ def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> t
     return values, notes
 
 
-def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: inspect.Signature) -> tuple[Any, Any]:
-    """Moves arguments that SFTTrainer took in the past into its own `args`; returns the processing class and notes.
+def adopt(
+    args: Any, old: Mapping[str, Any], processing_class: Any, signature: inspect.Signature
+) -> tuple[Any, list[str]]:
+    """Moves arguments that SFTTrainer took in the past into its own `args`.
+
+    Returns:
+        The processing class, and one note about all old names, those in `args` too.
 
     Args:
         old: the arguments of SFTTrainer that are not in its `signature`.
@@ -175,12 +180,8 @@ def adopt(args: Any, old: Mapping[str, Any], processing_class: Any, signature: i
     for name, value in values.items():
         if value is not None:  # None was the default
             setattr(args, name, value)
-    return processing_class, notes
-
-
-def folded(notes: Sequence[str]) -> list[str]:
-    """The notes about old names as one."""
-    return [" ".join(dict.fromkeys(notes))] if notes else []
+    notes = [*args.old_names, *notes]
+    return processing_class, [" ".join(dict.fromkeys(notes))] if notes else []
 
 
 def _put(values: Values, name: str, value: Any, as_given: str) -> None:

@@ -64,8 +64,7 @@ def prepare_ahead(
         }
     if args.streaming or args.skips_preparation or args.shuffle_dataset or not _can_be_read_again(data):
         return data
-    tokenizer = processing_class.tokenizer if vision.is_processor(processing_class) else processing_class
-    max_length, _ = lowered_length(args.max_length, tokenizer)
+    max_length, _ = lowered_length(args.max_length, vision.tokenizer_of(processing_class))
     wanted = args.prepare_options(evaluation=name != "train")
     options = replace(wanted, max_length=max_length, share_prefixes=bool(args.share_prefixes))
     own = None if has_ids(data) else formatting_func
@@ -130,6 +129,6 @@ def _can_be_read_again(data: Any) -> bool:
 
 def _marks_of(processing_class: Any) -> tuple[Any, ...]:
     """What may be changed in a tokenizer between its loading and its use; its vocabulary stays."""
-    tokenizer = processing_class.tokenizer if vision.is_processor(processing_class) else processing_class
+    tokenizer = vision.tokenizer_of(processing_class)
     template = getattr(processing_class, "chat_template", None)
     return template, tokenizer.chat_template, tokenizer.special_tokens_map, tokenizer.get_added_vocab()

@@ -98,12 +98,13 @@ class Datasets:
     """Prepares datasets, and keeps their ledgers.
 
     Args:
+        processing_class: a tokenizer; for rows with images a processor, of which a caller's `collator` takes the
+            tokenizer alone.
         formatting_func: the caller's; see `honed.data.read.formatting`.
         collator: the caller's; None for ours.
         flat: whether our batches are flat.
         shares_prefixes: whether shared prefixes are computed once.
-        processor: for rows with images; None for text.
-        pixels: what their pixels are cast to; None to leave them.
+        pixel_dtype: what the pixels of images are cast to; None to leave them.
 
     Attributes:
         collator: the collator in use.
@@ -118,31 +119,31 @@ class Datasets:
     def __init__(
         self,
         args: SFTConfig,
-        tokenizer: Any,
+        processing_class: Any,
         *,
         formatting_func: Callable[[Any], Any] | None,
         collator: Collator | None,
         flat: bool,
         shares_prefixes: bool = False,
-        processor: Any = None,
-        pixels: torch.dtype | None = None,
+        pixel_dtype: torch.dtype | None = None,
     ) -> None:
-        self.args, self.tokenizer, self._formatting_func = args, tokenizer, formatting_func
-        self._shares_prefixes, self._processor = shares_prefixes, processor
+        self.args, self.tokenizer, self._formatting_func = args, vision.tokenizer_of(processing_class), formatting_func
+        self._processing_class = processing_class if collator is None else self.tokenizer
+        self._shares_prefixes = shares_prefixes
         self.prepared: dict[str, Prepared | VisionPrepared] = {}
         self.streamed: RowStream | None = None
         self.notes: list[str] = []
         self._custom = collator
         padding = {
-            "pad_token_id": getattr(tokenizer, "pad_token_id", None) or 0,
+            "pad_token_id": getattr(self.tokenizer, "pad_token_id", None) or 0,
             "multiple_of": int(args.pad_to_multiple_of or 1),
         }
         self.padded = PaddedCollator(**padding)
         own = sequence_parallel.collator_of(args, share_prefixes=shares_prefixes, **padding) if flat else self.padded
         self.collator: Collator = collator or (TokenCollator(collate=own) if args.skips_preparation else own)
-        if processor is not None:
+        if vision.is_processor(self._processing_class):
             multiple = self.padded.multiple_of
-            self.collator = vision.VisionCollator(processor=processor, multiple_of=multiple, dtype=pixels)
+            self.collator = vision.VisionCollator(processor=processing_class, multiple_of=multiple, dtype=pixel_dtype)
         if collator is not None and args.packing and not args.skips_preparation:
             raise RecipeError(
                 f"packing=True packs nothing for a {type(collator).__name__}: it gets one document a row.",
@@ -161,28 +162,17 @@ class Datasets:
             if not hasattr(dataset, "__len__"):  # else accelerate slices the first rank's batches for all
                 self.args.accelerator_config.dispatch_batches = False
             return dataset
-        ahead, dataset = dataset, given(dataset)
-        _refuse_transform(dataset)
-        formatting_func = self._formatting(dataset)
-        options = self.args.prepare_options(evaluation=name != "train")
-        options = replace(options, share_prefixes=self._shares_prefixes)
-        if isinstance(self._custom, DataCollatorForCompletionOnlyLM):  # which masks the prompts itself
-            options = replace(options, train_on="all")
-        if name == "train" and stream.is_streamed(dataset, self.args):
-            return self._streamed(dataset, options, formatting_func)
-        rows = _shuffled(dataset, self.args.seed) if self.args.shuffle_dataset else ahead
-        try:
-            made = self._make(rows, options, formatting_func, name)
-        except DataError as error:
-            if self._custom is None:
-                raise
-            raw = "if the data_collator takes rows as they are, set dataset_kwargs={'skip_prepare_dataset': True}"
-            raise DataError(error.problem, fix=f"{error.fix}; {raw}") from None
+        source = given(dataset)
+        _refuse_transform(source)
+        formatting_func, options = self._formatting(source), self._options(name)
+        if name == "train" and stream.is_streamed(source, self.args):
+            return self._streamed(source, options, formatting_func)
+        made = self._prepare(dataset, options, formatting_func, name)
         if name == "train":
             self._refuse_less_than_a_batch(len(made.rows))
+            if self._custom is None and formatting_func is None:
+                self.notes += notes_of_user_turns(source, self.args, options)
         self.prepared[name] = made
-        if name == "train" and self._custom is None and formatting_func is None:
-            self.notes += notes_of_user_turns(dataset, self.args, options)
         self._tell_cuts(name, made)
         self.notes += [note if name == "train" else f"{name} set: {note}" for note in made.ledger.notes]
         if self._custom is None or isinstance(made.rows, VisionRows):
@@ -221,12 +211,28 @@ class Datasets:
             if isinstance(made.rows, PackedRows) and not np.isin(made.rows.table.weights, (0, 1)).all()
         ]
 
-    def _make(self, rows: Any, options: PrepareOptions, formatting_func: Any, name: str) -> Prepared | VisionPrepared:
-        if self._processor is not None and (self.args.dataset_num_proc or 1) > 1:
+    def _options(self, name: str) -> PrepareOptions:
+        options = replace(self.args.prepare_options(evaluation=name != "train"), share_prefixes=self._shares_prefixes)
+        masks_itself = isinstance(self._custom, DataCollatorForCompletionOnlyLM)
+        return replace(options, train_on="all") if masks_itself else options
+
+    def _prepare(
+        self, data: Any, options: PrepareOptions, formatting_func: Any, name: str
+    ) -> Prepared | VisionPrepared:
+        """What the data set gives, if it was prepared ahead; else made now."""
+        own, args = self._processing_class, self.args
+        if vision.is_processor(own) and (args.dataset_num_proc or 1) > 1:
             self.notes.append("dataset_num_proc (data.workers) has no effect on rows with images.")
-        own = self.tokenizer if self._processor is None else self._processor
-        desc = f"Preparing {name} data"
-        return prepare_rows(rows, own, options, self.args, formatting_func=formatting_func, desc=desc)
+        rows = _shuffled(given(data), args.seed) if args.shuffle_dataset else data
+        try:
+            return prepare_rows(
+                rows, own, options, args, formatting_func=formatting_func, desc=f"Preparing {name} data"
+            )
+        except DataError as error:
+            if self._custom is None:
+                raise
+            raw = "if the data_collator takes rows as they are, set dataset_kwargs={'skip_prepare_dataset': True}"
+            raise DataError(error.problem, fix=f"{error.fix}; {raw}") from None
 
     def _formatting(self, dataset: Any) -> Callable[[Any], Any] | None:
         if self._formatting_func is not None and has_ids(dataset):

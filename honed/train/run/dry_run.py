@@ -98,23 +98,21 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
 def _dry_run(recipe: Recipe, args: SFTConfig, *, overwrite: bool) -> DryRun:
     notes = [*args.old_names, *rules.check(args)]
     data = run_data(recipe.data, seed=args.seed)
-    found = vision.load_processing_class(recipe.model, None if args.streaming else data.train)
-    processing_class = vision.with_asked_tokens(found, args)
-    sees = vision.is_processor(processing_class)
-    tokenizer = processing_class.tokenizer if sees else processing_class
-    model = meta_model(recipe.model, sees=sees)
+    loaded = vision.load_processing_class(recipe.model, None if args.streaming else data.train)
+    processing_class = vision.with_asked_tokens(loaded, args)
+    is_multimodal = vision.is_processor(processing_class)
+    model = meta_model(recipe.model, sees=is_multimodal)
     dtype = _dtype(recipe, args)
     parameters = model.num_parameters()
-    notes += fit_to_model(args, model, tokenizer)
-    model, told = _with_adapter(recipe, args, model, sees=sees)
+    notes += fit_to_model(args, model, vision.tokenizer_of(processing_class))
+    model, adapter_notes = _with_adapter(recipe, args, model, is_multimodal=is_multimodal)
     datasets = Datasets(
         args,
-        tokenizer,
+        processing_class,
         formatting_func=None,
         collator=None,
         flat=True,
         shares_prefixes=bool(args.share_prefixes),
-        processor=processing_class if sees else None,
     )
     rows = None if args.streaming else datasets.make("train", data.train)
     if rows is not None and data.held_out is not None:
@@ -126,8 +124,8 @@ def _dry_run(recipe: Recipe, args: SFTConfig, *, overwrite: bool) -> DryRun:
     steps = counts["steps"]
     if args.lr_scheduler_type.value != "constant":
         notes += notes_on_warm_up(args.get_warmup_steps(steps), steps)
-    costs, told_of_costs = _costs(recipe, args, rows, ledger, counts["tokens_per_step"])
-    notes += told_of_costs + told
+    costs, cost_notes = _costs(recipe, args, rows, ledger, counts["tokens_per_step"])
+    notes += cost_notes + adapter_notes
     return DryRun(
         recipe=recipe,
         args=args,
@@ -220,17 +218,17 @@ def first_rows(data: Any, options: PrepareOptions) -> list[tuple[Any, Any, Prepa
     return found[:SHOWN_ROWS]
 
 
-def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, *, sees: bool) -> tuple[Any, list[str]]:
+def _with_adapter(recipe: Recipe, args: SFTConfig, model: Any, *, is_multimodal: bool) -> tuple[Any, list[str]]:
     if recipe.lora is None:
         return model, [train_only(model, args.trainable)] if args.trainable else []
     # Other initialisations, DoRA's magnitudes and new tokens' embeddings need weights.
     adapter: Any = lora_config(**{**lora_options(recipe.lora), "init": True, "use_dora": False})
     notes: list[str] = []
-    if sees:
+    if is_multimodal:
         adapter, notes = vision.fit(args, model, adapter)
     with torch.device("meta"):
-        trained, told = ready_to_train(model, adapter, checkpointing=False)
-    return trained, notes + told
+        trained, adapter_notes = ready_to_train(model, adapter, checkpointing=False)
+    return trained, notes + adapter_notes
 
 
 def _dtype(recipe: Recipe, args: SFTConfig) -> str:

@@ -155,7 +155,7 @@ def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say:
     with record.timed("load"):
         model = load_weights(recipe, args, processing_class)
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {device_name(args.device)}")
-    tokenizer = processing_class.tokenizer if vision.is_processor(processing_class) else processing_class
+    tokenizer = vision.tokenizer_of(processing_class)
     with record.timed("answer before"):
         before = _answers(plan, model, tokenizer, template, desc="Answering before")
     with record.timed("prepare"), ranks.one_per_node_first():

@@ -43,8 +43,7 @@ def prepare_run(recipe: Recipe, args: SFTConfig, ranks: RunRanks, *, asks: bool)
     whole = dataclasses.replace(recipe.data, eval_share=None)
     shown = None if args.streaming else run_data(whole, seed=args.seed).train
     processing_class = vision.with_asked_tokens(vision.load_processing_class(recipe.model, shown), args)
-    sees = vision.is_processor(processing_class)
-    make = VisionTemplate if sees else make_template
+    make = VisionTemplate if vision.is_processor(processing_class) else make_template
     template = make(processing_class, args.prepare_options())
     write_template(processing_class, template, args.prepare_options())
     if asks:
@@ -60,17 +59,16 @@ def prepare_run(recipe: Recipe, args: SFTConfig, ranks: RunRanks, *, asks: bool)
 
 def load_weights(recipe: Recipe, args: SFTConfig, processing_class: Any) -> Any:
     """The model, with rows for the tokens that the recipe adds."""
-    sees = vision.is_processor(processing_class)
     with loaded_whole(args) as device:
         model = load_model(
             recipe.model,
             device=device,
             dtype=recipe.dtype,
             trains_all=recipe.lora is None,
-            sees=sees,
+            sees=vision.is_processor(processing_class),
             quantization=recipe.quantization,
         )
-    with_rows(model, processing_class.tokenizer if sees else processing_class, args.add_tokens)
+    with_rows(model, vision.tokenizer_of(processing_class), args.add_tokens)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
 
 from honed.data.batch.collate import FlatCollator
 from honed.data.batch.table import PackedRow, PackedRows
@@ -24,8 +24,11 @@ from honed.train.forward import seams
 from honed.train.forward.sequence_parallel import join, share_rows
 from honed.train.metrics import StepMetrics
 from honed.train.ranks import Ranks, tensor_parallel_size
-from honed.train.rows.rows import Datasets, show_row
+from honed.train.rows.rows import show_row
+from honed.train.trainer.loading import LoadingTrainer
 from honed.train.trainer.stops import keep_workers
+
+logger = logging.getLogger(__name__)
 
 OF_THE_END = ("num_tokens", "mean_token_accuracy", "entropy", "aux_loss")  # speeds would include saving and evaluation
 
@@ -56,7 +59,7 @@ class EvenRows:
         return self.rows[index] if index < self.total_dataset_length else self._filling
 
 
-class EvaluatingTrainer(Trainer):
+class EvaluatingTrainer(LoadingTrainer):
     """transformers' Trainer with honed's evaluation; `SFTTrainer` sets the attributes.
 
     Attributes:
@@ -64,11 +67,9 @@ class EvaluatingTrainer(Trainer):
         seams: what is changed in the model while it trains or evaluates.
     """
 
-    data_collator: Any
     metrics: StepMetrics
+    notes: list[str]
     seams: seams.Seams
-    _datasets: Datasets
-    _plain_loss: bool
     _head: ScoringHead | None = None
     _sequence_group: Any = None  # the ranks that share this one's rows
     _cast_for_good = False  # an evaluation has cast the weights to 16 bits
@@ -78,6 +79,7 @@ class EvaluatingTrainer(Trainer):
         """Evaluates; a dataset passed here is prepared like the one given to the constructor."""
         if not isinstance(eval_dataset, str):
             eval_dataset = self._datasets.make_evaluation(eval_dataset)
+            self._tell_new_notes()
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def refuse_cast_weights(self) -> None:
@@ -104,7 +106,16 @@ class EvaluatingTrainer(Trainer):
             raise RecipeError(
                 "With sequence_parallel_size no process has the logits of a row.", fix="predict with one process"
             )
-        return super().predict(self._datasets.make("test", test_dataset), *args, **kwargs)
+        rows = self._datasets.make("test", test_dataset)
+        self._tell_new_notes()
+        return super().predict(rows, *args, **kwargs)
+
+    def _tell_new_notes(self) -> None:
+        """Logs the notes on a data set that was prepared after the constructor logged its own."""
+        new = [note for note in self._datasets.notes if note not in self.notes]
+        self.notes += new
+        for note in new if self.is_world_process_zero() else ():
+            logger.warning(note)
 
     def show(self, row: int = 0, rows: Any = None) -> None:
         """Shows a prepared row with its trained tokens marked: coloured text, or HTML in a notebook.
@@ -239,7 +250,7 @@ class EvaluatingTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
         """Loss of a batch; logits and labels as well unless `prediction_loss_only`, from a plain forward pass."""
-        if self._plain_loss or "labels" not in inputs:
+        if self._custom_loss or "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         items = self._get_num_items_in_batch([inputs], self.args.device)

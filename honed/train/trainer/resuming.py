@@ -44,11 +44,11 @@ _IDENTITY = (
     *("adam_beta1", "adam_beta2", "adam_epsilon"),
 )
 # These may change on resuming; the change is reported.
-_TOLD = (
+_CHANGEABLE = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16"),
 )
-_GOES_ON = "A script does with train(resume_from_checkpoint='auto')."
+_HOW_TO_RESUME = "A script does with train(resume_from_checkpoint='auto')."
 
 
 class ResumingTrainer(WatchedTrainer):
@@ -62,18 +62,15 @@ class ResumingTrainer(WatchedTrainer):
 
     asked_to_stop: threading.Event | None = None
     tell: Callable[[str], None] = staticmethod(logger.warning)
-    stream_loader: Any
-    args: Any
-    _fills_rounds: Callable[[], bool]  # whether an epoch has each row once on any number of ranks, see `filling`
     _ctrl_c: threading.Event | None = None
-    _began_at: int | None = None  # the step at which this process began to train
-    _saving_in: Path | None = None
+    _first_step: int | None = None  # the step at which this process began to train
+    _partial_folder: Path | None = None
     _saved = False  # whether `_save` was called for this rank
-    _looks_in: Path | None = None  # a folder without checkpoints, while transformers must not find any
+    _search_folder: Path | None = None  # a folder without checkpoints, while transformers must not find any
     _rotation: Rotation
     _identity: dict[str, Any] | None = None
-    _found: dict[str, Any]  # the position in the checkpoint that is resumed; {} for a new run
-    _began: float  # time.time() when this process began to train
+    _resumed: dict[str, Any]  # the position in the checkpoint that is resumed; {} for a new run
+    _start_time: float  # time.time() when this process began to train
 
     def checkpoint_to_resume(self, given: Any) -> str | None:
         """Returns the checkpoint to resume, or None to start at the beginning.
@@ -87,7 +84,7 @@ class ResumingTrainer(WatchedTrainer):
         if not given:
             return None
         if given not in (True, "auto"):
-            self._look_at(Path(given))
+            self._check_named(Path(given))
             return str(given)
         path, notes = self._newest_good()
         for note in notes:
@@ -101,7 +98,7 @@ class ResumingTrainer(WatchedTrainer):
         if path is not None:
             for note in other_ranks.notes(path, checkpoint.read_position(path)[1], self.args.world_size):
                 self._say(note)
-            self._tell_changes(path)
+            self._report_changes(path)
             self._say(f"going on from {path.name}")
         return None if path is None else str(path)
 
@@ -111,7 +108,7 @@ class ResumingTrainer(WatchedTrainer):
         folder, identity = self.args.output_dir, self.identity()
         if self.args.process_index == 0:
             try:
-                found = [checkpoint.latest_good(folder, identity, engine=self._engine(), alike=self._alike)]
+                found = [checkpoint.latest_good(folder, identity, engine=self._engine(), alike=self._may_resume)]
             except RunError as error:  # broadcast, and raised on all ranks
                 found = [error]
         with others_alive(folder):
@@ -120,7 +117,7 @@ class ResumingTrainer(WatchedTrainer):
             raise newest
         return newest
 
-    def _alike(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    def _may_resume(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
         """Whether a checkpoint is of this run; the number of ranks may differ if each step keeps its rows."""
         return other_ranks.keep_rows(there, here) if self._fills_rounds() else there == here
 
@@ -174,7 +171,7 @@ class ResumingTrainer(WatchedTrainer):
             with until_sigterm() as self.asked_to_stop:
                 yield
         except Stopped as stopped:
-            self._say(f"{stopped} {_GOES_ON}")
+            self._say(f"{stopped} {_HOW_TO_RESUME}")
             raise SystemExit(0) from None
         finally:
             self.asked_to_stop = None
@@ -197,18 +194,18 @@ class ResumingTrainer(WatchedTrainer):
         except Stopped as stopped:
             if self.asked_to_stop is not None and not (self._ctrl_c and self._ctrl_c.is_set()):
                 raise
-            raise KeyboardInterrupt(f"{stopped} {_GOES_ON}") from None
+            raise KeyboardInterrupt(f"{stopped} {_HOW_TO_RESUME}") from None
         finally:
-            self._ctrl_c = self._began_at = None
+            self._ctrl_c = self._first_step = None
 
     def _saves_first(self) -> bool:
         """Called by the Ctrl-C handler: whether steps were taken that must be saved before training ends."""
-        if self._began_at is None or self.state.global_step == self._began_at:
+        if self._first_step is None or self.state.global_step == self._first_step:
             return False
         self._say("The run is saved at the end of this step. Ctrl-C again stops it at once.")
         return True
 
-    def _look_at(self, path: Path) -> None:
+    def _check_named(self, path: Path) -> None:
         """Refuses a damaged checkpoint that the user named, and reports how it differs from this run.
 
         Raises:
@@ -227,18 +224,18 @@ class ResumingTrainer(WatchedTrainer):
         here = json.loads(json.dumps(self.identity()))
         for difference in checkpoint.differences(checkpoint.read_position(path)[1], here):
             self._say(f"{path.name}: {difference}. The run goes on, but it is another one now.")
-        self._tell_changes(path)
+        self._report_changes(path)
 
-    def _tell_changes(self, path: Path) -> None:
+    def _report_changes(self, path: Path) -> None:
         told = checkpoint.read_position(path)[0].get("settings", {})
-        for difference in checkpoint.differences(told, self._told()):
+        for difference in checkpoint.differences(told, self._changeable_settings()):
             self._say(f"{path.name}: {difference}. The rest of the run is as it is set here.")
         if engines.engine_in(path) is None:
             self._say(f"{path.name} holds no optimizer's state (save_only_model): the optimizer begins anew.")
 
-    def _told(self) -> dict[str, Any]:
+    def _changeable_settings(self) -> dict[str, Any]:
         args = self.args.to_dict()
-        return dict(json.loads(json.dumps({name: args.get(name) for name in _TOLD})))
+        return dict(json.loads(json.dumps({name: args.get(name) for name in _CHANGEABLE})))
 
     # ---- saving: transformers writes into a temporary folder next to the checkpoint's final one ----
 
@@ -246,12 +243,12 @@ class ResumingTrainer(WatchedTrainer):
         folder = Path(super()._get_output_dir(trial))
         first, step = self.args.should_save, self.state.global_step
         with checkpoint.written(folder, step, first=first, meet=self.accelerator.wait_for_everyone) as part:
-            self._saving_in = part.parent
+            self._partial_folder = part.parent
             try:
                 with checkpoint.failures_of_ranks():
                     super()._save_checkpoint(model, trial)
             finally:
-                self._saving_in = None
+                self._partial_folder = None
             position = self._position()
             if self.state.best_global_step:  # transformers has the temporary folder's path
                 self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
@@ -265,7 +262,7 @@ class ResumingTrainer(WatchedTrainer):
             self._push_from_checkpoint(str(place))
 
     def _of_others(self, folder: Path) -> list[Path]:
-        return checkpoint.of_others(folder, self.identity(), self._alike)
+        return checkpoint.of_others(folder, self.identity(), self._may_resume)
 
     def _save_now(self) -> None:
         self._save_checkpoint(self.model, trial=None)
@@ -294,10 +291,10 @@ class ResumingTrainer(WatchedTrainer):
         return self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saving_in or self._looks_in or super()._get_output_dir(trial))
+        return str(self._partial_folder or self._search_folder or super()._get_output_dir(trial))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._saving_in is not None:  # the folder is about to be renamed; `_save_checkpoint` uploads afterwards
+        if self._partial_folder is not None:  # the folder is about to be renamed; `_save_checkpoint` uploads afterwards
             return
         with self._sealed():
             super()._push_from_checkpoint(checkpoint_folder)
@@ -330,31 +327,31 @@ class ResumingTrainer(WatchedTrainer):
         return {
             "step": self.state.global_step,
             "last_logged": self._globalstep_last_logged,
-            "seconds": self._found.get("seconds", 0.0) + time.time() - self._began,
+            "seconds": self._resumed.get("seconds", 0.0) + time.time() - self._start_time,
             "stream": None if place is None else place.as_dict(),
-            "settings": self._told(),
+            "settings": self._changeable_settings(),
             "ranks": gather_object([of_this_rank]),
         }
 
     # ---- resuming ----
 
-    def _go_on(self) -> None:
+    def _restore_position(self) -> None:
         """Restores what transformers does not; called after transformers has reset its own counts."""
-        self._began = time.time()
-        self._began_at = self.state.global_step
+        self._start_time = time.time()
+        self._first_step = self.state.global_step
         self._rotation = Rotation(self.args, self.state, of_others=self._of_others, say=self._say)
         rates: list[float] = getattr(self.lr_scheduler, "get_last_lr", list)()
         steps = 0 if not rates or any(rates) else self.state.max_steps
         for note in notes_on_warm_up(self.args.get_warmup_steps(steps), steps):
             self._say(note)
         self.forget_after(self.state.global_step)
-        ranks = self._found.get("ranks", [])
+        ranks = self._resumed.get("ranks", [])
         if not ranks:  # written by another program
             return
         mine = other_ranks.shared_anew(ranks, self.args.world_size)[self.args.process_index]
         self._tr_loss.fill_(mine["loss"])
         self._total_loss_scalar = mine["total_loss"]
-        self._globalstep_last_logged = self._found["last_logged"]
+        self._globalstep_last_logged = self._resumed["last_logged"]
         self._initial_global_step = 0  # the final loss and speed are those of the whole run
         self.metrics.restore(mine["metrics"])
         self.watch.restore(mine["watch"])
@@ -365,7 +362,7 @@ class ResumingTrainer(WatchedTrainer):
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _inner_training_loop(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
-        self._found = {} if resume_from_checkpoint is None else checkpoint.read_position(resume_from_checkpoint)[0]
+        self._resumed = {} if resume_from_checkpoint is None else checkpoint.read_position(resume_from_checkpoint)[0]
         return super()._inner_training_loop(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -375,16 +372,16 @@ class ResumingTrainer(WatchedTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        self._looks_in = Path(super()._get_output_dir(trial), "none")  # else it deletes those of other runs
+        self._search_folder = Path(super()._get_output_dir(trial), "none")  # else it deletes those of other runs
         try:
-            ended = super()._finalize_training(trial, num_train_samples, start_time - self._found.get("seconds", 0.0))
+            ended = super()._finalize_training(trial, num_train_samples, start_time - self._resumed.get("seconds", 0.0))
         finally:
-            self._looks_in = None
+            self._search_folder = None
         if self.args.should_save:
             self._rotation.at_the_end()
         return ended
 
-    def _stops(self) -> bool:
+    def _is_asked_to_stop(self) -> bool:
         """Whether any rank was asked to stop."""
         events = [event for event in (self.asked_to_stop, self._ctrl_c) if event is not None]
         asked = any(event.is_set() for event in events)

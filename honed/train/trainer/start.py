@@ -11,29 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
 
 from honed.data.prepare.prepare import tokenizer_with_template
 from honed.data.vision.template import shows_images
 from honed.errors import ModelError, RecipeError
 from honed.loss.router import aux_loss_coefficient
+from honed.model.adapters.adapters import ready_to_train
 from honed.model.load.added_tokens import with_rows, with_tokens
 from honed.model.load.load import load_model, load_processor, load_tokenizer, sees_images
 from honed.model.load.packed_experts import PackedWeight
 from honed.model.load.quantize import quantized_options
 from honed.model.load.vocabulary import with_pad_token
 from honed.ops import attention
-from honed.train.forward import sequence_parallel, vision
-from honed.train.forward.checkpointing import set_switch
+from honed.train.forward import vision
+from honed.train.forward.checkpointing import recomputes, set_switch
 from honed.train.forward.lengths import fit_length
 from honed.train.forward.rotations import rotation_notes
-from honed.train.forward.seams import Seams, base_model, refuse_padding
+from honed.train.forward.seams import Seams, base_model, find_seams, lora_alone, refuse_padding
 from honed.train.forward.zero3 import loaded_whole
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import need_launcher
 from honed.train.options.surroundings import is_sharded, only_first_rank_loads
 from honed.train.ranks import tensor_parallel_size
-from honed.train.rows.ahead import prepare_ahead
 
 BATCHES_OF_ONE = "set per_device_train_batch_size=1, per_device_eval_batch_size=1 and more gradient_accumulation_steps"
 FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of documents
@@ -55,22 +55,52 @@ def model_name(model: Any) -> str:
     return str(base_model(model).config.name_or_path) if isinstance(model, nn.Module) else os.fspath(model)
 
 
+def trainable_model(
+    model: Any,
+    args: SFTConfig,
+    processing_class: Any,
+    *,
+    quantization_config: Any,
+    peft_config: Any,
+    custom_batches: bool,
+) -> tuple[nn.Module, list[str]]:
+    """The model with its adapter, and notes; lowers our own `args` to what the model can do.
+
+    Args:
+        model, processing_class, quantization_config, peft_config: see `SFTTrainer`.
+        custom_batches: whether the caller's collator makes the batches, with images or without.
+
+    Raises:
+        ModelError, RecipeError: it cannot be loaded, or not be trained as `args` ask for.
+    """
+    is_multimodal, tokenizer = vision.is_processor(processing_class), vision.tokenizer_of(processing_class)
+    loaded, notes = make_model(model, args, quantization_config, is_multimodal=is_multimodal)
+    notes += fit_to_model(args, loaded, tokenizer)
+    if is_multimodal and not custom_batches:
+        peft_config, more = vision.fit(args, loaded, peft_config)
+        notes += more
+    set_seed(args.seed)  # Trainer does so only after the adapter's weights are drawn
+    checkpointing = recomputes(args)
+    trained, more = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=checkpointing, **args.chosen)
+    return trained, notes + more + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
+
+
 def make_model(
-    model: Any, args: SFTConfig, quantization_config: Any, notes: list[str], *, sees: bool = False
-) -> nn.Module:
-    """The model itself, or loaded from its name; with `sees`, including its vision tower.
+    model: Any, args: SFTConfig, quantization_config: Any = None, *, is_multimodal: bool = False
+) -> tuple[nn.Module, list[str]]:
+    """The model itself, or loaded from its name (with `is_multimodal` including its vision tower), and notes.
 
     Raises:
         ModelError, RecipeError: it cannot be loaded; the message says why.
     """
     options = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
     if isinstance(model, nn.Module):
-        if options or quantization_config is not None:
-            notes.append(
-                "model_init_kwargs and quantization_config have no effect on a model that is loaded already. "
-                "Pass the model's name instead, or load it with them."
-            )
-        return model
+        note = (
+            "model_init_kwargs and quantization_config have no effect on a model that is loaded already. "
+            "Pass the model's name instead, or load it with them."
+        )
+        return model, [note] if options or quantization_config is not None else []
+    notes = []
     options = quantized_options(options, quantization_config)
     if "torch_dtype" in options:
         notes.append("torch_dtype is called dtype now (in model_init_kwargs).")
@@ -83,7 +113,7 @@ def make_model(
         )
     need_launcher(args)
     with loaded_whole(args) as device:
-        return load_model(model_name(model), device=device, sees=sees, **options)
+        return load_model(model_name(model), device=device, sees=is_multimodal, **options), notes
 
 
 def make_processing_class(given: Any, name: str, args: SFTConfig, rows: Any) -> Any:
@@ -93,25 +123,6 @@ def make_processing_class(given: Any, name: str, args: SFTConfig, rows: Any) -> 
     if not vision.is_processor(given):
         return make_tokenizer(given, name, args)
     return vision.with_tokenizer(given, make_tokenizer(given.tokenizer, name, args))
-
-
-def prepare_early(
-    datasets: tuple[Any, Any], model: Any, args: SFTConfig, processing_class: Any, formatting_func: Any
-) -> tuple[Any, Any]:
-    """The training and the evaluation set, prepared if the model's weights are still to be loaded.
-
-    Args:
-        model: as given; False where the caller's collator may want other rows, which are left to `Datasets`.
-
-    Raises:
-        DataError, TemplateError: the rows cannot be trained.
-    """
-    if not isinstance(model, (str, os.PathLike)):
-        return datasets
-    train, evaluation = datasets
-    own: dict[str, Any] = {"formatting_func": formatting_func}
-    made = prepare_ahead(train, processing_class, args, **own)
-    return made, prepare_ahead(evaluation, processing_class, args, name="eval", **own)
 
 
 def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:
@@ -175,23 +186,21 @@ def fit_padding(args: SFTConfig, model: nn.Module, *, flat: bool) -> list[str]:
     return ["pad_to_multiple_of has no effect: the router's auxiliary loss would count the padding of flat batches."]
 
 
-def fit_ranks(args: SFTConfig, model: nn.Module, seams: Seams, *, checkpoints: bool, own_parts: bool = False) -> None:
+def fit_ranks(args: SFTConfig, model: nn.Module) -> None:
     """Sets `ddp_find_unused_parameters=False` in our own `args` for adapters trained with checkpointing.
 
     transformers does so for whole models. Each pass uses the whole adapter, unless it covers a vision tower. The search
     costs a graph traversal per step, and reentrant checkpointing does not support it.
 
     Raises:
-        ModelError, RecipeError: ranks cannot share rows, see `sequence_parallel.check`.
         ModelError: packed experts would be sharded or compiled.
         RecipeError: only the first rank has weights, and those that are tied cannot be tied again on the others.
     """
-    sequence_parallel.check(args, model, seams, own_parts=own_parts)
     if any(isinstance(weight, PackedWeight) for weight in model.parameters()):
         _refuse_packed(args)
     inner = base_model(model)
     adapts_text = inner is not model and not hasattr(inner.config, "vision_config")
-    if args.ddp_find_unused_parameters is None and checkpoints and adapts_text:
+    if args.ddp_find_unused_parameters is None and recomputes(args) and adapts_text:
         args.ddp_find_unused_parameters = False
     tied = getattr(inner.config.get_text_config(), "tie_word_embeddings", False)
     if only_first_rank_loads(args) and tied and hasattr(inner.get_output_embeddings(), "modules_to_save"):
@@ -200,6 +209,15 @@ def fit_ranks(args: SFTConfig, model: nn.Module, seams: Seams, *, checkpoints: b
             "(modules_to_save).",
             fix="set cpu_ram_efficient_loading=False in fsdp_config, or leave the head out of modules_to_save",
         )
+
+
+def try_seams(model: nn.Module, *, custom_loss: bool, is_multimodal: bool) -> Seams:
+    """The seams that this model takes; of the caller's own loss, which needs plain logits, its LoRA layers alone."""
+    seams = lora_alone(model) if custom_loss else find_seams(model)
+    if not is_multimodal:
+        return seams
+    # honed's attention does not cover vision towers, so rows are padded
+    return replace(seams, flat=False, notes=lora_alone(model).notes if seams.scoring else seams.notes)
 
 
 def choose_attention(

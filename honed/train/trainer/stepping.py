@@ -168,7 +168,7 @@ class SteppingTrainer(EvaluatingTrainer):
             logger.warning(note)
 
     def _can_do_again(self) -> bool:
-        elsewhere = self.args.world_size > 1 or self.is_deepspeed_enabled or self._plain_loss
+        elsewhere = self.args.world_size > 1 or self.is_deepspeed_enabled or self._custom_loss
         return not elsewhere and stepping_in_backward(self.optimizer) is None
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

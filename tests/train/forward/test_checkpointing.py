@@ -147,7 +147,7 @@ def test_without_a_budget_the_free_memory_decides(
 def test_what_cannot_be_planned_recomputes_all(make: Callable[..., SFTTrainer], model: Any) -> None:
     args = make(gradient_checkpointing=False).args
     args.gradient_checkpointing = "auto"
-    for found in (decide(args, model, None), decide(args, model, (64, 1), sees=True)):
+    for found in (decide(args, model, None), decide(args, model, (64, 1), is_multimodal=True)):
         assert found.layers == LAYERS and "all layers, because" in str(found.note)
 
 

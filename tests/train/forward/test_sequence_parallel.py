@@ -89,15 +89,15 @@ EXPERTS = {"num_local_experts": 2, "router_aux_loss_coef": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("family", "own_parts", "told"),
+    ("family", "custom_parts", "told"),
     [("llama", True, "would get slices of rows"), ("mixtral", False, "router's auxiliary loss")],
 )
 def test_what_slices_do_not_have_is_refused(
-    family: str, own_parts: bool, told: str, tiny_model: Any, of_rank: Rank
+    family: str, custom_parts: bool, told: str, tiny_model: Any, of_rank: Rank
 ) -> None:
     model = tiny_model(family, **(EXPERTS if family == "mixtral" else {}))
     with pytest.raises(RecipeError, match=told):
-        check(of_rank(0, 2), model, Seams(flat=True), own_parts=own_parts)
+        check(of_rank(0, 2), model, Seams(flat=True), custom_parts=custom_parts)
 
 
 class ReadsBatches(SFTTrainer):

@@ -97,8 +97,8 @@ def asked(share: Any, **options: Any) -> SFTConfig:
 @pytest.mark.parametrize(("family", "options"), FAMILIES)
 def test_fitting_models_are_found(family: str, options: dict[str, Any], tiny_model: Callable[..., Any]) -> None:
     model = tiny_model(family, **options)
-    assert shared_prefixes.decide(asked("auto"), model, seams.find_seams(model))
-    assert not shared_prefixes.decide(asked(False), model, seams.Seams(flat=True))
+    assert shared_prefixes.decide(asked("auto"), model, seams.find_seams(model)) == (True, [])
+    assert shared_prefixes.decide(asked(False), model, seams.Seams(flat=True)) == (False, [])
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_what_cannot_share_says_why(
 ) -> None:
     model = tiny_model(family, **options)
     found = seams.Seams(flat=True)
-    assert not shared_prefixes.decide(asked("auto"), model, found)
-    assert reason in found.notes[0]
+    shares, [note] = shared_prefixes.decide(asked("auto"), model, found)
+    assert not shares and reason in note and not found.notes
     with pytest.raises(ModelError, match="share_prefixes=True, but"):
         shared_prefixes.decide(asked(True), model, found)
 
@@ -130,10 +130,10 @@ def test_options_in_the_way_say_so(
 ) -> None:
     """The model by itself could: no noise, and a balance that counts nothing."""
     model = tiny_model(family, num_local_experts=2, router_aux_loss_coef=0.0)
-    assert shared_prefixes.decide(asked(True), model, seams.find_seams(model))
+    assert shared_prefixes.decide(asked(True), model, seams.find_seams(model)) == (True, [])
     found = seams.Seams(flat=True)
-    assert not shared_prefixes.decide(asked("auto", **options), model, found)
-    assert reason in found.notes[0]
+    shares, [note] = shared_prefixes.decide(asked("auto", **options), model, found)
+    assert not shares and reason in note
     with pytest.raises(ModelError, match=reason):
         shared_prefixes.decide(asked(True, **options), model, found)
 
@@ -145,6 +145,16 @@ def test_a_model_without_flat_rows_cannot_share(tiny_model: Callable[..., Any]) 
 def test_an_unknown_wish_is_refused(tiny_model: Callable[..., Any]) -> None:
     with pytest.raises(RecipeError, match="share_prefixes is 'yes'"):
         shared_prefixes.decide(asked("yes"), tiny_model(), seams.Seams())
+
+
+def test_the_trainer_says_why_it_does_not_share(
+    tiny_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    config = SFTConfig(output_dir=str(tmp_path), share_prefixes="auto", use_cpu=True, report_to="none")
+    model, rows = tiny_model(attention_dropout=0.1), [{"text": "why fox"}] * 2
+    trainer = SFTTrainer(model, config, train_dataset=rows, processing_class=tiny_tokenizer)
+    [note] = [note for note in trainer.notes if "prefixes are not shared" in note]
+    assert "dropout" in note
 
 
 @pytest.mark.parametrize("packing", [True, False])

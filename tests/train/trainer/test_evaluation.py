@@ -180,3 +180,16 @@ def test_weights_that_an_evaluation_rounded_are_not_trained(make: Make, chat_row
     assert next(trainer.model.parameters()).dtype == torch.bfloat16
     with pytest.raises(RunError, match=r"bf16_full_eval=True.*\n.*leave bf16_full_eval out"):
         trainer.train()
+
+
+def test_rows_that_are_cut_for_an_evaluation_are_told_once(
+    make: Make, chat_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make(chat_rows, max_length=40)
+    caplog.clear()
+    long = [{"prompt": "why", "completion": " yes" * 60}]
+    for use in (trainer.evaluate, trainer.evaluate, trainer.predict):
+        use(long)
+    cut = [record.message for record in caplog.records if "are longer than max_length=40" in record.message]
+    assert [note.split(" set")[0] for note in cut] == ["1 of 1 row of the eval", "1 of 1 row of the test"]
+    assert set(cut) <= set(trainer.notes)

@@ -59,15 +59,12 @@ def test_plain_arguments_keep_their_values(tmp_path: Path) -> None:
 
 
 def test_keywords_reach_from_pretrained(folder: Folder, quick: dict[str, Any]) -> None:
-    notes: list[str] = []
     options = {"torch_dtype": "bfloat16", "attn_implementation": "eager", "low_cpu_mem_usage": True}
     before = copy.deepcopy(options)
-    model = start.make_model(folder(), SFTConfig(**quick, model_init_kwargs=options), None, notes)
+    model, notes = start.make_model(folder(), SFTConfig(**quick, model_init_kwargs=options))
     assert model.dtype == torch.bfloat16 and model.config._attn_implementation == "eager"
     assert options == before and notes == ["torch_dtype is called dtype now (in model_init_kwargs)."]
-    auto = start.make_model(
-        folder(dtype=torch.float16), SFTConfig(**quick, model_init_kwargs={"dtype": "auto"}), None, []
-    )
+    auto, _ = start.make_model(folder(dtype=torch.float16), SFTConfig(**quick, model_init_kwargs={"dtype": "auto"}))
     assert auto.dtype == torch.float16
 
 
@@ -76,12 +73,12 @@ def test_trust_and_quantisation_reach_the_loader(quick: dict[str, Any], monkeypa
     monkeypatch.setattr(start, "load_model", lambda name, **options: seen.update(options, name=name))
     monkeypatch.setattr(start, "load_tokenizer", lambda name, **options: seen.update(tokenizer=options) or FakeTokens())
     args = SFTConfig(**quick, trust_remote_code=True, model_init_kwargs={"revision": "v2"})
-    start.make_model("owner/name", args, "bits", [])
+    start.make_model("owner/name", args, "bits")
     start.make_tokenizer(None, "owner/name", args)
     assert seen["trust_remote_code"] is True and seen["quantization_config"] == "bits" and seen["revision"] == "v2"
     assert seen["tokenizer"] == {"trust_remote_code": True, "revision": "v2"}
     with pytest.raises(ModelError, match="quantised twice"):
-        start.make_model("x", SFTConfig(**quick, model_init_kwargs={"quantization_config": 1}), 2, [])
+        start.make_model("x", SFTConfig(**quick, model_init_kwargs={"quantization_config": 1}), 2)
 
 
 class FakeTokens:
@@ -92,15 +89,14 @@ def test_each_rank_loads_onto_its_own_device(quick: dict[str, Any], monkeypatch:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(start, "load_model", lambda name, **options: seen.update(options))
     monkeypatch.setattr(SFTConfig, "world_size", 2)
-    notes: list[str] = []
-    start.make_model("x", SFTConfig(**quick, model_init_kwargs={"device_map": "auto"}), None, notes)
+    _, notes = start.make_model("x", SFTConfig(**quick, model_init_kwargs={"device_map": "auto"}))
     assert seen["device_map"] == {"": 0} and "each rank has its own" in notes[0]
 
 
 def test_keywords_for_a_loaded_model_are_told_of(tiny_model: Callable[..., Any], quick: dict[str, Any]) -> None:
-    notes: list[str] = []
     model = tiny_model()
-    assert start.make_model(model, SFTConfig(**quick, model_init_kwargs={"dtype": "auto"}), None, notes) is model
+    found, notes = start.make_model(model, SFTConfig(**quick, model_init_kwargs={"dtype": "auto"}))
+    assert found is model
     assert "no effect on a model that is loaded already" in notes[0]
 
 
@@ -287,8 +283,8 @@ def test_ddp_looks_for_unused_weights_where_a_pass_may_leave_some(
         (adapter, True, True, True),
         (tiny_model(), True, None, None),
     ]:
-        args = args_with(tmp_path, ddp_find_unused_parameters=given)
-        start.fit_ranks(args, model, Seams(), checkpoints=checkpoints)
+        args = args_with(tmp_path, ddp_find_unused_parameters=given, gradient_checkpointing=checkpoints)
+        start.fit_ranks(args, model)
         assert args.ddp_find_unused_parameters is wanted
 
 
@@ -298,10 +294,10 @@ def test_packed_experts_are_neither_sharded_nor_compiled(tmp_path: Path, monkeyp
     model = torch.nn.Module()
     model.weight = torch.nn.Parameter(pack(torch.randn(2, 8, 64), kind="nf4", twice=False), requires_grad=False)
     with pytest.raises(ModelError, match="torch_compile"):
-        start.fit_ranks(args_with(tmp_path, torch_compile=True), model, Seams(), checkpoints=False)
+        start.fit_ranks(args_with(tmp_path, torch_compile=True), model)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ModelError, match="FSDP and DeepSpeed shard numbers"):
-        start.fit_ranks(args_with(tmp_path), model, Seams(), checkpoints=False)
+        start.fit_ranks(args_with(tmp_path), model)
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # peft's
@@ -312,12 +308,12 @@ def test_a_tied_head_that_is_kept_needs_weights_on_all_ranks(
         attach(tiny_model(tie_word_embeddings=ties), lora_config(r=2, modules_to_save=["lm_head"]))
         for ties in (True, False)
     )
-    start.fit_ranks(args_with(tmp_path), tied, Seams(), checkpoints=True)
+    start.fit_ranks(args_with(tmp_path), tied)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-    start.fit_ranks(args_with(tmp_path), apart, Seams(), checkpoints=True)
+    start.fit_ranks(args_with(tmp_path), apart)
     with pytest.raises(RecipeError, match="modules_to_save"):
-        start.fit_ranks(args_with(tmp_path), tied, Seams(), checkpoints=True)
+        start.fit_ranks(args_with(tmp_path), tied)
 
 
 def test_a_balance_without_gradient_is_refused(tiny_model: Callable[..., Any], tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""Which rows SFTTrainer trains on, in which order and on which rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer
+
+from honed.data.batch.table import PackedRows
+from honed.data.prepare.stream import Place
+from honed.train.rows import filling, stream, token_batches
+from honed.train.rows.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
+from honed.train.trainer.stops import keep_workers
+
+
+class LoadingTrainer(Trainer):
+    """transformers' Trainer with honed's training batches; `SFTTrainer` sets the attributes without a value.
+
+    Attributes:
+        stream_loader: the loader of streamed rows, once there is one.
+    """
+
+    args: Any
+    data_collator: Any
+    stream_loader: stream.StreamLoader | None = None
+    _datasets: Datasets
+    _custom_loss: bool  # whether the caller gives `compute_loss_func`
+    _stream_after: tuple[Place, int] | None = None  # where a stream is resumed
+
+    def get_train_dataloader(self) -> Any:
+        """The batches of this rank; a stream deals them out itself, without accelerate."""
+        if not isinstance(self.train_dataset, stream.StreamDataset):
+            return keep_workers(self._rows_loader())
+        size, after = self._train_batch_size, self._stream_after
+        self.stream_loader = stream.loader_of(self.train_dataset, self.args, size=size, after=after)
+        return self.stream_loader
+
+    def _rows_loader(self) -> Any:
+        """Batches of rows; accelerate deals them to the ranks, and the last round is filled up with empty rows."""
+        rows, collate, size = self.train_dataset, self.data_collator, self._train_batch_size
+        if self.args.tokens_per_step is not None:
+            return token_batches.loader_of(rows, self._datasets.collator, self.args, size=size)
+        if self.args.world_size == 1 or not self._fills_rounds():
+            return super().get_train_dataloader()
+        self.data_collator = filling.FilledCollator(collate=collate, untrained=filling.untrained_row(rows))
+        try:
+            loader = self._get_dataloader(
+                filling.FilledRows(rows),
+                description="Training",
+                batch_size=size,
+                sampler_fn=lambda _: self._get_train_sampler(rows),
+                is_training=True,
+            )
+        finally:
+            self.data_collator = collate
+        filling.fill_up(loader)
+        return loader
+
+    def _fills_rounds(self) -> bool:
+        return not self._custom_loss and filling.can_fill(self.train_dataset, self.data_collator)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, PackedRows):
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.data_parallel_size
+        return GroupedByLength(rows, per_step, seed=args.seed if args.data_seed is None else args.data_seed)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # prepared rows have no columns; of unprepared rows, collators get the token columns, or all if there are none
+        columns = list(getattr(self.train_dataset, "column_names", None) or [])
+        tokenised = "input_ids" in columns
+        self._signature_columns = [name for name in columns if not tokenised or name in TOKEN_COLUMNS]
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        return data_collator
