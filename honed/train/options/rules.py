@@ -8,7 +8,7 @@ from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import check_deepspeed
 from honed.train.options.refusals import need_reporters
-from honed.train.options.rule import Rule
+from honed.train.options.rule import Rule, order_is_fixed
 from honed.train.options.rules_of_ranks import RULES_OF_RANKS
 from honed.train.options.surroundings import (
     CUDA_GRAPH_MODES,
@@ -210,6 +210,36 @@ RULES = (
         when=lambda args: args.early_stopping_patience is not None and not args.load_best_model_at_end,
         message="early_stopping_patience ends a run behind its best evaluation, and would save the worse model.",
         fix="set load_best_model_at_end=True, with save_strategy like eval_strategy",
+    ),
+    Rule(
+        name="jit_checkpoint",
+        when=lambda args: args.enable_jit_checkpoint,
+        message="enable_jit_checkpoint=True ends a run on SIGTERM as if it were finished, and of several processes "
+        "only the one that gets the signal.",
+        fix="leave it out; honed finishes the step on SIGTERM, saves, and ends all processes",
+    ),
+    Rule(
+        name="full_eval",
+        when=lambda args: args.bf16_full_eval or args.fp16_full_eval,
+        message="bf16_full_eval and fp16_full_eval cast the model itself: what is trained or saved after evaluate() "
+        "or predict() would be in half precision.",
+        fix="leave it out; bf16=True evaluates in bfloat16, too, and keeps the weights",
+    ),
+    Rule(
+        name="order_of_rows",
+        when=lambda args: not args.streaming and not order_is_fixed(args),
+        message="The seed does not fix the order of the rows with use_seedable_sampler=False (accelerator_config), or "
+        "with dataloader_in_order=False and workers: a resumed run may repeat rows and leave others out, and no "
+        "report names the rows of a step.",
+        fix="leave it out",
+        refuses=False,
+    ),
+    Rule(
+        name="optim_target_modules",
+        when=lambda args: bool(args.optim_target_modules) and not args.optim.value.startswith(("galore", "apollo")),
+        message="optim_target_modules has no effect without one of GaLore's or APOLLO's optimizers.",
+        fix="set optim, for instance to 'galore_adamw', or leave it out",
+        refuses=False,
     ),
     Rule(
         name="threshold_without_patience",
