@@ -17,3 +17,10 @@ class Rule:
     message: str
     fix: str
     refuses: bool = True
+
+
+def order_is_fixed(args: SFTConfig) -> bool:
+    """Whether the seed and the step alone determine which rows a step has."""
+    seeded = args.accelerator_config.use_seedable_sampler or args.tokens_per_step is not None
+    drawn = args.train_sampling_strategy == "random" and not seeded  # from torch's generator when an epoch begins
+    return not drawn and (args.dataloader_in_order or args.dataloader_num_workers == 0)

@@ -8,7 +8,7 @@ from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import check_deepspeed
 from honed.train.options.refusals import need_reporters
-from honed.train.options.rule import Rule
+from honed.train.options.rule import Rule, order_is_fixed
 from honed.train.options.rules_of_ranks import RULES_OF_RANKS
 from honed.train.options.surroundings import (
     CUDA_GRAPH_MODES,
@@ -213,6 +213,29 @@ RULES = (
         fix="set load_best_model_at_end=True, with save_strategy like eval_strategy",
     ),
     Rule(
+        name="jit_checkpoint",
+        when=lambda args: args.enable_jit_checkpoint,
+        message="enable_jit_checkpoint=True lets train() return after SIGTERM as if the run were finished, and only in the "
+        "process that gets the signal.",
+        fix="leave it out; honed finishes the step on SIGTERM, saves, and ends all processes",
+    ),
+    Rule(
+        name="order_of_rows",
+        when=lambda args: not args.streaming and not order_is_fixed(args),
+        message="The seed does not fix the order of the rows with use_seedable_sampler=False (accelerator_config), or "
+        "with dataloader_in_order=False and workers: a resumed run may repeat some rows and skip others, and no "
+        "report names the rows of a step.",
+        fix="leave it out",
+        refuses=False,
+    ),
+    Rule(
+        name="optim_target_modules",
+        when=lambda args: bool(args.optim_target_modules) and not args.optim.value.startswith(("galore", "apollo")),
+        message="optim_target_modules has no effect without one of GaLore's or APOLLO's optimizers.",
+        fix="set optim, for instance to 'galore_adamw', or leave it out",
+        refuses=False,
+    ),
+    Rule(
         name="threshold_without_patience",
         when=lambda args: args.early_stopping_threshold > 0 and args.early_stopping_patience is None,
         message="early_stopping_threshold has no effect without early_stopping_patience.",
@@ -294,14 +317,6 @@ RULES = (
         message="bf16_full_eval and fp16_full_eval cast the model's own weights when evaluate() is called outside of "
         "train(), so what is saved afterwards is rounded to 16 bits, and train() is refused.",
         fix="leave them out; bf16=True evaluates in bfloat16 and keeps the weights",
-        refuses=False,
-    ),
-    Rule(
-        name="batches_out_of_order",
-        when=lambda args: not args.dataloader_in_order and args.dataloader_num_workers > 1,
-        message="dataloader_in_order=False trains batches in the order in which the workers finish them, so no run can "
-        "be repeated, and a resumed run may train some batches twice and skip others.",
-        fix="leave it out",
         refuses=False,
     ),
     Rule(

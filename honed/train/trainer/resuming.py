@@ -231,7 +231,10 @@ class ResumingTrainer(WatchedTrainer):
         for difference in checkpoint.differences(told, self._changeable_settings()):
             self._say(f"{path.name}: {difference}. The rest of the run is as it is set here.")
         if engines.engine_in(path) is None:
-            self._say(f"{path.name} holds no optimizer's state (save_only_model): the optimizer begins anew.")
+            self._say(
+                f"{path.name} holds no optimizer's state (save_only_model): the optimizer begins anew, and the "
+                "learning rate's schedule starts from its beginning."
+            )
 
     def _changeable_settings(self) -> dict[str, Any]:
         args = self.args.to_dict()

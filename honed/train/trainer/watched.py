@@ -17,6 +17,7 @@ from torch import nn
 from honed.data.batch.table import PackedRows
 from honed.errors import RunError
 from honed.quantities import counted
+from honed.train.options.rule import order_is_fixed
 from honed.train.run_folder.metrics_file import drop_after
 from honed.train.trainer.stepping import SteppingTrainer
 
@@ -105,9 +106,10 @@ class WatchedTrainer(SteppingTrainer):
             step: counted from 1, as in the log.
 
         Returns:
-            None if the rows are streamed or not prepared by honed, so that they have no indices.
+            None if the rows have no indices (streamed, or not prepared by honed), or if their order was not fixed.
         """
-        if self._at is None or not isinstance(self.train_dataset, PackedRows) or self.args.ignore_data_skip:
+        numbered = isinstance(self.train_dataset, PackedRows) and not self.args.ignore_data_skip
+        if self._at is None or not numbered or not order_is_fixed(self.args):
             return None
         _, loader, steps = self._at
         epoch, number = divmod(step - 1, steps)

@@ -12,7 +12,7 @@ from honed.errors import RecipeError
 from honed.train.options import rules, surroundings
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import Own
-from honed.train.options.rule import Rule
+from honed.train.options.rule import Rule, order_is_fixed
 
 
 def several_gpus(args: SFTConfig) -> None:
@@ -114,6 +114,9 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "early_stopping_values": {"early_stopping_patience": 0},
     "early_stopping_without_evaluations": {"early_stopping_patience": 2},
     "early_stopping_without_the_best": {"early_stopping_patience": 2, "eval_strategy": "epoch"},
+    "jit_checkpoint": {"enable_jit_checkpoint": True},
+    "order_of_rows": {"dataloader_num_workers": 2, "dataloader_in_order": False},
+    "optim_target_modules": {"optim": "adamw_torch", "optim_target_modules": ["q_proj"]},
     "threshold_without_patience": {"early_stopping_threshold": 0.1},
     "budget_without_auto": {"memory_budget": 8.0},
     "budget_not_positive": {"memory_budget": 0.0, "gradient_checkpointing": "auto"},
@@ -126,7 +129,6 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "shuffled_stream": {"shuffle_dataset": True, "streaming": True},
     "length_grouping": {"train_sampling_strategy": "group_by_length"},
     "evaluation_casts_the_model": {"bf16_full_eval": True},
-    "batches_out_of_order": {"dataloader_in_order": False, "dataloader_num_workers": 2},
     "bf16_on_cpu": {"bf16": True},
     "bf16_emulated": {},
 }
@@ -212,3 +214,17 @@ def test_who_shards_may_be_said_by_the_launcher(
     assert not wanted.when(args) and not surroundings.is_sharded(args)
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")  # as `accelerate launch` does
     assert wanted.when(args) and surroundings.is_sharded(args)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fixed"),
+    [
+        ({}, False),
+        ({"tokens_per_step": 64}, True),
+        ({"train_sampling_strategy": "sequential"}, True),
+        ({"accelerator_config": {}, "dataloader_num_workers": 2}, True),
+    ],
+)
+def test_what_fixes_the_order_of_rows(changes: dict[str, Any], fixed: bool, tmp_path: Path) -> None:
+    args = arguments(tmp_path, {"accelerator_config": {"use_seedable_sampler": False}, **changes})
+    assert order_is_fixed(args) is fixed

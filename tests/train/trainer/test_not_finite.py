@@ -74,6 +74,23 @@ def test_its_rows_are_told_and_training_goes_on(poisoned: Callable[..., SFTTrain
     assert [line["loss"] for line in worst[2:]] == sorted((line["loss"] for line in worst[2:]), reverse=True)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accelerator_config": {"use_seedable_sampler": False}},
+        {"dataloader_num_workers": 2, "dataloader_in_order": False},
+    ],
+)
+def test_rows_are_not_named_where_their_order_was_not_fixed(
+    poisoned: Callable[..., SFTTrainer], changes: dict[str, Any]
+) -> None:
+    trainer = poisoned(2, **changes)
+    trainer.train()
+    [line] = (Path(trainer.args.output_dir) / "not_finite.jsonl").read_text().splitlines()
+    assert json.loads(line)["rows"] is None
+    assert {step["rows"] for step in trainer.worst_steps()} == {None}
+
+
 def test_too_many_end_the_run(poisoned: Callable[..., SFTTrainer]) -> None:
     trainer = poisoned(1, 2, 3, max_not_finite_steps=2)
     with pytest.raises(RunError, match="3 steps, the last of them step 3"):
