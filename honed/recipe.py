@@ -35,7 +35,19 @@ _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-4 as text and `no` as false; here 2e-4 is a number and `no` is text (save_strategy=no)."""
+    """YAML 1.1 reads 2e-4 as text and `no` as false; here 2e-4 is a number and `no` is text (save_strategy=no).
+
+    A key that a mapping has twice is an error: PyYAML would keep the last value and ignore the others.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"found the key {key.value!r} twice", key.start_mark)
+            seen.add(str(key.value))
+        return node
 
 
 class _Dumper(yaml.SafeDumper):

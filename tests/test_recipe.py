@@ -119,6 +119,7 @@ def test_changes_that_cannot_be(changes: list[str], problem: str, fix: str) -> N
     ("content", "problem"),
     [
         (b"model: [", "is not valid YAML"),
+        (b"train:\n  max_steps: 2\n  seed: 1\n  max_steps: 3", "found the key 'max_steps' twice\n.*line 4"),
         (b"- a", "holds no recipe"),
         (b"", "holds no recipe"),
         (b"\xff\xfe\x00", "cannot be read"),

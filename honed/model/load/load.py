@@ -141,7 +141,7 @@ def load_model(
     if is_adapter(folder):
         raise ModelError(
             f"{name} holds an adapter, not a whole model.",
-            fix="name the model that it was trained on, or merge it into that one first (peft: merge_and_unload)",
+            fix="name the model that it was trained on, or merge it into that one first (honed export ADAPTER MERGED)",
         )
     ask_for_model(folder, options)
     options = {"trust_remote_code": False, **options}  # if unset, transformers asks on the terminal

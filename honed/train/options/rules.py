@@ -215,8 +215,8 @@ RULES = (
     Rule(
         name="jit_checkpoint",
         when=lambda args: args.enable_jit_checkpoint,
-        message="enable_jit_checkpoint=True lets train() return after SIGTERM as if the run were finished, and only in the "
-        "process that gets the signal.",
+        message="enable_jit_checkpoint=True lets train() return after SIGTERM as if the run were finished, and only in "
+        "the process that gets the signal.",
         fix="leave it out; honed finishes the step on SIGTERM, saves, and ends all processes",
     ),
     Rule(

@@ -29,9 +29,9 @@ from honed.train.run_folder import checkpoint, engines, other_ranks
 from honed.train.run_folder.identity import digest_of_rows, identity_of_model
 from honed.train.run_folder.secrets import sealed_arguments
 from honed.train.trainer import agreement
+from honed.train.trainer.resumed_settings import SettledTrainer
 from honed.train.trainer.rotation import Rotation
 from honed.train.trainer.tied_weights import lacking, without_copies
-from honed.train.trainer.watched import WatchedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ _CHANGEABLE = (
 _HOW_TO_RESUME = "A script does with train(resume_from_checkpoint='auto')."
 
 
-class ResumingTrainer(WatchedTrainer):
+class ResumingTrainer(SettledTrainer):
     """The layer of `SFTTrainer` that saves and resumes, through hooks of transformers' Trainer.
 
     Attributes:
