@@ -149,7 +149,7 @@ class SFTTrainer(UploadingTrainer):
         self.neftune_noise_alpha = None  # see `SteppingTrainer`
         for callback in [*adapter_callbacks(trained, fp16=args.fp16), *early_stopping(args)]:
             self.add_callback(callback)
-        self._progress, self._window, self._scale_checked = TrainingProgress(), [], not own_loss
+        self._progress, self._window, self._own_loss = TrainingProgress(), [], own_loss
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
