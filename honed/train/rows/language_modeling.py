@@ -17,7 +17,7 @@ from honed.data.read.formats import IGNORE_INDEX
 from honed.errors import DataError, RecipeError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class DataCollatorForLanguageModeling:
     """Pads rows of token ids on the right, or concatenates them. Same name and arguments as TRL's class.
 
@@ -52,16 +52,19 @@ class DataCollatorForLanguageModeling:
                 f"DataCollatorForLanguageModeling(max_length={self.max_length}) would cut rows without counting them.",
                 fix="set SFTConfig(max_length=...) instead",
             )
-        if self.return_tensors != "pt":
-            raise RecipeError(f"return_tensors={self.return_tensors!r}: only 'pt' is supported.", fix="leave it out")
+        _need_torch(self.return_tensors)
 
     def __call__(self, features: Sequence[Mapping[str, Any]], return_tensors: str = "pt") -> dict[str, torch.Tensor]:
+        """See `torch_call`, which subclasses override. `return_tensors` can only be "pt"."""
+        _need_torch(return_tensors)
+        return self.torch_call(features)
+
+    def torch_call(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Collates rows into a batch.
 
         Args:
-            features: mappings with `input_ids`; optional `labels`, `completion_mask` and `assistant_masks` of the same
-                length, and `seq_lengths`, the lengths of a packed row's documents (read with padding_free).
-            return_tensors: only "pt".
+            examples: mappings with `input_ids`; optional `labels`, `completion_mask` and `assistant_masks` of the same
+                length, and `seq_lengths`, the lengths of a packed row's documents.
 
         Returns:
             input_ids, labels and attention_mask int64 (B, L); with padding_free input_ids, labels and position_ids
@@ -70,15 +73,14 @@ class DataCollatorForLanguageModeling:
         Raises:
             DataError: a row without input_ids, or one whose columns differ in length.
         """
-        ids = [_column(row, "input_ids") for row in features]
-        labels = [self._labels(row) for row in features]
-        positions = [torch.arange(len(row)) for row in ids]
+        ids = [_column(row, "input_ids") for row in examples]
+        labels = [self._labels(row) for row in examples]
+        documents = [row.get("seq_lengths", [len(row["input_ids"])]) for row in examples]
+        positions = self.get_position_ids_from_packed_seq_lengths(documents)
         if not self.padding_free:
             ones = [torch.ones_like(row) for row in ids]
             batch = self._padded(input_ids=ids, labels=labels, attention_mask=ones)
             return batch | (self._padded(position_ids=positions) if self.return_position_ids else {})
-        if features and "seq_lengths" in features[0]:
-            positions = self.get_position_ids_from_packed_seq_lengths([row["seq_lengths"] for row in features])
         columns = {"input_ids": ids, "labels": labels, "position_ids": positions}
         batch = self._padded(**{name: [torch.cat(rows)] for name, rows in columns.items()})
         batch["labels"][batch["position_ids"] == 0] = IGNORE_INDEX
@@ -106,6 +108,11 @@ class DataCollatorForLanguageModeling:
             width = -(-max(map(len, rows)) // multiple) * multiple
             batch[name] = torch.stack([F.pad(row, (0, width - len(row)), value=fills.get(name, 0)) for row in rows])
         return batch
+
+
+def _need_torch(return_tensors: str) -> None:
+    if return_tensors != "pt":
+        raise RecipeError(f"return_tensors={return_tensors!r}: only 'pt' is supported.", fix="leave it out")
 
 
 def _column(row: Mapping[str, Any], name: str) -> torch.Tensor:

@@ -6,6 +6,7 @@ have no mask, and their documents would attend to each other, so such a trainer 
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Mapping
 
@@ -74,15 +75,18 @@ def _takes_items(cls: type) -> None:
 def scale_note(cls: type, accumulation_steps: int, scaled: bool | None) -> str | None:
     """What to say of a subclass's `compute_loss` after its first call in training; None if nothing.
 
+    A loss of its own that reads num_items_in_batch is taken to divide by it.
+
     Args:
         accumulation_steps: micro-batches of a step.
         scaled: whether honed's `compute_loss` was called with num_items_in_batch; None: it was not called.
     """
-    if scaled or accumulation_steps == 1:
+    if scaled or accumulation_steps == 1 or (scaled is None and _reads_items(cls)):
         return None
     fix = (
         f"{cls.__name__}.compute_loss never calls honed's; divide its sum of token losses by num_items_in_batch, the "
-        "number of trained tokens of the whole step"
+        f"number of trained tokens of the whole step, or set loss_is_scaled_for_ga = False in {cls.__name__} for the "
+        "mean of the micro-batches' means"
         if scaled is None
         else f"{cls.__name__}.compute_loss calls super().compute_loss without num_items_in_batch; pass it on"
     )
@@ -90,3 +94,14 @@ def scale_note(cls: type, accumulation_steps: int, scaled: bool | None) -> str |
         f"The losses of {accumulation_steps} micro-batches are added up, so the mean of each makes the gradient "
         f"{accumulation_steps} times too large. {fix}."
     )
+
+
+def _reads_items(cls: type) -> bool:
+    """Whether the code of `cls.compute_loss` reads num_items_in_batch, or the `**kwargs` that hold it."""
+    function = inspect.unwrap(cls.compute_loss)  # type: ignore[attr-defined] # of every SFTTrainer
+    kwargs = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_KEYWORD}
+    read: set[object] = set()
+    for step in dis.get_instructions(function):
+        if step.opname.startswith("LOAD"):  # some load two names at once
+            read.update(step.argval if isinstance(step.argval, tuple) else [step.argval])
+    return not read.isdisjoint({"num_items_in_batch", *kwargs})

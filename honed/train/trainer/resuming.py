@@ -283,13 +283,6 @@ class ResumingTrainer(SettledTrainer):
         if self.args.should_save:
             self._save(output_dir, state_dict=whole)
 
-    def create_model_card(self, *args: Any, dataset_name: str | None = None, **kwargs: Any) -> None:
-        """Writes README.md; see `transformers.Trainer.create_model_card`. TRL calls `dataset` `dataset_name`."""
-        if dataset_name is not None:
-            tags = {} if Path(dataset_name).exists() else {"dataset_tags": dataset_name}  # tags must be Hub ids
-            kwargs = {"dataset": dataset_name, **tags, **kwargs}
-        super().create_model_card(*args, **kwargs)
-
     def _checkpoints_in_parts(self) -> bool:
         return self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 

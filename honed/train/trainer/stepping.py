@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import TorchDynamoPlugin
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
+from transformers import Trainer
 
 from honed.data.batch.collate import Batch
 from honed.data.batch.table import PackedRows
@@ -48,7 +49,8 @@ class SteppingTrainer(EvaluatingTrainer):
     splits: Splits
     _window: list[list[Batch]]
     _scaled: bool | None = None  # whether `compute_loss` got the step's token weight; None before its first call
-    _scale_checked = True  # False where a subclass has a `compute_loss` of its own
+    _own_loss: bool  # a subclass has a `compute_loss` of its own
+    _scale_checked = False
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Disables compilation of the whole model (`_layers_changed` compiles its layers) and copies batches
@@ -160,16 +162,20 @@ class SteppingTrainer(EvaluatingTrainer):
 
     def _check_scale(self) -> None:
         """Warns once of a subclass whose own `compute_loss` is not divided by the tokens of the whole step."""
-        if self._scale_checked:
+        if self._scale_checked or not self._own_loss:
             return
         self._scale_checked = True
+        declared = hasattr(Trainer, "loss_is_scaled_for_ga") and self.loss_is_scaled_for_ga is not None
+        if declared or not self.model_accepts_loss_kwargs:  # then transformers divides by the micro-batches if need be
+            return
         note = scale_note(type(self), self.args.gradient_accumulation_steps, self._scaled)
         if note is not None and self.is_world_process_zero():
             logger.warning(note)
 
     def _can_do_again(self) -> bool:
         elsewhere = self.args.world_size > 1 or self.is_deepspeed_enabled or self._custom_loss
-        return not elsewhere and stepping_in_backward(self.optimizer) is None
+        adds_up = self._scaled or not self._own_loss  # the losses of two halves
+        return not elsewhere and adds_up and stepping_in_backward(self.optimizer) is None
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called by Trainer between backward and the optimizer's step."""

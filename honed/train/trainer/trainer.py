@@ -157,7 +157,7 @@ class SFTTrainer(UploadingTrainer):
         if use_cache is not None:  # Trainer switches it off, and would save that
             base_model(trained).config.use_cache = use_cache
         self.model_accepts_loss_kwargs = True  # honed's loss is divided by the step's token weight already
-        self._scale_checked = not overridden(type(self), SFTTrainer, "compute_loss")
+        self._own_loss = overridden(type(self), SFTTrainer, "compute_loss")
         self.neftune_noise_alpha = None  # see `SteppingTrainer`
         self.metrics, self.watch, self.splits, self._window = self._new_metrics(), StepWatch(), Splits(), []
 

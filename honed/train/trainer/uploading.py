@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,13 @@ from honed.train.trainer.resuming import ResumingTrainer
 
 class UploadingTrainer(ResumingTrainer):
     """The layer of `SFTTrainer` that uploads; it overrides only hooks of transformers' Trainer."""
+
+    _tag_names: Sequence[str] = ("honed", "sft")  # tags of every model card; TRL's name, which subclasses set
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # read by peft's cards, by push_to_hub of the model, and by transformers' push_to_hub
+        seams.base_model(self.model).add_model_tags(list(self._tag_names))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Creates the repository on the Hub; see `transformers.Trainer.init_hf_repo`.
@@ -33,13 +41,34 @@ class UploadingTrainer(ResumingTrainer):
         Raises:
             RunError: the upload failed; the model is saved in `output_dir`.
         """
-        seams.base_model(self.model).add_model_tags(["honed", "sft"])
         try:
             return super().push_to_hub(*args, **kwargs)
         except HonedError:
             raise
         except Exception as error:
             raise self._not_uploaded(error, trained=True) from error
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes README.md with honed's tags; see `transformers.Trainer.create_model_card`.
+
+        Args:
+            model_name: as in transformers. The first three arguments have the order of TRL's method.
+            dataset_name: TRL's name for `dataset`.
+            tags: tags to add, also to the model's own, from which peft makes the card of an adapter.
+            **kwargs: transformers' other arguments.
+        """
+        if dataset_name is not None:
+            ids = {} if Path(dataset_name).exists() else {"dataset_tags": dataset_name}  # which are ids of the Hub
+            kwargs = {"dataset": dataset_name, **ids, **kwargs}
+        base = seams.base_model(self.model)
+        base.add_model_tags(list(tags) if tags and not isinstance(tags, str) else tags or [])
+        super().create_model_card(model_name=model_name, tags=list(base.model_tags), **kwargs)
 
     def _not_uploaded(self, error: Exception, *, trained: bool) -> RunError:
         folder = self.args.output_dir

@@ -50,6 +50,16 @@ BATCHES: list[tuple[dict[str, Any], list[Any], dict[str, Any]]] = [
         },
     ),
     (
+        {"return_position_ids": True},
+        PACKED,
+        {
+            "input_ids": [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 9]],
+            "labels": [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, -100]],
+            "attention_mask": [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]],
+            "position_ids": [[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 0, 0]],
+        },
+    ),
+    (
         {"padding_free": True},
         PACKED,
         {
@@ -78,6 +88,20 @@ def test_masks_count_in_rows_without_labels() -> None:
     assert labels() == [[-100, 2, -100, 4]]
     assert labels(completion_only_loss=False) == [[1, 2, -100, 4]]
     assert labels([{**MASKED[0], "labels": [1, 2, 3, 4]}]) == [[1, 2, 3, 4]]
+
+
+def test_a_subclass_overrides_torch_call_and_has_attributes_of_its_own() -> None:
+    class First(DataCollatorForLanguageModeling):
+        def __init__(self, token: int) -> None:
+            super().__init__(pad_token_id=0)
+            self.token = token
+
+        def torch_call(self, examples: Any) -> dict[str, torch.Tensor]:
+            return {"first": super().torch_call(examples)["input_ids"][:, 0] + self.token}
+
+    assert First(10)(ROWS)["first"].tolist() == [11, 14]
+    with pytest.raises(RecipeError, match="only 'pt'"):
+        First(10)(ROWS, return_tensors="np")
 
 
 @pytest.mark.parametrize(

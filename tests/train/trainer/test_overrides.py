@@ -116,11 +116,28 @@ class BySum(SFTTrainer):
         return losses / ((labels_BL != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
+class Declared(OwnForward):
+    """Says that its loss is the mean of a micro-batch, which transformers 5.19 asks for."""
+
+    loss_is_scaled_for_ga = False
+
+
+class DeclaredBefore(OwnForward):
+    """Says so as scripts did before 5.19."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+
+
 @pytest.mark.parametrize(
     ("cls", "steps", "told"),
     [
+        (Declared, 2, None),
+        (DeclaredBefore, 2, None),
         (OnTop, 2, None),
         (SFTTrainer, 2, None),
+        (BySum, 2, None),
         (WithoutItems, 1, None),
         (WithoutItems, 2, "calls super().compute_loss without num_items_in_batch; pass it on"),
         (OwnForward, 2, "never calls honed's; divide its sum of token losses by num_items_in_batch"),
@@ -138,7 +155,7 @@ def test_a_loss_on_the_wrong_scale_is_reported_once(
 def test_what_the_report_claims(make_of: Callable[..., Any]) -> None:
     """Without the step's tokens the gradient is about as many times too large; with them it is the usual one."""
     norms = {}
-    for cls in (SFTTrainer, WithoutItems, BySum):
+    for cls in (SFTTrainer, WithoutItems, BySum, OwnForward, Declared, DeclaredBefore):
         trainer = make_of(
             cls, gradient_accumulation_steps=4, per_device_train_batch_size=1, max_steps=1, logging_steps=1
         )
@@ -146,6 +163,27 @@ def test_what_the_report_claims(make_of: Callable[..., Any]) -> None:
         norms[cls] = trainer.state.log_history[0]["grad_norm"]
     assert norms[BySum] == pytest.approx(norms[SFTTrainer], rel=1e-9)
     assert 3 < norms[WithoutItems] / norms[SFTTrainer] < 5
+    assert norms[Declared] == norms[DeclaredBefore] == pytest.approx(norms[OwnForward] / 4, rel=1e-9)
+
+
+@pytest.mark.parametrize(("cls", "cut"), [(OwnForward, False), (BySum, False), (OnTop, True)])
+def test_only_losses_that_add_up_are_cut_when_memory_runs_out(
+    make_of: Callable[..., Any], cls: type[SFTTrainer], cut: bool
+) -> None:
+    """The means of two halves, added, would be twice the mean."""
+    trainer = make_of(cls, max_steps=1)
+
+    def fail(module: Any, args: Any, kwargs: Any) -> None:
+        if len(kwargs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    trainer.model.register_forward_pre_hook(fail, with_kwargs=True)
+    if not cut:
+        with pytest.raises(torch.OutOfMemoryError):
+            trainer.train()
+        return
+    trainer.train()
+    assert trainer.state.log_history[-1]["train_loss"] > 0
 
 
 def test_a_loss_of_before_4_46_is_refused(make_of: Callable[..., Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
@@ -68,6 +69,27 @@ def test_a_model_is_pushed_with_its_tokenizer_and_card(
     weights = "adapter_model.safetensors" if adapter else "model.safetensors"
     assert {weights, "tokenizer.json", "README.md"} <= upload["files"]
     assert "honed" in upload["card"] and "sft" in upload["card"] and "- trl-lib/Capybara" in upload["card"]
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")
+@pytest.mark.parametrize("adapter", [False, True])
+def test_every_card_has_the_tags(
+    adapter: bool, make: Make, chat_rows: Rows, tiny_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = {"peft_config": lora_config(r=2)} if adapter else {}
+    trainer = make(chat_rows, model=tiny_model(), max_steps=1, save_strategy="steps", save_steps=1, **options)
+    assert trainer.model.model_tags == ["honed", "sft"]
+    trainer.train()
+    if adapter:  # peft writes a card for each adapter
+        tags = ModelCard.load(tmp_path / "out" / "checkpoint-1" / "README.md").data.tags
+        assert {"honed", "sft", "lora"} <= set(tags)
+    trainer.save_model()
+    given = ["mine"]
+    trainer.create_model_card("tiny", "trl-lib/Capybara", given)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {"mine", "honed", "sft"} <= set(card.data.tags) and given == ["mine"]
+    assert card.data.datasets == ["trl-lib/Capybara"] and "# tiny" in card.text
+    assert card.data.library_name == ("peft" if adapter else "transformers")
 
 
 class NoHub(Hub):
