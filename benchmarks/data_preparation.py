@@ -3,7 +3,7 @@
     python benchmarks/data_preparation.py [--rows 52000] [--repeats 3] [--out benchmarks/results/NAME.json]
 
 Every measurement is a separate process, alternating between honed and TRL. honed reads the JSONL file, prepares it and
-writes its cache. TRL's clock starts when the file is already an Arrow data set, and covers
+writes its cache. TRL's clock starts when the file is already an Arrow dataset, and covers
 `SFTTrainer._prepare_dataset`, which writes its own cache files. Both print a digest over the ids and labels of every
 row (of every document if rows are packed); the ratio is only printed if the digests are equal.
 

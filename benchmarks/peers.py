@@ -268,7 +268,7 @@ def torchtune(folder: Path, job: dict[str, Any]) -> None:
 
 
 def minimind(folder: Path, job: dict[str, Any]) -> None:
-    """MiniMind's own script, unchanged, from a checkout; only the data set is ours, padded like MiniMind's."""
+    """MiniMind's own script, unchanged, from a checkout; only the dataset is ours, padded like MiniMind's."""
     import torch
     from torch.utils.data import Dataset
 

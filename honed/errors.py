@@ -1,7 +1,7 @@
 """The exceptions that honed raises; every message says what was found and how to fix it.
 
 HonedError                 base; the command line prints it and exits with status 2
-|-- DataError              a file, a row or a whole data set that cannot be used
+|-- DataError              a file, a row or a whole dataset that cannot be used
 |-- TemplateError          a chat template whose spans cannot be verified
 |-- RecipeError            an unknown key, a wrong value, options that exclude each other
 |-- ModelError             a model or tokenizer that cannot be found, loaded or trained
@@ -39,7 +39,7 @@ class HonedError(Exception):
 
 
 class DataError(HonedError, ValueError):
-    """A file, a row or a whole data set that cannot be used."""
+    """A file, a row or a whole dataset that cannot be used."""
 
 
 class TemplateError(HonedError, ValueError):

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="new folder for the model")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 [float32]")
     parser.add_argument("--gguf", nargs="?", const="f16", metavar="KIND", help="a GGUF file: f32, f16 or q8_0 [f16]")
-    parser.add_argument("--ollama", action="store_true", help="write a Modelfile beside it")
+    parser.add_argument("--ollama", action="store_true", help="also write a Modelfile")
     parser.add_argument("--gptq", action="store_true", help="4 bits by GPTQ (pip install llmcompressor)")
     parser.add_argument("--calibration-rows", type=int, default=128, metavar="N", help="rows for --gptq [128]")
 

@@ -85,7 +85,7 @@ def _rule(part: str) -> Rule:
     except ValueError:
         limit = math.nan
     if not math.isfinite(limit):
-        raise RecipeError(f"--gate: {part!r} has no finite number behind the =.", fix=EXAMPLE)
+        raise RecipeError(f"--gate: {part!r} has no finite number after the =.", fix=EXAMPLE)
     if limit < 0 if better == "lower" else limit > 0:
         sign, moves = ("0 or more", "rise") if better == "lower" else ("0 or less", "fall")
         raise RecipeError(

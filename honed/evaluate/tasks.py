@@ -55,7 +55,7 @@ def read_tasks(path: Path, *, system: str | None = None) -> list[Task]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} could not be read as YAML: {error}", fix=f"write {FORM}") from None
     if not isinstance(found, list) or not found:
-        raise RecipeError(f"{path} holds no list of tasks.", fix=f"write {FORM}")
+        raise RecipeError(f"{path} does not hold a list of tasks.", fix=f"write {FORM}")
     return [_task(item, f"{path}, task {number}", system) for number, item in enumerate(found, 1)]
 
 
@@ -81,7 +81,7 @@ def _messages(item: Mapping[str, Any], place: str, system: str | None) -> tuple[
     found = item["messages"]
     if not isinstance(found, Sequence) or not found or not all(map(_is_message, found)):
         raise RecipeError(
-            f"{place}: messages is no list of {{role, content}}.", fix=f"roles are {', '.join(dict.fromkeys(ROLES))}"
+            f"{place}: messages is not a list of {{role, content}}.", fix=f"roles are {', '.join(dict.fromkeys(ROLES))}"
         )
     return tuple(Message(role=ROLES[message["role"]], content=message["content"]) for message in found)
 
@@ -99,7 +99,7 @@ def _regex(wanted: str, place: str) -> Check:
     try:
         pattern = re.compile(wanted)
     except re.error as error:
-        raise RecipeError(f"{place}: regex is none: {error}", fix=f"check {wanted!r}") from None
+        raise RecipeError(f"{place}: regex is not valid: {error}", fix=f"check {wanted!r}") from None
     return lambda answer: pattern.search(answer) is not None
 
 
@@ -112,7 +112,7 @@ def _json_schema(wanted: Any, place: str) -> Check:
     try:
         kind.check_schema(wanted)
     except jsonschema.SchemaError as error:
-        raise RecipeError(f"{place}: json_schema is none: {error.message}", fix="see json-schema.org") from None
+        raise RecipeError(f"{place}: json_schema is not valid: {error.message}", fix="see json-schema.org") from None
     validator = kind(wanted)
 
     def check(answer: str) -> bool:

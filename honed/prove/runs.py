@@ -69,7 +69,7 @@ def resumed_by_loop(subject: Subject) -> Measured:
         shutil.copytree(Path(one) / f"checkpoint-{STOP}", Path(other) / f"checkpoint-{STOP}")
         again = _by_loop(subject, args, Path(other))
     if len(again.log) != STOP:
-        raise AssertionError("the loop did not go on from the checkpoint")
+        raise AssertionError("the loop did not resume from the checkpoint")
     return _bits(whole, again)
 
 

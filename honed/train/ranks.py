@@ -126,7 +126,7 @@ def others_alive(folder: str | Path | None) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
-        again = "" if folder is None else f"; the same command goes on from the newest checkpoint in {folder}"
+        again = "" if folder is None else f"; the same command resumes from the newest checkpoint in {folder}"
         raise RunError("Another process of this run has ended, or hangs.", fix=f"see what it said{again}") from error
 
 

@@ -58,6 +58,6 @@ def test_an_adapter_s_run_goes_on_where_only_the_first_rank_loads(ranks: Ranks, 
     same_steps(whole, ranks("each-loads", base=str(tmp_path), lora=True))
     shutil.copytree(whole.out / "checkpoint-1", tmp_path / "on" / "checkpoint-1")
     resumed = ranks("goes-on", out=tmp_path / "on", resume="auto", **job)
-    assert "going on from checkpoint-1" in resumed.err(0) and "going on" not in resumed.err(1)
+    assert "resuming from checkpoint-1" in resumed.err(0) and "going on" not in resumed.err(1)
     same_steps(resumed, whole)
     same_weights(resumed, whole)

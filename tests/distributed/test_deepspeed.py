@@ -162,7 +162,7 @@ def test_the_same_command_goes_on(stage: int, recipe: Callable[..., Path], tmp_p
     shutil.rmtree(out / "checkpoint-4")
     (out / "run.json").write_text('{"status": "interrupted"}')
     recipe("run", stage, **saves)
-    assert "going on from checkpoint-2" in (tmp_path / "run-said" / "out-0.txt").read_text()
+    assert "resuming from checkpoint-2" in (tmp_path / "run-said" / "out-0.txt").read_text()
     assert metrics(out, "loss") == metrics(whole, "loss")
     assert all(torch.equal(tensor, weights(out)[name]) for name, tensor in weights(whole).items())
 

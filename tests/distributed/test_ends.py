@@ -24,7 +24,7 @@ def test_a_rank_that_dies_ends_the_run(ranks: Ranks) -> None:
 
     resumed = ranks("died", out=died.out, train=SAVES, resume="auto")
     whole = ranks("whole", train=SAVES)
-    assert "going on from checkpoint-1" in resumed.err(0)
+    assert "resuming from checkpoint-1" in resumed.err(0)
     assert all(bool((resumed.weights()[name] == tensor).all()) for name, tensor in whole.weights().items())
 
 

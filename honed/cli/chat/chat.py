@@ -114,7 +114,7 @@ def _ending(done: Completion | None) -> str:
     if done is None or done.stopped:
         return ""
     if done.reason == "context":
-        return f"[cut after {counted(len(done.ids), 'token')}: the model's context is full; /reset begins anew]"
+        return f"[cut after {counted(len(done.ids), 'token')}: the model's context is full; /reset starts over]"
     return f"[cut after {counted(len(done.ids), 'token')}]"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from honed.data.example import Message
 
-HELP = """/reset            begin anew
+HELP = """/reset            start over
 /undo             take back the last question and its answer
 /system [TEXT]    show the system prompt, or change it
 /params [K=V ..]  show the settings, or change some: temperature=0.7 top_p=0.9

@@ -64,7 +64,7 @@ def as_text(facts: Facts, found: list[Finding]) -> Iterator[str]:
     yield ""
     for finding in found:
         yield f"{'STOPS' if finding.stops else 'note'}  {finding.what}\n       fix: {finding.fix}"
-    yield "honed cannot work before that is mended." if any(f.stops for f in found) else "honed can work here."
+    yield "honed cannot work until that is fixed." if any(f.stops for f in found) else "honed can work here."
 
 
 def _absent(facts: Facts) -> Iterator[str]:

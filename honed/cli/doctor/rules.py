@@ -115,7 +115,7 @@ def _cpu(facts: Facts) -> Iterator[Finding]:
 def _system(facts: Facts) -> Iterator[Finding]:
     if facts.encoding.lower().replace("-", "").replace("_", "") != "utf8":
         yield Finding(
-            what=f"Output is written as {facts.encoding}, which most scripts and signs have no place in.",
+            what=f"Output is written as {facts.encoding}, which lacks most scripts and symbols.",
             fix="set PYTHONUTF8=1" if sys.platform == "win32" else "export PYTHONUTF8=1 LC_ALL=C.UTF-8",
         )
     if not facts.can_fork:

@@ -87,7 +87,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
                "include_tokens_per_second save_first_step eval_table_size eval_max_new_tokens "
                "eval_causal_lm_metrics do_causal_lm_eval generate_samples num_generation_samples "
                "generation_* test_value", "it changes nothing that is trained"),
-    **needless("auto_resume_from_checkpoints", "the same command goes on from the newest checkpoint"),
+    **needless("auto_resume_from_checkpoints", "the same command resumes from the newest checkpoint"),
     **needless("lora_on_cpu merge_* qlora_sharded_model_loading tokenizer_save_jinja_files embeddings_skip_upcast "
                "bnb_*", "honed loads and saves in its own way"),
     **needless("loraplus_lr_embedding trl vllm ebft_* dpo_* kto_* orpo_* simpo_* cpo_* rl_beta rpo_* "

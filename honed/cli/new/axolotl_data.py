@@ -81,7 +81,7 @@ def _masks(draft: Draft, given: Values, *, only_texts: bool) -> None:
         entry["roles_to_train"] for entry in _entries(given.get("datasets")) if entry.get("roles_to_train")
     ]
     if any(roles != trained[0] for roles in trained):
-        draft.refuse("datasets", "data.train_roles is one for all data sets, and these have several", ONE_OF_ALL)
+        draft.refuse("datasets", "data.train_roles is one for all datasets, and these have several", ONE_OF_ALL)
     elif trained and trained[0] != ["assistant"]:
         draft.put("data.train_roles", [ROLES.get(role, role) for role in trained[0]])
 
@@ -95,7 +95,7 @@ def _template(draft: Draft, given: Values) -> None:
         return
     for entry in _entries(given.get("datasets")):
         if entry.get("chat_template") not in (None, style) or entry.get("chat_template_jinja") not in (None, jinja):
-            draft.refuse("datasets", "a data set has a chat template of its own", "set template for it in data.sources")
+            draft.refuse("datasets", "a dataset has a chat template of its own", "set template for it in data.sources")
     if jinja is not None:
         if "\n" in str(jinja) or "{" in str(jinja):
             draft.refuse("chat_template_jinja", "a recipe names a file", "save the text as a file, and name it")
@@ -196,7 +196,7 @@ def _files(draft: Draft, entry: Mapping[str, Any], key: str) -> str | list[str]:
     if files is not None and path in READERS:
         return files
     if files is not None:
-        draft.refuse(key, f"{path}: data_files of a data set", "download them, and name the files")
+        draft.refuse(key, f"{path}: data_files of a dataset", "download them, and name the files")
     if not local:
         return hub_id(path, entry.get("name"), entry.get("split"))
     if entry.get("split") not in (None, "train"):

@@ -81,7 +81,7 @@ def _choice(draft: Draft, given: Values) -> None:
             draft.put("train.freeze_vision", True)
         return
     if any(re.search(r"\[\d*:?\d*\]$", pattern) for pattern in patterns):
-        draft.refuse("unfrozen_parameters", "a range of rows is not trained by itself", "name whole weights")
+        draft.refuse("unfrozen_parameters", "a range of rows cannot be trained on its own", "name whole weights")
         return
     # axolotl matches the beginning of a name, and a dot means a dot.
     chosen = ["^" + re.sub(r"(?<!\\)\.(?!\+)", r"\.", pattern.removeprefix("^")) for pattern in patterns]

@@ -161,7 +161,7 @@ def _origin(name: str, entry: dict[str, Any], folder: Path, cap: int | None, *, 
     if entry.get("ranking"):
         raise _Unusable(f"{name!r} holds preferences", KEEP)
     if "folder" in entry or not ("hf_hub_url" in entry or "file_name" in entry):
-        raise _Unusable(f"{name!r} is not a file, a folder or a whole data set of the Hub", "download its rows")
+        raise _Unusable(f"{name!r} is not a file, a folder or a whole dataset of the Hub", "download its rows")
     own = {"system": entry.get("columns", {}).get("system"), "tools": entry.get("columns", {}).get("tools"),
            "images": entry.get("columns", {}).get("images")}  # fmt: skip
     columns = entry.get("columns", {"prompt": "instruction", "query": "input", "response": "output"})

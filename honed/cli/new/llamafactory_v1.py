@@ -74,7 +74,7 @@ def _origins(draft: Draft, given: Values, key: str) -> list[Origin]:
     if not str(name).endswith(".yaml"):
         entries = {"": {"path": str(name), "source": "local" if file else "hf_hub"}}
     elif file is None:
-        draft.refuse(key, f"{name} was not found, which describes the data sets", "begin where it lies")
+        draft.refuse(key, f"{name} was not found, which describes the datasets", "begin where it lies")
         return []
     else:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ def new_recipe(args: argparse.Namespace) -> None:
     trainer = LLAMAFACTORY_V1 if trainer is LLAMAFACTORY and is_v1(theirs) else trainer
     draft = translate(theirs, trainer, args.theirs)
     if draft.refused and not args.partly:
-        raise RecipeError(_problem(args.theirs, trainer, draft, theirs), fix="mend them, or add --partly")
+        raise RecipeError(_problem(args.theirs, trainer, draft, theirs), fix="fix them, or add --partly")
     _need(draft, trainer, args.theirs)
     jinja = _template_file(draft, args.out)
     text = page(draft, theirs, of=f"{trainer.name}'s {args.theirs.name} ({how})")
@@ -140,7 +140,7 @@ def _template_file(draft: Draft, out: Path | None) -> Path:
     """Returns the file for the chat template that the recipe names, if it needs its own."""
     path = (out or Path("recipe.yaml")).with_suffix(".jinja")
     if draft.template and out is None:
-        raise RecipeError("A chat template has to stand beside this recipe.", fix="name a file for it: OUT.yaml")
+        raise RecipeError("This recipe needs a chat template in the same folder.", fix="name a file for it: OUT.yaml")
     if draft.template and path.exists():
         raise RunError(f"{path} exists already, and this recipe needs a chat template.", fix="name another OUT.yaml")
     if draft.template:

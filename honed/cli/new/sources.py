@@ -10,7 +10,7 @@ from honed.cli.new.translate import Draft
 
 TALKS = ("messages", "conversations")  # names of lists of messages that need no `data.columns`
 ROLES = ({"role": "role", "content": "content"}, {"role": "from", "content": "value"})  # keys that need none
-ONE_OF_ALL = "rename the columns in the files, or train on one data set"
+ONE_OF_ALL = "rename the columns in the files, or train on one dataset"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def put_origins(draft: Draft, origins: Sequence[Origin], *, key: str) -> None:
     for name in ("columns", "text_field"):
         first, *others = [getattr(origin, name) for origin in origins]
         if any(other != first for other in others):
-            draft.refuse(key, f"data.{name} is one for all data sets, and these have several", ONE_OF_ALL)
+            draft.refuse(key, f"data.{name} is one for all datasets, and these have several", ONE_OF_ALL)
         elif first:
             draft.put(f"data.{name}", dict(first) if name == "columns" else first)
 

@@ -92,7 +92,7 @@ EVERYWHERE: Mapping[str, Rule] = MappingProxyType({
                "weights are sharded by `accelerate launch --config_file fsdp2.yaml` (docs/distributed.md)"),
     **needless("remove_unused_columns", "columns that are not read are counted in the ledger"),
     **needless("gradient_checkpointing_kwargs", "layers are recomputed whole"),
-    **refused("resume_from_checkpoint", "another trainer's checkpoint cannot be gone on from",
+    **refused("resume_from_checkpoint", "another trainer's checkpoint cannot be resumed",
               "name the model that it saved"),
 })  # fmt: skip
 
@@ -182,7 +182,7 @@ def translate(theirs: Values, trainer: Trainer, place: Path) -> Draft:
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             keys = ", ".join(groups[name])
             raise RecipeError(
-                f"{place}: a value of {keys} is not what {trainer.name} takes: {first_line(error)}", fix="mend it"
+                f"{place}: a value of {keys} is not what {trainer.name} takes: {first_line(error)}", fix="correct it"
             ) from None
     for key, value in trainer.defaults:
         if key not in draft.lines:
@@ -229,7 +229,7 @@ def _pass(draft: Draft, key: str, value: Any, trainer: Trainer) -> None:
         draft.skip(key, WITHOUT_EFFECT[key])
     else:
         close = suggest(key, {*known, *(name for name in trainer.rules if "*" not in name)})
-        fix = close if close.startswith("did") else "mend its name, or leave it out"
+        fix = close if close.startswith("did") else "correct its name, or leave it out"
         draft.refuse(key, "honed has nothing for it", fix)
 
 

@@ -117,7 +117,7 @@ def _origin(draft: Draft, entry: Mapping[str, Any]) -> Origin:
     files = entry.get("data_files")
     if odd or isinstance(files, Mapping) or (files and not _is_reader(entry["path"])):
         draft.refuse("datasets", f"{entry['path']}: {', '.join([*odd, *(['data_files'] if files else [])])}",
-                     "name files, folders or whole data sets of the Hub")  # fmt: skip
+                     "name files, folders or whole datasets of the Hub")  # fmt: skip
     named = (
         files if files and _is_reader(entry["path"]) else _files(entry["path"], entry.get("name"), entry.get("split"))
     )

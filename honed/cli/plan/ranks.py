@@ -132,7 +132,7 @@ def notes(over: Cluster) -> list[str]:
     """The assumptions of the predictions."""
     return [
         f"Each GPU does rows of its own. {over.efficiency:.0%} of these bandwidths and NCCL's latencies are assumed.",
-        "Times: with communication hidden behind computing as far as can be, and not at all. No cluster was measured.",
+        "Times: with communication overlapped as far as possible, and not at all. No cluster was measured.",
     ]
 
 

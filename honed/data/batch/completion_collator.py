@@ -110,7 +110,7 @@ class DataCollatorForCompletionOnlyLM:
         self.not_found += 1
         names = " and ".join(repr(texts[0]) for texts in (self._response, self._instruction) if texts)
         warnings.warn(
-            f"Nothing is trained in a row: {names} not found, or nothing behind, in {self._text(ids)[:SHOWN]!r} ... "
+            f"Nothing is trained in a row: {names} not found, or nothing after it, in {self._text(ids)[:SHOWN]!r} ... "
             f"({self.not_found} so far). Check the template's text, and that max_length does not cut it off.",
             stacklevel=4,
         )

@@ -29,7 +29,7 @@ def pack_best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[li
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if len(lengths) and (lengths.max() > capacity or lengths.min() < 1):
-        raise ValueError(f"lengths must lie in [1, {capacity}], found {lengths.min()} to {lengths.max()}")
+        raise ValueError(f"lengths must be in [1, {capacity}], found {lengths.min()} to {lengths.max()}")
     rows_by_space: dict[int, list[list[int]]] = {}
     spaces: list[int] = []  # the keys of rows_by_space, ascending
     longest_first = np.argsort(-lengths, kind="stable")

@@ -36,7 +36,7 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
     "error": {
         "unusable": (
             "These rows cannot be trained on; training stops at them unless data.bad_rows=drop.",
-            "mend the rows named, or leave them out with data.bad_rows=drop (they stay in the ledger)",
+            "fix the rows named, or leave them out with data.bad_rows=drop (they stay in the ledger)",
         ),
         "untrained_stop": (
             "Answers end in a token at which generation does not stop, so the model would learn to run on.",
@@ -44,7 +44,7 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "tool_call": (
             "The arguments of a tool call are not a JSON object, so the model would learn calls that fail.",
-            "mend the JSON of these calls (an object in double quotes, no trailing commas)",
+            "fix the JSON of these calls (an object in double quotes, no trailing commas)",
         ),
         "eval_overlap": (
             "Rows are in the evaluation file as well, so its loss would measure memory.",
@@ -78,7 +78,7 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
             "take one out of the rows, or give messages in place of what a template made of them",
         ),
         "border": (
-            "Where the answer begins, prompt and answer as one text have other tokens than each by itself.",
+            "At the answer's start, prompt and answer have other tokens as one text than each on its own.",
             'let answers begin with white space, not prompts end with it ("is" + " Rome"), and serve such prompts; '
             "where prompts are served as they stand here, this is trained as it is served",
         ),
@@ -92,7 +92,7 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "tool_misfit": (
             "Calls do not fit the tools that their row offers, or results fit no call: calls like these fail.",
-            "offer every tool that is called (`tools`), with all of its arguments; or mend the call",
+            "offer every tool that is called (`tools`), with all of its arguments; or fix the call",
         ),
         "role_order": (
             "Roles do not alternate as in a conversation, so the model sees what no user will send.",

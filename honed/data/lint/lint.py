@@ -113,7 +113,7 @@ def check(
     while chunk := list(islice(rows, ROWS_AT_A_TIME)):
         running.see(chunk)
     for source, key in repeated_keys(files_of(files) or ()):
-        running.findings.add("repeated_key", source, f"`{key}` stands there more than once")
+        running.findings.add("repeated_key", source, f"`{key}` appears more than once")
     return running.finish()
 
 

@@ -157,7 +157,7 @@ def _targets(parts: Sequence[Part], counts: Sequence[int]) -> list[int]:
         return limits
     for part, count in zip(parts, counts, strict=True):
         if not count:
-            raise DataError(f"The source {part.name} has a weight, but no row to train.", fix="mend it or leave it out")
+            raise DataError(f"The source {part.name} has a weight, but no row to train.", fix="fix it, or leave it out")
     epoch = min(limit / weight for limit, weight in zip(limits, weights, strict=True))
     # At least one row: a very small weight would be rounded to none.
     return [min(limit, max(1, round(epoch * weight))) for limit, weight in zip(limits, weights, strict=True)]

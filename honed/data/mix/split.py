@@ -79,7 +79,7 @@ def split(
         largest = int(np.bincount(groups).max()) if len(groups) else 0
         raise DataError(
             f"{share:.1%} of {counted(len(groups), 'row')} cannot be held out; the largest group of rows alike has "
-            f"{largest:,} (alike: but for digits, case and punctuation, or nearly so).",
+            f"{largest:,} (alike: equal up to digits, case and punctuation, or nearly).",
             fix="set data.eval_share=null; to evaluate, name a file of its own with data.held_out",
         )
     sides = np.split(held, np.cumsum(counts)[:-1])

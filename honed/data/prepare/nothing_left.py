@@ -34,11 +34,11 @@ def _fix(ledger: Ledger, options: PrepareOptions, images: bool) -> str:
     if not ledger.rows_in:
         return "pass at least one row"
     if ledger.rows_trained:  # of a stream, in an earlier epoch
-        return "these rows can be read only once: pass a list, a file or a data set, or fewer max_steps"
+        return "these rows can be read only once: pass a list, a file or a dataset, or fewer max_steps"
     [(reason, _)] = ledger.rows_dropped.most_common(1)
     if reason.startswith("overlong"):
         return f"raise max_length, which is {options.max_length}{_otherwise(options, images)}"
-    return _MASKED if reason == "nothing to train" else "mend these rows; `honed data check` lists what is wrong"
+    return _MASKED if reason == "nothing to train" else "fix these rows; `honed data check` lists what is wrong"
 
 
 def _otherwise(options: PrepareOptions, images: bool) -> str:

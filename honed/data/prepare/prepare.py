@@ -191,7 +191,7 @@ def stop_on_bad_rows(ledger: Ledger, options: PrepareOptions) -> None:
     more = f"\n  ... and {total - len(lines):,} more" if total > len(lines) else ""
     raise DataError(
         f"{total:,} of {counted(ledger.rows_in, 'row')} cannot be trained on:\n" + "\n".join(lines) + more,
-        fix="mend these rows, or leave them out with data.bad_rows=drop (they stay in the ledger)",
+        fix="fix these rows, or leave them out with data.bad_rows=drop (they stay in the ledger)",
     )
 
 
@@ -229,7 +229,7 @@ def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple
         if torn := len(table) - ledger.documents:
             ledger.notes.append(
                 f"wrapped packing tore {counted(torn, 'document')}; "
-                f"{counted(lost, 'trained token stands', 'trained tokens stand')} at a tear, where nothing comes before"
+                f"{counted(lost, 'trained token is', 'trained tokens are')} first after a tear, where nothing predicts them"
             )
     elif options.share_prefixes:
         rows, tokens = pack_shared(table, options.max_length)

@@ -139,7 +139,7 @@ class RowReader:
 
 def in_one_line(error: TemplateError) -> str:
     """Describes what a template did to one of many rows, and what to do."""
-    return f"{error.problem.partition(chr(10))[0]} To mend it: {error.fix}"
+    return f"{error.problem.partition(chr(10))[0]} Fix: {error.fix}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,7 +147,7 @@ class _Helper:
         except (EOFError, ConnectionResetError):
             self._process.join()
             raise DataError(
-                f"A process that prepares data ended by itself (exit code {self._process.exitcode}).",
+                f"A process that prepares data died (exit code {self._process.exitcode}).",
                 fix="memory may have run out: use fewer workers",
             ) from None
         if sent is None:

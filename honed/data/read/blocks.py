@@ -55,7 +55,7 @@ def _type(block: Any) -> Any:
 
 def _with_reasoning(turn: Turn, thought: str) -> Turn:
     if (role := turn.get("role")) not in ("assistant", "function_call"):
-        raise RowError("reasoning without an answer", f"behind it stands a message of the role {role!r}")
+        raise RowError("reasoning without an answer", f"it is followed by a message of the role {role!r}")
     return {**turn, "reasoning_content": thought}
 
 

@@ -67,7 +67,7 @@ def unread_file(path: Path) -> Iterator[UnreadRow]:
     first = _first_line(path)
     if kind_of(path) not in KINDS and not first.startswith((b"{", b"[")):
         raise DataError(
-            f"{path} is no file of rows: it does not hold JSON, and its name does not say what else.",
+            f"{path} is not a file of rows: it does not hold JSON, and its name does not say what else.",
             fix=f"unpack or convert it to one of {', '.join(KINDS)}; plain text to lines of "
             '{"text": "..."}, one for each document',
         )
@@ -183,7 +183,7 @@ def _parse(line: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         why = str(error)
         if line.strip() in (b"{", b"["):
-            return RowError("not JSON", "each object must stand in a line of its own: jq -c . FILE writes them so")
+            return RowError("not JSON", "each object must be on a line of its own: jq -c . FILE writes them so")
         if isinstance(error, json.JSONDecodeError):
             why = f"{error.msg.removesuffix(' at')} (character {error.pos + 1})"
         start = line[:400].decode(errors="replace").strip()[:80]
@@ -198,7 +198,7 @@ def _read_json_list(path: Path) -> Iterator[SourcedRow]:
     except UnicodeDecodeError as error:
         raise _not_utf8(f"{path}:{content[: error.start].count(10) + 1}", error.start) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}", fix="mend the file at that place") from None
+        raise DataError(f"{path}: not valid JSON: {error}", fix="fix the file at that place") from None
     if not rows:
         raise DataError(f"{path} holds an empty list.", fix="it should hold at least one row")
     return numbered(rows, str(path))

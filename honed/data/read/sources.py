@@ -234,7 +234,7 @@ def _read_hub(name: str, hub_id: str, config: str | None, split: str, streaming:
         rows = datasets.load_dataset(hub_id, config, split=split, streaming=streaming)
     except Exception as error:  # the Hub's client raises dozens of types; one line is enough
         raise DataError(
-            f"The data set {name!r} is neither a file here nor loadable from the Hub: {error}",
+            f"The dataset {name!r} is neither a file here nor loadable from the Hub: {error}",
             fix="check the name, the split (owner/name:split) and the network, or pass a local file",
         ) from None
     return numbered(_as_python(rows), name)

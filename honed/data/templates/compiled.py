@@ -139,7 +139,7 @@ def _fault_of_the_template(error: Exception) -> str | None:
     import jinja2
 
     if isinstance(error, TimeoutError):
-        return f"This chat template does not come to an end: {error}."
+        return f"This chat template does not terminate: {error}."
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f"This chat template does not parse: line {error.lineno}: {error.message}"
     forbidden = (jinja2.exceptions.SecurityError, OverflowError, MemoryError, jinja2.TemplateNotFound)

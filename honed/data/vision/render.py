@@ -26,7 +26,7 @@ from honed.data.vision.images import FromDataSet, ImageRef, image_ref, load
 from honed.data.vision.template import IMAGE, VisionTemplate, shown
 from honed.errors import DataError, TemplateError
 
-_NOWHERE = Source(file="data set", row=0)
+_NOWHERE = Source(file="dataset", row=0)
 _MOST_SIZES = 4096  # cached expansions of a few kilobytes each
 
 
@@ -60,7 +60,7 @@ class Expansions:
         self.placeholder: str = getattr(processor, "image_token", None) or ""
         if not self.placeholder:
             raise DataError(
-                f"{type(processor).__name__} has no `image_token`, so it is not known where images stand in its text.",
+                f"{type(processor).__name__} has no `image_token`, so honed cannot tell where images are in its text.",
                 fix="pass a data_collator of your own",
             )
 
@@ -83,7 +83,7 @@ class Expansions:
         found = [entry["replacement"] for entry in told if entry["type"] == "image"]
         if len(found) != len(images):
             raise DataError(
-                f"{type(self._processor).__name__} does not tell how it expands the placeholders of images.",
+                f"{type(self._processor).__name__} does not say how it expands the placeholders of images.",
                 fix="pass a data_collator of your own",
             )
         return found

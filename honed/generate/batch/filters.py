@@ -103,7 +103,7 @@ def _passes(verify: Verifier, candidate: Candidate) -> bool:
     except Exception as error:  # a user's own code may raise anything
         raise DataError(
             f"{candidate.place}: the verifier raised {type(error).__name__}: {error}",
-            fix="mend the verifier; answers made so far are kept, and the same command goes on from them",
+            fix="fix the verifier; answers made so far are kept, and the same command continues from them",
         ) from error
 
 

@@ -95,7 +95,7 @@ class Journal:
             raise RunError(
                 f"{self.path} holds answers made with {name} = {settings.get(name)!r}, now it is"
                 f" {self._settings[name]!r}.",
-                fix="name another --out, or delete that file to answer anew",
+                fix="name another --out, or delete that file to start over",
             )
         self.found = {answered.key: answered for answered in answers}
 

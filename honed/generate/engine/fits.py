@@ -33,7 +33,7 @@ def why_not(model: Any) -> str | None:
     try:
         with evaluating(model):
             if windows := untold_windows(model):
-                return f"attention's window of {windows[0]:,} tokens stands in its masks alone"
+                return f"attention's window of {windows[0]:,} tokens is only in its masks"
             texts = _texts(model)
             expected = [_plain_logits(model, text) for text in texts]
             with Engine(model, slots=len(texts)) as engine:

@@ -224,7 +224,7 @@ def _attach(model: Any, fitted: Any) -> Any:
     if has_adapter(model):
         raise ModelError(
             "The model has an adapter already, and peft_config asks for another.",
-            fix="pass the peft model without peft_config to go on training it, or merge it first",
+            fix="pass the peft model without peft_config to continue training it, or merge it first",
         )
     wanted = copy.deepcopy(fitted)  # peft modifies its argument
     loftq = getattr(fitted, "init_lora_weights", None) == "loftq"
@@ -315,7 +315,7 @@ def _train_rows(model: Any, config: Any, kind: str, rows: Sequence[int]) -> list
     if not hasattr(config, "trainable_token_indices"):
         return [f"the rows of tokens {list(rows)} are untrained, and {kind} cannot train rows: use LoRA for new tokens"]
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        return [f"the rows of tokens {list(rows)} are untrained; peft cannot train rows beside a head with a bias"]
+        return [f"the rows of tokens {list(rows)} are untrained; peft cannot train rows if the head has a bias"]
     given = config.trainable_token_indices or {}
     given = given if isinstance(given, dict) else {ends[0]: given}
     by_last = {name.rsplit(".", 1)[-1]: set(ids) for name, ids in given.items()}

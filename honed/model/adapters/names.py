@@ -60,4 +60,4 @@ def _fits(option: str, pattern: str, names: Iterable[str]) -> bool:
     try:
         return any(re.match(rf"(.*\.)?({pattern})$", name) for name in names)
     except re.error as error:
-        raise ModelError(f"{option}: {pattern!r} is no regular expression: {error}", fix="mend it") from None
+        raise ModelError(f"{option}: {pattern!r} is not a regular expression: {error}", fix="correct it") from None

@@ -41,7 +41,7 @@ def _found(pattern: str, names: Sequence[str]) -> set[str]:
     try:
         found = {name for name in names if re.search(pattern, name)}
     except re.error as error:
-        raise RecipeError(f"trainable: {pattern!r} is no regular expression: {error}", fix="mend it") from None
+        raise RecipeError(f"trainable: {pattern!r} is not a regular expression: {error}", fix="correct it") from None
     if not found:
         like = ", ".join(names[-NAMES_SHOWN:])
         raise RecipeError(

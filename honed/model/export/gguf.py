@@ -332,7 +332,7 @@ def _check_tokenizer(tokenizer: Any) -> None:
         f"it changes texts first ({normalizer})": normalizer not in (None, "NFC"),  # llama.cpp omits Qwen's NFC
         "it writes unknown bytes in a way of its own": bool(model.get("byte_fallback")),
         "ignore_merges is not that of its pre-tokenizer": bool(model.get("ignore_merges")) != (name == "llama-bpe"),
-        "an added token takes the spaces beside it": any(
+        "an added token swallows the spaces next to it": any(
             token["lstrip"] or token["rstrip"] or token["single_word"] for token in state["added_tokens"]
         ),
     }

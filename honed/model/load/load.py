@@ -44,7 +44,7 @@ def _model_near(folder: Path) -> str:
     if inside:
         return f"name the folder of a model, such as {folder / inside[-1].parent.name}"
     if (folder / "run.json").is_file():
-        return "this run has saved none: train it to its end (the same command goes on), or name a model's folder"
+        return "this run has saved none: train it to its end (the same command resumes), or name a model's folder"
     return "name the folder of a model"
 
 

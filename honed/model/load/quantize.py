@@ -120,7 +120,7 @@ def keep_differentiable(model: Any) -> None:
         if getattr(state, "packing_format_for_cpu", False) or mode == "inference":
             raise ModelError(
                 "The model's 4-bit weights have been packed for inference, which cannot be undone without loss.",
-                fix="load the model anew, with honed.load_model, or run nothing on it before it is trained",
+                fix="reload the model with honed.load_model, or run nothing on it before it is trained",
             )
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

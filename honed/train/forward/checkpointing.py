@@ -84,7 +84,7 @@ def decide(
 
 
 UNKNOWN_MODEL = "the planner does not know this model"
-UNKNOWN_MEMORY = "it is not known how much memory is free; memory_budget can say it"
+UNKNOWN_MEMORY = "the free memory is unknown; set memory_budget"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,8 +205,8 @@ class FirstLayers(TrainerCallback):
 
 def _which(count: int, total: int) -> str:
     if not count:
-        return f"none of the {total} layers computes its activations again"
-    return f"{'all' if count == total else f'the first {count} of the'} {total} layers compute their activations again"
+        return f"none of the {total} layers recomputes its activations"
+    return f"{'all' if count == total else f'the first {count} of the'} {total} layers recompute their activations"
 
 
 def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, is_multimodal: bool, total: int) -> str | None:

@@ -270,7 +270,7 @@ def _flat_fits(model: nn.Module, inner: Any, rows: list[PackedRow], plain: list[
     try:
         if windows := untold_windows(inner):
             seams.notes.append(
-                f"attention's window of {windows[0]:,} tokens stands in the model's masks alone: batches are padded"
+                f"attention's window of {windows[0]:,} tokens is only in the model's masks: batches are padded"
             )
             return False
         with opened(model, Seams(flat=True)):

@@ -274,7 +274,7 @@ def save(run: Run, folder: Path, log: Log, *, must: bool) -> None:
     except RunError as error:
         if must:
             raise
-        log.note(f"step {run.step} is not saved, and training goes on. {error.problem}")
+        log.note(f"step {run.step} could not be saved; training continues. {error.problem}")
     run.metrics.start_clock()
 
 
@@ -296,4 +296,4 @@ def resume(run: Run, folder: Path | None) -> list[str]:
     if path is None:
         return notes
     restore(run, checkpoint.load(path, checked=True))
-    return [*notes, f"going on from {path.name}"]
+    return [*notes, f"resuming from {path.name}"]

@@ -100,7 +100,7 @@ class PlainTrainer:
             bar=not self._args.disable_tqdm,
         )
         if outcome.stopped:
-            raise Stopped(f"Stopped at step {outcome.steps} and saved; the same command goes on from there.")
+            raise Stopped(f"Stopped at step {outcome.steps} and saved; the same command resumes from there.")
 
     def save_model(self, place: str) -> None:
         """Saves the weights (only the adapter's, if there is one) and the tokenizer in the usual formats."""

@@ -58,7 +58,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if there != here:
             raise RunError(
                 "The checkpoint's optimizer is not Muon with AdamW over the same kinds of weights.",
-                fix="set optim and the adapter as they were, or start anew",
+                fix="set optim and the adapter as they were, or start over",
             )
         super().load_state_dict(dict(state_dict))
 
@@ -107,7 +107,7 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     for name, p in matrices.items():
         if hasattr(p, "full_tensor"):  # a DTensor
             raise RecipeError(
-                f"optim='muon' needs whole matrices, but {name} lies in parts on several devices (FSDP2, tp_size).",
+                f"optim='muon' needs whole matrices, but {name} is split over several devices (FSDP2, tp_size).",
                 fix="train with DDP, or set optim='adamw_torch_fused'",
             )
     own = set(matrices.values())
@@ -138,6 +138,6 @@ def muon_options(text: str | None) -> dict[str, Any]:
             found[name] = OPTIONS[name](value)
         except (ValueError, KeyError):
             raise RecipeError(
-                f"{value!r} is no {name} (optim_args).", fix="write optim_args='momentum=0.95,ns_steps=5'"
+                f"{value!r} is not a valid {name} (optim_args).", fix="write optim_args='momentum=0.95,ns_steps=5'"
             ) from None
     return found

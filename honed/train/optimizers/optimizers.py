@@ -27,7 +27,7 @@ def optimizer_of(args: SFTConfig, model: Any, optimizer: Any, optimizer_cls_and_
     notes = notes_on_rates(model, args.learning_rates)
     if optimizer is not None and args.learning_rates:
         raise RecipeError(
-            "learning_rates parts the groups of honed's optimizer; yours has groups of its own.",
+            "learning_rates splits the groups of honed's optimizer; yours has groups of its own.",
             fix="give its groups their learning rates, or leave learning_rates out",
         )
     if optimizer is not None or optimizer_cls_and_kwargs is not None:

@@ -79,5 +79,7 @@ def pattern_of(name: str, rates: Rates) -> str | None:
             if re.search(pattern, name):
                 return pattern
         except re.error as error:
-            raise RecipeError(f"learning_rates: {pattern!r} is no regular expression: {error}", fix="mend it") from None
+            raise RecipeError(
+                f"learning_rates: {pattern!r} is not a regular expression: {error}", fix="correct it"
+            ) from None
     return None

@@ -51,7 +51,7 @@ class ModelConfig:
     load_in_4bit: bool = option(False, "4-bit base, with an adapter only.")
     bnb_4bit_quant_type: str = option("nf4", "Kind of 4-bit numbers.", choices=["fp4", "nf4"])
     use_bnb_nested_quant: bool = option(False, "Quantise the scales of 4 bits as well.")
-    bnb_4bit_quant_storage: str | None = option(None, "dtype that 4-bit weights lie in.")
+    bnb_4bit_quant_storage: str | None = option(None, "dtype that 4-bit weights are stored in.")
 
     trust_remote_code: ClassVar[bool] = False
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 PREFERENCES = "keep TRL for preferences, rewards and reinforcement learning; models saved by honed load there"
 PACKING = "set SFTConfig(packing=True): rows are packed by their real lengths, documents isolated from each other"
-MIXTURE = "pass train_dataset='file.jsonl', a folder or a data set; mixtures: `data.sources` of a recipe (docs/data.md)"
+MIXTURE = "pass train_dataset='file.jsonl', a folder or a dataset; mixtures: `data.sources` of a recipe (docs/data.md)"
 COLLATOR = "leave data_collator out: honed's batches need none, and rows of messages are recognised"
 BAR = "nothing is needed: the trainer shows a bar of its own"
 TEMPLATE = "nothing is needed: assistant_only_loss=True takes any chat template, without {% generation %} marks"

@@ -24,7 +24,7 @@ INTRODUCTION = """\
 Made from `honed/train` by `python -c "from honed.train.options.page import write; write()"`; do not edit it here.
 
 `SFTConfig` takes every argument of `transformers.TrainingArguments`, and those below. Names and defaults are those of
-TRL 1.16; options marked "honed" are its own. [migrating.md](migrating.md) tells what else differs.
+TRL 1.16; options marked "honed" are its own. [migrating.md](migrating.md) lists what else differs.
 """
 
 
@@ -60,7 +60,7 @@ def _options() -> list[tuple[str, str, str]]:
     meanings = meanings_of(SFTConfig)
     own = [f for f in dataclasses.fields(SFTConfig) if f.name in meanings or inherited.get(f.name) != _default(f)]
     return [
-        (f"`{f.name}`", f"`{_default(f)}`", meanings.get(f.name, "as in transformers, but for the default"))
+        (f"`{f.name}`", f"`{_default(f)}`", meanings.get(f.name, "as in transformers, except for the default"))
         for f in own
     ]
 

@@ -164,7 +164,7 @@ RULES = (
     Rule(
         name="lengths_of_cuda_graphs",
         when=lambda args: args.torch_compile_mode in CUDA_GRAPH_MODES and not args.pad_to_multiple_of,
-        message="CUDA graphs are recorded for each length anew (torch_compile_mode='reduce-overhead', 'max-autotune').",
+        message="A new CUDA graph is recorded for each length (torch_compile_mode='reduce-overhead', 'max-autotune').",
         fix="set packing=True and pad_to_multiple_of to per_device_train_batch_size * max_length: one length for all",
         refuses=False,
     ),
@@ -209,7 +209,7 @@ RULES = (
     Rule(
         name="early_stopping_without_the_best",
         when=lambda args: args.early_stopping_patience is not None and not args.load_best_model_at_end,
-        message="early_stopping_patience ends a run behind its best evaluation, and would save the worse model.",
+        message="early_stopping_patience ends a run after its best evaluation, and would save the worse model.",
         fix="set load_best_model_at_end=True, with save_strategy like eval_strategy",
     ),
     Rule(
@@ -272,7 +272,7 @@ RULES = (
     Rule(
         name="dataset_kwargs",
         when=lambda args: bool(set(args.dataset_kwargs or ()) - {"skip_prepare_dataset"}),
-        message="dataset_kwargs has no effect but for skip_prepare_dataset.",
+        message="dataset_kwargs has no effect except for skip_prepare_dataset.",
         fix="leave its other keys out",
         refuses=False,
     ),
@@ -293,7 +293,7 @@ RULES = (
     Rule(
         name="completion_and_train_on",
         when=lambda args: args.completion_only_loss is not None and args.train_on is not None,
-        message="completion_only_loss has no effect beside train_on, which says what is trained.",
+        message="completion_only_loss has no effect with train_on, which says what is trained.",
         fix="leave one of them out",
         refuses=False,
     ),

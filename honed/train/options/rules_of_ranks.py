@@ -87,8 +87,8 @@ RULES_OF_RANKS = (
             and not named_values(args.optim_args).get("momentum")
             and args.save_strategy.value != "no"
         ),
-        message="Plain SGD has no states, and where FSDP gathers them whole (FULL_STATE_DICT), torch cannot go on from "
-        "a checkpoint without any.",
+        message="Plain SGD has no states, and where FSDP gathers them whole (FULL_STATE_DICT), torch cannot resume "
+        "from a checkpoint without any.",
         fix="set state_dict_type to SHARDED_STATE_DICT in fsdp_config, or optim_args='momentum=0.9'",
     ),
     Rule(
@@ -106,7 +106,7 @@ RULES_OF_RANKS = (
     Rule(
         name="fp8_of_shards",
         when=lambda args: bool(args.fp8) and (is_sharded(args) or args.fp16),
-        message="fp8 takes whole layers, not those that FSDP or DeepSpeed split, and bf16=True or float32 beside it.",
+        message="fp8 needs whole layers, not those that FSDP or DeepSpeed split, and bf16=True or float32.",
         fix="leave fp8 out, or the other",
     ),
     Rule(

@@ -29,7 +29,7 @@ class ScriptArguments:
     """The dataset; fields and defaults are TRL's."""
 
     dataset_name: str | None = option(None, "File, folder or Hub id of the data.")
-    dataset_config: str | None = option(None, "Configuration of a Hub data set.")
+    dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     dataset_train_split: str = option("train", "Split to train on.")
     dataset_test_split: str = option("test", "Split to evaluate on.")
     dataset_streaming: bool = option(False, "Read the rows while training.")

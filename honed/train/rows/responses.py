@@ -92,14 +92,14 @@ def _masked(trainer: Any, name: str, rows: Any, finder: DataCollatorForCompletio
     if not table.weights.any():
         text = finder.tokenizer.decode(table.input_ids[: table.starts[1]].tolist())
         raise DataError(
-            f"No {name} row holds {finder.response_template!r} with text behind it; the first begins {text[:SHOWN]!r}.",
+            f"No {name} row holds {finder.response_template!r} with text after it; the first begins {text[:SHOWN]!r}.",
             fix="pass the texts that the chat template writes before a question and an answer",
         )
     if empty:
         of = counted(len(table), f"{name} document")
         note = (
             f"train_on_responses_only: nothing is trained in {len(empty):,} of {of} (the first is number {empty[0]}): "
-            f"{finder.response_template!r} is not in them, or nothing behind it."
+            f"{finder.response_template!r} is not in them, or nothing follows it."
         )
         trainer.notes.append(note)
         logger.warning(note)

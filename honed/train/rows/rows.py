@@ -219,7 +219,7 @@ class Datasets:
     def _prepare(
         self, data: Any, options: PrepareOptions, formatting_func: Any, name: str
     ) -> Prepared | VisionPrepared:
-        """What the data set gives, if it was prepared ahead; else made now."""
+        """What the dataset gives, if it was prepared ahead; else made now."""
         own, args = self._processing_class, self.args
         if vision.is_processor(own) and (args.dataset_num_proc or 1) > 1:
             self.notes.append("dataset_num_proc (data.workers) has no effect on rows with images.")
@@ -349,7 +349,7 @@ def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:
     try:
         tokens: Any = FORMATS["tokens"].read(columns, Source(file="row", row=0), ReadOptions())
     except RowError as error:
-        raise DataError(f"A row that was tokenised before cannot be used: {error}", fix="mend it") from None
+        raise DataError(f"A row that was tokenised before cannot be used: {error}", fix="correct it") from None
     lengths = tuple(columns.get("seq_lengths") or (len(tokens.input_ids),))
     weights = np.array(tokens.weights, dtype=np.float32)
     weights[np.cumsum([0, *lengths[:-1]])] = 0.0  # nothing precedes a document's first token
@@ -359,7 +359,7 @@ def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:
 def _refuse_transform(dataset: Any) -> None:
     if transforms(dataset):
         raise RecipeError(
-            "The data set has a transform (with_transform), which would run only once, while rows are prepared.",
+            "The dataset has a transform (with_transform), which would run only once, while rows are prepared.",
             fix="apply it with dataset.map(...), or let it give token ids and set "
             "dataset_kwargs={'skip_prepare_dataset': True}",
         )

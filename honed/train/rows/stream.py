@@ -91,7 +91,7 @@ def is_streamed(data: Any, args: SFTConfig) -> bool:
     if args.max_steps < 1:
         raise RecipeError(
             "Rows that are streamed have no known number, so an epoch has no known length.",
-            fix="set max_steps" if args.streaming else "set max_steps, or pass a data set that is not streamed",
+            fix="set max_steps" if args.streaming else "set max_steps, or pass a dataset that is not streamed",
         )
     return True
 
@@ -131,7 +131,7 @@ def place_to_resume(resume: str | None) -> tuple[Place, int] | None:
     if place is None:
         raise RunError(
             f"{resume} does not say where its stream stood.",
-            fix="resume from a checkpoint of a streaming run, or start anew",
+            fix="resume from a checkpoint of a streaming run, or start over",
         )
     return Place(**place), readers(identity)
 

@@ -46,7 +46,7 @@ def _of_run(folder: Path, recipe: Recipe, *, finished: bool, overwrite: bool) ->
     if not any(folder.glob("checkpoint-*")):
         return OutputState(says="replaces an unfinished run without checkpoints")
     if not holds_checkpoints_of_another(folder, recipe):
-        return OutputState(says="goes on from the last checkpoint of the unfinished run that is there")
+        return OutputState(says="resumes from the last checkpoint of the unfinished run that is there")
     return OutputState(
         says="refused",
         stops=f"{folder} holds checkpoints of an unfinished run of another recipe: training needs --overwrite, "

@@ -79,7 +79,7 @@ class RunRanks:
         try:
             dist.barrier(group=self.group)
         except RuntimeError:
-            raise RunError("Another process of this run has ended.", fix="see what it said before") from None
+            raise RunError("Another process of this run has ended.", fix="see its output above") from None
 
 
 def check_ranks(args: SFTConfig, *, engine: str, asks: bool) -> None:
@@ -102,6 +102,6 @@ def check_ranks(args: SFTConfig, *, engine: str, asks: bool) -> None:
         )
     if asks and (uses_fsdp(args) or zero_stage(args) == 3):
         raise RecipeError(
-            "samples.prompts are answered by one process, and the model lies in pieces on all of them.",
+            "samples.prompts are answered by one process, and the model is sharded over all of them.",
             fix="set samples.prompts=null, and ask the trained model with `honed chat` or `honed generate`",
         )

@@ -19,7 +19,7 @@ def keep_another(folder: RunFolder, recipe: Recipe) -> None:
     if folder.state().get("status") != "finished" and holds_checkpoints_of_another(folder.path, recipe):
         raise RunError(
             f"{folder.path} holds checkpoints of an unfinished run of another recipe.",
-            fix="add output=OTHER_FOLDER, --overwrite to begin anew, or resume_from_checkpoint=CHECKPOINT to go on",
+            fix="add output=OTHER_FOLDER, --overwrite to start over, or resume_from_checkpoint=CHECKPOINT to resume",
         )
 
 

@@ -112,8 +112,8 @@ def written(
         except (OSError, RuntimeError) as error:
             if first or is_lost_rank(error) or (beside / place.name).is_dir():
                 raise
-            problem = f"{place.name} was not written: the first process gave up, and took away what there was of it."
-            raise RunError(problem, fix="see what that one said") from error
+            problem = f"{place.name} was not written: the first process failed, and removed what it had written."
+            raise RunError(problem, fix="see its message") from error
         finally:
             if first:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -147,7 +147,7 @@ def load(path: str | Path, *, checked: bool = False) -> State:
 
     path = Path(path)
     if not checked and (problems := check(path)):
-        raise RunError(f"{path} is no whole checkpoint: {problems[0]}.", fix="resume from an earlier one")
+        raise RunError(f"{path} is not a complete checkpoint: {problems[0]}.", fix="resume from an earlier one")
     try:
         training = torch.load(path / STATE, map_location="cpu", weights_only=True)
         where = json.loads((path / POSITION).read_text(encoding="utf-8"))
@@ -184,7 +184,7 @@ def latest_good(
             return path, notes
         if not damage and identity is not None:
             other_ranks.refuse(path, read_position(path)[1], _as_json(identity), other_engine)
-        notes.append(f"{path.name} is passed over: {foreign or other_engine}.")
+        notes.append(f"{path.name} is skipped: {foreign or other_engine}.")
     return None, notes
 
 

@@ -25,7 +25,7 @@ def keep_rows(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
 
 
 def refuse(path: Path, there: Mapping[str, Any], here: Mapping[str, Any], engine: str = "") -> None:
-    """Refuses to start anew over a checkpoint of the same run that another number of processes wrote.
+    """Refuses to start over on top of a checkpoint of the same run that another number of processes wrote.
 
     Args:
         path: an intact checkpoint that this run cannot resume automatically.
@@ -42,9 +42,9 @@ def refuse(path: Path, there: Mapping[str, Any], here: Mapping[str, Any], engine
     by_name = "" if engine or "accumulation" in here else f"; or {_by_name(path, there, here)}"
     why = f" ({engine})" if engine else ""
     raise RunError(
-        f"{path} is of this run on {_processes(before)}, and with {_processes(now)} it is not gone on from as it "
-        f"is{why}; to begin anew would write over it.",
-        fix=f"start {_processes(before)} again{by_name}; or begin anew with --overwrite or in another folder (in a "
+        f"{path} was written by this run on {_processes(before)}. It cannot be resumed as it is on "
+        f"{_processes(now)}{why}, and starting over would overwrite it.",
+        fix=f"start {_processes(before)} again{by_name}; or start over with --overwrite or in another folder (in a "
         "script: without resume_from_checkpoint)",
     )
 
@@ -56,7 +56,7 @@ def notes(path: Path, there: Mapping[str, Any], ranks: int) -> list[str]:
         return []
     return [
         f"{path.name} was written by {_processes(before)}, and now there are {ranks:,}: each step has the same rows; "
-        "dropout and noise, where there are any, are drawn anew."
+        "dropout and noise, if there are any, differ."
     ]
 
 
@@ -82,7 +82,7 @@ def readers(identity: Mapping[str, Any]) -> int:
 
 def _by_name(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Describes how to resume from it anyway, with the same rows in each step if possible."""
-    named = f"go on with resume_from_checkpoint={path}"
+    named = f"resume with resume_from_checkpoint={path}"
     accumulation, rest = divmod(_micro_batches(there), readers(here))
     if here.get("tokens_per_step") is not None or here.get("dataloader_drop_last") or rest:
         return f"{named}, where steps may have other rows"

@@ -111,7 +111,7 @@ class EvaluatingTrainer(LoadingTrainer):
         return super().predict(rows, *args, **kwargs)
 
     def _tell_new_notes(self) -> None:
-        """Logs the notes on a data set that was prepared after the constructor logged its own."""
+        """Logs the notes on a dataset that was prepared after the constructor logged its own."""
         new = [note for note in self._datasets.notes if note not in self.notes]
         self.notes += new
         for note in new if self.is_world_process_zero() else ():

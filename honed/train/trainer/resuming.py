@@ -92,14 +92,14 @@ class ResumingTrainer(SettledTrainer):
         if path is None and given is True:
             raise RunError(
                 f"{self.args.output_dir} holds no checkpoint to resume from. {' '.join(notes)}".strip(),
-                fix="name a checkpoint to go on from it all the same, or train(resume_from_checkpoint='auto'), which "
-                "starts anew where there is none",
+                fix="name a checkpoint to resume from it anyway, or train(resume_from_checkpoint='auto'), which "
+                "starts from scratch if there is none",
             )
         if path is not None:
             for note in other_ranks.notes(path, checkpoint.read_position(path)[1], self.args.world_size):
                 self._say(note)
             self._report_changes(path)
-            self._say(f"going on from {path.name}")
+            self._say(f"resuming from {path.name}")
         return None if path is None else str(path)
 
     def _newest_good(self) -> tuple[Path | None, list[str]]:
@@ -223,16 +223,16 @@ class ResumingTrainer(SettledTrainer):
             raise RunError(f"{path} cannot be resumed from: {problems[0]}.", fix="name another checkpoint, or none")
         here = json.loads(json.dumps(self.identity()))
         for difference in checkpoint.differences(checkpoint.read_position(path)[1], here):
-            self._say(f"{path.name}: {difference}. The run goes on, but it is another one now.")
+            self._say(f"{path.name}: {difference}. The run continues, but it is another one now.")
         self._report_changes(path)
 
     def _report_changes(self, path: Path) -> None:
         told = checkpoint.read_position(path)[0].get("settings", {})
         for difference in checkpoint.differences(told, self._changeable_settings()):
-            self._say(f"{path.name}: {difference}. The rest of the run is as it is set here.")
+            self._say(f"{path.name}: {difference}. The rest of the run uses the new value.")
         if engines.engine_in(path) is None:
             self._say(
-                f"{path.name} holds no optimizer's state (save_only_model): the optimizer begins anew, and the "
+                f"{path.name} holds no optimizer's state (save_only_model): the optimizer starts from scratch, and the "
                 "learning rate's schedule starts from its beginning."
             )
 

@@ -187,7 +187,7 @@ class SteppingTrainer(EvaluatingTrainer):
             raise RunError(
                 f"The loss or its gradient is not finite in step {self.state.global_step + 1}, and "
                 "optimizer_in_backward has put it into the weights already.",
-                fix="go on from the last checkpoint with a lower learning_rate, or without optimizer_in_backward",
+                fix="resume from the last checkpoint with a lower learning_rate, or without optimizer_in_backward",
             )
         return norm
 
@@ -201,7 +201,7 @@ class SteppingTrainer(EvaluatingTrainer):
             return
         raise RunError(
             f"{self._name(part)} does not fit into memory on rank {self.args.process_index} with {size_of(part):,} "
-            f"tokens, and with several processes a step is not done again: {str(error).splitlines()[0]:.200}",
+            f"tokens, and with several processes a step is not retried: {str(error).splitlines()[0]:.200}",
             fix="lower per_device_train_batch_size (and raise gradient_accumulation_steps) or max_length, or set "
             "gradient_checkpointing=True",
         ) from error
@@ -217,8 +217,8 @@ class SteppingTrainer(EvaluatingTrainer):
         if self.splits.add(part):
             step = self.state.global_step + 1
             logger.warning(
-                f"step {step}: memory does not suffice for {tokens:,} tokens at a time. They are computed in smaller "
-                "micro-batches from here on, and the step is done again: the loss is the same. Lower "
+                f"step {step}: out of memory with {tokens:,} tokens at a time. From here on they are computed in smaller "
+                "micro-batches, and the step is repeated: the loss is the same. Lower "
                 "per_device_train_batch_size (and raise gradient_accumulation_steps) to save the attempt."
             )
         return found

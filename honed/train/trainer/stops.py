@@ -85,7 +85,7 @@ class SavesAndStops(TrainerCallback):
             raise self._stopped(state)
 
     def _stopped(self, state: Any) -> Stopped:
-        return Stopped(f"Stopped at step {state.global_step} and saved; the same command goes on from there.")
+        return Stopped(f"Stopped at step {state.global_step} and saved; the same command resumes from there.")
 
     def _at_epochs_end(self, state: Any) -> bool:
         return not self._streams and float(state.epoch).is_integer()

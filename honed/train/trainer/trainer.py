@@ -231,7 +231,7 @@ class SFTTrainer(UploadingTrainer):
         if self._custom_loss or "labels" not in inputs:
             if objective.kind != "nll":
                 raise RecipeError(
-                    f"loss_type={objective.kind!r} has no effect beside your own compute_loss_func, or without labels.",
+                    f"loss_type={objective.kind!r} has no effect with your own compute_loss_func, or without labels.",
                     fix="leave one of them out",
                 )
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -75,7 +75,7 @@ class UploadingTrainer(ResumingTrainer):
         name = self.hub_model_id or self.args.hub_model_id or Path(folder).name
         later = f"`hf upload {name} {folder}`"
         if not trained:
-            fix = f"mend that, or train without push_to_hub and upload afterwards: {later}"
+            fix = f"fix that, or train without push_to_hub and upload afterwards: {later}"
             return RunError(f"{name} cannot be made on the Hub: {first_line(error)}", fix=fix)
         problem = f"The model is saved in {folder}, but cannot be uploaded: {first_line(error)}"
         return RunError(problem, fix=f"upload it when the Hub can be reached: {later}")

@@ -1,4 +1,4 @@
-"""axolotl's YAML: what its keys mean here, its own defaults, and its data sets."""
+"""axolotl's YAML: what its keys mean here, its own defaults, and its datasets."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_one_key(made: Any, line: str, key: str, value: Any) -> None:
 
 
 def entry(text: str) -> str:
-    """A file with this data set."""
+    """A file with this dataset."""
     return "base_model: owner/model\nlearning_rate: 1e-4\nsequence_len: 1024\ndatasets:\n" + textwrap.indent(text, "  ")
 
 

@@ -201,7 +201,7 @@ def test_the_data_folder_is_found_beside_the_file(made: Any, tmp_path: Path, mon
         ("dataset: pairs", "'pairs' holds preferences"),
         ("dataset: films", "train on texts and images"),
         ("dataset: odd", "the role 'customer'"),
-        ("dataset: qa, openai", "data.columns is one for all data sets"),
+        ("dataset: qa, openai", "data.columns is one for all datasets"),
         ("dataset_dir: nowhere", "nowhere/dataset_info.json, which was not found"),
         ("val_size: 100", "write a share"),
         ("mix_strategy: interleave_over", "write concat or interleave_under"),

@@ -24,7 +24,7 @@ LEAST = "model: owner/model\ntrain_dataset: data/sets.yaml\nmodel_class: llm\n"
 
 @pytest.fixture(autouse=True)
 def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Describes data sets in the current folder; at first one."""
+    """Describes datasets in the current folder; at first one."""
 
     def write(*names: str) -> None:
         described = {name: SETS[name] for name in names}

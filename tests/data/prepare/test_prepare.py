@@ -153,7 +153,7 @@ def test_bad_rows_are_listed_with_their_place_and_the_fix(tiny_tokenizer: Any, t
     assert [line.split(": ")[0].strip() for line in lines[1:6]] == [f"{path}:{row}" for row in (2, 3, 4, 6, 7)]
     assert lines[6:] == [
         "  ... and 3 more",
-        "  fix: mend these rows, or leave them out with data.bad_rows=drop (they stay in the ledger)",
+        "  fix: fix these rows, or leave them out with data.bad_rows=drop (they stay in the ledger)",
     ]
     assert prepare(path, tiny_tokenizer, PrepareOptions(bad_rows="drop")).ledger.rows_dropped.total() == 8
 
@@ -227,7 +227,7 @@ UNTRAINED = {"input_ids": [5, 6, 7], "loss_mask": [0, 0, 0]}
         ([LONG_TEXT] * 2 + [EMPTY_TEXT], {}, "row:1: overlong: ", "which is 8, or set data.overlong=split"),
         ([LONG_TEXT] * 2 + [EMPTY_TEXT], {}, "row:3: empty text: `text` holds", "fix: raise max_length"),
         ([CHAT], {"overlong": "truncate"}, "row:1: overlong: ", "which is 8: of what is to be trained nothing fits in"),
-        ([LONG_TEXT] + [EMPTY_TEXT] * 2, {}, "dropped 2: empty text", "fix: mend these rows; `honed data check`"),
+        ([LONG_TEXT] + [EMPTY_TEXT] * 2, {}, "dropped 2: empty text", "fix: fix these rows; `honed data check`"),
         ([UNTRAINED, UNTRAINED, LONG_TEXT], {}, "row:1: nothing to train: 3", "train_on and data.train_roles"),
     ],
 )

@@ -36,12 +36,12 @@ def in_each_kind_of_table(folder: Path) -> list[Any]:
 
 
 def as_data_sets() -> list[Any]:
-    datasets = pytest.importorskip("datasets", reason="data sets in memory need it: pip install datasets")
+    datasets = pytest.importorskip("datasets", reason="datasets in memory need it: pip install datasets")
     whole = datasets.Dataset.from_list(ROWS)
     return [whole, whole.to_iterable_dataset(), whole.with_format("numpy")]
 
 
-@pytest.mark.parametrize("kind", ["files", "data sets"])
+@pytest.mark.parametrize("kind", ["files", "datasets"])
 def test_tables_read_like_json_lines(kind: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     expected = [row for _, row in read_rows(str(tmp_path / "rows.jsonl"))]

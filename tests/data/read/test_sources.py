@@ -1,4 +1,4 @@
-"""Files of every kind, good and broken, and data sets in memory."""
+"""Files of every kind, good and broken, and datasets in memory."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsiz
         ("a.jsonl", LFS_POINTER, r"pointer of Git LFS.*\n.*git lfs pull"),
         ("a.parquet", LFS_POINTER, r"pointer of Git LFS"),
         ("a.jsonl.gz", LFS_POINTER, r"pointer of Git LFS"),
-        ("a.txt", b"once upon a time", r"a.txt is no file of rows"),
-        ("a.xlsx", b"PK\x03\x04", r"a.xlsx is no file of rows"),
+        ("a.txt", b"once upon a time", r"a.txt is not a file of rows"),
+        ("a.xlsx", b"PK\x03\x04", r"a.xlsx is not a file of rows"),
     ],
 )  # fmt: skip
 def test_broken_files(tmp_path: Path, name: str, content: bytes, problem: str) -> None:

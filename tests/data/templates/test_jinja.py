@@ -113,7 +113,7 @@ def test_template_errors_drop_rows_on_request(tiny_tokenizer: Any) -> None:
     ledger = prepare(ROWS, tiny_tokenizer, PrepareOptions(bad_rows="drop")).ledger
     assert (ledger.rows_in, ledger.rows_trained) == (2, 1)
     assert ledger.rows_dropped == {"the chat template's spans cannot be verified": 1}
-    assert " To mend it: " in ledger.examples[0]["detail"]
+    assert " Fix: " in ledger.examples[0]["detail"]
     with pytest.raises(TemplateError, match=r"^row:1: This chat template does not announce the tools"):
         prepare(ROWS[1:] * 2, tiny_tokenizer, PrepareOptions(bad_rows="drop"))
 

@@ -1,4 +1,4 @@
-"""The page of a run: what it says, what it survives, and that nothing from a data set becomes markup."""
+"""The page of a run: what it says, what it survives, and that nothing from a dataset becomes markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers compute their activations again, and that it changes memory alone: gradients stay as they are."""
+"""Which layers recompute their activations, and that it changes memory alone: gradients stay as they are."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_sigterm_ends_the_command_with_0_and_the_next_one_goes_on(
 
     monkeypatch.undo()
     assert main(command) == 0
-    assert "going on from checkpoint-2" in capsys.readouterr().err
+    assert "resuming from checkpoint-2" in capsys.readouterr().err
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
     name = "adapter_model.safetensors"
     ours, expected = load_file(folder / name), load_file(whole / name)
@@ -119,7 +119,7 @@ def test_sigterm_to_the_trainer_does_the_same(
     assert main(["train", str(recipe), "learning_rate=0.02"]) == 2, "another recipe's checkpoints are kept"
     assert "--overwrite" in capsys.readouterr().err
     assert main(["train", str(recipe)]) == 0
-    assert "going on from checkpoint-2" in capsys.readouterr().out
+    assert "resuming from checkpoint-2" in capsys.readouterr().out
     name = "adapter_model.safetensors"
     ours, expected = load_file(folder / name), load_file(whole / name)
     assert all(torch.equal(ours[key], expected[key]) for key in expected)

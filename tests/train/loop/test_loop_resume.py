@@ -142,7 +142,7 @@ def test_what_does_not_make_a_run_another(changes: dict[str, Any], tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         loop.train(make_model(lora=True), Breaking(rows, 15), LoopConfig(**job["settings"]), folder=tmp_path / "run")
     resumed, again = run_loop({**job, "settings": {**job["settings"], **changes}})
-    assert "going on from checkpoint-7" in resumed.notes and same(trained(again), trained(model))
+    assert "resuming from checkpoint-7" in resumed.notes and same(trained(again), trained(model))
 
 
 def test_starting_anew_is_a_choice(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_full_disk_is_noted_and_training_goes_on(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch, "save", full_later)
     outcome, again = run_loop(job)
     assert outcome.steps == 15 and len(outcome.notes) == 11
-    assert "step 5 is not saved, and training goes on. No space is left" in outcome.notes[0]
+    assert "step 5 could not be saved; training continues. No space is left" in outcome.notes[0]
     assert checkpoint.latest_good(tmp_path / "run") == (tmp_path / "run" / "checkpoint-4", [])
     assert same(trained(again), trained(model))
 

@@ -158,7 +158,7 @@ def test_without_a_matrix_it_is_refused(tiny_model: Models) -> None:
 def test_matrices_in_parts_are_refused(tiny_model: Models) -> None:
     model = tiny_model()
     model.model.layers[0].self_attn.q_proj.weight.full_tensor = lambda: None  # as a DTensor has
-    with pytest.raises(RecipeError, match="lies in parts on several devices"):
+    with pytest.raises(RecipeError, match="is split over several devices"):
         split(model)
 
 

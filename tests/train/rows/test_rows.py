@@ -1,4 +1,4 @@
-"""Data sets as the trainer reads them: prepared, tokenised before, streamed, for our collators and for others'."""
+"""Datasets as the trainer reads them: prepared, tokenised before, streamed, for our collators and for others'."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def test_a_collator_behind_a_stream(make: Make, chat_rows: Rows, tiny_tokenizer:
     assert losses(found) == pytest.approx(losses(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["list", "data set", "stream", "tensors"])
+@pytest.mark.parametrize("kind", ["list", "dataset", "stream", "tensors"])
 def test_rows_that_were_tokenised_before(kind: str, make: Make, chat_rows: Rows, tokenised: Rows) -> None:
-    """As they are or prepared, as a list, a data set or a stream: the same loss as from the conversations."""
+    """As they are or prepared, as a list, a dataset or a stream: the same loss as from the conversations."""
     data = {
         "list": tokenised,
-        "data set": datasets.Dataset.from_list([{**row, "note": "a text"} for row in tokenised]),
+        "dataset": datasets.Dataset.from_list([{**row, "note": "a text"} for row in tokenised]),
         "stream": datasets.Dataset.from_list(tokenised).to_iterable_dataset(),
         "tensors": datasets.Dataset.from_list(tokenised).with_format("torch"),
     }[kind]
@@ -121,11 +121,11 @@ def test_tokenised_rows_that_cannot_be(row: dict[str, Any], match: str) -> None:
         as_packed_row(row)
 
 
-@pytest.mark.parametrize("way", ["rows", "data set", "mixture"])
+@pytest.mark.parametrize("way", ["rows", "dataset", "mixture"])
 def test_rows_are_shuffled_once_and_none_is_lost(way: str, make: Make, chat_rows: Rows) -> None:
     data = {
         "rows": chat_rows,
-        "data set": datasets.Dataset.from_list(chat_rows),
+        "dataset": datasets.Dataset.from_list(chat_rows),
         "mixture": Mixture(parts=(Part(data=chat_rows, name="one"),)),
     }[way]
     plain, first, again, other = (

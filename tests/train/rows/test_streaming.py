@@ -161,6 +161,6 @@ def test_a_stream_needs_an_end_and_a_place_to_go_on(
 
 
 def test_no_loader_of_torch_is_needed_to_read_one(stream: RowStream) -> None:
-    """The data set alone, as another trainer might use it."""
+    """The dataset alone, as another trainer might use it."""
     items = list(islice(DataLoader(StreamDataset(stream, 2, FlatCollator()), batch_size=None), 2))
     assert [place.batch for place, _, _ in items] == [0, 1]

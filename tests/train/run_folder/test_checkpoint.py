@@ -114,7 +114,7 @@ def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path: Path, tear: str) -
     path, notes = latest_good(tmp_path)
     assert path == good
     [note] = notes
-    assert note.startswith("checkpoint-10 is passed over: ")
+    assert note.startswith("checkpoint-10 is skipped: ")
     with pytest.raises(RunError, match=words):
         load(newer)
     assert why_not(newer) in note and why_not(good) == ""
@@ -129,8 +129,8 @@ def test_a_foreign_checkpoint_is_named_and_passed_over(tmp_path: Path) -> None:
     path, notes = latest_good(tmp_path, {"learning_rate": 0.1, "betas": (0.9, 0.999)})
     assert path == own
     assert notes == [
-        "checkpoint-7 is passed over: manifest.json is missing, so it was not finished.",
-        "checkpoint-5 is passed over: it is another run's: learning_rate is 0.2 there, 0.1 here.",
+        "checkpoint-7 is skipped: manifest.json is missing, so it was not finished.",
+        "checkpoint-5 is skipped: it is another run's: learning_rate is 0.2 there, 0.1 here.",
     ]
     assert latest_good(tmp_path)[0] == tmp_path / "checkpoint-5"
     assert latest_good(tmp_path / "nowhere") == (None, [])

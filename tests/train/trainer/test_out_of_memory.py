@@ -76,7 +76,7 @@ def test_a_step_that_breaks_off_anywhere_is_the_same_step(
     assert memory.failed == 1
     assert_same(found, wanted)
     assert [line.get("out_of_memory") for line in found[1]] == [1.0, None]
-    assert sum("memory does not suffice" in record.message for record in caplog.records) == 1
+    assert sum("out of memory with" in record.message for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])

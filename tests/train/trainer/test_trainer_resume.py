@@ -120,8 +120,8 @@ def test_a_torn_and_a_foreign_checkpoint_are_passed_over(begin: Trainers, tmp_pa
     resumed, notes = begin("run", **job), []
     resumed.tell = notes.append
     resumed.train(resume_from_checkpoint=True)
-    assert "checkpoint-9 is passed over: adapter_model.safetensors has" in notes[0]
-    assert notes[-1] == "going on from checkpoint-6" and same_weights(resumed, whole)
+    assert "checkpoint-9 is skipped: adapter_model.safetensors has" in notes[0]
+    assert notes[-1] == "resuming from checkpoint-6" and same_weights(resumed, whole)
     assert [line["loss"] for line in log_of(resumed) if "loss" in line] == [
         line["loss"] for line in log_of(whole) if "loss" in line
     ]
@@ -142,8 +142,8 @@ def test_another_engine_s_checkpoint_is_not_gone_on_from(begin: Trainers, tmp_pa
     resumed, notes = begin("run", **job), []
     resumed.tell = notes.append
     resumed.train(resume_from_checkpoint="auto")
-    assert "checkpoint-2 is passed over: its optimizer states are of DeepSpeed" in notes[0]
-    assert notes[-1] == "going on from checkpoint-1"
+    assert "checkpoint-2 is skipped: its optimizer states are of DeepSpeed" in notes[0]
+    assert notes[-1] == "resuming from checkpoint-1"
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
