@@ -229,7 +229,7 @@ def _packed(table: TokenTable, options: PrepareOptions, ledger: Ledger) -> tuple
         if torn := len(table) - ledger.documents:
             ledger.notes.append(
                 f"wrapped packing tore {counted(torn, 'document')}; "
-                f"{counted(lost, 'trained token is', 'trained tokens are')} first after a tear, where nothing predicts them"
+                f"{counted(lost, 'trained token is', 'trained tokens are')} first after a tear and never predicted"
             )
     elif options.share_prefixes:
         rows, tokens = pack_shared(table, options.max_length)

@@ -48,7 +48,7 @@ class LoopConfig:
         log_every, eval_every, save_every: steps; below 1, a fraction of all steps; 0 never; "epoch" at each one's end.
         keep: the number of this run's checkpoints to keep; None for all.
         trackers: "tensorboard", "wandb", "trackio", "swanlab"; `project` and `run_name` are passed to them.
-        resume: "auto" resumes from the folder's newest intact checkpoint, a path from that one; None starts from scratch.
+        resume: "auto" resumes from the folder's newest intact checkpoint, a path from that one; None starts over.
     """
 
     epochs: float = 1.0

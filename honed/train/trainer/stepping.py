@@ -217,8 +217,8 @@ class SteppingTrainer(EvaluatingTrainer):
         if self.splits.add(part):
             step = self.state.global_step + 1
             logger.warning(
-                f"step {step}: out of memory with {tokens:,} tokens at a time. From here on they are computed in smaller "
-                "micro-batches, and the step is repeated: the loss is the same. Lower "
+                f"step {step}: out of memory with {tokens:,} tokens at a time. From here on they are computed in "
+                "smaller micro-batches, and the step is repeated: the loss is the same. Lower "
                 "per_device_train_batch_size (and raise gradient_accumulation_steps) to save the attempt."
             )
         return found

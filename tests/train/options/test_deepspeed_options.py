@@ -77,7 +77,7 @@ def test_a_recipe_saves_a_whole_model() -> None:
 
 def test_questions_are_answered_where_weights_are_whole() -> None:
     check_ranks(arguments({"stage": 2}, world_size=2), engine="trainer", asks=True)
-    with pytest.raises(RecipeError, match="lies in pieces"):
+    with pytest.raises(RecipeError, match="sharded over all"):
         whole = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
         check_ranks(arguments(whole, world_size=2), engine="trainer", asks=True)
 
