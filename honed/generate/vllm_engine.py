@@ -35,7 +35,7 @@ class VllmEngine:
         if is_adapter(folder):
             raise ModelError(
                 f"{name} holds an adapter, which vLLM does not read alone.",
-                fix="merge it into its model first (peft: merge_and_unload), or leave --engine out",
+                fix="merge it first (honed export ADAPTER MERGED), or leave --engine out",
             )
         self._llm = self._vllm.LLM(model=folder, **options)
 

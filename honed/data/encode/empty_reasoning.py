@@ -58,7 +58,8 @@ def note_of(count: int, train_on: str) -> str:
         f"{counted(count, 'answer begins', 'answers begin')} with an empty reasoning block, which is trained: "
         f"asked to think, the model learns not to. To train them as they are served without thinking, set {only}"
         "data.template_arguments="
-        "{enable_thinking: false}: the block is context then, if the template knows this argument, as Qwen3's does"
+        "{enable_thinking: false} (from Python: template_arguments): the block is context then, if the template knows "
+        "this argument, as Qwen3's does"
     )
 
 

@@ -18,7 +18,7 @@ from honed.train.trainer.watched import WatchedTrainer
 _SETTINGS = ("initial_lr", "weight_decay", "betas", "eps", "momentum")
 
 
-class SettledTrainer(WatchedTrainer):
+class ResumedSettingsTrainer(WatchedTrainer):
     """The layer of `SFTTrainer` that loads the states of optimizer and schedule without their settings."""
 
     _say: Callable[[str], None]

@@ -29,7 +29,7 @@ from honed.train.run_folder import checkpoint, engines, other_ranks
 from honed.train.run_folder.identity import digest_of_rows, identity_of_model
 from honed.train.run_folder.secrets import sealed_arguments
 from honed.train.trainer import agreement
-from honed.train.trainer.resumed_settings import SettledTrainer
+from honed.train.trainer.resumed_settings import ResumedSettingsTrainer
 from honed.train.trainer.rotation import Rotation
 from honed.train.trainer.tied_weights import lacking, without_copies
 
@@ -51,7 +51,7 @@ _CHANGEABLE = (
 _HOW_TO_RESUME = "A script does with train(resume_from_checkpoint='auto')."
 
 
-class ResumingTrainer(SettledTrainer):
+class ResumingTrainer(ResumedSettingsTrainer):
     """The layer of `SFTTrainer` that saves and resumes, through hooks of transformers' Trainer.
 
     Attributes:
