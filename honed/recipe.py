@@ -235,7 +235,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}", fix="mend that line") from None
+        raise RecipeError(f"{path} is not valid YAML: {error}", fix="fix that line") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} holds no recipe.", fix="write lines such as `model: ...` and `data: ...`")
     return tree

@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}", fix="name a YAML file") from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}", fix="mend that line") from None
+        raise RecipeError(f"{path} is not valid YAML: {error}", fix="fix that line") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise RecipeError(f"{path} holds no `key: value` lines.", fix="name the YAML that the other trainer is given")
     return tree

@@ -1,4 +1,4 @@
-"""The error for data of which nothing can be trained: what the ledger counted, and how to mend the most of it."""
+"""The error for data of which nothing can be trained: what the ledger counted, and how to fix most of it."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def preview(found: tuple[Any, Any], tokenizer: Any, options: PrepareOptions, *, 
         views = shown_views(found, options, tokenizer)
     except RowError as error:
         raw = json.dumps(row, ensure_ascii=False, default=str)[:200]
-        raise DataError(visible(f"{name} cannot be trained on: {error}: {raw}"), fix="mend the row") from None
+        raise DataError(visible(f"{name} cannot be trained on: {error}: {raw}"), fix="fix the row") from None
     return RowPreview(parts=tuple((visible(f"{name}, {head}"), tuple(tokens)) for head, tokens in views))
 
 

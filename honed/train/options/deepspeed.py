@@ -39,7 +39,7 @@ def need_deepspeed(config: Any) -> None:
     try:
         json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{config} cannot be read as JSON: {error}", fix="mend that file") from None
+        raise RecipeError(f"{config} cannot be read as JSON: {error}", fix="fix that file") from None
 
 
 def check_deepspeed(args: TrainingArguments) -> None:

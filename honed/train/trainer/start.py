@@ -154,7 +154,7 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
     reentrant = bool(args.gradient_checkpointing) and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
     if reentrant and aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
         raise RecipeError(
-            "Reentrant checkpointing drops the gradient of the router's auxiliary loss, without a word.",
+            "Reentrant checkpointing silently drops the gradient of the router's auxiliary loss.",
             fix="leave use_reentrant out of gradient_checkpointing_kwargs, or set router_aux_loss_coef=0",
         )
     if tensor_parallel_size(model) > 1 and (args.tokens_per_step or args.streaming):

@@ -63,7 +63,7 @@ class SFTTrainer(UploadingTrainer):
         notes: what the user should know: options without effect, seams that the model did not take. Logged as well.
 
     Raises:
-        HonedError: rows, template, options or model cannot be used; the message says which and how to mend it.
+        HonedError: rows, template, options or model cannot be used; the message says which and how to fix it.
     """
 
     def __init__(  # noqa: PLR0917 - the order is transformers' and TRL's, and scripts rely on it
