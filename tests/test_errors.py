@@ -8,7 +8,7 @@ from honed import errors
 
 
 def test_message_and_fix() -> None:
-    assert str(errors.DataError("a.jsonl:3: no.", fix="correct it")) == "a.jsonl:3: no.\n  fix: mend it"
+    assert str(errors.DataError("a.jsonl:3: no.", fix="correct it")) == "a.jsonl:3: no.\n  fix: correct it"
     assert str(errors.DataError("no.")) == "no."
     assert str(errors.MissingExtraError("wandb", "track")).endswith("fix: pip install 'honed[track]'")
 

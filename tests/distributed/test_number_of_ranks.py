@@ -75,7 +75,7 @@ def test_it_does_not_begin_anew_over_its_checkpoints(before: int, after: int, ra
     refused = ranks("same-command", world=after, rows=ROWS, train=job, resume="auto", out=out)
     assert refused.statuses == [2] * after
     problem = refused.err(0)
-    assert f"checkpoint-{SAVED} is of this run on {before} process" in problem
+    assert f"checkpoint-{SAVED} was written by this run on {before} process" in problem
     assert (
         f"resume_from_checkpoint={out / f'checkpoint-{SAVED}'} gradient_accumulation_steps={2 * before // after},"
         in (problem)

@@ -38,7 +38,7 @@ def test_json_schema(tmp_path: Path) -> None:
     task = one(tmp_path, "{json_schema: {type: object, required: [a], properties: {a: {type: integer}}}}")
     assert task.check(' {"a": 1}\n')
     assert not any(map(task.check, ['{"a": "1"}', "{}", "[1]", "not JSON", "", 'Here: {"a": 1}', "[" * 100_000]))
-    with pytest.raises(RecipeError, match="task 1: json_schema is none"):
+    with pytest.raises(RecipeError, match="task 1: json_schema is not valid"):
         one(tmp_path, "{json_schema: {type: 3}}")
 
 
@@ -58,8 +58,8 @@ def test_questions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "no list of tasks"),
-        ("a: 1", "no list of tasks"),
+        ("", "does not hold a list of tasks"),
+        ("a: 1", "does not hold a list of tasks"),
         ("- [", "could not be read as YAML"),
         ("- why", "task 1 has str"),
         ("- {prompt: why}", "task 1 has prompt"),
@@ -68,10 +68,10 @@ def test_questions(tmp_path: Path) -> None:
         ("- {prompt: why, expect: {exact: 4}}", "exact is 4, not text"),
         ("- {prompt: why, expect: {like: a}}", "expects"),
         ("- {prompt: why, expect: {exact: a, regex: b}}", "expects"),
-        ("- {prompt: why, expect: {regex: '('}}", "regex is none"),
-        ("- {messages: [], expect: {exact: a}}", "messages is no list"),
-        ("- {messages: [{role: poet, content: a}], expect: {exact: a}}", "messages is no list"),
-        ("- {messages: hello, expect: {exact: a}}", "messages is no list"),
+        ("- {prompt: why, expect: {regex: '('}}", "regex is not valid"),
+        ("- {messages: [], expect: {exact: a}}", "messages is not a list"),
+        ("- {messages: [{role: poet, content: a}], expect: {exact: a}}", "messages is not a list"),
+        ("- {messages: hello, expect: {exact: a}}", "messages is not a list"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, text: str, problem: str) -> None:

@@ -79,7 +79,7 @@ def test_the_first_saves(stage: str, train: Callable[..., Shown], run: Path, mon
     signal.signal(signal.SIGINT, signal.default_int_handler)
     press(monkeypatch, WHILE_TRAINING[stage])
     shown = train(*options)
-    assert shown.status == 130 and "goes on from there" in shown.out and "Traceback" not in shown.err, shown.err
+    assert shown.status == 130 and "resumes from there" in shown.out and "Traceback" not in shown.err, shown.err
     assert shown.err.count("the run is saved at the end of this step") == 1
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     again = train(*options)
@@ -93,7 +93,7 @@ def test_the_second_stops_at_once(train: Callable[..., Shown], run: Path, monkey
     signal.signal(signal.SIGINT, signal.default_int_handler)
     press(monkeypatch, "transformers.Trainer.training_step", times=2)
     shown = train("save_strategy=steps", "save_steps=2")
-    assert shown.status == 130 and "starts again" in shown.err and "goes on from there" not in shown.out
+    assert shown.status == 130 and "starts again" in shown.err and "resumes from there" not in shown.out
     assert not list(run.glob("checkpoint-*")) and train().status == 0
 
 

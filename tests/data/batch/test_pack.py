@@ -56,7 +56,7 @@ def test_the_picture_in_the_docstring() -> None:
 
 @pytest.mark.parametrize("lengths", [[9], [8, 0], [-1]])
 def test_lengths_that_fit_no_row(lengths: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"lengths must lie in \[1, 8\]"):
+    with pytest.raises(ValueError, match=r"lengths must be in \[1, 8\]"):
         pack_best_fit(lengths, 8)
 
 

@@ -167,7 +167,7 @@ def test_a_process_that_dies_is_an_error(file: Path, tiny_tokenizer: Any) -> Non
             os._exit(9)
         return "fine"
 
-    with pytest.raises(DataError, match=r"ended by itself \(exit code 9\)"):
+    with pytest.raises(DataError, match=r"died \(exit code 9\)"):
         prepare(str(file), tiny_tokenizer, PrepareOptions(), formatting_func=dies, workers=2)
 
 

@@ -110,7 +110,7 @@ def test_ranks_of_their_own_and_weights_outside_of_layers(tiny_model: Callable[.
     [
         ({"target_parameters": ["experts.dwn_proj"]}, "'experts.dwn_proj', which no weight"),
         ({"rank_pattern": {"vproj": 4}}, "'vproj', which no layer"),
-        ({"alpha_pattern": {"(": 4}}, "no regular expression"),
+        ({"alpha_pattern": {"(": 4}}, "not a regular expression"),
         ({"target_parameters": ["mlp.experts.down_proj"], "dropout": 0.1}, "no input to drop"),
     ],
 )

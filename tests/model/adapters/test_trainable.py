@@ -44,7 +44,7 @@ def test_weights_frozen_before_stay_frozen(tiny_model: Callable[..., Any]) -> No
     ("patterns", "problem"),
     [
         (["self_attn", "atention"], "no parameter's name holds 'atention'"),
-        (["(mlp"], "no regular expression"),
+        (["(mlp"], "not a regular expression"),
         (["mlp", "!mlp"], "leaves no weight"),
     ],
 )

@@ -180,7 +180,7 @@ def with_end(tokenizer: Any) -> None:
     [
         (lower, "changes texts first"),
         (by_words, "cuts text in another way"),
-        (greedy_token, "spaces beside it"),
+        (greedy_token, "swallows the spaces"),
         (with_end, "more than bos"),
     ],
 )

@@ -30,7 +30,7 @@ def test_it_is_refused_where_it_cannot_be(quick: dict[str, Any], monkeypatch: py
     monkeypatch.setattr(rules, "is_missing", lambda package: False)
     with pytest.raises(RecipeError, match="a GPU that multiplies in float8"):
         rules.check(SFTConfig(**quick, fp8=True))
-    with pytest.raises(RecipeError, match="bf16=True or float32 beside it"):
+    with pytest.raises(RecipeError, match="and bf16=True or float32"):
         rules.check(SFTConfig(**quick, fp8="emulate", fp16=True))
 
 

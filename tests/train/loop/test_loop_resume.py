@@ -83,7 +83,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(way: str, tmp_path: Path) ->
         path, _ = checkpoint.latest_good(tmp_path / "run")
         done = 0 if path is None else int(path.name.split("-")[1])
     resumed, again = run_loop(job)
-    assert any("going on from" in note for note in resumed.notes) == (done > 0)
+    assert any("resuming from" in note for note in resumed.notes) == (done > 0)
     assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
     assert same(trained(again), trained(model))
 

@@ -45,7 +45,7 @@ def test_the_notes_count(tiny_model: Callable[..., Any]) -> None:
     [
         ({"lora_B": 16.0}, "no trained weight's name holds 'lora_B'"),
         ({"mlp": 2.0, "down_proj": 3.0}, "earlier patterns took them all"),
-        ({"(": 2.0}, "no regular expression"),
+        ({"(": 2.0}, "not a regular expression"),
     ],
 )
 def test_patterns_without_effect_are_refused(

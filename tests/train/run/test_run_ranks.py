@@ -143,7 +143,7 @@ class Several:
 
 @pytest.mark.parametrize(
     ("engine", "asks", "fsdp", "says"),
-    [("plain", False, "", "one process"), ("trainer", True, "full_shard", "in pieces")],
+    [("plain", False, "", "one process"), ("trainer", True, "full_shard", "is sharded over all of them")],
 )
 def test_what_several_processes_cannot_do(engine: str, asks: bool, fsdp: str, says: str) -> None:
     args: Any = Several()
@@ -157,7 +157,7 @@ def test_accelerate_says_that_it_shards(monkeypatch: pytest.MonkeyPatch) -> None
     check_ranks(args, engine="trainer", asks=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     check_ranks(args, engine="trainer", asks=False)
-    with pytest.raises(RecipeError, match="in pieces"):
+    with pytest.raises(RecipeError, match="is sharded over all of them"):
         check_ranks(args, engine="trainer", asks=True)
 
 

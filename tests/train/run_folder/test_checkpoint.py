@@ -263,7 +263,7 @@ def test_a_process_beside_one_that_gave_up_says_so(writer: str, tmp_path: Path) 
         torch.save({}, part / "rng_state_1.pth") if writer == "torch" else (part / "rng_state_1").write_text("")
 
     with (
-        pytest.raises(RunError, match="the first process gave up"),
+        pytest.raises(RunError, match="the first process failed"),
         checkpoint.written(tmp_path, 3, first=False) as part,
     ):
         write(part)

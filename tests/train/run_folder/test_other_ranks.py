@@ -43,10 +43,18 @@ def test_which_steps_keep_their_rows(here: dict[str, Any], changes: dict[str, An
 @pytest.mark.parametrize(
     ("here", "there", "words"),
     [
-        (HERE, {"ranks": 2}, r"on 2 processes, and with 4 processes.*\n.*gradient_accumulation_steps=1, so that each"),
+        (
+            HERE,
+            {"ranks": 2},
+            r"on 2 processes. It cannot be resumed as it is on 4 processes.*\n.*gradient_accumulation_steps=1, so that each",
+        ),
         (HERE, {"ranks": 3}, r"on 3 processes.*\n.*checkpoint-1, where steps may have other rows"),
         (HERE, {"ranks": 8, "gradient_accumulation_steps": 1}, r"\n.*checkpoint-1, where the last steps of an epoch"),
-        ({"ranks": 1, "accumulation": 2}, {"ranks": 2}, r"write over it.\n  fix: start 2 processes again; or begin"),
+        (
+            {"ranks": 1, "accumulation": 2},
+            {"ranks": 2},
+            r"overwrite it.\n  fix: start 2 processes again; or start over",
+        ),
     ],
 )
 def test_nothing_is_begun_anew_over_them(here: dict[str, Any], there: Any, words: str, tmp_path: Path) -> None:
@@ -69,6 +77,6 @@ def test_another_engine_s_is_refused_with_its_reason(tmp_path: Path) -> None:
     (other / "latest").write_text("global_step1")
     checkpoint.seal(other)
     with pytest.raises(
-        RunError, match=r"optimizer states are of DeepSpeed.*\n  fix: start 8 processes again; or begin"
+        RunError, match=r"optimizer states are of DeepSpeed.*\n  fix: start 8 processes again; or start over"
     ):
         checkpoint.latest_good(tmp_path, HERE, engine="one process or DDP", alike=keep_rows)
