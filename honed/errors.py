@@ -3,7 +3,7 @@
 HonedError                 base; the command line prints it and exits with status 2
 |-- DataError              a file, a row or a whole dataset that cannot be used
 |-- TemplateError          a chat template whose spans cannot be verified
-|-- RecipeError            an unknown key, a wrong value, options that exclude each other
+|-- RecipeError            an unknown key, a wrong value, options that are mutually exclusive
 |-- ModelError             a model or tokenizer that cannot be found, loaded or trained
 |-- RunError               an output folder that cannot be written, or is in use
 `-- MissingExtraError      an optional dependency is missing; names the exact pip line
@@ -47,7 +47,7 @@ class TemplateError(HonedError, ValueError):
 
 
 class RecipeError(HonedError, ValueError):
-    """An unknown key, a wrong value, or options that exclude each other."""
+    """An unknown key, a wrong value, or options that are mutually exclusive."""
 
 
 class ModelError(HonedError):

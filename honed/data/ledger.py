@@ -120,7 +120,7 @@ class Ledger:
         if self.rows_with_own_bos:
             notes.append(
                 f"texts of {counted(self.rows_with_own_bos, 'row')} begin with BOS already: the tokenizer's own was "
-                "left out, so that they have one, as a template's text has when it is served"
+                "left out, so that they have only one, as a template's text has when it is served"
             )
         if self.rows_with_own_eos:
             notes.append(
@@ -130,7 +130,7 @@ class Ledger:
         if self.documents_with_two_bos:
             notes.append(
                 f"two BOS at the beginning of {counted(self.documents_with_two_bos, 'document')}, as the rows have "
-                "them: take one out, or pass messages in place of what a template made of them"
+                "them: take one out, or pass messages instead of the text a template made of them"
             )
         return notes
 

@@ -119,7 +119,7 @@ def read_held_out(data: Any, tokenizer: Any, template: Template | None, options:
             examples.append(example)
             documents += own
     if not documents:
-        raise DataError(f"No row can be scored.\n{ledger.summary()}", fix="name rows such as those of the training")
+        raise DataError(f"No row can be scored.\n{ledger.summary()}", fix="name rows like those used in training")
     ledger.documents = len(documents)
     ledger.tokens = sum(len(document.packed.input_ids) for document in documents)
     ledger.trained_tokens = sum(int(document.trained_T.sum()) for document in documents)

@@ -34,7 +34,7 @@ class VllmEngine:
         folder = resolve(name)
         if is_adapter(folder):
             raise ModelError(
-                f"{name} holds an adapter, which vLLM does not read alone.",
+                f"{name} holds an adapter, which vLLM cannot load on its own.",
                 fix="merge it first (honed export ADAPTER MERGED), or leave --engine out",
             )
         self._llm = self._vllm.LLM(model=folder, **options)

@@ -43,7 +43,7 @@ class Objective:
             )
         if self.kind != "nll" and self.label_smoothing:
             raise RecipeError(
-                f"loss_type={self.kind!r} and label_smoothing_factor exclude each other: the one trusts what the model "
+                f"loss_type={self.kind!r} and label_smoothing_factor are mutually exclusive: one trusts what the model "
                 "predicts already, the other distrusts it.",
                 fix="leave one of them out",
             )

@@ -196,5 +196,5 @@ def _first_tokens(path: tuple[Part, ...], tokens: int) -> tuple[Part, ...]:
             kept.append(Part(run, min(length, tokens)))
         tokens -= length
     if tokens > 0:
-        raise ValueError(f"a segment sees {tokens} tokens more than stand before it")
+        raise ValueError(f"a segment sees {tokens} tokens more than come before it")
     return tuple(kept)

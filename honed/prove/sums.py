@@ -113,11 +113,11 @@ def isolated(subject: Subject) -> Measured:
             for i in (table.input_ids, ids)
         ]
     routed = has_experts(subject.model.make().config)
-    detail = f"{counted(first, 'token')} turned round before {counted(len(table) - 1, 'document')}"
+    detail = f"{counted(first, 'token')} reversed before {counted(len(table) - 1, 'document')}"
     return Measured(
         value=abs(losses[1] - losses[0]) / abs(losses[0]),
         bound=subject.rounding * 1e-3 if routed else 0.0,
-        detail=f"{detail}; experts compute in groups, which round in other ways" if routed else detail,
+        detail=f"{detail}; experts compute in groups, which round differently" if routed else detail,
     )
 
 

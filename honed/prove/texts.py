@@ -119,7 +119,7 @@ def _differing(row: SampleRow, tokenizer: Any) -> tuple[list[str], int]:
     for (ids, turn), number in zip(turns, numbers, strict=True):
         prompt = _prompt(row, example, number, tokenizer)
         if not _begins(ids, turn, prompt):
-            wrong.append(f"message {number + 1}: {turn.start} tokens stand before it, {len(prompt)} are served")
+            wrong.append(f"message {number + 1}: {turn.start} tokens come before it, {len(prompt)} are served")
     return wrong, len(turns)
 
 

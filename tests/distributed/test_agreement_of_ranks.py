@@ -29,7 +29,7 @@ def test_another_start_is_refused(differs: dict[str, Any], train: dict[str, Any]
     ended = ranks(f"start-{says[4:9]}", eval_rows=5, train=train, second=differs)
     assert ended.statuses == [2, 2]
     for rank in range(2):
-        assert "do not start from the same" in ended.err(rank) and says in ended.err(rank)
+        assert "do not start alike" in ended.err(rank) and says in ended.err(rank)
         assert "fix: " in ended.err(rank) and "Traceback" not in ended.err(rank)
 
 

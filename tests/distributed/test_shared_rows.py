@@ -93,7 +93,7 @@ def test_a_checkpoint_is_gone_on_from(alone: Ended, ranks: Ranks) -> None:
 def test_a_model_that_mixes_tokens_outside_of_attention_is_found_out(ranks: Ranks) -> None:
     found = ranks("sp-mixes", mixes=True, train=SHARED)
     assert found.statuses == [2, 2]
-    assert all("gives slices of a row other scores than the whole row" in found.err(rank) for rank in (0, 1))
+    assert all("scores slices of a row differently from the whole row" in found.err(rank) for rank in (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_model_that_mixes_tokens_outside_of_attention_is_found_out(ranks: Rank
         ("ranks", 2, {"train": {"sequence_parallel_size": 3}}, "must be a multiple of it"),
         ("padded", 2, {"train": SHARED, "model": {"attn_implementation": "eager"}}, "needs honed's attention"),
         ("positions", 2, {"train": SHARED, "model": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0,
-         "rope_theta": 1e4}, "max_position_embeddings": 32}}, "Slices of a row would have positions of their own"),
+         "rope_theta": 1e4}, "max_position_embeddings": 32}}, "Slices of a row would have their own positions"),
     ],
 )  # fmt: skip
 def test_what_is_refused(name: str, world: int, job: dict[str, Any], told: str, ranks: Ranks) -> None:

@@ -68,8 +68,8 @@ def test_label_smoothing_is_transformers() -> None:
         ({"kind": "mse"}, "nll, dft, eaft"),
         ({"label_smoothing": 1.0}, r"\[0, 1\)"),
         ({"label_smoothing": -0.1}, r"\[0, 1\)"),
-        ({"kind": "dft", "label_smoothing": 0.1}, "exclude each other"),
-        ({"kind": "eaft", "label_smoothing": 0.1}, "exclude each other"),
+        ({"kind": "dft", "label_smoothing": 0.1}, "are mutually exclusive"),
+        ({"kind": "eaft", "label_smoothing": 0.1}, "are mutually exclusive"),
     ],
 )
 def test_other_losses_are_refused(changes: dict[str, Any], says: str) -> None:

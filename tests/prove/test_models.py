@@ -69,7 +69,7 @@ def test_the_recipe_says_what_is_trained_and_which_tokens_there_are(subject_of: 
     assert subject.tokenizer.eos_token_id == new == subject.model.make().get_input_embeddings().num_embeddings - 1
     assert not train.keys() & set(subject.left_out) and subject.model.without == ()
     assert subject.arguments("out").learning_rates == {"mlp": 3}
-    with pytest.raises(RecipeError, match="no parameter's name holds 'nose'"):
+    with pytest.raises(RecipeError, match="no parameter's name contains 'nose'"):
         subject_of(lora=None, train={"trainable": ["nose"]})
 
 
@@ -80,7 +80,7 @@ def test_weights_that_a_part_of_the_model_lacks(
     train = {"trainable": [r"layers\.3\."], "learning_rates": {r"layers\.3\.": 2}}
     subject = subject_of(model={"num_hidden_layers": 4}, lora=None, train=train)
     assert subject.model.without == ("trainable", "learning_rates") and not subject.arguments("out").learning_rates
-    assert r"; without trainable: no parameter's name holds 'layers\\.3\\.'" in subject.model.words
+    assert r"; without trainable: no parameter's name contains 'layers\\.3\\.'" in subject.model.words
     assert all(parameter.requires_grad for parameter in subject.model.make().parameters())
 
 

@@ -33,7 +33,7 @@ def findings(facts: Facts) -> list[Finding]:
 def _packages(facts: Facts) -> Iterator[Finding]:
     if not facts.packages:
         yield Finding(
-            what="honed runs from its source and is not installed: what it needs is not looked at.",
+            what="honed runs from its source and is not installed, so its requirements are not checked.",
             fix=f"{_PIP} -e . (in the folder of its pyproject.toml)",
         )
     for package in facts.packages:

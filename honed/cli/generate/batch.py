@@ -43,7 +43,7 @@ def run_batch(args: argparse.Namespace) -> int:
     from honed.generate.batch.prompts import read_prompts, with_system
 
     if args.out is None:
-        raise RecipeError("A batch needs a place for its answers.", fix="--out answers.jsonl")
+        raise RecipeError("A batch needs a file for its answers.", fix="--out answers.jsonl")
     if args.samples > 1 and args.temperature == 0:
         raise RecipeError(
             f"--samples {args.samples} at temperature 0 would be the same answer each time.", fix="--temperature 0.8"
@@ -68,7 +68,7 @@ def summary(ledger: dict[str, Any], out: Path) -> str:
     if ledger["answered_before"]:
         lines.append(f"{ledger['answered_before']:>7} of them made before")
     if ledger["repaired_last_line"]:
-        lines.append("        a torn last line was cut off, its answer made again")
+        lines.append("        an incomplete last line was removed, its answer made again")
     lines += [f"{count:>7} dropped: {reason}" for reason, count in ledger["dropped"].items()]
     return "\n".join([*lines, f"{ledger['kept']:>7} kept   {out}"])
 

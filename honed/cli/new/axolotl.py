@@ -64,7 +64,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **needless("flash_* xformers_attention sdp_attention flex_attention flex_attn_* sage_attention eager_attention "
                "attn_implementation fused_attn_kernel gemma4_hybrid_attn_impl sdpa_varlen large_head_attention "
                "liger_* cut_cross_entropy chunked_cross_entropy* lora_*_kernel use_kernels use_scattermoe use_sonicmoe "
-               "use_*_kernels experts_implementation tiled_mlp*", "honed brings its own way of computing"),
+               "use_*_kernels experts_implementation tiled_mlp*", "honed has its own implementation"),
     **needless("dataset_prepared_path dataset_keep_in_memory num_dataset_shards_to_save "
                "push_dataset_to_hub is_preprocess preprocess_iterable",
                "prepared data are cached by what they were made of"),
@@ -72,8 +72,8 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **needless("pad_to_sequence_len pad_to_multiple_of batch_flattening multipack_real_batches sample_packing_* "
                "pretrain_multipack_attn total_num_tokens",
                "batches have no padding, and rows are packed by real length"),
-    **needless("resize_token_embeddings_to_32x", "rows of the embedding that no token has are there for speed alone"),
-    **needless("eta_min adam_eps full_finetune", f"{NAME} has no such key, and does nothing with it"),
+    **needless("resize_token_embeddings_to_32x", "embedding rows without a token are only there for speed"),
+    **needless("eta_min adam_eps full_finetune", f"{NAME} has no such key and ignores it"),
     **needless("lora_fan_in_fan_out", "peft sees it at the layer"),
     **needless("eot_tokens", "the token that ends a turn is found in the template, and is trained"),
     **needless("dp_shard_size dp_replicate_size expert_parallel_num_* expert_parallel_token_*",
@@ -143,7 +143,7 @@ def steps(draft: Draft, given: Values) -> None:
         draft.put("train.run_name", given["wandb_name"])
     for key in given.keys() & {"wandb_project", "wandb_name"}:
         if "wandb" not in trackers or key == "wandb_project":
-            draft.skip(key, "export WANDB_PROJECT" if "wandb" in trackers else "no tracker is asked for")
+            draft.skip(key, "export WANDB_PROJECT" if "wandb" in trackers else "no tracker is set")
 
 
 def _tokens(draft: Draft, given: Values) -> None:

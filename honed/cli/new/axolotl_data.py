@@ -101,7 +101,7 @@ def _template(draft: Draft, given: Values) -> None:
             draft.refuse("chat_template_jinja", "a recipe names a file", "save the text as a file, and name it")
         draft.put("data.template", jinja if "{" not in str(jinja) else "auto")
     elif style in STYLES:
-        draft.refuse("chat_template", "a style of prompts that the tokenizer need not have",
+        draft.refuse("chat_template", "a prompt style that the tokenizer may not have",
                      "name a Jinja file with data.template")  # fmt: skip
     elif style is not None:
         draft.put("data.template", "auto", f"theirs is {style!r}; here it is the tokenizer's own")

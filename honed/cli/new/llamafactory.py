@@ -56,9 +56,9 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **rules_of("stage dataset dataset_dir media_dir eval_dataset val_size max_samples mix_strategy interleave_probs "
                "streaming buffer_size packing neat_packing cutoff_len train_on_prompt mask_history template "
                "enable_thinking eval_strategy", Rule(group="data")),
-    **needless("do_train do_eval do_predict", "`honed train` trains, and evaluates where there is something held out"),
+    **needless("do_train do_eval do_predict", "`honed train` trains, and evaluates if rows are held out"),
     **needless("flash_attn use_unsloth use_unsloth_gc use_v1_kernels use_reentrant_gc low_cpu_mem_usage "
-               "use_fast_tokenizer print_param_status", "honed brings its own way of computing"),
+               "use_fast_tokenizer print_param_status", "honed has its own implementation"),
     **needless("overwrite_cache tokenized_path preprocessing_batch_size data_shared_file_system cache_dir "
                "offload_folder", "prepared data are cached by what they were made of; HF_HOME names the Hub's cache"),
     **needless("plot_loss compute_accuracy include_effective_tokens_per_second include_num_input_tokens_seen",

@@ -76,7 +76,7 @@ def _template(draft: Draft, given: Values, *, texts: bool) -> None:
     masks = {"train_on_prompt": "all", "mask_history": "last"}
     draft.put("data.train_on", next((ours for key, ours in masks.items() if given.get(key)), "assistant"))
     if style in STYLES:
-        draft.refuse("template", "a style of prompts that no tokenizer brings", "name a Jinja file with data.template")
+        draft.refuse("template", "a prompt style that no tokenizer has", "name a Jinja file with data.template")
     elif style is not None:
         draft.put("data.template", "auto", f"theirs is {style!r}; here it is the tokenizer's own")
     if "enable_thinking" in given and given["enable_thinking"] is None:
@@ -106,7 +106,7 @@ def _weighted(draft: Draft, origins: list[Origin], given: Values) -> list[Origin
     strategy = given.get("mix_strategy", "concat")
     if strategy == "concat":
         if "interleave_probs" in given:
-            draft.skip("interleave_probs", "rows are put one behind the other")
+            draft.skip("interleave_probs", "rows are concatenated")
         return origins
     if strategy != "interleave_under":
         draft.refuse("mix_strategy", "weighted sources end with the first that has no more rows",

@@ -8,7 +8,7 @@ from typing import Any
 
 from honed.cli.new.translate import Draft, as_list
 
-NO_NUMBER = "which layers are the last, only the model's configuration tells, and it is not in a folder here"
+NO_NUMBER = "only the model's configuration says which layers are the last, and it is not in a folder here"
 TO_DO = "name the model's folder, or write full, and then train.trainable into the recipe"
 
 

@@ -42,7 +42,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **rules_of("peft_config quant_config", Rule(group="weights")),
     **rules_of("micro_batch_size global_batch_size cp_size cp_mode optim_config save_steps save_epochs",
                Rule(group="steps")),
-    **needless("kernel_config flash_attn", "honed brings its own way of computing"),
+    **needless("kernel_config flash_attn", "honed has its own implementation"),
     **needless("dist_config init_config dp_size mp_replicate_size mp_shard_size dist_timeout save_ckpt_as_hf",
                "several processes are started by torchrun or accelerate (docs/distributed.md)"),
     **needless("sample_backend max_new_tokens", "it is for answers: `honed eval`, `honed generate`"),
@@ -74,7 +74,7 @@ def _origins(draft: Draft, given: Values, key: str) -> list[Origin]:
     if not str(name).endswith(".yaml"):
         entries = {"": {"path": str(name), "source": "local" if file else "hf_hub"}}
     elif file is None:
-        draft.refuse(key, f"{name} was not found, which describes the datasets", "begin where it lies")
+        draft.refuse(key, f"{name} was not found, which describes the datasets", "start in the folder that holds it")
         return []
     else:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))

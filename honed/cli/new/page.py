@@ -37,14 +37,14 @@ def shown(key: str, value: Any) -> str:
 
 def _left_out(draft: Draft, theirs: Mapping[str, Any]) -> Iterator[str]:
     if draft.refused:
-        yield "# NOT taken, so that this recipe may train something else:"
+        yield "# NOT translated, so this recipe may train something else:"
     for key, refusal in draft.refused.items():
         yield f"#   {shown(key, theirs[key])} -- {refusal.why}; fix: {refusal.fix}"
     reasons: dict[str, list[str]] = {}
     for key, why in draft.needless.items():
         reasons.setdefault(why, []).append(key if why == EMPTY else shown(key, theirs[key]))
     if reasons:
-        yield "# Left out, for nothing of it is needed here:"
+        yield "# Left out, because it is not needed here:"
     for why, keys in reasons.items():
         yield f"#   {', '.join(keys)} -- {why}"
 

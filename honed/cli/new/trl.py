@@ -32,7 +32,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **rules_of("dataset_name dataset_config dataset_train_split dataset_test_split dataset_streaming datasets "
                "streaming test_split_size eval_strategy assistant_only_loss completion_only_loss chat_template_path",
                Rule(group="data")),
-    **needless("attn_implementation padding_free pad_to_multiple_of", "honed brings its own way of computing"),
+    **needless("attn_implementation padding_free pad_to_multiple_of", "honed has its own implementation"),
     **needless("ignore_bias_buffers bnb_4bit_quant_storage", "not needed here"),
     **needless("env", "export these variables before `honed train`"),
     **refused("model_init_kwargs dataset_kwargs", "a recipe loads and prepares in its own way", "leave it out"),

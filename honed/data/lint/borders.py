@@ -45,7 +45,7 @@ class Borders:
         """A note that only a sample was checked; "" if all rows were."""
         if self.looked_at == self.rows:
             return ""
-        return f"Where prompt and answer meet was looked at in a sample: {self.looked_at:,} of {self.rows:,} rows."
+        return f"The border of prompt and answer was checked in a sample: {self.looked_at:,} of {self.rows:,} rows."
 
     def _is_chosen(self) -> bool:
         self.rows += 1

@@ -58,7 +58,7 @@ def _unreadable(call: Any) -> str:
     if isinstance(call, str):
         return _json_fault(call)
     if not isinstance(call, Mapping):
-        return f"a call is no object: {call!r:.60}"
+        return f"a call is not an object: {call!r:.60}"
     arguments = _function_of(call).get("arguments")
     if arguments is None or isinstance(arguments, Mapping):
         return ""

@@ -61,7 +61,7 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
             "choose with data.format=NAME (from Python: data_format), or take the other columns out",
         ),
         "empty_reasoning": (
-            "Trained answers begin with an empty reasoning block: asked to think, the model learns not to.",
+            "Trained answers begin with an empty reasoning block: the model learns not to think when asked to.",
             "give the answers their reasoning; or train them as they are served without thinking: "
             "data.train_on=assistant data.template_arguments={enable_thinking: false}, if the template knows it",
         ),
@@ -75,7 +75,7 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "two_bos": (
             "Texts begin with the BOS token twice, and a served prompt has it once.",
-            "take one out of the rows, or give messages in place of what a template made of them",
+            "take one out of the rows, or give messages instead of the text a template made of them",
         ),
         "border": (
             "At the answer's start, prompt and answer have other tokens as one text than each on its own.",
@@ -83,11 +83,11 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
             "where prompts are served as they stand here, this is trained as it is served",
         ),
         "open_reasoning": (
-            "Answers open a <think> block and never close it, so the model would learn to think without an end.",
+            "Answers open a <think> block and never close it, so the model would learn to think without end.",
             "complete or remove these rows; answers that were cut off at a limit of tokens look like this",
         ),
         "train_flag": (
-            "Messages say under a key of another tool whether they are trained, and it is not read.",
+            "Messages say under another tool's key whether they are trained, and this key is not read.",
             "name it: data.columns={train: KEY} (or {weight: KEY}, for numbers); or take it out of the rows",
         ),
         "tool_misfit": (
@@ -104,7 +104,7 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "duplicate": (
             "Rows repeat an earlier row word for word, and weigh double in training.",
-            "keep one of each, unless the repetition is meant",
+            "keep one of each, unless the repetition is intended",
         ),
         "eval_near": (
             "Rows are nearly the same as rows of the evaluation file, or ask one of its questions.",
@@ -131,7 +131,7 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
     "hint": {
         "control_token_kept": (
             "Texts without a chat template spell control tokens, and honed trains them as control tokens.",
-            "nothing, where a template wrote these texts; else take the tokens out, or give messages",
+            "do nothing if a template wrote these texts; otherwise take the tokens out, or give messages",
         ),
         "near_duplicate": (
             "Rows share at least about 80% of their three-word sequences with an earlier row.",
@@ -139,7 +139,7 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "system_prompts": (
             "Rows differ in their system prompt; at inference the model should get one that it was trained with.",
-            "give all rows the same with data.system, unless the difference is meant",
+            "give all rows the same with data.system, unless the difference is intended",
         ),
         "rare_script": (
             "Rows are written in a script that hardly any other row uses.",

@@ -253,7 +253,7 @@ class _Running:
         if self.tokens is None:
             yield NO_MODEL
         elif self.options.train_on == "all":
-            yield "With train_on=all there are no trained turns of which the end could be checked."
+            yield "With train_on=all there are no trained turns whose end could be checked."
         if self.tokens is not None and (note := self.tokens.borders.note()):
             yield note
         if self.token_rows:

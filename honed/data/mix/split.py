@@ -80,7 +80,7 @@ def split(
         raise DataError(
             f"{share:.1%} of {counted(len(groups), 'row')} cannot be held out; the largest group of rows alike has "
             f"{largest:,} (alike: equal up to digits, case and punctuation, or nearly).",
-            fix="set data.eval_share=null; to evaluate, name a file of its own with data.held_out",
+            fix="set data.eval_share=null; to evaluate, name a separate file with data.held_out",
         )
     sides = np.split(held, np.cumsum(counts)[:-1])
     are = "is" if held.sum() == 1 else "are"
@@ -180,7 +180,10 @@ class _Chosen(SourcedRows):
     def unread(self) -> Iterator[UnreadRow]:
         for number, row in enumerate(unread_rows(self._data)):
             if number >= len(self._wanted):
-                raise DataError(f"{row()[0]}: this row was not there a moment ago.", fix="leave the data as they are")
+                raise DataError(
+                    f"{row()[0]}: this row was not there a moment ago.",
+                    fix="do not change the data while they are read",
+                )
             if self._wanted[number]:
                 yield row
 

@@ -46,4 +46,4 @@ def _otherwise(options: PrepareOptions, images: bool) -> str:
         return ", or lower image_max_pixels"
     if options.overlong_policy == "drop":
         return ", or set data.overlong=split or data.overlong=truncate (from Python: overlong)"
-    return ": of what is to be trained nothing fits in"
+    return ": nothing to be trained fits in"

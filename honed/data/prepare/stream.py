@@ -91,12 +91,14 @@ class RowStream:
             raise RecipeError(f"shuffle_buffer is {shuffle_buffer}.", fix="set a number of rows; 0 does not shuffle")
         if options.packing and options.packing_strategy == "wrapped":
             raise RecipeError(
-                "packing_strategy=wrapped while streaming.", fix="use bfd or bfd_split, or streaming=false"
+                "packing_strategy=wrapped does not work with streaming.", fix="use bfd or bfd_split, or streaming=false"
             )
         self._parts = as_mixture(data).parts
         for part in self._parts:
             if part.cap is not None or part.repeat != 1:
-                raise RecipeError(f"cap or repeat of source {part.name} while streaming.", fix="use weights instead")
+                raise RecipeError(
+                    f"Source {part.name}: cap and repeat do not work with streaming.", fix="use weights instead"
+                )
         self._tokenizer, self._options, self._seed, self._buffer = tokenizer, options, seed, shuffle_buffer
         own = [part_options(part, options) for part in self._parts]
         self._templates = [make_template(tokenizer, one) for one in own]

@@ -159,7 +159,7 @@ class JinjaTemplate:
             raise TemplateError(
                 "This chat template does not begin an answer the way its generation prompt does, so what is trained "
                 f"would not be what is served.\n  prompt ends:   {context[-60:]!r}\n"
-                f"  text at there: {text[max(0, len(context) - 60) : len(context)]!r}",
+                f"  text there:    {text[max(0, len(context) - 60) : len(context)]!r}",
                 fix="set template arguments (data.template_arguments) so that both agree, or use another template",
             )
         tail = text[len(context) :]

@@ -17,7 +17,7 @@ from honed.errors import TemplateError
 
 _THINK_BLOCK = re.compile(r"(?<=<think>)(\s*)(\S.*?)(\s*)(?=</think>)", re.DOTALL)
 _NOTHING = "conversation begins with the assistant: nothing to answer"
-_ASK_FIRST = 'the chat template makes no prompt of nothing: put a question first, or mark message 1 "train": false'
+_ASK_FIRST = 'the chat template makes no prompt without a question: put one first, or mark message 1 "train": false'
 _PROBE = "Xprobe9X"
 _ADVICE = "train them too (leave this option out), or use a template that prints them once and as they are"
 

@@ -149,7 +149,7 @@ class VisionRenderer(Renderer):
             if found := self._unspeakable.search(message.content):
                 raise RowError(
                     "the text spells the placeholder of images",
-                    f"{found[0]}, which is no special token of this tokenizer, so it cannot be encoded as text",
+                    f"{found[0]}, which is not a special token of this tokenizer, so it cannot be encoded as text",
                 )
 
     def _seen(self, view: View, conversation: Conversation, refs: list[ImageRef], images: list[Any]) -> VisionView:

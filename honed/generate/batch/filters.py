@@ -80,7 +80,7 @@ def load_verifier(name: str) -> Verifier:
             fix="write it as module:function; the module is looked for in the current folder as well",
         ) from None
     if not callable(function):
-        raise RecipeError(f"The verifier {name!r} is no function.", fix="write it as module:function")
+        raise RecipeError(f"The verifier {name!r} is not a function.", fix="write it as module:function")
     return function
 
 

@@ -88,7 +88,7 @@ class Journal:
             settings = json.loads(lines[0])["settings"]
             answers = [Answered(**json.loads(line)) for line in lines[1:]]
         except (ValueError, TypeError, KeyError):
-            raise RunError(f"{self.path} is no journal of answers.", fix="name another --out") from None
+            raise RunError(f"{self.path} is not a journal of answers.", fix="name another --out") from None
         other = [name for name, value in self._settings.items() if settings.get(name) != value]
         if other:
             name = other[0]

@@ -199,7 +199,7 @@ def _own_attention(model: Any) -> Iterator[None]:
     before = model.config._attn_implementation
     model.set_attn_implementation(register())
     if model.config._attn_implementation != NAME:
-        raise NotImplementedError("its attention cannot be exchanged")
+        raise NotImplementedError("its attention cannot be replaced")
     try:
         yield
     finally:

@@ -121,7 +121,7 @@ def ready_to_train(
         _refuse_beside_adapter(model, peft_config)
         notes.append(train_only(model, trainable))
     if peft_config is not None and adapter_config(model) == peft_config:  # peft keeps the object that was passed
-        notes += ["peft_config has no effect: the model has this very adapter already."]
+        notes += ["peft_config has no effect: the model already has this adapter."]
     elif peft_config is not None:
         asked = [] if tokenizer is None else template_tokens(tokenizer) + tokenizer.convert_tokens_to_ids(list(added))
         rows = new_token_rows(model, asked)
@@ -241,7 +241,7 @@ def _attach(model: Any, fitted: Any) -> Any:
         given = wanted.exclude_modules or ()
         if not asks_for_all(wanted) or isinstance(given, str) or set(lost) <= set(given):
             raise ModelError(
-                f"peft would save, but not load again, the adapter of {', '.join(lost)}.",
+                f"peft would save but could not reload the adapter of {', '.join(lost)}.",
                 fix="leave these layers out of target_modules, or name them in exclude_modules",
             )
         _exclude(wanted, lost)
@@ -294,14 +294,14 @@ def _refuse_what_cannot_train(model: Any, checkpointing: bool) -> None:
     _refuse_other_batches(method)
     if checkpointing and method == "PREFIX_TUNING":
         raise ModelError(
-            "Prefix tuning hands its prefix over in the key-value cache, which gradient checkpointing turns off.",
+            "Prefix tuning passes its prefix in the key-value cache, which gradient checkpointing turns off.",
             fix="set gradient_checkpointing=False",
         )
 
 
 def _refuse_other_batches(method: str) -> None:
     if needs := OTHER_BATCHES.get(method):
-        raise ModelError(f"{method} needs {needs}, which honed does not make.", fix="choose another method")
+        raise ModelError(f"{method} needs {needs}, which honed does not provide.", fix="choose another method")
 
 
 def _train_rows(model: Any, config: Any, kind: str, rows: Sequence[int]) -> list[str]:

@@ -44,7 +44,7 @@ def _unknown(option: str, unknown: Sequence[str], count: int, known: Iterable[st
         return []
     last = sorted({name.rsplit(".", 1)[-1] for name in known} - {""})
     close = difflib.get_close_matches(unknown[0].rsplit(".", 1)[-1], last, n=1)
-    text = f"{option} names {', '.join(map(repr, sorted(unknown)))}, which no {what} of the model is called"
+    text = f"{option} names {', '.join(map(repr, sorted(unknown)))}, but the model has no such {what}"
     hint = f"did you mean {close[0]!r}?" if close else f"{what}s are called {', '.join(last)}"
     if len(unknown) == count:
         raise ModelError(f"The adapter does not fit the model: {text}.", fix=hint)

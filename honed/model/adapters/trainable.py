@@ -45,7 +45,7 @@ def _found(pattern: str, names: Sequence[str]) -> set[str]:
     if not found:
         like = ", ".join(names[-NAMES_SHOWN:])
         raise RecipeError(
-            f"trainable: no parameter's name holds {pattern!r}.",
+            f"trainable: no parameter's name contains {pattern!r}.",
             fix=f"names look like {like}; dots stand for any letter",
         )
     return found

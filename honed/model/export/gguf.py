@@ -352,7 +352,7 @@ def _adds_bos(tokenizer: Any) -> bool:
 
 def _state(tokenizer: Any) -> dict[str, Any]:
     if not getattr(tokenizer, "is_fast", False):
-        raise _refused("the tokenizer is not one of the tokenizers library")
+        raise _refused("the tokenizer is not from the tokenizers library")
     return dict(json.loads(tokenizer.backend_tokenizer.to_str()))
 
 

@@ -96,7 +96,7 @@ def need_llmcompressor() -> None:
     if find_spec("llmcompressor") is None:
         raise ModelError(
             "GPTQ is done by the package 'llmcompressor', which is not installed.",
-            fix="pip install llmcompressor (0.14 wants transformers <= 5.17, which honed works with)",
+            fix="pip install llmcompressor (0.14 needs transformers <= 5.17, which honed works with)",
         )
 
 

@@ -97,7 +97,7 @@ class MiniMindConfig(PreTrainedConfig):
             raise ValueError("sizes, layers and heads must be 1 or more")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"{self.num_attention_heads} query heads cannot be shared out among {self.num_key_value_heads} "
+                f"{self.num_attention_heads} query heads cannot be divided among {self.num_key_value_heads} "
                 "key/value heads"
             )
         if self.head_dim is None or self.head_dim < 2 or self.head_dim % 2:

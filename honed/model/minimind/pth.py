@@ -110,7 +110,7 @@ def to_transformers(state: Mapping[str, torch.Tensor], heads: int, path: str = "
     new_names = names_of(_count(state, LAYER), _count(state, EXPERT))
     if unknown := sorted(state.keys() - new_names.keys()):
         raise ModelError(
-            f"{path} holds keys that MiniMind has not: {_some(unknown)}.", fix="leave them out of the file"
+            f"{path} holds keys that MiniMind does not have: {_some(unknown)}.", fix="leave them out of the file"
         )
     size = state["tok_embeddings.weight"].shape[1] // heads
     return {new_names[old]: _reordered(new_names[old], state[old], size, halves_first) for old in state}
@@ -203,7 +203,7 @@ def _check(state: State, model: MiniMindForCausalLM, path: str) -> None:
         raise ModelError(f"{path} lacks {_some(missing)}.", fix="give the model's shape by keywords, or save it again")
     if unknown := sorted(state.keys() - expected.keys()):
         raise ModelError(
-            f"{path} holds keys that MiniMind has not: {_some(unknown)}.", fix="leave them out of the file"
+            f"{path} holds keys that MiniMind does not have: {_some(unknown)}.", fix="leave them out of the file"
         )
     if wrong := [f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
                  for name in sorted(expected) if state[name].shape != expected[name].shape]:  # fmt: skip

@@ -193,7 +193,9 @@ def _extra_copies(optimizer: Optimizer) -> int:
     try:
         momentum = float(text)
     except ValueError:
-        raise RecipeError(f"{text!r} is no momentum (optim_args).", fix="write optim_args='momentum=0.9'") from None
+        raise RecipeError(
+            f"{text!r} is not a valid momentum (optim_args).", fix="write optim_args='momentum=0.9'"
+        ) from None
     return (momentum != 0) + (optimizer.name == "rmsprop" and optimizer.option("centered") in TRUE)
 
 

@@ -120,7 +120,7 @@ def open_gguf(path: Path) -> Gguf:
         reader = GGUFReader(path)
         metadata = {key: field.contents() for key, field in reader.fields.items()}
     except (OSError, ValueError, LookupError, OverflowError) as error:
-        raise ModelError(f"{path} is not a whole GGUF file: {error}.", fix="get the file again") from error
+        raise ModelError(f"{path} is not a whole GGUF file: {error}.", fix="download the file again") from error
     gguf = Gguf(path=path, metadata=metadata, tensors={tensor.name: tensor for tensor in reader.tensors})
     if (architecture := gguf.need("general.architecture")) != "llama":
         raise gguf.error(f"is of the architecture {architecture!r}; only 'llama' can be converted")

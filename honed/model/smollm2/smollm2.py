@@ -101,7 +101,7 @@ def resolve_default_model(*, source: Path | None = None, cache_dir: Path | None 
     final = converted_path(cache_dir)
     fault = converted_fault(final)
     if fault is not None:
-        note = f"{final} is made again: {fault}" if final.exists() else ""
+        note = f"{final} is rebuilt: {fault}" if final.exists() else ""
         _convert(found, final, cache_dir=cache_dir, note=note)
     return final
 

@@ -152,4 +152,4 @@ def legend(style: Style) -> str:
     """A line that explains the marks."""
     shown = {"brackets": "«...»", "reverse": "reversed", "colour": "coloured"}[style.paint]
     marks = "; | begins a token" if style.tokens else ""
-    return f"({shown}: trained; weights other than 1 stand before the text{marks})"
+    return f"({shown}: trained; weights other than 1 are shown before the text{marks})"

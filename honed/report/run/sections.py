@@ -104,7 +104,7 @@ def _unfinished(run: SavedRun) -> list[str]:
     if status == "interrupted":
         return ["This run was interrupted. Everything below covers the part that ran."]
     if status == "running":
-        return ["This page was made while the run was going. Everything below covers the part run by then."]
+        return ["This page was made while the run was in progress. Everything below covers the part run by then."]
     return []
 
 

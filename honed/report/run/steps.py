@@ -19,7 +19,7 @@ def steps_section(run: SavedRun) -> Html:
         return join([])
     parts = []
     if run.not_taken:
-        words = "Their loss or gradient was no number, so they changed no weight."
+        words = "Their loss or gradient was not finite, so they changed no weights."
         parts += [tag("h3", "Steps that were not taken"), tag("p", words, class_="rule"), _steps(run.not_taken)]
     if worst:
         parts += [tag("h3", "The highest losses of all steps"), _steps(worst)]

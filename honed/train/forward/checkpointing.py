@@ -216,7 +216,7 @@ def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, is_multimodal
     if is_multimodal:
         return "the vision tower's memory is not planned"
     if is_sharded(args):
-        return "what sharded ranks take is not planned"
+        return "the memory of sharded ranks is not planned"
     return "the longest row is not known without max_length" if longest is None else None
 
 

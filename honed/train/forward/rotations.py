@@ -16,7 +16,7 @@ def rotation_notes(model: nn.Module, max_length: int | None) -> list[str]:
         return []
     return [
         f"A row longer than {limit:,} tokens changes how this model rotates positions in all rows of its batch: "
-        f"losses depend on which rows meet. Set max_length={limit} for losses that do not."
+        f"losses depend on which rows share a batch. Set max_length={limit} for losses that do not."
     ]
 
 

@@ -165,7 +165,7 @@ def find_seams(model: nn.Module) -> Seams:
     """
     if any(hasattr(parameter, "ds_id") and not parameter.numel() for parameter in model.parameters()):
         raise ModelError(
-            "DeepSpeed's ZeRO-3 shared the weights out while they were loaded, so nothing can be tried on this model.",
+            "DeepSpeed's ZeRO-3 sharded the weights while they were loaded, so honed cannot test this model.",
             fix="pass the model's name, or load the model before the configuration is made",
         )
     seams = lora_alone(model)
@@ -195,7 +195,7 @@ def lora_alone(model: nn.Module) -> Seams:
     notes = []
     if left:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in left.items())
-        notes.append(f"{left.total()} of {fused + left.total()} LoRA layers compute as peft has them: {reasons}")
+        notes.append(f"{left.total()} of {fused + left.total()} LoRA layers use peft's own computation: {reasons}")
     return Seams(lora=fused > 0, notes=notes)
 
 

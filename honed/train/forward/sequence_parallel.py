@@ -96,23 +96,23 @@ def check(args: SFTConfig, model: nn.Module, seams: Seams, *, custom_parts: bool
         raise RecipeError(
             "With sequence_parallel_size a data_collator, compute_loss_func or compute_metrics would get slices of "
             "rows, and images are not shared.",
-            fix="leave the one or the other out",
+            fix="leave one of them out",
         )
     if not seams.flat:
         raise ModelError(
             "sequence_parallel_size needs honed's attention and flat batches: "
-            + ("; ".join(seams.notes) or "this model, or this trainer's own methods, have padded ones"),
+            + ("; ".join(seams.notes) or "this model, or this trainer's own methods, use padded ones"),
             fix=f"leave attn_implementation out if it is set, or {out}",
         )
     if tensor_parallel_size(model) > 1:
-        raise RecipeError("Ranks cannot share both rows (sequence_parallel_size) and matrices (tp_plan).", fix=out)
+        raise RecipeError("Ranks cannot split both rows (sequence_parallel_size) and matrices (tp_plan).", fix=out)
     if aux_loss_coefficient(base_model(model).config.get_text_config(), args.router_aux_loss_coef):
         raise RecipeError(
-            "The router's auxiliary loss is a mean over a micro-batch's tokens, of which each rank has a slice.",
+            "The router's auxiliary loss is a mean over a micro-batch's tokens, and each rank has only a slice.",
             fix=f"set router_aux_loss_coef=0, or {out}",
         )
     if notes := rotation_notes(model, args.max_length):
-        raise RecipeError(f"Slices of a row would have positions of their own. {notes[0]}", fix=f"do so, or {out}")
+        raise RecipeError(f"Slices of a row would have their own positions. {notes[0]}", fix=f"do so, or {out}")
 
 
 def join(args: SFTConfig, model: nn.Module) -> dist.ProcessGroup:
@@ -132,8 +132,8 @@ def join(args: SFTConfig, model: nn.Module) -> dist.ProcessGroup:
     dist.all_reduce(fits, dist.ReduceOp.MIN)
     if not fits:
         raise ModelError(
-            f"{type(base_model(model)).__name__} gives slices of a row other scores than the whole row: outside of "
-            "attention, too, it computes across tokens.",
+            f"{type(base_model(model)).__name__} scores slices of a row differently from the whole row: it "
+            "computes across tokens outside of attention, too.",
             fix="leave sequence_parallel_size out",
         )
     return group

@@ -59,7 +59,7 @@ def find_obstacle(model: nn.Module, seams: Seams, *, balance: float | None = Non
         return f"the model does not take them: {error}"
     if are_same([together], [apart], base_model(model).dtype):
         return None
-    return "documents that share a prefix get other scores than on their own"
+    return "documents that share a prefix get different scores than on their own"
 
 
 @torch.no_grad()

@@ -123,7 +123,7 @@ def _loaded(ref: ImageRef) -> Any:
     except RowError as error:
         raise DataError(
             f"{ref.source}: an image has changed since the data were prepared: {error}",
-            fix="put it back, or start again",
+            fix="restore the image, or start over",
         ) from None
 
 
@@ -161,4 +161,4 @@ def language_only(peft_config: Any, model: nn.Module) -> tuple[Any, list[str]]:
     name = next(name for name, module in base_model(model).named_modules() if module is tower)
     changed = copy.deepcopy(peft_config)
     changed.exclude_modules = re.escape(name) + r"\..*"
-    return changed, [f"the adapter leaves the vision tower ({name}) out; name target_modules to reach it"]
+    return changed, [f"the adapter does not cover the vision tower ({name}); set target_modules to include it"]

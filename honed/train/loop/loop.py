@@ -116,7 +116,7 @@ def begin(
 ) -> Run:
     """Creates a run at step 0."""
     if config.dtype == "float16" and ranks.device.type not in ("cuda", "cpu"):
-        raise RecipeError(f"dtype=float16 is not for {ranks.device.type}.", fix="set bfloat16 or float32")
+        raise RecipeError(f"dtype=float16 is not supported on {ranks.device.type}.", fix="set bfloat16 or float32")
     if config.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # transformers renamed it on the way to v6
@@ -292,7 +292,7 @@ def resume(run: Run, folder: Path | None) -> list[str]:
     else:
         path, notes = Path(named), []
         if problem := checkpoint.why_not(path, run.identity):
-            raise RunError(f"{path} cannot be resumed from: {problem}.", fix="name another checkpoint, or none")
+            raise RunError(f"Cannot resume from {path}: {problem}.", fix="name another checkpoint, or none")
     if path is None:
         return notes
     restore(run, checkpoint.load(path, checked=True))

@@ -49,7 +49,7 @@ class PlainTrainer:
         peft_config: Any = None,
     ) -> None:
         if hasattr(processing_class, "image_processor"):
-            raise RecipeError("The plain engine trains on text alone.", fix="set engine=trainer for rows with images")
+            raise RecipeError("The plain engine trains on text only.", fix="set engine=trainer for rows with images")
         self.config, self.notes, self.stream_loader = config_of(args), rules.check(args), None
         self._args, self._tokenizer = copy.copy(args), with_pad_token(with_tokens(processing_class, **args.tokens))
         seed_everything(args.seed)  # for the adapter's initial weights
@@ -207,13 +207,16 @@ def _refuse_unknown(args: SFTConfig) -> None:
             continue
         if (value := getattr(args, field.name)) not in (_default(field.name), None, False, []):
             raise RecipeError(
-                f"engine=plain does not have {field.name} (it is {value!r}).", fix="leave it out, or set engine=trainer"
+                f"engine=plain does not support {field.name} (it is {value!r}).",
+                fix="leave it out, or set engine=trainer",
             )
     if args.optim.value not in OPTIMIZERS:
-        raise RecipeError(f"engine=plain has AdamW and Muon, not optim={args.optim.value}.", fix="set engine=trainer")
+        raise RecipeError(
+            f"engine=plain supports AdamW and Muon, not optim={args.optim.value}.", fix="set engine=trainer"
+        )
     if args.train_sampling_strategy not in ("random", "sequential"):
         raise RecipeError(
-            f"engine=plain does not have train_sampling_strategy={args.train_sampling_strategy}.",
+            f"engine=plain does not support train_sampling_strategy={args.train_sampling_strategy}.",
             fix="set random or sequential, or engine=trainer",
         )
 
@@ -234,7 +237,7 @@ def _schedule(args: SFTConfig) -> tuple[str, float]:
         return "cosine", float(options["min_lr"]) / args.learning_rate
     if options or name not in ("constant", "constant_with_warmup", "linear", "cosine"):
         raise RecipeError(
-            f"engine=plain does not have lr_scheduler_type={name} {options or ''}.".replace(" .", "."),
+            f"engine=plain does not support lr_scheduler_type={name} {options or ''}.".replace(" .", "."),
             fix="set constant, constant_with_warmup, linear, cosine or minimind; or set engine=trainer",
         )
     return name.removesuffix("_with_warmup"), 0.0
@@ -244,7 +247,7 @@ def _every(strategy: str, steps: float) -> float | str:
     if strategy in ("no", "epoch"):
         return "epoch" if strategy == "epoch" else 0
     if strategy != "steps":
-        raise RecipeError(f"engine=plain does not have the strategy {strategy!r}.", fix="set no, steps or epoch")
+        raise RecipeError(f"engine=plain does not support the strategy {strategy!r}.", fix="set no, steps or epoch")
     return steps
 
 

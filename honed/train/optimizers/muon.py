@@ -102,7 +102,8 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     matrices = hidden_matrices(model)
     if not matrices:
         raise RecipeError(
-            "optim='muon' is for matrices of hidden layers, and none is trained.", fix="set optim='adamw_torch_fused'"
+            "optim='muon' needs matrices of hidden layers to train, and there are none.",
+            fix="set optim='adamw_torch_fused'",
         )
     for name, p in matrices.items():
         if hasattr(p, "full_tensor"):  # a DTensor

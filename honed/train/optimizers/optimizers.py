@@ -28,12 +28,12 @@ def optimizer_of(args: SFTConfig, model: Any, optimizer: Any, optimizer_cls_and_
     if optimizer is not None and args.learning_rates:
         raise RecipeError(
             "learning_rates splits the groups of honed's optimizer; yours has groups of its own.",
-            fix="give its groups their learning rates, or leave learning_rates out",
+            fix="set the learning rates in its groups, or leave learning_rates out",
         )
     if optimizer is not None or optimizer_cls_and_kwargs is not None:
         if args.optimizer_in_backward or rounds:
             raise RecipeError(
-                "optimizer_in_backward and bf16_stochastic_round are AdamW's; an optimizer of your own has neither.",
+                "optimizer_in_backward and bf16_stochastic_round are options of AdamW; your own optimizer has neither.",
                 fix="leave one of them out",
             )
         return optimizer_cls_and_kwargs, notes

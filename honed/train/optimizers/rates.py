@@ -33,7 +33,7 @@ def notes_on_rates(model: nn.Module, rates: Rates) -> list[str]:
         found = [p for name, p in trained if pattern_of(name, rates) == pattern]
         if not found:
             raise RecipeError(
-                f"learning_rates: no trained weight's name holds {pattern!r}, or earlier patterns took them all.",
+                f"learning_rates: no trained weight's name contains {pattern!r}, or earlier patterns matched them all.",
                 fix=f"names look like {', '.join(name for name, _ in trained[-2:])}",
             )
         many = f"{sum(p.numel() for p in found):,} numbers in {counted(len(found), 'tensor')}"

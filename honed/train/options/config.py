@@ -285,7 +285,7 @@ class SFTConfig(TrainingArguments):
         if self.train_on is not None:
             if self.assistant_only_loss and self.train_on not in ("assistant", "last"):
                 raise RecipeError(
-                    f"assistant_only_loss=True and train_on={self.train_on!r} exclude each other.",
+                    f"assistant_only_loss=True and train_on={self.train_on!r} are mutually exclusive.",
                     fix="set one of them",
                 )
             return self.train_on

@@ -30,12 +30,12 @@ def need_deepspeed(config: Any) -> None:
     if not config:
         return
     if find_spec("deepspeed") is None:
-        raise RecipeError("deepspeed is set, and DeepSpeed is not installed.", fix="pip install deepspeed")
+        raise RecipeError("deepspeed is set, but DeepSpeed is not installed.", fix="pip install deepspeed")
     if not isinstance(config, str) or config.lstrip().startswith("{"):
         return
     path = Path(config)
     if not path.is_file():
-        raise RecipeError(f"deepspeed names no file: {config}", fix="name a JSON file with DeepSpeed's configuration")
+        raise RecipeError(f"deepspeed: no such file: {config}", fix="name a JSON file with DeepSpeed's configuration")
     try:
         json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -53,7 +53,7 @@ def check_deepspeed(args: TrainingArguments) -> None:
         differences = "; ".join(line.removeprefix("- ds ").replace(" vs hf ", " there, ") for line in told)
         raise RecipeError(
             f"DeepSpeed's configuration and the arguments differ: {differences} here.",
-            fix='write "auto" there, which takes what the arguments say',
+            fix='write "auto" there to use the values of the arguments',
         )
 
 
@@ -65,7 +65,7 @@ def need_launcher(args: TrainingArguments) -> None:
     """
     if _config(args) is not None and "RANK" not in os.environ:
         raise RecipeError(
-            "DeepSpeed needs a launcher, for one process too.",
+            "DeepSpeed needs a launcher, even for one process.",
             fix="start it with `torchrun --nproc_per_node N -m honed train ...` (a script: `torchrun ... SCRIPT.py`)",
         )
 
@@ -80,7 +80,7 @@ def need_whole_model(args: TrainingArguments) -> None:
     name = "stage3_gather_16bit_weights_on_model_save"
     if config is not None and config.is_zero3() and not config.get_value(f"zero_optimization.{name}", False):
         raise RecipeError(
-            "ZeRO-3 would save the trained model in pieces, which nothing but DeepSpeed reads.",
+            "ZeRO-3 would save the trained model in shards that only DeepSpeed can read.",
             fix=f'set "{name}": true in "zero_optimization" (with `accelerate config`, zero3_save_16bit_model: true)',
         )
 

@@ -44,9 +44,9 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "dataset_batch_size": "rows are prepared in one pass",
     "num_of_sequences": "rows are packed by their real lengths",
     "chars_per_token": "rows are packed by their real lengths",
-    "infinite": "max_steps alone says how long to train",
+    "infinite": "max_steps alone sets how long to train",
     "prepare_in_int8_kwargs": "quantised models are prepared by peft when the adapter is attached",
-    "overwrite_output_dir": "checkpoints are resumed from only when resume_from_checkpoint says so",
+    "overwrite_output_dir": "a run resumes only if resume_from_checkpoint is set",
     "save_safetensors": "weights are always saved as safetensors",
     "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR sets it now",
     "half_precision_backend": "bf16 and fp16 use torch's own autocast",
@@ -55,8 +55,8 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "use_mps_device": "an Apple GPU is found automatically",
     "ray_scope": "it belongs to hyperparameter search",
     "past_index": "no model of this kind is left",
-    "jit_mode_eval": "torch_compile took its place",
-    "use_ipex": "torch has these kernels itself",
+    "jit_mode_eval": "torch_compile replaces it",
+    "use_ipex": "torch has these kernels built in",
     "tpu_metrics_debug": "debug='tpu_metrics_debug' sets it now",
     "include_tokens_per_second": "tokens per second are always logged",
 }
@@ -164,7 +164,7 @@ def adopt(
     for name, value in old.items():
         if name == "tokenizer":
             if processing_class is not None:
-                raise RecipeError("tokenizer and processing_class name the same.", fix="pass processing_class only")
+                raise RecipeError("tokenizer and processing_class are one argument.", fix="pass processing_class only")
             processing_class = value
             notes.append("tokenizer is called processing_class now.")
         elif name in MOVED:
@@ -173,7 +173,7 @@ def adopt(
         elif name in WITHOUT_EFFECT:
             notes.append(f"{name} has no effect: {WITHOUT_EFFECT[name]}.")
         elif name in REFUSED:
-            raise RecipeError(f"SFTTrainer takes no {name}.", fix=REFUSED[name])
+            raise RecipeError(f"SFTTrainer does not take {name}.", fix=REFUSED[name])
         else:
             raise RecipeError(f"SFTTrainer has no argument {name!r}.", fix=suggest(name, signature.parameters))
     values, _ = modern(moved, MOVED[:1] + MOVED[2:], where="SFTTrainer")

@@ -43,14 +43,14 @@ class ModelConfig:
     lora_target_parameters: list[str] | None = option(  # noqa: RUF009
         None, "Parameters with an adapter, such as those of experts."
     )
-    lora_modules_to_save: list[str] | None = option(None, "Layers that are trained whole.")  # noqa: RUF009
+    lora_modules_to_save: list[str] | None = option(None, "Layers that are trained in full.")  # noqa: RUF009
     lora_task_type: str = option("CAUSAL_LM", "peft's task type.")
     use_rslora: bool = option(False, "Scale by alpha / sqrt(r) (rank-stabilised LoRA).")
-    use_dora: bool = option(False, "Train magnitude and direction apart (DoRA).")
+    use_dora: bool = option(False, "Train magnitude and direction separately (DoRA).")
     load_in_8bit: bool = option(False, "8-bit base, with an adapter only.")
     load_in_4bit: bool = option(False, "4-bit base, with an adapter only.")
-    bnb_4bit_quant_type: str = option("nf4", "Kind of 4-bit numbers.", choices=["fp4", "nf4"])
-    use_bnb_nested_quant: bool = option(False, "Quantise the scales of 4 bits as well.")
+    bnb_4bit_quant_type: str = option("nf4", "4-bit data type.", choices=["fp4", "nf4"])
+    use_bnb_nested_quant: bool = option(False, "Quantise the 4-bit scales as well.")
     bnb_4bit_quant_storage: str | None = option(None, "dtype that 4-bit weights are stored in.")
 
     trust_remote_code: ClassVar[bool] = False

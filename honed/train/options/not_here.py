@@ -20,7 +20,7 @@ NOT_HERE: Mapping[str, str] = {
     "DataCollatorForVisionLanguageModeling": "leave data_collator out: rows with images need none (docs/vision.md)",
     "DataCollatorForChatML": COLLATOR,
     "get_training_chat_template": TEMPLATE,
-    "add_response_schema": "nothing is needed to train; transformers' tokenizer.response_schema reads answers apart",
+    "add_response_schema": "nothing is needed to train; transformers' tokenizer.response_schema parses answers",
     "supports_tool_calling": "nothing is needed: a template that does not show a row's tools or calls is refused",
     "prepare_multimodal_messages": "nothing is needed: rows with images are read as they are (docs/vision.md)",
     "RichProgressCallback": BAR,
@@ -46,7 +46,7 @@ NOT_HERE: Mapping[str, str] = {
     "DistillationTrainer": "keep TRL for distillation",
     "FastLanguageModel": "pass the model's name to SFTTrainer, and peft_config=LoraConfig(...) (docs/migrating.md)",
     "FastModel": "pass the model's name to SFTTrainer, and peft_config=LoraConfig(...) (docs/migrating.md)",
-    "get_chat_template": "set SFTConfig(chat_template_path=...), a Jinja file or a model whose template it is",
+    "get_chat_template": "set SFTConfig(chat_template_path=...), a Jinja file or a model that has the template",
     "standardize_sharegpt": "nothing is needed: ShareGPT rows are recognised",
     "is_bfloat16_supported": "leave bf16 and fp16 out: SFTConfig takes bf16 where the device has it",
 }

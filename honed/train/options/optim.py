@@ -30,7 +30,7 @@ def known_optimizer(name: Any) -> OptimizerNames | Own:
     value = getattr(name, "value", name)
     known = {kind.value: kind for kind in (*OptimizerNames, *Own)}
     if value not in known:
-        raise RecipeError(f"optim is {value!r}, which is no optimizer.", fix=suggest(str(value), known))
+        raise RecipeError(f"optim is {value!r}, which is not a known optimizer.", fix=suggest(str(value), known))
     return known[value]
 
 

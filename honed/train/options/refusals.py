@@ -11,7 +11,7 @@ from honed.recipe import suggest
 # Words in an error message -> the fix.
 FIXES = {
     "bf16/gpu": "leave bf16 out (it is taken where the device has it), or set use_cpu=True to train in bfloat16 on it",
-    "load_best_model_at_end": "give save_strategy and eval_strategy one value, and save_steps a multiple of eval_steps",
+    "load_best_model_at_end": "set save_strategy and eval_strategy alike, and save_steps to a multiple of eval_steps",
     "At most one of fp16 and bf16": "leave both out: bf16 is taken where the device has it",
 }
 # Value of report_to -> its packages, if they are named differently.
@@ -43,7 +43,9 @@ def need_reporters(report_to: Sequence[str]) -> None:
 
     for name in report_to:
         if name not in known.INTEGRATION_TO_CALLBACK:
-            raise RecipeError(f"report_to names no service {name!r}.", fix=suggest(name, known.INTEGRATION_TO_CALLBACK))
+            raise RecipeError(
+                f"report_to names an unknown service: {name!r}.", fix=suggest(name, known.INTEGRATION_TO_CALLBACK)
+            )
     installed = {*known.get_available_reporting_integrations(), *(["flyte"] if known.is_flytekit_available() else [])}
     if absent := [name for name in report_to if name not in installed]:
         packages = " ".join(PACKAGES.get(name, name) for name in absent)

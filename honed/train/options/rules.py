@@ -50,7 +50,7 @@ RULES = (
     Rule(
         name="truncation_mode",
         when=lambda args: args.truncation_mode != "keep_start",
-        message="truncation_mode can only be 'keep_start': answers without their questions would be trained.",
+        message="truncation_mode can only be 'keep_start': otherwise answers would be trained without their questions.",
         fix="leave it out, and raise max_length or set overlong='drop'",
     ),
     Rule(
@@ -62,7 +62,7 @@ RULES = (
     Rule(
         name="tokens_and_accumulation",
         when=lambda args: args.tokens_per_step is not None and args.gradient_accumulation_steps > 1,
-        message="tokens_per_step chooses how many micro-batches a step has; gradient_accumulation_steps does so too.",
+        message="tokens_per_step and gradient_accumulation_steps both set how many micro-batches a step has.",
         fix="leave gradient_accumulation_steps out",
     ),
     Rule(
@@ -110,7 +110,7 @@ RULES = (
     Rule(
         name="in_backward_adamw",
         when=lambda args: args.optimizer_in_backward and args.optim.value not in ("adamw_torch", "adamw_torch_fused"),
-        message="optimizer_in_backward is AdamW, not another optimizer.",
+        message="optimizer_in_backward supports only AdamW.",
         fix="set optim='adamw_torch_fused', or leave it out",
     ),
     Rule(
@@ -118,7 +118,7 @@ RULES = (
         when=lambda args: (
             args.optimizer_in_backward and bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
         ),
-        message="optimizer_in_backward needs whole gradients; reentrant checkpointing hands them over in parts.",
+        message="optimizer_in_backward needs whole gradients; reentrant checkpointing delivers them in parts.",
         fix="leave use_reentrant out of gradient_checkpointing_kwargs",
     ),
     Rule(
@@ -126,13 +126,13 @@ RULES = (
         when=lambda args: (
             args.torch_compile and args.torch_compile_backend == "inductor" and not has_compiler(args.device.type)
         ),
-        message="torch_compile finds nothing here that compiles its code: on CPUs a C++ compiler, on GPUs Triton.",
+        message="torch_compile finds no compiler here: it needs a C++ compiler on CPUs, Triton on GPUs.",
         fix="apt-get install g++ (on a GPU: pip install triton), or leave torch_compile out",
     ),
     Rule(
         name="cuda_graphs_and_checkpointing",
         when=lambda args: args.torch_compile_mode in CUDA_GRAPH_MODES and bool(args.gradient_checkpointing),
-        message="A CUDA graph writes over what it gave out before, which recomputed activations still need "
+        message="A CUDA graph overwrites its earlier outputs, which recomputed activations still need "
         "(torch_compile_mode='reduce-overhead' or 'max-autotune').",
         fix="set gradient_checkpointing=False; such modes are for small models",
     ),
@@ -151,13 +151,13 @@ RULES = (
     Rule(
         name="fp8_hardware",
         when=lambda args: bool(args.fp8) and args.fp8 != "emulate" and not multiplies_float8(args),
-        message="fp8=True needs a GPU that multiplies in float8: NVIDIA's from Ada or Hopper on.",
-        fix="leave it out; bf16=True is for all newer GPUs (fp8='emulate' only tries what would be learned, slowly)",
+        message="fp8=True needs a GPU that multiplies in float8: NVIDIA Ada, Hopper or newer.",
+        fix="leave it out; bf16=True works on all newer GPUs (fp8='emulate' only simulates float8, slowly)",
     ),
     Rule(
         name="fp8_not_compiled",
         when=lambda args: bool(args.fp8) and args.fp8 != "emulate" and not args.torch_compile,
-        message="fp8 without torch_compile=True casts in kernels of their own, which costs what the products save.",
+        message="fp8 without torch_compile=True casts in separate kernels, which cost what the matrix products save.",
         fix="set torch_compile=True",
         refuses=False,
     ),
@@ -188,7 +188,7 @@ RULES = (
             isinstance(args.gradient_checkpointing, str)
             and (args.gradient_checkpointing_kwargs or {}).get("every_n_layers", 1) > 1
         ),
-        message="gradient_checkpointing='auto' and 'selective' choose the layers, and every_n_layers does so too.",
+        message="gradient_checkpointing='auto' and 'selective' choose the layers, and so does every_n_layers.",
         fix="leave every_n_layers out, or set gradient_checkpointing=True",
     ),
     Rule(

@@ -26,13 +26,13 @@ RULES_OF_RANKS = (
         name="context_parallel",
         when=lambda args: row_parts(args) > 1,
         message="accelerate's context and sequence parallelism (cp_size, sp_size) would train wrongly: each process "
-        "would take its part of a row for a row of its own, and documents would lose boundaries and labels.",
-        fix="leave it out and set sequence_parallel_size, which shares rows among processes and keeps both",
+        "would treat its part of a row as a whole row, and documents would lose boundaries and labels.",
+        fix="leave it out and set sequence_parallel_size, which splits rows among processes and keeps both",
     ),
     Rule(
         name="sequence_parallel_alone",
         when=lambda args: args.sequence_parallel_size > 1 and hinders_sequences(args),
-        message="sequence_parallel_size was not shown to train the same with torch_compile, fp8, neftune_noise_alpha, "
+        message="sequence_parallel_size has not been verified with torch_compile, fp8, neftune_noise_alpha, "
         "DeepSpeed, cpu_ram_efficient_loading, skip_prepare_dataset or average_tokens_across_devices=False.",
         fix="leave the other out",
     ),
@@ -40,13 +40,13 @@ RULES_OF_RANKS = (
         name="sequence_parallel_ranks",
         when=lambda args: args.sequence_parallel_size < 1 or args.world_size % args.sequence_parallel_size != 0,
         message="sequence_parallel_size processes share a row, so the number of processes must be a multiple of it.",
-        fix="start so many (torchrun --nproc_per_node N ...), or leave it out",
+        fix="start that many (torchrun --nproc_per_node N ...), or leave it out",
     ),
     Rule(
         name="dispatched_batches",
         when=lambda args: bool(args.accelerator_config.dispatch_batches),
-        message="dispatch_batches=True (accelerator_config) has one process make all batches and cut the others' out "
-        "of its own: through documents, where batches are flat.",
+        message="dispatch_batches=True (accelerator_config) has one process make all batches and slice "
+        "them for the others: through documents, where batches are flat.",
         fix="leave it out; each process then makes its own batches",
     ),
     Rule(
@@ -64,19 +64,19 @@ RULES_OF_RANKS = (
     Rule(
         name="learning_rates_with_deepspeed",
         when=lambda args: bool(args.learning_rates) and uses_deepspeed(args),
-        message="learning_rates parts the optimizer's weights by name, which DeepSpeed flattens and shares out.",
+        message="learning_rates groups the optimizer's weights by name, but DeepSpeed flattens and shards them.",
         fix="leave one of them out, or shard with FSDP2",
     ),
     Rule(
         name="muon_sharded",
         when=lambda args: args.optim is Own.MUON and uses_fsdp(args),
-        message="optim='muon' needs whole matrices, of which FSDP leaves each process a part.",
+        message="optim='muon' needs whole matrices, but FSDP leaves each process only a part of them.",
         fix="leave fsdp out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
     ),
     Rule(
         name="muon_deepspeed",
         when=lambda args: args.optim is Own.MUON and uses_deepspeed(args),
-        message="optim='muon' needs whole matrices, which DeepSpeed flattens and shares out.",
+        message="optim='muon' needs whole matrices, but DeepSpeed flattens and shards them.",
         fix="leave deepspeed out (torchrun alone trains with DDP), or set optim='adamw_torch_fused'",
     ),
     Rule(
@@ -94,26 +94,26 @@ RULES_OF_RANKS = (
     Rule(
         name="rounding_of_shards",
         when=lambda args: rounds_stochastically(args) and (is_sharded(args) or args.fp16),
-        message="bf16_stochastic_round rounds whole weights: not those that FSDP or DeepSpeed split, nor with fp16.",
-        fix="leave it out of optim_args; weights that are split have room for float32",
+        message="bf16_stochastic_round needs whole weights, not shards (FSDP, DeepSpeed), and no fp16.",
+        fix="leave it out of optim_args; sharded weights leave room for float32",
     ),
     Rule(
         name="compile_of_shards",
         when=lambda args: args.torch_compile and is_sharded(args),
-        message="torch_compile compiles the layers of whole models, not of those that FSDP or DeepSpeed split.",
+        message="torch_compile compiles the layers of whole models, not of those that FSDP or DeepSpeed shard.",
         fix="leave torch_compile out",
     ),
     Rule(
         name="fp8_of_shards",
         when=lambda args: bool(args.fp8) and (is_sharded(args) or args.fp16),
-        message="fp8 needs whole layers, not those that FSDP or DeepSpeed split, and bf16=True or float32.",
-        fix="leave fp8 out, or the other",
+        message="fp8 needs whole layers, not those that FSDP or DeepSpeed shard, and bf16=True or float32.",
+        fix="leave fp8 or the other option out",
     ),
     Rule(
         name="mean_of_ranks",
         when=lambda args: not args.average_tokens_across_devices,
-        message="average_tokens_across_devices=False takes the mean of the processes' means: with several of them the "
-        "loss depends on which rows fall to which.",
+        message="average_tokens_across_devices=False averages the processes' means, so the loss depends on "
+        "which process gets which rows.",
         fix="leave it out",
         refuses=False,
     ),

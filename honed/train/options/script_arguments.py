@@ -85,7 +85,7 @@ class TrlParser(HfArgumentParser):
             *instances, rest = parsed
             return (*instances, unknown, rest) if separate_remaining_strings else (*instances, unknown + rest)
         if unknown and fail_with_unknown_args:
-            raise RecipeError(f"{path} holds keys that no argument is called: {' '.join(unknown)}", fix="remove them")
+            raise RecipeError(f"{path} holds keys that match no argument: {' '.join(unknown)}", fix="remove them")
         return tuple(parsed)
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
@@ -163,7 +163,7 @@ def _take_config(flags: list[str]) -> Path | None:
         if name != "--config":
             continue
         if not equals and index + 1 == len(flags):
-            raise RecipeError("--config names no file.", fix="write --config FILE.yaml")
+            raise RecipeError("--config needs a file.", fix="write --config FILE.yaml")
         taken = 1 if equals else 2
         path = value if equals else flags[index + 1]
         del flags[index : index + taken]

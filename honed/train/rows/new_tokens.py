@@ -34,7 +34,7 @@ def notes_on_new_tokens(model: Any, tokenizer: Any, rows: Any) -> list[str]:
     named = ", ".join([*tokenizer.convert_ids_to_tokens(untrained[:TOKENS_NAMED]), *more])
     return [
         f"the rows hold {len(untrained):,} added tokens ({named}) whose embeddings look untrained, and the adapter "
-        "leaves them so. To train them: "
+        "does not train them. To train them: "
         f"LoraConfig(trainable_token_indices={sorted(_trained_rows(model) | set(untrained))})"
     ]
 

@@ -43,7 +43,7 @@ TOKEN_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids", "token
 _CUTS = {
     CUT_AT_THE_END: "their ends are cut off. Raise max_length, or set overlong='drop'.",
     SPLIT_INTO_PARTS: "they are split into parts that do not see each other. Raise max_length to keep them whole.",
-    VIEWS_DROPPED: "those of their answers that do not fit are left out. Raise max_length to train them.",
+    VIEWS_DROPPED: "answers that do not fit are left out. Raise max_length to train them.",
 }
 
 
@@ -146,7 +146,7 @@ class Datasets:
             self.collator = vision.VisionCollator(processor=processing_class, multiple_of=multiple, dtype=pixel_dtype)
         if collator is not None and args.packing and not args.skips_preparation:
             raise RecipeError(
-                f"packing=True packs nothing for a {type(collator).__name__}: it gets one document a row.",
+                f"packing=True packs nothing for a {type(collator).__name__}: it gets one document per row.",
                 fix="leave packing or data_collator out",
             )
 
@@ -205,8 +205,8 @@ class Datasets:
         if not own_loss and self._custom is None:
             return []
         return [
-            f"Tokens of the {name} set have weights that your data_collator or compute_loss_func does not get: "
-            "all that is trained counts alike."
+            f"Tokens of the {name} set have weights that your data_collator or compute_loss_func does not receive: "
+            "all trained tokens count the same."
             for name, made in self.prepared.items()
             if isinstance(made.rows, PackedRows) and not np.isin(made.rows.table.weights, (0, 1)).all()
         ]
@@ -262,7 +262,7 @@ class Datasets:
         if self.args.dataloader_drop_last and self.args.tokens_per_step is None and rows < needed:
             raise DataError(
                 f"{counted(rows, 'row does', 'rows do')} not fill a batch of {needed:,}, and dataloader_drop_last=True "
-                "leaves out such a batch.",
+                "drops such a batch.",
                 fix="leave dataloader_drop_last out, or lower per_device_train_batch_size",
             )
 
@@ -274,8 +274,8 @@ class Datasets:
             )
         if lost := made.ledger.rows_dropped[NOTHING_FITS]:
             self.notes.append(
-                f"{lost:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are left out: of what is to be "
-                f"trained in them nothing fits into max_length={self.args.max_length}. Raise max_length to train them."
+                f"{lost:,} of {counted(made.ledger.rows_in, 'row')} of the {name} set are left out: nothing to be "
+                f"trained in them fits into max_length={self.args.max_length}. Raise max_length to train them."
             )
 
 

@@ -90,7 +90,7 @@ def is_streamed(data: Any, args: SFTConfig) -> bool:
         return False
     if args.max_steps < 1:
         raise RecipeError(
-            "Rows that are streamed have no known number, so an epoch has no known length.",
+            "The number of streamed rows is unknown, so an epoch has no known length.",
             fix="set max_steps" if args.streaming else "set max_steps, or pass a dataset that is not streamed",
         )
     return True
@@ -130,7 +130,7 @@ def place_to_resume(resume: str | None) -> tuple[Place, int] | None:
     place = position.get("stream")
     if place is None:
         raise RunError(
-            f"{resume} does not say where its stream stood.",
+            f"{resume} does not record its position in the stream.",
             fix="resume from a checkpoint of a streaming run, or start over",
         )
     return Place(**place), readers(identity)

@@ -148,7 +148,7 @@ def check(args: SFTConfig, collate: Any) -> None:
         raise RecipeError(f"tokens_per_step is {args.tokens_per_step}.", fix="set 1 or more, or leave it out")
     if not isinstance(collate, FlatCollator):
         raise RecipeError(
-            "tokens_per_step needs honed's flat batches, and this model or collator has others.",
+            "tokens_per_step needs honed's flat batches, but this model or collator uses others.",
             fix="leave it out, and set per_device_train_batch_size and gradient_accumulation_steps",
         )
 

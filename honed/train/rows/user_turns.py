@@ -13,8 +13,8 @@ from honed.data.read.sources import read_rows
 from honed.train.options.config import SFTConfig
 
 NOTE = (
-    "Conversations are trained whole, user turns too, because nothing was chosen and TRL does so. "
-    "assistant_only_loss=True (or train_on_responses_only) trains the answers alone; completion_only_loss=False keeps "
+    "Conversations are trained in full, user turns too, because nothing else was chosen and TRL does so. "
+    "assistant_only_loss=True (or train_on_responses_only) trains only the answers; completion_only_loss=False keeps "
     "this as it is, without the note."
 )
 

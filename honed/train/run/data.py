@@ -26,7 +26,7 @@ def check_data(data: DataRecipe, *, seed: int, max_steps: int) -> None:
     """Refuses options that cannot work, before any data is read.
 
     Raises:
-        RecipeError: options exclude each other, or a source is invalid.
+        RecipeError: options are mutually exclusive, or a source is invalid.
     """
     if data.workers < 1:
         raise RecipeError(f"data.workers is {data.workers}.", fix="set 1 or more")
@@ -41,7 +41,7 @@ def check_data(data: DataRecipe, *, seed: int, max_steps: int) -> None:
     if data.eval_share is not None and data.streaming:
         raise RecipeError(
             "data.eval_share needs all rows to be compared, and data.streaming never holds them.",
-            fix="name a file of its own with data.held_out",
+            fix="name a separate file with data.held_out",
         )
     _mixture(data, seed)
 

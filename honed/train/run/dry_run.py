@@ -202,7 +202,7 @@ def schedule_in_words(args: SFTConfig, steps: int) -> str:
     if kind in ("constant", "constant_with_warmup"):
         return f"{rises}stays there" if warmup else f"stays at {peak}"
     end = f"{options.get('min_lr', args.learning_rate * options.get('min_lr_rate', 0)):g}"
-    ways = {"linear": "falls in a line", "cosine": "falls as a cosine", "cosine_with_min_lr": "falls as a cosine"}
+    ways = {"linear": "falls linearly", "cosine": "falls as a cosine", "cosine_with_min_lr": "falls as a cosine"}
     if options == {"schedule": "minimind"}:
         return f"falls from {1.1 * args.learning_rate:g} to {0.1 * args.learning_rate:g} as MiniMind's cosine"
     if kind not in ways:

@@ -98,10 +98,11 @@ def check_ranks(args: SFTConfig, *, engine: str, asks: bool) -> None:
         return
     if engine == "plain":
         raise RecipeError(
-            "A recipe's plain engine is one process.", fix="set engine=trainer, or call honed.train.loop.loop.train"
+            "A recipe's plain engine runs in one process.",
+            fix="set engine=trainer, or call honed.train.loop.loop.train",
         )
     if asks and (uses_fsdp(args) or zero_stage(args) == 3):
         raise RecipeError(
-            "samples.prompts are answered by one process, and the model is sharded over all of them.",
+            "samples.prompts are answered by one process, but the model is sharded over all of them.",
             fix="set samples.prompts=null, and ask the trained model with `honed chat` or `honed generate`",
         )

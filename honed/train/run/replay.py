@@ -45,7 +45,7 @@ def _tell(trainer: WatchedTrainer, folder: RunFolder, say: Callable[[str], None]
     if command := replay_command(folder.path):
         count = trainer.watch.not_finite
         say(f"note: {counted(count, 'step was', 'steps were')} not taken; see {folder / NOT_FINITE}.")
-        say(f"note: this comes to the first of them again, and stops there: {command}")
+        say(f"note: this command reaches the first of them again and stops there: {command}")
 
 
 def replay_command(folder: Path) -> str | None:

@@ -89,7 +89,7 @@ def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, 
     try:
         samples = _run(plan, folder, record, ranks, say)
         for name in record.changed_data():
-            say(f"note: {name} was changed while this run used it; what was trained may be its old content or its new")
+            say(f"note: {name} was changed while this run used it; training may have used its old or its new content")
     except Stopped as stopped:
         record.end("interrupted")
         say(str(stopped))
@@ -263,7 +263,7 @@ def training_arguments(recipe: Recipe) -> SFTConfig:
     check_data(data, seed=args.seed, max_steps=args.max_steps)
     if args.eval_strategy.value != "no" and not evaluates:
         raise RecipeError(
-            "eval_strategy is set, and there is nothing to evaluate on.",
+            "eval_strategy is set, but there is nothing to evaluate on.",
             fix="set data.held_out=FILE, or data.eval_share=0.02",
         )
     return args

@@ -141,8 +141,8 @@ def _boot() -> str:
 
 def _in_use(folder: Path, holder: dict[str, Any]) -> RunError:
     return RunError(
-        f"Another run is working in {folder}{_in_words(holder)}.",
-        fix="wait for its end or stop it, or name another folder with output=FOLDER",
+        f"Another run is using {folder}{_in_words(holder)}.",
+        fix="wait for it to end, stop it, or name another folder with output=FOLDER",
     )
 
 

@@ -80,7 +80,7 @@ def need_one_folder(folder: Path, *, first: bool) -> None:
     if not all(seen):
         raise RunError(
             f"{folder} is not the same folder on rank 0 and rank {seen.index(False)}, whose parts would be lost.",
-            fix="name a folder on a disk that all machines share, by its whole path, or keep no checkpoints "
+            fix="name a folder on a disk that all machines share, by its absolute path, or keep no checkpoints "
             "(save_strategy='no')",
         )
 
@@ -105,7 +105,7 @@ def refuse_differences(ranks: list[dict[str, Any]]) -> None:
             if here != there:
                 verb = "are" if key.endswith("s") and key.startswith("the ") else "is"
                 raise RunError(
-                    f"The processes do not start from the same: {key} {verb} {here!r:.80} on rank 0 and {there!r:.80} "
+                    f"The processes do not start alike: {key} {verb} {here!r:.80} on rank 0 and {there!r:.80} "
                     f"on rank {rank}.",
                     fix=_FIXES.get(key, _FIXES[ROWS] if "rows" in key else "give all processes the same arguments"),
                 )

@@ -104,7 +104,7 @@ class EvaluatingTrainer(LoadingTrainer):
         """
         if self.args.sequence_parallel_size > 1:
             raise RecipeError(
-                "With sequence_parallel_size no process has the logits of a row.", fix="predict with one process"
+                "With sequence_parallel_size no process has the logits of a whole row.", fix="predict with one process"
             )
         rows = self._datasets.make("test", test_dataset)
         self._tell_new_notes()
@@ -178,7 +178,7 @@ class EvaluatingTrainer(LoadingTrainer):
         untrained = not self.accelerator._models
         if untrained and self.accelerator.is_fsdp2:
             raise RecipeError(
-                "FSDP2 shards the model when training begins, and there is no sharded model to evaluate before.",
+                "FSDP2 shards the model when training begins, so there is no sharded model to evaluate before that.",
                 fix="set eval_on_start=True to evaluate before the first step, or evaluate after train()",
             )
         self._cast_for_good |= not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval)

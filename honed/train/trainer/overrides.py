@@ -16,16 +16,16 @@ from honed.train.options.config import SFTConfig
 READ_BATCHES = ("compute_loss", "prediction_step")
 
 _ROWS = (
-    "prepare the rows before, with dataset.map(...) or formatting_func; of rows with `input_ids` and `labels` nothing "
-    "is changed"
+    "prepare the rows first, with dataset.map(...) or formatting_func; rows with `input_ids` and `labels` are used "
+    "unchanged"
 )
 # Hooks of various TRL releases that honed never calls.
 NOT_CALLED: Mapping[str, str] = {
     "_prepare_dataset": _ROWS,
     "_prepare_non_packed_dataloader": _ROWS,
     "_prepare_packed_dataloader": _ROWS,
-    "_create_model_from_path": "load the model before, and pass it",
-    "_prepare_peft_model": "pass peft_config, or attach the adapter before",
+    "_create_model_from_path": "load the model first and pass it",
+    "_prepare_peft_model": "pass peft_config, or attach the adapter first",
 }
 
 
@@ -47,15 +47,17 @@ def check_subclass(cls: type, base: type, args: SFTConfig) -> list[str]:
     """
     for name, fix in NOT_CALLED.items():
         if overridden(cls, base, name):
-            raise RecipeError(f"{cls.__name__} overrides {name}, which is TRL's own and never called here.", fix=fix)
+            raise RecipeError(
+                f"{cls.__name__} overrides {name}, a method of TRL's trainer that honed never calls.", fix=fix
+            )
     notes = []
     if reads_batches(cls, base):
-        layout = "flat ones, of which it must hand all to the model" if args.packing or args.eval_packing else "padded"
+        layout = "flat, and it must pass every key on to the model" if args.packing or args.eval_packing else "padded"
         mine = " and ".join(name for name in READ_BATCHES if overridden(cls, base, name))
         notes.append(f"{cls.__name__} has a {mine} of its own: batches are {layout}.")
     if args.sequence_parallel_size > 1 and any(overridden(cls, base, method) for method in READ_BATCHES):
         raise RecipeError(
-            f"{cls.__name__} reads batches, of which sequence_parallel_size gives it slices.",
+            f"{cls.__name__} reads batches, but sequence_parallel_size gives it only slices of them.",
             fix="leave sequence_parallel_size out",
         )
     if overridden(cls, base, "compute_loss"):
@@ -67,7 +69,7 @@ def _takes_items(cls: type) -> None:
     parameters = inspect.signature(cls.compute_loss).parameters  # type: ignore[attr-defined] # of every SFTTrainer
     if "num_items_in_batch" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         raise RecipeError(
-            f"{cls.__name__}.compute_loss takes no num_items_in_batch, which transformers has passed since 4.46.",
+            f"{cls.__name__}.compute_loss does not take num_items_in_batch, which transformers has passed since 4.46.",
             fix="add num_items_in_batch=None to its arguments",
         )
 

@@ -213,17 +213,17 @@ class ResumingTrainer(ResumedSettingsTrainer):
         """
         if problem := engines.why_another(path, self._engine()):
             raise RunError(
-                f"{path} cannot be resumed from: {problem}.",
+                f"Cannot resume from {path}: {problem}.",
                 fix="start the run as the one that wrote it, or name no checkpoint",
             )
         if not (path / checkpoint.MANIFEST).exists():
             self._say(f"{path} has no {checkpoint.MANIFEST}: another program made it, so it cannot be checked.")
             return
         if problems := checkpoint.check(path):
-            raise RunError(f"{path} cannot be resumed from: {problems[0]}.", fix="name another checkpoint, or none")
+            raise RunError(f"Cannot resume from {path}: {problems[0]}.", fix="name another checkpoint, or none")
         here = json.loads(json.dumps(self.identity()))
         for difference in checkpoint.differences(checkpoint.read_position(path)[1], here):
-            self._say(f"{path.name}: {difference}. The run continues, but it is another one now.")
+            self._say(f"{path.name}: {difference}. The run continues, but is no longer the same run.")
         self._report_changes(path)
 
     def _report_changes(self, path: Path) -> None:

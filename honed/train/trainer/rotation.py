@@ -31,7 +31,7 @@ class Rotation:
         if others and not self._told:
             self._told = True
             names = ", ".join(path.name for path in others)
-            self._say(f"save_total_limit leaves {names} as they are: they are not of this run.")
+            self._say(f"save_total_limit leaves {names} as they are: they are not from this run.")
         checkpoint.prune(newest.parent, self._limit, known_good=newest, best=self._best(), others=others)
 
     def at_the_end(self) -> None:

@@ -205,7 +205,7 @@ def fit_ranks(args: SFTConfig, model: nn.Module) -> None:
     tied = getattr(inner.config.get_text_config(), "tie_word_embeddings", False)
     if only_first_rank_loads(args) and tied and hasattr(inner.get_output_embeddings(), "modules_to_save"):
         raise RecipeError(
-            "cpu_ram_efficient_loading ties the head to the embedding again, of which the adapter keeps a copy "
+            "cpu_ram_efficient_loading ties the head to the embedding again, but the adapter keeps a copy of it "
             "(modules_to_save).",
             fix="set cpu_ram_efficient_loading=False in fsdp_config, or leave the head out of modules_to_save",
         )
@@ -306,11 +306,11 @@ def _with_template(tokenizer: Any, path: str) -> Any:
 def _refuse_packed(args: SFTConfig) -> None:
     if is_sharded(args):
         raise ModelError(
-            "FSDP and DeepSpeed shard numbers, and would unpack experts in 4 bits on every rank.",
+            "FSDP and DeepSpeed would unpack experts in 4 bits on every rank.",
             fix="leave +experts out of quantization, or start the processes with DDP (torchrun without FSDP)",
         )
     if args.torch_compile:
         raise ModelError(
-            "torch_compile cannot trace all that models do with experts in 4 bits.",
+            "torch_compile cannot trace everything that models do with experts in 4 bits.",
             fix="leave torch_compile out, or +experts out of quantization",
         )

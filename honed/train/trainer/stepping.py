@@ -186,7 +186,7 @@ class SteppingTrainer(EvaluatingTrainer):
         if not torch.isfinite(norm):
             raise RunError(
                 f"The loss or its gradient is not finite in step {self.state.global_step + 1}, and "
-                "optimizer_in_backward has put it into the weights already.",
+                "optimizer_in_backward has already applied it to the weights.",
                 fix="resume from the last checkpoint with a lower learning_rate, or without optimizer_in_backward",
             )
         return norm
@@ -219,7 +219,7 @@ class SteppingTrainer(EvaluatingTrainer):
             logger.warning(
                 f"step {step}: out of memory with {tokens:,} tokens at a time. From here on they are computed in "
                 "smaller micro-batches, and the step is repeated: the loss is the same. Lower "
-                "per_device_train_batch_size (and raise gradient_accumulation_steps) to save the attempt."
+                "per_device_train_batch_size (and raise gradient_accumulation_steps) to avoid the failed attempt."
             )
         return found
 

@@ -102,7 +102,7 @@ def test_weights_of_a_minimind_file(honed: Any, tmp_path: Path, tokenizer: Path)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("minimind", "NEW", "--heads", "3", "--kv-heads", "2", "--vocab", "300"), "cannot be shared out"),
+        (("minimind", "NEW", "--heads", "3", "--kv-heads", "2", "--vocab", "300"), "cannot be divided"),
         (("minimind", "NEW", "--moe", "--top-k", "9", "--vocab", "300"), "9 of 4 experts"),
         (("minimind", "NEW", "--experts", "3"), "add --moe"),
         (("minimind", "NEW", "--weights", "absent.pth"), "No such file: absent.pth"),

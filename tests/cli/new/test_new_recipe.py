@@ -28,7 +28,7 @@ def test_it_is_shown_with_what_was_left_out(honed: Any, theirs: Any, tmp_path: P
     assert (
         first == "# Made by `honed new recipe` of axolotl's theirs.yaml (known by base_model, datasets, sequence_len)."
     )
-    assert "#   flash_attention: true -- honed brings its own way of computing" in lines
+    assert "#   flash_attention: true -- honed has its own implementation" in lines
     assert "#   wandb_project -- empty" in lines
     assert "  num_train_epochs: 1.0 # axolotl's default" in lines
     assert shown.err.splitlines()[-1] == (
@@ -61,7 +61,7 @@ def test_partly_keeps_what_is_not_taken_as_comments(honed: Any, theirs: Any) -> 
     assert "rl: dpo -- honed does supervised fine-tuning; fix: keep the other trainer for it" in refused.err
     shown = honed("new", "recipe", theirs(text), "--partly")
     assert shown.status == 0, shown.err
-    assert "# NOT taken, so that this recipe may train something else:\n#   rl: dpo -- honed does" in shown.out
+    assert "# NOT translated, so this recipe may train something else:\n#   rl: dpo -- honed does" in shown.out
     assert "2 not taken" in shown.err
 
 

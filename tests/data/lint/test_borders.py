@@ -111,4 +111,4 @@ def test_of_much_data_a_sample_is_looked_at_and_the_check_says_so(
     checked = check(rows, PrepareOptions(max_length=512), tokenizer=tiny_tokenizer)
     [finding] = [f for f in checked.findings if f.kind.name == "border"]
     assert finding.count == 10 + 4
-    assert checked.notes == ("Where prompt and answer meet was looked at in a sample: 14 of 100 rows.",)
+    assert checked.notes == ("The border of prompt and answer was checked in a sample: 14 of 100 rows.",)

@@ -226,7 +226,7 @@ UNTRAINED = {"input_ids": [5, 6, 7], "loss_mask": [0, 0, 0]}
         ([], {}, "0 rows in", "fix: pass at least one row"),
         ([LONG_TEXT] * 2 + [EMPTY_TEXT], {}, "row:1: overlong: ", "which is 8, or set data.overlong=split"),
         ([LONG_TEXT] * 2 + [EMPTY_TEXT], {}, "row:3: empty text: `text` holds", "fix: raise max_length"),
-        ([CHAT], {"overlong": "truncate"}, "row:1: overlong: ", "which is 8: of what is to be trained nothing fits in"),
+        ([CHAT], {"overlong": "truncate"}, "row:1: overlong: ", "which is 8: nothing to be trained fits in"),
         ([LONG_TEXT] + [EMPTY_TEXT] * 2, {}, "dropped 2: empty text", "fix: fix these rows; `honed data check`"),
         ([UNTRAINED, UNTRAINED, LONG_TEXT], {}, "row:1: nothing to train: 3", "train_on and data.train_roles"),
     ],

@@ -100,6 +100,6 @@ def test_a_conversation_that_begins_with_an_answer(tokenizer_with: Any) -> None:
     row = {"messages": [TURNS[1], *TURNS]}
     with pytest.raises(DataError, match="begins with the assistant") as caught:
         prepare([row], tokenizer, PrepareOptions())
-    assert "UndefinedError" not in str(caught.value) and "put a question first" in str(caught.value)
+    assert "UndefinedError" not in str(caught.value) and "put one first" in str(caught.value)
     marked = {"messages": [{**TURNS[1], "train": False}, *TURNS]}  # as it is advised
     assert prepare([marked], tokenizer, PrepareOptions()).ledger.rows_trained == 1

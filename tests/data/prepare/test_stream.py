@@ -159,7 +159,7 @@ def test_what_cannot_be_streamed(tiny_tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"(?s)No row is left.*can be read only once"):  # a generator
         list(islice(stream(iter(rows(3))).rows(), 9))
     for part in (Part(data=[], cap=3), Part(data=[], repeat=2)):
-        with pytest.raises(RecipeError, match="cap or repeat of source rows while streaming"):
+        with pytest.raises(RecipeError, match="Source rows: cap and repeat do not work with streaming"):
             stream(Mixture(parts=(part,)))
     with pytest.raises(RecipeError, match="shuffle_buffer is -1"):
         RowStream([], tiny_tokenizer, OPTIONS, shuffle_buffer=-1)

@@ -132,7 +132,7 @@ def test_answers_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="seed = 0, now it is 5"):
         answer_batch(rows(), Scripted(), encode, out=out, asking=asking, filters=Filters())
     (tmp_path / "out.jsonl.journal").write_text("no journal\n")
-    with pytest.raises(RunError, match="no journal"):
+    with pytest.raises(RunError, match="not a journal"):
         batch(out, Scripted(), rows())
 
 

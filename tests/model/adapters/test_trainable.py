@@ -43,7 +43,7 @@ def test_weights_frozen_before_stay_frozen(tiny_model: Callable[..., Any]) -> No
 @pytest.mark.parametrize(
     ("patterns", "problem"),
     [
-        (["self_attn", "atention"], "no parameter's name holds 'atention'"),
+        (["self_attn", "atention"], "no parameter's name contains 'atention'"),
         (["(mlp"], "not a regular expression"),
         (["mlp", "!mlp"], "leaves no weight"),
     ],

@@ -164,7 +164,7 @@ def test_minimind_names_for_yarn_and_experts() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"num_attention_heads": 3}, "shared out"),
+        ({"num_attention_heads": 3}, "divided among"),
         ({"num_attention_heads": 32, "num_key_value_heads": 32}, "head size is 1"),
         ({**MOE, "num_experts_per_tok": 5}, "5 of 4 experts"),
         ({"num_hidden_layers": 0}, "1 or more"),

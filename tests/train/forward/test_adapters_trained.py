@@ -150,7 +150,7 @@ def test_virtual_tokens_allow_no_packing(base: Callable[..., Any], make: Callabl
     ],
 )
 def test_methods_that_want_other_batches(config: Any, base: Callable[..., Any], make: Callable[..., Any]) -> None:
-    with pytest.raises(ModelError, match="honed does not make"):
+    with pytest.raises(ModelError, match="honed does not provide"):
         make(base(), config)
 
 

@@ -107,7 +107,7 @@ def test_fitting_models_are_found(family: str, options: dict[str, Any], tiny_mod
         ("llama", {"attention_dropout": 0.1}, "dropout"),
         ("gpt2", {"resid_pdrop": 0.1, "attn_pdrop": 0.0, "embd_pdrop": 0.0}, "dropout"),
         ("mixtral", {"output_router_logits": True, "num_local_experts": 2}, "auxiliary loss"),
-        ("stablelm", {}, "other scores"),  # it keeps what it is told of documents from its attention
+        ("stablelm", {}, "different scores"),  # it keeps what it is told of documents from its attention
     ],
 )
 def test_what_cannot_share_says_why(

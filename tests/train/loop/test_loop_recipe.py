@@ -152,7 +152,7 @@ def test_minimind_s_schedule_can_be_asked_for(tree: dict[str, Any]) -> None:
     ],
 )
 def test_what_the_loop_does_not_have_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=f"engine=plain does not have.*{words}|engine=plain has.*{words}"):
+    with pytest.raises(RecipeError, match=f"engine=plain does not support.*{words}|engine=plain supports.*{words}"):
         config_of(SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, **changes))
 
 

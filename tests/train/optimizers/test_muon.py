@@ -151,7 +151,7 @@ def test_lora_of_stacked_experts_is_adamws(tiny_model: Models) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_without_a_matrix_it_is_refused(tiny_model: Models) -> None:
     angles = OFTConfig(target_modules=["q_proj"], oft_block_size=8, r=0, task_type="CAUSAL_LM")
-    with pytest.raises(RecipeError, match="none is trained"):
+    with pytest.raises(RecipeError, match="needs matrices of hidden layers to train"):
         split(get_peft_model(tiny_model(), angles))
 
 

@@ -82,7 +82,7 @@ def test_muon_is_an_option_like_the_others(tmp_path: Path) -> None:
 
 
 def test_an_optimizer_that_there_is_not(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"'muonn', which is no optimizer[\s\S]*did you mean 'muon'"):
+    with pytest.raises(RecipeError, match=r"'muonn', which is not a known optimizer[\s\S]*did you mean 'muon'"):
         SFTConfig(output_dir=str(tmp_path), optim="muonn")
 
 

@@ -43,8 +43,8 @@ def test_the_notes_count(tiny_model: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("rates", "problem"),
     [
-        ({"lora_B": 16.0}, "no trained weight's name holds 'lora_B'"),
-        ({"mlp": 2.0, "down_proj": 3.0}, "earlier patterns took them all"),
+        ({"lora_B": 16.0}, "no trained weight's name contains 'lora_B'"),
+        ({"mlp": 2.0, "down_proj": 3.0}, "earlier patterns matched them all"),
         ({"(": 2.0}, "not a regular expression"),
     ],
 )

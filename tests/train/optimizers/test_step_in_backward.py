@@ -73,5 +73,5 @@ def test_what_is_not_finite_ends_the_run(make: Trainers, chat_rows: Any) -> None
 
 def test_an_optimizer_of_ones_own_is_refused(make: Trainers, chat_rows: Any) -> None:
     own = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1})}
-    with pytest.raises(RecipeError, match="optimizer of your own"):
+    with pytest.raises(RecipeError, match="your own optimizer"):
         make(chat_rows, trainer=own, optim="adamw_torch", optimizer_in_backward=True)

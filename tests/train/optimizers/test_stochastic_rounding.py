@@ -162,5 +162,5 @@ def test_what_is_lost_or_has_no_effect_is_told(make: Trainers, tiny_model: Calla
     assert "bfloat16" not in notes(torch.bfloat16, **JOB, optim_args=ROUNDS)
     assert "bfloat16" not in notes(torch.float32, **JOB)
     assert "bf16_stochastic_round has no effect" in notes(torch.float32, **JOB, optim_args=ROUNDS)
-    with pytest.raises(RecipeError, match="an optimizer of your own has neither"):
+    with pytest.raises(RecipeError, match="your own optimizer has neither"):
         make(chat_rows, **JOB, optim_args=ROUNDS, trainer={"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1})})

@@ -71,7 +71,7 @@ def test_what_is_trained(tmp_path: Path, changes: dict[str, Any], train_on: str)
 
 
 def test_contradicting_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="exclude each other"):
+    with pytest.raises(RecipeError, match="are mutually exclusive"):
         config(tmp_path, assistant_only_loss=True, train_on="all").prepare_options()
 
 

@@ -40,7 +40,7 @@ def test_an_absent_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         SFTConfig(output_dir=str(tmp_path), use_cpu=True, deepspeed="zero2.json")
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "names no file"), ('{"a": 1', "cannot be read as JSON")])
+@pytest.mark.parametrize(("content", "says"), [(None, "no such file"), ('{"a": 1', "cannot be read as JSON")])
 def test_a_file_that_cannot_be_used(
     content: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +69,7 @@ def test_a_launcher_is_needed_for_one_process_too(monkeypatch: pytest.MonkeyPatc
 
 def test_a_recipe_saves_a_whole_model() -> None:
     gathers = {"stage3_gather_16bit_weights_on_model_save": True}
-    with pytest.raises(RecipeError, match="in pieces"):
+    with pytest.raises(RecipeError, match="in shards that only DeepSpeed can read"):
         check_ranks(arguments({"stage": 3}, world_size=1), engine="trainer", asks=False)
     for zero in ({"stage": 2}, {"stage": 3, **gathers}):
         check_ranks(arguments(zero, world_size=2), engine="trainer", asks=False)

@@ -127,8 +127,8 @@ def test_a_trainer_of_trl_0_12_is_taken(
 @pytest.mark.parametrize(
     ("old", "match"),
     [
-        ({"tokenizer": object(), "processing_class": object()}, "name the same"),
-        ({"model_init": lambda: None}, "takes no model_init"),
+        ({"tokenizer": object(), "processing_class": object()}, "are one argument"),
+        ({"model_init": lambda: None}, "does not take model_init"),
         ({"load_in_8bit": True}, "BitsAndBytesConfig"),
         ({"train_datset": []}, "did you mean 'train_dataset'"),
     ],

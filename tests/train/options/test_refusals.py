@@ -42,7 +42,7 @@ def test_services_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
     with pytest.raises(RecipeError, match="pip install tensorboard comet-ml; or set report_to='none'"):
         rules.check(SFTConfig(output_dir=str(tmp_path), report_to=["tensorboard", "comet_ml"]))
-    with pytest.raises(RecipeError, match=r"no service 'wandbb'\.\n  fix: did you mean 'wandb'"):
+    with pytest.raises(RecipeError, match=r"unknown service: 'wandbb'\.\n  fix: did you mean 'wandb'"):
         rules.check(SFTConfig(output_dir=str(tmp_path), report_to="wandbb"))
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
     refusals.need_reporters(["tensorboard"])

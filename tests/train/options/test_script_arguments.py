@@ -119,7 +119,7 @@ def test_files_that_are_no_config(text: str, write: Any) -> None:
 def test_no_file() -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         TrlParser(Needs).parse_args_and_config(["--config", "nope.yaml"])
-    with pytest.raises(RecipeError, match="names no file"):
+    with pytest.raises(RecipeError, match="needs a file"):
         TrlParser(Needs).parse_args_and_config(["--config"])
 
 

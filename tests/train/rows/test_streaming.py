@@ -153,10 +153,10 @@ def test_a_resumed_run_is_the_run_that_never_stopped(
 def test_a_stream_needs_an_end_and_a_place_to_go_on(
     make: Callable[..., SFTTrainer], chat_rows: Rows, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match="no known number"):
+    with pytest.raises(RecipeError, match="number of streamed rows is unknown"):
         make(chat_rows, streaming=True, max_steps=-1)
     assert place_to_resume(None) is None
-    with pytest.raises(RunError, match="does not say where its stream stood"):
+    with pytest.raises(RunError, match="does not record its position in the stream"):
         place_to_resume(str(tmp_path))
 
 

@@ -40,7 +40,7 @@ def test_the_printed_command_comes_to_the_same_step(
     own += ["max_steps=6", "per_device_train_batch_size=2", "learning_rate=1e30", "optim=sgd", "max_grad_norm=0"]
     assert main(["train", *own, *saving, "max_not_finite_steps=2"]) == 2
     shown = capsys.readouterr()
-    [line] = [line for line in shown.out.splitlines() if "comes to the first of them again" in line]
+    [line] = [line for line in shown.out.splitlines() if "reaches the first of them again" in line]
     program, *command = shlex.split(line.partition("stops there: ")[2])
     assert program == "honed" and any("resume_from_checkpoint" in word for word in command) == saves
     assert main(command) == 2

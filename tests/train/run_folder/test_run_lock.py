@@ -50,7 +50,7 @@ def holder_of(folder: Path, **changes: Any) -> None:
 
 def test_the_second_is_told_who_is_there(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     with (
-        pytest.raises(RunError, match=f"Another run is working in .*process {holder.pid} on") as caught,
+        pytest.raises(RunError, match=f"Another run is using .*process {holder.pid} on") as caught,
         run_lock(tmp_path),
     ):
         pass

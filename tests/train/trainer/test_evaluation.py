@@ -116,7 +116,7 @@ def test_weights_that_the_callers_loss_does_not_get_are_told(weight: float, make
     trainer = make(
         rows, trainer={"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.logits.sum()}
     )
-    assert any("counts alike" in note for note in trainer.notes) == (weight != 1)
+    assert any("count the same" in note for note in trainer.notes) == (weight != 1)
 
 
 def test_training_is_the_same_with_evaluations_in_it(

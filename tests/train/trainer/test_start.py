@@ -296,7 +296,7 @@ def test_packed_experts_are_neither_sharded_nor_compiled(tmp_path: Path, monkeyp
     with pytest.raises(ModelError, match="torch_compile"):
         start.fit_ranks(args_with(tmp_path, torch_compile=True), model)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ModelError, match="FSDP and DeepSpeed shard numbers"):
+    with pytest.raises(ModelError, match="FSDP and DeepSpeed would unpack experts"):
         start.fit_ranks(args_with(tmp_path), model)
 
 

@@ -219,7 +219,7 @@ def test_rotation_leaves_the_checkpoints_of_others(more: Any, begin: Trainers, t
     best = trainer.state.best_model_checkpoint
     assert kept == {"checkpoint-1", "checkpoint-3", "checkpoint-8" if best is None else Path(best).name}
     assert [line for line in said if "save_total_limit" in line] == [
-        "save_total_limit leaves checkpoint-3, checkpoint-1 as they are: they are not of this run."
+        "save_total_limit leaves checkpoint-3, checkpoint-1 as they are: they are not from this run."
     ]
 
 
