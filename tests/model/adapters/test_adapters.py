@@ -108,8 +108,8 @@ def test_ranks_of_their_own_and_weights_outside_of_layers(tiny_model: Callable[.
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"target_parameters": ["experts.dwn_proj"]}, "'experts.dwn_proj', which no weight"),
-        ({"rank_pattern": {"vproj": 4}}, "'vproj', which no layer"),
+        ({"target_parameters": ["experts.dwn_proj"]}, "'experts.dwn_proj', but the model has no such weight"),
+        ({"rank_pattern": {"vproj": 4}}, "'vproj', but the model has no such layer"),
         ({"alpha_pattern": {"(": 4}}, "not a regular expression"),
         ({"target_parameters": ["mlp.experts.down_proj"], "dropout": 0.1}, "no input to drop"),
     ],

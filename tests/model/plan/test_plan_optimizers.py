@@ -209,5 +209,5 @@ def test_what_can_be_paged_out_are_states_of_large_tensors() -> None:
 
 
 def test_an_option_that_is_no_number() -> None:
-    with pytest.raises(RecipeError, match="'fast' is no momentum"):
+    with pytest.raises(RecipeError, match="'fast' is not a valid momentum"):
         state_bytes(optimizer_for("sgd", "momentum=fast"), [Tensors(shape=(2, 2))], weight=4)

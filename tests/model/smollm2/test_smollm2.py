@@ -198,7 +198,7 @@ def test_a_broken_cache_is_made_again_with_a_note(converter: Converter, gguf: Pa
     assert resolve_default_model(source=gguf) == folder
     assert (folder / "model.safetensors").read_bytes() == CONTENT
     assert converter.notes[0] == ""
-    assert "is made again: model.safetensors has 5 of 1300 bytes" in converter.notes[1]
+    assert "is rebuilt: model.safetensors has 5 of 1300 bytes" in converter.notes[1]
     (folder / MANIFEST).unlink()
     resolve_default_model(source=gguf)
     assert len(converter.sources) == 3

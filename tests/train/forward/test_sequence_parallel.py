@@ -108,5 +108,5 @@ class ReadsBatches(SFTTrainer):
 
 
 def test_a_subclass_that_reads_batches_is_refused(tiny_model: Any, tiny_tokenizer: Any, of_rank: Rank) -> None:
-    with pytest.raises(RecipeError, match="ReadsBatches reads batches, of which sequence_parallel_size"):
+    with pytest.raises(RecipeError, match="ReadsBatches reads batches, but sequence_parallel_size"):
         ReadsBatches(tiny_model(), of_rank(0, 2), None, [{"text": "fox"}], None, tiny_tokenizer)

@@ -85,7 +85,9 @@ def test_it_gets_logits_from_the_usual_loss(make_of: Callable[..., Any]) -> None
 def test_packed_batches_stay_flat(make_of: Callable[..., Any]) -> None:
     trainer = make_of(OnTop, packing=True)
     trainer.train()
-    assert trainer.seen[0][1].shape[0] == 1 and any("batches are flat ones" in note for note in trainer.notes)
+    assert trainer.seen[0][1].shape[0] == 1 and any(
+        "batches are flat, and it must pass every key on" in note for note in trainer.notes
+    )
 
 
 def test_a_subclass_that_knows_flat_batches_gets_them(make_of: Callable[..., Any]) -> None:
@@ -191,7 +193,7 @@ def test_a_loss_of_before_4_46_is_refused(make_of: Callable[..., Any]) -> None:
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:
             raise AssertionError("not called")
 
-    with pytest.raises(RecipeError, match=r"Old.compute_loss takes no num_items_in_batch.*\n.*add num_items_in_batch"):
+    with pytest.raises(RecipeError, match=r"Old.compute_loss does not take num_items.*\n.*add num_items_in_batch"):
         make_of(Old)
 
 
