@@ -141,7 +141,7 @@ def test_derived_tables_and_a_head_that_is_left_out_do_no_harm(tmp_path: Path) -
     ("change", "says"),
     [
         (lambda s: s.pop("layers.1.ffn_norm.weight"), "lacks model.layers.1.post_attention_layernorm.weight"),
-        (lambda s: s.update({"layers.0.attention.wz.weight": torch.ones(2)}), "not: layers.0.attention.wz.weight"),
+        (lambda s: s.update({"layers.0.attention.wz.weight": torch.ones(2)}), "not have: layers.0.attention.wz.weight"),
         (lambda s: s.update({"norm.weight": torch.ones(7)}), "model.norm.weight (7,) instead of (32,)"),
         (lambda s: s.update({"output.weight": torch.ones(VOCAB, D)}), "the head is not the embedding"),
         (lambda s: s.update({"layers.9.ffn_norm.weight": torch.ones(D)}), "layers.9.ffn_norm.weight"),

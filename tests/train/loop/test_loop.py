@@ -338,7 +338,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
     with pytest.raises(DataError, match="no rows"):
         loop.train(make_model(), PackedRows(TokenTable([]), []), LoopConfig(device="cpu"))
     elsewhere = Ranks(device=torch.device("mps"))
-    with pytest.raises(RecipeError, match="float16 is not for mps"):
+    with pytest.raises(RecipeError, match="float16 is not supported on mps"):
         loop.begin(make_model(), make_rows(2), LoopConfig(dtype="float16"), ranks=elsewhere, head=None, folder=None)
     with pytest.raises(RecipeError, match="device 'abacus' cannot be used here"):
         loop.train(make_model(), make_rows(2), LoopConfig(device="abacus"))
