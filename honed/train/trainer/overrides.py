@@ -10,6 +10,8 @@ import dis
 import inspect
 from collections.abc import Mapping
 
+from transformers import Trainer
+
 from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
 
@@ -87,8 +89,7 @@ def scale_note(cls: type, accumulation_steps: int, scaled: bool | None) -> str |
         return None
     fix = (
         f"{cls.__name__}.compute_loss never calls honed's; divide its sum of token losses by num_items_in_batch, the "
-        f"number of trained tokens of the whole step, or set loss_is_scaled_for_ga = False in {cls.__name__} for the "
-        "mean of the micro-batches' means"
+        f"number of trained tokens of the whole step, or {_declared_mean(cls)} for the mean of the micro-batches' means"
         if scaled is None
         else f"{cls.__name__}.compute_loss calls super().compute_loss without num_items_in_batch; pass it on"
     )
@@ -96,6 +97,13 @@ def scale_note(cls: type, accumulation_steps: int, scaled: bool | None) -> str |
         f"The losses of {accumulation_steps} micro-batches are added up, so the mean of each makes the gradient "
         f"{accumulation_steps} times too large. {fix}."
     )
+
+
+def _declared_mean(cls: type) -> str:
+    """How a class says that its loss is the mean of a micro-batch, so that transformers divides it."""
+    if hasattr(Trainer, "loss_is_scaled_for_ga"):  # since 5.19
+        return f"set loss_is_scaled_for_ga = False in {cls.__name__}"
+    return "set self.model_accepts_loss_kwargs = False after super().__init__"
 
 
 def _reads_items(cls: type) -> bool:
