@@ -14,7 +14,6 @@ from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
 from honed.train.trainer.trainer import SFTTrainer
 
-
 SINCE_5_19 = pytest.mark.skipif(
     not hasattr(Trainer, "loss_is_scaled_for_ga"), reason="transformers before 5.19 has no loss_is_scaled_for_ga"
 )
