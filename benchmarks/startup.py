@@ -7,7 +7,9 @@
 ../shared exists) it includes logits of 151,936 tokens. Every run is a separate process, with the sides in turn.
 `trainer` and `plain` are honed's two engines from the command line. TRL's side is the shortest script that does the
 same, with the settings that start fastest: no network, no tracker, no checkpointing, no progress bars. `script` is that
-script with honed's names in place of TRL's.
+script with honed's names in place of TRL's. `bare` is no trainer: transformers loads the model and the tokenizer, and
+the first batch alone is encoded and trained with the collector off. What it needs, every program on transformers needs,
+so its ratio bounds the others.
 
 The clock starts before the process and stops in a torch hook that is called after any optimizer's step, the same on all
 sides. `cold` means that nothing is left from earlier runs: neither honed's cache nor that of `datasets`. `warm` means
@@ -20,6 +22,7 @@ printed. Each ratio is the median of the rounds' ratios.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -36,7 +39,7 @@ from typing import Any
 
 from data_preparation import SHARED, THREADS, distinct_pairs, load_tokenizer, packaged_tokenizer, write
 
-SIDES = ("trainer", "plain", "script", "trl")
+SIDES = ("trainer", "plain", "script", "bare", "trl")
 BATCH, MAX_LENGTH = 8, 1024
 TOLERANCE = 1e-4
 
@@ -129,7 +132,8 @@ def start(side: str, folder: Path) -> dict[str, float]:
 def one(side: str, folder: Path) -> None:
     """Trains one step and writes its end time and loss to told.json."""
     told = watch_first_step()
-    told["loss"] = (script if side in ("script", "trl") else honed_command)(folder, side)
+    run = bare if side == "bare" else script if side in ("script", "trl") else honed_command
+    told["loss"] = run(folder, side)
     (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
 
 
@@ -209,6 +213,32 @@ def script(folder: Path, side: str) -> float:
     )
     trainer.train()
     return float(next(line["loss"] for line in trainer.state.log_history if "loss" in line))
+
+
+def bare(folder: Path, _: str) -> float:
+    """One step on the first batch with torch and transformers alone; the answers are trained, ends of turns included."""
+    gc.disable()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).train()
+    with (folder / "rows.jsonl").open(encoding="utf-8") as file:
+        talks = [json.loads(next(file))["messages"] for _ in range(BATCH)]
+    rows = [tokenizer.apply_chat_template(talk, return_dict=False)[:MAX_LENGTH] for talk in talks]
+    starts = [
+        len(tokenizer.apply_chat_template(talk[:-1], add_generation_prompt=True, return_dict=False)) for talk in talks
+    ]
+    inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    labels = inputs["input_ids"].clone()
+    for row, (ids, start) in enumerate(zip(rows, starts, strict=True)):
+        end = len(ids) - ids[::-1].index(tokenizer.eos_token_id)  # the line feed behind it is not trained
+        labels[row, :start] = labels[row, end:] = -100
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    loss = model(**inputs, labels=labels).loss
+    loss.backward()
+    optimizer.step()
+    return float(loss)
 
 
 def common_loss(found: dict[str, dict[str, list[dict[str, float]]]]) -> float:
