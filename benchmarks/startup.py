@@ -216,7 +216,7 @@ def script(folder: Path, side: str) -> float:
 
 
 def bare(folder: Path, _: str) -> float:
-    """One step on the first batch with torch and transformers alone; the answers are trained, ends of turns included."""
+    """One step on the first batch with torch and transformers alone. Answers and ends of turns are trained."""
     gc.disable()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
