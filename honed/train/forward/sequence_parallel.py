@@ -26,7 +26,7 @@ from honed.data.batch.collate import Batch, FlatCollator
 from honed.errors import ModelError, RecipeError
 from honed.loss.objective import IGNORE_INDEX, next_token_targets
 from honed.loss.router import aux_loss_coefficient
-from honed.train.forward.rotations import rotation_notes
+from honed.train.forward.lengths import rotation_notes
 from honed.train.forward.seams import Seams, are_same, base_model, on_device_of, probe_rows, token_scores
 from honed.train.options.config import SFTConfig
 from honed.train.ranks import tensor_parallel_size

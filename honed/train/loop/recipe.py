@@ -13,8 +13,7 @@ from honed.model.adapters.adapters import ready_to_train
 from honed.model.load.added_tokens import with_rows, with_tokens
 from honed.model.load.vocabulary import agree_on_stops, with_pad_token
 from honed.train.forward.checkpointing import decide, largest_batch
-from honed.train.forward.lengths import fit_length
-from honed.train.forward.rotations import rotation_notes
+from honed.train.forward.lengths import fit_length, rotation_notes
 from honed.train.forward.seams import base_model, find_seams
 from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig

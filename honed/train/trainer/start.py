@@ -26,8 +26,7 @@ from honed.model.load.vocabulary import with_pad_token
 from honed.ops import attention
 from honed.train.forward import vision
 from honed.train.forward.checkpointing import recomputes, set_switch
-from honed.train.forward.lengths import fit_length
-from honed.train.forward.rotations import rotation_notes
+from honed.train.forward.lengths import fit_length, rotation_notes
 from honed.train.forward.seams import Seams, base_model, find_seams, lora_alone, refuse_padding
 from honed.train.forward.zero3 import loaded_whole
 from honed.train.options.config import SFTConfig
