@@ -29,10 +29,10 @@ from honed.quantities import counted
 from honed.recipe import Recipe
 from honed.train.forward import checkpointing, vision
 from honed.train.forward.zero3 import loaded_whole
+from honed.train.optimizers.rates import notes_on_warm_up
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned
-from honed.train.options.warm_up import notes_on_warm_up
 from honed.train.rows.rows import Datasets
 from honed.train.run.data import run_data
 from honed.train.run.output_state import OutputState, output_state

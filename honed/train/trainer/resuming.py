@@ -22,8 +22,8 @@ from torch import nn
 
 from honed.errors import RunError
 from honed.train.forward.zero3 import share_out
+from honed.train.optimizers.rates import notes_on_warm_up
 from honed.train.options.deepspeed import zero_stage
-from honed.train.options.warm_up import notes_on_warm_up
 from honed.train.ranks import Stopped, others_alive, tensor_parallel_size, until_ctrl_c, until_sigterm
 from honed.train.run_folder import checkpoint, engines, other_ranks
 from honed.train.run_folder.identity import digest_of_rows, identity_of_model
