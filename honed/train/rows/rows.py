@@ -31,7 +31,7 @@ from honed.train.forward import sequence_parallel, vision
 from honed.train.options.config import SFTConfig
 from honed.train.rows import stream
 from honed.train.rows.ahead import given, has_ids, prepare_rows, transforms
-from honed.train.rows.user_turns import notes_of_user_turns
+from honed.train.rows.notes import notes_on_user_turns
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -171,7 +171,7 @@ class Datasets:
         if name == "train":
             self._refuse_less_than_a_batch(len(made.rows))
             if self._custom is None and formatting_func is None:
-                self.notes += notes_of_user_turns(source, self.args, options)
+                self.notes += notes_on_user_turns(source, self.args, options)
         self.prepared[name] = made
         self._tell_cuts(name, made)
         self.notes += [note if name == "train" else f"{name} set: {note}" for note in made.ledger.notes]

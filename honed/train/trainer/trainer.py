@@ -25,7 +25,7 @@ from honed.train.optimizers.precision import notes_on_masters
 from honed.train.options import legacy, rules
 from honed.train.rows import stream, token_batches
 from honed.train.rows.ahead import prepare_ahead
-from honed.train.rows.new_tokens import notes_on_new_tokens
+from honed.train.rows.notes import notes_on_new_tokens
 from honed.train.rows.rows import Datasets
 from honed.train.trainer import start
 from honed.train.trainer.adapter_callbacks import adapter_callbacks
