@@ -28,7 +28,7 @@ from honed.train.rows.ahead import prepare_ahead
 from honed.train.rows.notes import notes_on_new_tokens
 from honed.train.rows.rows import Datasets
 from honed.train.trainer import start
-from honed.train.trainer.adapter_callbacks import adapter_callbacks
+from honed.train.trainer.adalora import adalora_callbacks
 from honed.train.trainer.callbacks import TrainingProgress, early_stopping
 from honed.train.trainer.out_of_memory import Splits
 from honed.train.trainer.overrides import check_subclass, overridden, reads_batches
@@ -179,7 +179,7 @@ class SFTTrainer(UploadingTrainer):
     def _add_callbacks(self, layers: list[TrainerCallback]) -> None:
         """Adds honed's callbacks, and replaces transformers' progress bar."""
         self._progress = TrainingProgress()
-        callbacks = [*adapter_callbacks(self.model, fp16=self.args.fp16), *early_stopping(self.args)]
+        callbacks = [*adalora_callbacks(self.model, fp16=self.args.fp16), *early_stopping(self.args)]
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
