@@ -35,7 +35,7 @@ from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned
 from honed.train.rows.rows import Datasets
 from honed.train.run.data import run_data
-from honed.train.run.output_state import OutputState, output_state
+from honed.train.run.output import OutputState, output_state
 from honed.train.run.run import Plan, lora_options
 from honed.train.trainer.start import fit_to_model
 

@@ -25,11 +25,11 @@ from honed.train.options.config import SFTConfig
 from honed.train.ranks import Stopped, until_sigterm
 from honed.train.run.card import card
 from honed.train.run.data import RunData, check_data, read_questions
+from honed.train.run.output import keep_another
 from honed.train.run.ranks import RunRanks, check_ranks
 from honed.train.run.record import RunRecord, device_name
 from honed.train.run.replay import steps_told
 from honed.train.run.start import load_weights, prepare_run
-from honed.train.run.unfinished import keep_another
 from honed.train.run_folder import checkpoint
 from honed.train.run_folder.folder import RunFolder
 from honed.train.run_folder.secrets import masked_yaml
