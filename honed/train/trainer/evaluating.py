@@ -23,10 +23,9 @@ from honed.loss.router import aux_loss_coefficient
 from honed.train.forward import seams
 from honed.train.forward.sequence_parallel import join, share_rows
 from honed.train.metrics import StepMetrics
-from honed.train.ranks import Ranks, tensor_parallel_size
+from honed.train.ranks import Ranks, keep_workers, tensor_parallel_size
 from honed.train.rows.rows import show_row
 from honed.train.trainer.loading import LoadingTrainer
-from honed.train.trainer.stops import keep_workers
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from transformers import Trainer
 
 from honed.data.batch.table import PackedRows
 from honed.data.prepare.stream import Place
+from honed.train.ranks import keep_workers
 from honed.train.rows import filling, stream, token_batches
 from honed.train.rows.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
-from honed.train.trainer.stops import keep_workers
 
 
 class LoadingTrainer(Trainer):

@@ -32,7 +32,7 @@ from honed.train.trainer.adalora import adalora_callbacks
 from honed.train.trainer.callbacks import TrainingProgress, early_stopping
 from honed.train.trainer.out_of_memory import Splits
 from honed.train.trainer.overrides import check_subclass, overridden, reads_batches
-from honed.train.trainer.stops import SavesAndStops
+from honed.train.trainer.stopping import SavesAndStops
 from honed.train.trainer.uploading import UploadingTrainer
 from honed.train.trainer.watched import StepWatch
 
