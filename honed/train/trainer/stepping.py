@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -45,7 +45,6 @@ class SteppingTrainer(EvaluatingTrainer):
         splits: the micro-batches that did not fit.
     """
 
-    rows_of: Callable[[int], list[list[int]] | None]
     splits: Splits
     _window: list[list[Batch]]
     _scaled: bool | None = None  # whether `compute_loss` got the step's token weight; None before its first call
