@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
 
 from honed.data.batch.collate import FlatCollator
-from honed.data.batch.table import PackedRow, PackedRows
+from honed.data.batch.table import PackedRows
 from honed.errors import RecipeError, RunError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import total_weight
@@ -24,38 +21,13 @@ from honed.train.forward import seams
 from honed.train.forward.sequence_parallel import join, share_rows
 from honed.train.metrics import StepMetrics
 from honed.train.ranks import Ranks, keep_workers, tensor_parallel_size
+from honed.train.rows.filling import FilledRows, evenly_filled
 from honed.train.rows.rows import show_row
 from honed.train.trainer.loading import LoadingTrainer
 
 logger = logging.getLogger(__name__)
 
 OF_THE_END = ("num_tokens", "mean_token_accuracy", "entropy", "aux_loss")  # speeds would include saving and evaluation
-
-
-class EvenRows:
-    """Evaluation rows, padded with an untrained row so that all ranks have the same number.
-
-    accelerate would repeat the first rows and count them twice. Here the last batches are filled with a row of weight
-    zero, whose logits are removed again.
-
-    Args:
-        rows: at least one.
-        multiple_of: rows per batch, over all ranks.
-
-    Attributes:
-        total_dataset_length: the number of real rows, under the name that accelerate reads.
-    """
-
-    def __init__(self, rows: PackedRows, multiple_of: int) -> None:
-        self.rows, self.total_dataset_length = rows, len(rows)
-        self._length = math.ceil(len(rows) / multiple_of) * multiple_of
-        self._filling = replace(rows[0], weights=np.zeros_like(rows[0].weights))
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> PackedRow:
-        return self.rows[index] if index < self.total_dataset_length else self._filling
 
 
 class EvaluatingTrainer(LoadingTrainer):
@@ -149,7 +121,7 @@ class EvaluatingTrainer(LoadingTrainer):
         if kwargs.get("is_training"):
             return share_rows(super()._get_dataloader(dataset, *args, **kwargs), ranks)
         if isinstance(dataset, PackedRows) and self.args.world_size > 1 and dataset:
-            dataset = EvenRows(dataset, self.args.eval_batch_size * self.args.data_parallel_size)
+            dataset = evenly_filled(dataset, self.args.eval_batch_size * self.args.data_parallel_size)
         drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # meant for training only
         try:
             return keep_workers(share_rows(super()._get_dataloader(dataset, *args, **kwargs), ranks))
@@ -157,8 +129,8 @@ class EvaluatingTrainer(LoadingTrainer):
             self.args.dataloader_drop_last = drops
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Keeps prepared rows in order even if training groups them by length: `EvenRows` needs its filling last."""
-        if isinstance(eval_dataset, (PackedRows, EvenRows)):
+        """Keeps prepared rows in order even if training groups them by length: `FilledRows` needs its filling last."""
+        if isinstance(eval_dataset, (PackedRows, FilledRows)):
             return SequentialSampler(eval_dataset)
         return super()._get_eval_sampler(eval_dataset)
 
@@ -190,7 +162,7 @@ class EvaluatingTrainer(LoadingTrainer):
             with self._seams_open(), torch.random.fork_rng(devices=[]):
                 self._join_ranks()
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
-            if isinstance(rows := getattr(dataloader, "dataset", None), EvenRows):
+            if isinstance(rows := getattr(dataloader, "dataset", None), FilledRows):
                 output = output._replace(num_samples=rows.total_dataset_length)
             prefix = kwargs.get("metric_key_prefix", "eval")
             logs = self.metrics.read()
