@@ -12,7 +12,7 @@ from honed.errors import ModelError, RecipeError
 from honed.model.adapters.adapters import ready_to_train
 from honed.model.load.added_tokens import with_rows, with_tokens
 from honed.model.load.vocabulary import agree_on_stops, with_pad_token
-from honed.train.forward.checkpointing import decide, largest_batch
+from honed.train.forward.checkpointing import decide, largest_batch, recomputes
 from honed.train.forward.lengths import fit_length, rotation_notes
 from honed.train.forward.seams import base_model, find_seams
 from honed.train.loop import loop
@@ -50,15 +50,19 @@ class PlainTrainer:
         if hasattr(processing_class, "image_processor"):
             raise RecipeError("The plain engine trains on text only.", fix="set engine=trainer for rows with images")
         self.config, self.notes, self.stream_loader = config_of(args), rules.check(args), None
-        self._args, self._tokenizer = copy.copy(args), with_pad_token(with_tokens(processing_class, **args.tokens))
+        self._args, self._tokenizer = (
+            copy.copy(args),
+            with_pad_token(with_tokens(processing_class, **args.token_options)),
+        )
         seed_everything(args.seed)  # for the adapter's initial weights
         self.notes += with_rows(model, self._tokenizer, args.add_tokens)
         self.model, notes = ready_to_train(
             model,
             peft_config,
             tokenizer=self._tokenizer,
-            checkpointing=args.gradient_checkpointing not in (False, "auto"),
-            **args.chosen,
+            checkpointing=recomputes(args),
+            trainable=args.trainable,
+            added=args.add_tokens,
         )
         self.notes += fit_length(self._args, self.model, self._tokenizer) + notes
         self._seams = find_seams(self.model)

@@ -79,8 +79,14 @@ def trainable_model(
         peft_config, more = vision.fit(args, loaded, peft_config)
         notes += more
     set_seed(args.seed)  # Trainer does so only after the adapter's weights are drawn
-    checkpointing = recomputes(args)
-    trained, more = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=checkpointing, **args.chosen)
+    trained, more = ready_to_train(
+        loaded,
+        peft_config,
+        tokenizer=tokenizer,
+        checkpointing=recomputes(args),
+        trainable=args.trainable,
+        added=args.add_tokens,
+    )
     return trained, notes + more + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
 
 
@@ -137,7 +143,7 @@ def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:
     if revision := (args.model_init_kwargs or {}).get("revision"):  # type: ignore[union-attr]
         options["revision"] = revision
     tokenizer = given if given is not None else load_tokenizer(name, **options)
-    tokenizer = with_tokens(tokenizer, **args.tokens)
+    tokenizer = with_tokens(tokenizer, **args.token_options)
     if args.chat_template_path is not None:
         tokenizer = _with_template(tokenizer, args.chat_template_path)
     return with_pad_token(tokenizer)
