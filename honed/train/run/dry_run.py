@@ -36,7 +36,7 @@ from honed.train.options.optim import planned
 from honed.train.rows.rows import Datasets
 from honed.train.run.data import run_data
 from honed.train.run.output import OutputState, output_state
-from honed.train.run.run import Plan, lora_options
+from honed.train.run.run import CheckedRecipe, lora_options
 from honed.train.trainer.start import fit_to_model
 
 SHOWN_ROWS = 3
@@ -90,7 +90,7 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
     Raises:
         HonedError: any error that would stop the run before it trains.
     """
-    args = Plan.of(recipe).args
+    args = CheckedRecipe.of(recipe).args
     with loaded_whole(args):
         return _dry_run(recipe, args, overwrite=overwrite)
 
