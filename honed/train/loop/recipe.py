@@ -50,10 +50,8 @@ class PlainTrainer:
         if hasattr(processing_class, "image_processor"):
             raise RecipeError("The plain engine trains on text only.", fix="set engine=trainer for rows with images")
         self.config, self.notes, self.stream_loader = config_of(args), rules.check(args), None
-        self._args, self._tokenizer = (
-            copy.copy(args),
-            with_pad_token(with_tokens(processing_class, **args.token_options)),
-        )
+        self._args = copy.copy(args)
+        self._tokenizer = with_pad_token(with_tokens(processing_class, **args.token_options))
         seed_everything(args.seed)  # for the adapter's initial weights
         self.notes += with_rows(model, self._tokenizer, args.add_tokens)
         self.model, notes = ready_to_train(
