@@ -44,7 +44,7 @@ def learned_positions(model: nn.Module) -> int | None:
     return limit if any(table.num_embeddings - (limit or 0) in (0, 2) for table in tables) else None
 
 
-def rotation_notes(model: nn.Module, max_length: int | None) -> list[str]:
+def notes_on_rotations(model: nn.Module, max_length: int | None) -> list[str]:
     """Returns a note if rows of up to `max_length` tokens (None: any length) change each other's positions."""
     limit = _rotations_change_after(base_model(model).config.get_text_config())
     if limit is None or (max_length is not None and max_length <= limit):

@@ -13,12 +13,12 @@ from honed.model.adapters.adapters import ready_to_train
 from honed.model.load.added_tokens import with_rows, with_tokens
 from honed.model.load.vocabulary import agree_on_stops, with_pad_token
 from honed.train.forward.checkpointing import decide, largest_batch, recomputes
-from honed.train.forward.lengths import fit_length, rotation_notes
+from honed.train.forward.lengths import fit_length, notes_on_rotations
 from honed.train.forward.seams import base_model, find_seams
 from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig
 from honed.train.loop.state import seed_everything
-from honed.train.optimizers.muon import summary
+from honed.train.optimizers.muon import note_on_muon
 from honed.train.optimizers.rates import notes_on_rates
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
@@ -64,9 +64,9 @@ class PlainTrainer:
         )
         self.notes += fit_length(self._args, self.model, self._tokenizer) + notes
         self._seams = find_seams(self.model)
-        self.notes += self._seams.notes + rotation_notes(self.model, self._args.max_length)
+        self.notes += self._seams.notes + notes_on_rotations(self.model, self._args.max_length)
         if args.optim is Own.MUON:
-            self.notes.append(summary(self.model))
+            self.notes.append(note_on_muon(self.model))
         self.notes += notes_on_rates(self.model, args.learning_rates)
         if args.packing and not self._seams.flat:
             raise ModelError(

@@ -115,7 +115,7 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return list(matrices.values()), [p for p in model.parameters() if p.requires_grad and p not in own]
 
 
-def summary(model: nn.Module) -> str:
+def note_on_muon(model: nn.Module) -> str:
     """Returns a note on how many parameters each of the two trains."""
     matrices, others = split(model)
     own, rest = (sum(p.numel() for p in weights) for weights in (matrices, others))

@@ -200,7 +200,7 @@ class Datasets:
             return tuple(self.streamed.stop_ids())
         return self.prepared["train"].stop_ids if "train" in self.prepared else ()
 
-    def weights_not_seen(self, *, own_loss: bool) -> list[str]:
+    def notes_on_weights(self, *, own_loss: bool) -> list[str]:
         """Returns notes on weights other than 0 and 1 that a custom collator or loss does not receive."""
         if not own_loss and self._custom is None:
             return []

@@ -26,7 +26,7 @@ from honed.model.load.vocabulary import with_pad_token
 from honed.ops import attention
 from honed.train.forward import vision
 from honed.train.forward.checkpointing import recomputes, set_switch
-from honed.train.forward.lengths import fit_length, rotation_notes
+from honed.train.forward.lengths import fit_length, notes_on_rotations
 from honed.train.forward.seams import Seams, base_model, find_seams, lora_alone, refuse_padding
 from honed.train.forward.zero3 import loaded_whole
 from honed.train.options.config import SFTConfig
@@ -171,7 +171,7 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
     if args.gradient_checkpointing and not getattr(base_model(model), "supports_gradient_checkpointing", False):
         set_switch(args, on=False)
         notes.append(f"gradient_checkpointing has no effect: {type(base_model(model)).__name__} cannot do it.")
-    notes += rotation_notes(model, args.max_length)
+    notes += notes_on_rotations(model, args.max_length)
     if args.use_liger_kernel:  # Liger's layers with honed's head: Liger's loss would replace the model's forward
         config = args.liger_kernel_config or {}
         args.liger_kernel_config = {**config, "fused_linear_cross_entropy": False, "cross_entropy": False}

@@ -173,7 +173,7 @@ class SFTTrainer(UploadingTrainer):
         self._add_callbacks(layers)
         if stop_ids := data.stop_ids():
             agree_on_stops(base_model(model), data.tokenizer, stop_ids)
-        self.notes += notes + data.notes + data.weights_not_seen(own_loss=self._custom_loss)
+        self.notes += notes + data.notes + data.notes_on_weights(own_loss=self._custom_loss)
         self.notes += notes_on_new_tokens(model, data.tokenizer, rows)
 
     def _add_callbacks(self, layers: list[TrainerCallback]) -> None:
