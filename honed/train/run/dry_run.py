@@ -290,11 +290,12 @@ def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
 
 def _checkpointed(job: plan.Job, args: SFTConfig, rows: Any) -> tuple[plan.Job, str]:
     """Sets the checkpointed layers that training would choose for the longest micro-batch; also returns a note."""
-    found = checkpointing.choose(_longest(job, args, rows), args, there=libraries_bytes(job))
-    if isinstance(found, str):
-        return with_layers(job, job.sizes.layers), f"gradient_checkpointing=auto: all layers, because {found}."
-    note = f"gradient_checkpointing=auto: {checkpointing.in_words(*found)}."
-    return with_layers(job, found[0].layers), note
+    try:
+        choice, memory = checkpointing.choose(_longest(job, args, rows), args, there=libraries_bytes(job))
+    except checkpointing.Unplannable as reason:
+        return with_layers(job, job.sizes.layers), f"gradient_checkpointing=auto: all layers, because {reason}."
+    note = f"gradient_checkpointing=auto: {checkpointing.in_words(choice, memory)}."
+    return with_layers(job, choice.layers), note
 
 
 def _longest(job: plan.Job, args: SFTConfig, rows: Any) -> plan.Job:
