@@ -200,9 +200,9 @@ class Datasets:
             return tuple(self.streamed.stop_ids())
         return self.prepared["train"].stop_ids if "train" in self.prepared else ()
 
-    def notes_on_weights(self, *, own_loss: bool) -> list[str]:
+    def notes_on_weights(self, *, has_loss_func: bool) -> list[str]:
         """Returns notes on weights other than 0 and 1 that a custom collator or loss does not receive."""
-        if not own_loss and self._custom is None:
+        if not has_loss_func and self._custom is None:
             return []
         return [
             f"Tokens of the {name} set have weights that your data_collator or compute_loss_func does not receive: "

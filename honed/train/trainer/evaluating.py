@@ -221,7 +221,7 @@ class EvaluatingTrainer(LoadingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
         """Loss of a batch; logits and labels as well unless `prediction_loss_only`, from a plain forward pass."""
-        if self._custom_loss or "labels" not in inputs:
+        if self._has_loss_func or "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         items = self._get_num_items_in_batch([inputs], self.args.device)

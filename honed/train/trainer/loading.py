@@ -27,7 +27,7 @@ class LoadingTrainer(Trainer):
     data_collator: Any
     stream_loader: stream.StreamLoader | None = None
     _datasets: Datasets
-    _custom_loss: bool  # whether the caller gives `compute_loss_func`
+    _has_loss_func: bool  # whether the caller gives `compute_loss_func`
     _stream_after: tuple[Place, int] | None = None  # where a stream is resumed
     _at: tuple[int, Any, int] | None = None  # epoch, its loader, steps per epoch
 
@@ -61,7 +61,7 @@ class LoadingTrainer(Trainer):
         return loader
 
     def _fills_rounds(self) -> bool:
-        return not self._custom_loss and filling.can_fill(self.train_dataset, self.data_collator)
+        return not self._has_loss_func and filling.can_fill(self.train_dataset, self.data_collator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset

@@ -216,9 +216,9 @@ def fit_ranks(args: SFTConfig, model: nn.Module) -> None:
         )
 
 
-def try_seams(model: nn.Module, *, custom_loss: bool, is_multimodal: bool) -> Seams:
+def try_seams(model: nn.Module, *, has_loss_func: bool, is_multimodal: bool) -> Seams:
     """The seams that this model takes; of the caller's own loss, which needs plain logits, its LoRA layers alone."""
-    seams = lora_alone(model) if custom_loss else find_seams(model)
+    seams = lora_alone(model) if has_loss_func else find_seams(model)
     if not is_multimodal:
         return seams
     # honed's attention does not cover vision towers, so rows are padded
