@@ -229,6 +229,11 @@ class SFTConfig(TrainingArguments):
         return self.process_index // self.sequence_parallel_size
 
     @property
+    def order_seed(self) -> int:
+        """The seed of the rows' order."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
     def skips_preparation(self) -> bool:
         """Whether the collator gets unprepared rows."""
         return isinstance(self.dataset_kwargs, dict) and bool(self.dataset_kwargs.get("skip_prepare_dataset"))

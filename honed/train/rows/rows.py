@@ -246,7 +246,7 @@ class Datasets:
             dataset,
             self.tokenizer,
             options,
-            seed=args.seed if args.data_seed is None else args.data_seed,
+            seed=args.order_seed,
             shuffle_buffer=args.shuffle_buffer,
             formatting_func=formatting_func,
         )

@@ -69,7 +69,7 @@ class LoadingTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         args = self.args
         per_step = args.train_batch_size * args.gradient_accumulation_steps * args.data_parallel_size
-        return GroupedByLength(rows, per_step, seed=args.seed if args.data_seed is None else args.data_seed)
+        return GroupedByLength(rows, per_step, seed=args.order_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         # prepared rows have no columns; of unprepared rows, collators get the token columns, or all if there are none
