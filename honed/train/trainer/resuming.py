@@ -35,8 +35,8 @@ from honed.train.trainer.watched import WatchedTrainer
 
 logger = logging.getLogger(__name__)
 
-# A checkpoint that differs in one of these belongs to another run: its position would refer to other rows, or
-# transformers would silently use the checkpoint's value (an optimizer's settings are part of its state).
+# A checkpoint that differs in one of these belongs to another run: its steps had other rows, or its weights were
+# trained with another optimizer. It is resumed only by name.
 _IDENTITY = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
     *("dataloader_drop_last", "streaming", "shuffle_buffer", "tokens_per_step"),
