@@ -115,7 +115,7 @@ def check(args: SFTConfig, model: nn.Module, seams: Seams, *, custom_parts: bool
         raise RecipeError(f"Slices of a row would have their own positions. {notes[0]}", fix=f"do so, or {out}")
 
 
-def join(args: SFTConfig, model: nn.Module) -> dist.ProcessGroup:
+def make_group(args: SFTConfig, model: nn.Module) -> dist.ProcessGroup:
     """Returns the group of ranks that share this rank's rows, in the order of their slices.
 
     All ranks must call it, with the model's seams open. The model is tested: the ranks' slices must have the scores of

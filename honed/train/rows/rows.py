@@ -30,7 +30,7 @@ from honed.quantities import counted
 from honed.train.forward import sequence_parallel, vision
 from honed.train.options.config import SFTConfig
 from honed.train.rows import stream
-from honed.train.rows.ahead import given, has_ids, prepare_rows, transforms
+from honed.train.rows.ahead import has_ids, has_transform, prepare_rows, unprepared
 from honed.train.rows.notes import notes_on_user_turns
 
 Collator = Callable[[list[Any]], dict[str, Any]]
@@ -162,7 +162,7 @@ class Datasets:
             if not hasattr(dataset, "__len__"):  # else accelerate slices the first rank's batches for all
                 self.args.accelerator_config.dispatch_batches = False
             return dataset
-        source = given(dataset)
+        source = unprepared(dataset)
         _refuse_transform(source)
         formatting_func, options = self._formatting(source), self._options(name)
         if name == "train" and stream.is_streamed(source, self.args):
@@ -223,7 +223,7 @@ class Datasets:
         own, args = self._processing_class, self.args
         if vision.is_processor(own) and (args.dataset_num_proc or 1) > 1:
             self.notes.append("dataset_num_proc (data.workers) has no effect on rows with images.")
-        rows = _shuffled(given(data), args.seed) if args.shuffle_dataset else data
+        rows = _shuffled(unprepared(data), args.seed) if args.shuffle_dataset else data
         try:
             return prepare_rows(
                 rows, own, options, args, formatting_func=formatting_func, desc=f"Preparing {name} data"
@@ -357,7 +357,7 @@ def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:
 
 
 def _refuse_transform(dataset: Any) -> None:
-    if transforms(dataset):
+    if has_transform(dataset):
         raise RecipeError(
             "The dataset has a transform (with_transform), which would run only once, while rows are prepared.",
             fix="apply it with dataset.map(...), or let it give token ids and set "

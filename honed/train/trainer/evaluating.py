@@ -18,7 +18,7 @@ from honed.loss.head import ScoringHead
 from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient
 from honed.train.forward import seams
-from honed.train.forward.sequence_parallel import join, share_rows
+from honed.train.forward.sequence_parallel import make_group, share_rows
 from honed.train.metrics import StepMetrics
 from honed.train.ranks import Ranks, keep_workers, tensor_parallel_size
 from honed.train.rows.filling import FilledRows, evenly_filled
@@ -208,7 +208,7 @@ class EvaluatingTrainer(LoadingTrainer):
     def _join_ranks(self) -> None:
         """Creates the sequence-parallel group once, with the seams open; all ranks must call it."""
         if self.args.sequence_parallel_size > 1 and self._sequence_group is None:
-            self._sequence_group = join(self.args, self.model)
+            self._sequence_group = make_group(self.args, self.model)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Saves the random state of training even if SIGTERM requests the checkpoint during an evaluation."""

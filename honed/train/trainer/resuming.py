@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from honed.errors import RunError
-from honed.train.forward.zero3 import share_out
+from honed.train.forward.zero3 import shard_weights
 from honed.train.optimizers.rates import notes_on_warm_up
 from honed.train.options.deepspeed import zero_stage
 from honed.train.ranks import others_alive, tensor_parallel_size
@@ -150,7 +150,7 @@ class ResumingTrainer(WatchedTrainer):
         with others_alive(self.args.output_dir):
             agreement.check(self, identity)
             self._join_ranks()
-            share_out(self.model, self.args)
+            shard_weights(self.model, self.args)
             return super().train(*args, **kwargs)
 
     def _check_named(self, path: Path) -> None:

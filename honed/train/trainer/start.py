@@ -221,7 +221,7 @@ def try_seams(model: nn.Module, *, has_loss_func: bool, is_multimodal: bool) -> 
     seams = lora_alone(model) if has_loss_func else find_seams(model)
     if not is_multimodal:
         return seams
-    # honed's attention does not cover vision towers, so rows are padded
+    # Rows are padded, because honed's attention does not cover vision towers: notes on flat rows would say nothing.
     return replace(seams, flat=False, notes=lora_alone(model).notes if seams.scoring else seams.notes)
 
 
