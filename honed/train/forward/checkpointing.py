@@ -38,6 +38,8 @@ from honed.train.options.surroundings import is_sharded
 
 # Fraction of the free memory to plan with: predictions were within 10% for the families in `READ_FAMILIES`.
 SHARE, SHARE_UNREAD = 0.9, 0.6
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+UNKNOWN_MODEL = "the planner does not know this model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,18 @@ class Decision:
 
     layers: int | None = None
     note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The bytes that a step may use, and a description of where the number comes from."""
+
+    size: float
+    says: str
+
+
+class Unplannable(Exception):
+    """The reason why memory cannot be planned, so that all layers recompute."""
 
 
 def recomputes(args: SFTConfig) -> bool:
@@ -79,21 +93,6 @@ def decide(
     if not choice.layers and choice.fits and choice.job.optimizer.known:
         return Decision(layers=0)
     return Decision(layers=choice.layers, note=f"gradient_checkpointing=auto: {in_words(choice, memory)}.")
-
-
-UNKNOWN_MODEL = "the planner does not know this model"
-
-
-class Unplannable(Exception):
-    """The reason why memory cannot be planned, so that all layers recompute."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """The bytes that a step may use, and a description of where the number comes from."""
-
-    size: float
-    says: str
 
 
 def choose_layers(
@@ -174,9 +173,6 @@ def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Jo
         optimizer=planned(args, in_backward=args.optimizer_in_backward),
         chosen=chosen_in(model) if own and adapter.weights < sizes.parameters else None,
     )
-
-
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def largest_batch(rows: Any, args: SFTConfig, *, padded: bool = False) -> tuple[int, int] | None:

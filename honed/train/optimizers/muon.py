@@ -41,10 +41,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for kind in (
-            self._muon,
-            self._adamw,
-        ):  # both share this optimizer's state and groups
+        for kind in (self._muon, self._adamw):  # both share this optimizer's state and groups
             kind.state = self.state
             kind.param_groups = [group for group in self.param_groups if group["muon"] is (kind is self._muon)]
             kind.step()
