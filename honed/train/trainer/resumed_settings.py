@@ -19,11 +19,13 @@ def settings_of(group: dict[str, Any]) -> dict[str, Any]:
     return {name: group[name] for name in _SETTINGS if name in group}
 
 
-def set_rates(scheduler: LambdaLR) -> None:
+def set_rates(scheduler: Any) -> bool:
     """Computes the learning rates, in place, from each group's `initial_lr` and the schedule's present step.
 
-    Rates whose settings have not changed keep their bits.
+    Rates whose settings have not changed keep their bits. Returns whether it did: only a `LambdaLR` can be computed.
     """
+    if not isinstance(scheduler, LambdaLR):
+        return False
     groups = scheduler.optimizer.param_groups
     scheduler.base_lrs = [group["initial_lr"] for group in groups]
     for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
@@ -33,3 +35,4 @@ def set_rates(scheduler: LambdaLR) -> None:
         else:
             group["lr"] = rate
     scheduler._last_lr = [group["lr"] for group in groups]
+    return True

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from honed.errors import RunError
 from honed.train.forward.zero3 import shard_weights
@@ -309,9 +308,8 @@ class ResumingTrainer(WatchedTrainer):
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)
         scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it
-        if isinstance(scheduler, LambdaLR):
-            set_rates(scheduler)
-        elif checkpoint.read_position(path)[1].get("learning_rate", self.args.learning_rate) != self.args.learning_rate:
+        before = checkpoint.read_position(path)[1].get("learning_rate", self.args.learning_rate)
+        if not set_rates(scheduler) and before != self.args.learning_rate:
             self._say(
                 f"learning_rate={self.args.learning_rate:g} has no effect: the schedule "
                 f"({type(scheduler).__name__}) continues from the checkpoint's learning rate."
