@@ -176,7 +176,7 @@ def _chosen(
         with _unless_it_lacks_weights("trainable", size, without):
             if args.trainable:
                 train_only(model, args.trainable)
-        chosen = {**args.chosen, **dict.fromkeys(without, ())}
+        chosen = {"trainable": args.trainable, "added": args.add_tokens, **dict.fromkeys(without, ())}
         model = with_adapter(model, recipe.lora, tokenizer, **chosen)
     with _unless_it_lacks_weights("learning_rates", size, without):
         notes_on_rates(model, args.learning_rates)

@@ -58,7 +58,7 @@ def make_subject(recipe: Recipe, place: Place) -> Subject:
     rows = run_data(dataclasses.replace(recipe.data, eval_share=None), seed=args.seed).train
     if is_processor(load_processing_class(recipe.model, None if recipe.data.streaming else rows)):
         raise RecipeError("These rows show images, and statements are about text.", fix="prove a recipe of text alone")
-    tokenizer = with_pad_token(with_tokens(load_tokenizer(recipe.model), **args.tokens))
+    tokenizer = with_pad_token(with_tokens(load_tokenizer(recipe.model), **args.token_options))
     dtype = getattr(torch, place.dtype)
     model, drill = choose(recipe, args, tokenizer, size=place.size, device=device, dtype=dtype)
     fit_length(args, meta_model(recipe.model), tokenizer)  # rows are cut as training cuts them

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,19 @@ def keep_on_sigterm(worker: int) -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_OUTLASTS))  # SIGALRM ends a process
     signal.signal(_END, lambda *_: os._exit(0))
+
+
+def keep_workers(loader: Any) -> Any:
+    """Makes the loader's workers ignore SIGTERM and Ctrl-C: the main process saves and then ends them."""
+    inner = getattr(loader, "base_dataloader", loader)
+    inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
+    return loader
+
+
+def _start_worker(init: Callable[[int], None] | None, worker: int) -> None:
+    keep_on_sigterm(worker)
+    if init is not None:
+        init(worker)
 
 
 @atexit.register  # registered after multiprocessing's handler, so called before it

@@ -38,6 +38,8 @@ from honed.train.options.surroundings import is_sharded
 
 # Fraction of the free memory to plan with: predictions were within 10% for the families in `READ_FAMILIES`.
 SHARE, SHARE_UNREAD = 0.9, 0.6
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+UNKNOWN_MODEL = "the planner does not know this model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,18 @@ class Decision:
 
     layers: int | None = None
     note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The bytes that a step may use, and a description of where the number comes from."""
+
+    size: float
+    says: str
+
+
+class Unplannable(Exception):
+    """The reason why memory cannot be planned, so that all layers recompute."""
 
 
 def recomputes(args: SFTConfig) -> bool:
@@ -71,28 +85,14 @@ def decide(
         return Decision(layers=count, note=f"gradient_checkpointing=selective: {_which(count, total)}.")
     if adapter_method(model) == "PREFIX_TUNING":
         return Decision(layers=0, note="gradient_checkpointing=auto: none, as it would drop the adapter's prefix.")
-    job = _obstacle(args, longest, is_multimodal=is_multimodal, total=total) or job_in(model, args, *longest or (1, 1))
-    if not isinstance(job, str) and job.sizes.layers != total:
-        job = UNKNOWN_MODEL
-    chosen = job if isinstance(job, str) else choose(job, args, there=loaded_bytes(job))
-    if isinstance(chosen, str):  # the reason why nothing can be planned
-        return Decision(layers=max(1, total), note=f"gradient_checkpointing=auto: all layers, because {chosen}.")
-    choice, memory = chosen
+    try:
+        job = _plannable(args, model, longest, is_multimodal=is_multimodal, total=total)
+        choice, memory = choose(job, args, there=loaded_bytes(job))
+    except Unplannable as reason:
+        return Decision(layers=max(1, total), note=f"gradient_checkpointing=auto: all layers, because {reason}.")
     if not choice.layers and choice.fits and choice.job.optimizer.known:
         return Decision(layers=0)
     return Decision(layers=choice.layers, note=f"gradient_checkpointing=auto: {in_words(choice, memory)}.")
-
-
-UNKNOWN_MODEL = "the planner does not know this model"
-UNKNOWN_MEMORY = "the free memory is unknown; set memory_budget"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """The bytes that a step may use, and a description of where the number comes from."""
-
-    size: float
-    says: str
 
 
 def choose_layers(
@@ -111,19 +111,22 @@ def choose_layers(
     return [FirstLayers(decision.layers)], [decision.note] if decision.note else []
 
 
-def choose(job: plan.Job, args: SFTConfig, *, there: int) -> tuple[Choice, Memory] | str:
-    """Chooses the fewest layers for `memory_budget` or the free memory; returns the reason if neither is known.
+def choose(job: plan.Job, args: SFTConfig, *, there: int) -> tuple[Choice, Memory]:
+    """Chooses the fewest layers for `memory_budget` or the free memory.
 
     Args:
         job: its `checkpointing` is ignored.
         there: bytes of the predicted peak that are already in use.
+
+    Raises:
+        Unplannable: neither is known.
     """
     if args.memory_budget is not None:
         memory = Memory(size=args.memory_budget * plan.GB, says=f"memory_budget of {args.memory_budget:g} GB")
         return fewest(job, memory.size), memory
     free = _free(args)
     if free is None:
-        return UNKNOWN_MEMORY
+        raise Unplannable("the free memory is unknown; set memory_budget")
     share = SHARE if job.sizes.read else SHARE_UNREAD
     memory = Memory(size=share * free, says=f"{share:.0%} of the {free / plan.GB:,.1f} GB that are free")
     return fewest(job, memory.size, there=there), memory
@@ -140,13 +143,17 @@ def in_words(choice: Choice, memory: Memory) -> str:
     return f"{which}{more}; {takes}{without}, and may take {memory.size / plan.GB:,.2f} GB ({memory.says}){fits}{doubt}"
 
 
-def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Job | str:
-    """Returns the planner's job for a loaded model, or the reason why it cannot be planned."""
+def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Job:
+    """Returns the planner's job for a loaded model.
+
+    Raises:
+        Unplannable: the planner does not know the model.
+    """
     base = base_model(model)
     try:
         sizes = sizes_of(base.config.get_text_config())
     except (HonedError, NotImplementedError, KeyError, AttributeError):
-        return UNKNOWN_MODEL
+        raise Unplannable(UNKNOWN_MODEL) from None
     device = args.device.type
     weight = min(FP32, max((p.element_size() for p in base.parameters() if p.dtype in FLOATS), default=FP32))
     adapter = adapter_in(model)
@@ -166,9 +173,6 @@ def job_in(model: nn.Module, args: SFTConfig, tokens: int, rows: int) -> plan.Jo
         optimizer=planned(args, in_backward=args.optimizer_in_backward),
         chosen=chosen_in(model) if own and adapter.weights < sizes.parameters else None,
     )
-
-
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def largest_batch(rows: Any, args: SFTConfig, *, padded: bool = False) -> tuple[int, int] | None:
@@ -209,15 +213,21 @@ def _which(count: int, total: int) -> str:
     return f"{'all' if count == total else f'the first {count} of the'} {total} layers recompute their activations"
 
 
-def _obstacle(args: SFTConfig, longest: tuple[int, int] | None, *, is_multimodal: bool, total: int) -> str | None:
-    """Why nothing can be planned, in words."""
+def _plannable(
+    args: SFTConfig, model: nn.Module, longest: tuple[int, int] | None, *, is_multimodal: bool, total: int
+) -> plan.Job:
     if not total:
-        return "the model can do it only as a whole"
+        raise Unplannable("the model can do it only as a whole")
     if is_multimodal:
-        return "the vision tower's memory is not planned"
+        raise Unplannable("the vision tower's memory is not planned")
     if is_sharded(args):
-        return "the memory of sharded ranks is not planned"
-    return "the longest row is not known without max_length" if longest is None else None
+        raise Unplannable("the memory of sharded ranks is not planned")
+    if longest is None:
+        raise Unplannable("the longest row is not known without max_length")
+    job = job_in(model, args, *longest)
+    if job.sizes.layers != total:
+        raise Unplannable(UNKNOWN_MODEL)
+    return job
 
 
 def _free(args: SFTConfig) -> float | None:

@@ -1,4 +1,4 @@
-"""Lowers the default `max_length` to what the tokenizer and the model's positions allow."""
+"""How long rows may be for a model: limits of its positions, and rotations that depend on the longest row."""
 
 from __future__ import annotations
 
@@ -42,3 +42,24 @@ def learned_positions(model: nn.Module) -> int | None:
     tables = (module for module in inner.modules() if isinstance(module, nn.Embedding) and module is not tokens)
     # OPT's table has two extra rows before the first position
     return limit if any(table.num_embeddings - (limit or 0) in (0, 2) for table in tables) else None
+
+
+def notes_on_rotations(model: nn.Module, max_length: int | None) -> list[str]:
+    """Returns a note if rows of up to `max_length` tokens (None: any length) change each other's positions."""
+    limit = _rotations_change_after(base_model(model).config.get_text_config())
+    if limit is None or (max_length is not None and max_length <= limit):
+        return []
+    return [
+        f"A row longer than {limit:,} tokens changes how this model rotates positions in all rows of its batch: "
+        f"losses depend on which rows share a batch. Set max_length={limit} for losses that do not."
+    ]
+
+
+def _rotations_change_after(config: Any) -> int | None:
+    """The length beyond which rotary positions depend on the longest row in the batch or so far; None: never."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]  # one, or one per layer type
+    for kind in kinds:
+        if kind.get("rope_type") in ("dynamic", "longrope"):
+            return int(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
+    return None

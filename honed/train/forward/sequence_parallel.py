@@ -26,7 +26,7 @@ from honed.data.batch.collate import Batch, FlatCollator
 from honed.errors import ModelError, RecipeError
 from honed.loss.objective import IGNORE_INDEX, next_token_targets
 from honed.loss.router import aux_loss_coefficient
-from honed.train.forward.rotations import rotation_notes
+from honed.train.forward.lengths import notes_on_rotations
 from honed.train.forward.seams import Seams, are_same, base_model, on_device_of, probe_rows, token_scores
 from honed.train.options.config import SFTConfig
 from honed.train.ranks import tensor_parallel_size
@@ -111,11 +111,11 @@ def check(args: SFTConfig, model: nn.Module, seams: Seams, *, custom_parts: bool
             "The router's auxiliary loss is a mean over a micro-batch's tokens, and each rank has only a slice.",
             fix=f"set router_aux_loss_coef=0, or {out}",
         )
-    if notes := rotation_notes(model, args.max_length):
+    if notes := notes_on_rotations(model, args.max_length):
         raise RecipeError(f"Slices of a row would have their own positions. {notes[0]}", fix=f"do so, or {out}")
 
 
-def join(args: SFTConfig, model: nn.Module) -> dist.ProcessGroup:
+def make_group(args: SFTConfig, model: nn.Module) -> dist.ProcessGroup:
     """Returns the group of ranks that share this rank's rows, in the order of their slices.
 
     All ranks must call it, with the model's seams open. The model is tested: the ranks' slices must have the scores of

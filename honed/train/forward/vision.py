@@ -45,8 +45,8 @@ def load_processing_class(name: str, data: Any) -> Any:
 def with_asked_tokens(processing_class: Any, args: SFTConfig) -> Any:
     """Returns the tokenizer, or the processor with its tokenizer, with the tokens that the arguments specify."""
     if not is_processor(processing_class):
-        return with_tokens(processing_class, **args.tokens)
-    return with_tokenizer(processing_class, with_tokens(processing_class.tokenizer, **args.tokens))
+        return with_tokens(processing_class, **args.token_options)
+    return with_tokenizer(processing_class, with_tokens(processing_class.tokenizer, **args.token_options))
 
 
 def with_tokenizer(processor: Any, tokenizer: Any) -> Any:

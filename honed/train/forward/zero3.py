@@ -18,7 +18,7 @@ def loaded_whole(args: SFTConfig) -> Iterator[torch.device]:
     """A block in which transformers loads whole models; yields the device to load them on.
 
     While ZeRO-3's configuration is set, transformers shards weights as it loads them, and a sharded model cannot be
-    tested (`seams.find_seams`). A whole model may be too large for a GPU, so it stays in host memory until `share_out`.
+    tested (`seams.find_seams`). A whole model may be too large for a GPU: it is in host memory until `shard_weights`.
     """
     if zero_stage(args) != 3:
         yield args.device
@@ -32,7 +32,7 @@ def loaded_whole(args: SFTConfig) -> Iterator[torch.device]:
         args.deepspeed_plugin.set_deepspeed_weakref()
 
 
-def share_out(model: nn.Module, args: SFTConfig) -> None:
+def shard_weights(model: nn.Module, args: SFTConfig) -> None:
     """With ZeRO-3, shards every weight over the processes, all of which must call it.
 
     Weights are cast to DeepSpeed's compute dtype and moved to the GPU one by one, because DeepSpeed's engine would move

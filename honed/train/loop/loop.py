@@ -36,8 +36,7 @@ from honed.train.loop.plan import Plan, learning_rate, warm_up_steps
 from honed.train.loop.state import Run, identity_of, restore, seed_everything, state_of
 from honed.train.metrics import StepMetrics
 from honed.train.optimizers.muon import make_muon
-from honed.train.optimizers.rates import with_rates
-from honed.train.options.warm_up import notes_on_warm_up
+from honed.train.optimizers.rates import notes_on_warm_up, with_rates
 from honed.train.ranks import Ranks, joined, keep_on_sigterm, others_alive, until_sigterm
 from honed.train.run_folder import checkpoint
 

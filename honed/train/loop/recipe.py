@@ -12,14 +12,13 @@ from honed.errors import ModelError, RecipeError
 from honed.model.adapters.adapters import ready_to_train
 from honed.model.load.added_tokens import with_rows, with_tokens
 from honed.model.load.vocabulary import agree_on_stops, with_pad_token
-from honed.train.forward.checkpointing import decide, largest_batch
-from honed.train.forward.lengths import fit_length
-from honed.train.forward.rotations import rotation_notes
+from honed.train.forward.checkpointing import decide, largest_batch, recomputes
+from honed.train.forward.lengths import fit_length, notes_on_rotations
 from honed.train.forward.seams import base_model, find_seams
 from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig
 from honed.train.loop.state import seed_everything
-from honed.train.optimizers.muon import summary
+from honed.train.optimizers.muon import note_on_muon
 from honed.train.optimizers.rates import notes_on_rates
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
@@ -51,21 +50,23 @@ class PlainTrainer:
         if hasattr(processing_class, "image_processor"):
             raise RecipeError("The plain engine trains on text only.", fix="set engine=trainer for rows with images")
         self.config, self.notes, self.stream_loader = config_of(args), rules.check(args), None
-        self._args, self._tokenizer = copy.copy(args), with_pad_token(with_tokens(processing_class, **args.tokens))
+        self._args = copy.copy(args)
+        self._tokenizer = with_pad_token(with_tokens(processing_class, **args.token_options))
         seed_everything(args.seed)  # for the adapter's initial weights
         self.notes += with_rows(model, self._tokenizer, args.add_tokens)
         self.model, notes = ready_to_train(
             model,
             peft_config,
             tokenizer=self._tokenizer,
-            checkpointing=args.gradient_checkpointing not in (False, "auto"),
-            **args.chosen,
+            checkpointing=recomputes(args),
+            trainable=args.trainable,
+            added=args.add_tokens,
         )
         self.notes += fit_length(self._args, self.model, self._tokenizer) + notes
         self._seams = find_seams(self.model)
-        self.notes += self._seams.notes + rotation_notes(self.model, self._args.max_length)
+        self.notes += self._seams.notes + notes_on_rotations(self.model, self._args.max_length)
         if args.optim is Own.MUON:
-            self.notes.append(summary(self.model))
+            self.notes.append(note_on_muon(self.model))
         self.notes += notes_on_rates(self.model, args.learning_rates)
         if args.packing and not self._seams.flat:
             raise ModelError(

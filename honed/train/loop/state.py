@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ def state_of(run: Run, *, loss: float) -> checkpoint.State:
         weights=trained(run.model),
         optimizer=run.optimizer.state_dict(),
         scaler=run.scaler.state_dict(),
-        random=run.ranks.gather(checkpoint.random_state(run.ranks.device)),
+        random=run.ranks.gather(random_state(run.ranks.device)),
         position={
             "step": run.step,
             "epoch": epoch,
@@ -81,7 +81,7 @@ def restore(run: Run, state: checkpoint.State) -> None:
         parameter.copy_(state.weights[name])
     run.optimizer.load_state_dict(dict(state.optimizer))
     run.scaler.load_state_dict(dict(state.scaler))
-    checkpoint.set_random_state(state.random[run.ranks.rank])
+    set_random_state(state.random[run.ranks.rank])
     run.step, run.unlogged = state.position["step"], state.position["unlogged"]
     run.loss.fill_(state.position["loss"] if run.ranks.rank == 0 else 0.0)
     run.metrics.restore(state.position["metrics"][run.ranks.rank])
@@ -106,3 +106,29 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Returns the state of all random generators of this process, in types for `torch.load(weights_only=True)`."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    kind = torch.device(device).type
+    if kind in ("cuda", "mps"):
+        state[kind] = getattr(torch, kind).get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Restores all random generators of this process."""
+    name, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    for kind in ("cuda", "mps"):
+        module = getattr(torch, kind)
+        if kind in state and module.is_available():
+            module.set_rng_state(state[kind])

@@ -41,10 +41,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for kind in (
-            self._muon,
-            self._adamw,
-        ):  # both share this optimizer's state and groups
+        for kind in (self._muon, self._adamw):  # both share this optimizer's state and groups
             kind.state = self.state
             kind.param_groups = [group for group in self.param_groups if group["muon"] is (kind is self._muon)]
             kind.step()
@@ -115,7 +112,7 @@ def split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return list(matrices.values()), [p for p in model.parameters() if p.requires_grad and p not in own]
 
 
-def summary(model: nn.Module) -> str:
+def note_on_muon(model: nn.Module) -> str:
     """Returns a note on how many parameters each of the two trains."""
     matrices, others = split(model)
     own, rest = (sum(p.numel() for p in weights) for weights in (matrices, others))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from honed.errors import RecipeError
-from honed.train.optimizers.muon import make_muon, muon_options, summary
+from honed.train.optimizers.muon import make_muon, muon_options, note_on_muon
 from honed.train.optimizers.rates import notes_on_rates
 from honed.train.optimizers.step_in_backward import AdamWInBackward
 from honed.train.optimizers.stochastic_rounding import StochasticRoundingAdamW
@@ -45,7 +45,7 @@ def optimizer_of(args: SFTConfig, model: Any, optimizer: Any, optimizer_cls_and_
         return (StochasticRoundingAdamW, {**options, "seed": args.seed}), notes
     if args.optim is not Own.MUON:
         return None, notes
-    notes.append(summary(model))
+    notes.append(note_on_muon(model))
     muon = muon_options(args.optim_args)
     return (_factory, {**options, "weight_decay": args.weight_decay, "options": muon}), notes
 

@@ -1,4 +1,4 @@
-"""Different learning rates for some of the weights: factors, by parameter name.
+"""Learning rates: factors for some of the weights, by parameter name, and a note on a warm-up that never ends.
 
 LoRA+ (Hayou et al., arXiv:2402.12354) is {"lora_B": 16}: B learns faster than A.
 """
@@ -83,3 +83,13 @@ def pattern_of(name: str, rates: Rates) -> str | None:
                 f"learning_rates: {pattern!r} is not a regular expression: {error}", fix="correct it"
             ) from None
     return None
+
+
+def notes_on_warm_up(warm_up: int, steps: int) -> list[str]:
+    """Returns a note if the learning rate rises from 0 in all `steps`; nothing if the warm-up ends before.
+
+    5% of one step is rounded up to that step, whose learning rate is 0.
+    """
+    if not warm_up >= steps > 0:
+        return []
+    return [f"All of {counted(steps, 'step')} are warm-up, and the first has learning rate 0: warmup_steps=0."]

@@ -229,19 +229,19 @@ class SFTConfig(TrainingArguments):
         return self.process_index // self.sequence_parallel_size
 
     @property
+    def order_seed(self) -> int:
+        """The seed of the rows' order."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
     def skips_preparation(self) -> bool:
         """Whether the collator gets unprepared rows."""
         return isinstance(self.dataset_kwargs, dict) and bool(self.dataset_kwargs.get("skip_prepare_dataset"))
 
     @property
-    def tokens(self) -> dict[str, Any]:
+    def token_options(self) -> dict[str, Any]:
         """Keyword arguments for `honed.model.load.added_tokens.with_tokens`."""
         return {"roles": {role: getattr(self, role) for role in ROLES}, "added": self.add_tokens}
-
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """Keyword arguments for `honed.model.adapters.adapters.ready_to_train`."""
-        return {"trainable": self.trainable, "added": self.add_tokens}
 
     def prepare_options(self, *, evaluation: bool = False) -> PrepareOptions:
         """Returns the options that prepare the training or the evaluation set.

@@ -106,7 +106,7 @@ def prepare_rows(
     return make(data, processing_class, options, formatting_func=formatting_func, desc=desc, workers=workers)
 
 
-def given(data: Any) -> Any:
+def unprepared(data: Any) -> Any:
     """Returns the dataset as the caller passed it."""
     return data.data if isinstance(data, Ahead) else data
 
@@ -116,7 +116,7 @@ def has_ids(dataset: Any) -> bool:
     return "input_ids" in (getattr(dataset, "column_names", None) or ())
 
 
-def transforms(dataset: Any) -> bool:
+def has_transform(dataset: Any) -> bool:
     """Whether a dataset of `datasets` has a transform, which creates its rows anew each time they are read."""
     format_set = getattr(dataset, "format", None)  # strings have a method of this name
     return isinstance(format_set, Mapping) and format_set.get("type") == "custom"
@@ -124,7 +124,7 @@ def transforms(dataset: Any) -> bool:
 
 def _can_be_read_again(data: Any) -> bool:
     named_or_listed = isinstance(data, (str, os.PathLike, list, Mixture))
-    return (named_or_listed or hasattr(data, "select")) and not transforms(data)
+    return (named_or_listed or hasattr(data, "select")) and not has_transform(data)
 
 
 def _marks_of(processing_class: Any) -> tuple[Any, ...]:

@@ -1,15 +1,16 @@
-"""Fills the last round of the ranks' micro-batches with empty rows.
+"""Fills the last round of the ranks' micro-batches with rows in which nothing is trained.
 
-accelerate repeats the epoch's first rows, which are then trained twice. Here empty rows take their place, and batches
-omit them: the last micro-batches are short, and a rank without rows gets a batch in which nothing is trained, because
-all ranks must take part in every backward pass.
+accelerate repeats the first rows, which are then trained or counted twice. In training, empty rows take their place,
+and batches omit them: the last micro-batches are short, and a rank without rows gets a batch in which nothing is
+trained, because all ranks must take part in every backward pass. In evaluation the rows are followed by a row of weight
+0, whose logits accelerate removes again.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,26 @@ NOTHING = PackedRow(input_ids=np.zeros(0, dtype=np.int32), weights=np.zeros(0, d
 
 
 class FilledRows(Dataset[PackedRow]):
-    """The rows, followed by `NOTHING` at every further index."""
+    """The rows, followed by `filling` at every further index.
 
-    def __init__(self, rows: PackedRows) -> None:
-        self._rows = rows
+    Args:
+        rows: at least one.
+        filling: a row in which nothing is trained.
+        multiple_of: the length is rounded up to a multiple of this.
+
+    Attributes:
+        total_dataset_length: the number of real rows, under the name that accelerate reads.
+    """
+
+    def __init__(self, rows: PackedRows, filling: PackedRow = NOTHING, *, multiple_of: int = 1) -> None:
+        self._rows, self._filling, self.total_dataset_length = rows, filling, len(rows)
+        self._length = math.ceil(len(rows) / multiple_of) * multiple_of
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._length
 
     def __getitem__(self, index: int) -> PackedRow:
-        return self._rows[index] if index < len(self._rows) else NOTHING
+        return self._rows[index] if index < self.total_dataset_length else self._filling
 
 
 class FilledOrder(Sampler[int]):
@@ -71,6 +82,12 @@ def untrained_row(rows: PackedRows) -> PackedRow:
     """Returns the first two tokens of the first row with weight 0, about the least that a model can compute."""
     ids = rows[0].input_ids[:2]
     return PackedRow(input_ids=ids, weights=np.zeros(len(ids), dtype=np.float32), lengths=(len(ids),))
+
+
+def evenly_filled(rows: PackedRows, multiple_of: int) -> FilledRows:
+    """Returns evaluation rows, at least one, filled up to a multiple of the rows in a batch over all ranks."""
+    first = rows[0]
+    return FilledRows(rows, replace(first, weights=np.zeros_like(first.weights)), multiple_of=multiple_of)
 
 
 def can_fill(rows: Any, collate: Any) -> bool:

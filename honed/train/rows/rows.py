@@ -30,8 +30,8 @@ from honed.quantities import counted
 from honed.train.forward import sequence_parallel, vision
 from honed.train.options.config import SFTConfig
 from honed.train.rows import stream
-from honed.train.rows.ahead import given, has_ids, prepare_rows, transforms
-from honed.train.rows.user_turns import notes_of_user_turns
+from honed.train.rows.ahead import has_ids, has_transform, prepare_rows, unprepared
+from honed.train.rows.notes import notes_on_user_turns
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -162,7 +162,7 @@ class Datasets:
             if not hasattr(dataset, "__len__"):  # else accelerate slices the first rank's batches for all
                 self.args.accelerator_config.dispatch_batches = False
             return dataset
-        source = given(dataset)
+        source = unprepared(dataset)
         _refuse_transform(source)
         formatting_func, options = self._formatting(source), self._options(name)
         if name == "train" and stream.is_streamed(source, self.args):
@@ -171,7 +171,7 @@ class Datasets:
         if name == "train":
             self._refuse_less_than_a_batch(len(made.rows))
             if self._custom is None and formatting_func is None:
-                self.notes += notes_of_user_turns(source, self.args, options)
+                self.notes += notes_on_user_turns(source, self.args, options)
         self.prepared[name] = made
         self._tell_cuts(name, made)
         self.notes += [note if name == "train" else f"{name} set: {note}" for note in made.ledger.notes]
@@ -200,9 +200,9 @@ class Datasets:
             return tuple(self.streamed.stop_ids())
         return self.prepared["train"].stop_ids if "train" in self.prepared else ()
 
-    def weights_not_seen(self, *, own_loss: bool) -> list[str]:
+    def notes_on_weights(self, *, has_loss_func: bool) -> list[str]:
         """Returns notes on weights other than 0 and 1 that a custom collator or loss does not receive."""
-        if not own_loss and self._custom is None:
+        if not has_loss_func and self._custom is None:
             return []
         return [
             f"Tokens of the {name} set have weights that your data_collator or compute_loss_func does not receive: "
@@ -223,7 +223,7 @@ class Datasets:
         own, args = self._processing_class, self.args
         if vision.is_processor(own) and (args.dataset_num_proc or 1) > 1:
             self.notes.append("dataset_num_proc (data.workers) has no effect on rows with images.")
-        rows = _shuffled(given(data), args.seed) if args.shuffle_dataset else data
+        rows = _shuffled(unprepared(data), args.seed) if args.shuffle_dataset else data
         try:
             return prepare_rows(
                 rows, own, options, args, formatting_func=formatting_func, desc=f"Preparing {name} data"
@@ -246,7 +246,7 @@ class Datasets:
             dataset,
             self.tokenizer,
             options,
-            seed=args.seed if args.data_seed is None else args.data_seed,
+            seed=args.order_seed,
             shuffle_buffer=args.shuffle_buffer,
             formatting_func=formatting_func,
         )
@@ -357,7 +357,7 @@ def as_packed_row(feature: Mapping[str, Any]) -> PackedRow:
 
 
 def _refuse_transform(dataset: Any) -> None:
-    if transforms(dataset):
+    if has_transform(dataset):
         raise RecipeError(
             "The dataset has a transform (with_transform), which would run only once, while rows are prepared.",
             fix="apply it with dataset.map(...), or let it give token ids and set "

@@ -160,7 +160,6 @@ def loader_of(rows: PackedRows, collate: Callable[[list[Any]], Batch], args: SFT
         size: `per_device_train_batch_size`; a micro-batch has at most the tokens of this many rows of `max_length`.
     """
     lengths = row_lengths(rows)
-    seed = args.seed if args.data_seed is None else args.data_seed
     workers = args.dataloader_num_workers
     sampler = TokenBatches(
         lengths,
@@ -168,7 +167,7 @@ def loader_of(rows: PackedRows, collate: Callable[[list[Any]], Batch], args: SFT
         budget=size * (args.max_length or int(lengths.max())),
         rank=args.data_parallel_rank,
         world=args.data_parallel_size,
-        seed=None if args.train_sampling_strategy == "sequential" else seed,
+        seed=None if args.train_sampling_strategy == "sequential" else args.order_seed,
     )
     return DataLoaderShard(
         _MicroBatches(rows, collate),

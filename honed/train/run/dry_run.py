@@ -29,14 +29,14 @@ from honed.quantities import counted
 from honed.recipe import Recipe
 from honed.train.forward import checkpointing, vision
 from honed.train.forward.zero3 import loaded_whole
+from honed.train.optimizers.rates import notes_on_warm_up
 from honed.train.options import rules
 from honed.train.options.config import SFTConfig
 from honed.train.options.optim import planned
-from honed.train.options.warm_up import notes_on_warm_up
 from honed.train.rows.rows import Datasets
 from honed.train.run.data import run_data
-from honed.train.run.output_state import OutputState, output_state
-from honed.train.run.run import Plan, lora_options
+from honed.train.run.output import OutputState, output_state
+from honed.train.run.run import CheckedRecipe, lora_options
 from honed.train.trainer.start import fit_to_model
 
 SHOWN_ROWS = 3
@@ -90,7 +90,7 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
     Raises:
         HonedError: any error that would stop the run before it trains.
     """
-    args = Plan.of(recipe).args
+    args = CheckedRecipe.of(recipe).args
     with loaded_whole(args):
         return _dry_run(recipe, args, overwrite=overwrite)
 
@@ -290,11 +290,12 @@ def _job(recipe: Recipe, args: SFTConfig) -> plan.Job | None:
 
 def _checkpointed(job: plan.Job, args: SFTConfig, rows: Any) -> tuple[plan.Job, str]:
     """Sets the checkpointed layers that training would choose for the longest micro-batch; also returns a note."""
-    found = checkpointing.choose(_longest(job, args, rows), args, there=libraries_bytes(job))
-    if isinstance(found, str):
-        return with_layers(job, job.sizes.layers), f"gradient_checkpointing=auto: all layers, because {found}."
-    note = f"gradient_checkpointing=auto: {checkpointing.in_words(*found)}."
-    return with_layers(job, found[0].layers), note
+    try:
+        choice, memory = checkpointing.choose(_longest(job, args, rows), args, there=libraries_bytes(job))
+    except checkpointing.Unplannable as reason:
+        return with_layers(job, job.sizes.layers), f"gradient_checkpointing=auto: all layers, because {reason}."
+    note = f"gradient_checkpointing=auto: {checkpointing.in_words(choice, memory)}."
+    return with_layers(job, choice.layers), note
 
 
 def _longest(job: plan.Job, args: SFTConfig, rows: Any) -> plan.Job:

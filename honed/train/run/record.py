@@ -1,26 +1,29 @@
-"""Writes `run.json`, the record of a run."""
+"""Writes `run.json`, the record of a run, and detects data files that change during it."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from honed import __version__
+from honed.data.read.sources import files_of
 from honed.model.load.load import resolve
 from honed.quantities import counted
-from honed.recipe import Recipe
+from honed.recipe import DataRecipe, Recipe
 from honed.train.metrics import memory_gb
 from honed.train.options.config import SFTConfig
-from honed.train.run.data_stamps import changed, stamps
 from honed.train.run_folder.folder import RunFolder
 from honed.train.run_folder.secrets import masked, masked_command, masked_yaml
+
+Stamps = Mapping[str, Mapping[str, int]]
 
 
 class RunRecord:
@@ -86,3 +89,27 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type.upper()} ({counted(torch.get_num_threads(), 'thread')})"
+
+
+def stamps(data: DataRecipe) -> Stamps:
+    """Returns each data file's size in bytes and modification time in ns, except for Hub data and missing files."""
+    found = {}
+    for path in _files(data):
+        try:
+            stat = path.stat()
+        except OSError:
+            continue
+        found[str(path)] = {"bytes": stat.st_size, "written_ns": stat.st_mtime_ns}
+    return found
+
+
+def changed(before: Stamps, data: DataRecipe) -> list[str]:
+    """Returns the files that have changed or no longer exist."""
+    now = stamps(data)
+    return [name for name, stamp in before.items() if now.get(name) != stamp]
+
+
+def _files(data: DataRecipe) -> Iterator[Path]:
+    named: list[Any] = [source.get("files") for source in data.sources] if data.sources else [list(data.files)]
+    for names in [*named, data.held_out]:
+        yield from files_of(names) or ()

@@ -25,11 +25,11 @@ from honed.train.options.config import SFTConfig
 from honed.train.ranks import Stopped, until_sigterm
 from honed.train.run.card import card
 from honed.train.run.data import RunData, check_data, read_questions
+from honed.train.run.output import keep_another
 from honed.train.run.ranks import RunRanks, check_ranks
 from honed.train.run.record import RunRecord, device_name
 from honed.train.run.replay import steps_told
 from honed.train.run.start import load_weights, prepare_run
-from honed.train.run.unfinished import keep_another
 from honed.train.run_folder import checkpoint
 from honed.train.run_folder.folder import RunFolder
 from honed.train.run_folder.secrets import masked_yaml
@@ -68,26 +68,28 @@ def run(recipe: Recipe, *, command: str, say: Say, overwrite: bool = False) -> R
     Raises:
         HonedError: a problem that the user can fix before starting the run again.
     """
-    plan = Plan.of(recipe)
-    ranks = RunRanks.of(plan.args)
+    checked = CheckedRecipe.of(recipe)
+    ranks = RunRanks.of(checked.args)
     if not ranks.first:
-        finished = _train_along(plan, ranks)
+        finished = _train_along(checked, ranks)
         return RunResult(folder=Path(recipe.output), samples={}, finished=finished, first=False)
     folder = RunFolder(recipe.output)
     with folder.locked(say):
-        return _run_alone(plan, folder, ranks, command=command, say=say, overwrite=overwrite)
+        return _run_alone(checked, folder, ranks, command=command, say=say, overwrite=overwrite)
 
 
-def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, say: Say, overwrite: bool) -> RunResult:
-    recipe = plan.recipe
+def _run_alone(
+    checked: CheckedRecipe, folder: RunFolder, ranks: RunRanks, *, command: str, say: Say, overwrite: bool
+) -> RunResult:
+    recipe = checked.recipe
     if not overwrite:
         keep_another(folder, recipe)
     folder.claim(masked_yaml(recipe), overwrite=overwrite)
-    record = RunRecord(folder, recipe, command, plan.args)
-    if overwrite and not plan.args.resume_from_checkpoint:
+    record = RunRecord(folder, recipe, command, checked.args)
+    if overwrite and not checked.args.resume_from_checkpoint:
         checkpoint.clear(folder.path)  # else the run resumes the one that it replaces
     try:
-        samples = _run(plan, folder, record, ranks, say)
+        samples = _run(checked, folder, record, ranks, say)
         for name in record.changed_data():
             say(f"note: {name} was changed while this run used it; training may have used its old or its new content")
     except Stopped as stopped:
@@ -104,7 +106,7 @@ def _run_alone(plan: Plan, folder: RunFolder, ranks: RunRanks, *, command: str, 
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class CheckedRecipe:
     """A recipe that was checked before anything is loaded or written.
 
     Attributes:
@@ -118,7 +120,7 @@ class Plan:
     form: Form | None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Plan:
+    def of(cls, recipe: Recipe) -> CheckedRecipe:
         """Checks a recipe.
 
         Raises:
@@ -147,17 +149,17 @@ class Plan:
         )
 
 
-def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say: Say) -> dict[str, Any]:
-    recipe, args = plan.recipe, plan.args
+def _run(checked: CheckedRecipe, folder: RunFolder, record: RunRecord, ranks: RunRanks, say: Say) -> dict[str, Any]:
+    recipe, args = checked.recipe, checked.args
     with record.timed("prepare"):
-        start = prepare_run(recipe, args, ranks, asks=bool(plan.questions))
+        start = prepare_run(recipe, args, ranks, asks=bool(checked.questions))
     processing_class, template = start.processing_class, start.template
     with record.timed("load"):
         model = load_weights(recipe, args, processing_class)
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {device_name(args.device)}")
     tokenizer = vision.tokenizer_of(processing_class)
     with record.timed("answer before"):
-        before = _answers(plan, model, tokenizer, template, desc="Answering before")
+        before = _answers(checked, model, tokenizer, template, desc="Answering before")
     with record.timed("prepare"), ranks.one_per_node_first():
         trainer = make_trainer(recipe, args, model, processing_class, start.data)
     _tell(trainer, folder, say)
@@ -170,10 +172,10 @@ def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say:
     if trainer.stream_loader is not None:  # only now is a stream's ledger complete
         _tell_rows(trainer, folder, say)
     with record.timed("answer after"):
-        after = _answers(plan, trainer.model, tokenizer, template, desc="Answering after")
+        after = _answers(checked, trainer.model, tokenizer, template, desc="Answering after")
     with record.timed("save"):
         save(trainer, folder, recipe)
-    samples = compare(plan.questions, before, after, plan.form) if plan.questions else {}
+    samples = compare(checked.questions, before, after, checked.form) if checked.questions else {}
     if samples:
         folder.write_json("samples.json", samples)
     return samples
@@ -185,17 +187,17 @@ def _keep_metrics(trainer: SFTTrainer, folder: RunFolder) -> None:
     trainer.add_callback(MetricsFile(folder / "metrics.jsonl"))
 
 
-def _train_along(plan: Plan, ranks: RunRanks) -> bool:
+def _train_along(checked: CheckedRecipe, ranks: RunRanks) -> bool:
     """Trains on ranks other than the first; returns whether training finished without being stopped."""
-    start = prepare_run(plan.recipe, plan.args, ranks, asks=bool(plan.questions))
-    model = load_weights(plan.recipe, plan.args, start.processing_class)
+    start = prepare_run(checked.recipe, checked.args, ranks, asks=bool(checked.questions))
+    model = load_weights(checked.recipe, checked.args, start.processing_class)
     with ranks.one_per_node_first():
-        trainer = make_trainer(plan.recipe, plan.args, model, start.processing_class, start.data)
+        trainer = make_trainer(checked.recipe, checked.args, model, start.processing_class, start.data)
     try:
-        _train(trainer, plan.args, say=lambda text: None)
+        _train(trainer, checked.args, say=lambda text: None)
     except Stopped:  # the first rank reports it
         return False
-    trainer.save_model(plan.recipe.output)  # writes nothing on this rank, but takes part in gathering FSDP's shards
+    trainer.save_model(checked.recipe.output)  # writes nothing on this rank, but takes part in gathering FSDP's shards
     return True
 
 
@@ -342,14 +344,16 @@ def save(trainer: SFTTrainer | PlainTrainer, folder: RunFolder, recipe: Recipe) 
         (place / "README.md").write_text(card(recipe, trainer.ledger), encoding="utf-8")  # peft's has local paths
 
 
-def _answers(plan: Plan, model: Any, tokenizer: Any, template: Template | None, *, desc: str) -> list[Answer]:
-    if not plan.questions:
+def _answers(
+    checked: CheckedRecipe, model: Any, tokenizer: Any, template: Template | None, *, desc: str
+) -> list[Answer]:
+    if not checked.questions:
         return []
     return answers(
         model,
         tokenizer,
-        need_template(template, plan.recipe.model),
-        [ask(question, plan.recipe.data.system) for question in plan.questions],
-        max_new_tokens=plan.recipe.samples.max_new_tokens,
+        need_template(template, checked.recipe.model),
+        [ask(question, checked.recipe.data.system) for question in checked.questions],
+        max_new_tokens=checked.recipe.samples.max_new_tokens,
         desc=desc,
     )

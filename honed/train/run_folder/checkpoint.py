@@ -16,7 +16,6 @@ import json
 import math
 import operator
 import os
-import random
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -25,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from honed.errors import RunError, first_line, storage_errors
@@ -50,7 +48,7 @@ class State:
     Attributes:
         weights: parameter name -> tensor, for all trained parameters.
         optimizer, scaler: their `state_dict`.
-        random: `random_state` of each rank.
+        random: the state of each rank's random generators.
         position: the run's position, as JSON; `step` counts optimizer steps.
         identity: what distinguishes this run from others (settings, data, model), as JSON.
     """
@@ -272,32 +270,6 @@ def check(folder: str | Path) -> list[str]:
         return [f"{MANIFEST} is of format {known}, and this is format {FORMAT}"]
     found = (_wrong(folder / name, name, sealed) for name, sealed in files.items())
     return [problem for problem in found if problem]
-
-
-def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Returns the state of all random generators of this process, in types for `torch.load(weights_only=True)`."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-    }
-    kind = torch.device(device).type
-    if kind in ("cuda", "mps"):
-        state[kind] = getattr(torch, kind).get_rng_state()
-    return state
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restores all random generators of this process."""
-    name, keys, *rest = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    for kind in ("cuda", "mps"):
-        module = getattr(torch, kind)
-        if kind in state and module.is_available():
-            module.set_rng_state(state[kind])
 
 
 def _delete(path: Path) -> None:

@@ -3,60 +3,31 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
 
 from honed.data.batch.collate import FlatCollator
-from honed.data.batch.table import PackedRow, PackedRows
+from honed.data.batch.table import PackedRows
 from honed.errors import RecipeError, RunError
 from honed.loss.head import ScoringHead
 from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient
 from honed.train.forward import seams
-from honed.train.forward.sequence_parallel import join, share_rows
+from honed.train.forward.sequence_parallel import make_group, share_rows
 from honed.train.metrics import StepMetrics
-from honed.train.ranks import Ranks, tensor_parallel_size
+from honed.train.ranks import Ranks, keep_workers, tensor_parallel_size
+from honed.train.rows.filling import FilledRows, evenly_filled
 from honed.train.rows.rows import show_row
 from honed.train.trainer.loading import LoadingTrainer
-from honed.train.trainer.stops import keep_workers
 
 logger = logging.getLogger(__name__)
 
 OF_THE_END = ("num_tokens", "mean_token_accuracy", "entropy", "aux_loss")  # speeds would include saving and evaluation
-
-
-class EvenRows:
-    """Evaluation rows, padded with an untrained row so that all ranks have the same number.
-
-    accelerate would repeat the first rows and count them twice. Here the last batches are filled with a row of weight
-    zero, whose logits are removed again.
-
-    Args:
-        rows: at least one.
-        multiple_of: rows per batch, over all ranks.
-
-    Attributes:
-        total_dataset_length: the number of real rows, under the name that accelerate reads.
-    """
-
-    def __init__(self, rows: PackedRows, multiple_of: int) -> None:
-        self.rows, self.total_dataset_length = rows, len(rows)
-        self._length = math.ceil(len(rows) / multiple_of) * multiple_of
-        self._filling = replace(rows[0], weights=np.zeros_like(rows[0].weights))
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> PackedRow:
-        return self.rows[index] if index < self.total_dataset_length else self._filling
 
 
 class EvaluatingTrainer(LoadingTrainer):
@@ -150,7 +121,7 @@ class EvaluatingTrainer(LoadingTrainer):
         if kwargs.get("is_training"):
             return share_rows(super()._get_dataloader(dataset, *args, **kwargs), ranks)
         if isinstance(dataset, PackedRows) and self.args.world_size > 1 and dataset:
-            dataset = EvenRows(dataset, self.args.eval_batch_size * self.args.data_parallel_size)
+            dataset = evenly_filled(dataset, self.args.eval_batch_size * self.args.data_parallel_size)
         drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False  # meant for training only
         try:
             return keep_workers(share_rows(super()._get_dataloader(dataset, *args, **kwargs), ranks))
@@ -158,8 +129,8 @@ class EvaluatingTrainer(LoadingTrainer):
             self.args.dataloader_drop_last = drops
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Keeps prepared rows in order even if training groups them by length: `EvenRows` needs its filling last."""
-        if isinstance(eval_dataset, (PackedRows, EvenRows)):
+        """Keeps prepared rows in order even if training groups them by length: `FilledRows` needs its filling last."""
+        if isinstance(eval_dataset, (PackedRows, FilledRows)):
             return SequentialSampler(eval_dataset)
         return super()._get_eval_sampler(eval_dataset)
 
@@ -191,7 +162,7 @@ class EvaluatingTrainer(LoadingTrainer):
             with self._seams_open(), torch.random.fork_rng(devices=[]):
                 self._join_ranks()
                 output = super().evaluation_loop(dataloader, *args, **kwargs)
-            if isinstance(rows := getattr(dataloader, "dataset", None), EvenRows):
+            if isinstance(rows := getattr(dataloader, "dataset", None), FilledRows):
                 output = output._replace(num_samples=rows.total_dataset_length)
             prefix = kwargs.get("metric_key_prefix", "eval")
             logs = self.metrics.read()
@@ -237,7 +208,7 @@ class EvaluatingTrainer(LoadingTrainer):
     def _join_ranks(self) -> None:
         """Creates the sequence-parallel group once, with the seams open; all ranks must call it."""
         if self.args.sequence_parallel_size > 1 and self._sequence_group is None:
-            self._sequence_group = join(self.args, self.model)
+            self._sequence_group = make_group(self.args, self.model)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Saves the random state of training even if SIGTERM requests the checkpoint during an evaluation."""
@@ -250,7 +221,7 @@ class EvaluatingTrainer(LoadingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
         """Loss of a batch; logits and labels as well unless `prediction_loss_only`, from a plain forward pass."""
-        if self._custom_loss or "labels" not in inputs:
+        if self._has_loss_func or "labels" not in inputs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         items = self._get_num_items_in_batch([inputs], self.args.device)

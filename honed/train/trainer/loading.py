@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain, islice
 from typing import Any
 
 from transformers import Trainer
 
 from honed.data.batch.table import PackedRows
 from honed.data.prepare.stream import Place
+from honed.train.options.rule import order_is_fixed
+from honed.train.ranks import keep_workers
 from honed.train.rows import filling, stream, token_batches
 from honed.train.rows.rows import TOKEN_COLUMNS, Datasets, GroupedByLength
-from honed.train.trainer.stops import keep_workers
 
 
 class LoadingTrainer(Trainer):
@@ -24,8 +27,9 @@ class LoadingTrainer(Trainer):
     data_collator: Any
     stream_loader: stream.StreamLoader | None = None
     _datasets: Datasets
-    _custom_loss: bool  # whether the caller gives `compute_loss_func`
+    _has_loss_func: bool  # whether the caller gives `compute_loss_func`
     _stream_after: tuple[Place, int] | None = None  # where a stream is resumed
+    _at: tuple[int, Any, int] | None = None  # epoch, its loader, steps per epoch
 
     def get_train_dataloader(self) -> Any:
         """The batches of this rank; a stream deals them out itself, without accelerate."""
@@ -57,7 +61,7 @@ class LoadingTrainer(Trainer):
         return loader
 
     def _fills_rounds(self) -> bool:
-        return not self._custom_loss and filling.can_fill(self.train_dataset, self.data_collator)
+        return not self._has_loss_func and filling.can_fill(self.train_dataset, self.data_collator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -65,7 +69,7 @@ class LoadingTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         args = self.args
         per_step = args.train_batch_size * args.gradient_accumulation_steps * args.data_parallel_size
-        return GroupedByLength(rows, per_step, seed=args.seed if args.data_seed is None else args.data_seed)
+        return GroupedByLength(rows, per_step, seed=args.order_seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         # prepared rows have no columns; of unprepared rows, collators get the token columns, or all if there are none
@@ -75,3 +79,28 @@ class LoadingTrainer(Trainer):
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         return data_collator
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._at = (kwargs["epoch"], kwargs["train_dataloader"], kwargs["num_update_steps_per_epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def rows_of(self, step: int) -> list[list[int]] | None:
+        """Returns the indices of the prepared rows in each micro-batch of a step on this rank.
+
+        Args:
+            step: counted from 1, as in the log.
+
+        Returns:
+            None if the rows have no indices (streamed, or not prepared by honed), or if their order was not fixed.
+        """
+        numbered = isinstance(self.train_dataset, PackedRows) and not self.args.ignore_data_skip
+        if self._at is None or not numbered or not order_is_fixed(self.args):
+            return None
+        _, loader, steps = self._at
+        epoch, number = divmod(step - 1, steps)
+        loader.set_epoch(epoch)
+        size = self.args.gradient_accumulation_steps
+        batches: Iterable[list[Any]] = islice(loader.batch_sampler, number * size, (number + 1) * size)
+        found = [list(chain.from_iterable(batch) if isinstance(batch[0], list) else batch) for batch in batches]
+        loader.set_epoch(self._at[0])
+        return [[row for row in batch if row < len(self.train_dataset)] for batch in found]  # see `filling`

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,22 +19,23 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from honed.errors import RunError
-from honed.train.forward.zero3 import share_out
+from honed.train.forward.zero3 import shard_weights
+from honed.train.optimizers.rates import notes_on_warm_up
 from honed.train.options.deepspeed import zero_stage
-from honed.train.options.warm_up import notes_on_warm_up
-from honed.train.ranks import Stopped, others_alive, tensor_parallel_size, until_ctrl_c, until_sigterm
+from honed.train.ranks import others_alive, tensor_parallel_size
 from honed.train.run_folder import checkpoint, engines, other_ranks
 from honed.train.run_folder.identity import digest_of_rows, identity_of_model
 from honed.train.run_folder.secrets import sealed_arguments
 from honed.train.trainer import agreement
-from honed.train.trainer.resumed_settings import ResumedSettingsTrainer
+from honed.train.trainer.resumed_settings import set_rates, settings_of
 from honed.train.trainer.rotation import Rotation
 from honed.train.trainer.tied_weights import lacking, without_copies
+from honed.train.trainer.watched import WatchedTrainer
 
 logger = logging.getLogger(__name__)
 
-# A checkpoint that differs in one of these belongs to another run: its position would refer to other rows, or
-# transformers would silently use the checkpoint's value (an optimizer's settings are part of its state).
+# A checkpoint that differs in one of these belongs to another run: its steps had other rows, or its weights were
+# trained with another optimizer. It is resumed only by name.
 _IDENTITY = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
     *("dataloader_drop_last", "streaming", "shuffle_buffer", "tokens_per_step"),
@@ -48,21 +47,16 @@ _CHANGEABLE = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
     *("bf16", "fp16"),
 )
-_HOW_TO_RESUME = "A script does with train(resume_from_checkpoint='auto')."
 
 
-class ResumingTrainer(ResumedSettingsTrainer):
+class ResumingTrainer(WatchedTrainer):
     """The layer of `SFTTrainer` that saves and resumes, through hooks of transformers' Trainer.
 
     Attributes:
-        asked_to_stop: when set, training saves after the next step and raises `Stopped`. None: `train` handles SIGTERM
-            itself, unless the script has its own handler.
         tell: receives a line for each checkpoint that is skipped, and for the one that is resumed.
     """
 
-    asked_to_stop: threading.Event | None = None
     tell: Callable[[str], None] = staticmethod(logger.warning)
-    _ctrl_c: threading.Event | None = None
     _first_step: int | None = None  # the step at which this process began to train
     _partial_folder: Path | None = None
     _saved = False  # whether `_save` was called for this rank
@@ -150,60 +144,13 @@ class ResumingTrainer(ResumedSettingsTrainer):
 
         Raises:
             RunError: the processes do not start with the same settings, rows or weights.
-            Stopped: training was asked to stop, and has saved a checkpoint.
-            SystemExit: with status 0, after SIGTERM in a script that does not handle it; a checkpoint is saved.
-            KeyboardInterrupt: Ctrl-C; the first one is raised after the step is finished and saved.
         """
         identity = self.identity()  # before the weights are sharded
-        with others_alive(self.args.output_dir), self._ends_on_sigterm(), self._saves_on_ctrl_c():
+        with others_alive(self.args.output_dir):
             agreement.check(self, identity)
             self._join_ranks()
-            share_out(self.model, self.args)
+            shard_weights(self.model, self.args)
             return super().train(*args, **kwargs)
-
-    @contextmanager
-    def _ends_on_sigterm(self) -> Iterator[None]:
-        """Saves a checkpoint before SIGTERM ends the process, unless the script has its own handler."""
-        if self.asked_to_stop is not None or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            yield
-            return
-        try:
-            with until_sigterm() as self.asked_to_stop:
-                yield
-        except Stopped as stopped:
-            self._say(f"{stopped} {_HOW_TO_RESUME}")
-            raise SystemExit(0) from None
-        finally:
-            self.asked_to_stop = None
-
-    @contextmanager
-    def _saves_on_ctrl_c(self) -> Iterator[None]:
-        """If checkpoints are enabled and steps would be lost, the first Ctrl-C saves before it interrupts.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C, even if it was pressed after the last step.
-        """
-        if self.args.save_strategy == "no":
-            yield
-            return
-        try:
-            with until_ctrl_c(self._saves_first) as self._ctrl_c:
-                yield
-                if self._ctrl_c.is_set():
-                    raise KeyboardInterrupt
-        except Stopped as stopped:
-            if self.asked_to_stop is not None and not (self._ctrl_c and self._ctrl_c.is_set()):
-                raise
-            raise KeyboardInterrupt(f"{stopped} {_HOW_TO_RESUME}") from None
-        finally:
-            self._ctrl_c = self._first_step = None
-
-    def _saves_first(self) -> bool:
-        """Called by the Ctrl-C handler: whether steps were taken that must be saved before training ends."""
-        if self._first_step is None or self.state.global_step == self._first_step:
-            return False
-        self._say("The run is saved at the end of this step. Ctrl-C again stops it at once.")
-        return True
 
     def _check_named(self, path: Path) -> None:
         """Refuses a damaged checkpoint that the user named, and reports how it differs from this run.
@@ -352,6 +299,22 @@ class ResumingTrainer(ResumedSettingsTrainer):
         self.metrics.restore(mine["metrics"])
         self.watch.restore(mine["watch"])
 
+    def _load_optimizer_and_scheduler(self, path: str | None) -> None:
+        """Called by Trainer; keeps the settings of this run. DeepSpeed has loaded its own states before."""
+        settings = [settings_of(group) for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(path)
+        if path is None or self.is_deepspeed_enabled:
+            return
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it
+        before = checkpoint.read_position(path)[1].get("learning_rate", self.args.learning_rate)
+        if not set_rates(scheduler) and before != self.args.learning_rate:
+            self._say(
+                f"learning_rate={self.args.learning_rate:g} has no effect: the schedule "
+                f"({type(scheduler).__name__}) continues from the checkpoint's learning rate."
+            )
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Called by Trainer with the names that a checkpoint lacks; of tied weights, one name is enough."""
         missing = lacking(self.model, load_result.missing_keys)
@@ -376,12 +339,3 @@ class ResumingTrainer(ResumedSettingsTrainer):
         if self.args.should_save:
             self._rotation.at_the_end()
         return ended
-
-    def _is_asked_to_stop(self) -> bool:
-        """Whether any rank was asked to stop."""
-        events = [event for event in (self.asked_to_stop, self._ctrl_c) if event is not None]
-        asked = any(event.is_set() for event in events)
-        if not events or self.args.world_size == 1:
-            return asked
-        mine = torch.tensor([int(asked)], device=self.args.device)
-        return bool(self.accelerator.gather(mine).any())

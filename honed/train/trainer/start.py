@@ -26,8 +26,7 @@ from honed.model.load.vocabulary import with_pad_token
 from honed.ops import attention
 from honed.train.forward import vision
 from honed.train.forward.checkpointing import recomputes, set_switch
-from honed.train.forward.lengths import fit_length
-from honed.train.forward.rotations import rotation_notes
+from honed.train.forward.lengths import fit_length, notes_on_rotations
 from honed.train.forward.seams import Seams, base_model, find_seams, lora_alone, refuse_padding
 from honed.train.forward.zero3 import loaded_whole
 from honed.train.options.config import SFTConfig
@@ -80,8 +79,14 @@ def trainable_model(
         peft_config, more = vision.fit(args, loaded, peft_config)
         notes += more
     set_seed(args.seed)  # Trainer does so only after the adapter's weights are drawn
-    checkpointing = recomputes(args)
-    trained, more = ready_to_train(loaded, peft_config, tokenizer=tokenizer, checkpointing=checkpointing, **args.chosen)
+    trained, more = ready_to_train(
+        loaded,
+        peft_config,
+        tokenizer=tokenizer,
+        checkpointing=recomputes(args),
+        trainable=args.trainable,
+        added=args.add_tokens,
+    )
     return trained, notes + more + ([vision.freeze_vision(trained)] if args.freeze_vision else [])
 
 
@@ -138,7 +143,7 @@ def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:
     if revision := (args.model_init_kwargs or {}).get("revision"):  # type: ignore[union-attr]
         options["revision"] = revision
     tokenizer = given if given is not None else load_tokenizer(name, **options)
-    tokenizer = with_tokens(tokenizer, **args.tokens)
+    tokenizer = with_tokens(tokenizer, **args.token_options)
     if args.chat_template_path is not None:
         tokenizer = _with_template(tokenizer, args.chat_template_path)
     return with_pad_token(tokenizer)
@@ -166,7 +171,7 @@ def fit_to_model(args: SFTConfig, model: nn.Module, tokenizer: Any) -> list[str]
     if args.gradient_checkpointing and not getattr(base_model(model), "supports_gradient_checkpointing", False):
         set_switch(args, on=False)
         notes.append(f"gradient_checkpointing has no effect: {type(base_model(model)).__name__} cannot do it.")
-    notes += rotation_notes(model, args.max_length)
+    notes += notes_on_rotations(model, args.max_length)
     if args.use_liger_kernel:  # Liger's layers with honed's head: Liger's loss would replace the model's forward
         config = args.liger_kernel_config or {}
         args.liger_kernel_config = {**config, "fused_linear_cross_entropy": False, "cross_entropy": False}
@@ -211,12 +216,12 @@ def fit_ranks(args: SFTConfig, model: nn.Module) -> None:
         )
 
 
-def try_seams(model: nn.Module, *, custom_loss: bool, is_multimodal: bool) -> Seams:
+def try_seams(model: nn.Module, *, has_loss_func: bool, is_multimodal: bool) -> Seams:
     """The seams that this model takes; of the caller's own loss, which needs plain logits, its LoRA layers alone."""
-    seams = lora_alone(model) if custom_loss else find_seams(model)
+    seams = lora_alone(model) if has_loss_func else find_seams(model)
     if not is_multimodal:
         return seams
-    # honed's attention does not cover vision towers, so rows are padded
+    # Rows are padded, because honed's attention does not cover vision towers: notes on flat rows would say nothing.
     return replace(seams, flat=False, notes=lora_alone(model).notes if seams.scoring else seams.notes)
 
 

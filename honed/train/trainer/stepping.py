@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -45,11 +45,10 @@ class SteppingTrainer(EvaluatingTrainer):
         splits: the micro-batches that did not fit.
     """
 
-    rows_of: Callable[[int], list[list[int]] | None]
     splits: Splits
     _window: list[list[Batch]]
     _scaled: bool | None = None  # whether `compute_loss` got the step's token weight; None before its first call
-    _own_loss: bool  # a subclass has a `compute_loss` of its own
+    _overrides_loss: bool  # a subclass has a `compute_loss` of its own
     _scale_checked = False
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
@@ -162,7 +161,7 @@ class SteppingTrainer(EvaluatingTrainer):
 
     def _check_scale(self) -> None:
         """Warns once of a subclass whose own `compute_loss` is not divided by the tokens of the whole step."""
-        if self._scale_checked or not self._own_loss:
+        if self._scale_checked or not self._overrides_loss:
             return
         self._scale_checked = True
         declared = hasattr(Trainer, "loss_is_scaled_for_ga") and self.loss_is_scaled_for_ga is not None
@@ -173,8 +172,8 @@ class SteppingTrainer(EvaluatingTrainer):
             logger.warning(note)
 
     def _can_do_again(self) -> bool:
-        elsewhere = self.args.world_size > 1 or self.is_deepspeed_enabled or self._custom_loss
-        adds_up = self._scaled or not self._own_loss  # the losses of two halves
+        elsewhere = self.args.world_size > 1 or self.is_deepspeed_enabled or self._has_loss_func
+        adds_up = self._scaled or not self._overrides_loss  # the losses of two halves
         return not elsewhere and adds_up and stepping_in_backward(self.optimizer) is None
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

@@ -25,14 +25,14 @@ from honed.train.optimizers.precision import notes_on_masters
 from honed.train.options import legacy, rules
 from honed.train.rows import stream, token_batches
 from honed.train.rows.ahead import prepare_ahead
-from honed.train.rows.new_tokens import notes_on_new_tokens
+from honed.train.rows.notes import notes_on_new_tokens
 from honed.train.rows.rows import Datasets
 from honed.train.trainer import start
-from honed.train.trainer.adapter_callbacks import adapter_callbacks
+from honed.train.trainer.adalora import adalora_callbacks
 from honed.train.trainer.callbacks import TrainingProgress, early_stopping
 from honed.train.trainer.out_of_memory import Splits
 from honed.train.trainer.overrides import check_subclass, overridden, reads_batches
-from honed.train.trainer.stops import SavesAndStops
+from honed.train.trainer.stopping import SavesAndStops
 from honed.train.trainer.uploading import UploadingTrainer
 from honed.train.trainer.watched import StepWatch
 
@@ -111,8 +111,8 @@ class SFTTrainer(UploadingTrainer):
         self.notes += notes
 
         # Attention and head: which of honed's the model takes, by trial. This decides whether batches are flat.
-        self._custom_loss, is_multimodal = compute_loss_func is not None, vision.is_processor(processing_class)
-        found = start.try_seams(trained, custom_loss=self._custom_loss, is_multimodal=is_multimodal)
+        self._has_loss_func, is_multimodal = compute_loss_func is not None, vision.is_processor(processing_class)
+        found = start.try_seams(trained, has_loss_func=self._has_loss_func, is_multimodal=is_multimodal)
         padded = reads_batches(type(self), SFTTrainer)
         self.seams, flat = start.choose_attention(found, model, trained, args, padded=padded)
         self.notes += start.fit_padding(args, trained, flat=flat) + self.seams.notes + notes_on_masters(trained, args)
@@ -157,7 +157,7 @@ class SFTTrainer(UploadingTrainer):
         if use_cache is not None:  # Trainer switches it off, and would save that
             base_model(trained).config.use_cache = use_cache
         self.model_accepts_loss_kwargs = True  # honed's loss is divided by the step's token weight already
-        self._own_loss = overridden(type(self), SFTTrainer, "compute_loss")
+        self._overrides_loss = overridden(type(self), SFTTrainer, "compute_loss")
         self.neftune_noise_alpha = None  # see `SteppingTrainer`
         self.metrics, self.watch, self.splits, self._window = self._new_metrics(), StepWatch(), Splits(), []
 
@@ -173,13 +173,13 @@ class SFTTrainer(UploadingTrainer):
         self._add_callbacks(layers)
         if stop_ids := data.stop_ids():
             agree_on_stops(base_model(model), data.tokenizer, stop_ids)
-        self.notes += notes + data.notes + data.weights_not_seen(own_loss=self._custom_loss)
+        self.notes += notes + data.notes + data.notes_on_weights(has_loss_func=self._has_loss_func)
         self.notes += notes_on_new_tokens(model, data.tokenizer, rows)
 
     def _add_callbacks(self, layers: list[TrainerCallback]) -> None:
         """Adds honed's callbacks, and replaces transformers' progress bar."""
         self._progress = TrainingProgress()
-        callbacks = [*adapter_callbacks(self.model, fp16=self.args.fp16), *early_stopping(self.args)]
+        callbacks = [*adalora_callbacks(self.model, fp16=self.args.fp16), *early_stopping(self.args)]
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
@@ -217,7 +217,7 @@ class SFTTrainer(UploadingTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        if not self._custom_loss:
+        if not self._has_loss_func:
             return inputs
         ours = set(NOT_FOR_THE_MODEL) - {"labels"}
         return {**{key: value for key, value in inputs.items() if key not in ours}, "use_cache": False}
@@ -228,7 +228,7 @@ class SFTTrainer(UploadingTrainer):
         """The micro-batch's share of the step's loss: sum of token losses / token weight of the whole step."""
         self._scaled = num_items_in_batch is not None
         objective = self.args.objective()
-        if self._custom_loss or "labels" not in inputs:
+        if self._has_loss_func or "labels" not in inputs:
             if objective.kind != "nll":
                 raise RecipeError(
                     f"loss_type={objective.kind!r} has no effect with your own compute_loss_func, or without labels.",
@@ -260,7 +260,7 @@ class SFTTrainer(UploadingTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """The token weight of all micro-batches of this step on all ranks."""
         batches = [part for batch in batch_samples for part in token_batches.micro_batches(batch)]
-        if self._custom_loss or not batches or "labels" not in batches[0]:
+        if self._has_loss_func or not batches or "labels" not in batches[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         weights = [total_weight(batch["labels"], batch.get("loss_weights")) for batch in batches]
         total = torch.stack(weights).sum().to(device, non_blocking=True)

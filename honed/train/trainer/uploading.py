@@ -8,10 +8,10 @@ from typing import Any
 
 from honed.errors import HonedError, RunError, first_line
 from honed.train.forward import seams
-from honed.train.trainer.resuming import ResumingTrainer
+from honed.train.trainer.stopping import StoppingTrainer
 
 
-class UploadingTrainer(ResumingTrainer):
+class UploadingTrainer(StoppingTrainer):
     """The layer of `SFTTrainer` that uploads; it overrides only hooks of transformers' Trainer."""
 
     _tag_names: Sequence[str] = ("honed", "sft")  # tags of every model card; TRL's name, which subclasses set

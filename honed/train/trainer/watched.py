@@ -6,18 +6,14 @@ import heapq
 import json
 import logging
 import math
-from collections.abc import Iterable
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from honed.data.batch.table import PackedRows
 from honed.errors import RunError
 from honed.quantities import counted
-from honed.train.options.rule import order_is_fixed
 from honed.train.run_folder.metrics_file import drop_after
 from honed.train.trainer.stepping import SteppingTrainer
 
@@ -87,7 +83,6 @@ class WatchedTrainer(SteppingTrainer):
     """
 
     watch: StepWatch
-    _at: tuple[int, Any, int] | None = None  # epoch, its loader, steps per epoch
     _filters_logged = False
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -99,27 +94,6 @@ class WatchedTrainer(SteppingTrainer):
         mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)  # over the earlier steps
         return torch.where(torch.isfinite(loss), loss, mean.to(loss.dtype))
 
-    def rows_of(self, step: int) -> list[list[int]] | None:
-        """Returns the indices of the prepared rows in each micro-batch of a step on this rank.
-
-        Args:
-            step: counted from 1, as in the log.
-
-        Returns:
-            None if the rows have no indices (streamed, or not prepared by honed), or if their order was not fixed.
-        """
-        numbered = isinstance(self.train_dataset, PackedRows) and not self.args.ignore_data_skip
-        if self._at is None or not numbered or not order_is_fixed(self.args):
-            return None
-        _, loader, steps = self._at
-        epoch, number = divmod(step - 1, steps)
-        loader.set_epoch(epoch)
-        size = self.args.gradient_accumulation_steps
-        batches: Iterable[list[Any]] = islice(loader.batch_sampler, number * size, (number + 1) * size)
-        found = [list(chain.from_iterable(batch) if isinstance(batch[0], list) else batch) for batch in batches]
-        loader.set_epoch(self._at[0])
-        return [[row for row in batch if row < len(self.train_dataset)] for batch in found]  # see `filling`
-
     def worst_steps(self) -> list[dict[str, Any]]:
         """Returns the steps with the highest losses on this rank, worst first, with their rows."""
         return [
@@ -128,7 +102,6 @@ class WatchedTrainer(SteppingTrainer):
         ]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        self._at = (kwargs["epoch"], kwargs["train_dataloader"], kwargs["num_update_steps_per_epoch"])
         self._filters_logged, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
         try:
             super()._run_epoch(*args, **kwargs)

@@ -19,7 +19,7 @@ from honed.model.adapters.adapters import attach, load_with_adapter, lora_config
 from honed.model.load.chat_tokens import clone_chat_template, setup_chat_format
 from honed.train.forward.seams import find_seams
 from honed.train.options.config import SFTConfig
-from honed.train.trainer.adapter_callbacks import adapter_callbacks, orthogonality_penalty
+from honed.train.trainer.adalora import adalora_callbacks, orthogonality_penalty
 from honed.train.trainer.trainer import SFTTrainer
 
 CPU = torch.device("cpu")
@@ -210,9 +210,9 @@ def test_the_penalty_is_pefts_own(base: Callable[..., Any]) -> None:
 def test_adalora_takes_no_scaled_gradients(base: Callable[..., Any]) -> None:
     model = attach(base(), METHODS["adalora"]())
     with pytest.raises(ModelError, match="fp16"):
-        adapter_callbacks(model, fp16=True)
-    assert adapter_callbacks(base(), fp16=True) == []
-    assert adapter_callbacks(attach(base(), lora_config()), fp16=True) == []
+        adalora_callbacks(model, fp16=True)
+    assert adalora_callbacks(base(), fp16=True) == []
+    assert adalora_callbacks(attach(base(), lora_config()), fp16=True) == []
 
 
 @pytest.mark.parametrize("tied", [True, False])

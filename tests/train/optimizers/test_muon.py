@@ -15,7 +15,7 @@ from torch import nn
 from honed.errors import RecipeError, RunError
 from honed.train.loop import loop
 from honed.train.loop.config import LoopConfig
-from honed.train.optimizers.muon import MuonWithAdamW, make_muon, muon_options, split, summary
+from honed.train.optimizers.muon import MuonWithAdamW, make_muon, muon_options, note_on_muon, split
 from honed.train.trainer.trainer import SFTTrainer
 
 Models = Callable[..., Any]
@@ -98,7 +98,7 @@ def test_stacked_experts_are_adamws_and_their_router_is_muons(tiny_model: Models
     assert not [name for name in names if "experts" in name]
     assert [name for name in names if name.endswith("mlp.gate.weight")]
     stacked = sum(p.numel() for p in model.parameters() if p.ndim == 3)
-    assert stacked > 0 and f"{stacked:,} of them in three-dimensional weights" in summary(model)
+    assert stacked > 0 and f"{stacked:,} of them in three-dimensional weights" in note_on_muon(model)
 
 
 def test_biases_of_all_experts_are_no_matrix(tiny_model: Models) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from honed.errors import RunError
 from honed.recipe import Recipe, recipe_from
-from honed.train.run.unfinished import keep_another
+from honed.train.run.output import keep_another
 from honed.train.run_folder.folder import RunFolder
 from honed.train.run_folder.secrets import masked_yaml
 

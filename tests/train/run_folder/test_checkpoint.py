@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from honed.errors import RunError
+from honed.train.loop.state import random_state, set_random_state
 from honed.train.run_folder import checkpoint
 from honed.train.run_folder.checkpoint import State, check, latest_good, load, of_others, prune, save, seal, why_not
 
@@ -26,7 +27,7 @@ def state_at(step: int, **changes: Any) -> State:
         "weights": {"a": torch.arange(6.0).view(2, 3) + step, "b": torch.ones(3, dtype=torch.bfloat16)},
         "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3)}}, "param_groups": [{}]},
         "scaler": {},
-        "random": [checkpoint.random_state()],
+        "random": [random_state()],
         "position": {"step": step, "epoch": 0},
         "identity": {"learning_rate": 0.1, "betas": (0.9, 0.999)},
     }
@@ -66,7 +67,7 @@ def test_every_random_generator_goes_on_where_it_stood(tmp_path: Path) -> None:
     random.seed(99)
     np.random.seed(99)
     torch.manual_seed(99)
-    checkpoint.set_random_state(load(path).random[0])
+    set_random_state(load(path).random[0])
     assert draws() == expected
 
 

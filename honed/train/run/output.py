@@ -1,4 +1,7 @@
-"""Predicts what training would do with a recipe's output folder, without changing it."""
+"""What training does with a recipe's output folder: refuses to replace an unfinished run of another recipe.
+
+`output_state` predicts it without changing the folder.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,34 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from honed.errors import RunError
 from honed.recipe import Recipe
-from honed.train.run.unfinished import holds_checkpoints_of_another
-from honed.train.run_folder.folder import json_object
+from honed.train.run_folder.folder import RunFolder, json_object
 from honed.train.run_folder.lock import LOCK
+from honed.train.run_folder.secrets import masked_yaml
+
+
+def keep_another(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuses to start a run in the folder of an unfinished run of another recipe that could still be resumed.
+
+    Raises:
+        RunError: there is such a run, and the recipe does not resume from a checkpoint.
+    """
+    if folder.state().get("status") != "finished" and holds_checkpoints_of_another(folder.path, recipe):
+        raise RunError(
+            f"{folder.path} holds checkpoints of an unfinished run of another recipe.",
+            fix="add output=OTHER_FOLDER, --overwrite to start over, or resume_from_checkpoint=CHECKPOINT to resume",
+        )
+
+
+def holds_checkpoints_of_another(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder holds checkpoints of another recipe, and this recipe does not resume from one by name."""
+    try:
+        there = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    same = there == masked_yaml(recipe) or recipe.train.get("resume_from_checkpoint")
+    return not same and any(folder.glob("checkpoint-*"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Callbacks for adapter methods whose training step does more than apply gradients: AdaLoRA reallocates its ranks.
+"""AdaLoRA, whose training step does more than apply gradients: it reallocates the adapter's ranks.
 
 Source: Zhang et al., arXiv:2303.10512. transformers' Trainer does not reallocate ranks, and peft adds the orthogonality
 penalty only to a loss that the model computes itself. Without both, AdaLoRA is LoRA that never prunes a rank.
@@ -33,8 +33,8 @@ class AdaLoraSchedule(TrainerCallback):
         _unwrapped(model).base_model.update_and_allocate(state.global_step)
 
 
-def adapter_callbacks(model: Any, *, fp16: bool) -> list[TrainerCallback]:
-    """Returns the callbacks that the model's active adapter needs, usually none.
+def adalora_callbacks(model: Any, *, fp16: bool) -> list[TrainerCallback]:
+    """Returns the callback for a model whose active adapter is AdaLoRA; none for any other.
 
     Raises:
         ModelError: AdaLoRA with fp16: the loss is scaled there, and the penalty's gradient would not be.

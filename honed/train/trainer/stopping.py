@@ -1,14 +1,96 @@
-"""When SFTTrainer saves, and how it ends when asked to stop."""
+"""How SFTTrainer ends when SIGTERM or Ctrl-C asks it to stop, and when it saves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
-from honed.train.ranks import Stopped, keep_on_sigterm
+from honed.train.ranks import Stopped, until_ctrl_c, until_sigterm
+from honed.train.trainer.resuming import ResumingTrainer
+
+_HOW_TO_RESUME = "A script does with train(resume_from_checkpoint='auto')."
+
+
+class StoppingTrainer(ResumingTrainer):
+    """The layer of `SFTTrainer` that finishes and saves the step when SIGTERM or Ctrl-C asks it to stop.
+
+    Attributes:
+        asked_to_stop: when set, training saves after the next step and raises `Stopped`. None: `train` handles SIGTERM
+            itself, unless the script has its own handler.
+    """
+
+    asked_to_stop: threading.Event | None = None
+    _ctrl_c: threading.Event | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains; see `transformers.Trainer.train`.
+
+        Raises:
+            Stopped: training was asked to stop, and has saved a checkpoint.
+            SystemExit: with status 0, after SIGTERM in a script that does not handle it; a checkpoint is saved.
+            KeyboardInterrupt: Ctrl-C; the first one is raised after the step is finished and saved.
+        """
+        with self._ends_on_sigterm(), self._saves_on_ctrl_c():
+            return super().train(*args, **kwargs)
+
+    @contextmanager
+    def _ends_on_sigterm(self) -> Iterator[None]:
+        """Saves a checkpoint before SIGTERM ends the process, unless the script has its own handler."""
+        if self.asked_to_stop is not None or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            yield
+            return
+        try:
+            with until_sigterm() as self.asked_to_stop:
+                yield
+        except Stopped as stopped:
+            self._say(f"{stopped} {_HOW_TO_RESUME}")
+            raise SystemExit(0) from None
+        finally:
+            self.asked_to_stop = None
+
+    @contextmanager
+    def _saves_on_ctrl_c(self) -> Iterator[None]:
+        """If checkpoints are enabled and steps would be lost, the first Ctrl-C saves before it interrupts.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, even if it was pressed after the last step.
+        """
+        if self.args.save_strategy == "no":
+            yield
+            return
+        try:
+            with until_ctrl_c(self._saves_first) as self._ctrl_c:
+                yield
+                if self._ctrl_c.is_set():
+                    raise KeyboardInterrupt
+        except Stopped as stopped:
+            if self.asked_to_stop is not None and not (self._ctrl_c and self._ctrl_c.is_set()):
+                raise
+            raise KeyboardInterrupt(f"{stopped} {_HOW_TO_RESUME}") from None
+        finally:
+            self._ctrl_c = self._first_step = None
+
+    def _saves_first(self) -> bool:
+        """Called by the Ctrl-C handler: whether steps were taken that must be saved before training ends."""
+        if self._first_step is None or self.state.global_step == self._first_step:
+            return False
+        self._say("The run is saved at the end of this step. Ctrl-C again stops it at once.")
+        return True
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether any rank was asked to stop."""
+        events = [event for event in (self.asked_to_stop, self._ctrl_c) if event is not None]
+        asked = any(event.is_set() for event in events)
+        if not events or self.args.world_size == 1:
+            return asked
+        mine = torch.tensor([int(asked)], device=self.args.device)
+        return bool(self.accelerator.gather(mine).any())
 
 
 class SavesAndStops(TrainerCallback):
@@ -89,21 +171,3 @@ class SavesAndStops(TrainerCallback):
 
     def _at_epochs_end(self, state: Any) -> bool:
         return not self._streams and float(state.epoch).is_integer()
-
-
-def keep_workers(loader: Any) -> Any:
-    """Makes the loader's workers ignore SIGTERM and Ctrl-C: the main process saves and then ends them."""
-    inner = getattr(loader, "base_dataloader", loader)
-    before = inner.worker_init_fn
-    inner.worker_init_fn = _Keeping(before)
-    return loader
-
-
-@dataclass(frozen=True, slots=True)
-class _Keeping:
-    before: Callable[[int], None] | None
-
-    def __call__(self, worker: int) -> None:
-        keep_on_sigterm(worker)
-        if self.before is not None:
-            self.before(worker)
