@@ -236,6 +236,20 @@ RULES = (
         refuses=False,
     ),
     Rule(
+        name="schedule_without_options",
+        when=lambda args: bool(args.lr_scheduler_kwargs) and args.lr_scheduler_type.value.startswith("constant"),
+        message="lr_scheduler_kwargs has no effect with lr_scheduler_type='constant' and 'constant_with_warmup'.",
+        fix="leave it out, or set another lr_scheduler_type",
+        refuses=False,
+    ),
+    Rule(
+        name="include_for_metrics",
+        when=lambda args: bool(set(args.include_for_metrics) - {"inputs", "loss"}),
+        message="include_for_metrics has no effect except for 'inputs' and 'loss'.",
+        fix="leave other names out",
+        refuses=False,
+    ),
+    Rule(
         name="threshold_without_patience",
         when=lambda args: args.early_stopping_threshold > 0 and args.early_stopping_patience is None,
         message="early_stopping_threshold has no effect without early_stopping_patience.",
