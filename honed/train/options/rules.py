@@ -7,6 +7,7 @@ import math
 from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import check_deepspeed
+from honed.train.options.optim import check_optim_args
 from honed.train.options.refusals import need_reporters
 from honed.train.options.rule import Rule, order_is_fixed
 from honed.train.options.rules_of_ranks import RULES_OF_RANKS
@@ -354,13 +355,13 @@ def check(args: SFTConfig) -> list[str]:
     """Returns the notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies, the loss or a service in `report_to` is unknown, or DeepSpeed's
-            configuration contradicts the arguments.
+        RecipeError: a rule that refuses applies, the loss or a service in `report_to` is unknown, `optim_args` has no
+            names, or DeepSpeed's configuration contradicts the arguments.
     """
     args.objective()
     need_reporters(args.report_to)
     check_deepspeed(args)
-    notes = []
+    notes = check_optim_args(args)
     for rule in RULES:
         if not rule.when(args):
             continue

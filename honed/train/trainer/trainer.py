@@ -89,6 +89,7 @@ class SFTTrainer(UploadingTrainer):
         args = start.own_arguments(args, model)
         processing_class, self.notes = legacy.adopt(args, old, processing_class, inspect.signature(SFTTrainer))
         self.notes += rules.check(args) + check_subclass(type(self), SFTTrainer, args)
+        start.try_arguments(args, type(self), SFTTrainer, *optimizers, optimizer_cls_and_kwargs)
 
         # Tokenizer or processor, then the rows: errors in both are reported before weights are loaded.
         inspected = None if data_collator is not None or args.streaming else train_dataset
