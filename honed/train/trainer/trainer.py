@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from honed.data.ledger import Ledger
-from honed.errors import RecipeError
+from honed.errors import RecipeError, RunError
 from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.load.vocabulary import agree_on_stops
@@ -204,9 +204,11 @@ class SFTTrainer(UploadingTrainer):
             resume_from_checkpoint: a checkpoint; True: the newest good one in `output_dir`; "auto": that one, or none.
 
         Raises:
-            RunError: there is no checkpoint to resume from, or too many steps had no finite loss or gradient.
+            RunError: there is no checkpoint to resume from, too many steps had no finite loss or gradient, or another
+                model was assigned to `trainer.model`.
         """
         self.refuse_cast_weights()
+        self._refuse_another_model()
         resume = self.checkpoint_to_resume(resume_from_checkpoint)
         if isinstance(self.train_dataset, stream.StreamDataset):
             self._stream_after = stream.place_to_resume(resume)
@@ -215,6 +217,19 @@ class SFTTrainer(UploadingTrainer):
                 return super().train(resume, *args, **kwargs)
         finally:
             self._progress.close(finished=False)  # if training broke off
+
+    def _refuse_another_model(self) -> None:
+        """Refuses a model that a script has put in the place of the one that was prepared for training.
+
+        Raises:
+            RunError: it has.
+        """
+        prepared, present = (self.accelerator.unwrap_model(model) for model in (self.model_wrapped, self.model))
+        if base_model(prepared) is not base_model(present):
+            raise RunError(
+                "trainer.model was replaced after the trainer was made, so it would not be prepared for training.",
+                fix="make a new SFTTrainer with the other model",
+            )
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
