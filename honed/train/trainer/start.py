@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +70,30 @@ def try_arguments(args: SFTConfig, cls: type, base: type, *own_parts: Any) -> No
         return
     try_optimizer(args)
     try_schedule(args)
+
+
+def need_best_metric(args: SFTConfig, evaluation_sets: Sequence[str], *, more: bool) -> None:
+    """Checks that evaluations compute `metric_for_best_model`, which transformers looks up after the first one.
+
+    Args:
+        evaluation_sets: their names; "" for one without a name.
+        more: whether the caller computes other metrics as well.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    if args.metric_for_best_model is None or args.eval_strategy.value == "no":
+        return
+    name = "eval_" + args.metric_for_best_model.removeprefix("eval_")
+    prefixes = tuple(f"eval_{set_name}_" if set_name else "eval_" for set_name in evaluation_sets)
+    metrics = ("loss", "mean_token_accuracy", "entropy") if args.token_metrics else ("loss",)
+    known = [prefix + metric for prefix in prefixes for metric in metrics]
+    timed = [prefix + metric for prefix in prefixes for metric in ("runtime", "samples_per_second", "steps_per_second")]
+    if name not in (*known, *timed) and not (more and name.startswith(prefixes)):
+        raise RecipeError(
+            f"metric_for_best_model is {name!r}, which the evaluation does not compute.",
+            fix=f"set one of: {', '.join(known)}; or return it from compute_metrics",
+        )
 
 
 def model_name(model: Any) -> str:

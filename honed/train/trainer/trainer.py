@@ -31,7 +31,7 @@ from honed.train.trainer import start
 from honed.train.trainer.adapter_callbacks import adapter_callbacks
 from honed.train.trainer.callbacks import TrainingProgress, early_stopping
 from honed.train.trainer.out_of_memory import Splits
-from honed.train.trainer.overrides import check_subclass, overridden, reads_batches
+from honed.train.trainer.overrides import adds_metrics, check_subclass, overridden, reads_batches
 from honed.train.trainer.stops import SavesAndStops
 from honed.train.trainer.uploading import UploadingTrainer
 from honed.train.trainer.watched import StepWatch
@@ -89,7 +89,7 @@ class SFTTrainer(UploadingTrainer):
         args = start.own_arguments(args, model)
         processing_class, self.notes = legacy.adopt(args, old, processing_class, inspect.signature(SFTTrainer))
         self.notes += rules.check(args) + check_subclass(type(self), SFTTrainer, args)
-        start.try_arguments(args, type(self), SFTTrainer, *optimizers, optimizer_cls_and_kwargs)
+        self._try_arguments(args, eval_dataset, compute_metrics, callbacks, (*optimizers, optimizer_cls_and_kwargs))
 
         # Tokenizer or processor, then the rows: errors in both are reported before weights are loaded.
         inspected = None if data_collator is not None or args.streaming else train_dataset
@@ -166,6 +166,15 @@ class SFTTrainer(UploadingTrainer):
         self._fit_to_rows(padded=not flat, is_multimodal=is_multimodal)
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)
+
+    def _try_arguments(
+        self, args: Any, eval_dataset: Any, compute_metrics: Any, callbacks: Any, own_parts: tuple[Any, ...]
+    ) -> None:
+        """Refuses settings that transformers would find wrong only while it trains."""
+        start.try_arguments(args, type(self), SFTTrainer, *own_parts)
+        if eval_dataset is not None and not adds_metrics(type(self), SFTTrainer, callbacks or ()):
+            sets = list(eval_dataset) if isinstance(eval_dataset, dict) else [""]
+            start.need_best_metric(args, sets, more=compute_metrics is not None)
 
     def _fit_to_rows(self, *, padded: bool, is_multimodal: bool) -> None:
         """What depends on the prepared rows: layers that recompute, tokens that end an answer, callbacks, and notes."""
