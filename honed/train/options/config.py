@@ -24,6 +24,11 @@ OLD_VALUES = {  # option -> value in older releases of TRL -> today's value
     "loss_type": {"chunked_nll": "nll"},
     "optim": {"adamw_hf": "adamw_torch"},  # transformers removed its own AdamW in favour of torch's
 }
+# Options that scripts read from YAML, where 2e-5 without a point is text.
+_NUMBERS = (
+    *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "warmup_steps"),
+    "num_train_epochs",
+)
 
 
 @takes_old_names
@@ -203,6 +208,8 @@ class SFTConfig(TrainingArguments):
         for name in ("trainable", "add_tokens"):
             value = getattr(self, name)
             setattr(self, name, [value] if isinstance(value, str) else list(value or []))
+        for name in _NUMBERS:
+            setattr(self, name, _number(name, getattr(self, name)))
         self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
         optim = known_optimizer(self.optim)
         self.optim: Any = TrainingArguments.default_optim if isinstance(optim, Own) else optim
@@ -308,6 +315,18 @@ def checkpointing_of(value: bool | str) -> bool | str:
             f"gradient_checkpointing is {value!r}.", fix="choose one of: true, false, none, selective, full, auto"
         )
     return found
+
+
+def _number(name: str, value: Any) -> Any:
+    """Converts text to a number, and `max_grad_norm=None` to 0 (no clipping); other values are returned unchanged."""
+    if name == "max_grad_norm" and value is None:
+        return 0.0
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise RecipeError(f"{name} is {value!r}.", fix="set a number") from None
 
 
 def _multiple(value: int | str | None) -> int | None:

@@ -7,6 +7,7 @@ import math
 from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import check_deepspeed
+from honed.train.options.optim import check_optim_args
 from honed.train.options.refusals import need_reporters
 from honed.train.options.rule import Rule, order_is_fixed
 from honed.train.options.rules_of_ranks import RULES_OF_RANKS
@@ -236,6 +237,20 @@ RULES = (
         refuses=False,
     ),
     Rule(
+        name="schedule_without_options",
+        when=lambda args: bool(args.lr_scheduler_kwargs) and args.lr_scheduler_type.value.startswith("constant"),
+        message="lr_scheduler_kwargs has no effect with lr_scheduler_type='constant' and 'constant_with_warmup'.",
+        fix="leave it out, or set another lr_scheduler_type",
+        refuses=False,
+    ),
+    Rule(
+        name="include_for_metrics",
+        when=lambda args: bool(set(args.include_for_metrics) - {"inputs", "loss"}),
+        message="include_for_metrics has no effect except for 'inputs' and 'loss'.",
+        fix="leave other names out",
+        refuses=False,
+    ),
+    Rule(
         name="threshold_without_patience",
         when=lambda args: args.early_stopping_threshold > 0 and args.early_stopping_patience is None,
         message="early_stopping_threshold has no effect without early_stopping_patience.",
@@ -340,13 +355,13 @@ def check(args: SFTConfig) -> list[str]:
     """Returns the notes of all rules that apply.
 
     Raises:
-        RecipeError: a rule that refuses applies, the loss or a service in `report_to` is unknown, or DeepSpeed's
-            configuration contradicts the arguments.
+        RecipeError: a rule that refuses applies, the loss or a service in `report_to` is unknown, `optim_args` has no
+            names, or DeepSpeed's configuration contradicts the arguments.
     """
     args.objective()
     need_reporters(args.report_to)
     check_deepspeed(args)
-    notes = []
+    notes = check_optim_args(args)
     for rule in RULES:
         if not rule.when(args):
             continue

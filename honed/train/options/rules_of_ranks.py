@@ -50,6 +50,35 @@ RULES_OF_RANKS = (
         fix="leave it out; each process then makes its own batches",
     ),
     Rule(
+        name="split_batches",
+        when=lambda args: (
+            bool(args.accelerator_config.split_batches)
+            and any(
+                size % args.world_size for size in (args.per_device_train_batch_size, args.per_device_eval_batch_size)
+            )
+        ),
+        message="split_batches=True (accelerator_config) divides each batch among the processes, so batch sizes must "
+        "be multiples of their number.",
+        fix="leave it out, or set per_device_train_batch_size and per_device_eval_batch_size to such multiples",
+    ),
+    Rule(
+        name="static_graph",
+        when=lambda args: (
+            bool(args.ddp_static_graph)
+            and args.world_size > 1
+            and (args.gradient_accumulation_steps > 1 or args.tokens_per_step is not None)
+        ),
+        message="ddp_static_graph=True does not support gradient accumulation: torch stops at an internal assertion.",
+        fix="leave it out, or set gradient_accumulation_steps=1 and leave tokens_per_step out",
+    ),
+    Rule(
+        name="gathered_objects",
+        when=lambda args: args.eval_use_gather_object and args.world_size > 1,
+        message="eval_use_gather_object=True fails with several processes: transformers cannot concatenate the lists "
+        "of tensors that it gathers.",
+        fix="leave it out; logits and labels are gathered as tensors",
+    ),
+    Rule(
         name="rebalanced_batches",
         when=lambda args: getattr(args, "train_sampling_strategy", "") == "batch_rebalance",
         message="train_sampling_strategy='batch_rebalance' repeats rows in an epoch's last step, which count twice.",
@@ -87,9 +116,9 @@ RULES_OF_RANKS = (
             and not named_values(args.optim_args).get("momentum")
             and args.save_strategy.value != "no"
         ),
-        message="Plain SGD has no states, and where FSDP gathers them whole (FULL_STATE_DICT), torch cannot resume "
-        "from a checkpoint without any.",
-        fix="set state_dict_type to SHARDED_STATE_DICT in fsdp_config, or optim_args='momentum=0.9'",
+        message="torch cannot resume plain SGD from FSDP's FULL_STATE_DICT checkpoints, because SGD without momentum "
+        "has no optimizer state.",
+        fix="set state_dict_type='SHARDED_STATE_DICT' in fsdp_config, or optim_args='momentum=0.9'",
     ),
     Rule(
         name="rounding_of_shards",

@@ -97,6 +97,10 @@ def dry_run(recipe: Recipe, *, overwrite: bool = False) -> DryRun:
 
 def _dry_run(recipe: Recipe, args: SFTConfig, *, overwrite: bool) -> DryRun:
     notes = [*args.old_names, *rules.check(args)]
+    if recipe.engine == "trainer":
+        from honed.train.optimizers.trial import try_schedule  # imports transformers' Trainer
+
+        try_schedule(args)  # not the optimizer: its package may be installed on the machine that trains only
     data = run_data(recipe.data, seed=args.seed)
     loaded = vision.load_processing_class(recipe.model, None if args.streaming else data.train)
     processing_class = vision.with_asked_tokens(loaded, args)

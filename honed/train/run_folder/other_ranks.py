@@ -16,11 +16,12 @@ _OF_RANKS = {"ranks", "sequence_parallel_size", "gradient_accumulation_steps", "
 def keep_rows(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
     """Whether two identities belong to one run of SFTTrainer, and each step has the same rows in both.
 
-    Not with `dataloader_drop_last`, which drops different rows on different numbers of ranks.
+    Not with `dataloader_drop_last`, which drops different rows on different numbers of ranks, nor with `split_batches`,
+    which makes batches smaller on more ranks.
     """
     if there == here:
         return True
-    same = _differ_in_ranks_alone(there, here) and not here.get("dataloader_drop_last")
+    same = _differ_in_ranks_alone(there, here) and not _depends_on_ranks(here)
     return same and _micro_batches(there) == _micro_batches(here)
 
 
@@ -84,11 +85,15 @@ def _by_name(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> s
     """Describes how to resume from it anyway, with the same rows in each step if possible."""
     named = f"resume with resume_from_checkpoint={path}"
     accumulation, rest = divmod(_micro_batches(there), readers(here))
-    if here.get("tokens_per_step") is not None or here.get("dataloader_drop_last") or rest:
+    if here.get("tokens_per_step") is not None or _depends_on_ranks(here) or rest:
         return f"{named}, where steps may have other rows"
     if accumulation == here.get("gradient_accumulation_steps"):
         return f"{named}, where the last steps of an epoch have other rows"
     return f"{named} gradient_accumulation_steps={accumulation}, so that each step has the same rows"
+
+
+def _depends_on_ranks(identity: Mapping[str, Any]) -> bool:
+    return bool(identity.get("dataloader_drop_last") or identity.get("split_batches"))
 
 
 def _differ_in_ranks_alone(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
@@ -39,6 +40,15 @@ def overridden(cls: type, base: type, name: str) -> bool:
 def reads_batches(cls: type, base: type) -> bool:
     """Whether a subclass reads batches and so needs padded ones; it opts out by setting `takes_flat_batches`."""
     return not getattr(cls, "takes_flat_batches", False) and any(overridden(cls, base, m) for m in READ_BATCHES)
+
+
+def adds_metrics(cls: type, base: type, callbacks: Iterable[Any]) -> bool:
+    """Whether a subclass or a callback may add metrics to those that an evaluation returns."""
+    kinds = [callback if isinstance(callback, type) else type(callback) for callback in callbacks]
+    own = [kind for kind in kinds if not issubclass(kind, EarlyStoppingCallback)]
+    return any(overridden(cls, base, method) for method in ("evaluate", "evaluation_loop", "_evaluate")) or any(
+        overridden(kind, TrainerCallback, "on_evaluate") for kind in own
+    )
 
 
 def check_subclass(cls: type, base: type, args: SFTConfig) -> list[str]:

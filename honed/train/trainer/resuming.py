@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from honed.errors import RunError
 from honed.train.forward.zero3 import shard_weights
@@ -42,10 +43,12 @@ _IDENTITY = (
     *("optim", "optim_args", "learning_rate", "learning_rates", "weight_decay"),
     *("adam_beta1", "adam_beta2", "adam_epsilon"),
 )
+# Of `accelerator_config`; a checkpoint holds those that are not the default.
+_LOADING = ("split_batches", "even_batches", "use_seedable_sampler")
 # These may change on resuming; the change is reported.
 _CHANGEABLE = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "neftune_noise_alpha"),
-    *("bf16", "fp16"),
+    *("bf16", "fp16", "lr_scheduler_kwargs", "loss_type", "label_smoothing_factor", "router_aux_loss_coef"),
 )
 
 
@@ -132,6 +135,8 @@ class ResumingTrainer(WatchedTrainer):
         if self._identity is None:
             args = self.args.to_dict()
             settings = {name: args.get(name) for name in _IDENTITY}
+            given, default = self.args.accelerator_config.to_dict(), AcceleratorConfig().to_dict()
+            settings |= {name: given[name] for name in _LOADING if given[name] != default[name]}
             data, model = digest_of_rows(self.train_dataset), identity_of_model(self.model)
             ranks = {"ranks": self.args.world_size}
             if self.args.sequence_parallel_size > 1:  # not in older checkpoints
@@ -175,7 +180,10 @@ class ResumingTrainer(WatchedTrainer):
 
     def _report_changes(self, path: Path) -> None:
         told = checkpoint.read_position(path)[0].get("settings", {})
-        for difference in checkpoint.differences(told, self._changeable_settings()):
+        here = self._changeable_settings()
+        for difference in checkpoint.differences(
+            told, {name: here.get(name) for name in told}
+        ):  # older ones hold fewer
             self._say(f"{path.name}: {difference}. The rest of the run uses the new value.")
         if engines.engine_in(path) is None:
             self._say(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +29,18 @@ from honed.train.forward.checkpointing import recomputes, set_switch
 from honed.train.forward.lengths import fit_length, notes_on_rotations
 from honed.train.forward.seams import Seams, base_model, find_seams, lora_alone, refuse_padding
 from honed.train.forward.zero3 import loaded_whole
+from honed.train.optimizers.trial import try_optimizer, try_schedule
 from honed.train.options.config import SFTConfig
 from honed.train.options.deepspeed import need_launcher
 from honed.train.options.surroundings import is_sharded, only_first_rank_loads
 from honed.train.ranks import tensor_parallel_size
+from honed.train.trainer.overrides import overridden
 
 BATCHES_OF_ONE = "set per_device_train_batch_size=1, per_device_eval_batch_size=1 and more gradient_accumulation_steps"
+# Methods of Trainer that a subclass may override to make its own optimizer or schedule.
+MAKE_OPTIMIZERS = (
+    *("create_optimizer", "create_scheduler", "create_optimizer_and_scheduler", "get_optimizer_cls_and_kwargs"),
+)
 FLAT_ATTENTION = "flash"  # implementations of this name take the boundaries of documents
 
 
@@ -47,6 +53,46 @@ def own_arguments(args: TrainingArguments | None, model: Any) -> SFTConfig:
     given = {key: value for key, value in args.to_dict().items() if key in SFTConfig.__dataclass_fields__}
     given["hub_token"] = args.hub_token  # to_dict masks it
     return SFTConfig(**given)
+
+
+def try_arguments(args: SFTConfig, cls: type, base: type, *own_parts: Any) -> None:
+    """Makes optimizer and schedule on trial, unless the caller's are used.
+
+    Args:
+        cls: the class of the trainer; a subclass of `base` may make its own.
+        own_parts: the caller's optimizer and schedule; None for those that the arguments name.
+
+    Raises:
+        RecipeError: the arguments cannot make them.
+    """
+    if any(own_parts) or any(overridden(cls, base, method) for method in MAKE_OPTIMIZERS):
+        return
+    try_optimizer(args)
+    try_schedule(args)
+
+
+def need_best_metric(args: SFTConfig, evaluation_sets: Sequence[str], *, more: bool) -> None:
+    """Checks that evaluations compute `metric_for_best_model`, which transformers looks up after the first one.
+
+    Args:
+        evaluation_sets: their names; "" for one without a name.
+        more: whether the caller computes other metrics as well.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    if args.metric_for_best_model is None or args.eval_strategy.value == "no":
+        return
+    name = "eval_" + args.metric_for_best_model.removeprefix("eval_")
+    prefixes = tuple(f"eval_{set_name}_" if set_name else "eval_" for set_name in evaluation_sets)
+    metrics = ("loss", "mean_token_accuracy", "entropy") if args.token_metrics else ("loss",)
+    known = [prefix + metric for prefix in prefixes for metric in metrics]
+    timed = [prefix + metric for prefix in prefixes for metric in ("runtime", "samples_per_second", "steps_per_second")]
+    if name not in (*known, *timed) and not (more and name.startswith(prefixes)):
+        raise RecipeError(
+            f"metric_for_best_model is {name!r}, which the evaluation does not compute.",
+            fix=f"set one of: {', '.join(known)}; or return it from compute_metrics",
+        )
 
 
 def model_name(model: Any) -> str:

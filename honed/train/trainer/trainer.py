@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from honed.data.ledger import Ledger
-from honed.errors import RecipeError
+from honed.errors import RecipeError, RunError
 from honed.loss.objective import total_weight
 from honed.loss.router import aux_loss_coefficient, aux_loss_of
 from honed.model.load.vocabulary import agree_on_stops
@@ -31,7 +31,7 @@ from honed.train.trainer import start
 from honed.train.trainer.adalora import adalora_callbacks
 from honed.train.trainer.callbacks import TrainingProgress, early_stopping
 from honed.train.trainer.out_of_memory import Splits
-from honed.train.trainer.overrides import check_subclass, overridden, reads_batches
+from honed.train.trainer.overrides import adds_metrics, check_subclass, overridden, reads_batches
 from honed.train.trainer.stopping import SavesAndStops
 from honed.train.trainer.uploading import UploadingTrainer
 from honed.train.trainer.watched import StepWatch
@@ -89,6 +89,7 @@ class SFTTrainer(UploadingTrainer):
         args = start.own_arguments(args, model)
         processing_class, self.notes = legacy.adopt(args, old, processing_class, inspect.signature(SFTTrainer))
         self.notes += rules.check(args) + check_subclass(type(self), SFTTrainer, args)
+        self._try_arguments(args, eval_dataset, compute_metrics, callbacks, (*optimizers, optimizer_cls_and_kwargs))
 
         # Tokenizer or processor, then the rows: errors in both are reported before weights are loaded.
         inspected = None if data_collator is not None or args.streaming else train_dataset
@@ -166,6 +167,15 @@ class SFTTrainer(UploadingTrainer):
         for note in self.notes if self.is_world_process_zero() else ():
             logger.warning(note)
 
+    def _try_arguments(
+        self, args: Any, eval_dataset: Any, compute_metrics: Any, callbacks: Any, own_parts: tuple[Any, ...]
+    ) -> None:
+        """Refuses settings that transformers would find wrong only while it trains."""
+        start.try_arguments(args, type(self), SFTTrainer, *own_parts)
+        if eval_dataset is not None and not adds_metrics(type(self), SFTTrainer, callbacks or ()):
+            sets = list(eval_dataset) if isinstance(eval_dataset, dict) else [""]
+            start.need_best_metric(args, sets, more=compute_metrics is not None)
+
     def _fit_to_rows(self, *, padded: bool, is_multimodal: bool) -> None:
         """What depends on the prepared rows: layers that recompute, tokens that end an answer, callbacks, and notes."""
         model, data, rows = self.model, self._datasets, self.train_dataset
@@ -203,9 +213,11 @@ class SFTTrainer(UploadingTrainer):
             resume_from_checkpoint: a checkpoint; True: the newest good one in `output_dir`; "auto": that one, or none.
 
         Raises:
-            RunError: there is no checkpoint to resume from, or too many steps had no finite loss or gradient.
+            RunError: there is no checkpoint to resume from, too many steps had no finite loss or gradient, or another
+                model was assigned to `trainer.model`.
         """
         self.refuse_cast_weights()
+        self._refuse_another_model()
         resume = self.checkpoint_to_resume(resume_from_checkpoint)
         if isinstance(self.train_dataset, stream.StreamDataset):
             self._stream_after = stream.place_to_resume(resume)
@@ -214,6 +226,19 @@ class SFTTrainer(UploadingTrainer):
                 return super().train(resume, *args, **kwargs)
         finally:
             self._progress.close(finished=False)  # if training broke off
+
+    def _refuse_another_model(self) -> None:
+        """Refuses a model that a script has put in the place of the one that was prepared for training.
+
+        Raises:
+            RunError: it has.
+        """
+        prepared, present = (self.accelerator.unwrap_model(model) for model in (self.model_wrapped, self.model))
+        if base_model(prepared) is not base_model(present):
+            raise RunError(
+                "trainer.model was replaced after the trainer was made, so it would not be prepared for training.",
+                fix="make a new SFTTrainer with the other model",
+            )
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)

@@ -135,3 +135,15 @@ def test_it_is_copied_and_compared_like_any_dataclass(tmp_path: Path) -> None:
     args = config(tmp_path, max_seq_length=9)
     assert copy.deepcopy(args).to_dict() == args.to_dict()
     assert dataclasses.replace(args, max_length=8).max_length == 8
+
+
+def test_numbers_written_as_text(tmp_path: Path) -> None:
+    """PyYAML reads 2e-5 as text, and scripts pass what it reads."""
+    args = config(tmp_path, learning_rate="2e-5", adam_beta2="0.95", warmup_steps="0.1", max_grad_norm="1.0")
+    assert (args.learning_rate, args.adam_beta2, args.warmup_steps, args.max_grad_norm) == (2e-5, 0.95, 0.1, 1.0)
+    with pytest.raises(RecipeError, match=r"weight_decay is 'none'\.\n  fix: set a number"):
+        config(tmp_path, weight_decay="none")
+
+
+def test_no_clipping(tmp_path: Path) -> None:
+    assert config(tmp_path, max_grad_norm=None).max_grad_norm == 0.0

@@ -62,6 +62,27 @@ def sharded_and_rounded(args: SFTConfig) -> None:
     args.fsdp, args.optim_args = True, "bf16_stochastic_round=True"
 
 
+class OfTwoProcesses(SFTConfig):
+    """Arguments as one of two processes sees them."""
+
+    @property
+    def world_size(self) -> int:
+        return 2
+
+
+def odd_batches(args: SFTConfig) -> None:
+    args.__class__, args.per_device_train_batch_size = OfTwoProcesses, 3
+    args.accelerator_config.split_batches = True
+
+
+def accumulation_in_a_static_graph(args: SFTConfig) -> None:
+    args.__class__, args.ddp_static_graph, args.gradient_accumulation_steps = OfTwoProcesses, True, 2
+
+
+def objects_of_two(args: SFTConfig) -> None:
+    args.__class__, args.eval_use_gather_object = OfTwoProcesses, True
+
+
 CUDA_GRAPHS = {"torch_compile_mode": "reduce-overhead"}
 CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "data_parallel": several_gpus,
@@ -69,6 +90,9 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "sequence_parallel_ranks": {"sequence_parallel_size": 2},
     "sequence_parallel_alone": {"sequence_parallel_size": 2, "neftune_noise_alpha": 5.0},
     "dispatched_batches": {"accelerator_config": {"dispatch_batches": True}},
+    "split_batches": odd_batches,
+    "static_graph": accumulation_in_a_static_graph,
+    "gathered_objects": objects_of_two,
     "rebalanced_batches": {"train_sampling_strategy": "batch_rebalance"},
     "mean_of_ranks": {"average_tokens_across_devices": False},
     "packing_without_length": {"packing": True, "max_length": None},
@@ -117,6 +141,8 @@ CASES: dict[str, dict[str, Any] | Callable[[SFTConfig], None]] = {
     "jit_checkpoint": {"enable_jit_checkpoint": True},
     "order_of_rows": {"dataloader_num_workers": 2, "dataloader_in_order": False},
     "optim_target_modules": {"optim": "adamw_torch", "optim_target_modules": ["q_proj"]},
+    "schedule_without_options": {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"num_cycles": 1}},
+    "include_for_metrics": {"include_for_metrics": ["inputs", "losses"]},
     "threshold_without_patience": {"early_stopping_threshold": 0.1},
     "budget_without_auto": {"memory_budget": 8.0},
     "budget_not_positive": {"memory_budget": 0.0, "gradient_checkpointing": "auto"},
@@ -198,6 +224,21 @@ def test_muon_sees_what_accelerate_launch_shards(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     rule = next(rule for rule in rules.RULES if rule.name == "muon_sharded")
     assert rule.when(arguments(tmp_path, {"optim": name})) is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("split_batches", {"per_device_train_batch_size": 4}),
+        ("static_graph", {"gradient_accumulation_steps": 1}),
+        ("gathered_objects", {"eval_use_gather_object": False}),
+    ],
+)
+def test_what_two_processes_may_do(name: str, change: dict[str, Any], tmp_path: Path) -> None:
+    args = arguments(tmp_path, CASES[name])
+    for option, value in change.items():
+        setattr(args, option, value)
+    assert rules.check(args) == []
 
 
 def test_muon_does_not_step_in_the_backward_pass(tmp_path: Path) -> None:

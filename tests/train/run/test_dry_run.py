@@ -78,6 +78,7 @@ def test_adjusted_options_are_told(recipe_of: Callable[..., Recipe]) -> None:
         ("model=./nowhere", ModelError),
         ("lora.target_modules=[q_prj]", ModelError),
         ("truncation_mode=keep_end", RecipeError),
+        ("lr_scheduler_type=warmup_stable_decay", RecipeError),
         ("data.workers=0", RecipeError),
     ],
 )

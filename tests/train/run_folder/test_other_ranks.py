@@ -34,6 +34,7 @@ def saved(folder: Path, step: int, identity: dict[str, Any]) -> Path:
         (TOKENS, {"ranks": 3}, True),
         (TOKENS, {"ranks": 3, "tokens_per_step": 1024}, False),
         ({**HERE, "dataloader_drop_last": True}, {"ranks": 8, "gradient_accumulation_steps": 1}, False),
+        ({**HERE, "split_batches": True}, {"ranks": 8, "gradient_accumulation_steps": 1}, False),
     ],
 )
 def test_which_steps_keep_their_rows(here: dict[str, Any], changes: dict[str, Any], kept: bool) -> None:

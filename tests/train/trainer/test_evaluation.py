@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from honed.errors import RunError
+from honed.errors import RecipeError, RunError
 
 Rows = list[dict[str, Any]]
 Make = Callable[..., Any]
@@ -193,3 +193,46 @@ def test_rows_that_are_cut_for_an_evaluation_are_told_once(
     cut = [record.message for record in caplog.records if "are longer than max_length=40" in record.message]
     assert [note.split(" set")[0] for note in cut] == ["1 of 1 row of the eval", "1 of 1 row of the test"]
     assert set(cut) <= set(trainer.notes)
+
+
+BEST = {
+    "load_best_model_at_end": True,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "eval_steps": 1,
+    "save_steps": 1,
+}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("metric", [None, "acuracy", "eval_first_loss", "mean_token_accuracy", "first_acuracy"])
+@pytest.mark.parametrize("computes", [False, True])
+def test_the_best_models_metric_is_known(
+    named: bool, metric: str | None, computes: bool, make: Make, chat_rows: Rows
+) -> None:
+    """What is not refused is found after the first evaluation; transformers would raise a KeyError there."""
+    rows = {"first": chat_rows[:2], "second": chat_rows[2:]} if named else chat_rows
+    own = {"compute_metrics": lambda prediction: {"acuracy": 1.0}} if computes else {}
+    options = {**BEST, "eval_dataset": rows, "max_steps": 1, "metric_for_best_model": metric, "trainer": own}
+    if named:
+        good = metric == "eval_first_loss" or (computes and metric == "first_acuracy")
+    else:
+        good = metric in (None, "mean_token_accuracy") or (computes and metric == "acuracy")
+    if good:
+        trainer = make(chat_rows, **options)
+        trainer.train()
+        assert trainer.state.best_metric is not None
+    elif named or not computes:
+        with pytest.raises(RecipeError, match=r"does not compute\.\n  fix: set one of: eval_(first_)?loss, "):
+            make(chat_rows, **options)
+
+
+def test_a_metric_that_a_callback_adds(make: Make, chat_rows: Rows) -> None:
+    class Adds(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+            metrics["eval_length"] = 3.0
+
+    options = {**BEST, "eval_dataset": chat_rows, "max_steps": 1, "metric_for_best_model": "length"}
+    trainer = make(chat_rows, trainer={"callbacks": [Adds()]}, **options)
+    trainer.train()
+    assert trainer.state.best_metric == 3.0

@@ -64,3 +64,17 @@ def test_a_schedule_that_keeps_its_rate_says_so(run: Callable[..., Watch], caplo
     run("first", learning_rate=0.01, max_steps=2, save_strategy="steps", save_steps=2, **plateau)
     run("second", "first/checkpoint-2", learning_rate=0.002, max_steps=4, **plateau)
     assert "learning_rate=0.002 has no effect" in caplog.text
+
+
+def test_settings_that_change_the_loss_or_the_rows_are_reported(
+    run: Callable[..., Watch], caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    run("first", **saved)
+    run("same", "first/checkpoint-2", max_steps=3)
+    assert "there" not in caplog.text.replace("max_steps is 2 there", "")
+    changes = {"loss_type": "dft", "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 1}}
+    run("other", "first/checkpoint-2", max_steps=3, accelerator_config={"use_seedable_sampler": False}, **changes)
+    assert "loss_type is 'nll' there, 'dft' here. The rest of the run uses the new value." in caplog.text
+    assert "lr_scheduler_kwargs is None there, {'num_cycles': 1} here" in caplog.text
+    assert "use_seedable_sampler is None there, False here. The run continues, but is no longer the same" in caplog.text

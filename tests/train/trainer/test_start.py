@@ -14,7 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from honed.data.batch.collate import FlatCollator, PaddedCollator
-from honed.errors import DataError, ModelError, RecipeError
+from honed.errors import DataError, ModelError, RecipeError, RunError
 from honed.model.adapters.adapters import attach, lora_config
 from honed.model.load.packed_experts import pack
 from honed.train.forward.seams import Seams
@@ -353,3 +353,13 @@ def test_bad_rows_are_told_before_a_model_is_loaded(
     SFTTrainer(folder(), args=SFTConfig(**quick), train_dataset=chat_rows, formatting_func=once)
     SFTTrainer(folder(), args=SFTConfig(**quick), train_dataset=iter(chat_rows))
     assert len(loads) == 2 and len(read) < 2 * len(chat_rows)
+
+
+def test_a_model_that_is_replaced_later(make: Callable[..., SFTTrainer], tiny_model: Any, chat_rows: Rows) -> None:
+    trainer = make(chat_rows, max_steps=1)
+    trainer.train()
+    trained, trainer.model = trainer.model, tiny_model()
+    with pytest.raises(RunError, match=r"trainer\.model was replaced[\s\S]*fix: make a new SFTTrainer"):
+        trainer.train()
+    trainer.model = trained
+    trainer.train()
