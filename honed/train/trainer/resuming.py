@@ -253,8 +253,9 @@ class ResumingTrainer(ResumedSettingsTrainer):
             finally:
                 self._partial_folder = None
             position = self._position()
-            if self.state.best_global_step:  # transformers has the temporary folder's path
-                self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+            best = folder / f"checkpoint-{self.state.best_global_step}"
+            if self.state.best_global_step == step or best.exists():  # else it is in the folder resumed from
+                self.state.best_model_checkpoint = str(best)  # transformers has the temporary folder's path
             if first:
                 self.state.save_to_json(str(part / "trainer_state.json"))
                 checkpoint.write_position(part, position, self.identity())

@@ -197,6 +197,15 @@ def test_early_stopping_goes_on_counting(begin: Trainers, caplog: pytest.LogCapt
     assert later.state.global_step == 5
 
 
+def test_the_best_stays_in_the_folder_that_was_resumed_from(begin: Trainers, tmp_path: Path) -> None:
+    job = {"save_steps": 1, "max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    worst = {**job, "greater_is_better": True}  # so the first evaluation is the best
+    whole, resumed = begin("whole", **worst), begin("elsewhere", **worst)
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed.state.best_global_step == 1 and same_weights(resumed, whole)
+
+
 def test_rotation_keeps_the_last_good_one_and_the_best(begin: Trainers, tmp_path: Path) -> None:
     best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "learning_rate": 5.0}
     trainer = begin("run", save_steps=2, save_total_limit=1, max_steps=8, **best)
