@@ -217,7 +217,10 @@ class ResumingTrainer(ResumedSettingsTrainer):
                 fix="start the run as the one that wrote it, or name no checkpoint",
             )
         if not (path / checkpoint.MANIFEST).exists():
+            if problem := engines.why_unreadable(path):
+                raise RunError(f"Cannot resume from {path}: {problem}.", fix="name another checkpoint, or none")
             self._say(f"{path} has no {checkpoint.MANIFEST}: another program made it, so it cannot be checked.")
+            self._report_optimizer(path)
             return
         if problems := checkpoint.check(path):
             raise RunError(f"Cannot resume from {path}: {problems[0]}.", fix="name another checkpoint, or none")
@@ -230,6 +233,9 @@ class ResumingTrainer(ResumedSettingsTrainer):
         told = checkpoint.read_position(path)[0].get("settings", {})
         for difference in checkpoint.differences(told, self._changeable_settings()):
             self._say(f"{path.name}: {difference}. The rest of the run uses the new value.")
+        self._report_optimizer(path)
+
+    def _report_optimizer(self, path: Path) -> None:
         if engines.engine_in(path) is None:
             self._say(
                 f"{path.name} holds no optimizer's state (save_only_model): the optimizer starts from scratch, and the "
