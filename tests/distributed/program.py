@@ -96,7 +96,7 @@ def make_arguments(job: dict[str, Any]) -> SFTConfig:
 
 
 def make_trainer(job: dict[str, Any], args: SFTConfig) -> SFTTrainer:
-    """The trainer of a job: `rows`, `eval_rows`, `lora`, `model` or a folder of one as `base`, `mixes`, `dies`."""
+    """The trainer of a job: `rows`, `eval_rows`, `lora`, `model` or a folder of one as `base`, `losses`, ..."""
     model = job.get("base") or make_model(**job.get("model", {}))
     if job.get("quantization"):
         model = load_model(model, device=torch.device("cpu"), dtype="float32", quantization=job["quantization"])
@@ -112,6 +112,7 @@ def make_trainer(job: dict[str, Any], args: SFTConfig) -> SFTTrainer:
         processing_class=AutoTokenizer.from_pretrained(job["tokenizer"]),
         peft_config=lora_config(r=4) if job.get("lora") else None,
         callbacks=[DiesAt(**job["dies"])] if job.get("dies") else None,
+        compute_metrics=(lambda found: {"losses": float(found.losses.mean())}) if job.get("losses") else None,
     )
 
 

@@ -122,6 +122,13 @@ def test_some_of_the_weights(engine: dict[str, Any], ranks: Ranks) -> None:
     same_weights(ranks(f"chosen-on-{len(engine)}", resume=first, train={**engine, **CHOSEN}), found)
 
 
+def test_each_batch_has_its_own_loss_for_metrics(ranks: Ranks) -> None:
+    """Whatever the other ranks' batches hold; the rows that fill up the last batches have none."""
+    evaluated = {"losses": True, "evaluates_first": True, **settings({"include_for_metrics": ["loss"], "max_steps": 1})}
+    two, one = ranks("losses", **evaluated), ranks("losses-alone", world=1, **evaluated)
+    assert two.told()["before"]["eval_losses"] == pytest.approx(one.told()["before"]["eval_losses"], rel=1e-6)
+
+
 def test_an_evaluation_before_training_changes_nothing(alone: Ended, ranks: Ranks) -> None:
     """accelerate takes a model that was evaluated for prepared, and would not put it into DistributedDataParallel."""
     same_run(ranks("first", evaluates_first=True, **settings({})), alone)

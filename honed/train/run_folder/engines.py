@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from honed.errors import first_line
 from honed.quantities import counted
 
 PLAIN, FSDP, FSDP_IN_PARTS = "one process or DDP", "FSDP with whole states", "FSDP with states in parts"
@@ -29,3 +31,22 @@ def why_another(checkpoint: Path, engine: str) -> str:
     """Returns why an engine, given in words, cannot resume a checkpoint; "" if it can."""
     found = engine_in(checkpoint)
     return "" if found in {None, engine} else f"its optimizer states are of {found}, and this run is {engine}"
+
+
+def why_unreadable(checkpoint: Path) -> str:
+    """Returns which file of another program's checkpoint is missing or damaged; "" if none is."""
+    from safetensors import SafetensorError, safe_open
+
+    if not checkpoint.is_dir():
+        return "there is no such folder"
+    file = checkpoint / "trainer_state.json"
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(checkpoint.glob("*.safetensors")):
+            with safe_open(file, "pt"):
+                pass
+    except FileNotFoundError:
+        return f"{file.name} is missing"
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"{file.name} cannot be read ({first_line(error)})"
+    return ""

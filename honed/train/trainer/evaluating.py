@@ -229,7 +229,9 @@ class EvaluatingTrainer(LoadingTrainer):
             loss = self.compute_loss(model, dict(inputs), num_items_in_batch=items)  # a copy: it may pop the labels
             ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             weight = total_weight(inputs["labels"], inputs.get("loss_weights"))
-            self._evaluated = self._evaluated + torch.stack([loss * items / ranks, weight])
+            total = loss * items / ranks
+            self._evaluated = self._evaluated + torch.stack([total, weight])
+            loss = torch.where(weight > 0, total / weight, loss)  # this batch's own mean, for include_for_metrics
             if prediction_loss_only:
                 return loss, None, None
             plain = {key: value for key, value in inputs.items() if key not in seams.NOT_FOR_THE_MODEL}

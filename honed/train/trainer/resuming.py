@@ -169,7 +169,10 @@ class ResumingTrainer(WatchedTrainer):
                 fix="start the run as the one that wrote it, or name no checkpoint",
             )
         if not (path / checkpoint.MANIFEST).exists():
+            if problem := engines.why_unreadable(path):
+                raise RunError(f"Cannot resume from {path}: {problem}.", fix="name another checkpoint, or none")
             self._say(f"{path} has no {checkpoint.MANIFEST}: another program made it, so it cannot be checked.")
+            self._report_optimizer(path)
             return
         if problems := checkpoint.check(path):
             raise RunError(f"Cannot resume from {path}: {problems[0]}.", fix="name another checkpoint, or none")
@@ -185,6 +188,9 @@ class ResumingTrainer(WatchedTrainer):
             told, {name: here.get(name) for name in told}
         ):  # older ones hold fewer
             self._say(f"{path.name}: {difference}. The rest of the run uses the new value.")
+        self._report_optimizer(path)
+
+    def _report_optimizer(self, path: Path) -> None:
         if engines.engine_in(path) is None:
             self._say(
                 f"{path.name} holds no optimizer's state (save_only_model): the optimizer starts from scratch, and the "
@@ -208,8 +214,9 @@ class ResumingTrainer(WatchedTrainer):
             finally:
                 self._partial_folder = None
             position = self._position()
-            if self.state.best_global_step:  # transformers has the temporary folder's path
-                self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+            best = folder / f"checkpoint-{self.state.best_global_step}"
+            if self.state.best_global_step == step or best.exists():  # else it is in the folder resumed from
+                self.state.best_model_checkpoint = str(best)  # transformers has the temporary folder's path
             if first:
                 self.state.save_to_json(str(part / "trainer_state.json"))
                 checkpoint.write_position(part, position, self.identity())

@@ -163,6 +163,27 @@ def test_nothing_in_a_checkpoint_is_executed(name: str, begin: Trainers, tmp_pat
     assert not (tmp_path / "executed").exists()
 
 
+def test_another_program_s_checkpoint_is_read_before_it_is_resumed(begin: Trainers, tmp_path: Path) -> None:
+    """A damaged file is named; without an optimizer's state the run says so."""
+    begin("run", save_steps=1, max_steps=1, save_only_model=True).train()
+    folder = tmp_path / "run" / "checkpoint-1"
+    (folder / checkpoint.MANIFEST).unlink()
+    trainer, said = begin("other", max_steps=2), []
+    trainer.tell = said.append
+    trainer.train(resume_from_checkpoint=str(folder))
+    assert len(said) == 2 and "cannot be checked" in said[0] and "holds no optimizer's state" in said[1]
+    for name in ("model.safetensors", "trainer_state.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(RunError, match=f"{name} cannot be read"):
+            begin("other").train(resume_from_checkpoint=str(folder))
+    (folder / "trainer_state.json").unlink()
+    with pytest.raises(RunError, match=r"trainer_state\.json is missing"):
+        begin("other").train(resume_from_checkpoint=str(folder))
+    with pytest.raises(RunError, match="there is no such folder"):
+        begin("other").train(resume_from_checkpoint=str(tmp_path / "none"))
+
+
 def test_a_run_that_reached_its_end_takes_no_step_more(begin: Trainers) -> None:
     job = {"max_steps": 4, "save_steps": 4}
     whole = begin("run", **job)
@@ -195,6 +216,15 @@ def test_early_stopping_goes_on_counting(begin: Trainers, caplog: pytest.LogCapt
     later = begin("whole", **{**job, "max_steps": 6})  # none were counted before
     later.train(resume_from_checkpoint=True)
     assert later.state.global_step == 5
+
+
+def test_the_best_stays_in_the_folder_that_was_resumed_from(begin: Trainers, tmp_path: Path) -> None:
+    job = {"save_steps": 1, "max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    worst = {**job, "greater_is_better": True}  # so the first evaluation is the best
+    whole, resumed = begin("whole", **worst), begin("elsewhere", **worst)
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed.state.best_global_step == 1 and same_weights(resumed, whole)
 
 
 def test_rotation_keeps_the_last_good_one_and_the_best(begin: Trainers, tmp_path: Path) -> None:
