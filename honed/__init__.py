@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from honed.train.options.model_config import get_peft_config as get_peft_config
     from honed.train.options.model_config import get_quantization_config as get_quantization_config
     from honed.train.options.script_arguments import ScriptArguments as ScriptArguments
+    from honed.train.options.script_arguments import SFTScriptArguments as SFTScriptArguments
     from honed.train.options.script_arguments import TrlParser as TrlParser
     from honed.train.rows.language_modeling import DataCollatorForLanguageModeling as DataCollatorForLanguageModeling
     from honed.train.rows.responses import train_on_responses_only as train_on_responses_only
@@ -45,6 +46,7 @@ _HOMES = {
     "PrepareOptions": "honed.data.prepare.options",
     "Recipe": "honed.recipe",
     "SFTConfig": "honed.train.options.config",
+    "SFTScriptArguments": "honed.train.options.script_arguments",
     "SFTTrainer": "honed.train.trainer.trainer",
     "ScriptArguments": "honed.train.options.script_arguments",
     "TrlParser": "honed.train.options.script_arguments",

@@ -119,12 +119,18 @@ def _filled(conversation: Conversation) -> tuple[list[str], list[Any]]:
                 continue  # reasoning, which already has a key of its own
             texts.append(IMAGE if "image" in kind else _text_of(part))
         contents.append("".join(texts))
-    if len(used) < len(column):
+    if len(used) < len(column) and not (not used and _same(column, values)):
         raise RowError(
             "images and their marks differ",
             f"{counted(len(column), 'image')}, {counted(len(used), 'part')} without their own",
         )
     return contents, values
+
+
+def _same(column: Sequence[Any], own: Sequence[Any]) -> bool:
+    """Whether the column repeats the images that the parts hold, in order; arrays only if they are the same object."""
+    pairs = list(zip(column, own, strict=False))
+    return len(column) == len(own) and all(a is b or (not hasattr(a, "shape") and a == b) for a, b in pairs)
 
 
 def _text_of(part: Mapping[str, Any]) -> str:

@@ -36,6 +36,9 @@ class ScriptArguments:
     ignore_bias_buffers: bool = option(False, "For models with bool buffers under DistributedDataParallel.")
 
 
+SFTScriptArguments = ScriptArguments  # its name in TRL before 0.13
+
+
 class TrlParser(HfArgumentParser):
     """Creates dataclasses from the command line and a YAML file (`--config FILE`).
 

@@ -13,7 +13,7 @@ import pytest
 from honed.errors import RecipeError
 from honed.train.options.config import SFTConfig
 from honed.train.options.model_config import ModelConfig
-from honed.train.options.script_arguments import ScriptArguments, TrlParser
+from honed.train.options.script_arguments import ScriptArguments, SFTScriptArguments, TrlParser
 
 
 @dataclass
@@ -130,3 +130,9 @@ def test_a_field_config_is_refused() -> None:
 
     with pytest.raises(ValueError, match="'config'"):
         TrlParser(Clash)
+
+
+def test_the_script_arguments_of_older_trl_have_their_old_name() -> None:
+    (script,) = TrlParser((SFTScriptArguments,)).parse_args_and_config(["--dataset_name", "rows.jsonl"])
+    assert isinstance(script, ScriptArguments)
+    assert (script.dataset_name, script.dataset_train_split) == ("rows.jsonl", "train")
