@@ -85,9 +85,9 @@ def need_one_folder(folder: Path, *, first: bool) -> None:
         )
 
 
-def _appears(file: Path) -> bool:
-    """Whether a file exists; on a network file system it may appear up to 5 seconds late."""
-    end = time.monotonic() + 5
+def _appears(file: Path, *, seconds: float = 5) -> bool:
+    """Whether a file exists; on a network file system it may appear late."""
+    end = time.monotonic() + seconds
     while not (found := file.exists()) and time.monotonic() < end:
         time.sleep(0.1)
     return found
