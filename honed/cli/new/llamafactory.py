@@ -149,9 +149,8 @@ def _adapter(draft: Draft, given: Values) -> None:
     if "additional_target" in given:
         draft.put("lora.modules_to_save", as_list(given["additional_target"]))
     if given.get("pissa_init"):
-        rounds = given.get("pissa_iter", 16)
-        draft.put("lora.init", "pissa" if rounds == -1 else f"pissa_niter_{rounds}")
-    elif "pissa_iter" in given:
+        draft.put("lora.init", "pissa", "exact: after a random start the saved adapter would not fit its base")
+    if "pissa_iter" in given:
         draft.skip("pissa_iter", "part of pissa_init")
     if given.get("loraplus_lr_ratio"):
         draft.put("train.learning_rates", {"lora_B": float(given["loraplus_lr_ratio"])}, "LoRA+")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from honed.data.example import Conversation, Message
+from honed.data.example import Conversation, Example, Message
 from honed.data.lint.text import Fault
 
 _TAGGED_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_OPEN_CALL = re.compile(r"<tool_call>\s*\{(?!.*</tool_call>).*", re.DOTALL)
+_TAG_TWICE = re.compile(r"(<tool_response>|<\|tool_response\|>)\s*\1")
 
 
 def call_faults(conversation: Conversation) -> Iterator[Fault]:
@@ -25,9 +27,24 @@ def call_faults(conversation: Conversation) -> Iterator[Fault]:
                 yield "tool_call", "", f"{place}: {problem}"
             elif schemas:
                 yield from (("tool_misfit", subject, f"{place}: {what}") for subject, what in _misfits(call, schemas))
+        if message.role == "assistant" and (cut := _OPEN_CALL.search(message.content)):
+            yield "tool_call", "", f"{place}: <tool_call> is never closed: {cut[0].strip()!r:.60}"
         answered = message.extra.get("tool_call_id") if message.role == "tool" else None
         if idents and answered is not None and str(answered) not in idents:
             yield "tool_misfit", "result of no call", f"{place}: {answered!r:.60}"
+
+
+def wrapped_twice(example: Example, texts: Iterable[str]) -> str:
+    """Returns the tag that a chat template puts around a tool's result that begins with it already; "" if none.
+
+    Args:
+        example: the row.
+        texts: what the template makes of it.
+    """
+    if not isinstance(example, Conversation) or not any(message.role == "tool" for message in example.messages):
+        return ""
+    found = next((twice for text in texts if (twice := _TAG_TWICE.search(text))), None)
+    return "" if found is None else found[1]
 
 
 def _schemas(conversation: Conversation) -> dict[str, Mapping[str, Any]]:

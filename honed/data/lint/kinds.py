@@ -94,6 +94,10 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
             "Calls do not fit the tools that their row offers, or results fit no call: calls like these fail.",
             "offer every tool that is called (`tools`), with all of its arguments; or fix the call",
         ),
+        "wrapped_result": (
+            "The chat template puts tags around tool results that have them already, so they stand twice.",
+            "take the tags out of the messages with role tool; they are added when the model is served, too",
+        ),
         "role_order": (
             "Roles do not alternate as in a conversation, so the model sees what no user will send.",
             "join neighbouring messages of one role, and let each row begin with a user and end with an answer",

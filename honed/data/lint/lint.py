@@ -18,6 +18,7 @@ import numpy as np
 from honed.data.encode.render import Rendered
 from honed.data.example import Example, RowError, Source, Tokens
 from honed.data.ledger import Ledger
+from honed.data.lint.calls import wrapped_twice
 from honed.data.lint.kinds import Finding, Findings
 from honed.data.lint.repeats import Known, Repeats
 from honed.data.lint.rows import row_faults, said, thought_and_called
@@ -236,7 +237,10 @@ class _Running:
                 planned.append((place, example, plan))
         texts = [(example, plan) for _, example, plan in planned]
         borders, rendered = tokens.borders.find(texts), tokens.encode(texts)
-        for (place, example, _), views, border in zip(planned, rendered, borders, strict=True):
+        for (place, example, plan), views, border in zip(planned, rendered, borders, strict=True):
+            if tag := wrapped_twice(example, (view.text for view in plan)):
+                self.findings.add("wrapped_result", example.source, f"{tag} stands twice")
+                self._mark(place, "wrapped_result")
             if border:
                 self.findings.add("border", example.source, border)
                 self._mark(place, "border")

@@ -9,6 +9,7 @@ from typing import Any
 
 from honed.errors import HonedError, ModelError, RecipeError, first_line
 from honed.model.adapters.adapter_class import trained_seeing
+from honed.model.adapters.initialisation import refuse_random_pissa, refuse_unusable_start
 from honed.model.adapters.loftq import start_at_residual
 from honed.model.adapters.names import notes_on_names
 from honed.model.adapters.targets import (
@@ -33,7 +34,11 @@ from honed.model.load.quantize import (
 )
 
 # These methods need more than token batches.
-OTHER_BATCHES = {"CPT": "its own loss over parts of the prompt", "MULTITASK_PROMPT_TUNING": "a task id for every row"}
+OTHER_BATCHES = {
+    "CPT": "its own loss over parts of the prompt",
+    "MULTITASK_PROMPT_TUNING": "a task id for every row",
+    "aLoRA": "padded batches, with its invocation tokens once in every row",
+}
 
 
 def lora_config(
@@ -59,7 +64,7 @@ def lora_config(
         rank_pattern, alpha_pattern: a layer's name, or a regular expression for its end -> another r or alpha.
         use_dora: train magnitude and direction separately (arXiv:2402.09353).
         use_rslora: scale by alpha / sqrt(r) (arXiv:2312.03732).
-        init: peft's `init_lora_weights`: True, "gaussian", "pissa", "pissa_niter_16", "olora", ...; "loftq" is honed's
+        init: peft's `init_lora_weights`: True, "gaussian", "pissa", "olora", ...; "loftq" is honed's
             implementation, for a base in 4 bits.
         modules_to_save: layers that are trained in full, such as "lm_head".
     """
@@ -176,13 +181,13 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
     """
     config = copy.deepcopy(peft_config)
     kind = getattr(config.peft_type, "value", str(config.peft_type))
-    _refuse_other_batches(kind)
+    _refuse_other_batches(kind, config)
     if config.task_type is None:
         config.task_type = "CAUSAL_LM"
     if asks_for_all(config):
         config.target_modules = packed_layers(model) or ALL_LINEAR
         _exclude(config, unfit_layers(model))
-    notes = notes_on_names(model, config)
+    notes = notes_on_names(model, config) + refuse_unusable_start(model, config)
     whole_ends = _last_parts(_ends(model)) & _last_parts(getattr(config, "modules_to_save", None))
     if _tied(model) and whole_ends and hasattr(config, "ensure_weight_tying"):
         config.ensure_weight_tying = True
@@ -201,8 +206,10 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
     from peft import PeftConfig, PeftModel
 
     try:
+        config = PeftConfig.from_pretrained(folder)
+        refuse_random_pissa(config)
         if base is None:
-            name = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+            name = str(config.base_model_name_or_path)
             base = load_model(name, device=device, trains_all=False, sees=trained_seeing(folder, name), **options)
         if (rows := rows_in_adapter(folder, base)) > base.get_input_embeddings().weight.shape[0]:
             base.resize_token_embeddings(rows, mean_resizing=False)  # for added tokens; the adapter has all rows
@@ -235,7 +242,7 @@ def _attach(model: Any, fitted: Any) -> Any:
         adapted = get_peft_model(model, fitted)
     except ValueError as error:
         raise ModelError(
-            f"The adapter does not fit the model: {error}", fix="check r, dropout and target_modules"
+            f"The adapter does not fit the model: {error}", fix="check r, dropout, init and target_modules"
         ) from None
     if lost := lost_on_loading(adapted):
         given = wanted.exclude_modules or ()
@@ -291,7 +298,7 @@ def _refuse_what_cannot_train(model: Any, checkpointing: bool) -> None:
             fix="load the adapter with PeftModel.from_pretrained(..., is_trainable=True)",
         )
     method = adapter_method(model)
-    _refuse_other_batches(method)
+    _refuse_other_batches(method, adapter_config(model))
     if checkpointing and method == "PREFIX_TUNING":
         raise ModelError(
             "Prefix tuning passes its prefix in the key-value cache, which gradient checkpointing turns off.",
@@ -299,7 +306,9 @@ def _refuse_what_cannot_train(model: Any, checkpointing: bool) -> None:
         )
 
 
-def _refuse_other_batches(method: str) -> None:
+def _refuse_other_batches(method: str, config: Any) -> None:
+    if getattr(config, "alora_invocation_tokens", None):
+        method = "aLoRA"
     if needs := OTHER_BATCHES.get(method):
         raise ModelError(f"{method} needs {needs}, which honed does not provide.", fix="choose another method")
 

@@ -31,11 +31,25 @@ def notes_on_names(model: Any, config: Any) -> list[str]:
         patterns = getattr(config, option, None) or {}
         unknown = [pattern for pattern in patterns if not _fits(option, pattern, [*layers, *weights])]
         notes += _unknown(option, unknown, len(patterns), layers, "layer")
+    notes += _without_effect(config, layers)
     if getattr(config, "target_parameters", None) and config.lora_dropout:
         raise ModelError(
             f"target_parameters adapts whole weights, and dropout is {config.lora_dropout}: it has no input to drop.",
             fix="set lora.dropout=0 (lora_dropout=0)",
         )
+    return notes
+
+
+def _without_effect(config: Any, layers: Sequence[str]) -> list[str]:
+    """Returns notes on excluded names and layer numbers of which the model has none."""
+    names = getattr(config, "exclude_modules", None) or ()
+    unknown = () if isinstance(names, str) else [name for name in names if not _is_named(name, layers)]
+    notes = [f"exclude_modules names {name!r}, but the model has no such layer: it has no effect" for name in unknown]
+    given = getattr(config, "layers_to_transform", None)
+    numbers = {int(part) for name in layers for part in name.split(".") if part.isdigit()}
+    absent = sorted({*([given] if isinstance(given, int) else given or ())} - numbers)
+    if absent:
+        notes.append(f"layers_to_transform names {absent}, but the model has no layers of these numbers: no effect")
     return notes
 
 

@@ -148,7 +148,7 @@ def merge(folder: Path) -> Any:
     adapted = load_with_adapter(str(folder), device=cpu, base=_plain_base(folder))
     try:
         return adapted.merge_and_unload(safe_merge=True)
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         kind = adapted.active_peft_config.peft_type.value
         raise ModelError(
             f"The {kind} adapter cannot be merged: {error}", fix="keep the adapter, or train LoRA"

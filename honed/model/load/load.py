@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from honed.model.device import pick_dtype
 from honed.model.load import quantize
 from honed.model.smollm2.smollm2 import MODEL_NAME as DEFAULT_MODEL
 from honed.model.smollm2.smollm2 import resolve_default_model
+from honed.quantities import counted
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+NAMED = 4  # of the missing weights in a message
 
 
 def resolve(name: str) -> str:
@@ -73,7 +76,9 @@ def load_tokenizer(name: str, **options: Any) -> Any:
         return AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False, **options})
     except Exception as error:  # transformers raises many types for a missing or broken tokenizer
         fix = "put tokenizer.json and tokenizer_config.json into the model's folder, or pass processing_class="
-        if not Path(folder).is_dir():
+        if "not a valid JSON file" in str(error):
+            fix = "restore that file"
+        elif not Path(folder).is_dir():
             fix = f"check the name and the network, or name a folder; {DEFAULT_MODEL} needs no Hub"
         raise ModelError(f"No tokenizer could be loaded from {name}: {first_line(error)}", fix=fix) from None
 
@@ -157,7 +162,9 @@ def load_model(
             options = quantize.quantized_options(options, own)
         options = quantize.with_quantization_config({"device_map": {"": device}, **options}, dtype=products)
     try:
-        model = model_class(folder, sees, options).from_pretrained(folder, dtype=chosen, **options)
+        found = model_class(folder, sees, options).from_pretrained(
+            folder, dtype=chosen, output_loading_info=True, **options
+        )
     except ImportError as error:  # mostly a quantisation package
         raise ModelError(f"The model {name} needs more packages: {first_line(error)}", fix="install them") from None
     except Exception as error:
@@ -165,16 +172,45 @@ def load_model(
         code = "trust_remote_code" in str(error)  # transformers' message requests it
         raise ModelError(
             f"The model {name} could not be loaded: {first_line(error)}",
-            fix="look at that code, then set trust_remote_code=True"
-            if code
-            else "check the name, the folder's files and the network",
+            fix="look at that code, then set trust_remote_code=True" if code else fix_of_loading(error, name),
         ) from None
+    model, info = found
+    refuse_missing_weights(name, model, info["missing_keys"])
     if quantize.is_quantized(model):
         quantize.keep_differentiable(model)
         return model
     if chosen != "auto":
         quantize.into_one_format(model, getattr(torch, chosen) if isinstance(chosen, str) else chosen)
     return model if "device_map" in options else model.to(device)
+
+
+def fix_of_loading(error: Exception, name: str) -> str:
+    """Returns what helps against an error of `from_pretrained`, by its type and text."""
+    text = str(error)
+    again = "copy its files again" if Path(name).expanduser().is_dir() else f"run `hf download {name}` with a network"
+    if type(error).__name__ == "SafetensorError":
+        return f"a weight file is cut off, or a Git LFS pointer without `git lfs pull`: {again}"
+    if isinstance(error, FileNotFoundError) or "no file named" in text or "not appear to have a file named" in text:
+        return f"the model is incomplete: {again}"
+    if "does not recognize this architecture" in text:
+        return "pip install -U transformers, or set trust_remote_code=True if the model ships its own code"
+    return "check the name, the folder's files and the network"
+
+
+def refuse_missing_weights(name: str, model: Any, missing: Iterable[str]) -> None:
+    """Refuses a model some of whose weights are not in its files: transformers fills them with random numbers.
+
+    Raises:
+        ModelError: naming some of them.
+    """
+    weights = {weight for weight, _ in model.named_parameters()}
+    absent = sorted(weights & set(missing))
+    if absent and not quantize.is_quantized(model):
+        raise ModelError(
+            f"The files of {name} lack {counted(len(absent), 'weight')} of the model, which would be random numbers: "
+            f"{', '.join(absent[:NAMED])}{', ...' if len(absent) > NAMED else ''}",
+            fix="restore the files; to train new weights on purpose, load the model yourself and pass it to SFTTrainer",
+        )
 
 
 def known_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str | None:

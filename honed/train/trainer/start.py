@@ -347,7 +347,7 @@ def _with_template(tokenizer: Any, path: str) -> Any:
     if added:
         raise RecipeError(
             f"The chat template of {path} needs {', '.join(sorted(added))}, which this tokenizer does not have.",
-            fix="add them to the tokenizer and resize the model's embeddings, then pass both to SFTTrainer",
+            fix=f"call clone_chat_template(model, tokenizer, {path!r}), and pass its model and tokenizer to SFTTrainer",
         )
     changed = copy.copy(tokenizer)
     changed.chat_template = source.chat_template

@@ -50,6 +50,7 @@ class SteppingTrainer(EvaluatingTrainer):
     _scaled: bool | None = None  # whether `compute_loss` got the step's token weight; None before its first call
     _overrides_loss: bool  # a subclass has a `compute_loss` of its own
     _scale_checked = False
+    _rate_made_with: float | None = None  # the learning rate of an optimizer that was created here
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Disables compilation of the whole model (`_layers_changed` compiles its layers) and copies batches
@@ -60,8 +61,17 @@ class SteppingTrainer(EvaluatingTrainer):
         return {**args, "dynamo_plugin": TorchDynamoPlugin(backend="no")} if self.args.torch_compile else args
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Creates the optimizer, with the learning rates per weight (see `honed.train.optimizers.rates`)."""
+        """Creates the optimizer, with the learning rates per weight (see `honed.train.optimizers.rates`).
+
+        A second `train()` continues with the first one's, as in transformers, and with `args.learning_rate` of now.
+        """
+        before, kept = self._rate_made_with, self.optimizer is not None
         optimizer = super().create_optimizer(model)
+        if not kept or before is not None:  # else the optimizer was passed by the user
+            self._rate_made_with = self.args.learning_rate
+        if kept and before and before != self.args.learning_rate:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group.get("initial_lr", before) * (self.args.learning_rate / before)
         return with_rates(optimizer, self.model if model is None else model, self.args.learning_rates)
 
     def _prepare_input(self, data: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,35 @@ def test_it_is_a_finding_of_the_check() -> None:
     rows = [{"messages": [USER, called("sea", ROME)], "tools": [SKY]}, {"messages": [USER, called(arguments=ROME)]}]
     [finding] = check(rows, PrepareOptions()).findings
     assert (finding.kind.name, finding.count, finding.spots[0].source) == ("tool_misfit", 1, "row:1")
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_open"),
+    [
+        ('<tool_call>\n{"name": "sky"}', True),
+        ('<tool_call>{"name": "sky"}</tool_call><tool_call>{"name": "sk', True),
+        ('<tool_call>{"name": "sky"}</tool_call>', False),
+        ("write <tool_call> before a call", False),
+    ],
+)
+def test_a_call_in_the_text_that_is_never_closed(answer: str, is_open: bool) -> None:
+    found = faults({"role": "assistant", "content": answer}, tools=[])
+    assert [kind for kind, _, detail in found if "never closed" in detail] == ["tool_call"] * is_open
+
+
+def test_results_whose_tags_the_template_adds_again(tokenizer_with: Callable[..., Any]) -> None:
+    """Hermes-style data bring `<tool_response>`, as Qwen's template does; a template without it must not be blamed."""
+    template = (Path(__file__).parents[1] / "templates" / "families" / "qwen2.5.jinja").read_text(encoding="utf-8")
+    turns = [called(arguments=ROME), {"role": "tool", "content": '<tool_response>\n{"sun": 1}\n</tool_response>'}]
+    wrapped = {"messages": [USER, *turns, {"role": "assistant", "content": "sunny"}], "tools": [SKY]}
+    plain = json.loads(json.dumps(wrapped).replace("<tool_response>\\n", "").replace("\\n</tool_response>", ""))
+    [finding] = check([wrapped, plain], PrepareOptions(), tokenizer=tokenizer_with(template)).findings
+    assert (finding.kind.name, finding.count, finding.spots[0].source) == ("wrapped_result", 1, "row:1")
+    printing = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    printing += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    written = [{"role": "assistant", "content": '<tool_call>{"name": "sky"}</tool_call>'}, turns[1]]
+    row = {"messages": [USER, *written, {"role": "assistant", "content": "sunny"}]}
+    assert check([row], PrepareOptions(), tokenizer=tokenizer_with(printing)).findings == ()
 
 
 def test_calls_of_glaive_fit_until_their_tools_are_renamed(shared_data: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from honed.errors import ModelError
-from honed.model.adapters.adapters import attach, load_with_adapter, lora_config, ready_to_train
+from honed.model.adapters.adapters import attach, fit_config, load_with_adapter, lora_config, ready_to_train
 
 CPU = torch.device("cpu")
 
@@ -118,3 +118,13 @@ def test_names_that_peft_would_pass_over(options: dict[str, Any], problem: str, 
     model = tiny_model("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
     with pytest.raises(ModelError, match=problem):
         attach(model, lora_config(target_modules=["q_proj"], **options))
+
+
+def test_exclusions_and_layer_numbers_without_effect(tiny_model: Callable[..., Any]) -> None:
+    config = lora_config(target_modules=["q_proj", "v_proj"])
+    config.exclude_modules = ["v_proj", "o_porj"]
+    config.layers_to_transform = [0, 7]
+    notes = fit_config(tiny_model(), config)[1]
+    assert [note.split(",")[0] for note in notes] == ["exclude_modules names 'o_porj'", "layers_to_transform names [7]"]
+    config.exclude_modules, config.layers_to_transform = ["v_proj"], [0, 1]
+    assert fit_config(tiny_model(), config)[1] == []

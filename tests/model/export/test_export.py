@@ -127,6 +127,13 @@ def test_virtual_tokens_cannot_be_merged(run_folder: Callable[..., Path], tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "run"]
 
 
+@pytest.mark.filterwarnings("ignore:.*lora_(bias|B):UserWarning")
+def test_a_bias_that_the_base_has_no_place_for(run_folder: Callable[..., Path], tmp_path: Path) -> None:
+    config = peft.LoraConfig(lora_bias=True, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(ModelError, match="LORA adapter cannot be merged: Impossible to merge LoRA with `lora_bias"):
+        export(run_folder(config), tmp_path / "out", probes=PROBES)
+
+
 def test_weights_that_are_not_finite(run_folder: Callable[..., Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -133,3 +133,42 @@ def test_an_adapter_whose_base_is_gone(folder: Path, tmp_path: Path) -> None:
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(ModelError, match="No such model folder"):
         load_for_generation(str(tmp_path / "run"), device=CPU)
+
+
+def test_a_model_whose_files_lack_weights(folder: Path) -> None:
+    """transformers fills them with random numbers, other ones at each loading, and only logs it."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 weight .*random numbers: model\.layers\.1\.mlp\.down_proj\.weight"):
+        load_model(str(folder), device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("content", "fix"),
+    [
+        (None, "the model is incomplete: copy its files again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "or a Git LFS pointer"),
+    ],
+)
+def test_files_of_weights_that_cannot_be_read(content: bytes | None, fix: str, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    if content is not None:
+        (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="could not be loaded") as error:
+        load_model(str(folder), device=CPU)
+    assert fix in error.value.fix
+
+
+def test_a_missing_shard_and_an_unknown_type(folder: Path, tiny_model: Any) -> None:
+    (folder / "model.safetensors").unlink()
+    tiny_model().save_pretrained(folder, max_shard_size="20KB")
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+    with pytest.raises(ModelError, match="the model is incomplete"):
+        load_model(str(folder), device=CPU)
+    config = (folder / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "nextgen"')
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ModelError, match="pip install -U transformers"):
+        load_model(str(folder), device=CPU)
