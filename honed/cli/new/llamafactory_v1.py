@@ -104,8 +104,8 @@ def weights(draft: Draft, given: Values) -> None:
     adapter = given.get("peft_config") or {"name": "full"}
     kind = adapter["name"]
     if kind == "lora" and adapter.get("adapter_name_or_path"):
-        fix = "merge that one (`honed export`), and name the merged model"
-        draft.refuse("peft_config", "a recipe makes a new adapter", fix)
+        fix = "leave peft_config out, and set model=ADAPTER, or merge it (`honed export`)"
+        draft.refuse("peft_config", "a recipe names an adapter as its model, and takes its options", fix)
     elif kind == "lora":
         _lora(draft, adapter)
     elif kind == "freeze":

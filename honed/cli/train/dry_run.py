@@ -114,13 +114,19 @@ def _part(name: str, text: str) -> str:
 
 
 def _trained(found: DryRun) -> str:
-    lora = found.recipe.lora
+    from honed.model.load.load import is_adapter, resolve
+
+    lora = found.lora
     share = f"{found.trainable:,} parameters ({found.trainable / max(1, found.parameters):.2%})"
     if lora is None:
         return f"{share}: {', '.join(found.args.trainable) or 'all weights'}"
     layers = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules or []
+    which = "an adapter"
+    if is_adapter(resolve(found.recipe.model)):  # its file may name each layer in full
+        which = f"the adapter in {found.recipe.model}"
+        layers = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
     on = ", ".join([*layers, *(lora.target_parameters or [])])
-    return f"{share}: an adapter, r={lora.r}, alpha={lora.alpha:g}, on {on}"
+    return f"{share}: {which}, r={lora.r}, alpha={lora.alpha:g}, on {on}"
 
 
 def _data(found: DryRun) -> str:

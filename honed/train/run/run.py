@@ -15,7 +15,8 @@ from honed.data.templates.view import Template
 from honed.errors import HonedError, RecipeError, RunError, first_line, storage_errors
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
-from honed.model.adapters.adapters import lora_config
+from honed.model.adapters.adapters import has_adapter, lora_config
+from honed.model.adapters.load_trained import as_new_adapter
 from honed.model.load.quantize import quantization_config
 from honed.recipe import LoraRecipe, Recipe, suggest
 from honed.report.run.report import write_run_report
@@ -139,12 +140,10 @@ class Plan:
         check_ranks(args, engine=recipe.engine, asks=bool(samples.prompts))
         if recipe.engine == "plain":
             config_of(args)
-        return cls(
-            recipe=recipe,
-            args=args,
-            questions=read_questions(samples.prompts) if samples.prompts else [],
-            form=Form(pattern=samples.form, says=samples.form_says) if samples.form else None,
-        )
+        questions = read_questions(samples.prompts) if samples.prompts else []
+        form = Form(pattern=samples.form, says=samples.form_says) if samples.form else None
+        as_new_adapter(recipe)  # checks the adapter, if the model is one
+        return cls(recipe=recipe, args=args, questions=questions, form=form)
 
 
 def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say: Say) -> dict[str, Any]:
@@ -155,6 +154,8 @@ def _run(plan: Plan, folder: RunFolder, record: RunRecord, ranks: RunRanks, say:
     with record.timed("load"):
         model = load_weights(recipe, args, processing_class)
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {device_name(args.device)}")
+    if has_adapter(model):
+        say(f"note: {recipe.model} holds an adapter of {as_new_adapter(recipe).model}; it is trained further")
     tokenizer = vision.tokenizer_of(processing_class)
     with record.timed("answer before"):
         before = _answers(plan, model, tokenizer, template, desc="Answering before")
@@ -297,7 +298,7 @@ def make_trainer(
     recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any, data: RunData
 ) -> SFTTrainer | PlainTrainer:
     """Creates the recipe's trainer, which prepares the data."""
-    adapter = recipe.lora and lora_config(**lora_options(recipe.lora))
+    adapter = None if recipe.lora is None or has_adapter(model) else lora_config(**lora_options(recipe.lora))
     try:
         trainer: SFTTrainer | PlainTrainer = engine_of(recipe)(
             model,
