@@ -304,7 +304,7 @@ def _fit(value: Any, kind: Any, key: str) -> Any:
         fitted = _fit_one(value, choice)
         if fitted is not _MISFIT:
             return fitted
-    raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {_in_words(choices or (kind,))}")
+    raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {in_words(choices or (kind,))}")
 
 
 _MISFIT = object()
@@ -331,7 +331,8 @@ def _is_mapping(kind: Any) -> bool:
     return isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping)
 
 
-def _in_words(kinds: Sequence[Any]) -> str:
+def in_words(kinds: Sequence[Any]) -> str:
+    """Returns the types that a key takes, as a user would write their values."""
     words: dict[Any, str] = {
         int: "a whole number",
         float: "a number",

@@ -18,7 +18,7 @@ from honed.generate.answer import Answer, answers, ask, need_template
 from honed.model.adapters.adapters import has_adapter, lora_config
 from honed.model.adapters.load_trained import as_new_adapter
 from honed.model.load.quantize import quantization_config
-from honed.recipe import LoraRecipe, Recipe, suggest
+from honed.recipe import LoraRecipe, Recipe, in_words, suggest
 from honed.report.run.report import write_run_report
 from honed.train.forward import vision
 from honed.train.loop.recipe import PlainTrainer, config_of, known_to_transformers
@@ -281,7 +281,7 @@ def _check_train(train: Mapping[str, Any]) -> None:
             raise RecipeError(f"Unknown key {key}: it is neither the recipe's nor SFTConfig's.", fix=fix)
         kinds = get_args(hints[key]) or (hints[key],)
         if set(kinds) <= {int, float, bool, NoneType} and not _is_one_of(value, kinds):
-            raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {' or '.join(kind.__name__ for kind in kinds)}")
+            raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {in_words(kinds)}")
         if (key in ONE_OR_MORE and value < 1) or (key == "seed" and value < 0):
             raise RecipeError(f"{key} is {value}.", fix=f"set {0 if key == 'seed' else 1} or more")
     resume = train.get("resume_from_checkpoint")
