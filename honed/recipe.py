@@ -34,11 +34,8 @@ PLUS_EXPERTS = "+experts"  # suffix of "nf4" or "fp4" in `quantization`: stacked
 _FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-4 as text and `no` as false; here 2e-4 is a number and `no` is text (save_strategy=no).
-
-    A key that a mapping has twice is an error: PyYAML would keep the last value and ignore the others.
-    """
+class _StrictLoader(yaml.SafeLoader):
+    """A key that a mapping has twice is an error: PyYAML would keep the last value and ignore the others."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -48,6 +45,10 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.composer.ComposerError(None, None, f"found the key {key.value!r} twice", key.start_mark)
             seen.add(str(key.value))
         return node
+
+
+class _Loader(_StrictLoader):
+    """YAML 1.1 reads 2e-4 as text and `no` as false; here 2e-4 is a number and `no` is text (save_strategy=no)."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -215,6 +216,15 @@ def recipe_from(tree: Mapping[str, Any]) -> Recipe:
     return _build(Recipe, tree, "")
 
 
+def strict_yaml(text: str) -> Any:
+    """Parses YAML as PyYAML's `safe_load` does (so `no` is false), except that a key given twice is an error.
+
+    Raises:
+        yaml.YAMLError: it is not valid YAML, or a mapping has a key twice.
+    """
+    return yaml.load(text, _StrictLoader)
+
+
 def as_yaml(recipe: Recipe) -> str:
     """The recipe as YAML that `load_recipe` reads back to an equal recipe."""
     return yaml.dump(_plain(dataclasses.asdict(recipe)), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -294,7 +304,7 @@ def _fit(value: Any, kind: Any, key: str) -> Any:
         fitted = _fit_one(value, choice)
         if fitted is not _MISFIT:
             return fitted
-    raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {_in_words(choices or (kind,))}")
+    raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {in_words(choices or (kind,))}")
 
 
 _MISFIT = object()
@@ -321,7 +331,8 @@ def _is_mapping(kind: Any) -> bool:
     return isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping)
 
 
-def _in_words(kinds: Sequence[Any]) -> str:
+def in_words(kinds: Sequence[Any]) -> str:
+    """Returns the types that a key takes, as a user would write their values."""
     words: dict[Any, str] = {
         int: "a whole number",
         float: "a number",

@@ -21,6 +21,7 @@ import yaml
 from honed.data.example import ROLES, Message
 from honed.errors import MissingExtraError, RecipeError
 from honed.generate.answer import ask
+from honed.recipe import strict_yaml
 
 Check = Callable[[str], bool]
 FORM = "a list of {prompt: TEXT or messages: [...], expect: {exact, contains, regex or json_schema: ...}}"
@@ -51,7 +52,7 @@ def read_tasks(path: Path, *, system: str | None = None) -> list[Task]:
         MissingExtraError: a task has a JSON schema, but `jsonschema` is not installed.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = strict_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} could not be read as YAML: {error}", fix=f"write {FORM}") from None
     if not isinstance(found, list) or not found:

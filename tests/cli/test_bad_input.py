@@ -141,7 +141,7 @@ def adapter(folder: Path) -> None:
         (truncated, ("could not be loaded", "SafetensorError")),
         (no_weights, ("could not be loaded", "model.safetensors")),
         (no_template, ("chat template", "data.template")),
-        (adapter, ("adapter, not a whole model", "merge")),
+        (adapter, ("The adapter in", "cannot be read", "restore")),
     ],
 )
 def test_models(

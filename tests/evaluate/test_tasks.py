@@ -61,6 +61,7 @@ def test_questions(tmp_path: Path) -> None:
         ("", "does not hold a list of tasks"),
         ("a: 1", "does not hold a list of tasks"),
         ("- [", "could not be read as YAML"),
+        ("- prompt: a\n  expect: {equals: a}\n  prompt: b", "found the key 'prompt' twice"),
         ("- why", "task 1 has str"),
         ("- {prompt: why}", "task 1 has prompt"),
         ("- {prompt: why, messages: [], expect: {exact: a}}", "task 1 has prompt, messages, expect"),

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from honed.cli.sampling import SAMPLING, add_sampling, sampling
@@ -37,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Reads questions until the end of the input."""
-    from honed.cli.chat.session import Session
-    from honed.cli.console import load_speaker, quiet_libraries
+    from honed.cli.chat.session import Session, system_of_rows
+    from honed.cli.console import data_of, load_speaker, quiet_libraries
     from honed.generate.talk import open_talker
 
     quiet_libraries()
@@ -50,6 +51,9 @@ def run(args: argparse.Namespace, command: str) -> int:
         for talker in talkers:
             if talker.note:
                 print(f"honed: {talker.note}", file=sys.stderr)
+        if session.system is None and (trained := system_of_rows(data_of(Path(args.model)))):
+            print(f"honed: the training rows have a system prompt, which this chat has not: {trained!r:.200}")
+            print("  /system TEXT (or --system TEXT) sets it")
         print("Ask something; /help lists the commands, /exit ends.")
         while (line := _read()) not in (None, "/exit"):
             if line and line.startswith("/"):

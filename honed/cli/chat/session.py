@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from honed.errors import HonedError
+
 if TYPE_CHECKING:
     from honed.data.example import Message
+    from honed.recipe import DataRecipe
+
+SEEN = 100  # rows read to learn their system prompt
 
 HELP = """/reset            start over
 /undo             take back the last question and its answer
@@ -90,6 +96,26 @@ class Session:
 
     def _help(self, rest: str) -> str:
         return HELP
+
+
+def system_of_rows(data: DataRecipe, *, rows: int = SEEN) -> str | None:
+    """Returns the system prompt that the first training rows all have; None without one, or without the files."""
+    from honed.data.example import Conversation, RowError
+    from honed.data.prepare.options import options_from, reading_of
+    from honed.data.read.formats import read_example
+    from honed.data.read.sources import files_of, read_rows
+
+    if data.sources or not (files := files_of(list(data.files))):
+        return None
+    reading, found = reading_of(options_from(data)), set()
+    try:
+        for source, row in islice(read_rows([str(file) for file in files]), rows):
+            example = read_example(row, source, reading, format=data.format)
+            first = example.messages[0] if isinstance(example, Conversation) else None
+            found.add(first.content if first is not None and first.role == "system" else None)
+    except (HonedError, RowError, OSError):  # moved or changed since
+        return None
+    return found.pop() if len(found) == 1 else None
 
 
 def read_param(name: str, text: str) -> int | float | None:

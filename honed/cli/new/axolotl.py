@@ -97,7 +97,9 @@ RULES: Mapping[str, Rule] = MappingProxyType({
               "honed does supervised fine-tuning", KEEP),
     **refused("qat quantization llmcompressor fp16_full_eval gptq model_quantization_config* "
               "use_onebitllms", "honed quantises to nf4, fp4 or int8", KEEP),
-    **refused("relora lisa_n_layers lora_model_dir peft peft_layer* peft_trainable_token_indices "
+    **refused("lora_model_dir", "a recipe names an adapter as its model, and takes its options",
+              "leave it and lora_* out, and set model=ADAPTER, or merge it (`honed export`)"),
+    **refused("relora lisa_n_layers peft peft_layer* peft_trainable_token_indices "
               "peft_ensure_weight_tying "
               "peft_autocast_adapter_dtype", "a recipe makes a new LoRA adapter on named layers", "leave it out"),
     **refused("layer_offloading selective_checkpointing", "honed has gradient_checkpointing and activation_offloading"),

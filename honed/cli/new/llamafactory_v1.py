@@ -25,6 +25,8 @@ from honed.cli.new.translate import (
     to,
     transformers_arguments,
 )
+from honed.errors import RecipeError
+from honed.recipe import strict_yaml
 
 NAME = "LLaMA-Factory"
 OWN_ROWS = "these rows are in its own form (blocks of `type` and `value`, `loss_weight`), which honed does not read"
@@ -77,7 +79,10 @@ def _origins(draft: Draft, given: Values, key: str) -> list[Origin]:
         draft.refuse(key, f"{name} was not found, which describes the datasets", "start in the folder that holds it")
         return []
     else:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+        try:
+            entries = strict_yaml(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{file} is not valid YAML: {error}", fix="fix that line") from None
     return [_origin(draft, key, label, entry) for label, entry in entries.items()]
 
 
@@ -104,8 +109,8 @@ def weights(draft: Draft, given: Values) -> None:
     adapter = given.get("peft_config") or {"name": "full"}
     kind = adapter["name"]
     if kind == "lora" and adapter.get("adapter_name_or_path"):
-        fix = "merge that one (`honed export`), and name the merged model"
-        draft.refuse("peft_config", "a recipe makes a new adapter", fix)
+        fix = "leave peft_config out, and set model=ADAPTER, or merge it (`honed export`)"
+        draft.refuse("peft_config", "a recipe names an adapter as its model, and takes its options", fix)
     elif kind == "lora":
         _lora(draft, adapter)
     elif kind == "freeze":

@@ -56,8 +56,10 @@ def read(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    from honed.recipe import strict_yaml
+
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = strict_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}", fix="name a YAML file") from None
     except yaml.YAMLError as error:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from honed.quantities import counted, duration_text
@@ -114,20 +115,45 @@ def _part(name: str, text: str) -> str:
 
 
 def _trained(found: DryRun) -> str:
-    lora = found.recipe.lora
+    from honed.model.load.load import is_adapter, resolve
+
+    lora = found.lora
     share = f"{found.trainable:,} parameters ({found.trainable / max(1, found.parameters):.2%})"
     if lora is None:
         return f"{share}: {', '.join(found.args.trainable) or 'all weights'}"
     layers = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules or []
+    which = "an adapter"
+    if is_adapter(resolve(found.recipe.model)):  # its file may name each layer in full
+        which = f"the adapter in {found.recipe.model}"
+        layers = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
     on = ", ".join([*layers, *(lora.target_parameters or [])])
-    return f"{share}: an adapter, r={lora.r}, alpha={lora.alpha:g}, on {on}"
+    return f"{share}: {which}, r={lora.r}, alpha={lora.alpha:g}, on {on}"
 
 
 def _data(found: DryRun) -> str:
     data = found.recipe.data
     names = [str(source.get("files")) for source in data.sources] if data.sources else list(data.files)
-    head = f"{', '.join(names)}: trains {data.train_on}, max_length {data.max_length}, overlong {data.overlong}"
+    options = found.args.prepare_options()
+    length = f"max_length {options.max_length}, overlong {options.overlong_policy}"
+    if options.longest_document is None and options.max_length is not None:  # wrapped packing
+        length = f"rows of {options.max_length} tokens, which cut texts at their ends (packing_strategy wrapped)"
+    head = f"{', '.join(names)}: trains {_parts_trained(found)}, {length}"
     return f"{head}\n{found.ledger.summary() if found.ledger else 'streamed: rows are counted while they are trained'}"
+
+
+def _parts_trained(found: DryRun) -> str:
+    """What `train_on` means for the kinds of rows among the first ones: it chooses among the turns of conversations."""
+    from honed.data.example import Document, RowError, Tokens
+    from honed.data.prepare.options import reading_of
+    from honed.data.read.formats import read_example
+
+    words = {Document: "plain text in full", Tokens: "token rows by their own labels"}
+    parts = {}
+    for source, row, options in found.examples:
+        with suppress(RowError):  # the ledger counts it
+            example = read_example(row, source, reading_of(options), format=options.format)
+            parts[words.get(type(example), options.train_on)] = True
+    return ", ".join(parts) or found.recipe.data.train_on
 
 
 def _steps(found: DryRun) -> str:

@@ -194,11 +194,12 @@ def fit_config(model: Any, peft_config: Any, new_rows: Sequence[int] = ()) -> tu
     return config, notes + _low_rank_ends(model, config) + _train_rows(model, config, kind, new_rows)
 
 
-def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: Any) -> Any:
-    """Loads the base model that the adapter's folder names, with the adapter, ready for generation.
+def load_with_adapter(folder: str, *, device: Any, base: Any = None, trains: bool = False, **options: Any) -> Any:
+    """Loads the base model that the adapter's folder names, with the adapter.
 
     Args:
         base: a model to attach the adapter to, in place; None to load the one that the folder names.
+        trains: whether the adapter is trained further.
 
     Raises:
         ModelError: the adapter or its base model cannot be loaded.
@@ -210,18 +211,28 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, **options: 
         refuse_random_pissa(config)
         if base is None:
             name = str(config.base_model_name_or_path)
-            base = load_model(name, device=device, trains_all=False, sees=trained_seeing(folder, name), **options)
+            base = _load_base(folder, name, device=device, **options)
         if (rows := rows_in_adapter(folder, base)) > base.get_input_embeddings().weight.shape[0]:
             base.resize_token_embeddings(rows, mean_resizing=False)  # for added tokens; the adapter has all rows
         with warnings.catch_warnings():  # peft only warns of layers without weights
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(base, folder)
+            return PeftModel.from_pretrained(base, folder, is_trainable=trains)
     except HonedError:
         raise
     except Exception as error:  # corrupt JSON, a truncated file and wrong shapes raise different types
         raise ModelError(
             f"The adapter in {folder} could not be loaded: {first_line(error)}",
             fix="train it again, or restore its files",
+        ) from None
+
+
+def _load_base(folder: str, name: str, **options: Any) -> Any:
+    try:
+        return load_model(name, trains_all=False, sees=trained_seeing(folder, name), **options)
+    except ModelError as error:
+        raise ModelError(
+            f"{folder}/adapter_config.json names the base {name}, which cannot be loaded: {error.problem}",
+            fix="restore it, or correct base_model_name_or_path in that file",
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -247,10 +248,12 @@ def load_config(name: str) -> Any:
 
 
 def sees_images(name: str) -> bool:
-    """Whether the model's configuration is a vision-language model's; False if it cannot be read."""
+    """Whether the model (or an adapter's base) is a vision-language model; False if its configuration is unreadable."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     try:
+        if is_adapter(folder := resolve(name)):
+            name = json.loads((Path(folder) / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
         return type(load_config(name)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     except Exception:  # loading the model reports it
         return False

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from honed.errors import RecipeError
+from honed.recipe import strict_yaml
 from honed.train.options import legacy
 from honed.train.options.model_config import option
 
@@ -177,7 +178,7 @@ def _take_config(flags: list[str]) -> Path | None:
 def _read(path: Path) -> dict[str, Any]:
     """Reads the file, and sets the environment variables in its `env`."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = strict_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"The config file {path} cannot be read: {error}", fix="name a YAML file") from None
     if not isinstance(config, dict) or not isinstance(config.get("env", {}), dict):

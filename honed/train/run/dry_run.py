@@ -19,6 +19,7 @@ from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.read.sources import read_rows
 from honed.errors import RecipeError, first_line
 from honed.model.adapters.adapters import lora_config, ready_to_train
+from honed.model.adapters.load_trained import as_new_adapter
 from honed.model.adapters.trainable import train_only
 from honed.model.device import pick_dtype
 from honed.model.load.load import known_dtype, model_class, resolve
@@ -26,7 +27,7 @@ from honed.model.plan import plan
 from honed.model.plan.checkpointing import libraries_bytes, with_layers
 from honed.model.plan.step_time import flops_per_step
 from honed.quantities import counted
-from honed.recipe import Recipe
+from honed.recipe import LoraRecipe, Recipe
 from honed.train.forward import checkpointing, vision
 from honed.train.forward.zero3 import loaded_whole
 from honed.train.optimizers.rates import notes_on_warm_up
@@ -47,6 +48,7 @@ class DryRun:
     """What a run would do.
 
     Attributes:
+        lora: the adapter's options: the recipe's, or those of the adapter that is trained further.
         parameters, trainable: parameter counts of the model with its adapter.
         dtype, device: those of the weights.
         tokenizer: the tokenizer, or the processor for rows with images.
@@ -63,6 +65,7 @@ class DryRun:
     """
 
     recipe: Recipe
+    lora: LoraRecipe | None
     args: SFTConfig
     parameters: int
     trainable: int
@@ -105,11 +108,12 @@ def _dry_run(recipe: Recipe, args: SFTConfig, *, overwrite: bool) -> DryRun:
     loaded = vision.load_processing_class(recipe.model, None if args.streaming else data.train)
     processing_class = vision.with_asked_tokens(loaded, args)
     is_multimodal = vision.is_processor(processing_class)
-    model = meta_model(recipe.model, sees=is_multimodal)
+    as_new = as_new_adapter(recipe)
+    model = meta_model(as_new.model, sees=is_multimodal)
     dtype = _dtype(recipe, args)
     parameters = model.num_parameters()
     notes += fit_to_model(args, model, vision.tokenizer_of(processing_class))
-    model, adapter_notes = _with_adapter(recipe, args, model, is_multimodal=is_multimodal)
+    model, adapter_notes = _with_adapter(as_new, args, model, is_multimodal=is_multimodal)
     datasets = Datasets(
         args,
         processing_class,
@@ -128,10 +132,11 @@ def _dry_run(recipe: Recipe, args: SFTConfig, *, overwrite: bool) -> DryRun:
     steps = counts["steps"]
     if args.lr_scheduler_type.value != "constant":
         notes += notes_on_warm_up(args.get_warmup_steps(steps), steps)
-    costs, cost_notes = _costs(recipe, args, rows, ledger, counts["tokens_per_step"])
+    costs, cost_notes = _costs(as_new, args, rows, ledger, counts["tokens_per_step"])
     notes += cost_notes + adapter_notes
     return DryRun(
         recipe=recipe,
+        lora=as_new.lora,
         args=args,
         parameters=parameters,
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),

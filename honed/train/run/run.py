@@ -15,9 +15,10 @@ from honed.data.templates.view import Template
 from honed.errors import HonedError, RecipeError, RunError, first_line, storage_errors
 from honed.evaluate.before_after import Form, compare
 from honed.generate.answer import Answer, answers, ask, need_template
-from honed.model.adapters.adapters import lora_config
+from honed.model.adapters.adapters import has_adapter, lora_config
+from honed.model.adapters.load_trained import as_new_adapter
 from honed.model.load.quantize import quantization_config
-from honed.recipe import LoraRecipe, Recipe, suggest
+from honed.recipe import LoraRecipe, Recipe, in_words, suggest
 from honed.report.run.report import write_run_report
 from honed.train.forward import vision
 from honed.train.loop.recipe import PlainTrainer, config_of, known_to_transformers
@@ -141,12 +142,10 @@ class CheckedRecipe:
         check_ranks(args, engine=recipe.engine, asks=bool(samples.prompts))
         if recipe.engine == "plain":
             config_of(args)
-        return cls(
-            recipe=recipe,
-            args=args,
-            questions=read_questions(samples.prompts) if samples.prompts else [],
-            form=Form(pattern=samples.form, says=samples.form_says) if samples.form else None,
-        )
+        questions = read_questions(samples.prompts) if samples.prompts else []
+        form = Form(pattern=samples.form, says=samples.form_says) if samples.form else None
+        as_new_adapter(recipe)  # checks the adapter, if the model is one
+        return cls(recipe=recipe, args=args, questions=questions, form=form)
 
 
 def _run(checked: CheckedRecipe, folder: RunFolder, record: RunRecord, ranks: RunRanks, say: Say) -> dict[str, Any]:
@@ -157,6 +156,8 @@ def _run(checked: CheckedRecipe, folder: RunFolder, record: RunRecord, ranks: Ru
     with record.timed("load"):
         model = load_weights(recipe, args, processing_class)
     say(f"{recipe.model}: {model.num_parameters():,} parameters, {str(model.dtype)[6:]} on {device_name(args.device)}")
+    if has_adapter(model):
+        say(f"note: {recipe.model} holds an adapter of {as_new_adapter(recipe).model}; it is trained further")
     tokenizer = vision.tokenizer_of(processing_class)
     with record.timed("answer before"):
         before = _answers(checked, model, tokenizer, template, desc="Answering before")
@@ -282,7 +283,7 @@ def _check_train(train: Mapping[str, Any]) -> None:
             raise RecipeError(f"Unknown key {key}: it is neither the recipe's nor SFTConfig's.", fix=fix)
         kinds = get_args(hints[key]) or (hints[key],)
         if set(kinds) <= {int, float, bool, NoneType} and not _is_one_of(value, kinds):
-            raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {' or '.join(kind.__name__ for kind in kinds)}")
+            raise RecipeError(f"{key} is {value!r}.", fix=f"it takes {in_words(kinds)}")
         if (key in ONE_OR_MORE and value < 1) or (key == "seed" and value < 0):
             raise RecipeError(f"{key} is {value}.", fix=f"set {0 if key == 'seed' else 1} or more")
     resume = train.get("resume_from_checkpoint")
@@ -299,7 +300,7 @@ def make_trainer(
     recipe: Recipe, args: SFTConfig, model: Any, processing_class: Any, data: RunData
 ) -> SFTTrainer | PlainTrainer:
     """Creates the recipe's trainer, which prepares the data."""
-    adapter = recipe.lora and lora_config(**lora_options(recipe.lora))
+    adapter = None if recipe.lora is None or has_adapter(model) else lora_config(**lora_options(recipe.lora))
     try:
         trainer: SFTTrainer | PlainTrainer = engine_of(recipe)(
             model,

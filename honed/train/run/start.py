@@ -11,8 +11,9 @@ from honed.data.templates.plain import PlainTemplate
 from honed.data.templates.view import Template
 from honed.data.vision.template import VisionTemplate
 from honed.generate.answer import need_template
+from honed.model.adapters.adapters import load_with_adapter
 from honed.model.load.added_tokens import with_rows
-from honed.model.load.load import load_model
+from honed.model.load.load import is_adapter, load_model, resolve
 from honed.recipe import Recipe
 from honed.train.forward import vision
 from honed.train.forward.zero3 import loaded_whole
@@ -58,16 +59,14 @@ def prepare_run(recipe: Recipe, args: SFTConfig, ranks: RunRanks, *, asks: bool)
 
 
 def load_weights(recipe: Recipe, args: SFTConfig, processing_class: Any) -> Any:
-    """The model, with rows for the tokens that the recipe adds."""
+    """The model, with rows for the tokens that the recipe adds; if the recipe names an adapter, its base with it."""
+    options: dict[str, Any] = {"dtype": recipe.dtype, "quantization": recipe.quantization}
     with loaded_whole(args) as device:
-        model = load_model(
-            recipe.model,
-            device=device,
-            dtype=recipe.dtype,
-            trains_all=recipe.lora is None,
-            sees=vision.is_processor(processing_class),
-            quantization=recipe.quantization,
-        )
+        if is_adapter(folder := resolve(recipe.model)):
+            model = load_with_adapter(folder, device=device, trains=True, **options)
+        else:
+            sees, trains_all = vision.is_processor(processing_class), recipe.lora is None
+            model = load_model(recipe.model, device=device, sees=sees, trains_all=trains_all, **options)
     with_rows(model, vision.tokenizer_of(processing_class), args.add_tokens)
     return model
 

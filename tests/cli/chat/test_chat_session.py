@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from honed.cli.chat.session import Session, read_param
+from honed.cli.chat.session import Session, read_param, system_of_rows
+from honed.recipe import DataRecipe
 
 
 @pytest.fixture
@@ -73,3 +74,20 @@ def test_help_and_what_is_none(session: Session) -> None:
 def test_settings_are_held_to_the_options_rules(wrong: tuple[str, str]) -> None:
     with pytest.raises(ValueError):
         read_param(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("systems", "found"),
+    [(["s", "s"], "s"), (["s", "t"], None), (["s", None], None), ([None, None], None)],
+)
+def test_the_system_prompt_of_the_training_rows(systems: list[str | None], found: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": [*([{"role": "system", "content": s}] if s else []), *talk]} for s in systems]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert system_of_rows(DataRecipe(files=(str(file),))) == found
+    file.write_text("not a row\n", encoding="utf-8")
+    assert system_of_rows(DataRecipe(files=(str(file),))) is None
+    file.unlink()
+    assert system_of_rows(DataRecipe(files=(str(file),))) is None
+    assert system_of_rows(DataRecipe(files=("owner/rows",))) is None

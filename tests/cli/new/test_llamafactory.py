@@ -208,7 +208,7 @@ def test_the_data_folder_is_found_beside_the_file(made: Any, tmp_path: Path, mon
         ("quantization_bit: 2", "write 4 or 8"),
         ("lora_rank: many", "gives no recipe that honed takes: lora.r is 'many'"),
         ("cutoff_length: 5", "did you mean 'cutoff_len'?"),
-        ("adapter_name_or_path: saves/x", "merge that one"),
+        ("adapter_name_or_path: saves/x", "set model=ADAPTER"),
         ("resume_from_checkpoint: saves/x", "name the model that it saved"),
         ("model_revision: old", "download that revision"),
         ("enable_thinking: null", "write true or false"),

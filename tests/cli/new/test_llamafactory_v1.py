@@ -86,7 +86,7 @@ def test_all_weights_with_muon_on_several_ranks(made: Any) -> None:
     [
         ("batching_strategy: dynamic_batching", "write one of normal, padding_free"),
         ("model_class: cls", "honed trains language models"),
-        ("peft_config: {name: lora, adapter_name_or_path: x}", "a recipe makes a new adapter"),
+        ("peft_config: {name: lora, adapter_name_or_path: x}", "set model=ADAPTER"),
         ("peft_config: {name: oft}", "honed has no 'oft'"),
         ("optim_config: {name: lion}", "its v1 has muon alone"),
         ("cp_size: 2\ncp_mode: ring", "honed shares rows as Ulysses does"),

@@ -72,6 +72,7 @@ def test_partly_keeps_what_is_not_taken_as_comments(honed: Any, theirs: Any) -> 
         ("model_name_or_path: owner/model", "could be of several trainers (LLaMA-Factory: model_name_or_path; TRL"),
         ("[{a: 1}]", "holds no `key: value` lines"),
         ("a: [", "is not valid YAML"),
+        ("base_model: a\nbase_model: b", "found the key 'base_model' twice"),
         ("base_model: owner/model\nadapter:", "names no data to train on"),
         ("dataset_name: owner/rows", "names no model"),
         (AXOLOTL + "val_set_size: [1]", "a value of datasets, sequence_len, val_set_size is not what axolotl takes"),

@@ -207,3 +207,33 @@ def test_the_long_help_names_every_key(honed: Callable[..., Any], capsys: pytest
     for field in dataclasses.fields(SFTConfig):
         assert field.name in of_data or re.search(rf"\b{field.name}\b", shown), field.name
     assert all(len(line) <= 118 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "says"),
+    [
+        ({"text": "why fox"}, (), "trains plain text in full, max_length 64, overlong drop"),
+        (
+            {"text": "why fox"},
+            ("packing=true", "packing_strategy=wrapped"),
+            "trains plain text in full, rows of 64",
+        ),
+        ({"text": "why fox"}, ("packing=true", "packing_strategy=bfd_split"), "max_length 64, overlong split"),
+        ({"input_ids": [3, 4, 5]}, (), "trains token rows by their own labels, max_length 64"),
+        ({"prompt": "why", "completion": "fox"}, ("train_on=last",), "trains last, max_length 64"),
+    ],
+)
+def test_a_dry_run_says_what_the_options_mean_for_these_rows(
+    row: dict[str, Any], changes: tuple[str, ...], says: str, train: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    shown = train("--dry-run", "max_length=64", *changes, data=file)
+    assert says in " ".join(shown.out.split()), shown.err
+
+
+@pytest.mark.parametrize("key", ["use_cpu", "bf16", "packing", "train.assistant_only_loss"])
+def test_quoted_booleans_are_not_taken_as_true(key: str, train: Callable[..., Any]) -> None:
+    shown = train(f"{key}='false'")
+    assert shown.status == 2
+    assert "is 'false'.\n  fix: it takes true or false" in shown.err

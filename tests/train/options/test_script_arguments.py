@@ -110,7 +110,7 @@ def test_unknown_keys(write: Any) -> None:
     assert apart == (Needs(arg1=1), ["--other", "x"], ["--more", "y"])
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "env: 3\n", "a: [\n", ""])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "env: 3\n", "a: [\n", "", "arg1: 1\narg1: 2\n"])
 def test_files_that_are_no_config(text: str, write: Any) -> None:
     with pytest.raises(RecipeError, match=r"config\.yaml"):
         TrlParser(Needs).parse_args_and_config(["--config", write(text)])
