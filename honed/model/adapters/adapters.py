@@ -228,7 +228,7 @@ def load_with_adapter(folder: str, *, device: Any, base: Any = None, trains: boo
 
 def _load_base(folder: str, name: str, **options: Any) -> Any:
     try:
-        return load_model(name, trains_all=False, sees=trained_seeing(folder, name), **options)
+        return load_model(name, trains_all=False, with_vision=trained_seeing(folder, name), **options)
     except ModelError as error:
         raise ModelError(
             f"{folder}/adapter_config.json names the base {name}, which cannot be loaded: {error.problem}",

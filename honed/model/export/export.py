@@ -144,7 +144,7 @@ def merge(folder: Path) -> Any:
     """
     cpu = torch.device("cpu")
     if not is_adapter(str(folder)):
-        return load_model(str(folder), device=cpu, dtype=torch.float32, sees=sees_images(str(folder)))
+        return load_model(str(folder), device=cpu, dtype=torch.float32, with_vision=sees_images(str(folder)))
     adapted = load_with_adapter(str(folder), device=cpu, base=_plain_base(folder))
     try:
         return adapted.merge_and_unload(safe_merge=True)
@@ -214,5 +214,7 @@ def _plain_base(folder: Path) -> Any:
 
     name = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
     options: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32, "trains_all": False}
-    base = load_model(name, quantization=trained_on(str(folder)), sees=trained_seeing(str(folder), name), **options)
+    base = load_model(
+        name, quantization=trained_on(str(folder)), with_vision=trained_seeing(str(folder), name), **options
+    )
     return quantize.dequantized(base, torch.float32) if quantize.is_quantized(base) else base

@@ -120,7 +120,7 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype | str | None = None,
     trains_all: bool = True,
-    sees: bool = False,
+    with_vision: bool = False,
     quantization: str | None = None,
     **options: Any,
 ) -> Any:
@@ -132,7 +132,7 @@ def load_model(
         dtype: a torch dtype or its name; None for float32 if the weights are trained (their updates are too small for
             bfloat16), else the device's fastest.
         trains_all: whether the model's own weights are trained (full fine-tuning).
-        sees: also load the vision tower, if the folder can be loaded with and without it.
+        with_vision: also load the vision tower, if the folder can be loaded with and without it.
         quantization: "nf4", "fp4" or "int8"; see `honed.model.load.quantize`.
         options: keyword arguments for `from_pretrained`; `load_in_4bit=True` and the like also work.
 
@@ -163,7 +163,7 @@ def load_model(
             options = quantize.quantized_options(options, own)
         options = quantize.with_quantization_config({"device_map": {"": device}, **options}, dtype=products)
     try:
-        found = model_class(folder, sees, options).from_pretrained(
+        found = model_class(folder, with_vision, options).from_pretrained(
             folder, dtype=chosen, output_loading_info=True, **options
         )
     except ImportError as error:  # mostly a quantisation package
@@ -259,11 +259,11 @@ def sees_images(name: str) -> bool:
         return False
 
 
-def model_class(folder: str, sees: bool, options: dict[str, Any]) -> Any:
+def model_class(folder: str, with_vision: bool, options: dict[str, Any]) -> Any:
     """Returns the Auto class for this folder: with images if requested, or if the model has no text-only class."""
     import transformers
 
-    if sees:
+    if with_vision:
         return transformers.AutoModelForImageTextToText
     known = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
     return class_of(transformers.AutoConfig.from_pretrained(folder, **known))

@@ -109,7 +109,7 @@ def _dry_run(recipe: Recipe, args: SFTConfig, *, overwrite: bool) -> DryRun:
     processing_class = vision.with_asked_tokens(loaded, args)
     is_multimodal = vision.is_processor(processing_class)
     as_new = as_new_adapter(recipe)
-    model = meta_model(as_new.model, sees=is_multimodal)
+    model = meta_model(as_new.model, with_vision=is_multimodal)
     dtype = _dtype(recipe, args)
     parameters = model.num_parameters()
     notes += fit_to_model(args, model, vision.tokenizer_of(processing_class))
@@ -153,8 +153,8 @@ def _dry_run(recipe: Recipe, args: SFTConfig, *, overwrite: bool) -> DryRun:
     )
 
 
-def meta_model(name: str, *, sees: bool = False) -> Any:
-    """Builds a model without weights, from a name, folder or Hub id; `sees` as in `honed.model.load.load.load_model`.
+def meta_model(name: str, *, with_vision: bool = False) -> Any:
+    """Builds a model without weights, from a name, folder or Hub id; `with_vision` as in `load_model`.
 
     Raises:
         ModelError: there is no such model.
@@ -169,7 +169,7 @@ def meta_model(name: str, *, sees: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
-            return model_class(folder, sees, {}).from_config(config)
+            return model_class(folder, with_vision, {}).from_config(config)
     except Exception as error:  # a wrong name, a missing file, an unknown architecture: all of different types
         raise RecipeError(
             f"The configuration of {name} cannot be read: {first_line(error)}",

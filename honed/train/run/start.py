@@ -66,7 +66,7 @@ def load_weights(recipe: Recipe, args: SFTConfig, processing_class: Any) -> Any:
             model = load_with_adapter(folder, device=device, trains=True, **options)
         else:
             sees, trains_all = vision.is_processor(processing_class), recipe.lora is None
-            model = load_model(recipe.model, device=device, sees=sees, trains_all=trains_all, **options)
+            model = load_model(recipe.model, device=device, with_vision=sees, trains_all=trains_all, **options)
     with_rows(model, vision.tokenizer_of(processing_class), args.add_tokens)
     return model
 

@@ -164,7 +164,7 @@ def make_model(
         )
     need_launcher(args)
     with loaded_whole(args) as device:
-        return load_model(model_name(model), device=device, sees=is_multimodal, **options), notes
+        return load_model(model_name(model), device=device, with_vision=is_multimodal, **options), notes
 
 
 def make_processing_class(given: Any, name: str, args: SFTConfig, rows: Any) -> Any:
