@@ -11,7 +11,8 @@ Recipes that come with honed: full, lora, qlora, packing, moe, multi_gpu, vlm, m
 Keys that matter most (key=value, or the same in the recipe's YAML; --help-all shows all of them):
 
  model and run
-  model                  name, folder or Hub id; an adapter's folder trains it further   [smollm2-135m-instruct]
+  model                  name, folder or Hub id; with an adapter's folder, that adapter is trained
+                         further                                                  [smollm2-135m-instruct]
   dtype                  float32, bfloat16; picked by measuring when absent
   quantization           nf4, fp4, int8, nf4+experts: train the adapter on a quantised model
   engine                 trainer; plain: the loop of docs/loop.md                 [trainer]
