@@ -59,7 +59,7 @@ def trained(base: str, folder: Path, *, sees: bool) -> Any:
 
 @pytest.mark.parametrize("sees", [True, False])
 def test_it_is_loaded_on_the_class_that_it_was_trained_on(base: str, tmp_path: Path, sees: bool) -> None:
-    model = trained(base, tmp_path / "adapter", with_vision=sees)
+    model = trained(base, tmp_path / "adapter", sees=sees)
     assert trained_seeing(str(tmp_path / "adapter"), base) is sees
     loaded = load_with_adapter(str(tmp_path / "adapter"), device=CPU, dtype=torch.float32).eval()
     assert type(loaded.get_base_model()) is type(model.get_base_model())
@@ -77,7 +77,7 @@ def test_a_base_with_one_class_is_not_asked(tmp_path: Path, tiny_model: Any) -> 
 
 def test_an_adapter_that_finds_no_layer_is_refused(base: str, tmp_path: Path) -> None:
     """peft would warn, and answer as the untrained base."""
-    trained(base, tmp_path / "adapter", with_vision=True)
+    trained(base, tmp_path / "adapter", sees=True)
     other = load_model(base, device=CPU, dtype=torch.float32)
     with pytest.raises(ModelError, match=r"could not be loaded: .*missing adapter keys"):
         load_with_adapter(str(tmp_path / "adapter"), device=CPU, base=other)
