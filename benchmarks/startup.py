@@ -7,9 +7,8 @@
 ../shared exists) it includes logits of 151,936 tokens. Every run is a separate process, with the sides in turn.
 `trainer` and `plain` are honed's two engines from the command line. TRL's side is the shortest script that does the
 same, with the settings that start fastest: no network, no tracker, no checkpointing, no progress bars. `script` is that
-script with honed's names in place of TRL's. `bare` is no trainer: transformers loads the model and the tokenizer, and
-the first batch alone is encoded and trained with the collector off. What it needs, every program on transformers needs,
-so its ratio bounds the others.
+script with honed's names in place of TRL's. `bare` is no trainer: a script with torch and transformers alone, collector
+off, that loads the same model and tokenizer, and encodes and trains one batch only.
 
 The clock starts before the process and stops in a torch hook that is called after any optimizer's step, the same on all
 sides. `cold` means that nothing is left from earlier runs: neither honed's cache nor that of `datasets`. `warm` means
