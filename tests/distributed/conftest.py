@@ -57,9 +57,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Iter
     """Runs a job; one program for all tests of this folder, since its imports take longer than all runs together."""
     folder = tmp_path_factory.mktemp("ranks")
     tiny_tokenizer.save_pretrained(folder / "tokenizer")
+    own = {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # no thread of Arrow's allocator beside the forks, and a rank that the C library aborts says where it was
+    own |= {"ARROW_DEFAULT_MEMORY_POOL": "system", "PYTHONFAULTHANDLER": "1"}
     program = subprocess.Popen(
         [sys.executable, str(HERE / "program.py")],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, **own},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
 

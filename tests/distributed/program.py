@@ -12,6 +12,7 @@ is in OUT/log-N.json, what it printed in OUT/out-N.txt and OUT/err-N.txt.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from accelerate.utils import DistributedType
 from combined import train_all
 from sequences import compare_all, mixes_outside_of_attention
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from honed.cli.main import main as main_of_honed
 from honed.data.batch.table import PackedRows, TokenTable
@@ -218,8 +220,15 @@ def ranks_of(job: dict[str, Any]) -> list[int]:
 
 
 def main() -> None:
-    """Until a line says no more, as the input may never end: whoever was forked meanwhile holds it open, too."""
+    """Until a line says no more, as the input may never end: whoever was forked meanwhile holds it open, too.
+
+    What each rank would do again is done once: transformers' table of renamed weights, half a second, and a collection
+    over what was imported, which accelerate asks for at each start.
+    """
     torch.set_num_threads(1)
+    get_model_conversion_mapping(make_model())
+    gc.collect()
+    gc.freeze()
     for line in iter(sys.stdin.readline, "\n"):
         sys.stdout.write(json.dumps(ranks_of(json.loads(line))) + "\n")
         sys.stdout.flush()

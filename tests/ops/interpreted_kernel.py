@@ -23,6 +23,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"softcap": 1.5},
     {"softcap": 1.5, "label_smoothing": 0.2},
 )
+WEIGHED: tuple[dict[str, Any], ...] = ({"kind": "dft"}, {"kind": "eaft"}, {"kind": "eaft", "softcap": 1.5})
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +35,10 @@ def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize(
+    ("dtype", "vocabulary"), [*((torch.float32, v) for v in VOCABULARIES), (torch.bfloat16, 150), (torch.float16, 150)]
+)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_scores_and_gradient(dtype: torch.dtype, options: dict[str, Any], vocabulary: int) -> None:
     """Of the very logits that the kernel gets, and rows that are part of a wider buffer."""
     buffer = (3 * torch.randn(N, vocabulary + 5)).to(dtype)
@@ -79,9 +81,12 @@ def test_extreme_logits_stay_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [*OPTIONS, {"kind": "dft"}, {"kind": "eaft"}, {"kind": "eaft", "softcap": 1.5}], ids=str
+    ("dtype", "options"),
+    [
+        *((torch.float32, options) for options in (*OPTIONS, *WEIGHED)),
+        *((dtype, options) for dtype in (torch.bfloat16, torch.float16) for options in (OPTIONS[-1], WEIGHED[-1])),
+    ],
 )
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_head_by_kernel_is_the_head_without(
     dtype: torch.dtype, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import struct
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser_tools import chromium, dom, frame, need_chromium, with_script
+from PIL import Image
 
 from honed.report.run.report import write_run_report
 
@@ -32,36 +30,9 @@ def colours(page: Path, width: int, height: int, *arguments: str) -> dict[Pixel,
     """How many pixels of each colour a screenshot has."""
     shot = page.with_suffix(".png")
     chromium(page, f"--screenshot={shot}", f"--window-size={width},{height}", *arguments)
-    counts: dict[Pixel, int] = {}
-    for row in png_rows(shot.read_bytes()):
-        for pixel in row:
-            counts[pixel] = counts.get(pixel, 0) + 1
-    return counts
-
-
-def png_rows(png: bytes) -> Iterator[list[Pixel]]:
-    """The pixels of an 8-bit RGB or RGBA PNG that is not interlaced, row by row."""
-    width, _, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", png[16:29])
-    assert (depth, interlaced) == (8, 0)
-    size = {2: 3, 6: 4}[kind]
-    packed, at = b"", 8
-    while at < len(png):
-        (length,) = struct.unpack(">I", png[at : at + 4])
-        packed += png[at + 8 : at + 8 + length] if png[at + 4 : at + 8] == b"IDAT" else b""
-        at += length + 12
-    raw, stride, above = zlib.decompress(packed), width * size, bytearray(width * size)
-    for start in range(0, len(raw), stride + 1):
-        above = unfiltered(raw[start], bytearray(raw[start + 1 : start + 1 + stride]), above, size)
-        yield [(above[i], above[i + 1], above[i + 2]) for i in range(0, stride, size)]
-
-
-def unfiltered(kind: int, line: bytearray, above: bytearray, size: int) -> bytearray:
-    for i in range(len(line) if kind else 0):
-        left, up = (line[i - size] if i >= size else 0), above[i]
-        corner = above[i - size] if i >= size else 0
-        near = min((left, up, corner), key=lambda value: abs(left + up - corner - value))
-        line[i] = (line[i] + (0, left, up, (left + up) // 2, near)[kind]) & 255
-    return line
+    with Image.open(shot) as image:
+        found = image.convert("RGB").getcolors(maxcolors=width * height)
+    return {pixel: count for count, pixel in found or () if isinstance(pixel, tuple)}
 
 
 def test_hostile_text_is_shown_and_does_not_run(page: Path) -> None:
