@@ -1,6 +1,6 @@
 """The recipes that come with honed: each is read, is what its header says, and runs in its smallest form.
 
-`multi_gpu` runs in tests/train/run/test_run_ranks.py, `demo` in tests/cli/test_demo.py, `vlm` in
+`multi_gpu` runs in tests/distributed/test_train_command.py, `demo` in tests/cli/test_demo.py, `vlm` in
 tests/train/forward/test_vision_training.py, the MiniMind chain in tests/cli/test_new.py.
 """
 
