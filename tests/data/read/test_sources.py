@@ -88,7 +88,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsiz
         ("a.jsonl", b"\n\x1f\x8b\x08", r"a\.jsonl:2: not UTF-8 text \(byte 2\)"),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), r"a\.jsonl is UTF-16 text.\n.*iconv -f UTF-16 -t UTF-8 a.jsonl >"),
         ("a.jsonl", '{"a": 1}'.encode("utf-32"), r"a\.jsonl is UTF-32 text.\n.*iconv -f UTF-32 "),
-        ("a.json.gz", gzip.compress("[1]".encode("utf-16"), mtime=0), r"\(unpacked\): iconv -f UTF-16 -t UTF-8 a.json >"),
+        ("a.json.gz", gzip.compress("[1]".encode("utf-16"), mtime=0), r"\(unpacked\): iconv -f UTF-16 -t UTF-8 a.json"),
         ("a.tsv", "a\tb\n1\t2\n".encode("utf-16"), r"a\.tsv is UTF-16 text"),
         ("a.json", b"[1, 2", r"not valid JSON: .*line 1 column 6"),
         ("a.json", b"[" * 100_000, r"not valid JSON"),
