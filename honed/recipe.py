@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from honed.errors import RecipeError
+from honed.recipe_names import key_called
 
 # The defaults that honed recommends; `SFTConfig` itself keeps TRL's.
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -212,6 +213,7 @@ def recipe_from(tree: Mapping[str, Any]) -> Recipe:
     train = tree.get("train") or {}
     if not isinstance(train, Mapping):
         raise RecipeError(f"train must hold key: value lines, found {train!r}.", fix="indent the keys below `train:`")
+    _refuse_other_names(train)
     tree["train"] = {**TRAIN_DEFAULTS, **train}
     return _build(Recipe, tree, "")
 
@@ -233,8 +235,19 @@ def as_yaml(recipe: Recipe) -> str:
 def suggest(key: str, known: Iterable[str]) -> str:
     """'Did you mean ...?' for an unknown key with a close match, else a list of the known keys."""
     known = sorted(known)
+    called = (key_called(key) or "").rpartition(".")[-1]
+    if called in known:
+        return f"did you mean {called!r}?"
     close = difflib.get_close_matches(key.rsplit(".", maxsplit=1)[-1], known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+
+
+def _meant(key: str) -> str | None:
+    """Returns the key that a wrong one stands for: another trainer's name for it, or one of another section."""
+    name = key.rsplit(".", maxsplit=1)[-1]
+    holders = [f"{section}.{name}" for section, kind in SECTIONS.items() if name in _names(kind)]
+    holders += [f"train.{name}"] if name in TRAIN_DEFAULTS else []
+    return key_called(name) or (holders[0] if holders else None)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -275,8 +288,11 @@ def _apply(tree: dict[str, Any], change: str) -> None:
 
 def _path_of(key: str) -> str:
     if "." in key or key in _names(Recipe):
-        if key.split(".", maxsplit=1)[0] not in _names(Recipe):
-            raise RecipeError(f"Unknown key {key!r}.", fix=suggest(key.split(".", maxsplit=1)[0], _names(Recipe)))
+        first = key.split(".", maxsplit=1)[0]
+        if first not in _names(Recipe):
+            meant = _meant(key)
+            fix = f"did you mean {meant!r}?" if meant else suggest(first, _names(Recipe))
+            raise RecipeError(f"Unknown key {key!r}.", fix=fix)
         return key
     holders = [section for section, kind in SECTIONS.items() if key in _names(kind)]
     return f"{holders[0]}.{key}" if holders else f"train.{key}"
@@ -294,7 +310,18 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
 def _refuse_unknown(values: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
     for key in values:
         if key not in known:
-            raise RecipeError(f"Unknown key {prefix}{key}.", fix=suggest(str(key), known))
+            meant = _meant(str(key))
+            if meant and "." not in meant and meant not in _names(Recipe):
+                meant = f"train.{meant}"
+            fix = f"did you mean {meant!r}?" if meant else suggest(str(key), known)
+            raise RecipeError(f"Unknown key {prefix}{key}.", fix=fix)
+
+
+def _refuse_other_names(train: Mapping[str, Any]) -> None:
+    """Refuses what other trainers call these keys, at once: all keys are known only when transformers is loaded."""
+    for key in train:
+        if meant := key_called(str(key)):
+            raise RecipeError(f"Unknown key {key}.", fix=f"did you mean {meant!r}?")
 
 
 def _fit(value: Any, kind: Any, key: str) -> Any:

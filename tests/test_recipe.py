@@ -85,7 +85,10 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path: Path, text: str) -> None
     ("changes", "problem", "fix"),
     [
         (["data.max_lenght=5"], "Unknown key data.max_lenght.", "did you mean 'max_length'?"),
-        (["dat.files=a"], "Unknown key 'dat.files'.", "did you mean 'data'?"),
+        (["dat.files=a"], "Unknown key 'dat.files'.", "did you mean 'data.files'?"),
+        (["dat.zzz=a"], "Unknown key 'dat.zzz'.", "did you mean 'data'?"),
+        (["data.learning_rate=1"], "Unknown key data.learning_rate.", "did you mean 'train.learning_rate'?"),
+        (["lora.max_length=1"], "Unknown key lora.max_length.", "did you mean 'data.max_length'?"),
         (
             ["lora.zzz=a"],
             "Unknown key lora.zzz.",

@@ -25,6 +25,7 @@ from honed.cli.plan import plan
 from honed.cli.train import train
 from honed.collector import fewer_collections
 from honed.errors import HonedError, RunError, first_line
+from honed.recipe_names import key_called
 
 VERBS = (train, plan, prove, demo, chat, generate, eval, export, data, new, cache, doctor)
 
@@ -81,18 +82,23 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     args, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(args, "items") or any(item.startswith("-") for item in rest)):
-        args.parser.error(unknown_arguments(rest, args.parser))
+        args.parser.error(unknown_arguments(rest, args.parser, takes_keys=hasattr(args, "items")))
     if rest:
         args.items = [*args.items, *rest]
     return args
 
 
-def unknown_arguments(rest: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """Names the unknown arguments, and suggests the option that may have been meant."""
+def unknown_arguments(rest: Sequence[str], parser: argparse.ArgumentParser, *, takes_keys: bool = False) -> str:
+    """Names the unknown arguments, and suggests the option, or the `key=value`, that may have been meant."""
     known = re.findall(r"--[a-z][a-z-]*", parser.format_usage())
-    first = next((item for item in rest if item.startswith("-")), rest[0]).partition("=")[0]
-    close = difflib.get_close_matches(first, known, n=1)
-    return f"unknown: {' '.join(rest)}" + (f"; did you mean {close[0]}?" if close else f" (see {parser.prog} --help)")
+    first, equals, value = next((item for item in rest if item.startswith("-")), rest[0]).partition("=")
+    found = f"unknown: {' '.join(rest)}"
+    if close := difflib.get_close_matches(first, known, n=1):
+        return f"{found}; did you mean {close[0]}?"
+    if takes_keys and first.startswith("--"):
+        name = first[2:].replace("-", "_")
+        return f"{found}; keys are written without dashes: {key_called(name) or name}={value if equals else '...'}"
+    return f"{found} (see {parser.prog} --help)"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -62,7 +62,8 @@ def test_data(content: bytes | None, says: tuple[str, ...], train: Callable[...,
     ("change", "says"),
     [
         ("data.max_lenght=5", ("data.max_lenght", "'max_length'")),
-        ("lora.rank=5", ("lora.rank", "alpha, alpha_pattern, dropout, init")),
+        ("lora.rank=5", ("lora.rank", "did you mean 'lora.r'?")),
+        ("lora.zzz=5", ("lora.zzz", "alpha, alpha_pattern, dropout, init")),
         ("modle.x=5", ("modle.x", "'model'")),
         ("learnign_rate=1", ("learnign_rate", "'learning_rate'")),
         ("foo=1", ("Unknown key foo", "TrainingArguments")),
@@ -286,7 +287,10 @@ def test_places_that_cannot_be_written(honed: Callable[..., Any], train: Callabl
         (("train", "--modle", "x"), "did you mean --model?"),
         (("train", "--dryrun"), "did you mean --dry-run?"),
         (("doctor", "--jsn"), "did you mean --json?"),
-        (("demo", "--zzz"), "honed demo --help"),
+        (("demo", "--zzz"), "keys are written without dashes: zzz=..."),
+        (("train", "--learning-rate=1e-4"), "keys are written without dashes: learning_rate=1e-4"),
+        (("train", "--epochs", "3"), "keys are written without dashes: num_train_epochs=..."),
+        (("doctor", "--zzz"), "honed doctor --help"),
     ],
 )
 def test_an_unknown_option(

@@ -279,7 +279,8 @@ def _check_train(train: Mapping[str, Any]) -> None:
     for key, value in train.items():
         if key not in known:
             hint = suggest(key, known)
-            fix = hint if hint.startswith("did") else "the keys are those of transformers' TrainingArguments"
+            everywhere = "see honed train --help-all, and transformers' TrainingArguments"
+            fix = hint if hint.startswith("did") else everywhere
             raise RecipeError(f"Unknown key {key}: it is neither the recipe's nor SFTConfig's.", fix=fix)
         kinds = get_args(hints[key]) or (hints[key],)
         if set(kinds) <= {int, float, bool, NoneType} and not _is_one_of(value, kinds):
