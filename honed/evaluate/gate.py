@@ -36,6 +36,8 @@ class Verdict:
     passed: bool
 
     def __str__(self) -> str:
+        if math.isnan(self.change):
+            return f"FAIL  {self.rule.name} cannot be compared: it is no number for one of the models"
         text = f"{self.rule.name} changed by {self.change:+.4g}"
         text += f" ({self.change:+.2%})" if is_relative(self.rule.name) else ""
         return f"{'pass' if self.passed else 'FAIL'}  {text}; allowed {self.rule.limit:+.4g}"

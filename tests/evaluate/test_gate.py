@@ -70,6 +70,11 @@ def test_verdicts(gate: str, base: float, value: float, passed: bool) -> None:
     assert str(verdict).startswith("pass" if passed else "FAIL")
 
 
+def test_a_model_without_a_value() -> None:
+    [verdict] = judge(read_gate("distinct1=-0.1"), [compared("distinct1", 0.5, math.nan)])
+    assert str(verdict) == "FAIL  distinct1 cannot be compared: it is no number for one of the models"
+
+
 def test_a_measure_with_capitals_in_its_name() -> None:
     [verdict] = judge(read_gate("loss.source.A.jsonl=0"), [compared("loss.source.A.jsonl", 1.0, 2.0)])
     assert verdict.change == 1.0

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from honed.cli.machine import GPUS, Machine, gb, machine
@@ -26,8 +27,6 @@ from honed.cli.recipe_arguments import RECIPE_SUFFIXES, divide
 from honed.errors import RecipeError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from honed.recipe import Recipe
 
 
@@ -60,7 +59,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     changes += [f"model='{model}'"] if model else []
     changes += [f"data.max_length={args.length}"] if args.length is not None else []
     changes += [f"optim={args.optim}"] if args.optim else []
-    recipe = load_recipe(path, changes)
+    named = load_recipe(path, changes)
+    recipe = _of_base(named)
     known_optimizer(recipe.train.get("optim", DEFAULT))
     if not 0 < args.efficiency <= 1:
         raise RecipeError(f"--efficiency is {args.efficiency}.", fix="give a share above 0, up to 1")
@@ -71,6 +71,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     if args.json:
         print(as_json(recipe, on, choices, ranked))
         return 0
+    if recipe is not named:
+        print(f"{named.model} holds an adapter of {recipe.model}: planned is this model, with such an adapter.\n")
     print(as_text(recipe, on, choices, efficiency=args.efficiency))
     if over is not None:
         print("", ranks.heading(over), "", *aligned(ranks.table(ranked)), "", sep="\n")
@@ -89,6 +91,15 @@ def _first(args: argparse.Namespace) -> tuple[str | None, Path | None, list[str]
         if args.model or first.endswith(RECIPE_SUFFIXES) or not is_model(first):
             raise
         return first, None, args.items[1:]
+
+
+def _of_base(recipe: Recipe) -> Recipe:
+    """Returns the recipe with base and options of the adapter if its model is one's folder, as training takes it."""
+    if not Path(recipe.model).expanduser().is_dir():
+        return recipe
+    from honed.model.adapters.load_trained import as_new_adapter
+
+    return as_new_adapter(recipe)
 
 
 def as_json(recipe: Recipe, on: Machine, choices: list[Choice], ranked: list[RankChoice]) -> str:

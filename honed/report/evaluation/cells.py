@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from honed.quantities import percent_text, short_text
 
 
 def cell_text(value: float | None, unit: str, *, signed: bool = False) -> str:
-    """A number with its unit: for a share, 0.5 is "50%", and a difference of 0.1 is "+10.0 points"."""
-    if value is None:
+    """A number with its unit: for a share, 0.5 is "50%", and a difference of 0.1 is "+10.0 points"; "-" for none."""
+    if value is None or (unit != "nats" and math.isnan(value)):  # nothing to count; but a loss can be NaN
         return "-"
     sign = "+" if signed and value > 0 else ""
     if unit == "share":

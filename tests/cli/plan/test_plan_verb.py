@@ -108,6 +108,21 @@ def test_several_gpus(honed: Any) -> None:
     assert one["seconds_compute"] <= one["seconds_per_step"] <= one["seconds_per_step_nothing_hidden"]
 
 
+def test_an_adapter_is_planned_with_its_base_and_its_options(
+    honed: Any, train: Any, tmp_path: Path, model_folder: Path
+) -> None:
+    assert train("lora.r=3", "lora.target_modules=[q_proj]").status == 0
+    shown = honed("plan", tmp_path / "run", "--gpu", "24GB")
+    assert shown.status == 0, shown.err
+    assert shown.out.startswith(f"{tmp_path / 'run'} holds an adapter of {model_folder}: planned is this model")
+    base = ("plan", "--model", model_folder, "--gpu", "24GB", "--json")
+    of_run = json.loads(honed("plan", tmp_path / "run", "--gpu", "24GB", "--json").out)
+    assert of_run == json.loads(honed(*base, "lora.r=3", "lora.target_modules=[q_proj]").out)
+    assert of_run["choices"] != json.loads(honed(*base).out)["choices"]
+    refused = honed("plan", tmp_path / "run", "--gpu", "24GB", "lora.r=4")
+    assert refused.status == 2 and "lora.r is 4, but the adapter in" in refused.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -119,6 +119,9 @@ def test_the_page_is_written_or_refused(tmp_path: Path) -> None:
         (2.34567, "nats", False, "2.3457"),
         (0.5, "tokens", True, "+0.5"),
         (None, "nats", False, "-"),
+        (float("nan"), "share", False, "-"),
+        (float("nan"), "words", True, "-"),
+        (float("nan"), "nats", False, "nan"),
     ],
 )
 def test_numbers_in_their_unit(value: float | None, unit: str, signed: bool, text: str) -> None:
