@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
     quiet_libraries()
     model, path, changes = _first(args)  # before imports that take seconds
-    own = path is not None or bool(changes)
+    has_changes = bool(changes)
     from honed.model.plan.optimizers import DEFAULT
     from honed.recipe import load_recipe
     from honed.train.options.optim import known_optimizer
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     changes += [f"optim={args.optim}"] if args.optim else []
     named = load_recipe(path, changes)
     recipe = _of_base(named)
+    own = path is not None or has_changes or recipe is not named
     known_optimizer(recipe.train.get("optim", DEFAULT))
     if not 0 < args.efficiency <= 1:
         raise RecipeError(f"--efficiency is {args.efficiency}.", fix="give a share above 0, up to 1")
