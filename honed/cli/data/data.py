@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from honed.cli.data.reading import Plan, add_reading, find_row, load_tokenizer_and_stops, read_plan
-from honed.errors import DataError
 from honed.quantities import counted
 
 if TYPE_CHECKING:
@@ -38,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     below.add_argument("--json", action="store_true", help="one JSON object on standard output instead of text")
     below = actions.add_parser("show", help="show rows as the model will see them", description=show_rows.__doc__)
     add_reading(below)
-    below.add_argument("--row", type=_positive, metavar="N", help="the row at line N of the file, in the terminal")
+    below.add_argument(
+        "--row", type=_positive, metavar="N", help="the row at line N of the file, in the terminal [first]"
+    )
     below.add_argument("--tokens", action="store_true", help="mark where tokens begin")
     below.add_argument("--ids", action="store_true", help="the id of every token, too")
     below.add_argument("--context", choices=("short", "all"), default="short", help="of long untrained text [short]")
@@ -67,13 +68,11 @@ def check_rows(args: argparse.Namespace) -> int:
 
 
 def show_rows(args: argparse.Namespace, command: str) -> int:
-    """Shows one row in the terminal, with trained text highlighted and control characters escaped; or, with --html,
-    writes a page about the whole file that needs no network."""
+    """Shows one row in the terminal (the first, or --row N), with trained text highlighted and control characters
+    escaped; or, with --html, writes a page about the whole file that needs no network."""
     plan = read_plan(args)
     if args.html is not None:
         return write_page(args, plan, command)
-    if args.row is None:
-        raise DataError("Which row?", fix="add --row N for one row, or --html out.html for a page about all of them")
     import sys
 
     from honed.report.row.text import Style, row_text
@@ -82,6 +81,8 @@ def show_rows(args: argparse.Namespace, command: str) -> int:
     plan = plan.fitted(tokenizer)
     style = Style.of(sys.stdout, tokens=args.tokens or args.ids, ids=args.ids, whole=args.context == "all")
     print(row_text(find_row(plan.files, args.row), plan.options, tokenizer, style))
+    if args.row is None:
+        print("The first row; --row N shows another, --html OUT.html a page about all of them.")
     return 0
 
 

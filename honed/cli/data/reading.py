@@ -104,14 +104,19 @@ def _data_key(change: str) -> str:
     return f"data.{change.removeprefix('data.')}"
 
 
-def find_row(files: tuple[str, ...], number: int) -> tuple[Any, Any]:
+def find_row(files: tuple[str, ...], number: int | None) -> tuple[Any, Any]:
     """Returns the source and the row at this line (JSON Lines) or with this number (other files), from 1.
 
+    Args:
+        number: None for the first row of the first file.
+
     Raises:
-        DataError: there is no such row, or several files are named.
+        DataError: there is no such row, or a number and several files are given.
     """
     from honed.data.read.sources import read_rows
 
+    if number is None:
+        return next(iter(read_rows(files[0])))  # it refuses files without rows
     if len(files) != 1:
         raise DataError(f"--row {number} of which file? {len(files)} are named.", fix="name one file")
     last = 0

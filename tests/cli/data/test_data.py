@@ -153,6 +153,15 @@ def test_a_recipe_names_data_and_model(
     assert shown.status == 1 and "eval overlap" in shown.out and "1 trained" in shown.out
 
 
+def test_without_a_number_the_first_row_is_shown(tmp_path: Path, honed: Honed) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('\n\n{"text": "the first"}\n{"text": "the second"}\n', encoding="utf-8")
+    shown = honed("data", "show", file, file)
+    assert shown.status == 0 and shown.out.startswith(f"{file}:3\n")
+    assert "the first" in shown.out and "the second" not in shown.out and "--row N shows another" in shown.out
+    assert shown.out.startswith(honed("data", "show", file, "--row", 3).out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -162,7 +171,6 @@ def test_a_recipe_names_data_and_model(
         (("check", "starter", "--model", "./nope"), "No such model folder"),
         (("check", "starter", "max_length=1"), "max_length is 1"),
         (("check", "a=b"), "Name files with rows"),
-        (("show", "starter"), "--row N"),
         (("show", "starter", "--row", "5000"), "has no row 5000; its last is 200"),
         (("show", "starter", "starter", "--row", "1"), "2 are named"),
         (("show", "starter", "--html", "no/such/folder/a.html"), "could not be written"),
