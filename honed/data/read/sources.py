@@ -100,6 +100,8 @@ def shards(data: Any, *, streaming: bool = False) -> list[Reader]:
         return _named(str(data), streaming)
     if isinstance(data, Sequence) and data and all(isinstance(item, (str, os.PathLike)) for item in data):
         return [reader for item in data for reader in _named(str(item), streaming)]
+    if type(data).__name__ == "DataFrame":  # iterates over names of columns
+        raise DataError("A DataFrame is no list of rows.", fix="pandas: df.to_dict('records'); polars: df.to_dicts()")
     if isinstance(data, Iterable) and not isinstance(data, Mapping):
         return [lambda: numbered(_as_python(data), _name_of(data))]
     if isinstance(data, Mapping) and data and all(hasattr(split, "column_names") for split in data.values()):

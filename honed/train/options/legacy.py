@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from honed.errors import RecipeError
 from honed.recipe import suggest
+from honed.recipe_names import key_called
 
 C = TypeVar("C")
 Values = dict[str, Any]
@@ -142,8 +143,14 @@ def modern(given: Mapping[str, Any], known: Collection[str], *, where: str) -> t
         elif name in WITHOUT_EFFECT:
             notes.append(f"{name} has no effect: {WITHOUT_EFFECT[name]}.")
         else:
-            raise RecipeError(f"{where} has no option {name!r}.", fix=suggest(name, known))
+            raise RecipeError(f"{where} has no option {name!r}.", fix=_fix(name, known))
     return values, notes
+
+
+def _fix(name: str, known: Collection[str]) -> str:
+    if (key_called(name) or "").startswith("lora."):
+        return "pass peft_config=peft.LoraConfig(...) to SFTTrainer"
+    return suggest(name, known)
 
 
 def adopt(
@@ -175,7 +182,8 @@ def adopt(
         elif name in REFUSED:
             raise RecipeError(f"SFTTrainer does not take {name}.", fix=REFUSED[name])
         else:
-            raise RecipeError(f"SFTTrainer has no argument {name!r}.", fix=suggest(name, signature.parameters))
+            known = signature.parameters.keys() - {"self", "old"}
+            raise RecipeError(f"SFTTrainer has no argument {name!r}.", fix=suggest(name, known))
     values, _ = modern(moved, MOVED[:1] + MOVED[2:], where="SFTTrainer")
     for name, value in values.items():
         if value is not None:  # None was the default

@@ -23,6 +23,7 @@ from honed.train.forward.seams import NOT_FOR_THE_MODEL, base_model, token_count
 from honed.train.optimizers.optimizers import optimizer_of
 from honed.train.optimizers.precision import notes_on_masters
 from honed.train.options import legacy, rules
+from honed.train.options.kinds import check_kinds
 from honed.train.rows import stream, token_batches
 from honed.train.rows.ahead import prepare_ahead
 from honed.train.rows.notes import notes_on_new_tokens
@@ -86,6 +87,7 @@ class SFTTrainer(UploadingTrainer):
         **old: Any,
     ) -> None:
         # Options, as a copy of our own: old names are moved into it, and what cannot work together is refused.
+        check_kinds(model, args, old.get("tokenizer", processing_class), peft_config)
         args = start.own_arguments(args, model)
         processing_class, self.notes = legacy.adopt(args, old, processing_class, inspect.signature(SFTTrainer))
         self.notes += rules.check(args) + check_subclass(type(self), SFTTrainer, args)
@@ -95,10 +97,9 @@ class SFTTrainer(UploadingTrainer):
         inspected = None if data_collator is not None or args.streaming else train_dataset
         processing_class = start.make_processing_class(processing_class, start.model_name(model), args, inspected)
         if not isinstance(model, nn.Module) and data_collator is None:  # the caller's collator may want other rows
-            train_dataset = prepare_ahead(train_dataset, processing_class, args, formatting_func=formatting_func)
-            eval_dataset = prepare_ahead(
-                eval_dataset, processing_class, args, name="eval", formatting_func=formatting_func
-            )
+            given: dict[str, Any] = {"processing_class": processing_class, "formatting_func": formatting_func}
+            train_dataset = prepare_ahead(train_dataset, args=args, **given)
+            eval_dataset = prepare_ahead(eval_dataset, args=args, name="eval", **given)
 
         # Model and adapter; options are lowered to what the model can do.
         trained, notes = start.trainable_model(

@@ -149,6 +149,13 @@ def test_what_holds_no_rows(data: Any, problem: str) -> None:
         list(read_rows(data))
 
 
+def test_a_data_frame_is_refused() -> None:
+    frame = pytest.importorskip("pandas").DataFrame({"text": ["a", "b"]})
+    with pytest.raises(DataError, match=r"DataFrame is no list of rows\.\n.*df\.to_dict\('records'\)"):
+        list(read_rows(frame))
+    assert [row for _, row in read_rows(frame.to_dict("records"))] == [{"text": "a"}, {"text": "b"}]
+
+
 def test_a_folder_gives_its_data_files_in_order(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a folder that holds no data files"):
         list(read_rows(tmp_path))

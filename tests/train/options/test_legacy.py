@@ -83,6 +83,10 @@ def test_a_dataclass_below(
 def test_names_that_never_were_are_refused_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean 'max_length'"):
         SFTConfig(output_dir=str(tmp_path), max_lenght=5)
+    with pytest.raises(RecipeError, match="did you mean 'per_device_train_batch_size'"):
+        SFTConfig(output_dir=str(tmp_path), batch_size=5)
+    with pytest.raises(RecipeError, match=r"peft_config=peft\.LoraConfig"):
+        SFTConfig(output_dir=str(tmp_path), lora_rank=5)
     with pytest.raises(RecipeError, match="given twice"):
         SFTConfig(output_dir=str(tmp_path), max_length=5, max_seq_length=6)
 
