@@ -73,6 +73,10 @@ _KINDS: dict[str, dict[str, tuple[str, str]]] = {
             "Answers end in a control token that the model's own configuration does not stop at.",
             "honed saves it as a stop token with the trained model; set it too where another server is used",
         ),
+        "spelled_end": (
+            "Answers end with a marker that is no special token of this tokenizer: it is trained and shown as text.",
+            "set add_tokens=[MARKER] and eos_token=MARKER, or take a template that was made for this tokenizer",
+        ),
         "two_bos": (
             "Texts begin with the BOS token twice, and a served prompt has it once.",
             "take one out of the rows, or give messages instead of the text a template made of them",

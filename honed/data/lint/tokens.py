@@ -19,6 +19,7 @@ from honed.data.prepare.kept import KeptRow
 from honed.data.prepare.options import PrepareOptions, reading_of
 from honed.data.prepare.prepare import make_template
 from honed.data.prepare.reader import NOT_VERIFIED, Fitted, fit, in_one_line
+from honed.data.prepare.spelled_end import spelled_ends, tail_of
 from honed.data.templates.view import Template, View, special_tokens
 from honed.data.vision.prepare import without_cuts
 from honed.data.vision.render import VisionRenderer
@@ -57,6 +58,7 @@ class TokenCheck:
         self.borders = Borders(tokenizer)
         self._lengths: list[int] = []  # of trained documents
         self._ends: dict[int, int] = {}
+        self._spelled = spelled_ends(template, tokenizer)
 
     def plan(self, example: Example) -> list[View]:
         """Returns the texts of this example.
@@ -146,7 +148,17 @@ class TokenCheck:
             stops = ", ".join(repr(self.tokenizer.decode([stop])) for stop in sorted(self._stops)) or "no token at all"
             detail = f"ends with {self.tokenizer.decode([end])!r}; generation stops at {stops}"
             findings.add(kind, kept[0].source, detail)
-        return list(faults)
+        return list(faults) + self._check_spelled(kept, findings)
+
+    def _check_spelled(self, kept: Sequence[Rendered], findings: Findings) -> list[str]:
+        found = [
+            marker
+            for marker in self._spelled
+            if any(marker in tail_of(view.input_ids, view.weights, self.tokenizer) for view in kept)
+        ]
+        for marker in found:
+            findings.add("spelled_end", kept[0].source, f"ends with {marker!r}")
+        return ["spelled_end"] if found else []
 
     def _check_reasoning(self, kept: Sequence[Rendered], findings: Findings) -> list[str]:
         empty = sum(self._empty_reasoning.count(view.input_ids, view.weights) for view in kept)

@@ -21,6 +21,7 @@ from honed.data.prepare.kept import KeptRows
 from honed.data.prepare.nothing_left import nothing_left
 from honed.data.prepare.options import PrepareOptions, part_options
 from honed.data.prepare.reader import NOTHING_FITS, RowReader
+from honed.data.prepare.spelled_end import notes_on_ends
 from honed.data.prepare.workers import can_fork, kept_rows, kept_rows_by_workers
 from honed.data.read.sources import files_of, unread_rows
 from honed.data.templates.jinja import JinjaTemplate
@@ -210,6 +211,7 @@ def _finish(
     ledger.notes += ledger.notes_of_counts()
     if n := EmptyReasoning(tokenizer).count(table.input_ids, table.weights):
         ledger.notes.append(note_of(n, options.train_on))
+    ledger.notes += notes_on_ends(templates, tokenizer, table)
     table, packed = _packed(table, options, ledger)
     ledger.packed_rows = len(packed)
     ledger.notes += notes_of_templates(templates)

@@ -37,6 +37,7 @@ from honed.data.prepare.prepare import (
     stop_on_bad_rows,
 )
 from honed.data.prepare.reader import RowReader
+from honed.data.prepare.spelled_end import notes_on_ends
 from honed.data.read.sources import SourcedRow, shards
 from honed.errors import DataError, RecipeError
 
@@ -172,7 +173,7 @@ class RowStream:
         ledger.notes = ledger.notes_of_counts()
         if n := self._empty_reasoning:
             ledger.notes.append(note_of(n, self._options.train_on))
-        ledger.notes += notes_of_templates(self._templates)
+        ledger.notes += notes_on_ends(self._templates, self._tokenizer, table) + notes_of_templates(self._templates)
         if self._options.packing and self._options.max_length and rows:
             fill = fill_rate(table.lengths, rows, self._options.max_length)
             ledger.fill = ((ledger.fill or 0.0) * before + fill * len(rows)) / ledger.packed_rows

@@ -23,6 +23,7 @@ from honed.model.load.load import load_model, load_processor, load_tokenizer, se
 from honed.model.load.packed_experts import PackedWeight
 from honed.model.load.quantize import quantized_options
 from honed.model.load.vocabulary import with_pad_token
+from honed.model.minimind.minimind import register
 from honed.ops import attention
 from honed.train.forward import vision
 from honed.train.forward.checkpointing import recomputes, set_switch
@@ -185,6 +186,7 @@ def make_tokenizer(given: Any, name: str, args: SFTConfig) -> Any:
     Raises:
         RecipeError: a token is not in the vocabulary, or there is no such template.
     """
+    register()  # transformers warns of types that it does not know
     options = {"trust_remote_code": True} if args.trust_remote_code else {}
     if revision := (args.model_init_kwargs or {}).get("revision"):  # type: ignore[union-attr]
         options["revision"] = revision

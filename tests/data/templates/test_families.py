@@ -13,6 +13,7 @@ import pytest
 
 from honed.data.encode.render import Rendered, Renderer
 from honed.data.example import Conversation, Message, RowError, Source
+from honed.data.prepare.spelled_end import spelled_ends
 from honed.data.templates.jinja import JinjaTemplate
 from honed.data.templates.view import Masks
 from honed.errors import TemplateError
@@ -145,6 +146,11 @@ def test_masks_are_the_golden_ones(family: tuple[str, Any, dict[str, Any]]) -> N
     if os.environ.get("HONED_WRITE_GOLDEN"):
         golden.write_text(found, encoding="utf-8")
     assert found == golden.read_text(encoding="utf-8")
+
+
+def test_no_family_spells_its_end_in_letters(family: tuple[str, Any, dict[str, Any]]) -> None:
+    _, tokenizer, arguments = family
+    assert spelled_ends(JinjaTemplate(tokenizer, arguments=arguments), tokenizer) == []
 
 
 def test_prompts_in_training_are_those_in_serving(family: tuple[str, Any, dict[str, Any]]) -> None:
